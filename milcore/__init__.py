@@ -1,0 +1,3 @@
+"""Attention-based deep multiple instance learning on whole-slide images."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,163 @@
+"""Every setting of the system: its name, default, unit and range, in one place.
+
+A name here is the name everywhere: CLI flag, pipeline parameter, component argument and field of ``config.json``.
+Imports pydantic and the standard library only, so that compiling the pipeline needs neither torch nor ray.
+"""
+
+from typing import Annotated, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from milcore.errors import InputError
+
+PoolingName = Literal["max", "mean", "attention", "gated_attention"]
+Level = Literal["instance", "embedding"]
+Codec = Literal["jpeg", "zstd", "none"]
+Precision = Literal["fp32", "fp64", "bf16"]
+FrozenEncoderName = Literal["efficientnet_lite0"]
+TrainableEncoderName = Literal["conv"]
+SplitName = Literal["train", "val", "test"]
+
+POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
+SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
+
+C = TypeVar("C", bound="Config")
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestConfig(Config):
+    """How a slide becomes patches."""
+
+    mpp: PositiveFloat = Field(0.5, description="target resolution in um/px")
+    patch_size: int = Field(256, ge=16, le=4096, description="patch edge in px at the target mpp")
+    default_mpp: PositiveFloat | None = Field(
+        None, description="um/px assumed for a slide that carries none (none: such a slide is quarantined)"
+    )
+    codec: Codec = Field("jpeg", description="how a patch is stored: jpeg, zstd (lossless) or none")
+    jpeg_quality: int = Field(90, ge=1, le=100, description="JPEG quality, chroma 4:4:4")
+    min_tissue: Fraction = Field(0.5, description="smallest share of a tile's area that must be tissue")
+    max_unreadable: int = Field(0, ge=0, description="unreadable tiles under tissue that a slide may have")
+
+
+class SplitConfig(Config):
+    """How patients are divided; a function of the manifest and these values only."""
+
+    split_seed: Seed = Field(0, description="seed of the patient-level split (not the training seed)")
+    val_fraction: Fraction = Field(0.15, description="share of patients for model selection")
+    test_fraction: Fraction = Field(0.30, description="share of patients kept for the final metrics")
+
+    @model_validator(mode="after")
+    def _leaves_training_patients(self) -> Self:
+        if self.val_fraction + self.test_fraction >= 1.0:
+            raise ValueError(
+                f"val_fraction + test_fraction = {self.val_fraction + self.test_fraction:g} leaves no patient to train "
+                "on; allowed: a sum below 1"
+            )
+        return self
+
+
+class TrainConfig(Config):
+    """The MIL model and how it is trained. Launch settings (workers, devices) are not here: they change no weight."""
+
+    features: str | None = Field("efficientnet_lite0", description="features/<name> of the store to train on")
+    encoder: TrainableEncoderName | None = Field(
+        None, description="train this encoder end to end from patches instead of reading features"
+    )
+    pooling: PoolingName = Field("gated_attention", description="how instances become a bag")
+    level: Level = Field("embedding", description="pool instance probabilities or instance embeddings")
+    hidden: PositiveInt = Field(512, description="width of the instance embedding")
+    attention_hidden: PositiveInt = Field(256, description="width of the attention network")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.25, description="dropout on instance embeddings")
+    learning_rate: PositiveFloat = Field(2e-4, description="AdamW peak learning rate")
+    weight_decay: float = Field(1e-2, ge=0.0, description="AdamW decoupled weight decay")
+    epochs: PositiveInt = Field(40, description="most passes over the training bags")
+    patience: PositiveInt = Field(15, description="stop after this many epochs without a better validation loss")
+    batch_size: PositiveInt = Field(8, description="bags in one optimizer step, over all workers together")
+    max_instances: PositiveInt = Field(65536, description="instances in one forward pass of one worker")
+    clip_norm: PositiveFloat = Field(1.0, description="largest global gradient norm")
+    checkpoint_every: PositiveInt = Field(5, description="epochs between checkpoints")
+    precision: Precision = Field("fp32", description="arithmetic of the forward and backward pass")
+    seed: Seed = Field(0, description="seed of weights, bag order and dropout")
+
+    @model_validator(mode="after")
+    def _has_one_source_of_instances(self) -> Self:
+        if (self.features is None) == (self.encoder is None):
+            raise ValueError(
+                f"got features={self.features!r} and encoder={self.encoder!r}; allowed: exactly one of them; "
+                "features reads frozen features, encoder trains from patches"
+            )
+        return self
+
+
+class TuneConfig(Config):
+    """A sweep over pooling and learning rate around one TrainConfig."""
+
+    poolings: tuple[PoolingName, ...] = Field(
+        ("max", "mean", "attention", "gated_attention"), min_length=1, description="poolings to try"
+    )
+    learning_rate_min: PositiveFloat = Field(5e-5, description="lower end of the log-uniform learning-rate range")
+    learning_rate_max: PositiveFloat = Field(1e-3, description="upper end of the log-uniform learning-rate range")
+    trials: PositiveInt = Field(8, description="trials in all, dealt to the poolings in turn")
+    tune_seed: Seed = Field(0, description="seed of the drawn learning rates")
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _range_is_ordered(self) -> Self:
+        if self.learning_rate_min > self.learning_rate_max:
+            raise ValueError(
+                f"learning_rate_min {self.learning_rate_min:g} is above learning_rate_max {self.learning_rate_max:g}"
+            )
+        return self
+
+
+class LaunchConfig(Config):
+    """Where and on how many workers a step computes; changes no result."""
+
+    ray_address: str = Field(
+        "local",
+        description="local (Ray in this process), http(s)://host:8265 (job on a standing cluster), or host:port of one",
+    )
+    workers: int = Field(0, ge=0, description="Ray workers; 0 computes in this process without Ray")
+    use_gpu: bool = Field(False, description="give each worker one GPU (NCCL); otherwise CPU (gloo)")
+
+
+class RunSpec(Config):
+    """What a run folder is: written to its ``config.json`` before training, and compared when the folder is reused."""
+
+    milcore_version: str
+    store_uri: str
+    classes: tuple[str, ...]
+    instance_digest: str = Field(description="digest of the features (or patches) of every slide trained or tested on")
+    splits_digest: str
+    train: TrainConfig
+
+
+def parse_config(kind: type[C], values: dict[str, object]) -> C:
+    """Build a config from outside values.
+
+    Raises:
+        InputError: one line naming every field that is unknown or out of range.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_one_line(kind, error)) from None
+
+
+def _one_line(kind: type[Config], error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown setting; allowed: {', '.join(kind.model_fields)}"
+        got = "" if not name or problem["type"] == "extra_forbidden" else f" (got {problem['input']!r})"
+        problems.append(f"{name}: {message}{got}" if name else message)
+    return "; ".join(problems)
