@@ -117,7 +117,8 @@ def names(uri: str) -> list[str]:
         found = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
-    return sorted({posixpath.basename(str(name).rstrip("/")) for name in found} - {"", posixpath.basename(path)})
+    children = {str(name).rstrip("/") for name in found} - {path.rstrip("/")}
+    return sorted(posixpath.basename(child) for child in children)
 
 
 def remove(uri: str) -> None:

@@ -1,8 +1,18 @@
 """Fixtures that several rooms' tests share."""
 
+import contextlib
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +22,76 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data beside the project ({folder.name} folder absent)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_surroundings() -> Iterator[None]:
+    """Ray without tokens or usage reports, quick reports from its workers; BLAS on one thread; no cluster but ours."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+        environment.setenv("OMP_NUM_THREADS", "1")
+        environment.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+def _free_ports(count: int) -> list[int]:
+    """Loopback ports free now, each with its gRPC twin 10,000 above; below the ephemeral range and outside Ray's."""
+    return [port for port in random.sample(range(20000, 22700), 200) if _is_free(port) and _is_free(port + 10000)][
+        :count
+    ]
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of a bucket on a SeaweedFS server of this test session; the environment holds its endpoint and keys."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    ports = _free_ports(5)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ACCESS_KEY_ID", "testkey")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", secrets.token_hex(8))
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports[0]}")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        server = _start_seaweedfs(folder, ports)
+        try:
+            _wait_for_bucket("milcore", server, folder / "log")
+            yield "s3://milcore"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _start_seaweedfs(folder: Path, ports: list[int]) -> subprocess.Popen[bytes]:
+    roles = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
+    command = [str(Path(sys.executable).with_name("weed")), "mini", f"-dir={folder}", "-ip=127.0.0.1",
+               "-ip.bind=127.0.0.1", "-bucket=milcore", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0",
+               "-s3.port.lance=0", "-master.telemetry=false",
+               *(f"-{role}={port}" for role, port in zip(roles, ports, strict=True))]  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+
+
+def _wait_for_bucket(bucket: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(300):
+        if server.poll() is not None:
+            break
+        with contextlib.suppress(OSError):
+            s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{bucket}/.ready", b"")
+            return
+        time.sleep(0.1)
+    pytest.fail(f"SeaweedFS did not start: {log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URI of a fresh folder, once on the local disk and once on S3."""
+    if request.param == "local":
+        return str(tmp_path / "folder")
+    return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"

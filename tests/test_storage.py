@@ -1,0 +1,160 @@
+"""The contract of storage, over the local disk and over S3."""
+
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import s3fs
+
+from milcore import storage
+
+
+def test_bytes_come_back_and_are_replaced_whole(folder_uri):
+    uri = storage.join(folder_uri, "deep", "object.bin")
+    storage.write_bytes(uri, b"first, longer")
+    storage.write_bytes(uri, b"second")
+    assert storage.read_bytes(uri) == b"second"
+
+
+def test_an_empty_object_exists(folder_uri):
+    uri = storage.join(folder_uri, "empty")
+    storage.write_bytes(uri, b"")
+    assert storage.exists(uri)
+    assert storage.read_bytes(uri) == b""
+
+
+def test_reading_nothing_is_file_not_found(folder_uri):
+    missing = storage.join(folder_uri, "missing")
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(missing)
+    with pytest.raises(FileNotFoundError):
+        storage.stat(missing)
+    with pytest.raises(FileNotFoundError), storage.local_file(missing) as copy:
+        copy.read_bytes()
+    assert not storage.exists(missing)
+
+
+def test_a_folder_is_not_an_object(folder_uri):
+    storage.write_bytes(storage.join(folder_uri, "a", "object"), b"x")
+    assert not storage.exists(storage.join(folder_uri, "a"))
+
+
+def test_what_another_writes_is_seen_at_once(folder_uri):
+    uri = storage.join(folder_uri, "late")
+    assert storage.names(folder_uri) == []
+    assert not storage.exists(uri)
+    storage.filesystem(uri)[0].invalidate_cache()
+    writer = threading.Thread(target=storage.write_bytes, args=(uri, b"x"))
+    writer.start()
+    writer.join()
+    assert storage.names(folder_uri) == ["late"]
+    assert storage.exists(uri)
+
+
+def test_stat_tells_size_and_changes_with_the_content(folder_uri):
+    uri = storage.join(folder_uri, "object")
+    storage.write_bytes(uri, b"12345")
+    first = storage.stat(uri)
+    assert first.size == 5
+    assert storage.stat(uri) == first
+    storage.write_bytes(uri, b"54321")
+    assert storage.stat(uri).version != first.version
+
+
+def test_equal_json_values_give_equal_bytes(folder_uri):
+    uri = storage.join(folder_uri, "value.json")
+    storage.write_json(uri, {"b": 1, "a": [None, 0.5, "µ"]})
+    first = storage.read_bytes(uri)
+    storage.write_json(uri, {"a": [None, 0.5, "µ"], "b": 1})
+    assert storage.read_bytes(uri) == first
+    assert storage.read_json(uri) == {"a": [None, 0.5, "µ"], "b": 1}
+
+
+def test_a_table_keeps_values_types_and_metadata(folder_uri):
+    uri = storage.join(folder_uri, "table.parquet")
+    table = pa.table({"slide_id": ["a", "b"], "label": pa.array([0, 1], pa.int8())}).replace_schema_metadata({"k": "v"})
+    storage.write_table(uri, table)
+    assert storage.read_table(uri).equals(table, check_metadata=True)
+
+
+def test_names_are_the_direct_children_in_order(folder_uri):
+    for name in ("b.txt", "a.txt", "sub/c.txt"):
+        storage.write_bytes(storage.join(folder_uri, name), b"x")
+    assert storage.names(folder_uri) == ["a.txt", "b.txt", "sub"]
+    assert storage.names(folder_uri + "/") == ["a.txt", "b.txt", "sub"]
+
+
+def test_a_child_named_as_its_folder_is_listed(folder_uri):
+    name = folder_uri.rsplit("/", 1)[1]
+    storage.write_bytes(storage.join(folder_uri, name), b"x")
+    assert storage.names(folder_uri) == [name]
+
+
+def test_remove_takes_an_object_or_a_folder_and_does_not_mind_nothing(folder_uri):
+    for name in ("one", "sub/two", "sub/three"):
+        storage.write_bytes(storage.join(folder_uri, name), b"x")
+    storage.remove(storage.join(folder_uri, "one"))
+    storage.remove(storage.join(folder_uri, "sub"))
+    storage.remove(storage.join(folder_uri, "sub"))
+    assert not storage.exists(storage.join(folder_uri, "one"))
+    assert not storage.exists(storage.join(folder_uri, "sub", "two"))
+    storage.write_bytes(storage.join(folder_uri, "sub", "two"), b"again")
+    assert storage.read_bytes(storage.join(folder_uri, "sub", "two")) == b"again"
+
+
+def test_a_flat_folder_goes_up_and_comes_back(folder_uri, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.bin").write_bytes(b"\x00\x01")
+    (source / "b.json").write_bytes(b"{}")
+    storage.upload_folder(source, folder_uri)
+    with storage.local_folder(folder_uri) as copy:
+        assert {file.name: file.read_bytes() for file in copy.iterdir()} == {"a.bin": b"\x00\x01", "b.json": b"{}"}
+
+
+def test_a_local_file_has_the_objects_bytes_and_name(folder_uri):
+    uri = storage.join(folder_uri, "slide one.tiff")
+    storage.write_bytes(uri, bytes(range(256)) * 1000)
+    with storage.local_file(uri) as copy:
+        assert copy.name == "slide one.tiff"
+        assert copy.read_bytes() == bytes(range(256)) * 1000
+
+
+def test_a_local_write_leaves_no_partial_file(tmp_path):
+    storage.write_bytes(str(tmp_path / "object"), b"x")
+    assert [file.name for file in tmp_path.iterdir()] == ["object"]
+
+
+def test_file_uris_and_plain_paths_name_the_same_place(tmp_path):
+    storage.write_bytes(f"file://{tmp_path}/object", b"x")
+    assert storage.read_bytes(str(tmp_path / "object")) == b"x"
+    with storage.local_file(f"file://{tmp_path}/object") as file:
+        assert file == tmp_path / "object"
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3://bucket/a/", "s3://bucket/a"),
+        ("file:///data/a/", "/data/a"),
+        ("/data/./a/../b", "/data/b"),
+        ("a", str(Path.cwd() / "a")),
+    ],
+)
+def test_absolute(uri, expected):
+    assert storage.absolute(uri) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"), [("/a", True), ("a", True), ("file:///a", True), ("s3://b/a", False), ("gs://b", False)]
+)
+def test_is_local(uri, expected):
+    assert storage.is_local(uri) is expected
+
+
+def test_a_wrong_key_is_refused(s3, monkeypatch):
+    """The S3 tests mean something: the server checks credentials."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(PermissionError):
+        s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{s3}/object", b"x")
