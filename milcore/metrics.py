@@ -36,6 +36,16 @@ class Threshold:
     origin: str
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One row of the comparison table: what was fitted, and how it does on the test split."""
+
+    name: str
+    note: str
+    auroc: Estimate
+    localisation_auroc: Estimate
+
+
 def choose_threshold(labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"]) -> Threshold:
     """The threshold of largest balanced accuracy on validation; among equals the one nearest to 0.5.
 
@@ -83,6 +93,20 @@ def estimate(value: float, resampled: Float[np.ndarray, " resample"]) -> Estimat
     return Estimate(value, float(low), float(high))
 
 
+def mean_estimate(values: Float[np.ndarray, " slide"], patients: list[str], seed: int) -> Estimate:
+    """The mean over slides with its 95 % interval from resampled patients."""
+    weights = patient_weights(patients, RESAMPLES, seed)
+    return estimate(float(values.mean()), _ratio(weights @ values, weights.sum(axis=1)))
+
+
+def auroc_estimate(
+    labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"], patients: list[str], seed: int
+) -> Estimate:
+    """AUROC with its 95 % interval from resampled patients, for scores on any scale."""
+    weights = patient_weights(patients, RESAMPLES, seed)
+    return estimate(auroc(labels, scores), weighted_auroc(weights, labels, scores))
+
+
 def point_values(
     labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], threshold: float
 ) -> dict[str, float]:
@@ -107,7 +131,7 @@ def auroc(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"]
 
 
 def patient_weights(patients: list[str], resamples: int, seed: int) -> Float[np.ndarray, "resample slide"]:
-    """How often each slide occurs when all its patient's slides are drawn with it, n of n patients, with replacement."""
+    """How often each slide occurs when n of n patients are drawn with replacement, each with all its slides."""
     names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     return np.asarray(draws[:, patient], dtype=np.float64)

@@ -11,9 +11,11 @@ from sklearn import metrics as sk
 
 from milcore.metrics import (
     auroc,
+    auroc_estimate,
     choose_threshold,
     confusion,
     estimates,
+    mean_estimate,
     patient_weights,
     point_values,
     reliability,
@@ -83,6 +85,14 @@ def test_interval_equals_a_bootstrap_written_as_a_loop():
             looped.append(sk.roc_auc_score(labels[drawn], probability[drawn]))
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(looped, [2.5, 97.5])))
     assert found.low < found.value < found.high
+
+
+def test_mean_over_slides_has_an_interval_over_patients():
+    """Two patients, values 0 and 1: a resample holds two of one, two of the other, or one of each."""
+    found = mean_estimate(np.array([0.0, 1.0]), ["a", "b"], seed=0)
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    ranked = auroc_estimate(LABELS, 10 * PROBABILITY - 3, list("abcdef"), seed=0)
+    assert ranked == estimates(LABELS, PROBABILITY, list("abcdef"), 0.5, seed=0)["auroc"]
 
 
 def test_one_class_is_nan_with_its_reason():

@@ -1,0 +1,217 @@
+"""Attention of one slide: as a table, as a picture aligned to level 0, and held against an annotation.
+
+Attention says which patches the pooling weighed, as shares of one slide's whole. It is not a probability of disease:
+weights of a negative slide sum to 1 just the same, and weights of two slides cannot be compared.
+
+Boxes are (x, y, x + size, y + size) in level-0 px; axis words: instance, row, column, channel.
+"""
+
+import io
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import shapely
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from scipy.stats import rankdata
+from shapely.geometry.base import BaseGeometry
+
+from milcore.errors import InputError
+from milcore.metrics import auroc
+
+POSITIVE_OVERLAP = 0.25
+# The published viridis ramp at nine equal steps: legible on pink tissue and to the colour-blind.
+RAMP = np.array(
+    [
+        (68, 1, 84),
+        (71, 44, 122),
+        (59, 81, 139),
+        (44, 113, 142),
+        (33, 144, 141),
+        (39, 173, 129),
+        (92, 200, 99),
+        (170, 220, 50),
+        (253, 231, 37),
+    ],
+    dtype=np.float64,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Localisation:
+    """How well attention finds annotated patches: the mean of within-bag AUROCs, each, and the bags that have none."""
+
+    auroc: float
+    bags: dict[str, float]
+    left_out: dict[str, str]
+
+
+def attention_table(
+    coords: Int[np.ndarray, "instance 2"],
+    size_level0: float,
+    weight: Float[np.ndarray, " instance"],
+    tissue: Float[np.ndarray, " instance"],
+) -> pa.Table:
+    """One row per patch, in the store's order: x, y, size (level-0 px), weight, percentile, tissue.
+
+    Args:
+        coords: upper left corners (x, y), level-0 px.
+        size_level0: patch edge, level-0 px.
+        weight: shares of the slide's attention, summing to 1.
+        tissue: share of each tile that is tissue, 0 to 1.
+    """
+    return pa.table(
+        {
+            "x": pa.array(coords[:, 0], pa.int32()),
+            "y": pa.array(coords[:, 1], pa.int32()),
+            "size": pa.array(np.full(len(coords), size_level0), pa.float64()),
+            "weight": pa.array(weight, pa.float64()),
+            "percentile": pa.array(percentile(weight), pa.float64()),
+            "tissue": pa.array(tissue, pa.float32()),
+        }
+    )
+
+
+def percentile(weight: Float[np.ndarray, " instance"]) -> Float[np.ndarray, " instance"]:
+    """``100 (rank - 1/2) / n`` with equal weights sharing their mean rank: 50 everywhere when attention is flat."""
+    ranks: np.ndarray = 100.0 * (rankdata(weight) - 0.5) / max(len(weight), 1)
+    return ranks
+
+
+def half_mass(weight: Float[np.ndarray, " instance"]) -> int:
+    """The fewest patches that hold half of the attention: near n / 2 when it is flat, 1 when one patch decides."""
+    total = np.cumsum(np.sort(weight)[::-1])
+    return int(np.searchsorted(total, 0.5 * total[-1] - 1e-12)) + 1
+
+
+def heat_layer(
+    shape: tuple[int, int],
+    size_level0: tuple[int, int],
+    table: pa.Table,
+) -> UInt8[np.ndarray, "row column 4"]:
+    """Attention as a transparent picture at thumbnail scale: colour and opacity follow weight / largest weight.
+
+    Args:
+        shape: (rows, columns) of the thumbnail, px.
+        size_level0: (width, height) of the slide, level-0 px.
+        table: of ``attention_table``.
+    """
+    weight = table["weight"].to_numpy()
+    share = weight / max(weight.max(initial=0.0), 1e-300)
+    layer = np.zeros((*shape, 4), np.uint8)
+    colour = np.stack([np.interp(share * (len(RAMP) - 1), np.arange(len(RAMP)), channel) for channel in RAMP.T], axis=1)
+    paint = np.column_stack([colour, 60 + 195 * share]).round().astype(np.uint8)
+    left, top, right, bottom = thumbnail_boxes(shape, size_level0, table)
+    for k in np.argsort(share, kind="stable"):
+        layer[top[k] : bottom[k], left[k] : right[k]] = paint[k]
+    return layer
+
+
+def thumbnail_boxes(
+    shape: tuple[int, int], size_level0: tuple[int, int], table: pa.Table
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Left, top, right, bottom of each patch in thumbnail px, each edge rounded; never thinner than one pixel."""
+    scale_x, scale_y = shape[1] / size_level0[0], shape[0] / size_level0[1]
+    x, y, size = table["x"].to_numpy(), table["y"].to_numpy(), table["size"].to_numpy()
+    left, top = np.rint(x * scale_x).astype(int), np.rint(y * scale_y).astype(int)
+    right, bottom = np.rint((x + size) * scale_x).astype(int), np.rint((y + size) * scale_y).astype(int)
+    return left, top, np.maximum(right, left + 1), np.maximum(bottom, top + 1)
+
+
+def overlay(
+    thumbnail: UInt8[np.ndarray, "row column 3"], layer: UInt8[np.ndarray, "row column 4"]
+) -> UInt8[np.ndarray, "row column 3"]:
+    """``(1 - a) thumbnail + a layer`` with a = 0.7 of the layer's own opacity."""
+    opacity = 0.7 * layer[..., 3:].astype(np.float64) / 255
+    blend: np.ndarray = np.rint((1 - opacity) * thumbnail + opacity * layer[..., :3]).astype(np.uint8)
+    return blend
+
+
+def png(pixels: UInt8[np.ndarray, "row column channel"]) -> bytes:
+    """The picture as a PNG file."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG", optimize=True)
+    return sink.getvalue()
+
+
+def read_annotation(text: bytes, slide_id: str) -> BaseGeometry:
+    """The union of all areas of a GeoJSON object, level-0 px.
+
+    Args:
+        text: a FeatureCollection, Feature, GeometryCollection or geometry; points and lines have no area.
+        slide_id: named in errors.
+
+    Raises:
+        InputError: the text is not GeoJSON.
+    """
+    try:
+        found = [shapely.geometry.shape(part) for part in _geometries(json.loads(text))]
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
+        raise InputError(
+            f"annotation of slide {slide_id} is not GeoJSON ({error}); expected polygons in level-0 px"
+        ) from (error)
+    areas = [shapely.make_valid(part) for part in found if part.area > 0]
+    return shapely.union_all(areas)
+
+
+def _geometries(value: dict[str, object]) -> list[dict[str, object]]:
+    kind = value["type"]
+    if kind == "FeatureCollection":
+        return [part for feature in _members(value, "features") for part in _geometries(feature)]
+    if kind == "GeometryCollection":
+        return [part for member in _members(value, "geometries") for part in _geometries(member)]
+    if kind == "Feature":
+        geometry = value["geometry"]
+        return _geometries(geometry) if isinstance(geometry, dict) else []
+    return [value]
+
+
+def _members(value: dict[str, object], name: str) -> list[dict[str, object]]:
+    members = value[name]
+    if not isinstance(members, list):
+        raise TypeError(f"{name} is not a list")
+    return members
+
+
+def instance_labels(
+    coords: Int[np.ndarray, "instance 2"], size_level0: float, region: BaseGeometry
+) -> Int[np.ndarray, " instance"]:
+    """1 where at least 25 % of the patch lies in the region, 0 where nothing does, -1 (left out) between.
+
+    Args:
+        coords: upper left corners (x, y), level-0 px.
+        size_level0: patch edge, level-0 px.
+        region: annotated area, level-0 px.
+    """
+    x, y = coords[:, 0].astype(np.float64), coords[:, 1].astype(np.float64)
+    boxes = shapely.box(x, y, x + size_level0, y + size_level0)
+    share = np.zeros(len(coords))
+    shapely.prepare(region)
+    near = shapely.intersects(region, boxes)
+    share[near] = shapely.area(shapely.intersection(boxes[near], region)) / size_level0**2
+    return np.where(share >= POSITIVE_OVERLAP, 1, np.where(share > 0, -1, 0)).astype(np.int64)
+
+
+def localise(
+    bags: dict[str, tuple[Float[np.ndarray, " instance"], Int[np.ndarray, " instance"] | None]],
+) -> Localisation:
+    """``mean over bags of AUROC(weight against instance label)``; NaN where no bag can be used.
+
+    Args:
+        bags: for every positive test bag, its attention weights and instance labels (1, 0, -1 left out; None if the bag
+            has no annotation). A bag without both classes is left out and named.
+    """
+    scores: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    for slide_id, (weight, labels) in bags.items():
+        if labels is None:
+            left_out[slide_id] = "no annotation"
+        elif len(np.unique(labels[labels >= 0])) < 2:
+            left_out[slide_id] = "annotation leaves one class of patches only"
+        else:
+            scores[slide_id] = auroc(labels[labels >= 0], weight[labels >= 0])
+    mean = float(np.mean(list(scores.values()))) if scores else math.nan
+    return Localisation(mean, scores, left_out)

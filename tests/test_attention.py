@@ -1,0 +1,121 @@
+"""Attention tables, pictures and localisation against places and areas worked by hand."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+
+from milcore.attention import (
+    attention_table,
+    half_mass,
+    heat_layer,
+    instance_labels,
+    localise,
+    overlay,
+    percentile,
+    png,
+    read_annotation,
+)
+from milcore.errors import InputError
+
+SQUARE = {"type": "Polygon", "coordinates": [[[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]]}
+
+
+def table(coords, weight, size=100.0):
+    return attention_table(np.array(coords), size, np.array(weight), np.ones(len(coords)))
+
+
+def test_table_keeps_the_rows_of_the_store():
+    rows = table([(0, 0), (300, 100)], [0.25, 0.75], 50.5).to_pylist()
+    assert rows[1] == {"x": 300, "y": 100, "size": 50.5, "weight": 0.75, "percentile": 75.0, "tissue": 1.0}
+
+
+def test_percentile_of_flat_attention_is_fifty():
+    np.testing.assert_allclose(percentile(np.full(7, 1 / 7)), 50.0)
+    np.testing.assert_allclose(percentile(np.array([0.1, 0.4, 0.2, 0.3])), [12.5, 87.5, 37.5, 62.5])
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [([1.0, 0.0, 0.0], 1), ([0.25] * 4, 2), ([0.2] * 5, 3), ([0.4, 0.3, 0.2, 0.1], 2), ([0.5, 0.5], 1), ([1.0], 1)],
+)
+def test_half_mass_counts_the_fewest_patches(weight, expected):
+    assert half_mass(np.array(weight)) == expected
+
+
+def test_a_known_patch_is_found_at_its_place_in_the_picture():
+    """Slide 1000 x 500 px, thumbnail 100 x 50: the patch at (300, 200) of 100 px covers columns 30-39, rows 20-29."""
+    layer = heat_layer((50, 100), (1000, 500), table([(0, 0), (300, 200)], [0.1, 0.9]))
+    hottest = np.argwhere(layer[..., 3] == 255)
+    assert hottest.min(axis=0).tolist() == [20, 30]
+    assert hottest.max(axis=0).tolist() == [29, 39]
+    assert layer[25, 35].tolist() == [253, 231, 37, 255]
+    assert (layer[:20, 10:] == 0).all()
+    assert layer[5, 5, 3] == round(60 + 195 / 9)
+
+
+def test_neighbouring_patches_leave_no_gap_at_any_scale():
+    coords = [(int(101.7 * i), 0) for i in range(9)]
+    layer = heat_layer((3, 37), (916, 102), table(coords, [1 / 9] * 9, 101.7))
+    assert (layer[..., 3] == 255).all()
+
+
+def test_overlay_leaves_uncovered_pixels_alone():
+    thumbnail = np.full((50, 100, 3), 200, np.uint8)
+    layer = heat_layer((50, 100), (1000, 500), table([(300, 200)], [1.0]))
+    picture = overlay(thumbnail, layer)
+    assert picture[0, 0].tolist() == [200, 200, 200]
+    assert picture[25, 35].tolist() == [round(60 + 0.7 * 253), round(60 + 0.7 * 231), round(60 + 0.7 * 37)]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(picture)))), picture)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda g: g,
+        lambda g: {"type": "Feature", "geometry": g, "properties": {}},
+        lambda g: {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": g, "properties": None}]},
+        lambda g: {"type": "GeometryCollection", "geometries": [g, {"type": "Point", "coordinates": [5, 5]}]},
+        lambda g: {"type": "MultiPolygon", "coordinates": [g["coordinates"], g["coordinates"]]},
+    ],
+)
+def test_every_form_of_geojson_gives_the_same_area(wrap):
+    assert read_annotation(json.dumps(wrap(SQUARE)).encode(), "s").area == 10_000
+
+
+def test_an_annotation_without_areas_is_empty():
+    assert read_annotation(b'{"type": "FeatureCollection", "features": []}', "s").is_empty
+    assert read_annotation(b'{"type": "Feature", "geometry": null, "properties": {}}', "s").is_empty
+
+
+@pytest.mark.parametrize(
+    "text", [b"<xml>", b"[1]", b"{}", b'{"type": "Polygon"}', b'{"type": "Oval", "coordinates": []}']
+)
+def test_a_broken_annotation_names_its_slide(text):
+    with pytest.raises(InputError, match="annotation of slide tumour-7 is not GeoJSON"):
+        read_annotation(text, "tumour-7")
+
+
+def test_instance_labels_follow_the_share_of_overlap():
+    """Patches of 100 px against a region [0, 100]^2: shares 1, 0.25, 0.24, 0 (touching edge), 0."""
+    coords = np.array([(0, 0), (75, 0), (76, 0), (100, 0), (500, 500)])
+    assert instance_labels(coords, 100.0, shapely.box(0, 0, 100, 100)).tolist() == [1, 1, -1, 0, 0]
+
+
+def test_localisation_is_the_mean_over_bags_and_counts_what_it_leaves_out():
+    found = localise(
+        {
+            "perfect": (np.array([0.7, 0.2, 0.1]), np.array([1, 0, 0])),
+            "half": (np.array([0.4, 0.4, 0.2]), np.array([1, 0, -1])),
+            "one class": (np.array([0.5, 0.5]), np.array([1, -1])),
+            "bare": (np.array([0.5, 0.5]), None),
+        }
+    )
+    assert found.auroc == pytest.approx(0.75)
+    assert found.bags == {"perfect": 1.0, "half": 0.5}
+    assert found.left_out == {"one class": "annotation leaves one class of patches only", "bare": "no annotation"}
+    assert math.isnan(localise({}).auroc)
