@@ -10,14 +10,18 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
+
+# what a filesystem may raise: s3fs lets botocore's own errors (no credentials, no connection) pass as they are
+IO_ERRORS = (OSError, BotoCoreError)
 
 
 class SourceStat(NamedTuple):
@@ -88,6 +92,22 @@ def write_bytes(uri: str, data: bytes) -> None:
     partial.replace(target)
 
 
+def read_range(uri: str, start: int, end: int | None) -> bytes:
+    """Bytes ``start`` to ``end`` (exclusive; None is the object's end, from which a negative start counts)."""
+    fs, path = filesystem(uri)
+    return bytes(fs.cat_file(path, start=start, end=end))
+
+
+def read_all(uris: Sequence[str]) -> dict[str, bytes]:
+    """Those of the objects that exist, read concurrently where the filesystem can."""
+    if not uris:
+        return {}
+    fs, _ = filesystem(uris[0])
+    paths = {filesystem(uri)[1]: uri for uri in uris}
+    found = fs.cat(list(paths), on_error="omit")
+    return {paths[path]: bytes(data) for path, data in found.items()}
+
+
 def read_json(uri: str) -> Any:
     """The parsed JSON object."""
     return json.loads(read_bytes(uri))
@@ -100,7 +120,12 @@ def write_json(uri: str, value: object) -> None:
 
 def read_table(uri: str) -> pa.Table:
     """A Parquet object as a table."""
-    return pq.read_table(pa.BufferReader(read_bytes(uri)))
+    return parse_table(read_bytes(uri))
+
+
+def parse_table(data: bytes) -> pa.Table:
+    """The bytes of a Parquet object as a table."""
+    return pq.read_table(pa.BufferReader(data))
 
 
 def write_table(uri: str, table: pa.Table) -> None:

@@ -1,0 +1,270 @@
+"""The cohort: which slides there are, whose they are and what label each carries.
+
+Read once from CSV or Parquet, checked whole (every bad row is reported at once), and kept in the store as Parquet. It
+opens no slide. The surprise: a label's number is the position of its class name in ``Manifest.classes``, and index 1
+is the positive class of two.
+"""
+
+import csv
+import io
+import json
+import math
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import pyarrow as pa
+
+from milcore import storage
+from milcore.config import SPLIT_NAMES
+from milcore.errors import InputError
+
+REQUIRED = ("slide_id", "uri", "label")
+_NUMERIC_CLASSES = ("0", "1")
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_SCHEMA = pa.schema(
+    [
+        ("slide_id", pa.string()),
+        ("uri", pa.string()),
+        ("label", pa.int64()),
+        ("patient_id", pa.string()),
+        ("site", pa.string()),
+        ("mpp", pa.float64()),
+        ("split", pa.string()),
+        ("annotation", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Slide:
+    """One slide of the cohort: ``mpp`` (um/px, level 0) overrides the file's own; ``site`` is empty where unknown."""
+
+    slide_id: str
+    uri: str
+    label: int
+    patient_id: str
+    site: str
+    mpp: float | None
+    split: str | None
+    annotation: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The slides in the order of the file, and the class names: ``classes[slide.label]`` is a slide's class."""
+
+    slides: tuple[Slide, ...]
+    classes: tuple[str, ...]
+
+    def slide(self, slide_id: str) -> Slide:
+        """The slide of this id.
+
+        Raises:
+            InputError: no such slide.
+        """
+        if slide_id not in self._by_id:
+            raise InputError(f"slide {slide_id!r} is not in the manifest of {len(self.slides)} slides")
+        return self._by_id[slide_id]
+
+    def __getitem__(self, slide_id: str) -> Slide:
+        return self.slide(slide_id)
+
+    def to_table(self) -> pa.Table:
+        """One row per slide; the class names lie as JSON in the schema's metadata under ``classes``."""
+        schema = _SCHEMA.with_metadata({"classes": json.dumps(self.classes)})
+        return pa.Table.from_pylist([asdict(slide) for slide in self.slides], schema=schema)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Self:
+        """The inverse of ``to_table``."""
+        classes = json.loads(table.schema.metadata[b"classes"])
+        return cls(tuple(Slide(**row) for row in table.to_pylist()), tuple(classes))
+
+    @cached_property
+    def _by_id(self) -> dict[str, Slide]:
+        return {slide.slide_id: slide for slide in self.slides}
+
+
+class _Row(NamedTuple):
+    """A row before it is believed: where it stands, and its cells as text (empty where missing)."""
+
+    place: str
+    cells: dict[str, str]
+
+
+def read_manifest(uri: str, positive: str | None = None) -> Manifest:
+    """Read and check a manifest (CSV, or Parquet by the suffix ``.parquet``).
+
+    Args:
+        uri: where it lies; relative ``uri`` and ``annotation`` cells are relative to its folder.
+        positive: the class that gets index 1 of two; default: the later by name.
+
+    Raises:
+        InputError: the file cannot be read, or the list of every bad row with its line number.
+    """
+    rows = _parquet_rows(uri) if uri.endswith(".parquet") else _csv_rows(uri)
+    if not rows:
+        raise InputError(f"manifest {uri} has no slides; it needs at least one row below its header")
+    problems = [f"{row.place}: {problem}" for row in rows for problem in _row_problems(row)]
+    problems += _label_problems(rows) + _duplicates(rows)
+    if problems:
+        problems.sort(key=_place_number)
+        raise InputError(f"manifest {uri} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    classes = _classes(rows, positive)
+    folder = posixpath.dirname(storage.absolute(uri))
+    return Manifest(tuple(_slide(row, classes, folder) for row in rows), classes)
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except storage.IO_ERRORS as error:
+        raise InputError(f"manifest {uri} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _csv_rows(uri: str) -> list[_Row]:
+    try:
+        text = _read(uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"manifest {uri} is not UTF-8 text ({error}); a Parquet manifest ends in .parquet") from None
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header = [name.strip() for name in next(reader, [])]
+    _check_columns(uri, header)
+    return [_csv_row(reader.line_num, header, cells) for cells in reader if any(cell.strip() for cell in cells)]
+
+
+def _csv_row(line: int, header: list[str], cells: list[str]) -> _Row:
+    named = dict(zip(header, (cell.strip() for cell in cells), strict=False))
+    if len(cells) != len(header):
+        named[""] = f"{len(cells)} cells where the header has {len(header)} columns"
+    return _Row(f"line {line}", named)
+
+
+def _parquet_rows(uri: str) -> list[_Row]:
+    try:
+        table = storage.parse_table(_read(uri))
+    except pa.ArrowInvalid as error:
+        raise InputError(f"manifest {uri} is not a Parquet file: {error}") from None
+    _check_columns(uri, table.column_names)
+    return [
+        _Row(f"row {number}", {name: _cell_text(value) for name, value in row.items()})
+        for number, row in enumerate(table.to_pylist(), start=1)
+    ]
+
+
+def _cell_text(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(int(value)) if isinstance(value, bool) else str(value).strip()
+
+
+def _check_columns(uri: str, columns: list[str]) -> None:
+    missing = [name for name in REQUIRED if name not in columns]
+    if missing:
+        raise InputError(
+            f"manifest {uri} lacks the column(s) {', '.join(missing)}; it has {', '.join(columns) or 'none'}; "
+            f"required: {', '.join(REQUIRED)}"
+        )
+    doubled = [name for name, count in Counter(columns).items() if count > 1]
+    if doubled:
+        raise InputError(f"manifest {uri} has the column(s) {', '.join(doubled)} more than once")
+
+
+def _row_problems(row: _Row) -> Iterator[str]:
+    cells = row.cells
+    if "" in cells:
+        yield cells[""]
+    yield from (f"{name} is empty" for name in REQUIRED if not cells.get(name))
+    slide_id, mpp, split = cells.get("slide_id", ""), cells.get("mpp", ""), cells.get("split", "")
+    if slide_id and not _SAFE_ID.fullmatch(slide_id):
+        yield (
+            f"slide_id {slide_id!r} cannot name a file; allowed: at most 200 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    if mpp and not (0 < _number(mpp) < math.inf):
+        yield f"mpp {mpp!r} is not a positive number of um/px"
+    if split and split not in SPLIT_NAMES:
+        yield f"split {split!r} is none of {', '.join(SPLIT_NAMES)}"
+
+
+def _number(text: str) -> float:
+    """The number a text writes, or NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _is_number(text: str) -> bool:
+    return text.lower().lstrip("+-") == "nan" or not math.isnan(_number(text))
+
+
+def _label_problems(rows: list[_Row]) -> list[str]:
+    """Labels are all 0/1 or all class names; of a mixture the rarer kind is reported."""
+    labels = [(row.place, row.cells.get("label", "")) for row in rows if row.cells.get("label")]
+    numbers = [(place, label) for place, label in labels if _is_number(label)]
+    names = [(place, label) for place, label in labels if not _is_number(label)]
+    problems = [
+        f"{place}: label {label!r} is neither 0/1 nor a class name"
+        for place, label in numbers
+        if _binary(label) is None
+    ]
+    good = [(place, label) for place, label in numbers if _binary(label) is not None]
+    if good and names:
+        rarer, other = (names, "0/1") if len(names) <= len(good) else (good, "class names")
+        problems += [f"{place}: label {label!r} where other rows have {other}" for place, label in rarer]
+    return problems
+
+
+def _binary(label: str) -> str | None:
+    """``"0"`` or ``"1"`` for a label that writes that number (``1.0`` too), else None."""
+    value = _number(label)
+    return str(int(value)) if value in (0.0, 1.0) else None
+
+
+def _duplicates(rows: list[_Row]) -> list[str]:
+    first: dict[str, str] = {}
+    problems = []
+    for row in rows:
+        slide_id = row.cells.get("slide_id", "")
+        if slide_id and first.setdefault(slide_id, row.place) != row.place:
+            problems.append(f"{row.place}: slide_id {slide_id!r} stands on {first[slide_id]} already")
+    return problems
+
+
+def _place_number(problem: str) -> int:
+    return int(problem.split(":", 1)[0].split()[1])
+
+
+def _classes(rows: list[_Row], positive: str | None) -> tuple[str, ...]:
+    labels = sorted({row.cells["label"] for row in rows})
+    classes = _NUMERIC_CLASSES if _is_number(labels[0]) else tuple(labels)
+    if positive is None:
+        return classes
+    if positive not in classes or len(classes) != 2:
+        raise InputError(f"positive class {positive!r}: needs two classes, this being one; got {', '.join(classes)}")
+    return (*(name for name in classes if name != positive), positive)
+
+
+def _slide(row: _Row, classes: tuple[str, ...], folder: str) -> Slide:
+    cells = row.cells
+    return Slide(
+        slide_id=cells["slide_id"],
+        uri=_resolve(folder, cells["uri"]),
+        label=classes.index(_binary(cells["label"]) or cells["label"]),
+        patient_id=cells.get("patient_id") or cells["slide_id"],
+        site=cells.get("site", ""),
+        mpp=float(cells["mpp"]) if cells.get("mpp") else None,
+        split=cells.get("split") or None,
+        annotation=_resolve(folder, cells["annotation"]) if cells.get("annotation") else None,
+    )
+
+
+def _resolve(folder: str, uri: str) -> str:
+    rooted = "://" in uri or uri.startswith("/")
+    return storage.absolute(uri if rooted else storage.join(folder, uri))

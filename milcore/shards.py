@@ -1,0 +1,219 @@
+"""How patches lie in a Zarr v3 shard, and the codec that makes each chunk an ordinary JPEG file.
+
+A shard is its chunks' bytes in a row, then an index of (offset, length) pairs and the index's crc32c (the Zarr v3
+``sharding_indexed`` layout, index at the end). Writing it here keeps only one compressed shard in memory and asks
+nothing of zarr-python per patch; plain zarr-python reads it back. Not here: where a slide's arrays lie (``store.py``).
+Axis words: n (patch), p (patch edge in px).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Self
+
+import google_crc32c
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+from zarr.abc.codec import ArrayBytesCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, NDBuffer
+from zarr.core.common import JSON, parse_named_configuration
+
+from milcore import storage
+from milcore.config import Codec
+from milcore.errors import StoreError
+
+SHARD_MB = 64
+ZSTD_LEVEL = 3
+# raw bytes of an H&E patch over its stored bytes: sets how many patches make a shard of about SHARD_MB
+COMPRESSION: dict[Codec, float] = {"jpeg": 8.0, "zstd": 2.0, "none": 1.0}
+
+_EMPTY = np.uint64(2**64 - 1)
+_UInt8 = npt.NDArray[np.uint8]
+
+
+def encode_patch(patch: _UInt8, codec: Codec, quality: int) -> bytes:
+    """The bytes of one chunk: an ordinary JPEG file (4:4:4), one zstd frame, or the pixels as they are."""
+    pixels = np.ascontiguousarray(patch)
+    if codec == "jpeg":
+        return bytes(imagecodecs.jpeg8_encode(pixels, level=quality, subsampling="444"))
+    if codec == "zstd":
+        return bytes(imagecodecs.zstd_encode(pixels.tobytes(), level=ZSTD_LEVEL))
+    return pixels.tobytes()
+
+
+def decode_patch(data: bytes, codec: Codec, edge: int) -> _UInt8:
+    """The inverse of ``encode_patch`` (for jpeg up to its loss), shape (p, p, 3)."""
+    if codec == "jpeg":
+        return np.asarray(imagecodecs.jpeg8_decode(data))
+    raw = bytes(imagecodecs.zstd_decode(data)) if codec == "zstd" else data
+    return np.frombuffer(raw, np.uint8).reshape(edge, edge, 3)
+
+
+@dataclass(frozen=True)
+class JpegCodec(ArrayBytesCodec):
+    """Zarr v3 codec ``milcore_jpeg``: a uint8 RGB chunk (…, h, w, 3) with leading ones, as one JPEG file, 4:4:4."""
+
+    quality: int = 90
+    is_fixed_size = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, JSON]) -> Self:
+        """Read the codec's entry in an array's metadata."""
+        _, configuration = parse_named_configuration(data, "milcore_jpeg", require_configuration=False)
+        return cls(**(configuration or {}))  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, JSON]:
+        """The codec's entry in an array's metadata."""
+        return {"name": "milcore_jpeg", "configuration": {"quality": self.quality}}
+
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        pixels = imagecodecs.jpeg8_decode(chunk_data.to_bytes())
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels.reshape(chunk_spec.shape))
+
+    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
+        pixels = chunk_data.as_numpy_array().reshape(chunk_spec.shape[-3:])
+        return chunk_spec.prototype.buffer.from_bytes(encode_patch(pixels, "jpeg", self.quality))
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Not known before encoding."""
+        raise NotImplementedError
+
+
+def patches_per_shard(codec: Codec, edge: int) -> int:
+    """Patches that fill a shard of about ``SHARD_MB`` MB compressed."""
+    return max(1, int(SHARD_MB * 1e6 * COMPRESSION[codec] / (edge * edge * 3)))
+
+
+class ShardWriter:
+    """Writes patches of (p, p, 3) u1 as the Zarr array at ``uri``; holds one compressed shard in memory.
+
+    Args:
+        uri: of the array (its ``zarr.json`` and ``c/`` below).
+        edge: p, in px.
+        codec: how a chunk is stored.
+        quality: JPEG quality, 1 to 100.
+    """
+
+    def __init__(self, uri: str, edge: int, codec: Codec, quality: int) -> None:
+        self.count = 0
+        self._uri, self._edge, self._codec, self._quality = uri, edge, codec, quality
+        self._capacity = patches_per_shard(codec, edge)
+        self._chunks: list[bytes] = []
+        self._shards = 0
+        self._sha256 = hashlib.sha256()
+
+    def append(self, patch: _UInt8) -> None:
+        """Add one patch."""
+        data = encode_patch(patch, self._codec, self._quality)
+        self._sha256.update(data)
+        self._chunks.append(data)
+        self.count += 1
+        if len(self._chunks) == self._capacity:
+            self._flush(self._capacity)
+
+    def finish(self) -> str:
+        """Write what is left and the array's metadata; the sha256 of all chunks in order.
+
+        Raises:
+            StoreError: there is no patch.
+        """
+        if not self.count:
+            raise StoreError(f"{self._uri} got no patch; a slide without patches is quarantined, not written")
+        per_shard = min(self._capacity, self.count)
+        if self._chunks:
+            self._flush(per_shard)
+        storage.write_json(storage.join(self._uri, "zarr.json"), self._metadata(per_shard))
+        return self._sha256.hexdigest()
+
+    def _flush(self, per_shard: int) -> None:
+        self._chunks.append(_index([len(chunk) for chunk in self._chunks], per_shard))
+        storage.write_bytes(_shard_uri(self._uri, self._shards), b"".join(self._chunks))
+        self._chunks.clear()
+        self._shards += 1
+
+    def _metadata(self, per_shard: int) -> dict[str, Any]:
+        patch = [self._edge, self._edge, 3]
+        sharding = {
+            "chunk_shape": [1, *patch],
+            "codecs": _chunk_codecs(self._codec, self._quality),
+            "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [self.count, *patch],
+            "data_type": "uint8",
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [per_shard, *patch]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "dimension_names": ["patch", "y", "x", "channel"],
+            "attributes": {},
+        }
+
+
+class ShardReader:
+    """Reads runs of patches from an array that ``ShardWriter`` wrote: one range request per shard touched."""
+
+    def __init__(self, uri: str) -> None:
+        metadata = storage.read_json(storage.join(uri, "zarr.json"))
+        self._uri = uri
+        self._count, self._edge = metadata["shape"][:2]
+        self._per_shard = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        names = [codec["name"] for codec in metadata["codecs"][0]["configuration"]["codecs"]]
+        self._codec: Codec = "jpeg" if "milcore_jpeg" in names else "zstd" if "zstd" in names else "none"
+        self._indexes: dict[int, npt.NDArray[np.uint64]] = {}
+
+    def read(self, start: int, stop: int) -> _UInt8:
+        """The patches ``start`` to ``stop`` (exclusive, cut to the array), shape (k, p, p, 3)."""
+        start, stop = max(0, start), min(stop, self._count)
+        patches = np.empty((max(0, stop - start), self._edge, self._edge, 3), np.uint8)
+        for shard in range(start // self._per_shard, -(-stop // self._per_shard)):
+            first = shard * self._per_shard
+            low, high = max(start, first), min(stop, first + self._per_shard)
+            self._read_run(shard, low - first, high - first, patches[low - start : high - start])
+        return patches
+
+    def _read_run(self, shard: int, low: int, high: int, out: _UInt8) -> None:
+        runs = self._index(shard)[low:high]
+        begin, end = int(runs[0, 0]), int(runs[-1].sum())
+        data = storage.read_range(_shard_uri(self._uri, shard), begin, end)
+        for patch, (offset, length) in zip(out, runs.tolist(), strict=True):
+            patch[...] = decode_patch(data[offset - begin : offset - begin + length], self._codec, self._edge)
+
+    def _index(self, shard: int) -> npt.NDArray[np.uint64]:
+        if shard not in self._indexes:
+            uri = _shard_uri(self._uri, shard)
+            data = storage.read_range(uri, -(self._per_shard * 16 + 4), None)
+            if _crc32c(data[:-4]) != data[-4:]:
+                raise StoreError(f"shard {uri} is damaged: the checksum of its index differs; ingest the slide again")
+            self._indexes[shard] = np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
+        return self._indexes[shard]
+
+
+def _chunk_codecs(codec: Codec, quality: int) -> list[dict[str, Any]]:
+    if codec == "jpeg":
+        return [dict(JpegCodec(quality).to_dict())]
+    raw = {"name": "bytes"}
+    return (
+        [raw, {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}] if codec == "zstd" else [raw]
+    )
+
+
+def _index(lengths: list[int], per_shard: int) -> bytes:
+    """(offset, length) of every chunk, all ones for those absent, then the crc32c."""
+    index = np.full((per_shard, 2), _EMPTY, "<u8")
+    index[: len(lengths), 0] = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    index[: len(lengths), 1] = lengths
+    data = index.tobytes()
+    return data + _crc32c(data)
+
+
+def _crc32c(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(4, "little")
+
+
+def _shard_uri(uri: str, shard: int) -> str:
+    return storage.join(uri, "c", str(shard), "0", "0", "0")

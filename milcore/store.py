@@ -1,0 +1,340 @@
+"""The patch store: one Zarr v3 group per slide at any fsspec URI, with the cohort's manifest beside them.
+
+::
+
+    <store>/manifest.parquet          the cohort
+    <store>/sources/<slide_id>.json   size and version of the slide's file as last seen
+    <store>/slides/<slide_id>.zarr    attrs (status, source, scale, counts; ``complete`` last) and the arrays
+        patches (n, p, p, 3) u1, coords (n, 2) i4, tissue (n,) f4, thumbnail (h, w, 3) u1, features/<name> (n, d) f2
+
+The surprise: a slide that could not be used has a group too, without arrays, whose attrs hold the reason. Readers
+refuse a group that is not complete. One writer per group. Axis words: n (patch), p (patch edge in px), d (feature).
+"""
+
+import hashlib
+import json
+import re
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.storage import FsspecStore, LocalStore
+
+from milcore import storage
+from milcore.config import Codec
+from milcore.errors import InputError, StoreError
+from milcore.manifest import Manifest
+from milcore.shards import JpegCodec, ShardReader, ShardWriter
+
+SCHEMA_VERSION = 1
+FEATURE_CHUNK_MB = 32
+_FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+State = Literal["ok", "quarantined"]
+
+
+class SlideStatus(NamedTuple):
+    """How a slide ended; ``attrs`` are all attributes of its group."""
+
+    state: State
+    reason: str | None
+    attrs: dict[str, Any]
+
+
+class PatchStore:
+    """The store at a URI. Opening it reads nothing."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = storage.absolute(uri)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the cohort."""
+        storage.write_table(self._manifest_uri, manifest.to_table())
+
+    def manifest(self) -> Manifest:
+        """The cohort.
+
+        Raises:
+            StoreError: there is none.
+        """
+        try:
+            return Manifest.from_table(storage.read_table(self._manifest_uri))
+        except FileNotFoundError:
+            raise StoreError(
+                f"{self.uri} is not a patch store (no manifest.parquet); make it by `milcore ingest`"
+            ) from None
+
+    def status(self, slide_id: str) -> SlideStatus | None:
+        """How the slide ended; None while it has not."""
+        data = storage.read_all([self._group_json(slide_id)])
+        return _parse_status(data.get(self._group_json(slide_id)))
+
+    def statuses(self) -> dict[str, SlideStatus | None]:
+        """How each slide of the manifest ended, in its order."""
+        ids = [slide.slide_id for slide in self.manifest().slides]
+        data = storage.read_all([self._group_json(slide_id) for slide_id in ids])
+        return {slide_id: _parse_status(data.get(self._group_json(slide_id))) for slide_id in ids}
+
+    def slide_ids(self) -> list[str]:
+        """The slides that can be read, in manifest order."""
+        return [slide_id for slide_id, status in self.statuses().items() if status and status.state == "ok"]
+
+    def quarantined(self) -> dict[str, str]:
+        """The reason of every quarantined slide, in manifest order."""
+        found = {slide_id: status.reason for slide_id, status in self.statuses().items() if status is not None}
+        return {slide_id: reason for slide_id, reason in found.items() if reason is not None}
+
+    def slide(self, slide_id: str) -> "SlideGroup":
+        """A slide's group.
+
+        Raises:
+            StoreError: it is absent, incomplete or quarantined.
+        """
+        status = self.status(slide_id)
+        if status is None:
+            raise StoreError(f"slide {slide_id!r} is absent from {self.uri} or incomplete; run `milcore ingest` again")
+        if status.state == "quarantined":
+            raise StoreError(f"slide {slide_id!r} is quarantined: {status.reason}")
+        return SlideGroup(self.group_uri(slide_id), status.attrs)
+
+    def writer(
+        self, slide_id: str, attrs: dict[str, Any], patch_size: int, codec: Codec, quality: int
+    ) -> "SlideWriter":
+        """A context in which a slide is written; it becomes readable when the context ends without an error.
+
+        What an earlier, different ingestion left in the group is removed; an interrupted equal one is written over.
+
+        Args:
+            slide_id: of the slide.
+            attrs: attributes known beforehand (more may be added through the writer's ``attrs``); they tell whether
+                what lies in the group belongs to the same ingestion.
+            patch_size: p, in px.
+            codec: how a patch is stored.
+            quality: JPEG quality, 1 to 100.
+        """
+        started = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **attrs}
+        if self._begun(slide_id) != started:
+            storage.remove(self.group_uri(slide_id))
+        _write_group(self.group_uri(slide_id), {"begun": started, "complete": False})
+        return SlideWriter(self.group_uri(slide_id), started, patch_size, codec, quality)
+
+    def quarantine(self, slide_id: str, reason: str, attrs: dict[str, Any]) -> None:
+        """Record that a slide cannot be used, and remove what was written of it."""
+        storage.remove(self.group_uri(slide_id))
+        told = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **attrs}
+        _write_group(self.group_uri(slide_id), {**told, "status": "quarantined", "reason": reason, "complete": True})
+
+    def source(self, slide_id: str) -> dict[str, Any] | None:
+        """What was last seen of the slide's file: uri, size in bytes, version (ETag or modification time)."""
+        try:
+            return dict(storage.read_json(self._source_uri(slide_id)))
+        except FileNotFoundError:
+            return None
+
+    def write_source(self, slide_id: str, source: dict[str, Any]) -> None:
+        """Record what was seen of the slide's file."""
+        storage.write_json(self._source_uri(slide_id), source)
+
+    def group_uri(self, slide_id: str) -> str:
+        """Where the slide's Zarr group lies."""
+        return storage.join(self.uri, "slides", f"{slide_id}.zarr")
+
+    def _begun(self, slide_id: str) -> dict[str, Any] | None:
+        try:
+            attrs = storage.read_json(self._group_json(slide_id))["attributes"]
+        except FileNotFoundError:
+            return None
+        return attrs.get("begun")  # type: ignore[no-any-return]
+
+    def _group_json(self, slide_id: str) -> str:
+        return storage.join(self.group_uri(slide_id), "zarr.json")
+
+    def _source_uri(self, slide_id: str) -> str:
+        return storage.join(self.uri, "sources", f"{slide_id}.json")
+
+    @property
+    def _manifest_uri(self) -> str:
+        return storage.join(self.uri, "manifest.parquet")
+
+
+class SlideWriter:
+    """Writes one slide's group patch by patch; ``attrs`` may be added to until the context ends."""
+
+    def __init__(self, uri: str, attrs: dict[str, Any], patch_size: int, codec: Codec, quality: int) -> None:
+        self.attrs = {**attrs, "patch_size": patch_size, "codec": codec}
+        self._uri = uri
+        self._shards = ShardWriter(storage.join(uri, "patches"), patch_size, codec, quality)
+        self._coords: list[tuple[int, int]] = []
+        self._tissue: list[float] = []
+        self._quality = quality
+
+    def append(self, patch: npt.NDArray[np.uint8], x: int, y: int, tissue: float) -> None:
+        """Add a patch (p, p, 3), its corner in level-0 px and the share of its area that is tissue."""
+        self._shards.append(patch)
+        self._coords.append((x, y))
+        self._tissue.append(tissue)
+
+    def write_thumbnail(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """Store the slide's thumbnail (h, w, 3)."""
+        array = _open_group(self._uri).create_array(
+            "thumbnail",
+            shape=pixels.shape,
+            dtype="uint8",
+            chunks=pixels.shape,
+            serializer=JpegCodec(self._quality),
+            compressors=None,
+            overwrite=True,
+        )
+        array[...] = pixels
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._complete()
+
+    def _complete(self) -> None:
+        coords = np.array(self._coords, np.int32).reshape(-1, 2)
+        chunks = self._shards.finish()
+        group = _open_group(self._uri)
+        for name, array in (("coords", coords), ("tissue", np.array(self._tissue, np.float32))):
+            group.create_array(name, data=array, chunks=tuple(max(1, edge) for edge in array.shape), overwrite=True)
+        digest = hashlib.sha256(chunks.encode() + coords.astype("<i4").tobytes()).hexdigest()
+        final = {"status": "ok", "patches": len(coords), "patches_digest": digest, "complete": True}
+        _write_group(self._uri, {**self.attrs, **final})
+
+
+class SlideGroup:
+    """A complete slide of the store. Arrays are read when asked for."""
+
+    def __init__(self, uri: str, attrs: dict[str, Any]) -> None:
+        self.uri = uri
+        self.attrs = attrs
+        self.slide_id: str = attrs["slide_id"]
+        self.patch_size: int = attrs["patch_size"]
+        self.size_level0: float = attrs["patch_size_level0"]
+        self.patches_digest: str = attrs["patches_digest"]
+
+    def __len__(self) -> int:
+        return int(self.attrs["patches"])
+
+    @cached_property
+    def coords(self) -> npt.NDArray[np.int32]:
+        """Corner (x, y) of every patch in level-0 px, shape (n, 2)."""
+        return self._array("coords").astype(np.int32, copy=False)
+
+    @cached_property
+    def tissue(self) -> npt.NDArray[np.float32]:
+        """Share of every patch's area that is tissue, shape (n,)."""
+        return self._array("tissue").astype(np.float32, copy=False)
+
+    @property
+    def thumbnail(self) -> npt.NDArray[np.uint8]:
+        """The whole slide, small, shape (h, w, 3)."""
+        return self._array("thumbnail").astype(np.uint8, copy=False)
+
+    def patches(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
+        return self._shards.read(start, stop)
+
+    def features(self, name: str) -> npt.NDArray[np.float16]:
+        """The instance features of this name, shape (n, d).
+
+        Raises:
+            StoreError: they are absent or incomplete.
+        """
+        self.feature_attrs(name)
+        return self._array(f"features/{name}").astype(np.float16, copy=False)
+
+    def feature_attrs(self, name: str) -> dict[str, Any]:
+        """Attributes of the features: ``digest`` and what the encoder recorded.
+
+        Raises:
+            StoreError: they are absent or incomplete.
+        """
+        attrs = self._feature_attrs(name)
+        if attrs is None:
+            there = ", ".join(self.feature_names()) or "none"
+            raise StoreError(f"slide {self.slide_id!r} has no complete features {name!r}; there are: {there}")
+        return attrs
+
+    def has_features(self, name: str) -> bool:
+        """Whether complete features of this name are there."""
+        return self._feature_attrs(name) is not None
+
+    def feature_names(self) -> list[str]:
+        """Names of the complete features."""
+        names = storage.names(storage.join(self.uri, "features"))
+        return [name for name in names if name != "zarr.json" and self.has_features(name)]
+
+    def write_features(self, name: str, array: npt.NDArray[np.float16], attrs: dict[str, Any]) -> None:
+        """Write instance features, their digest and ``complete`` last.
+
+        Args:
+            name: of the features: letters, digits, '.', '_' and '-'.
+            array: shape (n, d), one row per patch.
+            attrs: what made them (encoder, weights digest, transform).
+
+        Raises:
+            InputError: the name cannot name a folder, or the rows are not one per patch.
+        """
+        if not _FEATURE_NAME.fullmatch(name):
+            raise InputError(f"features name {name!r}: allowed: letters, digits, '.', '_' and '-'")
+        if array.ndim != 2 or len(array) != len(self):
+            raise InputError(f"features of shape {array.shape} for {len(self)} patches of {self.slide_id!r}")
+        values = np.ascontiguousarray(array, "<f2")
+        rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (2 * values.shape[1]))))
+        node = _open_group(self.uri).create_array(
+            f"features/{name}",
+            shape=values.shape,
+            dtype="float16",
+            chunks=(rows, values.shape[1]),
+            compressors=None,
+            attributes={"complete": False},
+            overwrite=True,
+        )
+        node[...] = values
+        digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+        node.attrs.put({**attrs, "digest": digest, "complete": True})
+
+    def _feature_attrs(self, name: str) -> dict[str, Any] | None:
+        try:
+            attrs = storage.read_json(storage.join(self.uri, "features", name, "zarr.json"))["attributes"]
+        except FileNotFoundError:
+            return None
+        return dict(attrs) if attrs.get("complete") else None
+
+    @cached_property
+    def _shards(self) -> ShardReader:
+        return ShardReader(storage.join(self.uri, "patches"))
+
+    def _array(self, name: str) -> npt.NDArray[Any]:
+        return np.asarray(zarr.open_array(_zarr_store(self.uri), path=name, mode="r")[...])
+
+
+def _zarr_store(uri: str) -> LocalStore | FsspecStore:
+    if storage.is_local(uri):
+        return LocalStore(storage.absolute(uri))
+    return FsspecStore.from_url(uri, storage_options={"use_listings_cache": False})
+
+
+def _open_group(uri: str) -> zarr.Group:
+    return zarr.open_group(_zarr_store(uri), mode="r+", zarr_format=3)
+
+
+def _write_group(uri: str, attrs: dict[str, Any]) -> None:
+    metadata = {"zarr_format": 3, "node_type": "group", "attributes": attrs}
+    storage.write_json(storage.join(uri, "zarr.json"), metadata)
+
+
+def _parse_status(data: bytes | None) -> SlideStatus | None:
+    attrs = {} if data is None else json.loads(data)["attributes"]
+    if not attrs.get("complete"):
+        return None
+    return SlideStatus(attrs["status"], attrs.get("reason"), attrs)

@@ -1,0 +1,145 @@
+"""Manifests: what is read, and that every bad row is told at once."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from milcore.errors import InputError
+from milcore.manifest import Manifest, Slide, read_manifest
+
+
+def _csv(folder: Path, text: str) -> str:
+    (folder / "manifest.csv").write_text(text)
+    return str(folder / "manifest.csv")
+
+
+def test_a_minimal_manifest_gets_its_defaults(tmp_path: Path) -> None:
+    manifest = read_manifest(_csv(tmp_path, "slide_id,uri,label\na,slides/a.svs,1\nb,/abs/b.svs,0\n"))
+    assert manifest.classes == ("0", "1")
+    assert manifest.slides == (
+        Slide("a", f"{tmp_path}/slides/a.svs", 1, "a", "", None, None, None),
+        Slide("b", "/abs/b.svs", 0, "b", "", None, None, None),
+    )
+
+
+def test_all_columns_are_read_and_unknown_ones_ignored(tmp_path: Path) -> None:
+    uri = _csv(
+        tmp_path,
+        "stain,split,slide_id,uri,label,patient_id,site,mpp,annotation\n"
+        "HE,test,a,s3://bkt/a.svs,tumour,p1,north,0.25,a.geojson\nHE,train,b,../b.svs,normal,,,,\n",
+    )
+    first, second = read_manifest(uri).slides
+    assert first == Slide("a", "s3://bkt/a.svs", 1, "p1", "north", 0.25, "test", f"{tmp_path}/a.geojson")
+    assert second == Slide("b", f"{tmp_path.parent}/b.svs", 0, "b", "", None, "train", None)
+
+
+@pytest.mark.parametrize(
+    ("positive", "classes", "labels"),
+    [
+        (None, ("normal", "tumour"), [1, 0]),
+        ("tumour", ("normal", "tumour"), [1, 0]),
+        ("normal", ("tumour", "normal"), [0, 1]),
+    ],
+)
+def test_classes_are_ordered_by_name_unless_told(
+    tmp_path: Path, positive: str | None, classes: tuple[str, ...], labels: list[int]
+) -> None:
+    manifest = read_manifest(_csv(tmp_path, "slide_id,uri,label\na,a,tumour\nb,b,normal\n"), positive)
+    assert manifest.classes == classes
+    assert [slide.label for slide in manifest.slides] == labels
+
+
+def test_three_classes_are_kept(tmp_path: Path) -> None:
+    manifest = read_manifest(_csv(tmp_path, "slide_id,uri,label\na,a,z\nb,b,x\nc,c,y\n"))
+    assert (manifest.classes, [slide.label for slide in manifest.slides]) == (("x", "y", "z"), [2, 0, 1])
+
+
+def test_a_positive_class_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'cancer'.*normal, tumour"):
+        read_manifest(_csv(tmp_path, "slide_id,uri,label\na,a,tumour\nb,b,normal\n"), "cancer")
+
+
+def test_every_bad_row_is_told_with_its_line(tmp_path: Path) -> None:
+    uri = _csv(
+        tmp_path,
+        "slide_id,uri,label,mpp,split\n"
+        "a,a.svs,1,0.5,train\n"
+        "a,b.svs,0,,\n"
+        ",c.svs,0,,\n"
+        "\n"
+        "../d,d.svs,0,,\n"
+        "e,,2,,\n"
+        "f,f.svs,,-1,dev\n"
+        "g,g.svs,tumour,x,\n"
+        "h,h.svs,nan\n",
+    )
+    with pytest.raises(InputError) as caught:
+        read_manifest(uri)
+    told = str(caught.value).split("\n  ")[1:]
+    beginnings = [
+        "line 3: slide_id 'a' stands on line 2 already",
+        "line 4: slide_id is empty",
+        "line 6: slide_id '../d' cannot name a file",
+        "line 7: uri is empty",
+        "line 7: label '2' is neither 0/1 nor a class name",
+        "line 8: label is empty",
+        "line 8: mpp '-1' is not a positive number of um/px",
+        "line 8: split 'dev' is none of train, val, test",
+        "line 9: mpp 'x' is not a positive number of um/px",
+        "line 9: label 'tumour' where other rows have 0/1",
+        "line 10: 3 cells where the header has 5 columns",
+        "line 10: label 'nan' is neither 0/1 nor a class name",
+    ]
+    assert [line[: len(start)] for line, start in zip(told, beginnings, strict=True)] == beginnings
+    assert "12 problem(s)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide_id,path\na,b\n", "lacks the column.s. uri, label; it has slide_id, path"),
+        ("slide_id,uri,label,label\na,b,1,0\n", "label more than once"),
+        ("", "lacks the column"),
+        ("slide_id,uri,label\n", "has no slides"),
+    ],
+)
+def test_a_manifest_without_its_columns_or_rows_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_manifest(_csv(tmp_path, text))
+
+
+def test_an_absent_or_binary_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: FileNotFoundError"):
+        read_manifest(str(tmp_path / "no.csv"))
+    (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_manifest(str(tmp_path / "m.csv"))
+    (tmp_path / "m.parquet").write_bytes(b"slide_id,uri")
+    with pytest.raises(InputError, match="not a Parquet file"):
+        read_manifest(str(tmp_path / "m.parquet"))
+
+
+def test_parquet_numbers_and_nulls_are_understood(tmp_path: Path) -> None:
+    table = pa.table({"slide_id": [7, 8], "uri": ["a", "b"], "label": [1.0, 0.0], "mpp": [0.25, None]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    first, second = read_manifest(str(tmp_path / "m.parquet")).slides
+    assert (first.slide_id, first.label, first.mpp) == ("7", 1, 0.25)
+    assert (second.slide_id, second.label, second.mpp) == ("8", 0, None)
+
+
+def test_a_manifest_survives_its_table(tmp_path: Path) -> None:
+    manifest = Manifest(
+        (
+            Slide("a", "s3://b/a", 1, "p", "x", 0.5, "val", "s3://b/a.geojson"),
+            Slide("b", "/b", 0, "b", "", None, None, None),
+        ),
+        ("normal", "tumour"),
+    )
+    pq.write_table(manifest.to_table(), tmp_path / "m.parquet")
+    again = Manifest.from_table(pq.read_table(tmp_path / "m.parquet"))
+    assert again == manifest
+    assert again["b"] == manifest.slides[1]
+    with pytest.raises(InputError, match="'c'"):
+        again.slide("c")

@@ -1,0 +1,169 @@
+"""The store: what is written is read back, and nothing incomplete is read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+
+from milcore import storage
+from milcore.errors import InputError, StoreError
+from milcore.manifest import Manifest, Slide
+from milcore.store import PatchStore
+
+ATTRS = {"patch_size_level0": 32.0, "size_level0": [100, 80], "parameters": {"mpp": 0.5}}
+MANIFEST = Manifest(tuple(Slide(name, f"/{name}", 0, name, "", None, None, None) for name in "cabd"), ("0", "1"))
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PatchStore]:
+    if request.param == "local":
+        yield PatchStore(str(tmp_path / "store"))
+        return
+    yield PatchStore("memory://store")
+    fsspec.filesystem("memory").rm("/", recursive=True)
+
+
+def _patches(count: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+def _write(store: PatchStore, slide_id: str, count: int = 5) -> None:
+    with store.writer(slide_id, ATTRS, 16, "zstd", 90) as writer:
+        for i, patch in enumerate(_patches(count)):
+            writer.append(patch, 10 * i, i, i / 8)
+        writer.write_thumbnail(np.full((40, 50, 3), 200, np.uint8))
+        writer.attrs["counts"] = {"patches": count}
+
+
+def test_a_slide_is_read_back(store: PatchStore) -> None:
+    _write(store, "a")
+    slide = store.slide("a")
+    assert (len(slide), slide.patch_size, slide.size_level0, slide.attrs["counts"]) == (5, 16, 32.0, {"patches": 5})
+    np.testing.assert_array_equal(slide.patches(1, 4), _patches(5)[1:4])
+    assert slide.coords.tolist() == [[0, 0], [10, 1], [20, 2], [30, 3], [40, 4]]
+    assert slide.coords.dtype == np.int32
+    assert slide.tissue.tolist() == [0.0, 0.125, 0.25, 0.375, 0.5]
+    assert slide.thumbnail.shape == (40, 50, 3)
+    assert np.abs(slide.thumbnail.astype(int) - 200).max() <= 1
+
+
+def test_complete_comes_last_and_without_it_nothing_is_read(store: PatchStore) -> None:
+    with pytest.raises(RuntimeError), store.writer("a", ATTRS, 16, "none", 90) as writer:  # noqa: PT012
+        writer.append(_patches(1)[0], 0, 0, 1.0)
+        raise RuntimeError
+    assert store.status("a") is None
+    with pytest.raises(StoreError, match=r"absent from .* or incomplete"):
+        store.slide("a")
+    _write(store, "a")
+    assert store.status("a").state == "ok"
+
+
+def test_an_interrupted_slide_written_again_equals_one_written_at_once(tmp_path: Path) -> None:
+    one, two = PatchStore(str(tmp_path / "one")), PatchStore(str(tmp_path / "two"))
+    with pytest.raises(RuntimeError), one.writer("a", ATTRS, 16, "zstd", 90) as writer:  # noqa: PT012
+        writer.append(_patches(1)[0], 0, 0, 1.0)
+        raise RuntimeError
+    _write(one, "a")
+    _write(two, "a")
+    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_other_parameters_remove_what_an_earlier_ingestion_left(store: PatchStore) -> None:
+    _write(store, "a")
+    store.slide("a").write_features("f", np.ones((5, 3), np.float16), {})
+    with store.writer("a", {**ATTRS, "parameters": {"mpp": 0.25}}, 16, "zstd", 90) as writer:
+        writer.append(_patches(1)[0], 0, 0, 1.0)
+    assert store.slide("a").feature_names() == []
+    assert len(store.slide("a")) == 1
+
+
+def test_the_cohort_is_told_in_manifest_order(store: PatchStore) -> None:
+    store.write_manifest(MANIFEST)
+    for slide_id in "abc":
+        _write(store, slide_id)
+    store.quarantine("b", "no tissue", {"parameters": {}})
+    assert store.manifest() == MANIFEST
+    assert store.slide_ids() == ["c", "a"]
+    assert store.quarantined() == {"b": "no tissue"}
+    assert store.status("d") is None
+    with pytest.raises(StoreError, match="quarantined: no tissue"):
+        store.slide("b")
+    assert not storage.exists(storage.join(store.group_uri("b"), "coords", "zarr.json"))
+
+
+def test_a_folder_that_is_no_store_is_told(store: PatchStore) -> None:
+    with pytest.raises(StoreError, match="not a patch store"):
+        store.manifest()
+
+
+def test_features_are_read_back_with_what_made_them(store: PatchStore) -> None:
+    _write(store, "a")
+    slide = store.slide("a")
+    features = np.arange(15, dtype=np.float16).reshape(5, 3)
+    slide.write_features("tiny-1", features, {"encoder": "tiny"})
+    np.testing.assert_array_equal(store.slide("a").features("tiny-1"), features)
+    attrs = slide.feature_attrs("tiny-1")
+    assert (attrs["encoder"], attrs["complete"], len(attrs["digest"])) == ("tiny", True, 64)
+    assert (slide.feature_names(), slide.has_features("tiny-1"), slide.has_features("no")) == (["tiny-1"], True, False)
+    with pytest.raises(StoreError, match="no complete features 'no'; there are: tiny-1"):
+        slide.features("no")
+
+
+def test_incomplete_features_are_not_read(store: PatchStore) -> None:
+    _write(store, "a")
+    slide = store.slide("a")
+    slide.write_features("f", np.zeros((5, 3), np.float16), {})
+    uri = storage.join(slide.uri, "features", "f", "zarr.json")
+    metadata = storage.read_json(uri)
+    storage.write_json(uri, {**metadata, "attributes": {"complete": False}})
+    assert not slide.has_features("f")
+    with pytest.raises(StoreError, match="there are: none"):
+        slide.features("f")
+
+
+def test_features_not_one_per_patch_are_refused(store: PatchStore) -> None:
+    _write(store, "a")
+    with pytest.raises(InputError, match=r"shape \(4, 3\) for 5 patches"):
+        store.slide("a").write_features("f", np.zeros((4, 3), np.float16), {})
+    with pytest.raises(InputError, match="features name 'a/b'"):
+        store.slide("a").write_features("a/b", np.zeros((5, 3), np.float16), {})
+
+
+def test_features_of_many_chunks_survive(store: PatchStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milcore.store.FEATURE_CHUNK_MB", 2 * 3 * 2 / 1e6)
+    _write(store, "a")
+    features = np.arange(15, dtype=np.float16).reshape(5, 3)
+    store.slide("a").write_features("f", features, {})
+    np.testing.assert_array_equal(store.slide("a").features("f"), features)
+
+
+def test_the_digest_of_patches_follows_pixels_and_places(tmp_path: Path) -> None:
+    digests = set()
+    for x, value in ((0, 1), (1, 1), (0, 2)):
+        store = PatchStore(str(tmp_path / f"{x}{value}"))
+        with store.writer("a", ATTRS, 16, "none", 90) as writer:
+            writer.append(np.full((16, 16, 3), value, np.uint8), x, 0, 1.0)
+        digests.add(store.slide("a").patches_digest)
+    assert len(digests) == 3
+
+
+def test_plain_zarr_reads_the_whole_group(tmp_path: Path) -> None:
+    store = PatchStore(str(tmp_path))
+    _write(store, "a")
+    group = zarr.open_group(tmp_path / "slides/a.zarr", mode="r")
+    assert sorted(group.array_keys()) == ["coords", "patches", "thumbnail", "tissue"]
+    np.testing.assert_array_equal(group["patches"][:], _patches(5))
+    assert group.attrs["complete"] is True
+
+
+def test_what_was_seen_of_a_source_is_kept(store: PatchStore) -> None:
+    assert store.source("a") is None
+    store.write_source("a", {"uri": "/a", "size": 3, "version": "v"})
+    assert store.source("a") == {"uri": "/a", "size": 3, "version": "v"}
