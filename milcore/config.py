@@ -46,6 +46,22 @@ class IngestConfig(Config):
     max_unreadable: int = Field(0, ge=0, description="unreadable tiles under tissue that a slide may have")
 
 
+class EncodeConfig(Config):
+    """How patches become frozen features."""
+
+    encoder: FrozenEncoderName = Field("efficientnet_lite0", description="the frozen encoder")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="features/<name> to write (none: the encoder's name)"
+    )
+    batch_size: PositiveInt = Field(32, description="patches in one forward pass")
+    use_gpu: bool = Field(False, description="encode on a CUDA device")
+
+    @property
+    def features_name(self) -> str:
+        """The name under which the features are stored."""
+        return self.name or self.encoder
+
+
 class SplitConfig(Config):
     """How patients are divided; a function of the manifest and these values only."""
 

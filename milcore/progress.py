@@ -1,0 +1,59 @@
+"""Progress of anything that takes longer than two seconds, on standard error.
+
+A bar on a terminal; in logs (a Kubernetes pod, a file) one plain line every few seconds.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import Progress
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """Hand items through, showing how many of ``total`` have passed."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with Progress(console=console, transient=False) as progress:
+            yield from progress.track(items, total=total, description=label)
+        return
+    yield from _track_in_lines(items, label, total)
+
+
+def _track_in_lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or (done == total and now - start >= 2.0):
+            last = now
+            say(f"{label}: {done}/{total}, {now - start:.0f} s, {done / (now - start):.2g}/s")
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
+
+
+class EpochLines:
+    """A line per epoch of training, at most one every five seconds, and always the first."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._start = time.monotonic()
+        self._last = -SECONDS_BETWEEN_LINES
+
+    def show(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Show an epoch's figures."""
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_LINES and epoch + 1 < self._epochs:
+            return
+        self._last = now
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        say(f"epoch {epoch + 1}/{self._epochs}: {figures}, {now - self._start:.0f} s")

@@ -1,0 +1,239 @@
+"""A run folder: what is written before training, what training publishes, and how it is read again.
+
+``config.json`` says what the run is; the same folder resumes the same run and refuses another. ``model.safetensors``
+comes last: a run that has it is finished.
+"""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from milcore import __version__, storage
+from milcore.bags import BagEntry, Bags
+from milcore.checkpoints import HistoryRow
+from milcore.config import RunSpec, SplitConfig, TrainConfig, parse_config
+from milcore.errors import InputError, StoreError
+from milcore.model import MILModel, make_model
+from milcore.splits import check_splits, make_splits, splits_digest
+from milcore.store import PatchStore, SlideGroup
+from milcore.train import TrainContext, fit
+
+CONFIG = "config.json"
+SPLITS = "splits.parquet"
+MODEL = "model.safetensors"
+HISTORY = "history.parquet"
+CHECKPOINTS = "checkpoints"
+READING_THREADS = 16
+
+
+def prepare_run(
+    store_uri: str, run_uri: str, config: TrainConfig, split_config: SplitConfig, splits_uri: str | None
+) -> RunSpec:
+    """Write what the run is: ``splits.parquet`` and ``config.json``.
+
+    Args:
+        store_uri: patch store to train on.
+        run_uri: the run folder; one that already holds this very run is taken up again.
+        config: the model and its training.
+        split_config: how to split the store's patients; not read when ``splits_uri`` is given.
+        splits_uri: a splits.parquet to take over, so that nothing tuned on is ever tested on.
+
+    Raises:
+        InputError: the folder holds another run, or the split cannot be trained on.
+        StoreError: slides lack what is to be trained on.
+    """
+    store_uri = storage.absolute(store_uri)
+    store = PatchStore(store_uri)
+    splits = choose_splits(store, split_config, splits_uri)
+    spec = RunSpec(
+        milcore_version=__version__,
+        store_uri=store_uri,
+        classes=store.manifest().classes,
+        instance_digest=instance_digest(store, config, splits.column("slide_id").to_pylist()),
+        splits_digest=splits_digest(splits),
+        train=config,
+    )
+    claim_folder(run_uri, spec.model_dump(mode="json"))
+    storage.write_table(storage.join(run_uri, SPLITS), splits)
+    return spec
+
+
+def claim_folder(uri: str, spec: dict[str, object]) -> None:
+    """Write ``config.json`` into a new folder, or check that the folder was made for the same one.
+
+    Raises:
+        InputError: it was made for another; every setting that differs is named.
+    """
+    config_uri = storage.join(uri, CONFIG)
+    if not storage.exists(config_uri):
+        storage.write_json(config_uri, spec)
+        return
+    before, now = _flat(storage.read_json(config_uri)), _flat(json.loads(json.dumps(spec)))
+    changed = [
+        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise InputError(f"{uri} holds another run ({'; '.join(changed)}); take another folder or the same settings")
+
+
+def choose_splits(store: PatchStore, split_config: SplitConfig, splits_uri: str | None) -> pa.Table:
+    """The split of the store's usable slides: drawn from the whole manifest, or taken over from a file.
+
+    Raises:
+        InputError: the store has more than two classes, the file lacks slides, or the training part has one class.
+    """
+    manifest = store.manifest()
+    if len(manifest.classes) != 2:
+        raise InputError(
+            f"the manifest has {len(manifest.classes)} classes ({', '.join(manifest.classes)}); "
+            "allowed: 2; keep two classes or merge the others"
+        )
+    splits = make_splits(manifest, split_config) if splits_uri is None else storage.read_table(splits_uri)
+    check_splits(splits)
+    usable = store.slide_ids()
+    absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
+    if absent:
+        raise InputError(
+            f"{splits_uri} lacks {len(absent)} slides of the store ({', '.join(absent[:5])} …); make it anew"
+        )
+    splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
+    labels = {row["label"] for row in splits.to_pylist() if row["split"] == "train"}
+    if labels != {0, 1}:
+        raise InputError(
+            f"the training split holds slides of class {sorted(labels)} only; allowed: both classes; "
+            "ingest more slides or change split_seed or the fractions"
+        )
+    return splits
+
+
+def instance_digest(store: PatchStore, config: TrainConfig, slide_ids: list[str]) -> str:
+    """Sha256 over the digests of what each slide is trained from.
+
+    Raises:
+        StoreError: slides lack these features.
+    """
+
+    def digest(slide_id: str) -> str | None:
+        slide = store.slide(slide_id)
+        if config.features is None:
+            return slide.patches_digest
+        return str(slide.feature_attrs(config.features)["digest"]) if slide.has_features(config.features) else None
+
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        digests = dict(zip(slide_ids, pool.map(digest, slide_ids), strict=True))
+    lacking = sorted(slide_id for slide_id, its in digests.items() if its is None)
+    if lacking:
+        raise StoreError(
+            f"{len(lacking)} of {len(slide_ids)} slides have no features/{config.features} "
+            f"({', '.join(lacking[:5])} …); "
+            "run milcore encode or name others by --features"
+        )
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def read_spec(run_uri: str) -> RunSpec:
+    """What the run is.
+
+    Raises:
+        InputError: no run folder stands there.
+    """
+    try:
+        values = storage.read_json(storage.join(run_uri, CONFIG))
+    except FileNotFoundError:
+        raise InputError(f"no run at {run_uri} ({CONFIG} is missing); run milcore train first") from None
+    return parse_config(RunSpec, values)
+
+
+def read_splits(run_uri: str) -> pa.Table:
+    """The split of the run."""
+    return storage.read_table(storage.join(run_uri, SPLITS))
+
+
+def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
+    """The bags of a split table, in its order, read from the store when asked for."""
+    store = PatchStore(store_uri)
+    rows = splits.to_pylist()
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        slides = list(pool.map(lambda row: store.slide(row["slide_id"]), rows))
+    groups = {slide.slide_id: slide for slide in slides}
+    entries = [
+        BagEntry(row["slide_id"], row["patient_id"], row["label"], row["split"], len(groups[row["slide_id"]]))
+        for row in rows
+    ]
+    return Bags(entries, lambda entry: read_instances(groups[entry.slide_id], config))
+
+
+def read_instances(slide: SlideGroup, config: TrainConfig) -> Tensor:
+    """What the model sees of a slide: features (instance, feature), or patches (instance, height, width, 3) u1."""
+    if config.features is None:
+        return torch.from_numpy(slide.patches(0, len(slide)))
+    return torch.from_numpy(slide.features(config.features))
+
+
+def train_run(run_uri: str, ctx: TrainContext) -> None:
+    """Train a prepared run and publish model and history; a finished run is left as it is."""
+    if is_finished(run_uri):
+        return
+    spec = read_spec(run_uri)
+    result = fit(spec.train, load_bags(spec.store_uri, spec.train, read_splits(run_uri)), ctx)
+    if ctx.rank == 0:
+        storage.write_table(storage.join(run_uri, HISTORY), history_table(result.history))
+        storage.write_bytes(storage.join(run_uri, MODEL), _weights(result.model, result.best_epoch))
+
+
+def is_finished(run_uri: str) -> bool:
+    """Whether the run has published its model."""
+    return storage.exists(storage.join(run_uri, MODEL))
+
+
+def history_table(history: list[HistoryRow]) -> pa.Table:
+    """Columns fold, epoch, split, metric, value."""
+    return pa.table(
+        {
+            "fold": pa.array([0] * len(history), pa.int32()),
+            "epoch": pa.array([row.epoch for row in history], pa.int32()),
+            "split": pa.array([row.split for row in history], pa.string()),
+            "metric": pa.array([row.metric for row in history], pa.string()),
+            "value": pa.array([row.value for row in history], pa.float64()),
+        }
+    )
+
+
+def load_model(run_uri: str) -> tuple[RunSpec, MILModel]:
+    """The published model of a run, on the CPU and in evaluation mode.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    spec = read_spec(run_uri)
+    if not is_finished(run_uri):
+        raise InputError(f"the run at {run_uri} is not finished ({MODEL} is missing); run milcore train again")
+    weights = load(storage.read_bytes(storage.join(run_uri, MODEL)))
+    width = len(weights["encoder.mean"]) if "encoder.mean" in weights else 0
+    model = make_model(spec.train, width)
+    model.load_state_dict(weights)
+    return spec, model.eval()
+
+
+def _weights(model: MILModel, best_epoch: int) -> bytes:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    data: bytes = save(tensors, metadata={"milcore_version": __version__, "best_epoch": str(best_epoch)})
+    return data
+
+
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

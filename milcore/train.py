@@ -1,0 +1,278 @@
+"""The training loop: plain torch that does not know its launcher.
+
+``fit`` alone and under N workers makes the same weights: the global batch is formed before it is dealt, the loss is
+divided by the global bag count, and randomness hangs on bags. The launcher is behind ``TrainContext``; with more than
+one worker it has made the process group, and ``fit`` wraps the model in torch's own DDP.
+"""
+
+import contextlib
+import itertools
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from milcore import storage
+from milcore.bags import BagBatch, Bags, deal, global_batches, micro_batches
+from milcore.checkpoints import HistoryRow, Progress, load_checkpoint, save_checkpoint
+from milcore.config import SplitName, TrainConfig
+from milcore.errors import MILError
+from milcore.metrics import auroc
+from milcore.model import Dropout, FeatureEncoder, MILModel, make_model
+from milcore.progress import EpochLines
+
+CHECKPOINTS_KEPT = 2
+
+
+class TrainContext(Protocol):
+    """The seam between the loop and whatever runs it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        """Take an epoch's figures and, on rank 0 now and then, a folder to keep; every rank calls it equally often."""
+        ...
+
+    def restore(self) -> contextlib.AbstractContextManager[Path | None]:
+        """The newest checkpoint as a local folder, or None."""
+        ...
+
+
+class LocalContext:
+    """One worker in this process.
+
+    Args:
+        checkpoints_uri: where checkpoints go; None keeps none.
+        lines: shows epochs as they end; None is silent.
+    """
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, checkpoints_uri: str | None, device: torch.device, lines: EpochLines | None = None) -> None:
+        self.device = device
+        self._uri = checkpoints_uri
+        self._lines = lines
+
+    def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        """Show the line, keep the checkpoint and drop older ones."""
+        if self._lines is not None:
+            self._lines.show(epoch, metrics)
+        if checkpoint is None or self._uri is None:
+            return
+        storage.upload_folder(checkpoint, storage.join(self._uri, f"{epoch:04d}"))
+        for name in storage.names(self._uri)[:-CHECKPOINTS_KEPT]:
+            storage.remove(storage.join(self._uri, name))
+
+    @contextlib.contextmanager
+    def restore(self) -> Iterator[Path | None]:
+        """The newest checkpoint that was written to its end."""
+        for name in reversed(storage.names(self._uri) if self._uri is not None else []):
+            uri = storage.join(str(self._uri), name)
+            if storage.exists(storage.join(uri, "state.json")):
+                with storage.local_folder(uri) as folder:
+                    yield folder
+                return
+        yield None
+
+
+class FitResult(NamedTuple):
+    """The model with the lowest validation loss and how it was reached."""
+
+    model: MILModel
+    history: list[HistoryRow]
+    best_epoch: int
+
+
+class Validation(NamedTuple):
+    """What the validation split says of the model after an epoch."""
+
+    loss: float
+    auroc: float
+
+
+def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
+    """Train on split ``train`` and keep the epoch of lowest loss on split ``val``; split ``test`` is not touched.
+
+    Without validation bags the training loss selects.
+
+    Raises:
+        MILError: the loss is not finite.
+    """
+    loop = _Loop(config, bags, ctx)
+    progress = loop.start()
+    for epoch in range(progress.epochs_done, config.epochs):
+        if epoch - progress.best_epoch > config.patience:
+            break
+        train_loss = loop.train_epoch(epoch)
+        validation = loop.validate()
+        metrics = {"train_loss": train_loss, "val_loss": validation.loss, "val_auroc": validation.auroc}
+        _note(progress, epoch, metrics, loop.model)
+        loop.report(progress, epoch, metrics)
+    loop.model.load_state_dict(progress.best_weights)
+    return FitResult(loop.model, progress.history, progress.best_epoch)
+
+
+def _note(progress: Progress, epoch: int, metrics: dict[str, float], model: MILModel) -> None:
+    """Enter an epoch into the history; keep the weights if its validation loss is the lowest so far."""
+    for name, value in metrics.items():
+        split, metric = name.split("_")
+        progress.history.append(HistoryRow(epoch, split, metric, value))
+    progress.epochs_done = epoch + 1
+    loss = metrics["train_loss"] if math.isnan(metrics["val_loss"]) else metrics["val_loss"]
+    if loss < progress.best_loss:
+        progress.best_epoch, progress.best_loss = epoch, loss
+        progress.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+class _Share(NamedTuple):
+    """One rank's part of a global batch: its micro-batches and the factor of each bag's loss."""
+
+    groups: list[list[int]]
+    scale: float
+
+
+class _Loop:
+    """A model under training on one rank."""
+
+    def __init__(self, config: TrainConfig, bags: Bags, ctx: TrainContext) -> None:
+        self.config, self.bags, self.ctx = config, bags, ctx
+        self.model = make_model(config, bags[0].instances.shape[-1]).to(ctx.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        distributed = ctx.world_size > 1
+        self.replica = DistributedDataParallel(self.model, broadcast_buffers=False) if distributed else self.model
+
+    def start(self) -> Progress:
+        """Go on from the newest checkpoint, or from the beginning."""
+        with self.ctx.restore() as folder:
+            if folder is not None:
+                return load_checkpoint(folder, self.model, self.optimizer)
+        if isinstance(self.model.encoder, FeatureEncoder):
+            self.model.encoder.standardise(*self._feature_statistics())
+        return Progress()
+
+    def train_epoch(self, epoch: int) -> float:
+        """One pass over the training bags; returns the mean loss over them."""
+        batches = global_batches(self.bags.split("train"), self.config.batch_size, self.config.seed, epoch)
+        shares = [self._share(batch) for batch in batches]
+        packed = self.bags.batches(group for share in shares for group in share.groups)
+        total = 0.0
+        for step, share in enumerate(shares):
+            self._set_learning_rate(epoch + step / len(shares))
+            total += self._step(share, packed, Dropout(self.config.seed, epoch))
+        loss = self._sum_over_ranks(total) / len(shares)
+        if not math.isfinite(loss):
+            raise MILError(f"epoch {epoch}: the training loss is {loss}; lower learning_rate or use precision fp32")
+        return loss
+
+    def validate(self) -> Validation:
+        """Loss and AUROC on the validation split; NaN where they are not defined."""
+        said = self.predict("val")
+        labels = np.array([self.bags.entries[index].label for index in said], dtype=np.int64)
+        log_prob = np.array([said[index] for index in said], dtype=np.float64).reshape(-1, 2)
+        if len(labels) == 0:
+            return Validation(math.nan, math.nan)
+        loss = -log_prob[np.arange(len(labels)), labels].mean()
+        return Validation(float(loss), auroc(labels, log_prob[:, 1]))
+
+    @torch.no_grad()
+    def predict(self, split: SplitName) -> dict[int, list[float]]:
+        """Log-probabilities of every bag of a split, on every rank, in order of the bags."""
+        hand = deal(self.bags.split(split), self.bags.lengths, self.ctx.world_size)[self.ctx.rank]
+        groups = micro_batches(hand, self.bags.lengths, self.config.max_instances)
+        said: dict[int, list[float]] = {}
+        for group, batch in zip(groups, self.bags.batches(groups), strict=True):
+            log_prob = self._log_prob(self.model, batch.to(self.ctx.device, self._dtype), None)
+            said.update(zip(group, log_prob.tolist(), strict=True))
+        if self.ctx.world_size > 1:
+            parts: list[dict[int, list[float]]] = [{} for _ in range(self.ctx.world_size)]
+            dist.all_gather_object(parts, said)
+            said = {index: values for part in parts for index, values in part.items()}
+        return dict(sorted(said.items()))
+
+    def report(self, progress: Progress, epoch: int, metrics: dict[str, float]) -> None:
+        """Hand an epoch to the launcher, with a checkpoint when one is due."""
+        due = (epoch + 1) % self.config.checkpoint_every == 0
+        if not due or self.ctx.rank != 0:
+            self.ctx.report(epoch, metrics, None)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder), self.model, self.optimizer, progress)
+            self.ctx.report(epoch, metrics, Path(folder))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.config.precision == "fp64" else torch.float32
+
+    def _share(self, batch: list[int]) -> _Share:
+        """Local loss = world_size * sum of own losses / bags of the batch, so that DDP's mean is the batch's mean."""
+        hand = deal(batch, self.bags.lengths, self.ctx.world_size)[self.ctx.rank]
+        if not hand:  # this rank joins the all-reduce with somebody's bag and a zero loss
+            return _Share([batch[:1]], 0.0)
+        groups = micro_batches(hand, self.bags.lengths, self.config.max_instances)
+        return _Share(groups, self.ctx.world_size / len(batch))
+
+    def _step(self, share: _Share, packed: Iterator[BagBatch], dropout: Dropout) -> float:
+        """One optimizer step; returns this rank's part of the global batch's mean loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for place, batch in enumerate(itertools.islice(packed, len(share.groups)), start=1):
+            with self._synchronised(last=place == len(share.groups)):
+                here = batch.to(self.ctx.device, self._dtype)
+                log_prob = self._log_prob(self.replica, here, dropout)
+                loss = -log_prob.gather(1, here.labels[:, None]).sum() * share.scale
+                torch.autograd.backward(loss)
+            total += loss.item()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        return total / self.ctx.world_size
+
+    def _log_prob(self, model: nn.Module, batch: BagBatch, dropout: Dropout | None) -> Tensor:
+        half = self.config.precision == "bf16"
+        with torch.autocast(self.ctx.device.type, torch.bfloat16, enabled=half):
+            log_prob: Tensor = model(batch, dropout)
+        return log_prob.to(self._dtype)
+
+    def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients travel once per step, with the last micro-batch."""
+        if last or not isinstance(self.replica, DistributedDataParallel):
+            return contextlib.nullcontext()
+        without: contextlib.AbstractContextManager[None] = self.replica.no_sync()
+        return without
+
+    def _set_learning_rate(self, epochs: float) -> None:
+        """``lr = peak * (1 + cos(pi * epochs / all epochs)) / 2`` (Loshchilov, Hutter 2017)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * (1.0 + math.cos(math.pi * epochs / self.config.epochs)) / 2.0
+
+    def _feature_statistics(self) -> tuple[Float[Tensor, " feature"], Float[Tensor, " feature"]]:
+        """Mean and standard deviation over the instances of the training bags, each rank reading its share."""
+        width = self.bags[0].instances.shape[-1]
+        sums = torch.zeros(3, width, dtype=torch.float64, device=self.ctx.device)
+        for index in deal(self.bags.split("train"), self.bags.lengths, self.ctx.world_size)[self.ctx.rank]:
+            features = self.bags[index].instances.to(self.ctx.device, torch.float64)
+            count = torch.full_like(features[0], len(features))
+            sums += torch.stack([count, features.sum(0), features.square().sum(0)])
+        if self.ctx.world_size > 1:
+            dist.all_reduce(sums)
+        mean, square = sums[1] / sums[0], sums[2] / sums[0]
+        return mean, (square - mean.square()).clamp_min(0.0).sqrt()
+
+    def _sum_over_ranks(self, value: float) -> float:
+        if self.ctx.world_size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.ctx.device)
+        dist.all_reduce(total)
+        return float(total.item())
