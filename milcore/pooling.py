@@ -14,6 +14,7 @@ Axes: instance, bag, key (embedding width), value (pooled width), attention (att
 Source: Ilse, Tomczak, Welling 2018, arXiv 1802.04712, section 2.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -89,9 +90,9 @@ def probabilities(logit: Float[Tensor, "row 1"]) -> Float[Tensor, "row 2"]:
     return torch.cat([torch.sigmoid(-logit), torch.sigmoid(logit)], dim=1)
 
 
-def clamped(log_prob: Float[Tensor, "bag 2"]) -> Float[Tensor, "bag 2"]:
-    """Log-probabilities no smaller than log 1e-7, so that one certain and wrong bag cannot rule the loss."""
-    return log_prob.clamp_min(float(torch.tensor(SMALLEST_PROBABILITY, dtype=torch.float64).log()))
+def log_of(probability: Float[Tensor, "bag 2"]) -> Float[Tensor, "bag 2"]:
+    """``log max(p, 1e-7)``: one certain and wrong bag cannot rule the loss, and no gradient is infinite."""
+    return probability.clamp_min(SMALLEST_PROBABILITY).log()
 
 
 class MaxPooling(nn.Module):
@@ -137,7 +138,7 @@ class MaxPooling(nn.Module):
         return logit
 
     def instance_log_prob(self, pooled: Tensor) -> Tensor:
-        return clamped(log_sigmoids(pooled))
+        return log_sigmoids(pooled).clamp_min(math.log(SMALLEST_PROBABILITY))
 
 
 class MeanPooling(nn.Module):
@@ -168,7 +169,7 @@ class MeanPooling(nn.Module):
         return probabilities(logit)
 
     def instance_log_prob(self, pooled: Tensor) -> Tensor:
-        return clamped(pooled.log())
+        return log_of(pooled)
 
 
 class AttentionScore(nn.Module):
@@ -229,7 +230,7 @@ class SoftmaxPooling(nn.Module):
         return probabilities(logit)
 
     def instance_log_prob(self, pooled: Tensor) -> Tensor:
-        return clamped(pooled.log())
+        return log_of(pooled)
 
     def _scores(self, keys: Tensor) -> Tensor:
         score: Tensor = self.attention(keys)
