@@ -1,4 +1,4 @@
-"""Attention of one slide: as a table, as a picture aligned to level 0, and held against an annotation.
+"""Attention of one slide: as a table, as a picture aligned to level 0, and held against instance labels. No I/O.
 
 Attention says which patches the pooling weighed, as shares of one slide's whole. It is not a probability of disease:
 weights of a negative slide sum to 1 just the same, and weights of two slides cannot be compared.
@@ -7,22 +7,17 @@ Boxes are (x, y, x + size, y + size) in level-0 px; axis words: instance, row, c
 """
 
 import io
-import json
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import shapely
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from scipy.stats import rankdata
-from shapely.geometry.base import BaseGeometry
 
-from milcore.errors import InputError
 from milcore.metrics import auroc
 
-POSITIVE_OVERLAP = 0.25
 # The published viridis ramp at nine equal steps: legible on pink tissue and to the colour-blind.
 RAMP = np.array(
     [
@@ -135,64 +130,6 @@ def png(pixels: UInt8[np.ndarray, "row column channel"]) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", optimize=True)
     return sink.getvalue()
-
-
-def read_annotation(text: bytes, slide_id: str) -> BaseGeometry:
-    """The union of all areas of a GeoJSON object, level-0 px.
-
-    Args:
-        text: a FeatureCollection, Feature, GeometryCollection or geometry; points and lines have no area.
-        slide_id: named in errors.
-
-    Raises:
-        InputError: the text is not GeoJSON.
-    """
-    try:
-        found = [shapely.geometry.shape(part) for part in _geometries(json.loads(text))]
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
-        raise InputError(
-            f"annotation of slide {slide_id} is not GeoJSON ({error}); expected polygons in level-0 px"
-        ) from (error)
-    areas = [shapely.make_valid(part) for part in found if part.area > 0]
-    return shapely.union_all(areas)
-
-
-def _geometries(value: dict[str, object]) -> list[dict[str, object]]:
-    kind = value["type"]
-    if kind == "FeatureCollection":
-        return [part for feature in _members(value, "features") for part in _geometries(feature)]
-    if kind == "GeometryCollection":
-        return [part for member in _members(value, "geometries") for part in _geometries(member)]
-    if kind == "Feature":
-        geometry = value["geometry"]
-        return _geometries(geometry) if isinstance(geometry, dict) else []
-    return [value]
-
-
-def _members(value: dict[str, object], name: str) -> list[dict[str, object]]:
-    members = value[name]
-    if not isinstance(members, list):
-        raise TypeError(f"{name} is not a list")
-    return members
-
-
-def instance_labels(
-    coords: Int[np.ndarray, "instance 2"], size_level0: float, region: BaseGeometry
-) -> Int[np.ndarray, " instance"]:
-    """1 where at least 25 % of the patch lies in the region, 0 where nothing does, -1 (left out) between.
-
-    Args:
-        coords: upper left corners (x, y), level-0 px.
-        size_level0: patch edge, level-0 px.
-        region: annotated area, level-0 px.
-    """
-    x, y = coords[:, 0].astype(np.float64), coords[:, 1].astype(np.float64)
-    boxes = shapely.box(x, y, x + size_level0, y + size_level0)
-    share = np.zeros(len(coords))
-    shapely.prepare(region)
-    near = shapely.intersects(region, boxes)
-    share[near] = shapely.area(shapely.intersection(boxes[near], region)) / size_level0**2
-    return np.where(share >= POSITIVE_OVERLAP, 1, np.where(share > 0, -1, 0)).astype(np.int64)
 
 
 def localise(

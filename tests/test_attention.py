@@ -1,28 +1,21 @@
 """Attention tables, pictures and localisation against places and areas worked by hand."""
 
 import io
-import json
 import math
 
 import numpy as np
 import pytest
-import shapely
 from PIL import Image
 
 from milcore.attention import (
     attention_table,
     half_mass,
     heat_layer,
-    instance_labels,
     localise,
     overlay,
     percentile,
     png,
-    read_annotation,
 )
-from milcore.errors import InputError
-
-SQUARE = {"type": "Polygon", "coordinates": [[[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]]}
 
 
 def table(coords, weight, size=100.0):
@@ -71,39 +64,6 @@ def test_overlay_leaves_uncovered_pixels_alone():
     assert picture[0, 0].tolist() == [200, 200, 200]
     assert picture[25, 35].tolist() == [round(60 + 0.7 * 253), round(60 + 0.7 * 231), round(60 + 0.7 * 37)]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(picture)))), picture)
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda g: g,
-        lambda g: {"type": "Feature", "geometry": g, "properties": {}},
-        lambda g: {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": g, "properties": None}]},
-        lambda g: {"type": "GeometryCollection", "geometries": [g, {"type": "Point", "coordinates": [5, 5]}]},
-        lambda g: {"type": "MultiPolygon", "coordinates": [g["coordinates"], g["coordinates"]]},
-    ],
-)
-def test_every_form_of_geojson_gives_the_same_area(wrap):
-    assert read_annotation(json.dumps(wrap(SQUARE)).encode(), "s").area == 10_000
-
-
-def test_an_annotation_without_areas_is_empty():
-    assert read_annotation(b'{"type": "FeatureCollection", "features": []}', "s").is_empty
-    assert read_annotation(b'{"type": "Feature", "geometry": null, "properties": {}}', "s").is_empty
-
-
-@pytest.mark.parametrize(
-    "text", [b"<xml>", b"[1]", b"{}", b'{"type": "Polygon"}', b'{"type": "Oval", "coordinates": []}']
-)
-def test_a_broken_annotation_names_its_slide(text):
-    with pytest.raises(InputError, match="annotation of slide tumour-7 is not GeoJSON"):
-        read_annotation(text, "tumour-7")
-
-
-def test_instance_labels_follow_the_share_of_overlap():
-    """Patches of 100 px against a region [0, 100]^2: shares 1, 0.25, 0.24, 0 (touching edge), 0."""
-    coords = np.array([(0, 0), (75, 0), (76, 0), (100, 0), (500, 500)])
-    assert instance_labels(coords, 100.0, shapely.box(0, 0, 100, 100)).tolist() == [1, 1, -1, 0, 0]
 
 
 def test_localisation_is_the_mean_over_bags_and_counts_what_it_leaves_out():

@@ -1,0 +1,87 @@
+"""Annotated regions of a slide (GeoJSON, level-0 px) and the instance labels that follow from them.
+
+They serve localisation metrics only: nothing is trained on them.
+"""
+
+import json
+
+import numpy as np
+import shapely
+from jaxtyping import Int
+from shapely.geometry.base import BaseGeometry
+
+from milcore import storage
+from milcore.errors import InputError
+
+POSITIVE_OVERLAP = 0.25
+
+
+def load_annotation(uri: str, slide_id: str) -> BaseGeometry:
+    """The annotated region of a slide, level-0 px.
+
+    Raises:
+        InputError: nothing stands there, or it is not GeoJSON.
+    """
+    try:
+        text = storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise InputError(f"annotation of slide {slide_id}: nothing at {uri}; mend the manifest's annotation") from None
+    return read_annotation(text, slide_id)
+
+
+def read_annotation(text: bytes, slide_id: str) -> BaseGeometry:
+    """The union of all areas of a GeoJSON object, level-0 px.
+
+    Args:
+        text: a FeatureCollection, Feature, GeometryCollection or geometry; points and lines have no area.
+        slide_id: named in errors.
+
+    Raises:
+        InputError: the text is not GeoJSON.
+    """
+    try:
+        found = [shapely.geometry.shape(part) for part in _geometries(json.loads(text))]
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
+        raise InputError(
+            f"annotation of slide {slide_id} is not GeoJSON ({error}); expected polygons in level-0 px"
+        ) from (error)
+    areas = [shapely.make_valid(part) for part in found if part.area > 0]
+    return shapely.union_all(areas)
+
+
+def _geometries(value: dict[str, object]) -> list[dict[str, object]]:
+    kind = value["type"]
+    if kind == "FeatureCollection":
+        return [part for feature in _members(value, "features") for part in _geometries(feature)]
+    if kind == "GeometryCollection":
+        return [part for member in _members(value, "geometries") for part in _geometries(member)]
+    if kind == "Feature":
+        geometry = value["geometry"]
+        return _geometries(geometry) if isinstance(geometry, dict) else []
+    return [value]
+
+
+def _members(value: dict[str, object], name: str) -> list[dict[str, object]]:
+    members = value[name]
+    if not isinstance(members, list):
+        raise TypeError(f"{name} is not a list")
+    return members
+
+
+def instance_labels(
+    coords: Int[np.ndarray, "instance 2"], size_level0: float, region: BaseGeometry
+) -> Int[np.ndarray, " instance"]:
+    """1 where at least 25 % of the patch lies in the region, 0 where nothing does, -1 (left out) between.
+
+    Args:
+        coords: upper left corners (x, y), level-0 px.
+        size_level0: patch edge, level-0 px.
+        region: annotated area, level-0 px.
+    """
+    x, y = coords[:, 0].astype(np.float64), coords[:, 1].astype(np.float64)
+    boxes = shapely.box(x, y, x + size_level0, y + size_level0)
+    share = np.zeros(len(coords))
+    shapely.prepare(region)
+    near = shapely.intersects(region, boxes)
+    share[near] = shapely.area(shapely.intersection(boxes[near], region)) / size_level0**2
+    return np.where(share >= POSITIVE_OVERLAP, 1, np.where(share > 0, -1, 0)).astype(np.int64)

@@ -1,0 +1,118 @@
+"""Small charts as inline SVG: they print sharply, need no script, and say in words what they show."""
+
+import math
+from dataclasses import dataclass
+from html import escape
+
+from markupsafe import Markup
+
+from milcore.metrics import Estimate
+
+WIDTH, HEIGHT = 360, 280
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A line (or, where ``dots`` is set, single points of those radii in px) under a CSS class."""
+
+    name: str
+    style: str
+    points: list[Point]
+    dots: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """Labels, ranges and ticks; ``diagonal`` draws the line of no skill or of perfect calibration."""
+
+    x_label: str
+    y_label: str
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    x_ticks: tuple[float, ...]
+    y_ticks: tuple[float, ...]
+    diagonal: bool
+
+    def x(self, value: float) -> float:
+        """Place on the picture, px from the left."""
+        low, high = self.x_range
+        return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        """Place on the picture, px from the top."""
+        low, high = self.y_range
+        return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def chart(axes: Axes, series: list[Series], description: str) -> Markup:
+    """Lines and points on one pair of axes.
+
+    Args:
+        axes: ranges and ticks.
+        series: drawn in order.
+        description: what a reader who cannot see it should know.
+    """
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">',
+        *_frame(axes),
+        *(part for its in series for part in _draw(axes, its)),
+        "</svg>",
+    ]
+    return Markup("".join(parts))  # noqa: S704 - every text in it passed escape
+
+
+def _frame(axes: Axes) -> list[str]:
+    low_x, high_x = axes.x(axes.x_range[0]), axes.x(axes.x_range[1])
+    low_y, high_y = axes.y(axes.y_range[0]), axes.y(axes.y_range[1])
+    parts = []
+    for tick in axes.y_ticks:
+        parts.append(f'<line class="grid" x1="{low_x}" x2="{high_x}" y1="{axes.y(tick)}" y2="{axes.y(tick)}"/>')
+        parts.append(f'<text class="tick" x="{low_x - 7}" y="{axes.y(tick) + 4}" text-anchor="end">{tick:g}</text>')
+    parts += [
+        f'<text class="tick" x="{axes.x(tick)}" y="{low_y + 16}" text-anchor="middle">{tick:g}</text>'
+        for tick in axes.x_ticks
+    ]
+    if axes.diagonal:
+        parts.append(f'<line class="diagonal" x1="{low_x}" y1="{low_y}" x2="{high_x}" y2="{high_y}"/>')
+    parts.append(f'<line class="axis" x1="{low_x}" x2="{high_x}" y1="{low_y}" y2="{low_y}"/>')
+    middle_x, middle_y = (low_x + high_x) / 2, (low_y + high_y) / 2
+    parts.append(
+        f'<text class="label" x="{middle_x}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axes.x_label)}</text>'
+    )
+    parts.append(
+        f'<text class="label" transform="translate(11 {middle_y}) rotate(-90)" text-anchor="middle">'
+        f"{escape(axes.y_label)}</text>"
+    )
+    return parts
+
+
+def _draw(axes: Axes, series: Series) -> list[str]:
+    places = [(axes.x(x), axes.y(y)) for x, y in series.points]
+    if series.dots:
+        return [
+            f'<circle class="{series.style}" cx="{x}" cy="{y}" r="{radius:.1f}"/>'
+            for (x, y), radius in zip(places, series.dots, strict=True)
+        ]
+    return [f'<polyline class="{series.style}" points="{" ".join(f"{x},{y}" for x, y in places)}"/>']
+
+
+def steps(most: float, count: int) -> tuple[float, ...]:
+    """Round ticks from 0 to at most ``most``, about ``count`` of them."""
+    raw = most / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(k * power for k in (1, 2, 5, 10) if k * power >= raw * (1 - 1e-9))
+    return tuple(round(k * step, 10) for k in range(int(most / step + 1e-9) + 1))
+
+
+def interval_bar(estimate: Estimate) -> Markup:
+    """A value and its interval on a line from 0 to 1, chance (0.5) marked."""
+    place = {name: round(4 + 152 * getattr(estimate, name), 1) for name in ("value", "low", "high")}
+    return Markup(  # noqa: S704 - numbers only
+        '<svg class="interval" viewBox="0 0 160 18" aria-hidden="true">'
+        '<line class="grid" x1="4" x2="156" y1="9" y2="9"/>'
+        '<line class="chance" x1="80" x2="80" y1="1" y2="17"/>'
+        f'<line class="range" x1="{place["low"]}" x2="{place["high"]}" y1="9" y2="9"/>'
+        f'<circle class="value" cx="{place["value"]}" cy="9" r="4"/></svg>'
+    )

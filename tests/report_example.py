@@ -1,0 +1,126 @@
+"""A small made-up report, for the tests of the report and for looking at it."""
+
+import numpy as np
+import pyarrow as pa
+import shapely
+
+from milcore.attention import attention_table, half_mass, heat_layer, png
+from milcore.metrics import Comparison, Estimate, choose_threshold, confusion, estimates, reliability, roc_points
+from milcore.report import ReportData, SlideView, SplitCount, TopPatch
+from milcore.report.pictures import jpeg, rings, shrink
+
+UNDEFINED = Estimate(float("nan"), reason="gives no score per patch")
+
+
+def tissue(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Pink blobs on white."""
+    y, x = np.mgrid[:rows, :columns]
+    field = sum(
+        np.exp(
+            -(
+                ((y - rng.uniform(0.2, 0.8) * rows) / rows * 6) ** 2
+                + ((x - rng.uniform(0.2, 0.8) * columns) / columns * 5) ** 2
+            )
+        )
+        for _ in range(5)
+    )
+    pink = np.array([214, 150, 190]) + rng.normal(0, 14, (rows, columns, 1))
+    return np.where(field[..., None] > 0.5, pink, 246).clip(0, 255).astype(np.uint8)
+
+
+def slide_view(k: int, label: int, probability: float, rng: np.random.Generator) -> SlideView:
+    thumbnail = shrink(tissue(rng, 600, 800), 760)
+    tile = 256.0
+    coords = np.array([(int(x * tile), int(y * tile)) for y in range(23) for x in range(31)])
+    inside = [thumbnail[int((y + 128) / 6000 * 570), int((x + 128) / 8000 * 760)].mean() < 230 for x, y in coords]
+    coords = coords[np.array(inside)]
+    centre = coords[rng.integers(len(coords))]
+    score = rng.gamma(1.0, 0.4, len(coords)) + label * 5 * np.exp(-(((coords - centre) / 500.0) ** 2).sum(axis=1))
+    weight = np.exp(score) / np.exp(score).sum()
+    table = attention_table(coords, tile, weight, np.ones(len(coords)))
+    top = np.argsort(-weight)[:6]
+    patches = tuple(
+        TopPatch(
+            int(coords[i][0]), int(coords[i][1]), tile, float(weight[i] * len(weight)), jpeg(tissue(rng, 176, 176), 82)
+        )
+        for i in top
+    )
+    region = shapely.Point(*(centre + 128.0)).buffer(600.0) if label else shapely.Polygon()
+    heat = png(heat_layer(thumbnail.shape[:2], (8000, 6000), table))
+    return SlideView(
+        f"case-{k:02d}-s1", f"case-{k:02d}", label, probability, (8000, 6000), 0.5, len(coords), half_mass(weight),
+        0.93 if label else None, jpeg(thumbnail, 80), heat, rings(region, 10.0), patches,
+    )  # fmt: skip
+
+
+def example(slides: int) -> ReportData:
+    """A report of so many test slides."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(slides) % 2
+    probability = np.clip(0.5 + (labels - 0.5) * 0.55 + rng.normal(0, 0.2, slides), 0.01, 0.99)
+    threshold = choose_threshold(labels, probability)
+    views = tuple(slide_view(k, int(labels[k]), float(probability[k]), rng) for k in range(slides))
+    metrics = estimates(labels, probability, [view.patient_id for view in views], threshold.value, seed=0)
+    metrics["localisation_auroc"] = Estimate(0.913, 0.861, 0.957)
+    positive = slides // 2
+    return ReportData(
+        title="camelyon-demo <run 1>",
+        classes=("normal", "tumour"),
+        counts=(SplitCount("train", 22, 13, 13), SplitCount("test", slides, slides - positive, positive)),
+        metrics=metrics,
+        threshold=threshold,
+        localised=positive - 1,
+        not_localised={"case-01-s1": "no annotation"},
+        comparison=comparison(metrics),
+        roc=roc_points(labels, probability),
+        confusion=confusion(labels, probability, threshold.value),
+        reliability=reliability(labels, probability, 5),
+        history=history(),
+        trials=trials(),
+        slides=views,
+        quarantined={
+            "case-40-s1": "no mpp: neither in the file nor in the manifest; give --default-mpp or a column mpp",
+            "case-41-s2": "3 of 130 tiles unreadable",
+        },
+        provenance={"Store": "s3://bucket/store", "Splits (sha256)": "9f" * 32, "milcore": "0.1.0"},
+        config='{\n  "train": {\n    "pooling": "gated_attention"\n  }\n}',
+    )
+
+
+def comparison(metrics: dict[str, Estimate]) -> tuple[Comparison, ...]:
+    return (
+        Comparison("gated_attention, embedding level", "this run", metrics["auroc"], metrics["localisation_auroc"]),
+        Comparison("embedding-mean pooling", "the same data and settings", Estimate(0.79, 0.6, 0.93), UNDEFINED),
+        Comparison("slide colour", "logistic regression on mean and sd", Estimate(0.58, 0.31, 0.83), UNDEFINED),
+        Comparison("patch colour", "logistic regression on mean RGB", UNDEFINED, Estimate(0.61, 0.55, 0.67)),
+        Comparison("shuffled labels", "what chance looks like", Estimate(0.46, 0.2, 0.72), Estimate(0.52, 0.45, 0.6)),
+    )
+
+
+def history() -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {"fold": 0, "epoch": e, "split": s, "metric": m, "value": v}
+            for e in range(24)
+            for s, m, v in (
+                ("train", "loss", 0.7 * np.exp(-e / 8)),
+                ("val", "loss", 0.7 * np.exp(-e / 9) + 0.04 + 0.004 * e),
+                ("val", "auroc", 1 - 0.45 * np.exp(-e / 4)),
+            )
+        ]
+    )
+
+
+def trials() -> pa.Table:
+    tried = [
+        ("max", 2.1e-4, 0.61),
+        ("mean", 7.4e-4, 0.66),
+        ("attention", 3.3e-4, 0.31),
+        ("gated_attention", 2e-4, 0.22),
+    ]
+    return pa.Table.from_pylist(
+        [
+            {"trial": k, "pooling": pooling, "learning_rate": rate, "val_loss": loss, "state": "done"}
+            for k, (pooling, rate, loss) in enumerate(tried)
+        ]
+    )

@@ -1,0 +1,172 @@
+"""The report and model card: self-contained, escaped, complete, and drawn where the numbers say."""
+
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import shapely
+from report_example import example
+
+from milcore.metrics import Estimate
+from milcore.report import ReportData, model_card, render
+from milcore.report.charts import HEIGHT, WIDTH, Axes, Series, chart, interval_bar, steps
+from milcore.report.page import DASH, interval, number
+from milcore.report.pictures import rings, scale_bar, shrink
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    return example(6)
+
+
+@pytest.fixture(scope="module")
+def html(data: ReportData) -> str:
+    return render(data)
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.sources: list[str] = []
+        self.unlabelled: list[str] = []
+        self.labelled: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.ids += [values["id"]] if "id" in values else []
+        self.targets += [values["href"]] if "href" in values else []
+        self.sources += [values["src"]] if "src" in values else []
+        if tag == "label" and "for" in values:
+            self.labelled.add(values["for"])
+        if tag == "img" and not values.get("alt"):
+            self.unlabelled.append(str(values))
+
+
+def test_nothing_is_fetched_from_anywhere(html):
+    page = Page(html)
+    assert page.sources
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert all(target.startswith("#") for target in page.targets)
+    assert not re.search(r"@import|url\(|https?://|fetch\(", html)
+
+
+def test_every_link_has_its_place_and_every_id_is_one(html):
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert {target.removeprefix("#") for target in page.targets} <= set(page.ids)
+
+
+def test_every_picture_and_slider_has_words(html):
+    page = Page(html)
+    assert page.unlabelled == []
+    sliders = [name for name in page.ids if name.startswith("opacity-")]
+    assert set(sliders) <= page.labelled
+    assert '<html lang="en">' in html
+
+
+def test_names_from_outside_are_escaped(html):
+    assert "camelyon-demo &lt;run 1&gt;" in html
+    assert "<run 1>" not in html
+
+
+def test_worst_predicted_slides_come_first(data, html):
+    listed = re.findall(r'<th scope="row"><a href="#slide-([^"]+)">', html)
+    errors = {view.slide_id: abs(view.probability - view.label) for view in data.slides}
+    assert listed == sorted(errors, key=lambda name: -errors[name])
+
+
+def test_every_section_the_reader_needs_is_there(data, html):
+    assert "Research use only" in html
+    assert "3 of 130 tiles unreadable" in html
+    assert "9f" * 32 in html
+    for row in data.comparison:
+        assert row.name in html
+    for trial in data.trials.to_pylist():
+        assert f"<td>{trial['pooling']}</td>" in html
+
+
+def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):
+    bare = [dataclasses.replace(view, thumbnail=None, heat=None, patches=(), mpp=None) for view in data.slides]
+    undefined = {name: Estimate(math.nan, reason="the split holds one class only") for name in data.metrics}
+    html = render(dataclasses.replace(data, trials=None, slides=tuple(bare), metrics=undefined, roc=[], quarantined={}))
+    assert 'id="sweep"' not in html
+    assert "the split holds one class only" in html
+    assert "The store holds no picture of this slide." in html
+    assert "None: every slide of the cohort was read." in html
+    nothing = dataclasses.replace(data, slides=(), counts=(), metrics=undefined, roc=[], reliability=[])
+    assert "There is no test slide." in render(nothing)
+
+
+def test_equal_data_gives_equal_bytes(data, html):
+    assert render(data) == html
+
+
+def test_the_model_card_states_use_metrics_and_limits(data):
+    card = model_card(data)
+    assert "Research use only" in card
+    assert f"| AUROC | {data.metrics['auroc'].value:.3f} |" in card
+    assert f"| embedding-mean pooling | 0.790 | {DASH} |" in card
+
+
+def test_numbers_and_intervals_are_written_for_people():
+    assert (number(0.98765), number(None), number(math.nan)) == ("0.988", DASH, DASH)
+    assert interval(Estimate(0.9, 0.812, 1.0)) == f"0.81 {DASH} 1.00"
+    assert interval(Estimate(0.9)) == ""
+
+
+def test_a_line_starts_and_ends_in_the_corners_of_its_axes():
+    axes = Axes("x", "y", (0.0, 2.0), (0.0, 1.0), (0.0, 2.0), (0.0, 1.0), diagonal=False)
+    picture = chart(axes, [Series("a", "line-model", [(0.0, 0.0), (2.0, 1.0)])], "a & b")
+    assert f'points="46.0,{HEIGHT - 42.0} {WIDTH - 14.0},12.0"' in picture
+    assert 'aria-label="a &amp; b"' in picture
+
+
+def test_an_interval_bar_puts_one_half_in_the_middle():
+    bar = interval_bar(Estimate(0.5, 0.0, 1.0))
+    assert 'x1="4.0" x2="156.0"' in bar
+    assert 'cx="80.0"' in bar
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (1.0, (0, 0.2, 0.4, 0.6, 0.8, 1.0)),
+        (23, (0, 5, 10, 15, 20)),
+        (0.74, (0, 0.2, 0.4, 0.6)),
+        (1, (0, 0.2, 0.4, 0.6, 0.8, 1)),
+    ],
+)
+def test_ticks_are_round(most, expected):
+    assert steps(most, 5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("width", "mpp", "length", "text"),
+    [(8000, 0.5, 2000.0, "1 mm"), (4096, 0.25, 800.0, "200 µm"), (100_000, 0.25, 20_000.0, "5 mm")],
+)
+def test_scale_bar_is_a_round_length_of_at_most_a_quarter(width, mpp, length, text):
+    assert scale_bar(width, mpp) == (pytest.approx(length), text)
+
+
+def test_rings_follow_holes_and_parts():
+    region = shapely.union_all(
+        [shapely.box(0, 0, 10, 10).difference(shapely.box(4, 4, 6, 6)), shapely.box(50, 50, 60, 60)]
+    )
+    found = rings(region, 0.1)
+    assert sorted(len(ring) for ring in found) == [5, 5, 5]
+    assert rings(shapely.Polygon(), 0.1) == ()
+
+
+def test_shrinking_averages_and_never_enlarges():
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, ::2] = 200
+    assert shrink(pixels, 4).tolist() == [[[100] * 3] * 4] * 2
+    assert shrink(pixels, 100).shape == (4, 8, 3)
