@@ -54,7 +54,6 @@ class EncodeConfig(Config):
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="features/<name> to write (none: the encoder's name)"
     )
     batch_size: PositiveInt = Field(32, description="patches in one forward pass")
-    use_gpu: bool = Field(False, description="encode on a CUDA device")
 
     @property
     def features_name(self) -> str:

@@ -34,8 +34,16 @@ class SlideMap(Protocol):
         ...
 
 
-def encode(store_uri: str, config: EncodeConfig, map_slides: SlideMap = map) -> Iterator[EncodedSlide]:
+def encode(
+    store_uri: str, config: EncodeConfig, device: str = "cpu", map_slides: SlideMap = map
+) -> Iterator[EncodedSlide]:
     """Encode every slide of the store that lacks these features.
+
+    Args:
+        store_uri: the patch store.
+        config: encoder, name of the features and batch size.
+        device: where each worker computes, ``cpu`` or ``cuda``.
+        map_slides: how slides are dealt to workers; the default takes them one by one here.
 
     Raises:
         InputError: the store holds no slide that is ok.
@@ -43,17 +51,17 @@ def encode(store_uri: str, config: EncodeConfig, map_slides: SlideMap = map) -> 
     slide_ids = PatchStore(store_uri).slide_ids()
     if not slide_ids:
         raise InputError(f"{store_uri} holds no slide that is ok; run milcore ingest first")
-    yield from map_slides(functools.partial(encode_slide, store_uri, config), slide_ids)
+    yield from map_slides(functools.partial(encode_slide, store_uri, config, device), slide_ids)
 
 
-def encode_slide(store_uri: str, config: EncodeConfig, slide_id: str) -> EncodedSlide:
+def encode_slide(store_uri: str, config: EncodeConfig, device: str, slide_id: str) -> EncodedSlide:
     """Encode one slide unless its features of that name are there and come from the same patches and weights.
 
     Raises:
         StoreError: features of that name were made by another encoder.
     """
     slide = PatchStore(store_uri).slide(slide_id)
-    encoder = load_encoder(config.encoder, "cuda" if config.use_gpu else "cpu")
+    encoder = load_encoder(config.encoder, device)
     attributes = {
         "encoder": encoder.name,
         "weights_digest": encoder.weights_digest,
