@@ -26,7 +26,7 @@ from milcore.errors import StoreError
 SHARD_MB = 64
 ZSTD_LEVEL = 3
 # raw bytes of an H&E patch over its stored bytes: sets how many patches make a shard of about SHARD_MB
-COMPRESSION: dict[Codec, float] = {"jpeg": 8.0, "zstd": 2.0, "none": 1.0}
+COMPRESSION: dict[Codec, float] = {"jpeg": 5.0, "zstd": 2.0, "none": 1.0}
 
 _EMPTY = np.uint64(2**64 - 1)
 _UInt8 = npt.NDArray[np.uint8]

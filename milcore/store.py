@@ -54,6 +54,10 @@ class PatchStore:
         """Write the cohort."""
         storage.write_table(self._manifest_uri, manifest.to_table())
 
+    def has_manifest(self) -> bool:
+        """Whether there is a cohort."""
+        return storage.exists(self._manifest_uri)
+
     def manifest(self) -> Manifest:
         """The cohort.
 

@@ -120,6 +120,6 @@ def test_lossless_codecs_return_the_pixels(codec: Codec) -> None:
     np.testing.assert_array_equal(decode_patch(encode_patch(noise, codec, 90), codec, 24), noise)
 
 
-def test_64_mb_hold_2604_jpeg_patches_of_256_px() -> None:
-    """64e6 * 8 / (256 * 256 * 3) = 2604.2."""
-    assert shards.patches_per_shard("jpeg", 256) == 2604
+def test_64_mb_hold_1627_jpeg_patches_of_256_px() -> None:
+    """64e6 * 5 / (256 * 256 * 3) = 1627.6."""
+    assert shards.patches_per_shard("jpeg", 256) == 1627

@@ -1,0 +1,286 @@
+"""From a manifest to patches in the store: plans each slide's tiles, reads them, writes them, and accounts for all.
+
+A slide ends ``ok`` or ``quarantined`` with its reason; nothing is left out silently. Running again does only what is
+missing, has changed, or could not be reached. Memory does not grow with the slide: patches are read one by one and kept
+compressed, one shard at a time. Nothing is printed here: outcomes are yielded as they come.
+"""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from milcore import storage
+from milcore.config import IngestConfig
+from milcore.errors import InputError, SlideError
+from milcore.manifest import Manifest, Slide, read_manifest
+from milcore.processes import map_in_processes
+from milcore.slides import SlideReader, open_slide, read_area
+from milcore.slides.reader import Pixels
+from milcore.slides.resample import area_resize
+from milcore.store import PatchStore, SlideStatus, SlideWriter
+from milcore.tiling import SAME_SCALE, TilePlan, plan_tiles, tile_size_level0
+from milcore.tissue import METHOD, tissue_mask
+
+T = TypeVar("T")
+
+RETRY_WAITS_S = (2.0,)
+MASK_PX_PER_TILE = 16
+THUMBNAIL_EDGES_PX = (1024, 4096)
+
+
+class SlideOutcome(NamedTuple):
+    """How one slide ended; ``skipped`` where an earlier run's result was still good."""
+
+    slide_id: str
+    status: Literal["ok", "quarantined"]
+    reason: str | None
+    patches: int
+    skipped: bool
+
+
+class _Seen(NamedTuple):
+    """A source and what identifies its version without reading it."""
+
+    uri: str
+    size: int
+    version: str
+
+
+class _UnreachableError(SlideError):
+    """The source cannot be read now; a later run tries again."""
+
+
+def plan_cohort(manifest_uri: str, store_uri: str, positive: str | None = None) -> Manifest:
+    """Check a manifest and make it the store's cohort; an equal one is left untouched.
+
+    Raises:
+        InputError: every bad row of the manifest.
+    """
+    manifest = read_manifest(manifest_uri, positive)
+    store = PatchStore(store_uri)
+    if not store.has_manifest() or store.manifest() != manifest:
+        store.write_manifest(manifest)
+    return manifest
+
+
+def ingest(
+    store_uri: str, config: IngestConfig, workers: int, shard: tuple[int, int] = (0, 1)
+) -> Iterator[SlideOutcome]:
+    """Ingest the cohort of a store, yielding each slide's outcome as it ends.
+
+    Args:
+        store_uri: a store that ``plan_cohort`` gave its manifest.
+        config: how a slide becomes patches.
+        workers: processes; 0 works in this one.
+        shard: (i, n): only every n-th slide beginning with the i-th.
+
+    Raises:
+        InputError: a shard that is none.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise InputError(f"shard {index} of {count}; allowed: 0 <= index < count")
+    store = PatchStore(store_uri)
+    slides = store.manifest().slides[index::count]
+    if workers == 0:
+        yield from (ingest_slide(slide, store, config) for slide in slides)
+        return
+    work = partial(_ingest_in_worker, store_uri=store_uri, config=config)
+    yield from map_in_processes(work, slides, workers, lambda slide: _killed(slide, store, config))
+
+
+def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:
+    """Bring one slide into the store, or into quarantine with its reason."""
+    parameters = _parameters(slide, config)
+    attrs: dict[str, Any] = {"parameters": parameters, "source": {"uri": slide.uri}}
+    try:
+        seen = _reach(slide.uri, lambda: _Seen(slide.uri, *storage.stat(slide.uri)))
+        before = store.status(slide.slide_id)
+        if before and _still_good(before, parameters) and store.source(slide.slide_id) == seen._asdict():
+            return _outcome(slide, before, skipped=True)
+        outcome = _ingest_reached(slide, store, config, attrs, before)
+    except SlideError as error:
+        attrs["retry"] = isinstance(error, _UnreachableError)
+        store.quarantine(slide.slide_id, str(error), attrs)
+        if attrs["retry"]:
+            return SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
+        outcome = SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
+    store.write_source(slide.slide_id, seen._asdict())
+    return outcome
+
+
+def _ingest_reached(
+    slide: Slide, store: PatchStore, config: IngestConfig, attrs: dict[str, Any], before: SlideStatus | None
+) -> SlideOutcome:
+    """Ingest from a local copy; a source whose version changed but whose content did not is left as it is."""
+    with contextlib.ExitStack() as stack:
+        path, sha256 = _reach(slide.uri, lambda: _fetch(slide.uri, stack))
+        attrs["source"] = {"uri": slide.uri, "size": path.stat().st_size, "sha256": sha256}
+        if before and _still_good(before, attrs["parameters"]) and before.attrs["source"] == attrs["source"]:
+            return _outcome(slide, before, skipped=True)
+        with open_slide(path) as reader:
+            patches = _ingest_open(slide, reader, store, config, attrs)
+    return SlideOutcome(slide.slide_id, "ok", None, patches, skipped=False)
+
+
+def _reach(uri: str, action: Callable[[], T]) -> T:
+    """The action's result, tried again with growing waits while the storage fails."""
+    for wait_s in (*RETRY_WAITS_S, None):
+        try:
+            return action()
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise _UnreachableError(_unreachable(uri, error)) from None
+        except storage.IO_ERRORS as error:
+            if wait_s is None:
+                raise _UnreachableError(f"{_unreachable(uri, error)} (tried {len(RETRY_WAITS_S) + 1} times)") from None
+            time.sleep(wait_s)
+        except (ValueError, ImportError) as error:
+            raise _UnreachableError(_unreachable(uri, error)) from None
+    raise AssertionError
+
+
+def _unreachable(uri: str, error: Exception) -> str:
+    known: dict[type[Exception], str] = {
+        FileNotFoundError: "there is no such file",
+        IsADirectoryError: "it is a folder, not a file",
+    }
+    return f"cannot read {uri}: {known.get(type(error)) or f'{type(error).__name__}: {error}'}"
+
+
+def _fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
+    """A local file of the source for as long as the stack, and its sha256."""
+    path = stack.enter_context(storage.local_file(uri))
+    with path.open("rb") as file:
+        return path, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parameters(slide: Slide, config: IngestConfig) -> dict[str, Any]:
+    return {**config.model_dump(), "slide_mpp": slide.mpp}
+
+
+def _still_good(status: SlideStatus, parameters: dict[str, Any]) -> bool:
+    """Whether an earlier result would come out the same; settings that did not touch an ok slide may differ."""
+    if status.attrs.get("retry"):
+        return False
+    free = set()
+    if status.state == "ok":
+        free |= {"default_mpp"} if status.attrs["mpp"]["from"] != "default_mpp" else set()
+        free |= {"max_unreadable"} if status.attrs["counts"]["unreadable"] <= parameters["max_unreadable"] else set()
+    before = status.attrs["parameters"]
+    return all(before.get(name) == value for name, value in parameters.items() if name not in free)
+
+
+def _outcome(slide: Slide, status: SlideStatus, *, skipped: bool) -> SlideOutcome:
+    return SlideOutcome(slide.slide_id, status.state, status.reason, status.attrs.get("patches", 0), skipped)
+
+
+def _ingest_open(
+    slide: Slide, reader: SlideReader, store: PatchStore, config: IngestConfig, attrs: dict[str, Any]
+) -> int:
+    """Plan an open slide and write its patches; the number written."""
+    mpp, origin = _mpp(slide, reader, config)
+    step = tile_size_level0(mpp, config)
+    thumbnail = reader.thumbnail(_thumbnail_edge(reader.size, step))
+    plan = _plan(reader, mpp, thumbnail, config)
+    resampled = step != config.patch_size
+    attrs |= {
+        "reader": reader.backend,
+        "size_level0": list(reader.size),
+        "mpp": {
+            "level0": mpp,
+            "target": config.mpp,
+            "patch": config.mpp if resampled else mpp,
+            "from": origin,
+        },
+        # (x, y, 1) in level-0 px -> um
+        "level0_affine": [[mpp, 0.0, 0.0], [0.0, mpp, 0.0]],
+        "patch_size_level0": step,
+        "tissue": {**METHOD, "mask_px_per_tile": MASK_PX_PER_TILE, "min_tissue": config.min_tissue},
+    }
+    with store.writer(slide.slide_id, attrs, config.patch_size, config.codec, config.jpeg_quality) as writer:
+        writer.write_thumbnail(thumbnail)
+        unreadable = _write_patches(reader, plan, writer, config)
+        written = len(plan.coords) - unreadable
+        writer.attrs["counts"] = {
+            "grid": plan.grid,
+            "tissue": len(plan.coords),
+            "unreadable": unreadable,
+            "patches": written,
+        }
+    return written
+
+
+def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float, str]:
+    """um/px of level 0 and where it is from: the manifest before the slide's own, before the default."""
+    for mpp, origin in ((slide.mpp, "manifest"), (reader.mpp, "slide"), (config.default_mpp, "default_mpp")):
+        if mpp is not None:
+            if mpp > config.mpp * (1.0 + SAME_SCALE):
+                raise SlideError(
+                    f"too coarse: {mpp:g} um/px (from the {origin}) at its finest, {config.mpp:g} um/px asked for; "
+                    "it would have to be magnified"
+                )
+            return mpp, origin
+    raise SlideError("no mpp: the slide tells no um/px; give --default-mpp, or an mpp in the manifest")
+
+
+def _thumbnail_edge(size: tuple[int, int], step: float) -> int:
+    """Longer edge of the thumbnail, such that a tile measures MASK_PX_PER_TILE px in it, within bounds."""
+    low, high = THUMBNAIL_EDGES_PX
+    return min(max(size), high, max(low, round(MASK_PX_PER_TILE * max(size) / step)))
+
+
+def _plan(reader: SlideReader, mpp: float, thumbnail: Pixels, config: IngestConfig) -> TilePlan:
+    """The slide's tiles with tissue.
+
+    Raises:
+        SlideError: there are none; why.
+    """
+    step = tile_size_level0(mpp, config)
+    height, width = thumbnail.shape[:2]
+    shrink = max(1.0, max(width, height) * step / (MASK_PX_PER_TILE * max(reader.size)))
+    size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
+    mask = tissue_mask(area_resize(thumbnail, (0.0, 0.0, width, height), size))
+    plan = plan_tiles(reader.size, mpp, mask, config)
+    if not plan.grid:
+        raise SlideError(f"too small: {reader.size[0]} x {reader.size[1]} px, one tile is {step:g} px of level 0 wide")
+    if not mask.any():
+        raise SlideError("no tissue")
+    if not len(plan.coords):
+        raise SlideError(f"no patches: none of {plan.grid} tiles has {config.min_tissue:.0%} tissue (--min-tissue)")
+    return plan
+
+
+def _write_patches(reader: SlideReader, plan: TilePlan, writer: SlideWriter, config: IngestConfig) -> int:
+    """Read and write the plan's patches in order; the number of tiles that could not be read.
+
+    Raises:
+        SlideError: they are more than ``max_unreadable``, or all.
+    """
+    unreadable, edge = 0, config.patch_size
+    for (x, y), tissue in zip(plan.coords.tolist(), plan.tissue.tolist(), strict=True):
+        try:
+            patch = read_area(reader, (x, y), (plan.size_level0, plan.size_level0), (edge, edge))
+        except SlideError:
+            unreadable += 1
+            continue
+        if unreadable <= config.max_unreadable:
+            writer.append(patch, x, y, tissue)
+    if unreadable > config.max_unreadable or unreadable == len(plan.coords):
+        allowed = f"--max-unreadable allows {config.max_unreadable}"
+        raise SlideError(f"{unreadable} of {len(plan.coords)} tiles unreadable ({allowed})")
+    return unreadable
+
+
+def _ingest_in_worker(slide: Slide, store_uri: str, config: IngestConfig) -> SlideOutcome:
+    return ingest_slide(slide, PatchStore(store_uri), config)
+
+
+def _killed(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:
+    reason = "its process was killed twice while reading it (out of memory?)"
+    attrs = {"parameters": _parameters(slide, config), "source": {"uri": slide.uri}, "retry": True}
+    store.quarantine(slide.slide_id, reason, attrs)
+    return SlideOutcome(slide.slide_id, "quarantined", reason, 0, skipped=False)

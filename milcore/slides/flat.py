@@ -1,0 +1,89 @@
+"""Plain images (PNG, JPEG, untiled TIFF) through Pillow: one level, no scale of their own, decoded whole.
+
+Decoding whole is why large ones are refused: they belong into a tiled pyramidal TIFF.
+"""
+
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from milcore.errors import SlideError
+from milcore.slides.reader import Pixels, draw_thumbnail
+
+_FORMATS = ("PNG", "JPEG", "TIFF")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+class FlatImageReader:
+    """One image, decoded. Its ``mpp`` is None: dots per inch of a plain image say nothing of the microscope."""
+
+    def __init__(self, path: Path) -> None:
+        with _opened(path) as image:
+            if image.mode not in _MODES:
+                raise SlideError(f"image of mode {image.mode}; allowed: 8 bits per channel ({', '.join(_MODES)})")
+            self.backend = f"flat:{str(image.format).lower()}"
+            self._pixels = _decode(image)
+        self.size = (self._pixels.shape[1], self._pixels.shape[0])
+        self.level_downsamples: tuple[float, ...] = (1.0,)
+        self.mpp: float | None = None
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether Pillow knows the file as an image of these formats."""
+        try:
+            with _opened(path):
+                return True
+        except UnidentifiedImageError:
+            return False
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
+        """Pixels (height, width, 3) from px (x, y); white outside the image. There is one level."""
+        if level != 0:
+            raise SlideError(f"level {level} of a plain image; it has level 0 only")
+        patch = np.full((height, width, 3), 255, np.uint8)
+        left, top = max(0, x), max(0, y)
+        inside = self._pixels[top : max(top, y + height), left : max(left, x + width)]
+        patch[top - y : top - y + inside.shape[0], left - x : left - x + inside.shape[1]] = inside
+        return patch
+
+    def thumbnail(self, max_edge: int) -> Pixels:
+        """The whole image with its longer edge at most ``max_edge`` px."""
+        return draw_thumbnail(self, max_edge)
+
+    def close(self) -> None:
+        """Nothing to release: the pixels are in memory."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _opened(path: Path) -> Image.Image:
+    """Open without decoding; Pillow's guard against decompression bombs becomes the reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return Image.open(path, formats=_FORMATS)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise SlideError(
+                f"plain image of more than {Image.MAX_IMAGE_PIXELS or 0:,} px, which would be decoded whole; "
+                "convert it to a tiled pyramidal TIFF"
+            ) from None
+
+
+def _decode(image: Image.Image) -> Pixels:
+    try:
+        rgba = image.convert("RGBA")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SlideError(f"image cannot be decoded: {error}") from None
+    white = Image.new("RGBA", rgba.size, "white")
+    return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
