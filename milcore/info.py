@@ -1,0 +1,55 @@
+"""What a patch store or a run folder holds, in a few figures."""
+
+from typing import Any
+
+from milcore import storage
+from milcore.errors import InputError
+from milcore.run import CONFIG, is_finished, read_spec, read_splits
+from milcore.store import PatchStore
+
+METRICS = "metrics.json"
+
+
+def describe(uri: str) -> dict[str, Any]:
+    """Figures of the store or run at a URI.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if storage.exists(storage.join(uri, "manifest.parquet")):
+        return _describe_store(uri)
+    if storage.exists(storage.join(uri, CONFIG)):
+        return _describe_run(uri)
+    raise InputError(f"{uri} is neither a patch store (no manifest.parquet) nor a run folder (no {CONFIG})")
+
+
+def _describe_store(uri: str) -> dict[str, Any]:
+    store = PatchStore(uri)
+    manifest = store.manifest()
+    slides = [store.slide(slide_id) for slide_id in store.slide_ids()]
+    names = [name for slide in slides for name in slide.feature_names()]
+    return {
+        "kind": "patch store",
+        "classes": list(manifest.classes),
+        "slides": len(manifest.slides),
+        "patients": len({slide.patient_id for slide in manifest.slides}),
+        "ok": len(slides),
+        "quarantined": store.quarantined(),
+        "patches": sum(len(slide) for slide in slides),
+        "features": {name: names.count(name) for name in sorted(set(names))},
+    }
+
+
+def _describe_run(uri: str) -> dict[str, Any]:
+    spec = read_spec(uri)
+    split = read_splits(uri).column("split").to_pylist()
+    metrics_uri = storage.join(uri, METRICS)
+    return {
+        "kind": "run",
+        "finished": is_finished(uri),
+        "store_uri": spec.store_uri,
+        "classes": list(spec.classes),
+        "slides": {name: split.count(name) for name in sorted(set(split))},
+        "train": spec.train.model_dump(mode="json"),
+        "metrics": storage.read_json(metrics_uri) if storage.exists(metrics_uri) else None,
+    }

@@ -1,0 +1,35 @@
+"""A small store of random patches for tests that need slides already ingested."""
+
+import numpy as np
+
+from milcore.manifest import Manifest, Slide
+from milcore.store import PatchStore
+
+PATCH_PX = 16
+
+
+def write_store(uri: str, slides: int = 12, patches: int = 6, seed: int = 0) -> PatchStore:
+    """Slides s00, s01 … of one patient each; every other one is positive and holds one dark patch."""
+    store = PatchStore(uri)
+    planned = tuple(
+        Slide(f"s{k:02d}", f"s{k:02d}.tiff", k % 2, f"p{k:02d}", "", None, None, None) for k in range(slides)
+    )
+    store.write_manifest(Manifest(planned, ("0", "1")))
+    generator = np.random.default_rng(seed)
+    for slide in planned:
+        attrs = {"patch_size_level0": float(PATCH_PX), "size_level0": [PATCH_PX * patches, PATCH_PX]}
+        with store.writer(slide.slide_id, attrs, PATCH_PX, "none", 90) as writer:
+            for place in range(patches):
+                brightness = 40 if slide.label and place == 2 else 200
+                patch = generator.integers(brightness - 30, brightness + 30, (PATCH_PX, PATCH_PX, 3), dtype=np.uint8)
+                writer.append(patch, place * PATCH_PX, 0, 1.0)
+            writer.write_thumbnail(np.full((PATCH_PX, PATCH_PX * patches, 3), 255, np.uint8))
+    return store
+
+
+def write_features(store: PatchStore, name: str = "mean_rgb") -> None:
+    """The mean colour of each patch as its features."""
+    for slide_id in store.slide_ids():
+        slide = store.slide(slide_id)
+        colour = slide.patches(0, len(slide)).mean(axis=(1, 2)) / 255.0
+        slide.write_features(name, colour.astype(np.float16), {"encoder": "mean_rgb", "weights_digest": "0" * 64})

@@ -1,0 +1,114 @@
+"""A run folder says what it is, resumes the same run, refuses another, and publishes a model that reads back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from milcore import storage
+from milcore.config import SplitConfig, TrainConfig
+from milcore.errors import InputError, StoreError
+from milcore.info import describe
+from milcore.run import load_bags, load_model, prepare_run, read_splits, train_run
+from milcore.train import LocalContext
+from tests.cohorts import write_features, write_store
+
+TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3, batch_size=4)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store_uri(tmp_path: Path) -> str:
+    uri = str(tmp_path / "store")
+    write_features(write_store(uri))
+    return uri
+
+
+def trained(store_uri: str, run_uri: str, config: TrainConfig = TRAIN) -> None:
+    prepare_run(store_uri, run_uri, config, SplitConfig(), None)
+    train_run(run_uri, LocalContext(storage.join(run_uri, "checkpoints"), CPU))
+
+
+def test_a_published_model_reads_back_and_speaks_of_every_bag(store_uri: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    trained(store_uri, run)
+    spec, model = load_model(run)
+    bags = load_bags(spec.store_uri, spec.train, read_splits(run))
+    assert len(bags) == 12
+    for batch in bags.batches([[0, 1], [2]]):
+        output = model.explain(batch.to(CPU, torch.float32))
+        torch.testing.assert_close(output.log_prob.exp().sum(1), torch.ones(len(batch.labels)))
+        torch.testing.assert_close(output.attention.sum(), torch.tensor(float(len(batch.labels))))
+
+
+def test_the_run_folder_holds_nothing_but_the_contract_s_files(store_uri: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trained(store_uri, str(run))
+    assert sorted(p.name for p in run.iterdir()) == [
+        "config.json",
+        "history.parquet",
+        "model.safetensors",
+        "splits.parquet",
+    ]
+
+
+def test_a_finished_run_is_left_as_it_is(store_uri: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trained(store_uri, str(run))
+    before = (run / "model.safetensors").stat().st_mtime_ns
+    trained(store_uri, str(run))
+    assert (run / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_run_is_refused_and_the_difference_named(store_uri: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    prepare_run(store_uri, run, TRAIN, SplitConfig(), None)
+    with pytest.raises(InputError, match=r"train\.pooling was 'gated_attention', now 'max'"):
+        prepare_run(store_uri, run, TRAIN.model_copy(update={"pooling": "max"}), SplitConfig(), None)
+
+
+def test_another_split_in_the_same_folder_is_refused(store_uri: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    prepare_run(store_uri, run, TRAIN, SplitConfig(), None)
+    with pytest.raises(InputError, match="splits_digest"):
+        prepare_run(store_uri, run, TRAIN, SplitConfig(split_seed=1), None)
+
+
+def test_a_splits_file_is_taken_over(store_uri: str, tmp_path: Path) -> None:
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    prepare_run(store_uri, first, TRAIN, SplitConfig(split_seed=3), None)
+    prepare_run(store_uri, second, TRAIN, SplitConfig(), storage.join(first, "splits.parquet"))
+    assert read_splits(second).equals(read_splits(first))
+
+
+def test_features_that_are_not_there_are_named_with_the_command_that_makes_them(store_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"12 of 12 slides have no features/other .*milcore encode"):
+        prepare_run(
+            store_uri, str(tmp_path / "run"), TRAIN.model_copy(update={"features": "other"}), SplitConfig(), None
+        )
+
+
+def test_patches_train_the_conv_encoder_end_to_end(store_uri: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    trained(store_uri, run, TRAIN.model_copy(update={"features": None, "encoder": "conv", "epochs": 1}))
+    assert "encoder.layers.0.weight" in load_model(run)[1].state_dict()
+
+
+def test_an_unfinished_run_has_no_model(store_uri: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    prepare_run(store_uri, run, TRAIN, SplitConfig(), None)
+    with pytest.raises(InputError, match="not finished"):
+        load_model(run)
+    with pytest.raises(InputError, match="no run at"):
+        load_model(str(tmp_path / "nowhere"))
+
+
+def test_store_and_run_are_described(store_uri: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    trained(store_uri, run)
+    assert describe(store_uri)["features"] == {"mean_rgb": 12}
+    assert describe(store_uri)["patches"] == 72
+    assert describe(run)["finished"]
+    assert sum(describe(run)["slides"].values()) == 12
+    with pytest.raises(InputError, match="neither a patch store"):
+        describe(str(tmp_path))
