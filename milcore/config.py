@@ -40,7 +40,7 @@ class IngestConfig(Config):
     default_mpp: PositiveFloat | None = Field(
         None, description="um/px assumed for a slide that carries none (none: such a slide is quarantined)"
     )
-    codec: Codec = Field("jpeg", description="how a patch is stored: jpeg, zstd (lossless) or none")
+    codec: Codec = Field("jpeg", description="how a patch is stored; zstd is lossless")
     jpeg_quality: int = Field(90, ge=1, le=100, description="JPEG quality, chroma 4:4:4")
     min_tissue: Fraction = Field(0.5, description="smallest share of a tile's area that must be tissue")
     max_unreadable: int = Field(0, ge=0, description="unreadable tiles under tissue that a slide may have")

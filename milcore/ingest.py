@@ -8,7 +8,7 @@ compressed, one shard at a time. Nothing is printed here: outcomes are yielded a
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -91,6 +91,17 @@ def ingest(
         return
     work = partial(_ingest_in_worker, store_uri=store_uri, config=config)
     yield from map_in_processes(work, slides, workers, lambda slide: _killed(slide, store, config))
+
+
+def summarise(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:
+    """What became of every slide: ``ok`` ids, ``quarantined`` ids with reasons, and counts."""
+    outcomes = list(outcomes)
+    return {
+        "ok": [outcome.slide_id for outcome in outcomes if outcome.status == "ok"],
+        "quarantined": {o.slide_id: o.reason for o in outcomes if o.status == "quarantined"},
+        "patches": sum(outcome.patches for outcome in outcomes),
+        "skipped": sum(outcome.skipped for outcome in outcomes),
+    }
 
 
 def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:

@@ -36,7 +36,7 @@ ONLY_IN = {
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
     "milcore.tissue", "milcore.tiling", "milcore.store", "milcore.shards", "milcore.ingest", "milcore.synth",
-    "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.painting",
+    "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.painting", "milcore.nuclei",
 )  # fmt: skip
 
 

@@ -1,0 +1,365 @@
+"""The command line: every command takes URIs and ends with what it did; ``--json`` makes that one JSON object.
+
+Exit codes: 0 every slide accounted for and at least one usable; 2 bad input, one clear line; 3 no slide usable; 1 a
+failure that is not the input's.
+"""
+
+import json
+import os
+import sys
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from milcore import __version__, storage
+from milcore.config import (
+    Config,
+    EncodeConfig,
+    IngestConfig,
+    LaunchConfig,
+    SplitConfig,
+    TrainConfig,
+    TuneConfig,
+    parse_config,
+)
+from milcore.errors import InputError, MILError
+from milcore.progress import say, track
+
+# ruff: noqa: PLC0415 - importing torch or ray takes seconds, and `--help` needs neither
+
+LAUNCH = LaunchConfig()
+CPUS = len(os.sched_getaffinity(0))
+NONE_OK = 3
+
+app = typer.Typer(
+    help="Attention-based deep multiple instance learning on whole-slide images. Research use only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; an error raised on purpose becomes one line and its exit code."""
+    try:
+        app()
+    except MILError as error:
+        say(f"milcore: {' '.join(str(error).splitlines())}")
+        sys.exit(error.exit_code)
+
+
+def setting(kind: type[Config], name: str, *flags: str) -> Any:
+    """The option of a setting: its flag, and its description and default from the config class."""
+    field: FieldInfo = kind.model_fields[name]
+    choices = [str(choice) for choice in _literals(field.annotation)]
+    allowed = f" ({', '.join(choices)})" if choices else ""
+    default = "" if field.default is None or field.default is False else f" [default: {_shown(field.default)}]"
+    flag = flags or (f"--{name.replace('_', '-')}",)
+    return typer.Option(*flag, help=f"{field.description}{allowed}{default}", show_default=False)
+
+
+def _literals(annotation: object) -> list[object]:
+    """The values of every Literal inside a type, in order."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [value for inner in get_args(annotation) for value in _literals(inner)]
+
+
+def _shown(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else f"{value}"
+
+
+def finish(summary: dict[str, Any], line: str, as_json: bool, code: int = 0) -> None:
+    """End a command: what it did, for a person or as one JSON object."""
+    typer.echo(json.dumps(summary, sort_keys=True) if as_json else line)
+    if code:
+        raise typer.Exit(code)
+
+
+def launch_config(ray_address: str, workers: int, use_gpu: bool) -> LaunchConfig:
+    """Where to compute, checked."""
+    return parse_config(LaunchConfig, {"ray_address": ray_address, "workers": workers, "use_gpu": use_gpu})
+
+
+def train_config(file: str | None, flags: dict[str, object]) -> TrainConfig:
+    """Training settings: the file's where there is one, with what the command line names in their place."""
+    values = _read_settings(file) if file is not None else {}
+    if "encoder" in flags and "features" not in flags:
+        flags = {**flags, "features": None}
+    if flags.get("features") is not None and "encoder" not in flags:
+        flags = {**flags, "encoder": None}
+    return parse_config(TrainConfig, {**values, **flags})
+
+
+def _read_settings(uri: str) -> dict[str, object]:
+    try:
+        values = storage.read_json(uri)
+    except FileNotFoundError:
+        raise InputError(f"--config: nothing at {uri}; allowed: a JSON file of training settings") from None
+    except ValueError as error:
+        raise InputError(f"--config: {uri} is not JSON ({error}); allowed: a JSON object of settings") from None
+    if not isinstance(values, dict):
+        raise InputError(f"--config: {uri} holds a {type(values).__name__}; allowed: a JSON object of settings")
+    return values
+
+
+def given(**values: object) -> dict[str, object]:
+    """The settings named on the command line; the others keep the config's default."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="end with one JSON object on the last line of stdout")]
+Store = Annotated[str, typer.Argument(metavar="STORE", help="patch store: a folder or s3:// URI")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder: a folder or s3:// URI; the same one resumes")]
+RayAddress = Annotated[str, setting(LaunchConfig, "ray_address")]
+Workers = Annotated[int, setting(LaunchConfig, "workers")]
+UseGpu = Annotated[bool, setting(LaunchConfig, "use_gpu")]
+Features = Annotated[str | None, setting(TrainConfig, "features")]
+TrainableEncoder = Annotated[str | None, setting(TrainConfig, "encoder")]
+PoolingLevel = Annotated[str | None, setting(TrainConfig, "level")]
+Epochs = Annotated[int | None, setting(TrainConfig, "epochs")]
+BatchSize = Annotated[int | None, setting(TrainConfig, "batch_size")]
+Seed = Annotated[int | None, setting(TrainConfig, "seed")]
+Splits = Annotated[str | None, typer.Option(help="splits.parquet to take over, of a sweep or another run")]
+SplitSeed = Annotated[int | None, setting(SplitConfig, "split_seed")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="JSON of training settings, such as best.json")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="and exit")] = False,
+) -> None:
+    """Attention-based deep multiple instance learning on whole-slide images. Research use only."""
+
+
+@app.command()
+def synth(
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="folder to write slides, annotations and manifest.csv into")
+    ],
+    slides: Annotated[int, typer.Option(min=1, help="number of slides")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same bytes")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="processes on this machine")] = CPUS,
+    as_json: AsJson = False,
+) -> None:
+    """Make a cohort of synthetic pyramidal slides with annotated lesions."""
+    from milcore.synth import synthesise
+
+    made = list(track(synthesise(out, slides, seed, workers), "synth", slides))
+    manifest = storage.join(storage.absolute(out), "manifest.csv")
+    finish({"slides": made, "manifest": manifest}, f"{len(made)} slides; manifest {manifest}", as_json)
+
+
+@app.command()
+def ingest(
+    manifest: Annotated[
+        str, typer.Argument(metavar="MANIFEST", help="CSV or Parquet with slide_id, uri, label and optional columns")
+    ],
+    store: Store,
+    mpp: Annotated[float | None, setting(IngestConfig, "mpp")] = None,
+    patch_size: Annotated[int | None, setting(IngestConfig, "patch_size")] = None,
+    default_mpp: Annotated[float | None, setting(IngestConfig, "default_mpp")] = None,
+    codec: Annotated[str | None, setting(IngestConfig, "codec")] = None,
+    jpeg_quality: Annotated[int | None, setting(IngestConfig, "jpeg_quality")] = None,
+    min_tissue: Annotated[float | None, setting(IngestConfig, "min_tissue")] = None,
+    max_unreadable: Annotated[int | None, setting(IngestConfig, "max_unreadable")] = None,
+    positive: Annotated[str | None, typer.Option(help="class name that counts as positive")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="processes on this machine; 0 works in this one")] = CPUS,
+    as_json: AsJson = False,
+) -> None:
+    """Cut the slides of a manifest into patches; a bad slide is quarantined with its reason, the others go on."""
+    from milcore.ingest import ingest as ingest_cohort
+    from milcore.ingest import plan_cohort, summarise
+
+    config = parse_config(
+        IngestConfig,
+        given(
+            mpp=mpp,
+            patch_size=patch_size,
+            default_mpp=default_mpp,
+            codec=codec,
+            jpeg_quality=jpeg_quality,
+            min_tissue=min_tissue,
+            max_unreadable=max_unreadable,
+        ),
+    )
+    cohort = plan_cohort(manifest, store, positive)
+    outcomes = list(track(ingest_cohort(store, config, workers), "ingest", len(cohort.slides)))
+    summary = summarise(outcomes)
+    for slide_id, reason in summary["quarantined"].items():
+        say(f"quarantined {slide_id}: {reason}")
+    line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} patches"
+    finish(summary, line, as_json, code=0 if summary["ok"] else NONE_OK)
+
+
+@app.command()
+def encode(
+    store: Store,
+    encoder: Annotated[str | None, setting(EncodeConfig, "encoder")] = None,
+    name: Annotated[str | None, setting(EncodeConfig, "name")] = None,
+    batch_size: Annotated[int | None, setting(EncodeConfig, "batch_size")] = None,
+    workers: Workers = 0,
+    use_gpu: UseGpu = False,
+    ray_address: RayAddress = LAUNCH.ray_address,
+    as_json: AsJson = False,
+) -> None:
+    """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are."""
+    from milcore.cluster.launch import encode_with
+
+    config = parse_config(EncodeConfig, given(encoder=encoder, name=name, batch_size=batch_size))
+    encoded = encode_with(store, config, launch_config(ray_address, workers, use_gpu))
+    patches = sum(slide.patches for slide in encoded)
+    summary = {"features": config.features_name, "slides": [s.slide_id for s in encoded], "patches": patches}
+    finish(summary, f"features/{config.features_name}: {len(encoded)} slides, {patches} patches", as_json)
+
+
+@app.command()
+def train(
+    store: Store,
+    run: Run,
+    features: Features = None,
+    encoder: TrainableEncoder = None,
+    pooling: Annotated[str | None, setting(TrainConfig, "pooling")] = None,
+    level: PoolingLevel = None,
+    learning_rate: Annotated[float | None, setting(TrainConfig, "learning_rate")] = None,
+    weight_decay: Annotated[float | None, setting(TrainConfig, "weight_decay")] = None,
+    dropout: Annotated[float | None, setting(TrainConfig, "dropout")] = None,
+    epochs: Epochs = None,
+    patience: Annotated[int | None, setting(TrainConfig, "patience")] = None,
+    batch_size: BatchSize = None,
+    precision: Annotated[str | None, setting(TrainConfig, "precision")] = None,
+    seed: Seed = None,
+    splits: Splits = None,
+    split_seed: SplitSeed = None,
+    config: ConfigFile = None,
+    workers: Workers = 0,
+    use_gpu: UseGpu = False,
+    ray_address: RayAddress = LAUNCH.ray_address,
+    as_json: AsJson = False,
+) -> None:
+    """Train attention-MIL on a store; the same run folder resumes."""
+    from milcore.cluster.launch import train_with
+    from milcore.run import prepare_run
+
+    settings = train_config(
+        config,
+        given(
+            features=features,
+            encoder=encoder,
+            pooling=pooling,
+            level=level,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            dropout=dropout,
+            epochs=epochs,
+            patience=patience,
+            batch_size=batch_size,
+            precision=precision,
+            seed=seed,
+        ),
+    )
+    prepare_run(store, run, settings, parse_config(SplitConfig, given(split_seed=split_seed)), splits)
+    train_with(run, launch_config(ray_address, workers, use_gpu))
+    finish({"run": run, "train": settings.model_dump(mode="json")}, f"trained {run}", as_json)
+
+
+@app.command()
+def tune(
+    store: Store,
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="sweep folder: a folder or s3:// URI; the same one resumes")
+    ],
+    features: Features = None,
+    encoder: TrainableEncoder = None,
+    pooling: Annotated[str | None, setting(TuneConfig, "poolings", "--pooling")] = None,
+    level: PoolingLevel = None,
+    learning_rate_min: Annotated[float | None, setting(TuneConfig, "learning_rate_min")] = None,
+    learning_rate_max: Annotated[float | None, setting(TuneConfig, "learning_rate_max")] = None,
+    trials: Annotated[int | None, setting(TuneConfig, "trials")] = None,
+    tune_seed: Annotated[int | None, setting(TuneConfig, "tune_seed")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    splits: Splits = None,
+    split_seed: SplitSeed = None,
+    config: ConfigFile = None,
+    workers: Annotated[int, typer.Option(min=1, help="trials at a time, each a Ray worker")] = CPUS,
+    use_gpu: UseGpu = False,
+    ray_address: RayAddress = LAUNCH.ray_address,
+    as_json: AsJson = False,
+) -> None:
+    """Sweep pooling and learning rate on validation; ends with best.json and splits.parquet for milcore train."""
+    from milcore.cluster.launch import tune_with
+    from milcore.sweep import prepare_sweep
+
+    flags = given(features=features, encoder=encoder, level=level, epochs=epochs, batch_size=batch_size, seed=seed)
+    sweep = parse_config(
+        TuneConfig,
+        given(
+            poolings=None if pooling is None else tuple(pooling.split(",")),
+            learning_rate_min=learning_rate_min,
+            learning_rate_max=learning_rate_max,
+            trials=trials,
+            tune_seed=tune_seed,
+        )
+        | {"train": train_config(config, flags).model_dump()},
+    )
+    prepare_sweep(store, out, sweep, parse_config(SplitConfig, given(split_seed=split_seed)), splits)
+    best = tune_with(out, launch_config(ray_address, workers, use_gpu))
+    summary = {"best": best.model_dump(mode="json"), "out": out}
+    finish(summary, f"best: {best.pooling}, learning rate {best.learning_rate:.2g}; {out}", as_json)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    baselines: Annotated[bool, typer.Option(help="also train and show what the model has to beat")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Predict, measure on the untouched test split, draw attention and write the report."""
+    from milcore.evaluate import evaluate as evaluate_run
+
+    metrics = evaluate_run(run, baselines=baselines)
+    line = f"test AUROC {metrics['auroc']:.3f}, accuracy {metrics['accuracy']:.3f}; report {metrics['report']}"
+    finish(metrics, line, as_json)
+
+
+@app.command()
+def predict(
+    run: Run,
+    slides: Annotated[
+        list[str],
+        typer.Argument(metavar="SLIDE... OUT", help="slides, then OUT: the folder for predictions and attention"),
+    ],
+    mpp: Annotated[float | None, typer.Option(min=0.001, help="um/px of slides that carry none")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score new slides through the run's own ingestion and encoder settings."""
+    from milcore.predict import predict as predict_slides
+
+    *slide_uris, out = slides
+    if not slide_uris:
+        raise InputError(f"predict got RUN {run!r} and {out!r} only; allowed: RUN SLIDE… OUT; name slides and a folder")
+    summary = predict_slides(run, slide_uris, out, mpp)
+    for slide_id, reason in summary["quarantined"].items():
+        say(f"quarantined {slide_id}: {reason}")
+    finish(summary, f"{len(summary['ok'])} slides scored; {out}", as_json, code=0 if summary["ok"] else NONE_OK)
+
+
+@app.command()
+def info(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="a patch store or a run folder")], as_json: AsJson = False
+) -> None:
+    """Say what a patch store or a run folder holds."""
+    from milcore.info import describe
+
+    summary = describe(uri)
+    finish(summary, "\n".join(f"{name}: {value}" for name, value in summary.items()), as_json)
