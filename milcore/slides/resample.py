@@ -21,21 +21,26 @@ def area_resize(
         size: width and height of the result in px.
     """
     left, top, right, bottom = box
-    narrow = _average(pixels.swapaxes(0, 1), left, right, size[0]).swapaxes(0, 1)
-    return np.asarray(np.rint(_average(narrow, top, bottom, size[1])), np.uint8)
+    short = _average(pixels, top, bottom, size[1], axis=0)
+    return np.asarray(np.rint(_average(short, left, right, size[0], axis=1)), np.uint8)
 
 
-def _average(pixels: npt.NDArray[np.generic], begin: float, end: float, parts: int) -> npt.NDArray[np.float32]:
-    """Means over ``parts`` equal intervals of [begin, end) along the first axis."""
+def _average(
+    pixels: npt.NDArray[np.generic], begin: float, end: float, parts: int, axis: int
+) -> npt.NDArray[np.float32]:
+    """Means over ``parts`` equal intervals of [begin, end) along an axis."""
     edges = np.linspace(begin, end, parts + 1)
     first = np.floor(edges[:-1]).astype(np.intp)
-    taps = math.ceil((end - begin) / parts) + 1
-    total = np.zeros((parts, *pixels.shape[1:]), np.float32)
-    for tap in range(taps):
+    shape = [1] * pixels.ndim
+    shape[axis] = parts
+    total: npt.NDArray[np.float32] | None = None
+    for tap in range(math.ceil((end - begin) / parts) + 1):
         index = first + tap
         overlap = np.minimum(edges[1:], index + 1.0) - np.maximum(edges[:-1], index)
-        weight = (np.clip(overlap, 0.0, None) * parts / (end - begin)).astype(np.float32)
-        if weight.any():
-            rows = pixels[np.minimum(index, len(pixels) - 1)]
-            total += rows * weight.reshape(-1, *([1] * (pixels.ndim - 1)))
-    return total
+        weight = np.clip(overlap, 0.0, None) * (parts / (end - begin))
+        if not weight.any():
+            continue
+        taken = pixels.take(np.minimum(index, pixels.shape[axis] - 1), axis=axis)
+        part = taken * weight.astype(np.float32).reshape(shape)
+        total = part if total is None else np.add(total, part, out=total)
+    return np.asarray(total)

@@ -1,0 +1,38 @@
+"""No item is lost when its process is killed."""
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from milcore.processes import map_in_processes
+
+
+def _square_or_die(item: int, marks: str) -> int:
+    """Item 3 always kills its process, item 5 the first time only."""
+    first = not Path(marks, str(item)).exists()
+    Path(marks, str(item)).touch()
+    if item == 3 or (item == 5 and first):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item < 0:
+        raise ValueError(item)
+    return item * item
+
+
+def test_every_item_is_answered_though_two_processes_are_killed(tmp_path: Path) -> None:
+    work = partial(_square_or_die, marks=str(tmp_path))
+    results = list(map_in_processes(work, range(8), 2, lambda item: -item))
+    assert sorted(results) == [-3, 0, 1, 4, 16, 25, 36, 49]
+
+
+def test_what_the_work_raises_is_raised_and_the_environment_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with pytest.raises(ValueError, match="-1"):
+        list(map_in_processes(partial(_square_or_die, marks=str(tmp_path)), [-1], 1, abs))
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ
