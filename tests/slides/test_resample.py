@@ -42,3 +42,16 @@ def test_it_equals_the_mean_over_a_fine_grid(box: tuple[float, float, float, flo
     fine = noise[y.astype(int)][:, x.astype(int)].astype(float)
     slow = fine.reshape(height, 240, width, 240, 3).mean(axis=(1, 3))
     assert np.abs(area_resize(noise, box, size) - slow).max() <= 1.0
+
+
+def test_shrinking_eightfold_averages_eight_by_eight() -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    slow = noise.reshape(5, 8, 8, 8, 3).mean(axis=(1, 3))
+    assert np.abs(area_resize(noise, (0, 0, 64, 40), (8, 5)) - slow).max() <= 1.0
+
+
+def test_shrinking_far_by_no_integer_keeps_a_ramp() -> None:
+    """Column x holds 2 x; parts of 101 / 9 px: the mean of part j is 2 (j + 0.5) 101 / 9 - 1."""
+    ramp = np.repeat(np.tile(2 * np.arange(101), (73, 1))[..., None], 3, axis=2).astype(np.uint8)
+    expected = 2 * (np.arange(9) + 0.5) * 101 / 9 - 1
+    assert np.abs(area_resize(ramp, (0, 0, 101, 73), (9, 7))[3, :, 0] - expected).max() <= 1.1
