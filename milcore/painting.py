@@ -48,6 +48,7 @@ class Look:
         blur: standard deviation of the optical blur, px.
         tissue_share: share of the slide that is tissue.
         paper: brightness of the empty background.
+        pen: share of light that a pen stroke lets through.
     """
 
     stains: Float[np.ndarray, "stain rgb"]
@@ -60,6 +61,7 @@ class Look:
     blur: float
     tissue_share: float
     paper: float
+    pen: Float[np.ndarray, " rgb"]
 
 
 @dataclass(frozen=True)
@@ -120,20 +122,19 @@ def paint_slide(rng: np.random.Generator, size: tuple[int, int], hue_shift: floa
     """Paint a slide.
 
     Args:
-        rng: draws all that is left to chance; nothing drawn before the lesions depends on ``lesion_share``.
+        rng: its children draw the slide; lesions have their own, so all else is the same with and without them.
         size: (width, height) in px, multiples of ``STRIP``; one px is taken as 0.5 um.
         hue_shift: the laboratory's habit: eosin's hue moved by this much.
         lesion_share: share of the tissue's area that becomes lesion; 0 for a benign slide.
     """
-    look = draw_look(rng, hue_shift)
-    bank = nucleus_bank(rng, look.nucleus, look.darkness, look.blur)
-    ground, nuclei = lay_out(rng, look, size)
-    textures = [fibre_texture(rng, 1024, look.blur), fibre_texture(rng, 768, look.blur)]
-    pen = np.array(PENS[rng.integers(len(PENS))])
-    lesion = place_lesions(rng, ground.depth, lesion_share)
-    nuclei = replace_nuclei(rng, nuclei, sample(lesion, nuclei.places, COARSE), bank)
-    haematoxylin = stamp(nuclei, bank, size)
-    return Painting(develop(look, ground, textures, pen, haematoxylin), outlines(lesion))
+    for_look, for_bank, for_layout, for_textures, for_lesions = rng.spawn(5)
+    look = draw_look(for_look, hue_shift)
+    bank = nucleus_bank(for_bank, look.nucleus, look.darkness, look.blur)
+    ground, nuclei = lay_out(for_layout, look, size)
+    textures = [fibre_texture(for_textures, edge, look.blur) for edge in (1024, 768)]
+    lesion = place_lesions(for_lesions, ground.depth, lesion_share)
+    nuclei = replace_nuclei(for_lesions, nuclei, sample(lesion, nuclei.places, COARSE), bank)
+    return Painting(develop(look, ground, textures, stamp(nuclei, bank, size)), outlines(lesion))
 
 
 def draw_look(rng: np.random.Generator, hue_shift: float) -> Look:
@@ -144,7 +145,7 @@ def draw_look(rng: np.random.Generator, hue_shift: float) -> Look:
     return Look(
         stains=stains,
         nucleus=rng.uniform(10.5, 15.0),
-        nuclear_share=rng.uniform(0.07, 0.15),
+        nuclear_share=rng.uniform(0.08, 0.15),
         darkness=rng.uniform(0.9, 1.4),
         eosin=rng.uniform(0.35, 0.62),
         fibre=rng.uniform(0.10, 0.26),
@@ -152,6 +153,7 @@ def draw_look(rng: np.random.Generator, hue_shift: float) -> Look:
         blur=rng.uniform(0.4, 0.9),
         tissue_share=rng.uniform(0.50, 0.66),
         paper=rng.uniform(240.0, 249.0),
+        pen=np.array(PENS[rng.integers(len(PENS))]),
     )
 
 
@@ -162,7 +164,7 @@ def lay_out(rng: np.random.Generator, look: Look, size: tuple[int, int]) -> tupl
     lumens, epithelium, rings = glands(rng, look, depth, size)
     ground = Ground(
         depth=depth,
-        crowding=0.35 * smooth_noise(rng, shape, 14) + 0.15 * smooth_noise(rng, shape, 4),
+        crowding=0.30 * smooth_noise(rng, shape, 14) + 0.15 * smooth_noise(rng, shape, 4),
         weave=np.clip(0.5 + 0.5 * smooth_noise(rng, shape, 20), 0, 1),
         fold=fold(rng, shape),
         lumens=lumens,
@@ -236,6 +238,8 @@ def glands(
     lumens, epithelium = (fine.filter(ImageFilter.GaussianBlur(1)) for fine in (lumens, epithelium))
     places = np.concatenate([np.zeros((0, 2)), *(ring[0] for ring in rings)])
     directions = np.concatenate([np.zeros(0, np.intp), *(ring[1] for ring in rings)])
+    solid = sample(np.asarray(lumens), places, FINE) < 128
+    places, directions = places[solid], directions[solid]
     kinds = np.full(len(places), KIND_CODES["oval"])
     return lumens, epithelium, Nuclei(places, kinds, directions, rng.integers(VARIANTS, size=len(places)))
 
@@ -372,7 +376,6 @@ def develop(
     look: Look,
     ground: Ground,
     textures: list[Map],
-    pen: Float[np.ndarray, " rgb"],
     haematoxylin: UInt8[np.ndarray, "row column"],
 ) -> UInt8[np.ndarray, "row column rgb"]:
     """Concentrations to light: ``paper * exp(-(h H + e E))``, times the pen's colour, strip by strip."""
@@ -384,7 +387,7 @@ def develop(
         np.take(light, (h.astype(np.uint16) << 8) | e, axis=0, out=pixels[rows])
         ink = enlarge(ground.pen, FINE, top, haematoxylin.shape[1])
         if ink.any():
-            pixels[rows] = pixels[rows] * (1 - ink[..., None] / np.float32(255) * (1 - pen).astype(np.float32))
+            pixels[rows] = pixels[rows] * (1 - ink[..., None] / np.float32(255) * (1 - look.pen).astype(np.float32))
     return pixels
 
 
