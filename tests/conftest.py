@@ -36,7 +36,7 @@ def _quiet_surroundings() -> Iterator[None]:
         yield
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Loopback ports free now, each with its gRPC twin 10,000 above; below the ephemeral range and outside Ray's."""
     return [port for port in random.sample(range(20000, 22700), 200) if _is_free(port) and _is_free(port + 10000)][
         :count
@@ -52,7 +52,7 @@ def _is_free(port: int) -> bool:
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URI of a bucket on a SeaweedFS server of this test session; the environment holds its endpoint and keys."""
     folder = tmp_path_factory.mktemp("seaweedfs")
-    ports = _free_ports(5)
+    ports = free_ports(5)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ACCESS_KEY_ID", "testkey")
         environment.setenv("AWS_SECRET_ACCESS_KEY", secrets.token_hex(8))

@@ -1,0 +1,1 @@
+"""Ray: training on several workers, sweeps, fan-out and job submission. The only room that imports ray."""

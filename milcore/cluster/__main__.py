@@ -1,0 +1,48 @@
+"""``python -m milcore.cluster train RUN | tune OUT | encode STORE``: what a Ray job runs; the folders are prepared."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from milcore.cluster.launch import encode_with, train_with, tune_with
+from milcore.config import EncodeConfig, LaunchConfig, parse_config
+from milcore.errors import MILError
+from milcore.progress import say
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one step; the exit code, after one clear line if it failed."""
+    given = vars(_parser().parse_args(arguments))
+    step, uri = given.pop("step"), given.pop("uri")
+    try:
+        launch = parse_config(LaunchConfig, {name: given.pop(name) for name in LaunchConfig.model_fields})
+        if step == "encode":
+            encode_with(uri, parse_config(EncodeConfig, given), launch)
+        elif step == "tune":
+            tune_with(uri, launch)
+        else:
+            train_with(uri, launch)
+    except MILError as error:
+        say(f"milcore: {' '.join(str(error).splitlines())}")
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m milcore.cluster", description=__doc__)
+    steps = parser.add_subparsers(dest="step", required=True)
+    for step, folder in (("train", "RUN"), ("tune", "OUT"), ("encode", "STORE")):
+        command = steps.add_parser(step)
+        command.add_argument("uri", metavar=folder)
+        command.add_argument("--workers", type=int, default=LaunchConfig().workers)
+        command.add_argument("--use-gpu", action="store_true")
+        command.add_argument("--ray-address", default="auto", help="the cluster the job runs on, unless told otherwise")
+        if step == "encode":
+            command.add_argument("--encoder", default=EncodeConfig().encoder)
+            command.add_argument("--name", default=None)
+            command.add_argument("--batch-size", type=int, default=EncodeConfig().batch_size)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

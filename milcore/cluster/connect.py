@@ -1,0 +1,100 @@
+"""Ray for the length of a context: a cluster of this process, or one that stands already.
+
+The surprise: Ray reads ``RAY_AUTH_MODE`` when it is imported, so a cluster with token authentication is joined only by
+a process that was started with it.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+
+import ray
+
+from milcore.config import LaunchConfig
+from milcore.errors import ClusterError, InputError
+
+# Ray Train hands a report on once per interval (s): its default of 2 s would pace short epochs
+LOCAL_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+SECONDS_TO_ANSWER = 10.0
+TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+
+
+@contextlib.contextmanager
+def connected(launch: LaunchConfig, *, dashboard: bool = False) -> Iterator[None]:
+    """Ray at ``launch.ray_address``; a connection that is there already is used and left open.
+
+    Args:
+        launch: where.
+        dashboard: give a cluster of this process a dashboard (loopback), for what asks Ray's State API.
+
+    Raises:
+        InputError: the environment holds a token and not the mode that uses it.
+        ClusterError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    local = launch.ray_address == "local"
+    with environment({**LOCAL_ENVIRONMENT, **_own_token()} if local else {}):
+        _start(dashboard=dashboard) if local else _join(launch.ray_address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _start(*, dashboard: bool) -> None:
+    ray.init(address="local", num_cpus=cpus(), include_dashboard=dashboard, logging_level=logging.ERROR)
+
+
+def _join(address: str) -> None:
+    if "RAY_AUTH_MODE" not in os.environ and TOKENS & os.environ.keys():
+        raise InputError(
+            "the environment has a Ray token and no RAY_AUTH_MODE; set RAY_AUTH_MODE=token (or disabled), start again"
+        )
+    try:
+        if address != "auto":  # Ray itself would try for many minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+        ray.init(address=address, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ClusterError(
+            f"no Ray cluster answers at {address!r} ({reason}); allowed: local, host:port of its GCS (6379), or "
+            "http(s)://host:port of its dashboard (8265)"
+        ) from error
+
+
+def _own_token() -> Mapping[str, str]:
+    # a local cluster uses a token where nobody said otherwise, and Ray would keep it in the home folder, which a pod
+    # may lack
+    if os.environ.get("RAY_AUTH_MODE") == "disabled" or TOKENS & os.environ.keys():
+        return {}
+    return {"RAY_AUTH_TOKEN": _token()}
+
+
+@functools.cache
+def _token() -> str:
+    # one for the life of the process, since Ray reads it once
+    return secrets.token_hex(16)
+
+
+@contextlib.contextmanager
+def environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that stand unset, set for the length of the context."""
+    missing = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)

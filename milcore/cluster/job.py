@@ -1,0 +1,113 @@
+"""A step as a job on a standing Ray cluster: submitted to its dashboard, followed to its end, its log shown here.
+
+The same step submitted again while its job still runs is not started twice, but followed.
+"""
+
+import contextlib
+import hashlib
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator, Sequence
+
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from milcore.config import LaunchConfig
+from milcore.errors import ClusterError, InputError
+from milcore.progress import say
+
+SECONDS_BETWEEN_LOOKS = 1.0
+LOOKS_LOST_IN_A_ROW = 60
+# credentials and endpoints of the store, and how Ray works; the cluster has a token and an address of its own
+HANDED_ON = ("AWS_", "RAY_TRAIN_", "RAY_AUTH_MODE", "TUNE_", "OMP_NUM_THREADS")
+
+
+def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
+    """Run ``python -m milcore.cluster ARGUMENTS`` on the cluster at ``launch.ray_address`` and wait for its end.
+
+    The job is stopped when this process is told to stop (SIGTERM, Ctrl-C).
+
+    Raises:
+        InputError: the job says that its input cannot be used.
+        ClusterError: no cluster answers, or the job failed; why.
+    """
+    client = _client(launch.ray_address)
+    entrypoint = shlex.join(["python", "-m", "milcore.cluster", *arguments, *_flags(launch)])
+    job_id = f"milcore-{hashlib.sha256(entrypoint.encode()).hexdigest()[:16]}"
+    _submit(client, job_id, entrypoint)
+    with _stopped_with_us(client, job_id):
+        job = _follow(client, job_id)
+    if job.status == JobStatus.SUCCEEDED:
+        return
+    lines = client.get_job_logs(job_id).strip().splitlines()
+    reason = lines[-1].removeprefix("milcore: ") if lines else f"{job.message}"
+    if job.driver_exit_code == InputError.exit_code:
+        raise InputError(reason)
+    raise ClusterError(f"Ray job {job_id} at {launch.ray_address} ended as {job.status}: {reason}")
+
+
+def _client(address: str) -> JobSubmissionClient:
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ClusterError(f"no Ray dashboard answers at {address}: {reason}") from error
+
+
+def _flags(launch: LaunchConfig) -> list[str]:
+    return ["--workers", str(launch.workers), *(["--use-gpu"] if launch.use_gpu else [])]
+
+
+def _submit(client: JobSubmissionClient, job_id: str, entrypoint: str) -> None:
+    """Start the job, unless it runs; one of that name that has ended makes room."""
+    before = next((job for job in client.list_jobs() if job.submission_id == job_id), None)
+    if before is not None and not before.status.is_terminal():
+        say(f"Ray job {job_id} runs already: following it")
+        return
+    if before is not None:
+        client.delete_job(job_id)
+    client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": _environment()})
+    say(f"Ray job {job_id}: {entrypoint}")
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+
+
+def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
+    """Show the job's log as it grows; its details once it has ended. A dashboard that is away is asked again."""
+    shown = lost = 0
+    while True:
+        try:
+            job = client.get_job_info(job_id)
+            log = client.get_job_logs(job_id)
+        except (OSError, RuntimeError) as error:
+            lost += 1
+            if lost == LOOKS_LOST_IN_A_ROW:
+                raise ClusterError(f"lost the dashboard of Ray job {job_id}: {error}") from error
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            continue
+        lost = 0
+        end = len(log) if job.status.is_terminal() else log.rfind("\n") + 1
+        for line in log[shown:end].splitlines():
+            say(line)
+        shown = max(shown, end)
+        if job.status.is_terminal():
+            return job
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+@contextlib.contextmanager
+def _stopped_with_us(client: JobSubmissionClient, job_id: str) -> Iterator[None]:
+    def leave(signum: int, _frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        client.stop_job(job_id)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

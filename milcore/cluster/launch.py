@@ -1,0 +1,92 @@
+"""Where a step computes: in this process, on Ray workers, or as a job on a standing cluster.
+
+Each function takes a prepared folder or store and a LaunchConfig and returns once the result is in storage. Ray is
+imported only when it is used.
+"""
+
+import functools
+
+import torch
+
+from milcore import storage
+from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
+from milcore.encoders.encode import EncodedSlide, encode
+from milcore.errors import ClusterError, InputError
+from milcore.progress import EpochLines, track
+from milcore.run import CHECKPOINTS, is_finished, read_spec, train_run
+from milcore.store import PatchStore
+from milcore.sweep import read_best
+from milcore.train import LocalContext
+
+# ruff: noqa: PLC0415 - importing Ray takes seconds, and what computes here does not need it
+
+
+def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> list[EncodedSlide]:
+    """Give every slide of a store its features."""
+    store_uri = storage.absolute(store_uri)
+    if _is_job(launch):
+        from milcore.cluster.job import run_job
+
+        run_job(["encode", store_uri, *_encode_flags(config)], launch)
+        store = PatchStore(store_uri)
+        return [EncodedSlide(slide_id, len(store.slide(slide_id)), skipped=False) for slide_id in store.slide_ids()]
+    total = len(PatchStore(store_uri).slide_ids())
+    device = "cuda" if launch.use_gpu else "cpu"
+    if launch.workers == 0:
+        return list(track(encode(store_uri, config, device), "encode", total))
+    from milcore.cluster.connect import connected
+    from milcore.cluster.map import map_on_ray
+
+    with connected(launch):
+        fan_out = functools.partial(map_on_ray, launch=launch)
+        return list(track(encode(store_uri, config, device, fan_out), "encode", total))
+
+
+def train_with(run_uri: str, launch: LaunchConfig) -> None:
+    """Train a prepared run; a finished one is left as it is, one cut short goes on."""
+    run_uri = storage.absolute(run_uri)
+    if is_finished(run_uri):
+        return
+    if _is_job(launch):
+        from milcore.cluster.job import run_job
+
+        run_job(["train", run_uri], launch)
+    elif launch.workers == 0:
+        lines = EpochLines(read_spec(run_uri).train.epochs)
+        train_run(run_uri, LocalContext(storage.join(run_uri, CHECKPOINTS), _device(launch), lines))
+    else:
+        from milcore.cluster.train import train_on_ray
+
+        train_on_ray(run_uri, launch)
+
+
+def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
+    """Run a prepared sweep, at least one trial at a time; the settings it chose."""
+    out_uri = storage.absolute(out_uri)
+    if read_best(out_uri) is None:
+        if _is_job(launch):
+            from milcore.cluster.job import run_job
+
+            run_job(["tune", out_uri], launch)
+        else:
+            from milcore.cluster.tune import tune_on_ray
+
+            tune_on_ray(out_uri, launch)
+    best = read_best(out_uri)
+    if best is None:
+        raise ClusterError(f"the sweep at {out_uri} ended without best.json; does the cluster see the same storage?")
+    return best
+
+
+def _is_job(launch: LaunchConfig) -> bool:
+    return launch.ray_address.startswith(("http://", "https://"))
+
+
+def _device(launch: LaunchConfig) -> torch.device:
+    if launch.use_gpu and not torch.cuda.is_available():
+        raise InputError("--use-gpu: no CUDA device here; run on a machine with a GPU or leave the flag out")
+    return torch.device("cuda" if launch.use_gpu else "cpu")
+
+
+def _encode_flags(config: EncodeConfig) -> list[str]:
+    return ["--encoder", config.encoder, "--name", config.features_name, "--batch-size", str(config.batch_size)]

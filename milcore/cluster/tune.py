@@ -1,0 +1,150 @@
+"""Ray Tune over pooling and learning rate: each trial is one worker that runs ``fit``; ASHA stops those left behind.
+
+The trials are the same for the same seed; which of them ASHA stops early hangs on how fast they run beside each other.
+"""
+
+import functools
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+
+from milcore import storage
+from milcore.bags import Bags
+from milcore.cluster.connect import connected, environment
+from milcore.cluster.context import TrialContext, calm_logging
+from milcore.config import LaunchConfig, TrainConfig, TuneConfig
+from milcore.progress import say
+from milcore.run import load_bags, read_splits
+from milcore.sweep import SweepSpec, TrialResult, publish, read_best, read_sweep, trial_configs
+from milcore.train import fit
+
+RAY_FOLDER = "trials"
+# Tune's own loggers write files nobody reads; what a resumption finds is its snapshot, taken every so many seconds
+TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "5"}
+
+
+def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
+    """Run a prepared sweep, ``launch.workers`` trials at a time; one cut short goes on, a finished one is only read.
+
+    A trial that fails is kept in ``trials.parquet`` with its reason.
+
+    Raises:
+        ClusterError: no cluster answers, trials are missing, or none succeeded.
+    """
+    out_uri = storage.absolute(out_uri)
+    best = read_best(out_uri)
+    if best is not None:
+        return best
+    spec = read_sweep(out_uri)
+    with connected(launch), environment(TUNE_ENVIRONMENT):
+        results = _results(spec, _tuner(out_uri, spec, launch).fit())
+    best = publish(out_uri, spec, results)
+    storage.remove(storage.join(out_uri, RAY_FOLDER))
+    return best
+
+
+def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
+    resources = {"cpu": 1.0, "gpu": float(launch.use_gpu)}
+    trainable = tune.with_resources(_run_trial, resources)
+    begun = storage.join(out_uri, RAY_FOLDER)
+    if tune.Tuner.can_restore(begun):
+        return tune.Tuner.restore(begun, trainable=trainable, resume_unfinished=True, restart_errored=True)
+    return tune.Tuner(
+        trainable,
+        param_space={
+            "trial": tune.grid_search(list(range(spec.tune.trials))),
+            "out_uri": out_uri,
+            "device": "cuda" if launch.use_gpu else "cpu",
+        },
+        tune_config=tune.TuneConfig(
+            metric="val_loss",
+            mode="min",
+            max_concurrent_trials=max(1, launch.workers),
+            reuse_actors=True,
+            scheduler=_scheduler(spec.tune),
+            trial_dirname_creator=_trial_folder,
+        ),
+        run_config=tune.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=out_uri,
+            verbose=0,
+            callbacks=[_TrialLines(spec.tune)],
+            failure_config=tune.FailureConfig(max_failures=1),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+
+
+def _scheduler(config: TuneConfig) -> ASHAScheduler:
+    # above the epochs, since a trial stopped at max_t would lose its last report
+    epochs = config.train.epochs
+    return ASHAScheduler(max_t=epochs + 1, grace_period=max(1, epochs // 4), reduction_factor=2)
+
+
+def _run_trial(config: dict[str, Any]) -> None:
+    """What a trial's worker runs."""
+    calm_logging()
+    spec = read_sweep(config["out_uri"])
+    settings = trial_configs(spec.tune)[config["trial"]]
+    fit(settings, _bags(config["out_uri"]), TrialContext(torch.device(config["device"])))
+
+
+@functools.lru_cache(maxsize=1)
+def _bags(out_uri: str) -> Bags:
+    """The bags of a sweep without those of the test split, kept by a worker from trial to trial."""
+    spec = read_sweep(out_uri)
+    splits = read_splits(out_uri)
+    return load_bags(spec.store_uri, spec.tune.train, splits.filter(pc.field("split") != "test"))
+
+
+def _trial_folder(trial: Trial) -> str:
+    return f"{trial.trial_id}"
+
+
+def _results(spec: SweepSpec, grid: tune.ResultGrid) -> list[TrialResult]:
+    settings = trial_configs(spec.tune)
+    return [_result(settings, grid[place]) for place in range(len(grid))]
+
+
+def _result(configs: list[TrainConfig], result: tune.Result) -> TrialResult:
+    trial = int((result.config or {})["trial"])
+    settings = configs[trial]
+    seen = result.metrics or {}
+    reason = None if result.error is None else str(result.error).strip().rpartition("\n")[2]
+    return TrialResult(
+        trial=trial,
+        pooling=settings.pooling,
+        learning_rate=settings.learning_rate,
+        epochs=seen.get("epochs", 0),
+        val_loss=seen.get("val_loss", float("inf")),
+        val_auroc=seen.get("val_auroc", float("nan")),
+        state="ok" if reason is None else "failed",
+        reason=reason,
+    )
+
+
+class _TrialLines(tune.Callback):
+    """A line for every trial that ends."""
+
+    def __init__(self, config: TuneConfig) -> None:
+        self._configs = trial_configs(config)
+        self._ended = 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so
+        """Say how it did."""
+        seen = trial.last_result
+        self._say(trial, f"validation loss {seen['val_loss']:.4f}, {seen['epochs']} epochs")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so
+        """Say that it failed."""
+        self._say(trial, "failed")
+
+    def _say(self, trial: Trial, how: str) -> None:
+        self._ended += 1
+        settings = self._configs[trial.config["trial"]]
+        figures = f"{settings.pooling}, learning rate {settings.learning_rate:.2g}: {how}"
+        say(f"trial {self._ended}/{len(self._configs)}: {figures}")
