@@ -46,7 +46,7 @@ def main() -> None:
     try:
         app()
     except MILError as error:
-        say(f"milcore: {' '.join(str(error).splitlines())}")
+        say(f"milcore: {error.line}")
         sys.exit(error.exit_code)
 
 

@@ -9,6 +9,12 @@ class MILError(Exception):
 
     exit_code = 1
 
+    @property
+    def line(self) -> str:
+        """The message on one line, its list items parted by semicolons."""
+        first, *rest = (part.strip() for part in str(self).splitlines())
+        return f"{first} {'; '.join(rest)}".strip()
+
 
 class InputError(MILError):
     """Something the user handed in (an argument, a manifest, a config) cannot be used."""
