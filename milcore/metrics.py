@@ -79,6 +79,8 @@ def estimates(
         seed: of the resampling.
     """
     values = point_values(labels, probability, threshold)
+    if not len(labels):
+        return {name: Estimate(math.nan, reason="the split holds no slide") for name in values}
     weights = patient_weights(patients, RESAMPLES, seed)
     spread = weighted_values(weights, labels, probability, threshold)
     return {name: estimate(values[name], spread[name]) for name in values}
@@ -194,6 +196,8 @@ def confusion(
     labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], threshold: float
 ) -> list[list[int]]:
     """Slide counts, row = true class, column = called class."""
+    if not len(labels):
+        return [[0, 0], [0, 0]]
     called = (probability >= threshold).astype(np.int64)
     return [[int(n) for n in row] for row in sk.confusion_matrix(labels, called, labels=[0, 1])]
 

@@ -120,7 +120,7 @@ def trials() -> pa.Table:
     ]
     return pa.Table.from_pylist(
         [
-            {"trial": k, "pooling": pooling, "learning_rate": rate, "val_loss": loss, "state": "done"}
+            {"trial": k, "pooling": pooling, "learning_rate": rate, "val_loss": loss, "state": "ok", "reason": None}
             for k, (pooling, rate, loss) in enumerate(tried)
         ]
     )

@@ -105,6 +105,13 @@ def test_one_class_is_nan_with_its_reason():
     assert roc_points(np.zeros(2, int), np.array([0.1, 0.2])) == []
 
 
+def test_an_empty_split_is_nan_with_its_reason():
+    nothing = np.zeros(0, int), np.zeros(0)
+    assert {its.reason for its in estimates(*nothing, [], 0.5, seed=0).values()} == {"the split holds no slide"}
+    assert confusion(*nothing, 0.5) == [[0, 0], [0, 0]]
+    assert reliability(*nothing, 5) == []
+
+
 def test_a_row_that_lacks_a_class_has_no_auroc():
     weights = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
     found = weighted_auroc(weights, np.array([0, 0, 1]), np.array([0.1, 0.9, 0.5]))

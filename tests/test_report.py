@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import shapely
-from report_example import example
 
 from milcore.metrics import Estimate
 from milcore.report import ReportData, model_card, render
 from milcore.report.charts import HEIGHT, WIDTH, Axes, Series, chart, interval_bar, steps
 from milcore.report.page import DASH, interval, number
 from milcore.report.pictures import rings, scale_bar, shrink
+from tests.report_example import example
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,8 @@ def test_every_section_the_reader_needs_is_there(data, html):
         assert row.name in html
     for trial in data.trials.to_pylist():
         assert f"<td>{trial['pooling']}</td>" in html
+    assert '<tr class="ours"><td>3</td><td>gated_attention</td>' in html
+    assert '<th scope="col">reason</th>' not in html
 
 
 def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):

@@ -142,8 +142,12 @@ def _points(rows: Iterable[dict[str, Any]], split: str) -> list[Point]:
     return [(float(row["epoch"]), float(row["value"])) for row in rows if row["split"] == split]
 
 
-def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]]]:
-    return [str(name) for name in table.column_names], table.to_pylist()
+def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
+    """Columns that say something, rows, and the row of lowest validation loss: the one the sweep chose."""
+    names = [str(name) for name in table.column_names if table[name].null_count < len(table)]
+    rows = table.to_pylist()
+    losses = [row["val_loss"] if row["state"] == "ok" else math.inf for row in rows]
+    return names, rows, losses.index(min(losses))
 
 
 def _cell(value: object) -> str:
