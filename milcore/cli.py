@@ -127,6 +127,10 @@ SplitSeed = Annotated[int | None, setting(SplitConfig, "split_seed")]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="JSON of training settings, such as best.json")]
 
 
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
@@ -328,7 +332,8 @@ def evaluate(
     from milcore.evaluate import evaluate as evaluate_run
 
     metrics = evaluate_run(run, baselines=baselines)
-    line = f"test AUROC {metrics['auroc']:.3f}, accuracy {metrics['accuracy']:.3f}; report {metrics['report']}"
+    figures = ", ".join(f"{name} {_figure(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc"))
+    line = f"test split: {figures}; report {metrics['report']}"
     finish(metrics, line, as_json)
 
 
