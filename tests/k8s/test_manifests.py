@@ -1,0 +1,208 @@
+"""The manifests and the image file, checked without a cluster."""
+
+import itertools
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import milcore
+
+ROOT = Path(__file__).resolve().parents[2]
+K8S = ROOT / "k8s"
+BASE = K8S / "base"
+CRD = ROOT.parent / "shared" / "crds" / "ray.io_rayclusters.yaml"
+SECRETS_IN_TEXT = re.compile(
+    r"(?i)(AKIA[0-9A-Z]{12}|BEGIN [A-Z ]*PRIVATE KEY|(password|secret|token)\w*\s*[=:]\s*\w{8})"
+)
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """A CRD's schema as a JSON schema in which an unknown key is an error, not a field to drop."""
+    made = dict(schema)
+    if "properties" in schema:
+        made["properties"] = {name: strict(inner) for name, inner in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            made["additionalProperties"] = False
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            made[key] = strict(schema[key])
+    return made
+
+
+def containers(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for pod in pods(cluster):
+        yield from pod["containers"]
+
+
+def pods(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    yield from (group["template"]["spec"] for group in groups)
+
+
+def references(node: Any, kind: str) -> set[tuple[str, str]]:
+    """Every (name, key) that is read from a Secret or a ConfigMap anywhere below the node."""
+    if isinstance(node, list):
+        return set().union(*(references(inner, kind) for inner in node))
+    if not isinstance(node, dict):
+        return set()
+    own = {(node[kind]["name"], node[kind]["key"])} if kind in node else set()
+    return own.union(*(references(inner, kind) for inner in node.values()))
+
+
+@pytest.fixture
+def kustomization() -> dict[str, Any]:
+    (found,) = documents(BASE / "kustomization.yaml")
+    return found
+
+
+@pytest.fixture
+def cluster() -> dict[str, Any]:
+    (found,) = documents(BASE / "raycluster.yaml")
+    return found
+
+
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    jsonschema = pytest.importorskip("jsonschema")
+    if not CRD.is_file():
+        pytest.skip("the RayCluster CRD is not beside the project")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    definition = yaml.load(CRD.read_text(), loader)  # noqa: S506 - both are safe loaders
+    (version,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
+    return jsonschema.Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
+
+
+def test_the_base_lists_exactly_its_files(kustomization: dict[str, Any]) -> None:
+    there = {path.name for path in BASE.iterdir()} - {"kustomization.yaml"}
+    assert sorted(kustomization["resources"]) == sorted(there)
+
+
+def test_every_document_is_a_named_object() -> None:
+    for path in sorted(K8S.rglob("*.yaml")):
+        for document in documents(path):
+            assert {"apiVersion", "kind"} <= document.keys(), path
+            assert document["kind"] == "Kustomization" or document["metadata"]["name"].startswith("milcore"), path
+
+
+def test_the_raycluster_has_no_key_or_type_the_crd_does_not_know(schema: Any, cluster: dict[str, Any]) -> None:
+    assert [error.message for error in schema.iter_errors(cluster)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (("spec", "rayVersoin"), "2.60.0"),
+        (("spec", "workerGroupSpecs", 0, "maxReplicas"), "4"),
+        (("spec", "headGroupSpec", "template", "spec", "containers", 0, "imagePullPolcy"), "Always"),
+        (("spec", "workerGroupSpecs", 1, "template", "spec", "tolerations", 0, "efect"), "NoSchedule"),
+    ],
+)
+def test_the_schema_check_catches_a_wrong_key_or_type(
+    schema: Any, cluster: dict[str, Any], path: tuple[Any, ...], wrong: str
+) -> None:
+    place = cluster
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = wrong
+    assert [str(path[-1]) in f"{error.message} {error.json_path}" for error in schema.iter_errors(cluster)] == [True]
+
+
+def test_one_place_holds_the_image_tag_and_it_is_the_version(
+    kustomization: dict[str, Any], cluster: dict[str, Any]
+) -> None:
+    assert kustomization["images"] == [{"name": "milcore", "newTag": milcore.__version__}]
+    assert {container["image"] for container in containers(cluster)} == {"milcore"}
+
+
+def test_the_cluster_runs_the_pinned_ray(cluster: dict[str, Any]) -> None:
+    assert f"ray=={cluster['spec']['rayVersion']}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_kustomize_renders_every_container_with_tag_and_settings(cluster: dict[str, Any]) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("no kubectl here")
+    rendered = subprocess.run([kubectl, "kustomize", str(BASE)], capture_output=True, text=True, check=True).stdout
+    (made,) = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "RayCluster"]
+    for one, source in zip(containers(made), containers(cluster), strict=True):
+        assert one == {**source, "image": f"milcore:{milcore.__version__}"}
+
+
+def test_every_container_is_confined(cluster: dict[str, Any]) -> None:
+    for container in [*containers(cluster), cluster["spec"]["autoscalerOptions"]]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
+        assert container["resources"].keys() == {"requests", "limits"}
+    for pod in pods(cluster):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        writable = {mount["mountPath"] for one in pod["containers"] for mount in one["volumeMounts"]}
+        assert writable == {"/tmp", "/dev/shm"}  # noqa: S108 - mounts of a pod
+
+
+def test_idle_costs_the_head_alone_which_takes_no_work(cluster: dict[str, Any]) -> None:
+    assert cluster["spec"]["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    assert cluster["spec"]["enableInTreeAutoscaling"] is True
+    assert {group["minReplicas"] for group in cluster["spec"]["workerGroupSpecs"]} == {0}
+
+
+def test_only_the_head_gets_a_token_of_the_kubernetes_api(cluster: dict[str, Any]) -> None:
+    (account,) = documents(BASE / "serviceaccount.yaml")
+    assert account["automountServiceAccountToken"] is False
+    assert [pod.get("automountServiceAccountToken", False) for pod in pods(cluster)] == [True, False, False]
+    assert {pod["serviceAccountName"] for pod in pods(cluster)} == {account["metadata"]["name"]}
+
+
+def test_what_the_pods_read_is_what_the_example_and_the_base_name(cluster: dict[str, Any]) -> None:
+    secrets = documents(K8S / "secret.example.yaml")
+    named = {(one["metadata"]["name"], key) for one in secrets for key in one["stringData"]}
+    assert references(cluster, "secretKeyRef") == named
+    (storage,) = documents(BASE / "storage.yaml")
+    assert references(cluster, "configMapKeyRef") == {(storage["metadata"]["name"], key) for key in storage["data"]}
+
+
+def test_no_secret_is_in_the_files() -> None:
+    for one in documents(K8S / "secret.example.yaml"):
+        assert set(one["stringData"].values()) == {""}
+    for path in [*K8S.rglob("*.yaml"), K8S / "image" / "Dockerfile"]:
+        assert SECRETS_IN_TEXT.search(path.read_text()) is None, path
+    assert SECRETS_IN_TEXT.search("AWS_SECRET_ACCESS_KEY=abcdefgh") is not None
+
+
+def test_the_network_policy_names_this_cluster_and_opens_the_dashboard_to_steps(cluster: dict[str, Any]) -> None:
+    (policy,) = documents(BASE / "networkpolicy.yaml")
+    own_pods = {"matchLabels": {"ray.io/cluster": cluster["metadata"]["name"]}}
+    assert policy["spec"]["podSelector"] == own_pods
+    among_themselves, from_steps = policy["spec"]["ingress"]
+    assert among_themselves == {"from": [{"podSelector": own_pods}]}
+    assert from_steps["ports"] == [{"protocol": "TCP", "port": 8265}]
+
+
+def test_the_image_runs_as_a_numeric_user_and_gets_torch_first() -> None:
+    lines = (K8S / "image" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1])
+    installs = [line for line in lines if line.startswith("RUN") and "pip install" in line]
+    assert installs[0].endswith(" torch")
+    assert all("--constraint constraints.txt" in line or "--no-deps" in line for line in installs)
+    assert not [line for line in lines if "://" in line]
+
+
+def test_the_image_is_built_from_what_the_context_lets_through() -> None:
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copies = re.findall(r"^COPY (.*) \S+$", (K8S / "image" / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(itertools.chain.from_iterable(line.split() for line in copies)) == let_through
+    assert all((ROOT / name).exists() for name in let_through)
