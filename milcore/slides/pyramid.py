@@ -17,6 +17,7 @@ from PIL import Image
 from milcore.errors import InputError
 
 UM_PER_CM = 10_000.0
+TILE = 256
 CLASSIC_TIFF_BYTES = 2**32
 
 
@@ -25,34 +26,31 @@ def write_pyramid(
     pixels: UInt8[np.ndarray, "row column rgb"],
     mpp: float,
     levels: int,
-    *,
-    tile: int = 256,
     quality: int = 85,
 ) -> None:
     """Write an image and its ``levels - 1`` successive halvings; level k measures ``ceil(size / 2**k)`` px.
 
-    Each reduced px is the mean of the 2 x 2 px under it. Peak memory beside ``pixels``: a third of it. The file becomes
-    a BigTIFF where the uncompressed levels would pass 4 GiB.
+    Each reduced px is the mean of the 2 x 2 px under it. Peak memory beside ``pixels``: less than twice its size. The
+    file becomes a BigTIFF where the uncompressed levels would pass 4 GiB.
 
     Args:
         target: local file, or a binary stream that can seek.
         pixels: level 0; an array or a memory map.
         mpp: um/px of level 0.
         levels: pages to write, at least 1.
-        tile: tile edge in px, a multiple of 16.
         quality: JPEG quality, 1 to 100, chroma 4:4:4.
 
     Raises:
         InputError: a setting is out of range, or ``pixels`` is not an RGB image.
     """
-    _check(pixels, mpp, levels, tile)
+    _check(pixels, mpp, levels)
     with tifffile.TiffWriter(target, bigtiff=pixels.nbytes * 4 // 3 >= CLASSIC_TIFF_BYTES) as tiff:
         for level, image in enumerate(_halvings(pixels, levels)):
             tiff.write(
-                _tiles(image, tile),
+                _tiles(image),
                 shape=image.shape,
                 dtype=np.uint8,
-                tile=(tile, tile),
+                tile=(TILE, TILE),
                 photometric="rgb",
                 compression="jpeg",
                 compressionargs={"level": quality},
@@ -66,15 +64,13 @@ def write_pyramid(
             )
 
 
-def _check(pixels: UInt8[np.ndarray, "row column rgb"], mpp: float, levels: int, tile: int) -> None:
+def _check(pixels: UInt8[np.ndarray, "row column rgb"], mpp: float, levels: int) -> None:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise InputError(f"a pyramid needs uint8 pixels (row, column, 3), got {pixels.dtype} {pixels.shape}")
     if not (np.isfinite(mpp) and mpp > 0):
         raise InputError(f"a pyramid needs mpp above 0 um/px, got {mpp!r}")
     if levels < 1:
         raise InputError(f"a pyramid needs at least 1 level, got {levels}")
-    if tile < 16 or tile % 16:
-        raise InputError(f"a TIFF tile edge is a multiple of 16 px, got {tile}")
 
 
 def _halvings(
@@ -86,10 +82,10 @@ def _halvings(
         yield pixels
 
 
-def _tiles(image: UInt8[np.ndarray, "row column rgb"], tile: int) -> Iterator[UInt8[np.ndarray, "row column rgb"]]:
+def _tiles(image: UInt8[np.ndarray, "row column rgb"]) -> Iterator[UInt8[np.ndarray, "row column rgb"]]:
     """Tiles in TIFF order; those that reach over the right or lower edge repeat the last px, so no edge rings."""
-    for top in range(0, image.shape[0], tile):
-        for left in range(0, image.shape[1], tile):
-            part = image[top : top + tile, left : left + tile]
-            missing = ((0, tile - part.shape[0]), (0, tile - part.shape[1]), (0, 0))
-            yield np.pad(part, missing, mode="edge") if part.shape[:2] != (tile, tile) else np.ascontiguousarray(part)
+    for top in range(0, image.shape[0], TILE):
+        for left in range(0, image.shape[1], TILE):
+            part = image[top : top + TILE, left : left + TILE]
+            missing = ((0, TILE - part.shape[0]), (0, TILE - part.shape[1]), (0, 0))
+            yield np.pad(part, missing, mode="edge") if part.shape[:2] != (TILE, TILE) else np.ascontiguousarray(part)

@@ -3,14 +3,23 @@
 import numpy as np
 import pytest
 
-from milcore.nuclei import CONCENTRATION, KINDS, RED_DENSITY, absorbed_light, nucleus_bank, paint_nucleus
+from milcore.synth.nuclei import (
+    CONCENTRATION,
+    KINDS,
+    RED_DENSITY,
+    NuclearHabit,
+    absorbed_light,
+    nucleus_bank,
+    paint_nucleus,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_nucleus_holds_its_area_times_the_asked_concentration(kind: str) -> None:
     shape = KINDS[kind]
     totals = [
-        paint_nucleus(np.random.default_rng(k), shape, 14.0, 0.3, 1.0, 0.5).sum() * CONCENTRATION for k in range(200)
+        paint_nucleus(np.random.default_rng(k), shape, 0.3, NuclearHabit(14.0, 1.0, 0.5)).sum() * CONCENTRATION
+        for k in range(200)
     ]
     # a lognormal diameter d exp(N(0, s)) has mean square d^2 exp(2 s^2)
     area = np.pi / 4 * (14.0 * shape.size) ** 2 * np.exp(2 * shape.spread**2)
@@ -24,7 +33,7 @@ def test_absorbed_light_of_one_px_is_beer_and_lambert() -> None:
 
 
 def test_lesion_nuclei_are_larger_and_absorb_as_much_light_for_their_area() -> None:
-    bank = nucleus_bank(np.random.default_rng(0), diameter=12.0, darkness=1.1, blur=0.5)
+    bank = nucleus_bank(np.random.default_rng(0), NuclearHabit(diameter=12.0, darkness=1.1, blur=0.5))
     oval, _, _, lesion = bank.absorbed.mean(axis=(1, 2))
     sizes = [np.mean([(np.array(s) > 0).sum() for row in kind for s in row]) for kind in bank.sprites]
     assert lesion > 4 * oval
@@ -32,5 +41,5 @@ def test_lesion_nuclei_are_larger_and_absorb_as_much_light_for_their_area() -> N
 
 
 def test_every_sprite_has_an_odd_edge_so_it_has_a_middle() -> None:
-    bank = nucleus_bank(np.random.default_rng(0), diameter=10.5, darkness=1.0, blur=0.4)
+    bank = nucleus_bank(np.random.default_rng(0), NuclearHabit(diameter=10.0, darkness=1.0, blur=0.4))
     assert all(s.shape[0] == s.shape[1] and s.shape[0] % 2 for kind in bank.sprites for row in kind for s in row)

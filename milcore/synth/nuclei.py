@@ -15,7 +15,7 @@ from scipy import ndimage
 
 CONCENTRATION = 2.5 / 255
 DIRECTIONS = 16
-VARIANTS = 12
+VARIANTS = 8
 RED_DENSITY = 0.6
 
 
@@ -54,6 +54,21 @@ KIND_CODES: Final = {name: code for code, name in enumerate(KINDS)}
 
 
 @dataclass(frozen=True)
+class NuclearHabit:
+    """How a slide's nuclei are in general.
+
+    Args:
+        diameter: of its benign nuclei, px.
+        darkness: mean concentration inside a nucleus.
+        blur: standard deviation of the optical blur, px.
+    """
+
+    diameter: float
+    darkness: float
+    blur: float
+
+
+@dataclass(frozen=True)
 class NucleusBank:
     """Sprites of one slide, and the light that each takes away.
 
@@ -66,11 +81,11 @@ class NucleusBank:
     absorbed: Float[np.ndarray, "kind direction variant"]
 
 
-def nucleus_bank(rng: np.random.Generator, diameter: float, darkness: float, blur: float) -> NucleusBank:
-    """Paint the bank of a slide whose benign nuclei measure ``diameter`` px and hold ``darkness`` concentration."""
+def nucleus_bank(rng: np.random.Generator, habit: NuclearHabit) -> NucleusBank:
+    """Paint the bank of a slide."""
     sprites = [
         [
-            [paint_nucleus(rng, shape, diameter, np.pi * step / DIRECTIONS, darkness, blur) for _ in range(VARIANTS)]
+            [paint_nucleus(rng, shape, np.pi * step / DIRECTIONS, habit) for _ in range(VARIANTS)]
             for step in range(DIRECTIONS)
         ]
         for shape in KINDS.values()
@@ -85,21 +100,19 @@ def absorbed_light(sprite: UInt8[np.ndarray, "row column"]) -> float:
 
 
 def paint_nucleus(
-    rng: np.random.Generator, shape: NucleusShape, diameter: float, angle: float, darkness: float, blur: float
+    rng: np.random.Generator, shape: NucleusShape, angle: float, habit: NuclearHabit
 ) -> UInt8[np.ndarray, "row column"]:
-    """One nucleus: a wobbling ellipse, its rim, its chromatin; mean concentration inside = darkness * shape.darkness.
+    """One nucleus: a wobbling ellipse, its rim, its chromatin; mean concentration inside = both darknesses' product.
 
     Args:
         rng: draws size, outline and chromatin.
         shape: the kind.
-        diameter: of the slide's benign nuclei, px.
         angle: of the long axis, radians.
-        darkness: mean concentration of the slide's nuclei.
-        blur: standard deviation of the optical blur, px.
+        habit: of the slide.
     """
-    size = diameter * shape.size * np.exp(rng.normal(0, shape.spread))
+    size = habit.diameter * shape.size * np.exp(rng.normal(0, shape.spread))
     long, short = size / 2 / np.sqrt(shape.aspect), size / 2 * np.sqrt(shape.aspect)
-    half = int(np.ceil(long * (1 + 2 * shape.wobble) + 2 * blur)) + 1
+    half = int(np.ceil(long * (1 + 2 * shape.wobble) + 2 * habit.blur)) + 1
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     radius = np.hypot(along / long, across / short) * _outline(rng, np.arctan2(y, x), shape.wobble)
@@ -107,8 +120,8 @@ def paint_nucleus(
     grain = ndimage.gaussian_filter(rng.standard_normal(x.shape), size * shape.grain)
     chromatin = 1 + shape.clumps * grain / grain.std() + shape.rim * np.clip((radius - 0.6) / 0.3, 0, 1)
     painted = inside * np.clip(chromatin, 0.15, None)
-    painted *= darkness * shape.darkness * inside.sum() / painted.sum()
-    blurred = ndimage.gaussian_filter(painted, blur)
+    painted *= habit.darkness * shape.darkness * inside.sum() / painted.sum()
+    blurred: Float[np.ndarray, "row column"] = ndimage.gaussian_filter(painted, habit.blur)
     return np.clip(blurred / CONCENTRATION + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -116,4 +129,5 @@ def _outline(
     rng: np.random.Generator, around: Float[np.ndarray, "row column"], wobble: float
 ) -> Float[np.ndarray, "row column"]:
     phases = rng.uniform(0, 2 * np.pi, 3)
-    return 1 + sum(wobble * rng.normal() * np.cos((2 + k) * around + phase) for k, phase in enumerate(phases))
+    waves = [rng.normal() * np.cos((2 + k) * around + phase) for k, phase in enumerate(phases)]
+    return np.asarray(1 + wobble * np.sum(waves, axis=0))

@@ -1,34 +1,26 @@
-"""One synthetic H&E slide: what it looks like, drawn from a random generator and nothing else.
+"""Where things lie on a synthetic slide, and what it looks like in general; none of it knows whether there is a lesion.
 
-Two maps of stain concentration are painted, haematoxylin (nuclei, stamped from a bank of sprites) and eosin (fibres),
-and turned into light by Beer and Lambert, strip by strip. A lesion takes the place of the nuclei it covers: fewer,
-larger, coarser ones that together absorb the same light, so texture tells it and colour does not. Everything else
-(stain, nuclear size and density, fibres, glands, blur, pen, fold) is drawn before anyone asks whether the slide has a
-lesion.
-
-Axis words: row, column, rgb, nucleus. Places are (x, y) in level-0 px; coarse maps have one value per ``COARSE`` px.
+Axis words: row, column, rgb, nucleus. Places are (x, y) in level-0 px; a coarse map has one value per ``COARSE`` px, a
+fine one one per ``FINE`` px.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int
 from PIL import Image, ImageDraw, ImageFilter
-from scipy import fft, ndimage
-from shapely import MultiPolygon, Polygon, box, union_all
+from scipy import ndimage
 
-from milcore.nuclei import CONCENTRATION, DIRECTIONS, KIND_CODES, VARIANTS, NucleusBank, nucleus_bank
+from milcore.synth.nuclei import DIRECTIONS, KIND_CODES, VARIANTS
 
 COARSE = 16
 FINE = 4
-STRIP = 256
 MARGIN = 64
 HAEMATOXYLIN = (0.60, 0.71, 0.37)
 EOSIN = (0.14, 0.86, 0.49)
 PENS = ((0.10, 0.20, 0.65), (0.08, 0.45, 0.20), (0.12, 0.12, 0.14), (0.75, 0.10, 0.15))
 
 Map = Float32[np.ndarray, "row column"]
-Mask = Bool[np.ndarray, "row column"]
 Places = Float[np.ndarray, "nucleus 2"]
 Codes = Int[np.ndarray, " nucleus"]
 
@@ -110,33 +102,6 @@ class Ground:
     pen: Image.Image
 
 
-@dataclass(frozen=True)
-class Painting:
-    """Level-0 px of a slide and the outlines of its lesions in level-0 px."""
-
-    pixels: UInt8[np.ndarray, "row column rgb"]
-    lesions: tuple[Polygon, ...]
-
-
-def paint_slide(rng: np.random.Generator, size: tuple[int, int], hue_shift: float, lesion_share: float) -> Painting:
-    """Paint a slide.
-
-    Args:
-        rng: its children draw the slide; lesions have their own, so all else is the same with and without them.
-        size: (width, height) in px, multiples of ``STRIP``; one px is taken as 0.5 um.
-        hue_shift: the laboratory's habit: eosin's hue moved by this much.
-        lesion_share: share of the tissue's area that becomes lesion; 0 for a benign slide.
-    """
-    for_look, for_bank, for_layout, for_textures, for_lesions = rng.spawn(5)
-    look = draw_look(for_look, hue_shift)
-    bank = nucleus_bank(for_bank, look.nucleus, look.darkness, look.blur)
-    ground, nuclei = lay_out(for_layout, look, size)
-    textures = [fibre_texture(for_textures, edge, look.blur) for edge in (1024, 768)]
-    lesion = place_lesions(for_lesions, ground.depth, lesion_share)
-    nuclei = replace_nuclei(for_lesions, nuclei, sample(lesion, nuclei.places, COARSE), bank)
-    return Painting(develop(look, ground, textures, stamp(nuclei, bank, size)), outlines(lesion))
-
-
 def draw_look(rng: np.random.Generator, hue_shift: float) -> Look:
     """Draw a slide's nuisance."""
     stains = np.array([HAEMATOXYLIN, EOSIN]) * rng.uniform(0.88, 1.12, (2, 3))
@@ -144,7 +109,7 @@ def draw_look(rng: np.random.Generator, hue_shift: float) -> Look:
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
     return Look(
         stains=stains,
-        nucleus=rng.uniform(10.5, 15.0),
+        nucleus=rng.uniform(10.0, 16.0),
         nuclear_share=rng.uniform(0.08, 0.15),
         darkness=rng.uniform(0.9, 1.4),
         eosin=rng.uniform(0.35, 0.62),
@@ -176,16 +141,21 @@ def lay_out(rng: np.random.Generator, look: Look, size: tuple[int, int]) -> tupl
     return ground, stroma.take(outside).and_also(rings)
 
 
+def standardised(values: np.ndarray) -> Map:
+    """The values moved and scaled to mean 0 and standard deviation 1."""
+    return np.asarray((values - values.mean()) / values.std(), np.float32)
+
+
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> Map:
     """Gaussian noise smoothed over ``sigma`` map px, of mean 0 and standard deviation 1."""
-    noise = ndimage.gaussian_filter(rng.standard_normal(shape).astype(np.float32), sigma, mode="wrap")
-    return ((noise - noise.mean()) / noise.std()).astype(np.float32)
+    white = rng.standard_normal(shape).astype(np.float32)
+    return standardised(ndimage.gaussian_filter(white, sigma, mode="wrap"))
 
 
 def sample(values: np.ndarray, places: Places, scale: int) -> np.ndarray:
     """The value of a map with one value per ``scale`` px at each place."""
     column, row = (places // scale).astype(np.intp).T
-    return values[row.clip(0, values.shape[0] - 1), column.clip(0, values.shape[1] - 1)]
+    return np.asarray(values[row.clip(0, values.shape[0] - 1), column.clip(0, values.shape[1] - 1)])
 
 
 def tissue_depth(rng: np.random.Generator, shape: tuple[int, int], share: float) -> Map:
@@ -198,7 +168,7 @@ def tissue_depth(rng: np.random.Generator, shape: tuple[int, int], share: float)
     field -= 4 * np.clip(np.maximum(np.abs(row), np.abs(column)) - 0.8, 0, None)
     tissue = field > np.quantile(field, 1 - share)
     depth = ndimage.distance_transform_edt(tissue) - ndimage.distance_transform_edt(~tissue)
-    return (COARSE * ndimage.gaussian_filter(depth, 1.0)).astype(np.float32)
+    return np.asarray(COARSE * ndimage.gaussian_filter(depth, 1.0), np.float32)
 
 
 def scatter(rng: np.random.Generator, look: Look, ground: Ground, size: tuple[int, int]) -> Nuclei:
@@ -270,7 +240,7 @@ def fold(rng: np.random.Generator, shape: tuple[int, int]) -> Map:
     bend = 0.04 * smooth_noise(rng, shape, 16)
     distance = row * np.cos(angle) + column * np.sin(angle) + offset + bend
     length = np.exp(-(((column * np.cos(angle) - row * np.sin(angle)) / 0.5) ** 4))
-    return (folded * rng.uniform(0.5, 0.9) * length * np.exp(-((distance / 0.012) ** 2))).astype(np.float32)
+    return np.asarray(folded * rng.uniform(0.5, 0.9) * length * np.exp(-((distance / 0.012) ** 2)), np.float32)
 
 
 def pen_strokes(rng: np.random.Generator, depth: Map, size: tuple[int, int]) -> Image.Image:
@@ -289,145 +259,3 @@ def pen_strokes(rng: np.random.Generator, depth: Map, size: tuple[int, int]) -> 
         points = [tuple(point) for point in line.tolist()]
         ImageDraw.Draw(strokes).line(points, fill=255, width=round(width / FINE), joint="curve")
     return strokes.filter(ImageFilter.GaussianBlur(1.5))
-
-
-def place_lesions(rng: np.random.Generator, depth: Map, share: float) -> Mask:
-    """One or two compact blobs that cover ``share`` of the tissue, anywhere in it, its edge included."""
-    tissue = depth > 0
-    lesion = np.zeros(depth.shape, bool)
-    blobs = int(rng.integers(1, 3))
-    for _ in range(blobs):
-        rows, columns = np.nonzero(tissue & ~lesion)
-        at = rng.integers(len(rows))
-        reach = (
-            np.hypot(rows - rows[at], columns - columns[at])
-            * (1 + 0.12 * smooth_noise(rng, depth.shape, 5))[rows, columns]
-        )
-        nearest = np.argsort(reach, kind="stable")[: round(share * tissue.sum() / blobs)]
-        lesion[rows[nearest], columns[nearest]] = True
-    return ndimage.binary_opening(lesion, iterations=2)
-
-
-def outlines(lesion: Mask) -> tuple[Polygon, ...]:
-    """The lesions' outlines in level-0 px, one polygon for each connected blob."""
-    cells = [box(c * COARSE, r * COARSE, (c + 1) * COARSE, (r + 1) * COARSE) for r, c in np.argwhere(lesion)]
-    whole = union_all(cells).buffer(COARSE / 2).buffer(-COARSE / 2).simplify(COARSE / 2)
-    return tuple(whole.geoms) if isinstance(whole, MultiPolygon) else (whole,) if not whole.is_empty else ()
-
-
-def replace_nuclei(
-    rng: np.random.Generator, nuclei: Nuclei, inside: Bool[np.ndarray, " nucleus"], bank: NucleusBank
-) -> Nuclei:
-    """Put lesion nuclei at some of the places inside, until they absorb the light that the benign ones there did.
-
-    Places are taken in random order; one closer to a chosen place than 0.8 lesion diameters waits for a second round.
-    """
-    benign = nuclei.take(inside)
-    wanted = bank.absorbed[benign.kinds, benign.directions, benign.variants].sum()
-    order = spread_order(rng, benign.places, 0.8 * np.sqrt(bank.absorbed[KIND_CODES["lesion"]].mean() * 4))
-    variants = rng.integers(VARIANTS, size=len(order))
-    directions = rng.integers(DIRECTIONS, size=len(order))
-    kinds = np.full(len(order), KIND_CODES["lesion"])
-    light = np.cumsum(bank.absorbed[kinds, directions, variants])
-    grown = Nuclei(benign.places[order], kinds, directions, variants).take(light - light[:1] / 2 <= wanted)
-    return nuclei.take(~inside).and_also(grown)
-
-
-def spread_order(rng: np.random.Generator, places: Places, distance: float) -> Int[np.ndarray, " nucleus"]:
-    """A random order of the places in which those at least ``distance`` px from all before them come first."""
-    first: list[int] = []
-    later: list[int] = []
-    for at in rng.permutation(len(places)):
-        gaps = np.hypot(*(places[first] - places[at]).T)
-        (later if np.any(gaps < distance) else first).append(int(at))
-    return np.array(first + later, np.intp)
-
-
-def stamp(nuclei: Nuclei, bank: NucleusBank, size: tuple[int, int]) -> UInt8[np.ndarray, "row column"]:
-    """The haematoxylin map: every nucleus's sprite, the darker one where two overlap."""
-    canvas = np.zeros((size[1], size[0]), np.uint8)
-    corners = np.rint(nuclei.places).astype(np.intp).tolist()
-    for (x, y), kind, direction, variant in zip(
-        corners, nuclei.kinds.tolist(), nuclei.directions.tolist(), nuclei.variants.tolist(), strict=True
-    ):
-        sprite = bank.sprites[kind][direction][variant]
-        half = sprite.shape[0] // 2
-        under = canvas[y - half : y + half + 1, x - half : x + half + 1]
-        np.maximum(under, sprite, out=under)
-    return canvas
-
-
-def fibre_texture(rng: np.random.Generator, edge: int, blur: float) -> Map:
-    """A periodic texture of wavy fibres, ``edge`` px square, mean 0 and standard deviation 1."""
-    across, along = fft.fftfreq(edge)[:, None], fft.rfftfreq(edge)[None, :]
-    noise = fft.rfft2(rng.standard_normal((edge, edge)).astype(np.float32))
-    fibres = np.exp(-((across / 0.12) ** 2) - (along / 0.012) ** 2) - np.exp(
-        -((across / 0.01) ** 2) - (along / 0.004) ** 2
-    )
-    grain = 0.012 * np.exp(-((across / 0.25) ** 2) - (along / 0.25) ** 2)
-    straight = fft.irfft2(noise * (fibres + grain) * np.exp(-2 * (np.pi * blur) ** 2 * (across**2 + along**2)))
-    shift = np.rint(18 * smooth_noise(rng, (edge, edge), edge / 16)).astype(np.intp)
-    row = (np.arange(edge)[:, None] + shift) % edge
-    wavy = straight[row, np.arange(edge)[None, :]]
-    return ((wavy - wavy.mean()) / wavy.std()).astype(np.float32)
-
-
-def develop(
-    look: Look,
-    ground: Ground,
-    textures: list[Map],
-    haematoxylin: UInt8[np.ndarray, "row column"],
-) -> UInt8[np.ndarray, "row column rgb"]:
-    """Concentrations to light: ``paper * exp(-(h H + e E))``, times the pen's colour, strip by strip."""
-    light = light_table(look)
-    pixels = np.empty((*haematoxylin.shape, 3), np.uint8)
-    for top in range(0, len(pixels), STRIP):
-        rows = slice(top, top + STRIP)
-        h, e = strip_concentrations(look, ground, textures, haematoxylin[rows], top)
-        np.take(light, (h.astype(np.uint16) << 8) | e, axis=0, out=pixels[rows])
-        ink = enlarge(ground.pen, FINE, top, haematoxylin.shape[1])
-        if ink.any():
-            pixels[rows] = pixels[rows] * (1 - ink[..., None] / np.float32(255) * (1 - look.pen).astype(np.float32))
-    return pixels
-
-
-def light_table(look: Look) -> UInt8[np.ndarray, "pair rgb"]:
-    """RGB of every pair of stored concentrations, at index ``256 h + e``."""
-    steps = np.arange(256) * CONCENTRATION
-    density = steps[:, None, None] * look.stains[0] + steps[None, :, None] * look.stains[1]
-    return np.rint(look.paper * np.exp(-density)).astype(np.uint8).reshape(-1, 3)
-
-
-def strip_concentrations(
-    look: Look, ground: Ground, textures: list[Map], haematoxylin: UInt8[np.ndarray, "row column"], top: int
-) -> tuple[UInt8[np.ndarray, "row column"], UInt8[np.ndarray, "row column"]]:
-    """Stored concentrations of both stains in the strip that begins at row ``top``."""
-    width = haematoxylin.shape[1]
-    weave = enlarge(Image.fromarray(ground.weave), COARSE, top, width)
-    first, second = (tiled(texture, top, width) for texture in textures)
-    fibres = second + weave * (first - second)
-    covered = np.clip(enlarge(Image.fromarray(ground.depth), COARSE, top, width) / 6 + fibres + 0.5, 0, 1)
-    covered *= np.clip(4 * fibres + 11, 0, 1)
-    hollow = enlarge(ground.lumens, FINE, top, width) * np.float32(1 / 255)
-    inner = enlarge(ground.epithelium, FINE, top, width) * np.float32(1 / 255)
-    eosin = covered * (1 - hollow) * (1 + look.fibre * fibres * (1 - 0.6 * inner)) * (look.eosin / CONCENTRATION)
-    thick = 1 + enlarge(Image.fromarray(ground.fold), COARSE, top, width)
-    cytoplasm = 0.10 / CONCENTRATION * inner * (1 - hollow)
-    return as_bytes((haematoxylin + cytoplasm) * thick), as_bytes(eosin * thick)
-
-
-def as_bytes(values: Map) -> UInt8[np.ndarray, "row column"]:
-    """Rounded and clipped to 0..255."""
-    return np.clip(values + np.float32(0.5), 0, 255).astype(np.uint8)
-
-
-def tiled(texture: Map, top: int, width: int) -> Map:
-    """The strip at row ``top`` of the plane covered with a periodic texture."""
-    rows = np.arange(top, top + STRIP) % texture.shape[0]
-    return np.tile(texture[rows], (1, -(-width // texture.shape[1])))[:, :width]
-
-
-def enlarge(values: Image.Image, scale: int, top: int, width: int) -> np.ndarray:
-    """The strip at row ``top`` of a map enlarged ``scale`` times."""
-    region = (0, top / scale, values.width, (top + STRIP) / scale)
-    return np.asarray(values.resize((width, STRIP), Image.Resampling.BILINEAR, box=region))

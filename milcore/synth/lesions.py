@@ -1,0 +1,67 @@
+"""Lesions: where they lie, their outlines, and the nuclei that take the place of benign ones.
+
+A lesion's nuclei are fewer, larger and coarser than those they replace and absorb the same light together, so texture
+tells a lesion and colour does not.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Int
+from scipy import ndimage
+from shapely import MultiPolygon, Polygon, box, union_all
+
+from milcore.synth.anatomy import COARSE, Map, Nuclei, Places, smooth_noise
+from milcore.synth.nuclei import DIRECTIONS, KIND_CODES, VARIANTS, NucleusBank
+
+SMALL_SHARE = 0.025
+
+Mask = Bool[np.ndarray, "row column"]
+
+
+def place_lesions(rng: np.random.Generator, depth: Map, share: float) -> Mask:
+    """One compact blob, or two if large, covering ``share`` of the tissue, anywhere in it, its edge included."""
+    tissue = depth > 0
+    lesion = np.zeros(depth.shape, bool)
+    blobs = 1 if share < SMALL_SHARE else int(rng.integers(1, 3))
+    for _ in range(blobs):
+        rows, columns = np.nonzero(tissue & ~lesion)
+        at = rng.integers(len(rows))
+        wobble = 1 + 0.12 * smooth_noise(rng, (depth.shape[0], depth.shape[1]), 5)
+        reach = np.hypot(rows - rows[at], columns - columns[at]) * wobble[rows, columns]
+        nearest = np.argsort(reach, kind="stable")[: round(share * tissue.sum() / blobs)]
+        lesion[rows[nearest], columns[nearest]] = True
+    return np.asarray(ndimage.binary_opening(lesion, iterations=2))
+
+
+def outlines(lesion: Mask) -> tuple[Polygon, ...]:
+    """The lesions' outlines in level-0 px, one polygon for each connected blob."""
+    cells = [box(c * COARSE, r * COARSE, (c + 1) * COARSE, (r + 1) * COARSE) for r, c in np.argwhere(lesion)]
+    whole = union_all(cells).buffer(COARSE / 2).buffer(-COARSE / 2).simplify(COARSE / 2)
+    return tuple(whole.geoms) if isinstance(whole, MultiPolygon) else (whole,) if not whole.is_empty else ()
+
+
+def replace_nuclei(
+    rng: np.random.Generator, nuclei: Nuclei, inside: Bool[np.ndarray, " nucleus"], bank: NucleusBank
+) -> Nuclei:
+    """Put lesion nuclei at some of the places inside, until they absorb the light that the benign ones there did.
+
+    Places are taken in random order; one closer to a chosen place than 0.8 lesion diameters waits for a second round.
+    """
+    benign = nuclei.take(inside)
+    wanted = bank.absorbed[benign.kinds, benign.directions, benign.variants].sum()
+    order = spread_order(rng, benign.places, 0.8 * np.sqrt(bank.absorbed[KIND_CODES["lesion"]].mean() * 4))
+    variants = rng.integers(VARIANTS, size=len(order))
+    directions = rng.integers(DIRECTIONS, size=len(order))
+    kinds = np.full(len(order), KIND_CODES["lesion"])
+    light = np.cumsum(bank.absorbed[kinds, directions, variants])
+    grown = Nuclei(benign.places[order], kinds, directions, variants).take(light - light[:1] / 2 <= wanted)
+    return nuclei.take(~inside).and_also(grown)
+
+
+def spread_order(rng: np.random.Generator, places: Places, distance: float) -> Int[np.ndarray, " nucleus"]:
+    """A random order of the places in which those at least ``distance`` px from all before them come first."""
+    first: list[int] = []
+    later: list[int] = []
+    for at in rng.permutation(len(places)):
+        gaps = np.hypot(*(places[first] - places[at]).T)
+        (later if np.any(gaps < distance) else first).append(int(at))
+    return np.array(first + later, np.intp)
