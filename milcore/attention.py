@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 
 from milcore.metrics import auroc
 
+FAINTEST = 30
 # The published viridis ramp at nine equal steps: legible on pink tissue and to the colour-blind.
 RAMP = np.array(
     [
@@ -98,7 +99,7 @@ def heat_layer(
     share = weight / max(weight.max(initial=0.0), 1e-300)
     layer = np.zeros((*shape, 4), np.uint8)
     colour = np.stack([np.interp(share * (len(RAMP) - 1), np.arange(len(RAMP)), channel) for channel in RAMP.T], axis=1)
-    paint = np.column_stack([colour, 60 + 195 * share]).round().astype(np.uint8)
+    paint = np.column_stack([colour, FAINTEST + (255 - FAINTEST) * share]).round().astype(np.uint8)
     left, top, right, bottom = thumbnail_boxes(shape, size_level0, table)
     for k in np.argsort(share, kind="stable"):
         layer[top[k] : bottom[k], left[k] : right[k]] = paint[k]

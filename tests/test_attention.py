@@ -48,7 +48,7 @@ def test_a_known_patch_is_found_at_its_place_in_the_picture():
     assert hottest.max(axis=0).tolist() == [29, 39]
     assert layer[25, 35].tolist() == [253, 231, 37, 255]
     assert (layer[:20, 10:] == 0).all()
-    assert layer[5, 5, 3] == round(60 + 195 / 9)
+    assert layer[5, 5, 3] == round(30 + 225 / 9)
 
 
 def test_neighbouring_patches_leave_no_gap_at_any_scale():

@@ -107,6 +107,11 @@ def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):
     assert "There is no test slide." in render(nothing)
 
 
+def test_numbered_classes_are_given_words(data):
+    assert "<h1>positive against negative</h1>" in render(dataclasses.replace(data, classes=("0", "1")))
+    assert "<h1>tumour against normal</h1>" in render(data)
+
+
 def test_equal_data_gives_equal_bytes(data, html):
     assert render(data) == html
 

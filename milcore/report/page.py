@@ -72,6 +72,7 @@ def _view(data: ReportData) -> dict[str, Any]:
     test = next((count for count in data.counts if count.split == "test"), None)
     return {
         "data": data,
+        "classes": ("negative", "positive") if data.classes == ("0", "1") else data.classes,
         "test": test,
         "style": _asset("report.css"),
         "script": _asset("report.js"),

@@ -1,0 +1,121 @@
+"""New slides go the run's own way: its patches, its encoder, its threshold; bad ones are quarantined, never lost."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from milcore import storage
+from milcore.config import EncodeConfig, IngestConfig, SplitConfig, TrainConfig
+from milcore.encoders.encode import encode
+from milcore.errors import InputError, StoreError
+from milcore.evaluate import evaluate
+from milcore.ingest import ingest, plan_cohort
+from milcore.predict import cohort_ingestion, predict, slide_names
+from milcore.run import prepare_run, train_run
+from milcore.slides.pyramid import write_pyramid
+from milcore.store import PatchStore
+from milcore.train import LocalContext
+
+TRAIN = TrainConfig(hidden=8, attention_hidden=4, epochs=2, batch_size=4)
+SLIDES = 8
+
+
+def write_slide(path: Path, seed: int) -> None:
+    pixels = np.full((192, 256, 3), 244, np.uint8)
+    stain = np.array((200, 110 + 10 * (seed % 2), 170))
+    pixels[:, :192] = np.clip(np.random.default_rng(seed).normal(stain, 25, (192, 192, 3)), 0, 255)
+    write_pyramid(path, pixels, 0.5, 2, quality=95)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with slides, the store made of them, and a run evaluated on it."""
+    folder = tmp_path_factory.mktemp("predict")
+    rows = ["slide_id,uri,label"]
+    for k in range(SLIDES):
+        write_slide(folder / f"s{k}.tiff", k)
+        rows.append(f"s{k},s{k}.tiff,{k % 2}")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    store = str(folder / "store")
+    plan_cohort(str(folder / "manifest.csv"), store)
+    assert all(outcome.status == "ok" for outcome in ingest(store, IngestConfig(patch_size=64), 0))
+    assert len(list(encode(store, EncodeConfig()))) == SLIDES
+    prepare_run(store, str(folder / "run"), TRAIN, SplitConfig(), None)
+    train_run(str(folder / "run"), LocalContext(None, torch.device("cpu")))
+    evaluate(str(folder / "run"), baselines=False)
+    return folder
+
+
+def test_a_slide_of_the_cohort_gets_the_probability_that_evaluation_gave_it(cohort: Path, tmp_path: Path) -> None:
+    found = predict(str(cohort / "run"), [str(cohort / "s3.tiff")], str(tmp_path))
+    known = {row["slide_id"]: row for row in storage.read_table(str(cohort / "run/predictions.parquet")).to_pylist()}
+    assert found["ok"] == ["s3"]
+    row = found["slides"][0]
+    assert row["probability"] == pytest.approx(known["s3"]["probability"], abs=1e-6)
+    assert row["called"] == str(int(row["probability"] >= found["threshold"]))
+    assert row["patches"] == len(PatchStore(str(cohort / "store")).slide("s3"))
+    assert storage.names(str(tmp_path / "attention")) == ["s3.parquet", "s3.png"]
+
+
+def test_every_file_is_accounted_for_in_csv_and_json(cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.tiff").write_bytes(b"")
+    slides = [str(cohort / "s1.tiff"), str(tmp_path / "empty.tiff"), str(tmp_path / "absent.tiff")]
+    found = predict(str(cohort / "run"), slides, str(tmp_path / "out"))
+    assert found["ok"] == ["s1"]
+    assert set(found["quarantined"]) == {"empty", "absent"}
+    assert "there is no such file" in found["quarantined"]["absent"]
+    assert json.loads((tmp_path / "out/predictions.json").read_text()) == found
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/predictions.csv").read_text())))
+    assert [(row["slide_id"], row["status"]) for row in rows] == [
+        ("s1", "ok"),
+        ("empty", "quarantined"),
+        ("absent", "quarantined"),
+    ]
+    assert float(rows[0]["probability"]) == found["slides"][0]["probability"]
+    assert found["notice"].startswith("Research use only")
+
+
+def test_a_slide_without_mpp_needs_one(cohort: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plain.png"
+    pixels = np.random.default_rng(0).normal((200, 110, 170), 25, (192, 192, 3))
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+    without = predict(str(cohort / "run"), [str(path)], str(tmp_path / "a"))
+    assert without["quarantined"]["plain"].startswith("no mpp")
+    assert predict(str(cohort / "run"), [str(path)], str(tmp_path / "b"), 0.5)["ok"] == ["plain"]
+
+
+def test_no_slide_is_an_error(cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no slide"):
+        predict(str(cohort / "run"), [], str(tmp_path))
+
+
+def test_a_cohort_cut_in_two_ways_cannot_be_followed(cohort: Path, tmp_path: Path) -> None:
+    store = PatchStore(str(cohort / "store"))
+    assert cohort_ingestion(store, ["s0", "s1"]) == IngestConfig(patch_size=64)
+    mixed = str(tmp_path / "store")
+    plan_cohort(str(cohort / "manifest.csv"), mixed)
+    for k, size in enumerate((64, 32)):
+        list(ingest(mixed, IngestConfig(patch_size=size), 0, (k, SLIDES)))
+    with pytest.raises(StoreError, match="ingested with different patch_size"):
+        cohort_ingestion(PatchStore(mixed), ["s0", "s1"])
+    with pytest.raises(StoreError, match="none of the run's slides"):
+        cohort_ingestion(PatchStore(mixed), ["s7"])
+
+
+@pytest.mark.parametrize(
+    ("uris", "expected"),
+    [
+        (["/a/x.svs", "/b/y.svs"], ["x", "y"]),
+        (["/a/x.svs", "/b/x.svs", "/c/x.tiff"], ["x", "x-2", "x-3"]),
+        (["s3://bucket/case 7 (left).svs"], ["case_7__left_"]),
+        (["/a/.svs", "/a/_.svs"], ["svs", "slide"]),
+    ],
+)
+def test_slide_ids_are_safe_and_differ(uris: list[str], expected: list[str]) -> None:
+    assert slide_names(uris) == expected
