@@ -17,8 +17,15 @@ import ray
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 
-# Ray Train hands a report on once per interval (s): its default of 2 s would pace short epochs
-LOCAL_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray Train hands a report on once per interval: its default of 2 s would pace short epochs
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # this machine is not taken away with a warning, as a cloud's may be
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+# credentials and endpoints of the store, and how Ray works; a cluster has a token and an address of its own
+HANDED_ON = ("AWS_", "RAY_TRAIN_", "TUNE_", "OMP_NUM_THREADS")
 SECONDS_TO_ANSWER = 10.0
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
@@ -52,6 +59,11 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def handed_on() -> dict[str, str]:
+    """The variables of this environment that workers elsewhere need too."""
+    return {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+
+
 def _start(*, dashboard: bool) -> None:
     ray.init(address="local", num_cpus=cpus(), include_dashboard=dashboard, logging_level=logging.ERROR)
 
@@ -65,7 +77,9 @@ def _join(address: str) -> None:
         if address != "auto":  # Ray itself would try for many minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
-        ray.init(address=address, logging_level=logging.ERROR)
+        # under a job ("auto") the workers get the job's environment
+        surroundings = None if address == "auto" else {"env_vars": handed_on()}
+        ray.init(address=address, logging_level=logging.ERROR, runtime_env=surroundings)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ClusterError(

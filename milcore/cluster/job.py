@@ -5,7 +5,6 @@ The same step submitted again while its job still runs is not started twice, but
 
 import contextlib
 import hashlib
-import os
 import shlex
 import signal
 import time
@@ -13,14 +12,13 @@ from collections.abc import Iterator, Sequence
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from milcore.cluster.connect import handed_on
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from milcore.progress import say
 
 SECONDS_BETWEEN_LOOKS = 1.0
 LOOKS_LOST_IN_A_ROW = 60
-# credentials and endpoints of the store, and how Ray works; the cluster has a token and an address of its own
-HANDED_ON = ("AWS_", "RAY_TRAIN_", "RAY_AUTH_MODE", "TUNE_", "OMP_NUM_THREADS")
 
 
 def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
@@ -67,12 +65,8 @@ def _submit(client: JobSubmissionClient, job_id: str, entrypoint: str) -> None:
         return
     if before is not None:
         client.delete_job(job_id)
-    client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": _environment()})
+    client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": handed_on()})
     say(f"Ray job {job_id}: {entrypoint}")
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
 
 
 def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:

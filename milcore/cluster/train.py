@@ -1,5 +1,7 @@
 """Training a prepared run on Ray Train workers, the loop itself being ``milcore.train``'s."""
 
+from typing import Any
+
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -24,13 +26,15 @@ def train_on_ray(run_uri: str, launch: LaunchConfig) -> None:
     A worker that dies is replaced, and all go on from the last checkpoint, up to MAX_FAILURES times.
 
     Raises:
+        InputError: the folder holds no prepared run.
         ClusterError: no cluster answers, or the workers failed; why.
     """
     run_uri = storage.absolute(run_uri)
+    epochs = read_spec(run_uri).train.epochs
     with connected(launch, dashboard=True), environment(TRAIN_ENVIRONMENT):
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"run_uri": run_uri},
+            train_loop_config={"run_uri": run_uri, "epochs": epochs},
             scaling_config=scaling(launch),
             torch_config=TorchConfig(backend="nccl" if launch.use_gpu else "gloo"),
             run_config=RunConfig(  # type: ignore[call-arg]  # its types are those of an older RunConfig
@@ -61,12 +65,11 @@ def scaling(launch: LaunchConfig) -> ScalingConfig:
     return ScalingConfig(num_workers=workers, use_gpu=launch.use_gpu, resources_per_worker=resources)
 
 
-def _work(config: dict[str, str]) -> None:
+def _work(config: dict[str, Any]) -> None:
     """What every worker runs."""
     calm_logging()
-    run_uri = config["run_uri"]
-    lines = EpochLines(read_spec(run_uri).train.epochs)
-    train_run(run_uri, RayContext(storage.join(run_uri, CHECKPOINTS), lines))
+    checkpoints_uri = storage.join(config["run_uri"], CHECKPOINTS)
+    train_run(config["run_uri"], RayContext(checkpoints_uri, EpochLines(config["epochs"])))
 
 
 def _reason(error: ray.train.TrainingFailedError) -> str:

@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A Ray cluster of this process."""
+def local_ray(s3: str) -> Iterator[None]:
+    """A Ray cluster of this process; it begins with the environment that holds the keys of the S3 server."""
     with connected(LaunchConfig(), dashboard=True):
         yield
 
@@ -53,11 +53,13 @@ def standing_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingC
                f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0", "--metrics-export-port=0",
                "--disable-usage-stats"]  # fmt: skip
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    # it does not know the keys of the tests' S3 server
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    surroundings["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
     log = tmp_path_factory.mktemp("ray") / "log"
     with log.open("wb") as sink:
         head = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path}, start_new_session=True
+            command, stdout=sink, stderr=subprocess.STDOUT, env=surroundings, start_new_session=True
         )
     try:
         _wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, log)

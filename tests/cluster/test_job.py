@@ -1,0 +1,63 @@
+"""The same steps on a cluster that stands already: as a job through its dashboard, and joined directly."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from milcore import storage
+from milcore.cluster.job import run_job
+from milcore.cluster.launch import train_with
+from milcore.config import LaunchConfig, SplitConfig, TrainConfig
+from milcore.errors import ClusterError, InputError
+from milcore.run import load_model, prepare_run
+from tests.cluster.conftest import StandingCluster
+from tests.cohorts import write_features, write_store
+from tests.conftest import free_ports
+
+TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3, batch_size=4)
+
+
+def prepared(folder_uri: str) -> str:
+    store, run = storage.join(folder_uri, "store"), storage.join(folder_uri, "run")
+    write_features(write_store(store))
+    prepare_run(store, run, TRAIN, SplitConfig(), None)
+    return run
+
+
+def test_a_job_trains_on_s3_and_its_log_is_shown(
+    standing_ray: StandingCluster, s3: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The cluster began without the keys of the store; the job brings them."""
+    run = prepared(storage.join(s3, tmp_path.name))
+    train_with(run, LaunchConfig(ray_address=standing_ray.dashboard, workers=2))
+    assert load_model(run)[0].train == TRAIN
+    shown = capfd.readouterr().err
+    assert "python -m milcore.cluster train" in shown
+    assert "epoch 3/3" in shown
+
+
+def test_a_job_whose_input_cannot_be_used_says_so_in_one_line(standing_ray: StandingCluster, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^no run at .* run milcore train first$"):
+        run_job(["train", str(tmp_path)], LaunchConfig(ray_address=standing_ray.dashboard, workers=2))
+
+
+def test_a_job_that_fails_is_an_error_with_its_last_line(standing_ray: StandingCluster) -> None:
+    with pytest.raises(ClusterError, match=r"ended as FAILED: "):
+        run_job(["train"], LaunchConfig(ray_address=f"{standing_ray.dashboard}/", workers=2))
+
+
+def test_nobody_at_the_dashboard_s_address() -> None:
+    address = f"http://127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises(ClusterError, match=f"no Ray dashboard answers at {address}"):
+        run_job(["train", "run"], LaunchConfig(ray_address=address))
+
+
+def test_a_process_joins_the_cluster_by_its_address(standing_ray: StandingCluster, s3: str, tmp_path: Path) -> None:
+    run = prepared(storage.join(s3, tmp_path.name))
+    command = [sys.executable, "-m", "milcore.cluster", "train", run, "--workers", "2"]
+    ended = subprocess.run([*command, "--ray-address", standing_ray.gcs], check=False, env=dict(os.environ))
+    assert ended.returncode == 0
+    assert load_model(run)[0].train == TRAIN

@@ -1,0 +1,123 @@
+"""Ray Train runs the same loop: equal weights, checkpoints where they belong, and a cut run goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from milcore import storage
+from milcore.cluster.launch import train_with
+from milcore.config import LaunchConfig, SplitConfig, TrainConfig
+from milcore.errors import InputError
+from milcore.model import make_model
+from milcore.run import prepare_run, train_run
+from milcore.train import LocalContext
+from tests.cohorts import write_features, write_store
+
+# 7 training bags in batches of 2: 4 steps an epoch, 24 in all
+TRAIN = TrainConfig(
+    features="mean_rgb", hidden=8, attention_hidden=4, dropout=0.5, epochs=6, batch_size=2, checkpoint_every=2,
+    learning_rate=0.01, patience=99, precision="fp64",
+)  # fmt: skip
+TWO = LaunchConfig(workers=2)
+WIDTH = 3
+
+
+def prepared(folder_uri: str, name: str, config: TrainConfig = TRAIN) -> str:
+    store, run = storage.join(folder_uri, "store"), storage.join(folder_uri, name)
+    if not storage.exists(storage.join(store, "manifest.parquet")):
+        write_features(write_store(store))
+    prepare_run(store, run, config, SplitConfig(), None)
+    return run
+
+
+def weights(run: str) -> torch.Tensor:
+    tensors = load(storage.read_bytes(storage.join(run, "model.safetensors")))
+    return torch.cat([tensors[name].double().flatten() for name in sorted(names_learnt())])
+
+
+def names_learnt() -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in make_model(TRAIN, WIDTH).named_parameters()}
+
+
+def distance(run: str, other: str) -> float:
+    """|w - w'| / |w' - w_0|."""
+    learnt = names_learnt()
+    start = torch.cat([learnt[name].double().flatten() for name in sorted(learnt)])
+    return float((weights(run) - weights(other)).norm() / (weights(other) - start).norm())
+
+
+def epochs_seen(run: str) -> list[int]:
+    rows = storage.read_table(storage.join(run, "history.parquet")).to_pylist()
+    return [row["epoch"] for row in rows if (row["split"], row["metric"]) == ("train", "loss")]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-3)])
+def test_two_ray_workers_learn_the_weights_of_one(
+    local_ray: None, tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    config = TRAIN.model_copy(update={"precision": precision})
+    alone, together = prepared(str(tmp_path), "alone", config), prepared(str(tmp_path), "together", config)
+    train_with(alone, LaunchConfig())
+    train_with(together, TWO)
+    assert distance(together, alone) <= tolerance
+    assert epochs_seen(together) == epochs_seen(alone) == list(range(6))
+    kept = [name for name in storage.names(storage.join(together, "checkpoints")) if name.isdigit()]
+    assert kept == ["0003", "0005"]
+    assert "state.json" in storage.names(storage.join(together, "checkpoints", "0005"))
+
+
+def test_a_finished_run_starts_no_worker(tmp_path: Path) -> None:
+    run = prepared(str(tmp_path), "run")
+    train_with(run, LaunchConfig())
+    before = storage.stat(storage.join(run, "model.safetensors"))
+    train_with(run, LaunchConfig(ray_address="127.0.0.1:1", workers=2))
+    assert storage.stat(storage.join(run, "model.safetensors")) == before
+
+
+class Cut(LocalContext):
+    """Stops a run after its fourth epoch."""
+
+    def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        super().report(epoch, metrics, checkpoint)
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_run_begun_without_ray_goes_on_under_it_on_s3(local_ray: None, s3: str, tmp_path: Path) -> None:
+    folder = storage.join(s3, tmp_path.name)
+    whole, run = prepared(folder, "whole"), prepared(folder, "run")
+    train_with(whole, LaunchConfig())
+    with pytest.raises(KeyboardInterrupt):
+        train_run(run, Cut(storage.join(run, "checkpoints"), torch.device("cpu")))
+    assert not storage.exists(storage.join(run, "checkpoints", "0005", "state.json"))
+    train_with(run, TWO)
+    assert distance(run, whole) <= 1e-9
+    assert epochs_seen(run) == list(range(6))
+
+
+@pytest.mark.slow
+def test_a_run_killed_under_ray_goes_on_from_its_checkpoint_on_s3(local_ray: None, s3: str, tmp_path: Path) -> None:
+    long = TRAIN.model_copy(update={"epochs": 60})
+    folder = storage.join(s3, tmp_path.name)
+    run = prepared(folder, "run", long)
+    command = [sys.executable, "-m", "milcore.cluster", "train", run, "--workers", "2", "--ray-address", "local"]
+    with subprocess.Popen(command, start_new_session=True) as driver:
+        while not any(name.isdigit() for name in storage.names(storage.join(run, "checkpoints"))):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        os.killpg(driver.pid, signal.SIGKILL)
+    assert not storage.exists(storage.join(run, "model.safetensors"))
+    train_with(run, TWO)
+    assert epochs_seen(run) == list(range(60))
+
+
+def test_a_folder_that_was_not_prepared_is_refused_before_any_worker_starts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run milcore train first"):
+        train_with(str(tmp_path), TWO)
