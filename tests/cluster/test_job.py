@@ -44,9 +44,10 @@ def test_a_job_whose_input_cannot_be_used_says_so_in_one_line(standing_ray: Stan
         run_job(["train", str(tmp_path)], LaunchConfig(ray_address=standing_ray.dashboard, workers=2))
 
 
-def test_a_job_that_fails_is_an_error_with_its_last_line(standing_ray: StandingCluster) -> None:
-    with pytest.raises(ClusterError, match=r"ended as FAILED: "):
-        run_job(["train"], LaunchConfig(ray_address=f"{standing_ray.dashboard}/", workers=2))
+def test_a_job_that_fails_is_an_error_with_its_last_line(standing_ray: StandingCluster, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("not JSON")
+    with pytest.raises(ClusterError, match=r"ended as FAILED: json\.decoder\.JSONDecodeError: "):
+        run_job(["train", str(tmp_path)], LaunchConfig(ray_address=f"{standing_ray.dashboard}/", workers=2))
 
 
 def test_nobody_at_the_dashboard_s_address() -> None:
