@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,12 +58,14 @@ def standing_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingC
     surroundings["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
     log = tmp_path_factory.mktemp("ray") / "log"
     with log.open("wb") as sink:
-        head = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=surroundings)
+        head = subprocess.Popen(
+            command, stdout=sink, stderr=subprocess.STDOUT, env=surroundings, start_new_session=True
+        )
     try:
         _wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, log)
         yield StandingCluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
     finally:
-        head.terminate()  # it stops its own processes; were they told too, it would wait 30 s for them
+        os.killpg(head.pid, signal.SIGKILL)  # asked to stop, it would wait 30 s for what its jobs left behind
         head.wait()
 
 
