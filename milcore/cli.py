@@ -139,7 +139,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="and exit")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
+    ] = False,
 ) -> None:
     """Attention-based deep multiple instance learning on whole-slide images. Research use only."""
 
@@ -209,7 +211,7 @@ def encode(
     store: Store,
     encoder: Annotated[str | None, setting(EncodeConfig, "encoder")] = None,
     name: Annotated[str | None, setting(EncodeConfig, "name")] = None,
-    batch_size: Annotated[int | None, setting(EncodeConfig, "batch_size")] = None,
+    patches_per_batch: Annotated[int | None, setting(EncodeConfig, "patches_per_batch")] = None,
     workers: Workers = 0,
     use_gpu: UseGpu = False,
     ray_address: RayAddress = LAUNCH.ray_address,
@@ -218,7 +220,7 @@ def encode(
     """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are."""
     from milcore.cluster.launch import encode_with
 
-    config = parse_config(EncodeConfig, given(encoder=encoder, name=name, batch_size=batch_size))
+    config = parse_config(EncodeConfig, given(encoder=encoder, name=name, patches_per_batch=patches_per_batch))
     encoded = encode_with(store, config, launch_config(ray_address, workers, use_gpu))
     patches = sum(slide.patches for slide in encoded)
     summary = {"features": config.features_name, "slides": [s.slide_id for s in encoded], "patches": patches}

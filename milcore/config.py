@@ -53,7 +53,7 @@ class EncodeConfig(Config):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="features/<name> to write (none: the encoder's name)"
     )
-    batch_size: PositiveInt = Field(32, description="patches in one forward pass")
+    patches_per_batch: PositiveInt = Field(32, description="patches in one forward pass of the encoder")
 
     @property
     def features_name(self) -> str:
@@ -164,6 +164,15 @@ def parse_config(kind: type[C], values: dict[str, object]) -> C:
         return kind.model_validate(values)
     except ValidationError as error:
         raise InputError(_one_line(kind, error)) from None
+
+
+def pick(kind: type[C], values: dict[str, object]) -> C:
+    """Build a config from those of the values that are its settings; other names are left alone.
+
+    Raises:
+        InputError: one line naming every field that is out of range.
+    """
+    return parse_config(kind, {name: values[name] for name in kind.model_fields if name in values})
 
 
 def _one_line(kind: type[Config], error: ValidationError) -> str:

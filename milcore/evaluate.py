@@ -31,7 +31,7 @@ from milcore.metrics import (
     confusion,
     estimates,
     reliability,
-    roc_points,
+    roc_curve,
 )
 from milcore.progress import say, track
 from milcore.report import ReportData, SlideView, SplitCount, model_card, render
@@ -209,7 +209,7 @@ def _report_data(
         localised=len(measured.localisation.bags),
         not_localised=measured.localisation.left_out,
         comparison=tuple(rows),
-        roc=roc_points(truth, probability),
+        roc=list(zip(*roc_curve(truth, probability)[:2], strict=True)),
         confusion=confusion(truth, probability, measured.threshold.value),
         reliability=reliability(truth, probability, RELIABILITY_BINS),
         history=storage.read_table(storage.join(run.uri, HISTORY)),
@@ -256,6 +256,7 @@ def _summary(run: _Run, measured: _Measured, rows: Sequence[Comparison]) -> dict
         "threshold": measured.threshold.value,
         "threshold_origin": measured.threshold.origin,
         "confusion": confusion(truth, probability, measured.threshold.value),
+        "roc": roc_curve(truth, probability)._asdict(),
         "classes": list(run.spec.classes),
         "slides": {split: len(run.bags.split(split)) for split in SPLIT_NAMES},
         "localised": len(measured.localisation.bags),

@@ -8,14 +8,14 @@ compressed, one shard at a time. Nothing is printed here: outcomes are yielded a
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from milcore import storage
 from milcore.config import IngestConfig
-from milcore.errors import InputError, SlideError
+from milcore.errors import InputError, MILError, SlideError
 from milcore.manifest import Manifest, Slide, read_manifest
 from milcore.processes import map_in_processes
 from milcore.slides import SlideReader, open_slide, read_area
@@ -101,6 +101,30 @@ def summarise(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:
         "quarantined": {o.slide_id: o.reason for o in outcomes if o.status == "quarantined"},
         "patches": sum(outcome.patches for outcome in outcomes),
         "skipped": sum(outcome.skipped for outcome in outcomes),
+    }
+
+
+def account(store_uri: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the summaries of all shards of a cohort.
+
+    Raises:
+        MILError: a slide of the cohort stands in none of them.
+        InputError: no slide is ok.
+    """
+    ids = [slide.slide_id for slide in PatchStore(store_uri).manifest().slides]
+    ok = {slide_id for summary in summaries for slide_id in summary["ok"]}
+    reasons = {slide_id: reason for summary in summaries for slide_id, reason in summary["quarantined"].items()}
+    lost = [slide_id for slide_id in ids if slide_id not in ok and slide_id not in reasons]
+    if lost:
+        raise MILError(f"{len(lost)} of {len(ids)} slides are unaccounted for ({', '.join(lost[:5])} …); ingest again")
+    if not ok:
+        first = next(iter(reasons.items()))
+        raise InputError(f"none of {len(ids)} slides is ok; the first, {first[0]!r}: {first[1]}")
+    return {
+        "ok": [slide_id for slide_id in ids if slide_id in ok],
+        "quarantined": {slide_id: reasons[slide_id] for slide_id in ids if slide_id in reasons},
+        "patches": sum(summary["patches"] for summary in summaries),
+        "skipped": sum(summary["skipped"] for summary in summaries),
     }
 
 

@@ -9,6 +9,7 @@ Axis words: slide, patient, resample, bin.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -202,14 +203,20 @@ def confusion(
     return [[int(n) for n in row] for row in sk.confusion_matrix(labels, called, labels=[0, 1])]
 
 
-def roc_points(
-    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"]
-) -> list[tuple[float, float]]:
-    """(false positive rate, true positive rate) from (0, 0) to (1, 1); empty where one class is missing."""
+class RocCurve(NamedTuple):
+    """Points from (0, 0) to (1, 1), and the lowest probability called positive at each; empty for one class."""
+
+    false_positive_rate: list[float]
+    true_positive_rate: list[float]
+    threshold: list[float]
+
+
+def roc_curve(labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"]) -> RocCurve:
+    """The ROC curve of a split; the threshold of (0, 0), infinite by definition, is given as 1."""
     if len(np.unique(labels)) < 2:
-        return []
-    alarm, hit, _ = sk.roc_curve(labels, probability)
-    return [(float(x), float(y)) for x, y in zip(alarm, hit, strict=True)]
+        return RocCurve([], [], [])
+    alarm, hit, threshold = sk.roc_curve(labels, probability)
+    return RocCurve(alarm.tolist(), hit.tolist(), np.minimum(threshold, 1.0).tolist())
 
 
 def reliability(

@@ -159,6 +159,21 @@ def upload_folder(folder: Path, uri: str) -> None:
         write_bytes(join(uri, file.name), file.read_bytes())
 
 
+def download(uri: str, path: str) -> None:
+    """Copy one object, streamed, to a local path."""
+    fs, source_path = filesystem(uri)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with fs.open(source_path, "rb") as source, Path(path).open("wb") as sink:
+        shutil.copyfileobj(source, sink, 16 << 20)
+
+
+def download_folder(uri: str, path: str) -> None:
+    """Copy every file of a flat folder into a local one."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+    for name in names(uri):
+        download(join(uri, name), str(Path(path, name)))
+
+
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
     """A flat folder's files on the local disk: itself if local, else a copy that lasts as long as the context."""
@@ -166,20 +181,17 @@ def local_folder(uri: str) -> Iterator[Path]:
         yield Path(absolute(uri))
         return
     with tempfile.TemporaryDirectory() as folder:
-        for name in names(uri):
-            Path(folder, name).write_bytes(read_bytes(join(uri, name)))
+        download_folder(uri, folder)
         yield Path(folder)
 
 
 @contextlib.contextmanager
 def local_file(uri: str) -> Iterator[Path]:
     """One object on the local disk: itself if local, else a streamed copy that lasts as long as the context."""
-    fs, path = filesystem(uri)
     if is_local(uri):
-        yield Path(path)
+        yield Path(absolute(uri))
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, posixpath.basename(path))
-        with fs.open(path, "rb") as source, copy.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 16 << 20)
+        copy = Path(folder, posixpath.basename(uri))
+        download(uri, str(copy))
         yield copy

@@ -5,7 +5,7 @@ import pyarrow as pa
 import shapely
 
 from milcore.attention import attention_table, half_mass, heat_layer, png
-from milcore.metrics import Comparison, Estimate, choose_threshold, confusion, estimates, reliability, roc_points
+from milcore.metrics import Comparison, Estimate, choose_threshold, confusion, estimates, reliability, roc_curve
 from milcore.report import ReportData, SlideView, SplitCount, TopPatch
 from milcore.report.pictures import jpeg, rings, shrink
 
@@ -72,7 +72,7 @@ def example(slides: int) -> ReportData:
         localised=positive - 1,
         not_localised={"case-01-s1": "no annotation"},
         comparison=comparison(metrics),
-        roc=roc_points(labels, probability),
+        roc=list(zip(*roc_curve(labels, probability)[:2], strict=True)),
         confusion=confusion(labels, probability, threshold.value),
         reliability=reliability(labels, probability, 5),
         history=history(),

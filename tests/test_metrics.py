@@ -19,7 +19,7 @@ from milcore.metrics import (
     patient_weights,
     point_values,
     reliability,
-    roc_points,
+    roc_curve,
     weighted_auroc,
     weighted_values,
 )
@@ -102,7 +102,7 @@ def test_one_class_is_nan_with_its_reason():
         assert found[name].reason == "the split holds one class only"
     assert found["accuracy"].value == pytest.approx(2 / 3)
     assert math.isnan(auroc(np.zeros(2, int), np.array([0.1, 0.2])))
-    assert roc_points(np.zeros(2, int), np.array([0.1, 0.2])) == []
+    assert roc_curve(np.zeros(2, int), np.array([0.1, 0.2])) == ([], [], [])
 
 
 def test_an_empty_split_is_nan_with_its_reason():
@@ -135,7 +135,7 @@ def test_threshold_is_the_best_on_validation_nearest_to_one_half(labels, probabi
 
 
 def test_roc_runs_from_corner_to_corner():
-    points = roc_points(LABELS, PROBABILITY)
+    points = list(zip(*roc_curve(LABELS, PROBABILITY)[:2], strict=True))
     assert points[0] == (0.0, 0.0)
     assert points[-1] == (1.0, 1.0)
     area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         if step == "encode":
             command.add_argument("--encoder", default=EncodeConfig().encoder)
             command.add_argument("--name", default=None)
-            command.add_argument("--batch-size", type=int, default=EncodeConfig().batch_size)
+            command.add_argument("--patches-per-batch", type=int, default=EncodeConfig().patches_per_batch)
     return parser
 
 

@@ -89,4 +89,11 @@ def _device(launch: LaunchConfig) -> torch.device:
 
 
 def _encode_flags(config: EncodeConfig) -> list[str]:
-    return ["--encoder", config.encoder, "--name", config.features_name, "--batch-size", str(config.batch_size)]
+    return [
+        "--encoder",
+        config.encoder,
+        "--name",
+        config.features_name,
+        "--patches-per-batch",
+        str(config.patches_per_batch),
+    ]

@@ -79,17 +79,17 @@ def encode_slide(store_uri: str, config: EncodeConfig, device: str, slide_id: st
                 f"features/{name} of slide {slide_id!r} were made with another {', '.join(changed)}; "
                 "give these features another --name"
             )
-    slide.write_features(name, encode_patches(slide, encoder, config.batch_size), attributes)
+    slide.write_features(name, encode_patches(slide, encoder, config.patches_per_batch), attributes)
     return EncodedSlide(slide_id, len(slide), skipped=False)
 
 
 def encode_patches(
-    slide: SlideGroup, encoder: EfficientNetLite0, batch_size: int
+    slide: SlideGroup, encoder: EfficientNetLite0, patches_per_batch: int
 ) -> Float16[np.ndarray, "patch feature"]:
     """Features of all patches of a slide, a batch of patches in memory at a time."""
     features = np.empty((len(slide), encoder.width), np.float16)
-    for start in range(0, len(slide), batch_size):
-        stop = min(start + batch_size, len(slide))
+    for start in range(0, len(slide), patches_per_batch):
+        stop = min(start + patches_per_batch, len(slide))
         features[start:stop] = encoder(torch.from_numpy(slide.patches(start, stop))).numpy()
     return features
 

@@ -36,6 +36,7 @@ class Look:
         darkness: mean concentration inside a nucleus.
         eosin: mean concentration of the stroma.
         fibre: amplitude of the fibres relative to ``eosin``.
+        giants: share of stromal nuclei that are large for no reason (one here and there, unlike a lesion's crowd).
         glands: share of places in glandular regions that hold a gland.
         blur: standard deviation of the optical blur, px.
         tissue_share: share of the slide that is tissue.
@@ -49,6 +50,7 @@ class Look:
     darkness: float
     eosin: float
     fibre: float
+    giants: float
     glands: float
     blur: float
     tissue_share: float
@@ -114,6 +116,7 @@ def draw_look(rng: np.random.Generator, hue_shift: float) -> Look:
         darkness=rng.uniform(0.9, 1.4),
         eosin=rng.uniform(0.35, 0.62),
         fibre=rng.uniform(0.10, 0.26),
+        giants=rng.uniform(0.0, 0.010),
         glands=rng.uniform(0.0, 0.8),
         blur=rng.uniform(0.4, 0.9),
         tissue_share=rng.uniform(0.50, 0.66),
@@ -182,6 +185,7 @@ def scatter(rng: np.random.Generator, look: Look, ground: Ground, size: tuple[in
     crowded = sample(ground.crowding, places, COARSE) > 0.55
     spindle = rng.random(len(places)) < 0.15 + 0.5 * sample(ground.weave, places, COARSE)
     kinds = np.where(crowded, KIND_CODES["round"], np.where(spindle, KIND_CODES["spindle"], KIND_CODES["oval"]))
+    kinds[rng.random(len(places)) < look.giants] = KIND_CODES["giant"]
     along = np.rint(rng.normal(0, 1.2, len(places))).astype(np.intp)
     directions = np.where(spindle, along, rng.integers(DIRECTIONS, size=len(places))) % DIRECTIONS
     return Nuclei(places, kinds, directions, rng.integers(VARIANTS, size=len(places)))

@@ -48,7 +48,8 @@ KINDS: Final = {
     "oval": NucleusShape(1.0, 0.10, 0.72, 1.0, 0.15, 0.08, 0.10, 0.04),
     "spindle": NucleusShape(0.95, 0.12, 0.36, 1.0, 0.12, 0.08, 0.05, 0.04),
     "round": NucleusShape(0.80, 0.05, 0.93, 1.15, 0.20, 0.12, 0.05, 0.03),
-    "lesion": NucleusShape(2.6, 0.16, 0.74, 1.0, 0.60, 0.09, 0.45, 0.05),
+    "giant": NucleusShape(1.9, 0.10, 0.80, 1.0, 0.30, 0.09, 0.20, 0.04),
+    "lesion": NucleusShape(2.7, 0.16, 0.74, 1.0, 0.65, 0.09, 0.45, 0.05),
 }
 KIND_CODES: Final = {name: code for code, name in enumerate(KINDS)}
 

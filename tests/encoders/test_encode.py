@@ -18,7 +18,7 @@ from milcore.errors import InputError, StoreError
 from milcore.store import PatchStore
 from tests.cohorts import write_store
 
-ENCODE = EncodeConfig(batch_size=4)
+ENCODE = EncodeConfig(patches_per_batch=4)
 
 
 def test_config_names_are_the_tables_keys() -> None:

@@ -1,0 +1,49 @@
+"""What is published of a run."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    run_uri: str,
+    sweep_uri: str,
+    baselines: bool,
+    metrics: dsl.Output[dsl.Metrics],
+    classification: dsl.Output[dsl.ClassificationMetrics],
+    report: dsl.Output[dsl.HTML],
+    model_card: dsl.Output[dsl.Markdown],
+    attention: dsl.Output[dsl.Dataset],
+) -> str:
+    """Predict, measure on the untouched test split, draw attention and write the report.
+
+    Args:
+        run_uri: the finished run.
+        sweep_uri: the sweep whose settings it took.
+        baselines: also train and show what the model has to beat.
+        metrics: of the test split.
+        classification: ROC curve and confusion matrix of the test split.
+        report: the HTML report.
+        model_card: what the model is, and is not, for.
+        attention: index and overlays of the test slides.
+
+    Returns:
+        The report's URI.
+    """
+    from milcore.evaluate import ATTENTION, MODEL_CARD, REPORT
+    from milcore.evaluate import evaluate as evaluate_run
+    from milcore.storage import download, download_folder, join
+
+    summary = evaluate_run(run_uri, baselines=baselines, sweep_uri=sweep_uri)
+    for name, value in summary.items():
+        if isinstance(value, float):
+            metrics.log_metric(name, value)
+    classification.log_roc_curve(*summary["roc"].values())
+    classification.log_confusion_matrix(summary["classes"], summary["confusion"])
+    for output, name in ((report, REPORT), (model_card, MODEL_CARD)):
+        download(join(run_uri, name), output.path)
+        output.metadata["uri"] = join(run_uri, name)
+    download_folder(join(run_uri, ATTENTION), attention.path)
+    attention.metadata["uri"] = join(run_uri, ATTENTION)
+    return join(run_uri, REPORT)

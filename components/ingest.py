@@ -1,0 +1,72 @@
+"""Slides to patches, one shard of the cohort a step, and the step after the fan-in."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def ingest(
+    store_uri: str,
+    shard: str,
+    mpp: float,
+    patch_size: int,
+    default_mpp: float,
+    codec: str,
+    jpeg_quality: int,
+    min_tissue: float,
+    max_unreadable: int,
+    workers: int,
+) -> str:
+    """Cut the slides of a shard into patches; a bad slide is quarantined and never fails the step.
+
+    Args:
+        store_uri: the patch store, planned.
+        shard: ``i/n``: every n-th slide beginning with the i-th.
+        mpp: target resolution in um/px.
+        patch_size: patch edge in px at the target mpp.
+        default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
+        codec: how a patch is stored.
+        jpeg_quality: 1 to 100.
+        min_tissue: smallest share of a tile's area that must be tissue.
+        max_unreadable: unreadable tiles under tissue that a slide may have.
+        workers: processes.
+
+    Returns:
+        Ids of the slides that are ok, reasons of those that are not, and counts, as JSON.
+    """
+    settings = {**locals(), "default_mpp": default_mpp or None}
+    import json
+
+    from milcore.config import IngestConfig, pick
+    from milcore.ingest import ingest as ingest_cohort
+    from milcore.ingest import summarise
+    from milcore.progress import track
+    from milcore.store import PatchStore
+
+    index, count = (int(part) for part in shard.split("/"))
+    total = len(PatchStore(store_uri).manifest().slides[index::count])
+    outcomes = ingest_cohort(store_uri, pick(IngestConfig, settings), workers, (index, count))
+    return json.dumps(summarise(track(outcomes, f"ingest {shard}", total)))
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def gather(store_uri: str, outcomes: list[str]) -> str:
+    """Account for every slide of the cohort; fails when none is ok.
+
+    Args:
+        store_uri: the patch store.
+        outcomes: what each ingest step returned.
+
+    Returns:
+        The outcomes of all slides as one JSON object.
+    """
+    import json
+
+    from milcore.ingest import account
+    from milcore.progress import say
+
+    summary = account(store_uri, [json.loads(outcome) for outcome in outcomes])
+    for slide_id, reason in summary["quarantined"].items():
+        say(f"quarantined {slide_id}: {reason}")
+    return json.dumps(summary)

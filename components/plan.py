@@ -1,0 +1,24 @@
+"""The step before the fan-out."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def plan(manifest: str, store_uri: str, shards: int, positive: str) -> list[str]:
+    """Check the manifest, make it the store's cohort and divide it.
+
+    Args:
+        manifest: CSV or Parquet with slide_id, uri, label and optional columns.
+        store_uri: the patch store.
+        shards: how many ingest steps share the slides.
+        positive: class name that counts as positive; empty: the later by name.
+
+    Returns:
+        The shards as i/n.
+    """
+    from milcore.ingest import plan_cohort
+
+    count = max(1, min(shards, len(plan_cohort(manifest, store_uri, positive or None).slides)))
+    return [f"{index}/{count}" for index in range(count)]

@@ -1,0 +1,43 @@
+"""The training run."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train(
+    store_uri: str,
+    run_uri: str,
+    sweep_uri: str,
+    workers: int,
+    use_gpu: bool,
+    ray_address: str,
+    model: dsl.Output[dsl.Model],
+) -> str:
+    """Train the settings that the sweep chose, on the sweep's split.
+
+    Args:
+        store_uri: the patch store.
+        run_uri: the run folder; the same one resumes.
+        sweep_uri: the sweep folder.
+        workers: Ray Train workers; 0 trains in the step.
+        use_gpu: one GPU a worker (NCCL), else CPU (gloo).
+        ray_address: local, http(s)://host:8265 or host:port.
+        model: the published weights, by reference.
+
+    Returns:
+        The run folder.
+    """
+    settings = {**locals()}
+    from milcore.cluster.launch import train_with
+    from milcore.config import LaunchConfig, SplitConfig, pick
+    from milcore.run import MODEL, SPLITS, prepare_run
+    from milcore.storage import download, join
+    from milcore.sweep import read_best
+
+    spec = prepare_run(store_uri, run_uri, read_best(sweep_uri), SplitConfig(), join(sweep_uri, SPLITS))
+    train_with(run_uri, pick(LaunchConfig, settings))
+    download(join(run_uri, MODEL), model.path)
+    model.metadata.update(uri=join(run_uri, MODEL), pooling=spec.train.pooling, level=spec.train.level)
+    return run_uri

@@ -1,0 +1,149 @@
+"""``python -m pipeline compile | run | submit``: the YAML for the Kubeflow UI, a run here, a run on a cluster."""
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+from kfp import Client, compiler, local
+
+from components import IMAGE
+from milcore.errors import InputError, MILError
+from pipeline.dag import attention_mil, with_image
+
+YAML = Path(__file__).with_name("attention_mil.yaml")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of the three; the exit code."""
+    given = vars(_parser().parse_args(arguments))
+    try:
+        given.pop("action")(given)
+    except MILError as error:
+        print(f"pipeline: {error.line}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def compile_pipeline(given: dict[str, Any]) -> None:
+    """Write the YAML that the Kubeflow UI takes."""
+    compiler.Compiler().compile(with_image(given["image"]), given["out"])
+    print(given["out"])
+
+
+def run(given: dict[str, Any]) -> None:
+    """Run the pipeline's steps on this machine, one process each; the same run_uri resumes."""
+    warnings.filterwarnings(
+        "ignore", message="You may be attemp", category=RuntimeWarning
+    )  # the steps import this package
+    with tempfile.TemporaryDirectory() as root:
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["pipeline_root"] or root)
+        attention_mil(**_arguments(given))
+    _say_result(given["run_uri"])
+
+
+def submit(given: dict[str, Any]) -> None:
+    """Send the pipeline to a Kubeflow Pipelines API and print the run's id; with --wait, follow it to its end."""
+    client = Client(host=given["host"], namespace=given["namespace"], existing_token=_token(given["token_file"]))
+    sent = client.create_run_from_pipeline_func(
+        with_image(given["image"]),
+        arguments=_arguments(given),
+        experiment_name=given["experiment"],
+        namespace=given["namespace"],
+        enable_caching=False,
+    )
+    print(sent.run_id)
+    if given["wait"]:
+        _wait(client, sent.run_id, given["wait"])
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in attention_mil.component_spec.inputs if given[name] is not None}
+
+
+def _token(file: str | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text().strip()
+    except OSError as error:
+        raise InputError(f"--token-file {file}: {error.strerror}; allowed: a file that holds the token") from None
+
+
+def _wait(client: Client, run_id: str, seconds: int) -> None:
+    ended = client.wait_for_run_completion(run_id, timeout=seconds)
+    print(ended.state)
+    if ended.state != "SUCCEEDED":
+        raise MILError(f"run {run_id} ended as {ended.state}; its steps and logs are in the Kubeflow UI")
+
+
+def _say_result(run_uri: str) -> None:
+    from milcore import storage  # noqa: PLC0415 - compiling works without what storage needs
+
+    metrics = storage.read_json(storage.join(run_uri, "metrics.json"))
+    for row in metrics["comparison"]:
+        localisation = _figure(row["localisation_auroc"])
+        print(f"{row['name']}: test AUROC {_figure(row['auroc'])}, localisation AUROC {localisation}")
+    print(f"accuracy {_figure(metrics['accuracy'])}, {len(metrics['quarantined'])} slides quarantined")
+    print(f"report: {metrics['report']}")
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="compile | run | submit")
+    make = commands.add_parser("compile", help="write the YAML for the Kubeflow UI")
+    make.add_argument("--out", default=str(YAML), help="file to write [default: beside the pipeline]")
+    make.set_defaults(action=compile_pipeline)
+    here = commands.add_parser("run", help="run the steps on this machine")
+    here.add_argument("--pipeline-root", help="folder for the steps' artifacts [default: a temporary one]")
+    here.set_defaults(action=run)
+    send = commands.add_parser("submit", help="send it to a Kubeflow Pipelines API")
+    send.add_argument("--host", required=True, help="address of the Kubeflow Pipelines API")
+    send.add_argument("--namespace", default=None, help="of a multi-user installation: your profile's")
+    send.add_argument("--token-file", default=None, help="file that holds the bearer token")
+    send.add_argument("--experiment", default="attention-mil", help="[default: attention-mil]")
+    send.add_argument(
+        "--wait", type=int, default=0, metavar="SECONDS", help="follow the run for so long [default: 0, do not]"
+    )
+    send.set_defaults(action=submit)
+    for command in (make, send):
+        command.add_argument("--image", default=IMAGE, help=f"image of every step [default: {IMAGE}]")
+    for command in (here, send):
+        _add_parameters(command)
+    return parser
+
+
+def _add_parameters(command: argparse.ArgumentParser) -> None:
+    """One flag for every parameter of the pipeline."""
+    described = {
+        its.arg_name: its.description for its in docstring_parser.parse(attention_mil.pipeline_func.__doc__).params
+    }
+    for name, spec in attention_mil.component_spec.inputs.items():
+        default = "" if spec.default in {None, ""} else f" [default: {spec.default}]"
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            required=not spec.optional,
+            type=TYPES[spec.type],
+            default=spec.default,
+            help=f"{described[name]}{default}",
+        )
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: true or false")
+    return text.lower() == "true"
+
+
+TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": _boolean}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

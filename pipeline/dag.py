@@ -1,0 +1,202 @@
+"""The pipeline: plan, ingest fanned out over shards, gather, encode, tune, train with the best settings, evaluate.
+
+A parameter bears the name of its setting and reads its default from the config class. Steps keep their results at URIs
+and do only what is missing there, so KFP's cache is off: it knows arguments, not what lies in storage.
+"""
+
+from contextvars import ContextVar
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from components import IMAGE
+from components.encode import encode
+from components.evaluate import evaluate
+from components.ingest import gather, ingest
+from components.plan import plan
+from components.train import train
+from components.tune import tune
+from milcore.config import EncodeConfig, IngestConfig, LaunchConfig, SplitConfig, TrainConfig, TuneConfig
+
+INGEST = IngestConfig()
+ENCODE = EncodeConfig()
+SPLIT = SplitConfig()
+TRAIN = TrainConfig()
+TUNE = TuneConfig()
+LAUNCH = LaunchConfig()
+SHARDS = 4
+NAME = "attention-mil"
+DISPLAY_NAME = "Attention MIL on whole-slide images"
+
+
+_image = ContextVar("image", default=IMAGE)
+
+
+def step(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """The task in the chosen image, with KFP's cache off."""
+    return task.set_container_image(_image.get()).set_caching_options(enable_caching=False)
+
+
+def with_image(image: str) -> BaseComponent:
+    """The pipeline with every step in this image."""
+    before = _image.set(image)
+    try:
+        return dsl.pipeline(name=NAME, display_name=DISPLAY_NAME)(attention_mil.pipeline_func)
+    finally:
+        _image.reset(before)
+
+
+@dsl.pipeline(name=NAME, display_name=DISPLAY_NAME)
+def attention_mil(
+    manifest: str,
+    store_uri: str,
+    run_uri: str,
+    positive: str = "",
+    shards: int = SHARDS,
+    mpp: float = INGEST.mpp,
+    patch_size: int = INGEST.patch_size,
+    default_mpp: float = INGEST.default_mpp or 0.0,
+    codec: str = INGEST.codec,
+    jpeg_quality: int = INGEST.jpeg_quality,
+    min_tissue: float = INGEST.min_tissue,
+    max_unreadable: int = INGEST.max_unreadable,
+    ingest_workers: int = 1,
+    encoder: str = ENCODE.encoder,
+    patches_per_batch: int = ENCODE.patches_per_batch,
+    encode_workers: int = 0,
+    poolings: str = ",".join(TUNE.poolings),
+    learning_rate_min: float = TUNE.learning_rate_min,
+    learning_rate_max: float = TUNE.learning_rate_max,
+    trials: int = TUNE.trials,
+    tune_seed: int = TUNE.tune_seed,
+    level: str = TRAIN.level,
+    hidden: int = TRAIN.hidden,
+    attention_hidden: int = TRAIN.attention_hidden,
+    dropout: float = TRAIN.dropout,
+    weight_decay: float = TRAIN.weight_decay,
+    epochs: int = TRAIN.epochs,
+    patience: int = TRAIN.patience,
+    batch_size: int = TRAIN.batch_size,
+    precision: str = TRAIN.precision,
+    seed: int = TRAIN.seed,
+    split_seed: int = SPLIT.split_seed,
+    val_fraction: float = SPLIT.val_fraction,
+    test_fraction: float = SPLIT.test_fraction,
+    baselines: bool = True,
+    workers: int = 2,
+    use_gpu: bool = LAUNCH.use_gpu,
+    ray_address: str = LAUNCH.ray_address,
+) -> str:
+    """From slides and slide-level labels to a model, metrics and attention maps. Research use only.
+
+    Args:
+        manifest: CSV or Parquet with slide_id, uri, label and optional columns, at a path or s3:// URI.
+        store_uri: patch store to make or go on with.
+        run_uri: run folder; the same one resumes.
+        positive: class name that counts as positive; empty: the later by name.
+        shards: ingest steps that share the slides.
+        mpp: target resolution in um/px.
+        patch_size: patch edge in px at the target mpp.
+        default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
+        codec: how a patch is stored: jpeg, zstd (lossless) or none.
+        jpeg_quality: 1 to 100.
+        min_tissue: smallest share of a tile's area that must be tissue.
+        max_unreadable: unreadable tiles under tissue that a slide may have.
+        ingest_workers: processes of each ingest step.
+        encoder: the frozen encoder.
+        patches_per_batch: patches in one forward pass of the encoder.
+        encode_workers: Ray workers of the encode step; 0 computes in the step.
+        poolings: poolings to try, parted by commas.
+        learning_rate_min: lower end of the log-uniform range.
+        learning_rate_max: upper end of the log-uniform range.
+        trials: trials of the sweep.
+        tune_seed: seed of the drawn learning rates.
+        level: pool instance probabilities (instance) or embeddings (embedding).
+        hidden: width of the instance embedding.
+        attention_hidden: width of the attention network.
+        dropout: on instance embeddings.
+        weight_decay: of AdamW.
+        epochs: most passes over the training bags.
+        patience: epochs without a better validation loss before training stops.
+        batch_size: bags in one optimizer step, over all workers together.
+        precision: fp32, bf16 or fp64.
+        seed: of weights, bag order and dropout.
+        split_seed: of the patient-level split.
+        val_fraction: share of patients for model selection.
+        test_fraction: share of patients kept for the final metrics.
+        baselines: also train and show what the model has to beat.
+        workers: trials at a time, and Ray Train workers.
+        use_gpu: one GPU a worker.
+        ray_address: local, http(s)://host:8265 (job on a standing cluster) or host:port.
+
+    Returns:
+        The report's URI.
+    """
+    planned = step(plan(manifest=manifest, store_uri=store_uri, shards=shards, positive=positive))
+    with dsl.ParallelFor(planned.output) as shard:
+        part = step(
+            ingest(
+                store_uri=store_uri,
+                shard=shard,
+                mpp=mpp,
+                patch_size=patch_size,
+                default_mpp=default_mpp,
+                codec=codec,
+                jpeg_quality=jpeg_quality,
+                min_tissue=min_tissue,
+                max_unreadable=max_unreadable,
+                workers=ingest_workers,
+            )
+        )
+    gathered = step(gather(store_uri=store_uri, outcomes=dsl.Collected(part.output)))
+    encoded = step(
+        encode(
+            store_uri=store_uri,
+            outcomes=gathered.output,
+            encoder=encoder,
+            patches_per_batch=patches_per_batch,
+            workers=encode_workers,
+            use_gpu=use_gpu,
+            ray_address=ray_address,
+        )
+    )
+    tuned = step(
+        tune(
+            store_uri=store_uri,
+            run_uri=run_uri,
+            features=encoded.output,
+            poolings=poolings,
+            learning_rate_min=learning_rate_min,
+            learning_rate_max=learning_rate_max,
+            trials=trials,
+            tune_seed=tune_seed,
+            level=level,
+            hidden=hidden,
+            attention_hidden=attention_hidden,
+            dropout=dropout,
+            weight_decay=weight_decay,
+            epochs=epochs,
+            patience=patience,
+            batch_size=batch_size,
+            precision=precision,
+            seed=seed,
+            split_seed=split_seed,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            workers=workers,
+            use_gpu=use_gpu,
+            ray_address=ray_address,
+        )
+    )
+    trained = step(
+        train(
+            store_uri=store_uri,
+            run_uri=run_uri,
+            sweep_uri=tuned.output,
+            workers=workers,
+            use_gpu=use_gpu,
+            ray_address=ray_address,
+        )
+    )
+    evaluated = step(evaluate(run_uri=trained.outputs["Output"], sweep_uri=tuned.output, baselines=baselines))
+    return evaluated.outputs["Output"]
