@@ -1,0 +1,252 @@
+"""What is declared: the committed YAML, strings between steps, one default in one place, and what submitting sends."""
+
+import ast
+import builtins
+import dis
+import inspect
+import itertools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import CodeType
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from components.encode import encode
+from components.evaluate import evaluate
+from components.ingest import gather, ingest
+from components.plan import plan
+from components.train import train
+from components.tune import tune
+from milcore.config import Config, EncodeConfig, IngestConfig, LaunchConfig, SplitConfig, TrainConfig, TuneConfig
+from pipeline import attention_mil
+from pipeline.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPONENTS = {its.name: its for its in (plan, ingest, gather, encode, tune, train, evaluate)}
+BODY_LINES = 15
+# the pipeline's encoder is the frozen one, hence EncodeConfig after TrainConfig
+SETTINGS = (TrainConfig(), IngestConfig(), EncodeConfig(), SplitConfig(), TuneConfig())
+
+
+def compiled(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
+    out = tmp_path / "pipeline.yaml"
+    assert main(["compile", "--out", str(out), *arguments]) == 0
+    return list(yaml.safe_load_all(out.read_text()))
+
+
+def test_the_committed_yaml_is_what_the_code_compiles_to(tmp_path: Path) -> None:
+    committed = list(yaml.safe_load_all((ROOT / "pipeline" / "attention_mil.yaml").read_text()))
+    assert compiled(tmp_path) == committed, "run `python -m pipeline compile` and commit"
+
+
+def test_no_step_takes_an_artifact(tmp_path: Path) -> None:
+    """The KFP launcher would copy it into the pod; between steps travel strings."""
+    spec = compiled(tmp_path)[0]
+    for name, component in spec["components"].items():
+        assert "artifacts" not in component.get("inputDefinitions", {}), name
+
+
+def test_the_typed_outputs_are_those_the_kubeflow_ui_shows(tmp_path: Path) -> None:
+    outputs = {
+        (name, output): its["artifactType"]["schemaTitle"]
+        for name, component in compiled(tmp_path)[0]["components"].items()
+        for output, its in component.get("outputDefinitions", {}).get("artifacts", {}).items()
+    }
+    kinds = {kind for (name, _), kind in outputs.items() if name in {"comp-train", "comp-evaluate"}}
+    assert kinds == {
+        "system.Model",
+        "system.Metrics",
+        "system.ClassificationMetrics",
+        "system.HTML",
+        "system.Markdown",
+        "system.Dataset",
+    }
+
+
+def test_the_image_is_that_of_every_step(tmp_path: Path) -> None:
+    executors = compiled(tmp_path, "--image", "registry/mil:1")[0]["deploymentSpec"]["executors"]
+    assert len(executors) == len(COMPONENTS)
+    assert {its["container"]["image"] for its in executors.values()} == {"registry/mil:1"}
+
+
+def test_the_cache_is_off_for_every_step(tmp_path: Path) -> None:
+    """It knows arguments, not what lies in storage."""
+    spec = compiled(tmp_path)[0]
+    dags = [spec["root"]["dag"], *(its["dag"] for its in spec["components"].values() if "dag" in its)]
+    for name, task in itertools.chain.from_iterable(dag["tasks"].items() for dag in dags):
+        if not name.startswith("for-loop"):
+            assert not task["cachingOptions"].get("enableCache", False), name
+
+
+def test_a_parameter_that_is_a_setting_has_the_setting_s_default() -> None:
+    parameters = attention_mil.component_spec.inputs
+    settings = {name: value for config in SETTINGS for name, value in plain(config).items()}
+    shared = settings.keys() & parameters.keys()
+    assert len(shared) >= 25
+    for name in shared:
+        assert parameters[name].default == settings[name], name
+
+
+def plain(config: Config) -> dict[str, object]:
+    """The settings as pipeline parameters hold them: 0 for no number, names parted by commas for several."""
+    values = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in config}
+    return values | ({"default_mpp": 0.0} if values.get("default_mpp", 0.0) is None else {})
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_component_is_a_declaration(name: str) -> None:
+    """No default, no name from its module, and at most fifteen lines of body: only its source travels."""
+    function = COMPONENTS[name].python_func
+    assert all(p.default is inspect.Parameter.empty for p in inspect.signature(function).parameters.values())
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    assert isinstance(tree, ast.FunctionDef)
+    body = tree.body[1:]  # after the docstring
+    lines = {line for its in body for line in range(its.lineno, (its.end_lineno or its.lineno) + 1)}
+    assert len(lines) <= BODY_LINES
+    assert set(globals_of(function.__code__)) <= set(vars(builtins))
+
+
+def globals_of(code: CodeType) -> Iterator[str]:
+    """The names a function looks up outside itself."""
+    yield from (its.argval for its in dis.get_instructions(code) if its.opname == "LOAD_GLOBAL")
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from globals_of(inner)
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_every_input_is_described_for_the_kubeflow_ui(name: str) -> None:
+    for parameter, its in (COMPONENTS[name].component_spec.inputs or {}).items():
+        assert its.description, f"{name}.{parameter}"
+
+
+def test_compiling_needs_kfp_and_pydantic_only(tmp_path: Path) -> None:
+    """What computes is not imported: a plain checkout on a laptop can compile."""
+    program = f"""
+        import sys
+
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in {{"torch", "ray", "zarr", "numpy", "pyarrow", "fsspec", "rich", "typer"}}:
+                    raise ModuleNotFoundError(name)
+
+        sys.meta_path.insert(0, Absent())
+        from pipeline.__main__ import main
+        sys.exit(main(["compile", "--out", {str(tmp_path / "out.yaml")!r}]))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, cwd=ROOT)
+    assert (tmp_path / "out.yaml").stat().st_size > 0
+
+
+def test_required_parameters_are_three() -> None:
+    required = [name for name, its in attention_mil.component_spec.inputs.items() if not its.optional]
+    assert required == ["manifest", "store_uri", "run_uri"]
+
+
+def test_a_launcher_parameter_has_the_launcher_s_default() -> None:
+    parameters = attention_mil.component_spec.inputs
+    assert parameters["ray_address"].default == LaunchConfig().ray_address
+    assert parameters["use_gpu"].default == LaunchConfig().use_gpu
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """As much of the Kubeflow Pipelines API as submitting and waiting asks for."""
+
+    state: ClassVar[str] = "SUCCEEDED"
+    runs: ClassVar[list[dict[str, Any]]] = []
+    tokens: ClassVar[set[str | None]] = set()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0].removeprefix("/apis/v2beta1")
+        experiment = {"experiment_id": "e1", "display_name": "attention-mil", "namespace": ""}
+        answers = {
+            "/healthz": {"multi_user": False},
+            "/experiments": {"experiments": [experiment], "total_size": 1},
+            "/experiments/e1": experiment,
+            "/runs/r1": {"run_id": "r1", "state": self.state, "display_name": "run"},
+        }
+        self._answer(answers[path])
+
+    def do_POST(self) -> None:
+        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.partition("?")[0].endswith("/runs"):
+            self.runs.append(sent)
+            self._answer({"run_id": "r1", "experiment_id": "e1", "display_name": sent["display_name"]})
+        else:
+            self._answer({"experiment_id": "e1", "display_name": sent["display_name"]})
+
+    def _answer(self, value: dict[str, Any]) -> None:
+        self.tokens.add(self.headers.get("Authorization"))
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Keep quiet."""
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(StandIn, "runs", [])
+    monkeypatch.setattr(StandIn, "tokens", set())
+    with ThreadingHTTPServer(("127.0.0.1", 0), StandIn) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def submit(api: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: kfp writes into the home folder."""
+    places = ["--manifest", "s3://b/m.csv", "--store-uri", "s3://b/store", "--run-uri", "s3://b/run"]
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", "submit", "--host", api, *places, *arguments],
+        capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "HOME": str(home)},
+    )  # fmt: skip
+
+
+def test_submitting_sends_the_pipeline_and_the_values_given(api: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    arguments = ["--learning-rate-max", "0.01", "--image", "registry/mil:1", "--token-file", str(tmp_path / "token")]
+    ended = submit(api, tmp_path, *arguments, "--wait", "30")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split("\n")[-3:-1] == ["r1", "SUCCEEDED"]
+    (run,) = StandIn.runs
+    values = run["runtime_config"]["parameters"]
+    assert (values["manifest"], values["store_uri"], values["run_uri"]) == (
+        "s3://b/m.csv",
+        "s3://b/store",
+        "s3://b/run",
+    )
+    assert values["learning_rate_max"] == 0.01
+    spec = run["pipeline_spec"].get("pipeline_spec", run["pipeline_spec"])
+    assert {its["container"]["image"] for its in spec["deploymentSpec"]["executors"].values()} == {"registry/mil:1"}
+    assert StandIn.tokens == {"Bearer secret"}
+
+
+def test_a_run_that_fails_on_the_cluster_fails_the_command(
+    api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StandIn, "state", "FAILED")
+    ended = submit(api, tmp_path, "--wait", "30")
+    assert ended.returncode == 1
+    assert ended.stderr.strip().split("\n")[-1].startswith("pipeline: run r1 ended as FAILED")
+
+
+def test_a_token_file_that_is_absent_is_bad_input(api: str, tmp_path: Path) -> None:
+    ended = submit(api, tmp_path, "--token-file", str(tmp_path / "absent"))
+    assert ended.returncode == 2
+    assert "allowed: a file that holds the token" in ended.stderr
