@@ -1,6 +1,7 @@
 """``python -m pipeline compile | run | submit``: the YAML for the Kubeflow UI, a run here, a run on a cluster."""
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import warnings
@@ -40,7 +41,8 @@ def run(given: dict[str, Any]) -> None:
     warnings.filterwarnings(
         "ignore", message="You may be attemp", category=RuntimeWarning
     )  # the steps import this package
-    with tempfile.TemporaryDirectory() as root:
+    # the runner indents what it prints and does not always undo it
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(sys.stdout):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["pipeline_root"] or root)
         attention_mil(**_arguments(given))
     _say_result(given["run_uri"])

@@ -1,0 +1,120 @@
+"""The whole pipeline, step after step in kfp's local runner, with a Ray of its own: from slides to the report."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from milcore import storage
+from milcore.run import load_model
+from milcore.store import PatchStore
+from milcore.sweep import read_best
+
+SLIDES = 14
+EDGE_PX = 320
+SETTINGS = [
+    "--shards", "2", "--patch-size", "64", "--trials", "2", "--poolings", "max,attention", "--epochs", "3",
+    "--hidden", "16", "--attention-hidden", "8", "--workers", "2", "--baselines", "false",
+]  # fmt: skip
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+
+def write_cohort(folder_uri: str, scratch: Path) -> str:
+    """Plain images of pink noise on white glass, positive ones with a dark corner; and one file that is no slide."""
+    generator = np.random.default_rng(0)
+    lines = ["slide_id,uri,label,patient_id,mpp"]
+    for k in range(SLIDES):
+        pixels = np.full((EDGE_PX, EDGE_PX, 3), 250, np.uint8)
+        tissue = generator.normal((215.0, 150.0, 190.0), 12.0, (256, 256, 3))
+        if k % 2:
+            tissue[:64, :64] -= 70.0
+        pixels[:256, :256] = tissue.clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(scratch / "slide.png")
+        storage.write_bytes(storage.join(folder_uri, f"s{k:02d}.png"), (scratch / "slide.png").read_bytes())
+        lines.append(f"s{k:02d},s{k:02d}.png,{k % 2},p{k:02d},0.5")
+    storage.write_bytes(storage.join(folder_uri, "broken.png"), b"no image")
+    lines.append("broken,broken.png,0,p99,0.5")
+    manifest = storage.join(folder_uri, "manifest.csv")
+    storage.write_bytes(manifest, "\n".join([*lines, ""]).encode())
+    return manifest
+
+
+def command(manifest: str, folder_uri: str) -> list[str]:
+    places = ["--store-uri", storage.join(folder_uri, "store"), "--run-uri", storage.join(folder_uri, "run")]
+    return [sys.executable, "-m", "pipeline", "run", "--manifest", manifest, *places, *SETTINGS]
+
+
+def check_outcome(folder_uri: str) -> None:
+    """Every slide is accounted for, and the run folder holds what the contract says."""
+    store, run = PatchStore(storage.join(folder_uri, "store")), storage.join(folder_uri, "run")
+    assert store.slide_ids() == [f"s{k:02d}" for k in range(SLIDES)]
+    assert list(store.quarantined()) == ["broken"]
+    assert load_model(run)[0].train == read_best(storage.join(run, "tune"))
+    published = {"config.json", "splits.parquet", "model.safetensors", "history.parquet", "metrics.json",
+                 "predictions.parquet", "report.html", "MODEL_CARD.md", "attention", "tune"}  # fmt: skip
+    assert published <= set(storage.names(run))
+    metrics = storage.read_json(storage.join(run, "metrics.json"))
+    assert metrics["report"] == storage.join(run, "report.html")
+    assert 0.0 <= metrics["auroc"] <= 1.0
+    splits = [storage.read_table(storage.join(run, *place, "splits.parquet")) for place in (["tune"], [])]
+    assert splits[0].equals(splits[1])
+
+
+def test_the_pipeline_runs_on_local_paths_and_shows_what_it_does(tmp_path: Path) -> None:
+    manifest = write_cohort(str(tmp_path / "cohort"), tmp_path)
+    ended = subprocess.run(
+        [*command(manifest, str(tmp_path)), "--pipeline-root", str(tmp_path / "artifacts")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    check_outcome(str(tmp_path))
+    assert "quarantined broken:" in ended.stdout
+    assert "trial 2/2" in ended.stdout
+    assert ended.stdout.strip().split("\n")[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
+    artifacts = {path.name: path for path in (tmp_path / "artifacts").rglob("*")}
+    assert artifacts["model"].read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert artifacts["report"].read_bytes() == (tmp_path / "run" / "report.html").read_bytes()
+    assert {"model_card", "attention"} <= artifacts.keys()
+
+
+def written(uri: str) -> object:
+    """When the object was written."""
+    fs, path = storage.filesystem(uri)
+    return fs.info(path)["LastModified"]
+
+
+def test_killed_in_the_middle_on_s3_it_redoes_only_what_is_missing(s3: str, tmp_path: Path) -> None:
+    folder = storage.join(s3, tmp_path.name)
+    manifest = write_cohort(storage.join(folder, "cohort"), tmp_path)
+    store, run = storage.join(folder, "store"), storage.join(folder, "run")
+    with subprocess.Popen(command(manifest, folder), start_new_session=True) as first:
+        while not storage.exists(storage.join(run, "config.json")):
+            assert first.poll() is None
+            time.sleep(0.2)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert not storage.exists(storage.join(run, "model.safetensors"))
+    done = [storage.join(run, "tune", "best.json"), storage.join(run, "tune", "trials.parquet")]
+    for k in range(SLIDES):
+        group = storage.join(store, "slides", f"s{k:02d}.zarr")
+        done += [storage.join(group, "zarr.json"), storage.join(group, "features", "efficientnet_lite0", "zarr.json")]
+    before = {uri: written(uri) for uri in done}
+    time.sleep(1.1)  # S3 tells the time of a write in whole seconds
+    subprocess.run(command(manifest, folder), check=True)
+    check_outcome(folder)
+    assert {uri: written(uri) for uri in done} == before
+
+
+def test_a_manifest_that_cannot_be_used_fails_the_run_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("slide_id,label\ns1,0\n")
+    ended = subprocess.run(
+        command(str(tmp_path / "manifest.csv"), str(tmp_path)), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode != 0
+    assert "uri" in ended.stdout
