@@ -89,7 +89,7 @@ class TrainConfig(Config):
     level: Level = Field("embedding", description="pool instance probabilities or instance embeddings")
     hidden: PositiveInt = Field(512, description="width of the instance embedding")
     attention_hidden: PositiveInt = Field(256, description="width of the attention network")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.25, description="dropout on instance embeddings")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="dropout on instance embeddings")
     learning_rate: PositiveFloat = Field(2e-4, description="AdamW peak learning rate")
     weight_decay: float = Field(1e-2, ge=0.0, description="AdamW decoupled weight decay")
     epochs: PositiveInt = Field(40, description="most passes over the training bags")

@@ -104,7 +104,7 @@ def test_a_run_begun_without_ray_goes_on_under_it_on_s3(local_ray: None, s3: str
 
 @pytest.mark.slow
 def test_a_run_killed_under_ray_goes_on_from_its_checkpoint_on_s3(local_ray: None, s3: str, tmp_path: Path) -> None:
-    long = TRAIN.model_copy(update={"epochs": 60})
+    long = TRAIN.model_copy(update={"epochs": 24})
     folder = storage.join(s3, tmp_path.name)
     run = prepared(folder, "run", long)
     command = [sys.executable, "-m", "milcore.cluster", "train", run, "--workers", "2", "--ray-address", "local"]
@@ -115,7 +115,7 @@ def test_a_run_killed_under_ray_goes_on_from_its_checkpoint_on_s3(local_ray: Non
         os.killpg(driver.pid, signal.SIGKILL)
     assert not storage.exists(storage.join(run, "model.safetensors"))
     train_with(run, TWO)
-    assert epochs_seen(run) == list(range(60))
+    assert epochs_seen(run) == list(range(24))
 
 
 def test_a_folder_that_was_not_prepared_is_refused_before_any_worker_starts(tmp_path: Path) -> None:

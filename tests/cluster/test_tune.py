@@ -58,18 +58,23 @@ def test_trials_that_cannot_learn_are_reported_with_their_reason(local_ray: None
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_in_the_middle_goes_on_on_s3(local_ray: None, s3: str, tmp_path: Path) -> None:
-    long = SWEEP.model_copy(update={"trials": 6, "train": TRAIN.model_copy(update={"epochs": 30})})
+def test_a_sweep_killed_in_the_middle_goes_on_on_s3(
+    local_ray: None, s3: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long = SWEEP.model_copy(update={"trials": 4, "train": TRAIN.model_copy(update={"epochs": 24})})
     out = prepared(storage.join(s3, tmp_path.name), long)
     command = [sys.executable, "-m", "milcore.cluster", "tune", out, "--workers", "1", "--ray-address", "local"]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as driver:
+    often = {**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "0.2"}
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=often) as driver:
         assert driver.stderr is not None
-        assert any(line.startswith("trial 2/6") for line in driver.stderr)
-        time.sleep(5.0)  # Tune takes its snapshot every 5 s
+        assert any(line.startswith("trial 2/4") for line in driver.stderr)
+        time.sleep(0.5)  # for the snapshot
         os.killpg(driver.pid, signal.SIGKILL)
     assert not storage.exists(storage.join(out, "best.json"))
+    capfd.readouterr()
     tune_with(out, TWO)
-    assert [row["trial"] for row in trials_of(out)] == list(range(6))
+    assert [row["trial"] for row in trials_of(out)] == list(range(4))
+    assert 1 <= sum(line.startswith("trial ") for line in capfd.readouterr().err.split("\n")) <= 3
 
 
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
