@@ -13,6 +13,15 @@ import docstring_parser
 from kfp import Client, compiler, local
 
 from components import IMAGE
+from milcore.config import (
+    EncodeConfig,
+    IngestConfig,
+    LaunchConfig,
+    SplitConfig,
+    TrainConfig,
+    TuneConfig,
+    pick,
+)
 from milcore.errors import InputError, MILError
 from pipeline.dag import attention_mil, with_image
 
@@ -38,18 +47,34 @@ def compile_pipeline(given: dict[str, Any]) -> None:
 
 def run(given: dict[str, Any]) -> None:
     """Run the pipeline's steps on this machine, one process each; the same run_uri resumes."""
-    warnings.filterwarnings(
-        "ignore", message="You may be attemp", category=RuntimeWarning
-    )  # the steps import this package
+    from milcore.manifest import read_manifest  # noqa: PLC0415 - compiling works without what reading tables needs
+
+    _check_settings(given)
+    read_manifest(given["manifest"], given["positive"] or None)
+    # the runner warns of images that may lack the steps' package; here the steps import this very one
+    warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
     # the runner indents what it prints and does not always undo it
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(sys.stdout):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["pipeline_root"] or root)
-        attention_mil(**_arguments(given))
+        try:
+            attention_mil(**_arguments(given))
+        except RuntimeError as error:
+            raise MILError(f"{error}; its reason stands above; the same command goes on from what is done") from error
     _say_result(given["run_uri"])
+
+
+def _check_settings(given: dict[str, Any]) -> None:
+    """Refuse bad settings before the first step starts."""
+    settings = {**given, "default_mpp": given["default_mpp"] or None, "poolings": tuple(given["poolings"].split(","))}
+    for kind in (IngestConfig, SplitConfig, TuneConfig, LaunchConfig):
+        pick(kind, settings)
+    pick(TrainConfig, {**settings, "encoder": None})
+    pick(EncodeConfig, settings)
 
 
 def submit(given: dict[str, Any]) -> None:
     """Send the pipeline to a Kubeflow Pipelines API and print the run's id; with --wait, follow it to its end."""
+    _check_settings(given)
     client = Client(host=given["host"], namespace=given["namespace"], existing_token=_token(given["token_file"]))
     sent = client.create_run_from_pipeline_func(
         with_image(given["image"]),

@@ -111,10 +111,33 @@ def test_killed_in_the_middle_on_s3_it_redoes_only_what_is_missing(s3: str, tmp_
     assert {uri: written(uri) for uri in done} == before
 
 
-def test_a_manifest_that_cannot_be_used_fails_the_run_with_its_reason(tmp_path: Path) -> None:
-    (tmp_path / "manifest.csv").write_text("slide_id,label\ns1,0\n")
+@pytest.mark.parametrize(
+    ("manifest", "arguments", "line"),
+    [
+        ("slide_id,label\ns1,0\n", [], "lacks the column(s) uri"),
+        ("slide_id,uri,label\ns1,a.svs,0\n", ["--learning-rate-min", "1"], "is above learning_rate_max"),
+        ("slide_id,uri,label\ns1,a.svs,0\n", ["--poolings", "median"], "poolings.0: Input should be 'max'"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_step(
+    manifest: str, arguments: list[str], line: str, tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.csv").write_text(manifest)
+    ended = subprocess.run(
+        [*command(str(tmp_path / "manifest.csv"), str(tmp_path)), *arguments],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert line in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert "Executing task" not in ended.stdout
+
+
+def test_a_cohort_without_a_usable_slide_fails_the_run_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("slide_id,uri,label\ns1,absent.svs,0\n")
     ended = subprocess.run(
         command(str(tmp_path / "manifest.csv"), str(tmp_path)), capture_output=True, text=True, check=False
     )
-    assert ended.returncode != 0
-    assert "uri" in ended.stdout
+    assert ended.returncode == 1
+    assert "none of 1 slides is ok" in ended.stdout
+    assert ended.stderr.strip().split("\n")[-1].startswith("pipeline: ")
