@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from milcore.metrics import NO_VALIDATION, Validation
+
+FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
+
 
 class HistoryRow(NamedTuple):
     """One number seen in training."""
@@ -26,7 +30,7 @@ class Progress:
     epochs_done: int = 0
     history: list[HistoryRow] = field(default_factory=list)
     best_epoch: int = -1
-    best_loss: float = float("inf")
+    best: Validation = NO_VALIDATION
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -38,7 +42,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     state = {
         "epochs_done": progress.epochs_done,
         "best_epoch": progress.best_epoch,
-        "best_loss": progress.best_loss,
+        "best": progress.best,
         "history": progress.history,
     }
     (folder / "state.json").write_text(json.dumps(state))
@@ -53,7 +57,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         epochs_done=state["epochs_done"],
         history=[HistoryRow(*row) for row in state["history"]],
         best_epoch=state["best_epoch"],
-        best_loss=state["best_loss"],
+        best=Validation(*state["best"]),
         best_weights=load_file(folder / "best.safetensors"),
     )
 

@@ -93,7 +93,7 @@ class TrainConfig(Config):
     learning_rate: PositiveFloat = Field(2e-4, description="AdamW peak learning rate")
     weight_decay: float = Field(1e-2, ge=0.0, description="AdamW decoupled weight decay")
     epochs: PositiveInt = Field(40, description="most passes over the training bags")
-    patience: PositiveInt = Field(15, description="stop after this many epochs without a better validation loss")
+    patience: PositiveInt = Field(15, description="stop after this many epochs that do no better on validation")
     batch_size: PositiveInt = Field(8, description="bags in one optimizer step, over all workers together")
     max_instances: PositiveInt = Field(65536, description="instances in one forward pass of one worker")
     clip_norm: PositiveFloat = Field(1.0, description="largest global gradient norm")

@@ -203,6 +203,25 @@ def confusion(
     return [[int(n) for n in row] for row in sk.confusion_matrix(labels, called, labels=[0, 1])]
 
 
+class Validation(NamedTuple):
+    """What the validation split says of a model: mean ``-log P(label)`` and AUROC, NaN where undefined."""
+
+    loss: float
+    auroc: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """By this epochs and trials are chosen; the smaller is the better.
+
+        AUROC first: among few slides one confident mistake rules the loss, and models grow confident long before they
+        stop ordering slides better. Then loss, which alone decides where the split defines no AUROC.
+        """
+        return (0.0 if math.isnan(self.auroc) else -self.auroc, self.loss)
+
+
+NO_VALIDATION = Validation(math.inf, math.nan)
+
+
 class RocCurve(NamedTuple):
     """Points from (0, 0) to (1, 1), and the lowest probability called positive at each; empty for one class."""
 

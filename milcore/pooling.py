@@ -16,7 +16,7 @@ Source: Ilse, Tomczak, Welling 2018, arXiv 1802.04712, section 2.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +36,7 @@ class Segments(NamedTuple):
     bags: int
 
 
+@runtime_checkable
 class Pooling(Protocol):
     """The contract of a row of POOLINGS; a summary is a tuple of tensors whose first axis is the bag."""
 

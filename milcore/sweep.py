@@ -13,6 +13,7 @@ import pyarrow as pa
 from milcore import __version__, storage
 from milcore.config import Config, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import ClusterError, InputError
+from milcore.metrics import Validation
 from milcore.run import SPLITS, choose_splits, claim_folder, instance_digest
 from milcore.splits import splits_digest
 from milcore.store import PatchStore
@@ -33,7 +34,7 @@ class SweepSpec(Config):
 
 
 class TrialResult(NamedTuple):
-    """One row of ``trials.parquet``: the lowest validation loss of a trial and the AUROC of the same epoch."""
+    """One row of ``trials.parquet``: what validation says of a trial's best epoch."""
 
     trial: int
     pooling: str
@@ -116,10 +117,7 @@ def trial_configs(config: TuneConfig) -> list[TrainConfig]:
 
 
 def publish(out_uri: str, spec: SweepSpec, results: list[TrialResult]) -> TrainConfig:
-    """Write ``trials.parquet`` and ``best.json``: the trial of lowest validation loss, then of highest AUROC.
-
-    Loss and not AUROC chooses, since ``fit`` chooses its epoch by it, and few validation slides give many trials the
-    same AUROC.
+    """Write ``trials.parquet`` and ``best.json``: the trial that ranks first on validation.
 
     Raises:
         ClusterError: trials are missing, or none succeeded.
@@ -127,7 +125,7 @@ def publish(out_uri: str, spec: SweepSpec, results: list[TrialResult]) -> TrainC
     _check_all_ended(spec.tune.trials, results)
     best = min(
         (result for result in results if result.state == "ok"),
-        key=lambda result: (result.val_loss, -_or_zero(result.val_auroc), result.trial),
+        key=lambda result: (Validation(result.val_loss, result.val_auroc).rank, result.trial),
     )
     rows = [result._asdict() for result in sorted(results)]
     storage.write_table(storage.join(out_uri, TRIALS), pa.Table.from_pylist(rows, schema=_SCHEMA))
@@ -143,10 +141,6 @@ def _check_all_ended(trials: int, results: list[TrialResult]) -> None:
         raise ClusterError(f"{len(missing)} of {trials} trials have no result ({missing}); run the same sweep again")
     if not any(result.state == "ok" for result in results):
         raise ClusterError(f"all {trials} trials failed; the first: {results[0].reason}")
-
-
-def _or_zero(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
 
 
 _SCHEMA = pa.schema(

@@ -22,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from milcore import storage
 from milcore.bags import BagBatch, Bags, deal, global_batches, micro_batches
-from milcore.checkpoints import HistoryRow, Progress, load_checkpoint, save_checkpoint
+from milcore.checkpoints import FILES, HistoryRow, Progress, load_checkpoint, save_checkpoint
 from milcore.config import SplitName, TrainConfig
 from milcore.errors import MILError
-from milcore.metrics import auroc
+from milcore.metrics import Validation, auroc
 from milcore.model import Dropout, FeatureEncoder, MILModel, make_model
 from milcore.progress import EpochLines
 
@@ -71,40 +71,37 @@ class LocalContext:
         if checkpoint is None or self._uri is None:
             return
         storage.upload_folder(checkpoint, storage.join(self._uri, f"{epoch:04d}"))
-        for name in storage.names(self._uri)[:-CHECKPOINTS_KEPT]:
+        for name in self._epochs()[:-CHECKPOINTS_KEPT]:
             storage.remove(storage.join(self._uri, name))
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
         """The newest checkpoint that was written to its end."""
-        for name in reversed(storage.names(self._uri) if self._uri is not None else []):
+        for name in reversed(self._epochs()):
             uri = storage.join(str(self._uri), name)
-            if storage.exists(storage.join(uri, "state.json")):
+            if set(FILES) <= set(storage.names(uri)):
                 with storage.local_folder(uri) as folder:
                     yield folder
                 return
         yield None
 
+    def _epochs(self) -> list[str]:
+        """Names of the checkpoint folders; Ray's marker files lie beside them."""
+        return [name for name in storage.names(self._uri) if name.isdigit()] if self._uri is not None else []
+
 
 class FitResult(NamedTuple):
-    """The model with the lowest validation loss and how it was reached."""
+    """The model that did best on validation and how it was reached."""
 
     model: MILModel
     history: list[HistoryRow]
     best_epoch: int
 
 
-class Validation(NamedTuple):
-    """What the validation split says of the model after an epoch."""
-
-    loss: float
-    auroc: float
-
-
 def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
-    """Train on split ``train`` and keep the epoch of lowest loss on split ``val``; split ``test`` is not touched.
+    """Train on split ``train`` and keep the epoch that ranks first on split ``val``; split ``test`` is not touched.
 
-    Without validation bags the training loss selects.
+    An epoch ranks by AUROC, then by loss (``Validation.rank``). Without validation bags the training loss selects.
 
     Raises:
         MILError: the loss is not finite.
@@ -124,14 +121,15 @@ def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
 
 
 def _note(progress: Progress, epoch: int, metrics: dict[str, float], model: MILModel) -> None:
-    """Enter an epoch into the history; keep the weights if its validation loss is the lowest so far."""
+    """Enter an epoch into the history; keep the weights if it ranks before all others so far."""
     for name, value in metrics.items():
         split, metric = name.split("_")
         progress.history.append(HistoryRow(epoch, split, metric, value))
     progress.epochs_done = epoch + 1
     loss = metrics["train_loss"] if math.isnan(metrics["val_loss"]) else metrics["val_loss"]
-    if loss < progress.best_loss:
-        progress.best_epoch, progress.best_loss = epoch, loss
+    validation = Validation(loss, metrics["val_auroc"])
+    if validation.rank < progress.best.rank:
+        progress.best_epoch, progress.best = epoch, validation
         progress.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
@@ -152,7 +150,7 @@ class _Loop:
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         distributed = ctx.world_size > 1
-        self.replica = DistributedDataParallel(self.model, broadcast_buffers=False) if distributed else self.model
+        self.replica = DistributedDataParallel(self.model, forward_sync_buffers=False) if distributed else self.model
 
     def start(self) -> Progress:
         """Go on from the newest checkpoint, or from the beginning."""

@@ -21,8 +21,8 @@ FLOORS = (
     ("milcore.bags", "milcore.encoders", "milcore.attention"),
     ("milcore.pooling", "milcore.metrics", "milcore.annotations", "milcore.sampling"),
     ("milcore.ingest", "milcore.synth", "milcore.splits"),
-    ("milcore.store", "milcore.painting"),
-    ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides", "milcore.nuclei"),
+    ("milcore.store",),
+    ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
     ("milcore.processes", "milcore.storage", "milcore.progress"),
     ("milcore.config",),
     ("milcore.errors",),
@@ -36,7 +36,7 @@ ONLY_IN = {
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
     "milcore.tissue", "milcore.tiling", "milcore.store", "milcore.shards", "milcore.ingest", "milcore.synth",
-    "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.painting", "milcore.nuclei",
+    "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress",
 )  # fmt: skip
 
 

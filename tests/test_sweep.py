@@ -54,13 +54,13 @@ def test_trials_share_every_other_setting() -> None:
         assert trial.model_copy(update={"pooling": TRAIN.pooling, "learning_rate": TRAIN.learning_rate}) == TRAIN
 
 
-def test_the_lowest_validation_loss_is_best_and_auroc_breaks_ties(store_uri: str, tmp_path: Path) -> None:
+def test_the_highest_auroc_is_best_and_loss_breaks_ties(store_uri: str, tmp_path: Path) -> None:
     spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig(), None)
-    best = publish(str(tmp_path / "out"), spec, [result(2, 0.3, 0.8), result(0, 0.3, 0.7), result(1, 0.4, 1.0)])
+    best = publish(str(tmp_path / "out"), spec, [result(2, 0.3, 0.9), result(0, 0.1, 0.7), result(1, 0.4, 0.9)])
     assert best == trial_configs(SWEEP)[2] == read_best(str(tmp_path / "out"))
     rows = storage.read_table(str(tmp_path / "out" / "trials.parquet")).to_pylist()
     assert [(row["trial"], row["val_loss"], row["state"]) for row in rows] == [
-        (0, 0.3, "ok"),
+        (0, 0.1, "ok"),
         (1, 0.4, "ok"),
         (2, 0.3, "ok"),
     ]
@@ -69,7 +69,7 @@ def test_the_lowest_validation_loss_is_best_and_auroc_breaks_ties(store_uri: str
 def test_a_failed_trial_is_kept_with_its_reason_and_never_chosen(store_uri: str, tmp_path: Path) -> None:
     spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig(), None)
     failed = result(1, 0.0, state="failed")
-    best = publish(str(tmp_path / "out"), spec, [result(0, 0.5, math.nan), failed, result(2, 0.6)])
+    best = publish(str(tmp_path / "out"), spec, [result(0, 0.5, math.nan), failed, result(2, 0.6, math.nan)])
     assert best == trial_configs(SWEEP)[0]
     rows = storage.read_table(str(tmp_path / "out" / "trials.parquet")).to_pylist()
     assert rows[1]["reason"] == "RuntimeError: broke"

@@ -158,10 +158,10 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     ]
 
 
-def test_the_epoch_of_lowest_validation_loss_is_kept() -> None:
+def test_the_epoch_of_highest_validation_auroc_then_lowest_loss_is_kept() -> None:
     result = fit(SMALL.model_copy(update={"epochs": 12}), ragged_bags(), LocalContext(None, CPU))
-    losses = [row.value for row in result.history if (row.split, row.metric) == ("val", "loss")]
-    assert result.best_epoch == losses.index(min(losses))
+    loss, auroc = ([r.value for r in result.history if (r.split, r.metric) == ("val", m)] for m in ("loss", "auroc"))
+    assert result.best_epoch == min(range(12), key=lambda epoch: (-auroc[epoch], loss[epoch]))
 
 
 def test_training_stops_after_patience_epochs_without_a_better_loss() -> None:

@@ -11,6 +11,7 @@ import ray.tune
 import torch
 from ray.train.torch import get_device
 
+from milcore.metrics import NO_VALIDATION, Validation
 from milcore.progress import EpochLines
 from milcore.train import LocalContext
 
@@ -64,16 +65,19 @@ class TrialContext:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._best = {"val_loss": math.inf, "val_auroc": math.nan}
+        self._best = NO_VALIDATION
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Report the lowest validation loss so far and the AUROC of the same epoch."""
-        if metrics["val_loss"] < self._best["val_loss"]:
-            self._best = {name: metrics[name] for name in self._best}
+        """Report the best epoch so far; trials are held against each other by ``score``, the higher the better."""
+        validation = Validation(metrics["val_loss"], metrics["val_auroc"])
+        if validation.rank < self._best.rank:
+            self._best = validation
         kept = None if checkpoint is None else ray.tune.Checkpoint.from_directory(str(checkpoint))
         if kept is not None:
-            kept.set_metadata(self._best)
-        ray.tune.report({**self._best, "epochs": epoch + 1}, checkpoint=kept)
+            kept.set_metadata(self._best._asdict())
+        loss, auroc = self._best
+        score = -loss if math.isnan(auroc) else auroc
+        ray.tune.report({"score": score, "val_loss": loss, "val_auroc": auroc, "epochs": epoch + 1}, checkpoint=kept)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
@@ -82,6 +86,6 @@ class TrialContext:
         if checkpoint is None:
             yield None
             return
-        self._best = checkpoint.get_metadata()
+        self._best = Validation(**checkpoint.get_metadata())
         with checkpoint.as_directory() as kept:
             yield Path(kept)

@@ -61,8 +61,8 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
             "device": "cuda" if launch.use_gpu else "cpu",
         },
         tune_config=tune.TuneConfig(
-            metric="val_loss",
-            mode="min",
+            metric="score",
+            mode="max",
             max_concurrent_trials=max(1, launch.workers),
             reuse_actors=True,
             scheduler=_scheduler(spec.tune),
@@ -137,7 +137,9 @@ class _TrialLines(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so
         """Say how it did."""
         seen = trial.last_result
-        self._say(trial, f"validation loss {seen['val_loss']:.4f}, {seen['epochs']} epochs")
+        self._say(
+            trial, f"validation AUROC {seen['val_auroc']:.3f}, loss {seen['val_loss']:.4f}, {seen['epochs']} epochs"
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so
         """Say that it failed."""

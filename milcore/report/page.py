@@ -9,7 +9,7 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from milcore.metrics import Estimate
+from milcore.metrics import NO_VALIDATION, Estimate, Validation
 from milcore.report.charts import Axes, Point, Series, chart, interval_bar, steps
 from milcore.report.data import ReportData, SlideView
 from milcore.report.pictures import data_uri, scale_bar
@@ -144,11 +144,12 @@ def _points(rows: Iterable[dict[str, Any]], split: str) -> list[Point]:
 
 
 def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
-    """Columns that say something, rows, and the row of lowest validation loss: the one the sweep chose."""
+    """Columns that say something, rows, and the one that ranks first on validation: the sweep's choice."""
     names = [str(name) for name in table.column_names if table[name].null_count < len(table)]
     rows = table.to_pylist()
-    losses = [row["val_loss"] if row["state"] == "ok" else math.inf for row in rows]
-    return names, rows, losses.index(min(losses))
+    said = [Validation(row["val_loss"], row["val_auroc"]) if row["state"] == "ok" else NO_VALIDATION for row in rows]
+    ranks = [validation.rank for validation in said]
+    return names, rows, ranks.index(min(ranks))
 
 
 def _cell(value: object) -> str:

@@ -40,7 +40,7 @@ def test_a_sweep_ends_with_all_its_trials_and_the_best_of_them(local_ray: None, 
     assert [row["pooling"] for row in rows] == ["max", "mean", "attention", "max"]
     assert [row["learning_rate"] for row in rows] == [trial.learning_rate for trial in trial_configs(SWEEP)]
     assert all(row["state"] == "ok" and 1 <= row["epochs"] <= 4 for row in rows)
-    assert best == trial_configs(SWEEP)[min(rows, key=lambda row: row["val_loss"])["trial"]]
+    assert best == trial_configs(SWEEP)[min(rows, key=lambda row: (-row["val_auroc"], row["val_loss"]))["trial"]]
     assert sorted(path.name for path in Path(out).iterdir()) == [
         "best.json",
         "config.json",

@@ -1,0 +1,133 @@
+"""The command line: one object with --json, one clear line and exit code 2 for bad input, 3 for no usable slide."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from milcore.cli import app
+from milcore.config import TrainConfig
+from tests.cohorts import write_features, write_store
+
+SMALL = ["--features", "mean_rgb", "--epochs", "2", "--batch-size", "4"]
+
+
+def milcore(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "from milcore.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+
+
+def last_object(ended: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    value = json.loads(ended.stdout.strip().split("\n")[-1])
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.fixture(scope="module")
+def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("cli") / "store")
+    write_features(write_store(uri, slides=16))
+    return uri
+
+
+def test_real_slides_go_from_ingest_to_predict_and_bad_ones_are_named(shared_data: Path, tmp_path: Path) -> None:
+    """The real slide stands in as four, positive and negative, so that a model can be trained at all."""
+    lines = ["slide_id,uri,label,patient_id,split"]
+    for k, split in enumerate(["train", "train", "val", "test"]):
+        shutil.copy(shared_data / "slides" / "CMU-1-Small-Region.svs", tmp_path / f"real{k}.svs")
+        lines.append(f"real{k},real{k}.svs,{k % 2},p{k},{split}")
+    bad = ["no_mpp", "corrupt_tiles", "truncated_half", "wrong_magic", "empty"]
+    lines += [f"{name},{shared_data}/slides/{name}.svs,0,{name},train" for name in bad]
+    (tmp_path / "manifest.csv").write_text("\n".join([*lines, "gone,gone.svs,0,gone,train", ""]))
+    store, run = str(tmp_path / "store"), str(tmp_path / "run")
+    ended = milcore("ingest", str(tmp_path / "manifest.csv"), store, "--json")
+    assert ended.returncode == 0, ended.stderr
+    summary = last_object(ended)
+    assert sorted(summary["ok"]) == ["real0", "real1", "real2", "real3"]
+    assert set(summary["quarantined"]) == {*bad, "gone"}
+    assert "no mpp" in summary["quarantined"]["no_mpp"]
+    assert milcore("encode", store, "--encoder", "efficientnet_lite0").returncode == 0
+    assert milcore("train", store, run, "--epochs", "1").returncode == 0
+    new = [str(shared_data / "slides" / name) for name in ("CMU-1-Small-Region.svs", "empty.svs")]
+    ended = milcore("predict", run, *new, str(tmp_path / "predictions"), "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert len(last_object(ended)["ok"]) == len(last_object(ended)["quarantined"]) == 1
+
+
+def test_no_usable_slide_is_exit_code_3(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("slide_id,uri,label\na,gone.svs,0\nb,gone.svs,1\n")
+    ended = milcore("ingest", str(tmp_path / "manifest.csv"), str(tmp_path / "store"), "--json")
+    assert ended.returncode == 3
+    assert set(last_object(ended)["quarantined"]) == {"a", "b"}
+
+
+def test_train_evaluate_and_info_end_with_an_object(store_uri: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    trained = last_object(milcore("train", store_uri, run, *SMALL, "--pooling", "attention", "--json"))
+    assert trained["train"]["pooling"] == "attention"
+    evaluated = last_object(milcore("evaluate", run, "--no-baselines", "--json"))
+    assert {"auroc", "accuracy", "localisation_auroc", "report"} <= evaluated.keys()
+    assert Path(evaluated["report"]).stat().st_size > 10_000
+    assert last_object(milcore("info", run, "--json"))["finished"] is True
+
+
+def test_a_config_file_is_taken_and_flags_stand_above_it(store_uri: str, tmp_path: Path) -> None:
+    file = tmp_path / "best.json"
+    file.write_text(TrainConfig(features="mean_rgb", pooling="max", epochs=9).model_dump_json())
+    ended = milcore("train", store_uri, str(tmp_path / "run"), "--config", str(file), "--epochs", "1", "--json")
+    settings = last_object(ended)["train"]
+    assert (settings["pooling"], settings["epochs"]) == ("max", 1)
+
+
+def test_encoder_conv_trains_from_patches_without_naming_features(store_uri: str, tmp_path: Path) -> None:
+    ended = milcore("train", store_uri, str(tmp_path / "run"), "--encoder", "conv", "--epochs", "1", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert last_object(ended)["train"]["features"] is None
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, tmp_path: Path) -> None:
+    sweep, run = str(tmp_path / "sweep"), str(tmp_path / "run")
+    ended = milcore("tune", store_uri, sweep, *SMALL, "--pooling", "max,mean", "--trials", "2", "--json")
+    assert ended.returncode == 0, ended.stderr
+    places = ["--config", f"{sweep}/best.json", "--splits", f"{sweep}/splits.parquet"]
+    ended = milcore("train", store_uri, run, *places, "--workers", "2", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert last_object(ended)["train"] == last_object(milcore("info", run, "--json"))["train"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "STORE", "OUT", "--pooling", "median"], "pooling: Input should be 'max'"),
+        (["train", "STORE", "OUT", "--features", "uni"], "16 of 16 slides have no features/uni"),
+        (["train", "STORE", "OUT", "--features", "mean_rgb", "--encoder", "conv"], "exactly one of them"),
+        (["train", "nowhere", "OUT"], "not a patch store"),
+        (["train", "STORE", "OUT", "--config", "absent.json"], "nothing at absent.json"),
+        (["tune", "STORE", "OUT", "--learning-rate-min", "1"], "is above learning_rate_max"),
+        (["evaluate", "nowhere"], "no run at nowhere"),
+        (["predict", "nowhere", "OUT"], "allowed: RUN SLIDE"),
+        (["info", "nowhere"], "neither a patch store"),
+        (["ingest", "absent.csv", "OUT"], "absent.csv"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], line: str, store_uri: str, tmp_path: Path) -> None:
+    places = {"STORE": store_uri, "OUT": str(tmp_path / "out")}
+    ended = milcore(*(places.get(word, word) for word in arguments))
+    assert ended.returncode == 2
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert line in ended.stderr
+    assert ended.stdout == ""
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_help_gives_the_default_and_the_choices_of_a_setting() -> None:
+    shown = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", CliRunner().invoke(app, ["train", "--help"]).output).split())
+    assert "(max, mean, attention, gated_attention) [default: gated_attention]" in shown
+    assert f"[default: {TrainConfig().learning_rate}]" in shown
