@@ -53,7 +53,7 @@ class EncodeConfig(Config):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="features/<name> to write (none: the encoder's name)"
     )
-    patches_per_batch: PositiveInt = Field(32, description="patches in one forward pass of the encoder")
+    patches_per_batch: PositiveInt = Field(64, description="patches in one forward pass of the encoder")
 
     @property
     def features_name(self) -> str:

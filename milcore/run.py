@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from milcore import __version__, storage
+from milcore.allocator import keep_freed_memory
 from milcore.bags import BagEntry, Bags
 from milcore.checkpoints import HistoryRow
 from milcore.config import RunSpec, SplitConfig, TrainConfig, parse_config
@@ -182,6 +183,7 @@ def train_run(run_uri: str, ctx: TrainContext) -> None:
     """Train a prepared run and publish model and history; a finished run is left as it is."""
     if is_finished(run_uri):
         return
+    keep_freed_memory()
     spec = read_spec(run_uri)
     result = fit(spec.train, load_bags(spec.store_uri, spec.train, read_splits(run_uri)), ctx)
     if ctx.rank == 0:

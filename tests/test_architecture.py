@@ -23,7 +23,7 @@ FLOORS = (
     ("milcore.ingest", "milcore.synth", "milcore.splits"),
     ("milcore.store",),
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
-    ("milcore.processes", "milcore.storage", "milcore.progress"),
+    ("milcore.processes", "milcore.storage", "milcore.progress", "milcore.allocator"),
     ("milcore.config",),
     ("milcore.errors",),
 )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float16
 
+from milcore.allocator import keep_freed_memory
 from milcore.config import EncodeConfig
 from milcore.encoders import FROZEN_ENCODERS
 from milcore.encoders.efficientnet import EfficientNetLite0
@@ -103,4 +104,5 @@ def load_encoder(name: str, device: str) -> EfficientNetLite0:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--use-gpu: no CUDA device here; run on a machine with a GPU or leave the flag out")
+    keep_freed_memory()
     return FROZEN_ENCODERS[name](torch.device(device))
