@@ -102,7 +102,7 @@ def _charts(data: ReportData) -> list[tuple[str, str, Markup]]:
 
 
 _TRAINING = (
-    ("Loss while training", "loss", "Validation loss chose the epoch."),
+    ("Loss while training", "loss", "Validation AUROC, then loss, chose the epoch."),
     ("AUROC while training", "auroc", "Of few validation slides, so it moves in steps."),
 )
 _CALIBRATION = "Mean probability against the share that was positive, test slides in five bins; area = slides."
