@@ -81,7 +81,7 @@ def synthesise(out_uri: str, slides: int, seed: int, workers: int) -> Iterator[s
         out_uri: folder to write ``slides/*.tiff``, ``annotations/*.geojson`` and ``manifest.csv`` into.
         slides: how many, at least 2.
         seed: the same seed gives the same bytes.
-        workers: processes; 0 or 1 works in this one. Each holds about 350 MB.
+        workers: processes; 0 or 1 works in this one. Each holds about 250 MB.
 
     Raises:
         InputError: fewer than 2 slides.
