@@ -1,11 +1,12 @@
 """``python -m pipeline compile | run | submit``: the YAML for the Kubeflow UI, a run here, a run on a cluster."""
 
 import argparse
+import builtins
 import contextlib
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,23 @@ def run(given: dict[str, Any]) -> None:
     read_manifest(given["manifest"], given["positive"] or None)
     # the runner warns of images that may lack the steps' package; here the steps import this very one
     warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
-    # the runner indents what it prints and does not always undo it
-    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(sys.stdout):
+    with tempfile.TemporaryDirectory() as root, _own_print():
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["pipeline_root"] or root)
         try:
             attention_mil(**_arguments(given))
         except RuntimeError as error:
             raise MILError(f"{error}; its reason stands above; the same command goes on from what is done") from error
     _say_result(given["run_uri"])
+
+
+@contextlib.contextmanager
+def _own_print() -> Iterator[None]:
+    """Keep ``print`` ours: the runner swaps it for an indenting one in each of its threads, and two can leave it so."""
+    ours = builtins.print
+    try:
+        yield
+    finally:
+        builtins.print = ours
 
 
 def _check_settings(given: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The whole pipeline, step after step in kfp's local runner, with a Ray of its own: from slides to the report."""
 
+import builtins
 import os
 import signal
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 from PIL import Image
 
 from milcore import storage
+from milcore.errors import MILError
 from milcore.run import load_model
 from milcore.store import PatchStore
 from milcore.sweep import read_best
+from pipeline import __main__ as main_module
 
 SLIDES = 14
 EDGE_PX = 320
@@ -67,38 +70,30 @@ def check_outcome(folder_uri: str) -> None:
     assert splits[0].equals(splits[1])
 
 
-def test_the_pipeline_runs_on_local_paths_and_shows_what_it_does(tmp_path: Path) -> None:
-    manifest = write_cohort(str(tmp_path / "cohort"), tmp_path)
-    ended = subprocess.run(
-        [*command(manifest, str(tmp_path)), "--pipeline-root", str(tmp_path / "artifacts")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
-    check_outcome(str(tmp_path))
-    assert "quarantined broken:" in ended.stdout
-    assert "trial 2/2" in ended.stdout
-    assert ended.stdout.strip().split("\n")[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
-    artifacts = {path.name: path for path in (tmp_path / "artifacts").rglob("*")}
-    assert artifacts["model"].read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
-    assert artifacts["report"].read_bytes() == (tmp_path / "run" / "report.html").read_bytes()
-    assert {"model_card", "attention"} <= artifacts.keys()
-
-
 def written(uri: str) -> object:
     """When the object was written."""
     fs, path = storage.filesystem(uri)
-    return fs.info(path)["LastModified"]
+    info = fs.info(path)
+    return info["mtime"] if storage.is_local(uri) else info["LastModified"]
 
 
-def test_killed_in_the_middle_on_s3_it_redoes_only_what_is_missing(s3: str, tmp_path: Path) -> None:
-    folder = storage.join(s3, tmp_path.name)
-    manifest = write_cohort(storage.join(folder, "cohort"), tmp_path)
-    store, run = storage.join(folder, "store"), storage.join(folder, "run")
-    with subprocess.Popen(command(manifest, folder), start_new_session=True) as first:
+def run_until_training(started: list[str], run: str, log: Path) -> str:
+    """Run the pipeline and kill it with all its steps once training has begun; what it had printed by then."""
+    with log.open("w") as out, subprocess.Popen(started, start_new_session=True, stdout=out) as process:
         while not storage.exists(storage.join(run, "config.json")):
-            assert first.poll() is None
+            assert process.poll() is None, log.read_text()[-3000:]
             time.sleep(0.2)
-        os.killpg(first.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
+    return log.read_text()
+
+
+def test_killed_in_the_middle_it_redoes_only_what_is_missing(folder_uri: str, tmp_path: Path) -> None:
+    manifest = write_cohort(storage.join(folder_uri, "cohort"), tmp_path)
+    store, run = storage.join(folder_uri, "store"), storage.join(folder_uri, "run")
+    started = [*command(manifest, folder_uri), "--pipeline-root", str(tmp_path / "artifacts")]
+    seen = run_until_training(started, run, tmp_path / "log")
+    assert "quarantined broken:" in seen
+    assert "trial 2/2" in seen
     assert not storage.exists(storage.join(run, "model.safetensors"))
     done = [storage.join(run, "tune", "best.json"), storage.join(run, "tune", "trials.parquet")]
     for k in range(SLIDES):
@@ -106,9 +101,15 @@ def test_killed_in_the_middle_on_s3_it_redoes_only_what_is_missing(s3: str, tmp_
         done += [storage.join(group, "zarr.json"), storage.join(group, "features", "efficientnet_lite0", "zarr.json")]
     before = {uri: written(uri) for uri in done}
     time.sleep(1.1)  # S3 tells the time of a write in whole seconds
-    subprocess.run(command(manifest, folder), check=True)
-    check_outcome(folder)
+    ended = subprocess.run(started, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    check_outcome(folder_uri)
     assert {uri: written(uri) for uri in done} == before
+    assert ended.stdout.strip().split("\n")[-1] == f"report: {storage.join(run, 'report.html')}"
+    artifacts = {path.name: path for path in (tmp_path / "artifacts").rglob("*")}
+    assert artifacts["model"].read_bytes() == storage.read_bytes(storage.join(run, "model.safetensors"))
+    assert artifacts["report"].read_bytes() == storage.read_bytes(storage.join(run, "report.html"))
+    assert {"model_card", "attention"} <= artifacts.keys()
 
 
 @pytest.mark.parametrize(
@@ -141,3 +142,17 @@ def test_a_cohort_without_a_usable_slide_fails_the_run_and_says_why(tmp_path: Pa
     assert ended.returncode == 1
     assert "none of 1 slides is ok" in ended.stdout
     assert ended.stderr.strip().split("\n")[-1].startswith("pipeline: ")
+
+
+def test_print_is_given_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two threads of the runner can leave its indenting print behind."""
+
+    def leaves_its_own(*_: object, **__: object) -> None:
+        builtins.print = len  # type: ignore[assignment]
+        raise MILError("a step failed")
+
+    ours = builtins.print
+    (tmp_path / "manifest.csv").write_text("slide_id,uri,label\ns1,absent.svs,0\n")
+    monkeypatch.setattr(main_module.local, "init", leaves_its_own)
+    assert main_module.main(command(str(tmp_path / "manifest.csv"), str(tmp_path))[3:]) == 1
+    assert builtins.print is ours
