@@ -29,7 +29,7 @@ MPP = 0.5
 LEVELS = 4
 SITES = {"north": -0.06, "south": 0.0, "west": 0.06}
 SLIDES_PER_PATIENT = (1, 2, 1, 1, 1, 3, 1)
-LESION_SHARE = (0.020, 0.045)
+LESION_SHARE = (0.012, 0.030)
 COLUMNS = ("slide_id", "uri", "label", "patient_id", "site", "annotation")
 
 
