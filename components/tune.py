@@ -49,7 +49,7 @@ def tune(
         dropout: on instance embeddings.
         weight_decay: of AdamW.
         epochs: most passes over the training bags.
-        patience: epochs without a better validation loss.
+        patience: stop after this many epochs that do no better on validation.
         batch_size: bags in one optimizer step.
         precision: of the arithmetic.
         seed: of weights, bag order and dropout.

@@ -24,7 +24,7 @@ from milcore.config import (
     parse_config,
 )
 from milcore.errors import InputError, MILError
-from milcore.progress import say, track
+from milcore.progress import figure, say, track
 
 # ruff: noqa: PLC0415 - importing torch or ray takes seconds, and `--help` needs neither
 
@@ -93,6 +93,15 @@ def train_config(file: str | None, flags: dict[str, object]) -> TrainConfig:
     return parse_config(TrainConfig, {**values, **flags})
 
 
+def sweep_settings(file: str | None, options: dict[str, Any]) -> dict[str, object]:
+    """Settings of a sweep, and inside them those of the training its trials share."""
+    train = train_config(file, given(TrainConfig, options))
+    sweep = given(TuneConfig, options) | {"train": train.model_dump()}
+    if "poolings" in sweep:
+        sweep["poolings"] = tuple(str(sweep["poolings"]).split(","))
+    return sweep
+
+
 def _read_settings(uri: str) -> dict[str, object]:
     try:
         values = storage.read_json(uri)
@@ -105,9 +114,9 @@ def _read_settings(uri: str) -> dict[str, object]:
     return values
 
 
-def given(**values: object) -> dict[str, object]:
-    """The settings named on the command line; the others keep the config's default."""
-    return {name: value for name, value in values.items() if value is not None}
+def given(kind: type[Config], options: dict[str, Any]) -> dict[str, object]:
+    """The settings of a kind that the command line names; the others keep the config's default."""
+    return {name: options[name] for name in kind.model_fields if options.get(name) is not None}
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="end with one JSON object on the last line of stdout")]
@@ -125,10 +134,6 @@ Seed = Annotated[int | None, setting(TrainConfig, "seed")]
 Splits = Annotated[str | None, typer.Option(help="splits.parquet to take over, of a sweep or another run")]
 SplitSeed = Annotated[int | None, setting(SplitConfig, "split_seed")]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="JSON of training settings, such as best.json")]
-
-
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _show_version(wanted: bool) -> None:
@@ -182,21 +187,10 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Cut the slides of a manifest into patches; a bad slide is quarantined with its reason, the others go on."""
+    config = parse_config(IngestConfig, given(IngestConfig, locals()))
     from milcore.ingest import ingest as ingest_cohort
     from milcore.ingest import plan_cohort, summarise
 
-    config = parse_config(
-        IngestConfig,
-        given(
-            mpp=mpp,
-            patch_size=patch_size,
-            default_mpp=default_mpp,
-            codec=codec,
-            jpeg_quality=jpeg_quality,
-            min_tissue=min_tissue,
-            max_unreadable=max_unreadable,
-        ),
-    )
     cohort = plan_cohort(manifest, store, positive)
     outcomes = list(track(ingest_cohort(store, config, workers), "ingest", len(cohort.slides)))
     summary = summarise(outcomes)
@@ -218,9 +212,9 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are."""
+    config = parse_config(EncodeConfig, given(EncodeConfig, locals()))
     from milcore.cluster.launch import encode_with
 
-    config = parse_config(EncodeConfig, given(encoder=encoder, name=name, patches_per_batch=patches_per_batch))
     encoded = encode_with(store, config, launch_config(ray_address, workers, use_gpu))
     patches = sum(slide.patches for slide in encoded)
     summary = {"features": config.features_name, "slides": [s.slide_id for s in encoded], "patches": patches}
@@ -252,27 +246,12 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train attention-MIL on a store; the same run folder resumes."""
+    settings = train_config(config, given(TrainConfig, locals()))
+    split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
     from milcore.cluster.launch import train_with
     from milcore.run import prepare_run
 
-    settings = train_config(
-        config,
-        given(
-            features=features,
-            encoder=encoder,
-            pooling=pooling,
-            level=level,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            dropout=dropout,
-            epochs=epochs,
-            patience=patience,
-            batch_size=batch_size,
-            precision=precision,
-            seed=seed,
-        ),
-    )
-    prepare_run(store, run, settings, parse_config(SplitConfig, given(split_seed=split_seed)), splits)
+    prepare_run(store, run, settings, split_config, splits)
     train_with(run, launch_config(ray_address, workers, use_gpu))
     finish({"run": run, "train": settings.model_dump(mode="json")}, f"trained {run}", as_json)
 
@@ -285,7 +264,7 @@ def tune(
     ],
     features: Features = None,
     encoder: TrainableEncoder = None,
-    pooling: Annotated[str | None, setting(TuneConfig, "poolings", "--pooling")] = None,
+    poolings: Annotated[str | None, setting(TuneConfig, "poolings", "--pooling")] = None,
     level: PoolingLevel = None,
     learning_rate_min: Annotated[float | None, setting(TuneConfig, "learning_rate_min")] = None,
     learning_rate_max: Annotated[float | None, setting(TuneConfig, "learning_rate_max")] = None,
@@ -303,22 +282,12 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Sweep pooling and learning rate on validation; ends with best.json and splits.parquet for milcore train."""
+    sweep = parse_config(TuneConfig, sweep_settings(config, locals()))
+    split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
     from milcore.cluster.launch import tune_with
     from milcore.sweep import prepare_sweep
 
-    flags = given(features=features, encoder=encoder, level=level, epochs=epochs, batch_size=batch_size, seed=seed)
-    sweep = parse_config(
-        TuneConfig,
-        given(
-            poolings=None if pooling is None else tuple(pooling.split(",")),
-            learning_rate_min=learning_rate_min,
-            learning_rate_max=learning_rate_max,
-            trials=trials,
-            tune_seed=tune_seed,
-        )
-        | {"train": train_config(config, flags).model_dump()},
-    )
-    prepare_sweep(store, out, sweep, parse_config(SplitConfig, given(split_seed=split_seed)), splits)
+    prepare_sweep(store, out, sweep, split_config, splits)
     best = tune_with(out, launch_config(ray_address, workers, use_gpu))
     summary = {"best": best.model_dump(mode="json"), "out": out}
     finish(summary, f"best: {best.pooling}, learning rate {best.learning_rate:.2g}; {out}", as_json)
@@ -334,7 +303,7 @@ def evaluate(
     from milcore.evaluate import evaluate as evaluate_run
 
     metrics = evaluate_run(run, baselines=baselines)
-    figures = ", ".join(f"{name} {_figure(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc"))
+    figures = ", ".join(f"{name} {figure(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc"))
     line = f"test split: {figures}; report {metrics['report']}"
     finish(metrics, line, as_json)
 

@@ -1,4 +1,4 @@
-"""Progress of anything that takes longer than two seconds, on standard error.
+"""What a person sees: progress of anything that takes longer than two seconds, on standard error, and figures.
 
 A bar on a terminal; in logs (a Kubernetes pod, a file) one plain line every few seconds.
 """
@@ -34,6 +34,11 @@ def _track_in_lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         if now - last >= SECONDS_BETWEEN_LINES or (done == total and now - start >= 2.0):
             last = now
             say(f"{label}: {done}/{total}, {now - start:.0f} s, {done / (now - start):.2g}/s")
+
+
+def figure(value: float | None) -> str:
+    """A metric as a person reads it; None is one that is not defined here."""
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def say(line: str) -> None:

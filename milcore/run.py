@@ -18,7 +18,7 @@ from milcore import __version__, storage
 from milcore.allocator import keep_freed_memory
 from milcore.bags import BagEntry, Bags
 from milcore.checkpoints import HistoryRow
-from milcore.config import RunSpec, SplitConfig, TrainConfig, parse_config
+from milcore.config import C, RunSpec, SplitConfig, TrainConfig, parse_config
 from milcore.errors import InputError, StoreError
 from milcore.model import MILModel, make_model
 from milcore.splits import check_splits, make_splits, splits_digest
@@ -146,11 +146,26 @@ def read_spec(run_uri: str) -> RunSpec:
     Raises:
         InputError: no run folder stands there.
     """
+    return read_claim(RunSpec, run_uri, "run", "train")
+
+
+def read_claim(kind: type[C], uri: str, what: str, command: str) -> C:
+    """The ``config.json`` that ``claim_folder`` wrote.
+
+    Args:
+        kind: its class.
+        uri: the folder.
+        what: what the folder is called in an error.
+        command: the ``milcore`` command that makes such a folder.
+
+    Raises:
+        InputError: nobody claimed the folder.
+    """
     try:
-        values = storage.read_json(storage.join(run_uri, CONFIG))
+        values = storage.read_json(storage.join(uri, CONFIG))
     except FileNotFoundError:
-        raise InputError(f"no run at {run_uri} ({CONFIG} is missing); run milcore train first") from None
-    return parse_config(RunSpec, values)
+        raise InputError(f"no {what} at {uri} ({CONFIG} is missing); run milcore {command} first") from None
+    return parse_config(kind, values)
 
 
 def read_splits(run_uri: str) -> pa.Table:

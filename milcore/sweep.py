@@ -14,11 +14,10 @@ from milcore import __version__, storage
 from milcore.config import Config, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import ClusterError, InputError
 from milcore.metrics import Validation
-from milcore.run import SPLITS, choose_splits, claim_folder, instance_digest
+from milcore.run import SPLITS, choose_splits, claim_folder, instance_digest, read_claim
 from milcore.splits import splits_digest
 from milcore.store import PatchStore
 
-CONFIG = "config.json"
 TRIALS = "trials.parquet"
 BEST = "best.json"
 
@@ -85,11 +84,7 @@ def read_sweep(out_uri: str) -> SweepSpec:
     Raises:
         InputError: no sweep folder stands there.
     """
-    try:
-        values = storage.read_json(storage.join(out_uri, CONFIG))
-    except FileNotFoundError:
-        raise InputError(f"no sweep at {out_uri} ({CONFIG} is missing); run milcore tune first") from None
-    return parse_config(SweepSpec, values)
+    return read_claim(SweepSpec, out_uri, "sweep", "tune")
 
 
 def read_best(out_uri: str) -> TrainConfig | None:

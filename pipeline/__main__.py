@@ -120,17 +120,14 @@ def _wait(client: Client, run_id: str, seconds: int) -> None:
 
 def _say_result(run_uri: str) -> None:
     from milcore import storage  # noqa: PLC0415 - compiling works without what storage needs
+    from milcore.progress import figure  # noqa: PLC0415 - nor what progress needs
 
     metrics = storage.read_json(storage.join(run_uri, "metrics.json"))
     for row in metrics["comparison"]:
-        localisation = _figure(row["localisation_auroc"])
-        print(f"{row['name']}: test AUROC {_figure(row['auroc'])}, localisation AUROC {localisation}")
-    print(f"accuracy {_figure(metrics['accuracy'])}, {len(metrics['quarantined'])} slides quarantined")
+        localisation = figure(row["localisation_auroc"])
+        print(f"{row['name']}: test AUROC {figure(row['auroc'])}, localisation AUROC {localisation}")
+    print(f"accuracy {figure(metrics['accuracy'])}, {len(metrics['quarantined'])} slides quarantined")
     print(f"report: {metrics['report']}")
-
-
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -117,7 +117,7 @@ def attention_mil(
         dropout: on instance embeddings.
         weight_decay: of AdamW.
         epochs: most passes over the training bags.
-        patience: epochs without a better validation loss before training stops.
+        patience: stop after this many epochs that do no better on validation.
         batch_size: bags in one optimizer step, over all workers together.
         precision: fp32, bf16 or fp64.
         seed: of weights, bag order and dropout.
