@@ -44,7 +44,7 @@ def read_annotation(text: bytes, slide_id: str) -> BaseGeometry:
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
         raise InputError(
             f"annotation of slide {slide_id} is not GeoJSON ({error}); expected polygons in level-0 px"
-        ) from (error)
+        ) from error
     areas = [shapely.make_valid(part) for part in found if part.area > 0]
     return shapely.union_all(areas)
 

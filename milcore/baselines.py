@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from milcore.attention import localise
+from milcore.attention import Localisation, localise
 from milcore.bags import BagEntry, Bags
 from milcore.config import TrainConfig
 from milcore.explain import explain
@@ -60,8 +60,19 @@ def localised(
     scores: dict[str, Float[np.ndarray, " instance"]], entries: Sequence[BagEntry], labels: InstanceLabels, seed: int
 ) -> Estimate:
     """Mean over positive test bags of the within-bag AUROC of scores, with its patient-level interval."""
-    bags = {e.slide_id: (scores[e.slide_id], labels.get(e.slide_id)) for e in entries if e.split == "test" and e.label}
-    found = localise(bags)
+    return localisation_estimate(localise_test(scores, entries, labels), entries, seed)
+
+
+def localise_test(
+    scores: dict[str, Float[np.ndarray, " instance"]], entries: Sequence[BagEntry], labels: InstanceLabels
+) -> Localisation:
+    """The within-bag AUROC of every positive test bag."""
+    positive = [entry.slide_id for entry in entries if entry.split == "test" and entry.label]
+    return localise({slide_id: (scores[slide_id], labels.get(slide_id)) for slide_id in positive})
+
+
+def localisation_estimate(found: Localisation, entries: Sequence[BagEntry], seed: int) -> Estimate:
+    """The mean over bags with its patient-level interval."""
     if not found.bags:
         return Estimate(math.nan, reason="no positive test slide has patches of both classes by annotation")
     patient = {entry.slide_id: entry.patient_id for entry in entries}

@@ -17,9 +17,9 @@ from shapely.geometry.base import BaseGeometry
 from milcore import __version__, storage
 from milcore.annotations import instance_labels, load_annotation
 from milcore.artifacts import Finding, slide_view, write_attention
-from milcore.attention import Localisation, localise
+from milcore.attention import Localisation
 from milcore.bags import BagEntry, Bags
-from milcore.baselines import FLAT, InstanceLabels, compare, localised
+from milcore.baselines import FLAT, InstanceLabels, compare, localisation_estimate, localise_test
 from milcore.config import SPLIT_NAMES, RunSpec
 from milcore.errors import StoreError
 from milcore.explain import Explained, explain
@@ -159,10 +159,9 @@ def _measure(run: _Run, labels: InstanceLabels) -> _Measured:
     seed = run.spec.train.seed
     values = estimates(truth, probability, [entry.patient_id for entry in entries], threshold.value, seed)
     attention = {run.bags.entries[index].slide_id: its.attention for index, its in run.said.items()}
-    positive = [entry.slide_id for entry in entries if entry.label == 1]
-    found = localise({name: (attention[name], labels.get(name)) for name in positive})
+    found = localise_test(attention, entries, labels)
     flat = run.spec.train.pooling == "mean"
-    values["localisation_auroc"] = FLAT if flat else localised(attention, entries, labels, seed)
+    values["localisation_auroc"] = FLAT if flat else localisation_estimate(found, entries, seed)
     return _Measured(threshold, values, found)
 
 
