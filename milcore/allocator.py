@@ -1,4 +1,4 @@
-"""Memory that the C library gives back and takes again at every layer of a network, kept instead.
+"""Memory that the C library gives back and takes again at every layer of a network, kept instead; and given back.
 
 Activations of a forward pass are large blocks, freed and allocated over and over. By default glibc returns each to the
 kernel, which zeroes its pages again at the next layer: on CPUs that took half the time of encoding.
@@ -18,3 +18,14 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_THRESHOLD, _KEEP_BLOCKS_BELOW_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+
+
+def release_freed_memory() -> None:
+    """Give freed blocks back to the kernel; without glibc nothing changes.
+
+    Where small results outlive the large blocks they came from, they lie between the holes, which then fit no other
+    large block: the heap grows although little of it is in use.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

@@ -1,11 +1,13 @@
 """Bags, ragged batches of them, and how a global batch is dealt to workers.
 
-A batch packs its bags' instances into one tensor beside their segments; nothing is padded. The global batch is formed
+A batch packs its bags' instances into one run of rows beside their lengths; nothing is padded. It is computed on in
+chunks of rows, so a bag too large for memory stays where it is and is read chunk by chunk. The global batch is formed
 first, from (seed, epoch) alone, then dealt to ranks: what is learnt does not depend on how many workers there are.
 
 Axes: instance, bag; the other axes of instances are (feature,) or (channel, height, width).
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,112 +15,183 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from milcore.pooling import Segments
+from milcore.rows import ChainedRows, Rows, RowsBetween
+from milcore.segments import Segments, ragged
 
-CACHE_BYTES = 4 << 30
+LARGEST_SHARE_OF_CACHE = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bag:
-    """The instances of one slide under its label."""
+    """The instances of one slide or patient under its label."""
 
-    slide_id: str
+    bag_id: str
     patient_id: str
     label: int
-    instances: Tensor
+    instances: Rows
 
 
-class BagBatch(NamedTuple):
-    """Bags packed one after another."""
+class Chunk(NamedTuple):
+    """Consecutive rows of a batch; ``segments`` and ``bag_keys`` are those of the bags ``first_bag`` and on."""
 
     instances: Tensor
     segments: Segments
+    bag_keys: Int[Tensor, " bag"]
+    first_bag: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BagBatch:
+    """Bags packed one after another.
+
+    Args:
+        instances: all rows.
+        lengths: rows of each bag.
+        position: place of each row in its bag.
+        labels: class of each bag.
+        keys: a number per bag that stays the same in every batch, epoch and world size; randomness hangs on it.
+        spread: whether every worker holds a part of each of these bags.
+    """
+
+    instances: Rows
+    lengths: tuple[int, ...]
+    position: Int[Tensor, " instance"]
     labels: Int[Tensor, " bag"]
     keys: Int[Tensor, " bag"]
+    spread: bool
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "BagBatch":
-        """The batch on a device, its floating-point instances in a dtype."""
-        bag, position, bags = self.segments
+    def spans(self, rows: int) -> list[tuple[int, int]]:
+        """The batch cut into runs of at most so many rows."""
+        total = len(self.instances)
+        return [(start, min(start + rows, total)) for start in range(0, total, rows)]
+
+    def chunk(self, start: int, stop: int, device: torch.device) -> Chunk:
+        """Rows ``start`` to ``stop`` (exclusive) on a device."""
+        lengths = np.asarray(self.lengths, dtype=np.int64)
+        ends = lengths.cumsum()
+        first, last = (int(np.searchsorted(ends, row, side="right")) for row in (start, stop - 1))
+        bags = slice(first, last + 1)
+        here = np.minimum(ends[bags], stop) - np.maximum(ends[bags] - lengths[bags], start)
+        return Chunk(
+            self.instances[start:stop].to(device, non_blocking=True),
+            Segments.of(here, self.position[start:stop]).to(device),
+            self.keys[bags].to(device, non_blocking=True),
+            first,
+        )
+
+    def part(self, rank: int, world_size: int) -> "BagBatch":
+        """The share of a rank when every bag is cut into equal runs, one per worker.
+
+        Raises:
+            ValueError: a bag has fewer instances than there are workers.
+        """
+        if min(self.lengths) < world_size:
+            raise ValueError(
+                f"a bag of {min(self.lengths)} instances cannot be spread over {world_size} workers; allowed: at least "
+                "one instance per worker"
+            )
+        cuts = [(length * rank // world_size, length * (rank + 1) // world_size) for length in self.lengths]
+        begins = [end - length for end, length in zip(itertools.accumulate(self.lengths), self.lengths, strict=True)]
+        runs = [(begin + low, begin + high) for begin, (low, high) in zip(begins, cuts, strict=True)]
         return BagBatch(
-            self.instances.to(device, dtype if self.instances.is_floating_point() else None),
-            Segments(bag.to(device), position.to(device), bags),
-            self.labels.to(device),
-            self.keys.to(device),
+            ChainedRows([RowsBetween(self.instances, *run) for run in runs]),
+            tuple(high - low for low, high in cuts),
+            torch.cat([self.position[slice(*run)] for run in runs]),
+            self.labels,
+            self.keys,
+            spread=True,
         )
 
 
 def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
-    """One ragged batch.
+    """One ragged batch of whole bags.
 
     Args:
         bags: at least one, none of them empty.
-        keys: a number per bag that stays the same in every batch, epoch and world size; randomness hangs on it.
+        keys: see ``BagBatch``.
 
     Raises:
         ValueError: a bag has no instance; its pooled value would be undefined.
     """
     for bag in bags:
         if len(bag.instances) == 0:
-            raise ValueError(f"bag {bag.slide_id!r} has 0 instances; allowed: at least 1")
-    lengths = torch.tensor([len(bag.instances) for bag in bags])
-    starts = lengths.cumsum(0) - lengths
+            raise ValueError(f"bag {bag.bag_id!r} has 0 instances; allowed: at least 1")
+    lengths = np.array([len(bag.instances) for bag in bags], dtype=np.int64)
     return BagBatch(
-        torch.cat([bag.instances for bag in bags]),
-        Segments(
-            torch.repeat_interleave(torch.arange(len(bags)), lengths),
-            torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths),
-            len(bags),
-        ),
+        bags[0].instances if len(bags) == 1 else torch.cat([bag.instances[:] for bag in bags]),
+        tuple(lengths.tolist()),
+        torch.from_numpy(ragged(lengths)[1]),
         torch.tensor([bag.label for bag in bags]),
         torch.tensor(list(keys), dtype=torch.int64),
+        spread=False,
     )
 
 
 class BagEntry(NamedTuple):
-    """What is known of a bag before its instances are read."""
+    """What is known of a bag before its instances are read: those of its slides, one after another."""
 
-    slide_id: str
+    bag_id: str
     patient_id: str
     label: int
     split: str
-    length: int
+    slides: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of_slide(cls, slide_id: str, patient_id: str, label: int, split: str, length: int) -> "BagEntry":
+        """A bag that is one slide."""
+        return cls(slide_id, patient_id, label, split, (slide_id,), (length,))
+
+    @property
+    def length(self) -> int:
+        """Instances of all slides."""
+        return sum(self.lengths)
+
+    def by_slide(self, values: Shaped[np.ndarray, " instance"]) -> dict[str, np.ndarray]:
+        """A value per instance, cut into those of each slide."""
+        return dict(zip(self.slides, np.split(values, np.cumsum(self.lengths)[:-1]), strict=True))
 
 
 class Bags:
     """Bags read when asked for and kept while they fit the cache.
 
+    A bag that would take more than a quarter of the cache is handed out as rows that are still to be read.
+
     Args:
         entries: one per bag.
-        read: the instances of a bag; called from a reading thread.
+        open_rows: the instances of a bag; called from a reading thread.
         cache_bytes: instances kept in memory.
     """
 
-    def __init__(
-        self, entries: Sequence[BagEntry], read: Callable[[BagEntry], Tensor], cache_bytes: int = CACHE_BYTES
-    ) -> None:
+    def __init__(self, entries: Sequence[BagEntry], open_rows: Callable[[BagEntry], Rows], cache_bytes: int) -> None:
         self.entries = tuple(entries)
         self.lengths = tuple(entry.length for entry in entries)
-        self._read = read
+        self._open_rows = open_rows
         self._cache: dict[int, Bag] = {}
         self._cached_bytes = 0
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Bag:
         bag = self._cache.get(index)
-        if bag is None:
-            entry = self.entries[index]
-            bag = Bag(entry.slide_id, entry.patient_id, entry.label, self._read(entry))
-            self._keep(index, bag)
-        return bag
+        return self._read(index) if bag is None else bag
 
     def __iter__(self) -> Iterator[Bag]:
         return (self[index] for index in range(len(self)))
+
+    def instance(self) -> Tensor:
+        """One instance, first axis kept: what all of them look like."""
+        return self[0].instances[:1]
+
+    @property
+    def classes(self) -> int:
+        """How many classes the labels are of, at least 2."""
+        return max(2, 1 + max(entry.label for entry in self.entries))
 
     def split(self, name: str) -> list[int]:
         """Indices of the bags of one split."""
@@ -139,12 +212,18 @@ class Bags:
     def _pack(self, group: Sequence[int]) -> BagBatch:
         return pack([self[index] for index in group], group)
 
-    def _keep(self, index: int, bag: Bag) -> None:
+    def _read(self, index: int) -> Bag:
+        entry = self.entries[index]
+        rows = self._open_rows(entry)
+        size = entry.length * rows[:1].nbytes
+        if size > self.cache_bytes // LARGEST_SHARE_OF_CACHE:
+            return Bag(entry.bag_id, entry.patient_id, entry.label, rows)
+        bag = Bag(entry.bag_id, entry.patient_id, entry.label, rows[: entry.length])
         # bags that do not fit are read again each epoch: evicting others would make every epoch miss every bag
-        size = bag.instances.nbytes
-        if self._cached_bytes + size <= self._cache_bytes:
+        if self._cached_bytes + size <= self.cache_bytes:
             self._cache[index] = bag
             self._cached_bytes += size
+        return bag
 
 
 def global_batches(indices: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

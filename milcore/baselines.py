@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from milcore.attention import Localisation, localise
 from milcore.bags import BagEntry, Bags
 from milcore.config import TrainConfig
-from milcore.explain import explain
+from milcore.explain import attention_by_slide, explain
 from milcore.metrics import Comparison, Estimate, auroc, auroc_estimate, mean_estimate
 from milcore.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
 from milcore.store import PatchStore, SlideGroup
@@ -67,15 +67,16 @@ def localise_test(
     scores: dict[str, Float[np.ndarray, " instance"]], entries: Sequence[BagEntry], labels: InstanceLabels
 ) -> Localisation:
     """The within-bag AUROC of every positive test bag."""
-    positive = [entry.slide_id for entry in entries if entry.split == "test" and entry.label]
-    return localise({slide_id: (scores[slide_id], labels.get(slide_id)) for slide_id in positive})
+    positive = [entry for entry in entries if entry.split == "test" and entry.label]
+    slides = [slide_id for entry in positive for slide_id in entry.slides]
+    return localise({slide_id: (scores[slide_id], labels.get(slide_id)) for slide_id in slides})
 
 
 def localisation_estimate(found: Localisation, entries: Sequence[BagEntry], seed: int) -> Estimate:
     """The mean over bags with its patient-level interval."""
     if not found.bags:
         return Estimate(math.nan, reason="no positive test slide has patches of both classes by annotation")
-    patient = {entry.slide_id: entry.patient_id for entry in entries}
+    patient = {slide_id: entry.patient_id for entry in entries for slide_id in entry.slides}
     return mean_estimate(np.array(list(found.bags.values())), [patient[name] for name in found.bags], seed)
 
 
@@ -88,8 +89,8 @@ def shuffle_labels(bags: Bags, seed: int) -> Bags:
         for place, label in zip(places, random.permutation([labels[k] for k in places]), strict=True):
             labels[place] = int(label)
     entries = [entry._replace(label=label) for entry, label in zip(bags.entries, labels, strict=True)]
-    place_of = {entry.slide_id: k for k, entry in enumerate(entries)}
-    return Bags(entries, lambda entry: bags[place_of[entry.slide_id]].instances)
+    place_of = {entry.bag_id: k for k, entry in enumerate(entries)}
+    return Bags(entries, lambda entry: bags[place_of[entry.bag_id]].instances, bags.cache_bytes)
 
 
 class _Trained(NamedTuple):
@@ -102,13 +103,12 @@ class _Trained(NamedTuple):
 def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _Trained:
     """Train without keeping anything."""
     model = fit(config, bags, LocalContext(None, device)).model
-    said = explain(model, bags, bags.split("test"), config, device)
+    said = explain(model, bags, bags.split("test"), device)
     entries = [bags.entries[index] for index in said]
     if not entries:
         return _Trained(NO_TEST_SLIDE, {})
     probability = np.array([its.probability for its in said.values()])
-    attention = {bags.entries[index].slide_id: its.attention for index, its in said.items()}
-    return _Trained(auroc_estimate(*_truth(entries, probability), config.seed), attention)
+    return _Trained(auroc_estimate(*_truth(entries, probability), config.seed), attention_by_slide(bags, said))
 
 
 def _slide_colour(entries: Sequence[BagEntry], store: PatchStore, seed: int) -> Comparison:
@@ -118,11 +118,17 @@ def _slide_colour(entries: Sequence[BagEntry], store: PatchStore, seed: int) -> 
     note = f"logistic regression on a slide's mean and standard deviation of RGB, {SAMPLE} patches each"
     if not test:
         return Comparison("slide colour", note, NO_TEST_SLIDE, NO_PATCH_SCORE)
-    colours = {entry.slide_id: slide_colour(store.slide(entry.slide_id), seed) for entry in (*train, *test)}
+    colours = {entry.bag_id: _bag_colour(entry, store, seed) for entry in (*train, *test)}
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    model.fit([colours[entry.slide_id] for entry in train], [entry.label for entry in train])
-    score = model.decision_function([colours[entry.slide_id] for entry in test])
+    model.fit([colours[entry.bag_id] for entry in train], [entry.label for entry in train])
+    score = model.decision_function([colours[entry.bag_id] for entry in test])
     return Comparison("slide colour", note, auroc_estimate(*_truth(test, score), seed), NO_PATCH_SCORE)
+
+
+def _bag_colour(entry: BagEntry, store: PatchStore, seed: int) -> Float[np.ndarray, "6"]:
+    """The mean over the bag's slides."""
+    mean: np.ndarray = np.mean([slide_colour(store.slide(slide_id), seed) for slide_id in entry.slides], axis=0)
+    return mean
 
 
 def slide_colour(slide: SlideGroup, seed: int) -> Float[np.ndarray, "6"]:
@@ -138,9 +144,13 @@ def _patch_colour(
 ) -> Comparison:
     """Logistic regression on a patch's mean RGB against annotated patches."""
     note = f"logistic regression on a patch's mean RGB, told which patches are lesions; {SAMPLE} patches a slide"
-    chosen = [entry for entry in entries if entry.label == 1 and _has_both(instance_labels.get(entry.slide_id))]
     drawn = {
-        split: [_PatchColours.draw(entry, store, instance_labels, seed) for entry in chosen if entry.split == split]
+        split: [
+            _PatchColours.draw(store.slide(slide_id), entry.patient_id, instance_labels[slide_id], seed)
+            for entry in entries
+            for slide_id in entry.slides
+            if entry.split == split and entry.label == 1 and _has_both(instance_labels.get(slide_id))
+        ]
         for split in ("train", "test")
     }
     if not drawn["train"] or not drawn["test"]:
@@ -163,12 +173,11 @@ class _PatchColours(NamedTuple):
     labels: Int[np.ndarray, " patch"]
 
     @classmethod
-    def draw(cls, entry: BagEntry, store: PatchStore, labels: InstanceLabels, seed: int) -> Self:
+    def draw(cls, slide: SlideGroup, patient_id: str, labels: Int[np.ndarray, " instance"], seed: int) -> Self:
         """Read the sample of one slide."""
-        its = labels[entry.slide_id]
-        indices = sample_both_classes(its, entry.slide_id, seed)
-        patches = read_patches(store.slide(entry.slide_id), indices)
-        return cls(entry.patient_id, patches.mean(axis=(1, 2)), its[indices])
+        indices = sample_both_classes(labels, slide.slide_id, seed)
+        patches = read_patches(slide, indices)
+        return cls(patient_id, patches.mean(axis=(1, 2)), labels[indices])
 
 
 def _has_both(labels: Int[np.ndarray, " instance"] | None) -> bool:

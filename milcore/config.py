@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from milcore.errors import InputError
 
-PoolingName = Literal["max", "mean", "attention", "gated_attention"]
+PoolingName = Literal["max", "mean", "lse", "noisy_or", "noisy_and", "attention", "gated_attention"]
 Level = Literal["instance", "embedding"]
+AttentionHeads = Literal["shared", "per_class"]
+BagUnit = Literal["slide", "patient"]
 Codec = Literal["jpeg", "zstd", "none"]
 Precision = Literal["fp32", "fp64", "bf16"]
 FrozenEncoderName = Literal["efficientnet_lite0"]
@@ -20,6 +22,7 @@ SplitName = Literal["train", "val", "test"]
 
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
+POOLINGS_OF_PROBABILITIES: tuple[PoolingName, ...] = ("noisy_or", "noisy_and")
 
 C = TypeVar("C", bound="Config")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -30,6 +33,14 @@ class Config(BaseModel):
     """Base of all settings: frozen, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _check_level(pooling: PoolingName, level: Level) -> None:
+    if pooling in POOLINGS_OF_PROBABILITIES and level != "instance":
+        raise ValueError(
+            f"pooling {pooling} at {level} level; allowed: level instance; it combines probabilities, and the columns "
+            "of an embedding are none"
+        )
 
 
 class IngestConfig(Config):
@@ -87,6 +98,12 @@ class TrainConfig(Config):
     )
     pooling: PoolingName = Field("gated_attention", description="how instances become a bag")
     level: Level = Field("embedding", description="pool instance probabilities or instance embeddings")
+    bag: BagUnit = Field("slide", description="a bag is a slide, or all slides of a patient")
+    attention_heads: AttentionHeads = Field(
+        "shared", description="one attention branch for all classes, or one per class (alike for two classes)"
+    )
+    lse_sharpness: PositiveFloat = Field(5.0, description="r of lse pooling: towards 0 the mean, upwards the maximum")
+    noisy_and_slope: PositiveFloat = Field(10.0, description="a of noisy_and pooling, the slope at its threshold")
     hidden: PositiveInt = Field(512, description="width of the instance embedding")
     attention_hidden: PositiveInt = Field(256, description="width of the attention network")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="dropout on instance embeddings")
@@ -95,7 +112,14 @@ class TrainConfig(Config):
     epochs: PositiveInt = Field(40, description="most passes over the training bags")
     patience: PositiveInt = Field(15, description="stop after this many epochs that do no better on validation")
     batch_size: PositiveInt = Field(8, description="bags in one optimizer step, over all workers together")
-    max_instances: PositiveInt = Field(65536, description="instances in one forward pass of one worker")
+    activation_mb: PositiveFloat = Field(
+        2048.0,
+        description="memory for activations of one worker, MB: bags are packed up to it, a larger bag is recomputed in "
+        "chunks",
+    )
+    cache_mb: PositiveFloat = Field(
+        4096.0, description="instances one worker keeps in memory, MB; a bag above a quarter of it is read in chunks"
+    )
     clip_norm: PositiveFloat = Field(1.0, description="largest global gradient norm")
     checkpoint_every: PositiveInt = Field(5, description="epochs between checkpoints")
     precision: Precision = Field("fp32", description="arithmetic of the forward and backward pass")
@@ -108,6 +132,11 @@ class TrainConfig(Config):
                 f"got features={self.features!r} and encoder={self.encoder!r}; allowed: exactly one of them; "
                 "features reads frozen features, encoder trains from patches"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pools_what_it_is_defined_on(self) -> Self:
+        _check_level(self.pooling, self.level)
         return self
 
 
@@ -129,6 +158,12 @@ class TuneConfig(Config):
             raise ValueError(
                 f"learning_rate_min {self.learning_rate_min:g} is above learning_rate_max {self.learning_rate_max:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _poolings_fit_the_level(self) -> Self:
+        for pooling in self.poolings:
+            _check_level(pooling, self.train.level)
         return self
 
 

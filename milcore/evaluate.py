@@ -22,7 +22,7 @@ from milcore.bags import BagEntry, Bags
 from milcore.baselines import FLAT, InstanceLabels, compare, localisation_estimate, localise_test
 from milcore.config import SPLIT_NAMES, RunSpec
 from milcore.errors import StoreError
-from milcore.explain import Explained, explain
+from milcore.explain import Explained, attention_by_slide, explain
 from milcore.metrics import (
     Comparison,
     Estimate,
@@ -122,14 +122,14 @@ def _open_run(run_uri: str, device: torch.device) -> _Run:
             f"the instances in {spec.store_uri} have changed since {run_uri} was trained; train again in another folder"
         )
     bags = load_bags(spec.store_uri, spec.train, splits)
-    return _Run(run_uri, spec, store, bags, explain(model, bags, range(len(bags)), spec.train, device))
+    return _Run(run_uri, spec, store, bags, explain(model, bags, range(len(bags)), device))
 
 
 def _predictions(run: _Run) -> pa.Table:
     entries = run.bags.entries
     return pa.table(
         {
-            "slide_id": pa.array([entry.slide_id for entry in entries], pa.string()),
+            "slide_id": pa.array([";".join(entry.slides) for entry in entries], pa.string()),
             "patient_id": pa.array([entry.patient_id for entry in entries], pa.string()),
             "label": pa.array([entry.label for entry in entries], pa.int64()),
             "split": pa.array([entry.split for entry in entries], pa.string()),
@@ -142,7 +142,8 @@ def _predictions(run: _Run) -> pa.Table:
 def _regions(run: _Run) -> dict[str, BaseGeometry]:
     """Annotated regions of the positive slides that were trained or tested on."""
     manifest = run.store.manifest()
-    slides = [manifest.slide(e.slide_id) for e in run.bags.entries if e.label == 1 and e.split in ("train", "test")]
+    entries = [entry for entry in run.bags.entries if entry.label == 1 and entry.split in {"train", "test"}]
+    slides = [manifest.slide(slide_id) for entry in entries for slide_id in entry.slides]
     return {s.slide_id: load_annotation(s.annotation, s.slide_id) for s in slides if s.annotation is not None}
 
 
@@ -158,8 +159,7 @@ def _measure(run: _Run, labels: InstanceLabels) -> _Measured:
     entries, truth, probability = run.part("test")
     seed = run.spec.train.seed
     values = estimates(truth, probability, [entry.patient_id for entry in entries], threshold.value, seed)
-    attention = {run.bags.entries[index].slide_id: its.attention for index, its in run.said.items()}
-    found = localise_test(attention, entries, labels)
+    found = localise_test(attention_by_slide(run.bags, run.said), entries, labels)
     flat = run.spec.train.pooling == "mean"
     values["localisation_auroc"] = FLAT if flat else localisation_estimate(found, entries, seed)
     return _Measured(threshold, values, found)
@@ -179,11 +179,13 @@ def _slide_views(run: _Run, regions: dict[str, BaseGeometry], measured: _Measure
     views = []
     for index in track(indices, "attention", len(indices)):
         entry, explained = run.bags.entries[index], run.said[index]
-        slide = run.store.slide(entry.slide_id)
-        table = write_attention(folder, slide, explained.attention)
-        area = measured.localisation.bags.get(entry.slide_id)
-        finding = Finding(entry.patient_id, entry.label, explained, regions.get(entry.slide_id), area)
-        views.append(slide_view(slide, finding, table))
+        for slide_id, attention in entry.by_slide(explained.attention).items():
+            slide = run.store.slide(slide_id)
+            table = write_attention(folder, slide, attention)
+            area = measured.localisation.bags.get(slide_id)
+            here = Explained(explained.probability, attention)
+            finding = Finding(entry.patient_id, entry.label, here, regions.get(slide_id), area)
+            views.append(slide_view(slide, finding, table))
     return tuple(views)
 
 
@@ -227,7 +229,7 @@ def _count(run: _Run, split: str) -> SplitCount:
 
 
 def _provenance(run: _Run) -> dict[str, str]:
-    first = run.store.slide(run.bags.entries[0].slide_id)
+    first = run.store.slide(run.bags.entries[0].slides[0])
     features = run.spec.train.features
     scale = f" at {first.attrs['mpp']['patch']:g} µm/px" if "mpp" in first.attrs else ""
     made = {} if features is None else first.feature_attrs(features)
@@ -257,7 +259,7 @@ def _summary(run: _Run, measured: _Measured, rows: Sequence[Comparison]) -> dict
         "confusion": confusion(truth, probability, measured.threshold.value),
         "roc": roc_curve(truth, probability)._asdict(),
         "classes": list(run.spec.classes),
-        "slides": {split: len(run.bags.split(split)) for split in SPLIT_NAMES},
+        "slides": {split: sum(len(entry.slides) for entry in run.part(split)[0]) for split in SPLIT_NAMES},
         "localised": len(measured.localisation.bags),
         "not_localised": measured.localisation.left_out,
         "comparison": [

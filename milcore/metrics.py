@@ -128,6 +128,14 @@ def point_values(
     }
 
 
+def macro_auroc(labels: Int[np.ndarray, " bag"], scores: Float[np.ndarray, "bag class"]) -> float:
+    """AUROC of class 1 of two; with more, the mean over the classes of one against the rest, absent ones left out."""
+    if scores.shape[1] == 2:
+        return auroc(labels, scores[:, 1])
+    areas = [auroc((labels == c).astype(np.int64), scores[:, c]) for c in range(scores.shape[1]) if np.any(labels == c)]
+    return float(np.mean(areas)) if areas else math.nan
+
+
 def auroc(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"]) -> float:
     """``P(score of a positive > score of a negative) + P(equal) / 2``; NaN where one class is missing."""
     return float(sk.roc_auc_score(labels, scores)) if len(np.unique(labels)) == 2 else math.nan

@@ -1,140 +1,211 @@
 """The MIL model: encoder f, pooling sigma and classifier g over ragged batches of bags.
 
 ``theta(X) = g(sigma({f(x)}))``. At embedding level the classifier reads the pooled embedding; at instance level it
-scores each instance and the pooling acts on the scores' probabilities.
+scores each instance and the pooling acts on the scores' probabilities. Two classes share one logit. With more, each
+class has its own; at instance level class c then has ``theta_c``, and the bag's probabilities are the softmax of their
+log-odds. Source: Ilse, Tomczak, Welling 2018, arXiv 1802.04712, sections 2.1 and 2.2.
 
-Dropout is keyed by (seed, epoch, bag, instance), never by batch, rank or chunk: one worker and many draw equal masks.
+A batch is walked over in chunks, and recomputed instead of kept where its activations exceed the budget. Products are
+taken in the precision of the config by weights that are cast once per pass; bags are summed up in at least fp32.
 
-Source: Ilse, Tomczak, Welling 2018, arXiv 1802.04712, sections 2.1 and 2.2.
+Axes: bag, class, instance, key (embedding width), head, value.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 
-from milcore.bags import BagBatch
+from milcore.bags import Bag, BagBatch, Chunk, pack
 from milcore.config import TrainConfig
+from milcore.dropout import Dropout
 from milcore.encoders.conv import ConvEncoder
-from milcore.pooling import Pooling, log_sigmoids, make_pooling
+from milcore.encoders.features import FeatureEncoder
+from milcore.pooling import POOLINGS, PoolingShape, Summary, log_sigmoids
+from milcore.segments import Segments, at_least_fp32, segment_sum
+from milcore.streaming import Walk, summarise
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+MEASURED_INSTANCES = 64
+GPU_CHUNKS = 16
 
 
 class BagOutput(NamedTuple):
     """What a model says of each bag, and which instances it looked at (weights sum to 1 in every bag)."""
 
-    log_prob: Float[Tensor, "bag 2"]
+    log_prob: Float[Tensor, "bag class"]
     attention: Float[Tensor, " instance"]
 
 
-class Dropout(NamedTuple):
-    """The randomness of one training pass."""
+class Lifted(NamedTuple):
+    """The instances of a chunk as the pooling takes them; no logits at embedding level."""
 
-    seed: int
-    epoch: int
-
-
-class FeatureEncoder(nn.Module):
-    """``h = ReLU(W (x - mean) / sd + b)`` over frozen features; mean and sd are those of the training bags."""
-
-    mean: Tensor
-    sd: Tensor
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("sd", torch.ones(width))
-        self.project = nn.Linear(width, hidden)
-
-    def forward(self, features: Float[Tensor, "instance feature"]) -> Float[Tensor, "instance hidden"]:
-        """Embeddings of features as stored."""
-        return torch.relu(self.project((features - self.mean) / self.sd))
-
-    def standardise(self, mean: Float[Tensor, " feature"], sd: Float[Tensor, " feature"]) -> None:
-        """Take over the statistics of the training bags; a constant feature is left as it is."""
-        self.mean.copy_(mean)
-        self.sd.copy_(torch.where(sd > 0, sd, torch.ones_like(sd)))
+    scores: Float[Tensor, "instance head"]
+    values: Float[Tensor, "instance value"]
+    logit: Float[Tensor, "instance class"]
 
 
 class MILModel(nn.Module):
     """Encoder, pooling and classifier.
 
     Args:
-        config: widths, pooling, level and dropout.
+        config: widths, pooling, level, precision and memory.
         width: feature width of frozen features; not read when the config names an encoder.
+        classes: at least 2.
     """
 
-    def __init__(self, config: TrainConfig, width: int) -> None:
+    def __init__(self, config: TrainConfig, width: int, classes: int) -> None:
         super().__init__()
+        logits = 1 if classes == 2 else classes
         self.level = config.level
+        self.classes = classes
+        self.hidden = config.hidden
         self.dropout = config.dropout
-        self.encoder = FeatureEncoder(width, config.hidden) if config.encoder is None else ConvEncoder(config.hidden)
-        self.pooling: Pooling = make_pooling(config.pooling, config.hidden, config.attention_hidden)
-        self.classifier = nn.Linear(config.hidden, 1)
+        self.dtype = DTYPES[config.precision]
+        self.activation_bytes = int(config.activation_mb * 1e6)
+        self.encoder: FeatureEncoder | ConvEncoder = (
+            FeatureEncoder(width, config.hidden) if config.encoder is None else ConvEncoder(config.hidden)
+        )
+        self.pooling = POOLINGS[config.pooling](
+            PoolingShape(
+                width=config.hidden,
+                attention_width=config.attention_hidden,
+                heads=logits if config.attention_heads == "per_class" else 1,
+                classes=logits,
+                lse_sharpness=config.lse_sharpness,
+                noisy_and_slope=config.noisy_and_slope,
+            )
+        )
+        self.classifier = nn.Linear(config.hidden, logits)
+        self._budget: int | None = None
 
-    def forward(self, batch: BagBatch, dropout: Dropout | None) -> Float[Tensor, "bag 2"]:
-        """Log-probabilities (negative, positive) of each bag; ``dropout`` is None outside training."""
-        return self._log_prob(*self._summarise(batch, dropout))
+    def forward(self, batch: BagBatch, dropout: Dropout | None) -> Float[Tensor, "bag class"]:
+        """Log-probabilities of each bag; ``dropout`` is None outside training."""
+        return self.log_prob(self._summarise(batch, dropout))
 
+    @torch.no_grad()
     def explain(self, batch: BagBatch) -> BagOutput:
-        """Log-probabilities and attention, without dropout."""
-        embeddings, logit, summary = self._summarise(batch, None)
-        weights = self.pooling.weights(embeddings, summary, batch.segments)
-        return BagOutput(self._log_prob(embeddings, logit, summary), weights)
+        """Log-probabilities and attention, without dropout and in constant memory: every chunk is lifted twice.
 
-    def _summarise(self, batch: BagBatch, dropout: Dropout | None) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
-        embeddings = self.encoder(batch.instances)
-        if dropout is not None and self.dropout > 0.0:
-            embeddings = keyed_dropout(embeddings, instance_keys(batch, dropout), self.dropout)
-        if self.level == "embedding":
-            return embeddings, None, self.pooling.lift(embeddings, embeddings, batch.segments)
-        logit = self.classifier(embeddings)
-        return embeddings, logit, self.pooling.lift(embeddings, self.pooling.instance_values(logit), batch.segments)
+        With attention heads per class, an instance's weight is that of the head of its bag's likeliest class. Noisy-or
+        and noisy-and weigh nothing: there it is the instance's share of the bag's summed probabilities of that class.
+        """
+        summary = self._summarise(batch, None)
+        log_prob = self.log_prob(summary)
+        lift, walk = self.lifter(batch.instances[:1].dtype, None), self.walk(batch)
+        chunks = (batch.chunk(*span, walk.device) for span in batch.spans(walk.rows))
+        columns = torch.cat([self._weights(lift(chunk), summary, chunk) for chunk in chunks])
+        segments = Segments.whole(batch.lengths).to(walk.device)
+        chosen = log_prob.argmax(dim=1) if columns.shape[1] > 1 else torch.zeros_like(log_prob[:, 0], dtype=torch.int64)
+        weight = columns.gather(1, chosen[segments.bag, None])
+        return BagOutput(log_prob, (weight / segment_sum(weight, segments)[segments.bag])[:, 0])
 
-    def _log_prob(self, embeddings: Tensor, logit: Tensor | None, summary: tuple[Tensor, ...]) -> Tensor:
+    def instance_budget(self, instance: Tensor) -> int:
+        """How many instances' activations fit ``activation_mb``, as measured on copies of one; at least 1.
+
+        Args:
+            instance: any one, first axis kept.
+        """
+        if self._budget is None:
+            small, large = (self._kept_bytes(instance, count) for count in (MEASURED_INSTANCES, 2 * MEASURED_INSTANCES))
+            each = max(1, (large - small) // MEASURED_INSTANCES)
+            self._budget = max(1, self.activation_bytes // each)
+        return self._budget
+
+    def lifter(self, stored: torch.dtype, dropout: Dropout | None) -> Callable[[Chunk], Lifted]:
+        """What the pooling takes of a chunk, by weights that are cast now, once for all chunks of a pass.
+
+        Args:
+            stored: precision of the instances.
+            dropout: None outside training.
+        """
+        embed = self.encoder.embedder(self.dtype, stored, 1.0 if dropout is None else dropout.scale)
+        score = self.pooling.scorer(self.dtype)
+        classifier = [each.to(self.dtype) for each in (self.classifier.weight, self.classifier.bias)]
+
+        def lift(chunk: Chunk) -> Lifted:
+            mask = None if dropout is None else dropout.draw(chunk.bag_keys, chunk.segments, self.hidden)
+            embeddings = embed(chunk.instances, mask)
+            if self.level == "embedding":
+                return Lifted(score(embeddings), embeddings, embeddings[:, :0])
+            logit = at_least_fp32(functional.linear(embeddings, *classifier))
+            return Lifted(score(embeddings), self.pooling.instance_values(logit), logit)
+
+        return lift
+
+    def log_prob(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag class"]:
+        """Log-probabilities of the classes from summaries of whole bags."""
         pooled = self.pooling.finish(summary)
-        if logit is not None:
-            return self.pooling.instance_log_prob(pooled)
-        return log_sigmoids(self.classifier(pooled.to(embeddings.dtype)))
+        if self.level == "instance":
+            of_class = self.pooling.instance_log_prob(pooled)
+        else:
+            of_class = log_sigmoids(self._classify(pooled))
+        if of_class.shape[2] == 1:
+            return of_class[:, :, 0]
+        return torch.log_softmax(of_class[:, 1] - of_class[:, 0], dim=1)
+
+    def walk(self, batch: BagBatch) -> Walk:
+        """How this batch is walked over."""
+        device = self.classifier.weight.device
+        budget = self.instance_budget(batch.instances[:1])
+        rows = self.encoder.chunk_rows * (GPU_CHUNKS if device.type == "cuda" else 1)
+        return Walk(min(rows, budget), len(batch.instances) > budget, device)
+
+    def _summarise(self, batch: BagBatch, dropout: Dropout | None) -> Summary:
+        lift = self.lifter(batch.instances[:1].dtype, dropout)
+
+        def lift_bags(chunk: Chunk) -> Summary:
+            lifted = lift(chunk)
+            return self.pooling.lift(lifted.scores, lifted.values, chunk.segments)
+
+        return summarise(self.pooling, lift_bags, batch, self.walk(batch))
+
+    def _classify(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag class"]:
+        """One embedding for all classes, or one per class, which only its own row of the classifier reads."""
+        by_head = pooled.reshape(len(pooled), -1, self.hidden)
+        if by_head.shape[1] == 1:
+            logit: Tensor = self.classifier(by_head[:, 0])
+            return logit
+        of_class: Tensor = (by_head * self.classifier.weight).sum(dim=2) + self.classifier.bias
+        return of_class
+
+    def _weights(self, lifted: Lifted, summary: Summary, chunk: Chunk) -> Float[Tensor, "instance column"]:
+        bags = slice(chunk.first_bag, chunk.first_bag + chunk.segments.bags)
+        here = tuple(each[bags] for each in summary)
+        weights = self.pooling.weights(lifted.scores, lifted.values, here, chunk.segments)
+        if weights is not None:
+            return weights
+        return torch.sigmoid(lifted.logit)
+
+    def _kept_bytes(self, instance: Tensor, count: int) -> int:
+        """Bytes that the backward pass keeps of so many copies of an instance."""
+        rows = instance.repeat(count, *[1] * (instance.dim() - 1))
+        chunk = pack([Bag("", "", 0, rows)], [0]).chunk(0, count, self.classifier.weight.device)
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+            lifted = self.lifter(rows.dtype, Dropout(0, 0, self.dropout))(chunk)
+            graph = self.pooling.lift(lifted.scores, lifted.values, chunk.segments)
+        del graph  # it has kept every storage alive, so that no address was counted twice
+        return sum(storages.values())
 
 
-def make_model(config: TrainConfig, width: int) -> MILModel:
+def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:
     """A model with Glorot weights and zero biases drawn from ``config.seed``, in the config's parameter precision."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = MILModel(config, width)
+        model = MILModel(config, width, classes)
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
             else:
                 nn.init.zeros_(parameter)
     return model.double() if config.precision == "fp64" else model
-
-
-def instance_keys(batch: BagBatch, dropout: Dropout) -> Int[Tensor, " instance"]:
-    """A key per instance from (seed, epoch, bag, instance), alike in every batching and world size."""
-    keys = _mix(torch.tensor(dropout.seed, device=batch.keys.device) * 0x9E3779B1 + dropout.epoch)
-    keys = _mix(keys + batch.keys)
-    return _mix(keys[batch.segments.bag] + batch.segments.position)
-
-
-def keyed_dropout(
-    values: Float[Tensor, "instance hidden"], keys: Int[Tensor, " instance"], rate: float
-) -> Float[Tensor, "instance hidden"]:
-    """Zero each entry with probability ``rate`` and scale the others by ``1 / (1 - rate)``."""
-    columns = torch.arange(values.shape[1], device=values.device)
-    draw = (_mix(keys[:, None] + columns) & 0xFFFFFF).to(torch.float32) / 0x1000000
-    return torch.where(draw >= rate, values / (1.0 - rate), torch.zeros_like(values))
-
-
-def _mix(keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """A bijective 64-bit hash with wrapping arithmetic (the finaliser of SplitMix64, Steele et al. 2014)."""
-    keys = keys + (0x9E3779B97F4A7C15 - (1 << 64))
-    keys = (keys ^ _shift(keys, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
-    keys = (keys ^ _shift(keys, 27)) * (0x94D049BB133111EB - (1 << 64))
-    return keys ^ _shift(keys, 31)
-
-
-def _shift(keys: Int[Tensor, "..."], bits: int) -> Int[Tensor, "..."]:
-    """Logical right shift; torch's own keeps the sign."""
-    return (keys >> bits) & ((1 << (64 - bits)) - 1)

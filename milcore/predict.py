@@ -26,7 +26,7 @@ from milcore.ingest import ingest_slide
 from milcore.manifest import Slide
 from milcore.model import MILModel
 from milcore.progress import track
-from milcore.run import load_model, read_instances, read_splits
+from milcore.run import cache_bytes, instance_rows, load_model, read_splits
 from milcore.store import PatchStore, SlideGroup
 
 FREE_SETTINGS = ("default_mpp", "max_unreadable", "slide_mpp")
@@ -180,10 +180,10 @@ def _predict_slide(scorer: _Scorer, slide_id: str, uri: str, out_uri: str) -> Pr
 
 
 def _explain(scorer: _Scorer, slide: SlideGroup) -> Explained:
-    train = scorer.spec.train
-    entry = BagEntry(slide.slide_id, slide.slide_id, 0, "test", len(slide))
-    bags = Bags([entry], lambda _: read_instances(slide, train))
-    return explain(scorer.model, bags, [0], train, scorer.device)[0]
+    config = scorer.spec.train
+    entry = BagEntry.of_slide(slide.slide_id, slide.slide_id, 0, "test", len(slide))
+    bags = Bags([entry], lambda _: instance_rows(slide, config), cache_bytes(config))
+    return explain(scorer.model, bags, [0], scorer.device)[0]
 
 
 def _called(scorer: _Scorer, probability: float) -> str | None:

@@ -7,12 +7,12 @@ comes last: a run that has it is finished.
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
 
 from milcore import __version__, storage
 from milcore.allocator import keep_freed_memory
@@ -21,6 +21,7 @@ from milcore.checkpoints import HistoryRow
 from milcore.config import C, RunSpec, SplitConfig, TrainConfig, parse_config
 from milcore.errors import InputError, StoreError
 from milcore.model import MILModel, make_model
+from milcore.rows import BlockRows, ChainedRows, Rows
 from milcore.splits import check_splits, make_splits, splits_digest
 from milcore.store import PatchStore, SlideGroup
 from milcore.train import TrainContext, fit
@@ -31,6 +32,7 @@ MODEL = "model.safetensors"
 HISTORY = "history.parquet"
 CHECKPOINTS = "checkpoints"
 READING_THREADS = 16
+PATCHES_PER_READ = 256
 
 
 def prepare_run(
@@ -174,24 +176,49 @@ def read_splits(run_uri: str) -> pa.Table:
 
 
 def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
-    """The bags of a split table, in its order, read from the store when asked for."""
+    """The bags of a split table, in its order, read from the store when asked for.
+
+    A bag is a slide or, by the config, a patient: their slides one after another, under the highest of their labels.
+    """
     store = PatchStore(store_uri)
     rows = splits.to_pylist()
     with ThreadPoolExecutor(READING_THREADS) as pool:
         slides = list(pool.map(lambda row: store.slide(row["slide_id"]), rows))
     groups = {slide.slide_id: slide for slide in slides}
+    of_bag: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        of_bag.setdefault(row["patient_id"] if config.bag == "patient" else row["slide_id"], []).append(row)
     entries = [
-        BagEntry(row["slide_id"], row["patient_id"], row["label"], row["split"], len(groups[row["slide_id"]]))
-        for row in rows
+        BagEntry(
+            bag_id,
+            its[0]["patient_id"],
+            max(row["label"] for row in its),
+            its[0]["split"],
+            tuple(row["slide_id"] for row in its),
+            tuple(len(groups[row["slide_id"]]) for row in its),
+        )
+        for bag_id, its in of_bag.items()
     ]
-    return Bags(entries, lambda entry: read_instances(groups[entry.slide_id], config))
+    return Bags(
+        entries,
+        lambda entry: ChainedRows([instance_rows(groups[slide_id], config) for slide_id in entry.slides]),
+        cache_bytes(config),
+    )
 
 
-def read_instances(slide: SlideGroup, config: TrainConfig) -> Tensor:
+def instance_rows(slide: SlideGroup, config: TrainConfig) -> Rows:
     """What the model sees of a slide: features (instance, feature), or patches (instance, height, width, 3) u1."""
     if config.features is None:
-        return torch.from_numpy(slide.patches(0, len(slide)))
-    return torch.from_numpy(slide.features(config.features))
+        return BlockRows(lambda start, stop: torch.from_numpy(slide.patches(start, stop)), len(slide), PATCHES_PER_READ)
+    features = slide.features(config.features)
+    return BlockRows(
+        lambda start, stop: torch.from_numpy(features.read(start, stop)), len(slide), features.rows_per_chunk
+    )
+
+
+def cache_bytes(config: TrainConfig) -> int:
+    """Memory for the instances one worker keeps."""
+    return int(config.cache_mb * 1e6)
 
 
 def train_run(run_uri: str, ctx: TrainContext) -> None:
@@ -235,7 +262,8 @@ def load_model(run_uri: str) -> tuple[RunSpec, MILModel]:
         raise InputError(f"the run at {run_uri} is not finished ({MODEL} is missing); run milcore train again")
     weights = load(storage.read_bytes(storage.join(run_uri, MODEL)))
     width = len(weights["encoder.mean"]) if "encoder.mean" in weights else 0
-    model = make_model(spec.train, width)
+    logits = len(weights["classifier.bias"])
+    model = make_model(spec.train, width, classes=2 if logits == 1 else logits)
     model.load_state_dict(weights)
     return spec, model.eval()
 

@@ -247,14 +247,14 @@ class SlideGroup:
         """Patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
         return self._shards.read(start, stop)
 
-    def features(self, name: str) -> npt.NDArray[np.float16]:
-        """The instance features of this name, shape (n, d).
+    def features(self, name: str) -> "Features":
+        """The instance features of this name; nothing is read yet.
 
         Raises:
             StoreError: they are absent or incomplete.
         """
         self.feature_attrs(name)
-        return self._array(f"features/{name}").astype(np.float16, copy=False)
+        return Features(zarr.open_array(_zarr_store(self.uri), path=f"features/{name}", mode="r"))
 
     def feature_attrs(self, name: str) -> dict[str, Any]:
         """Attributes of the features: ``digest`` and what the encoder recorded.
@@ -320,6 +320,19 @@ class SlideGroup:
 
     def _array(self, name: str) -> npt.NDArray[Any]:
         return np.asarray(zarr.open_array(_zarr_store(self.uri), path=name, mode="r")[...])
+
+
+class Features:
+    """Instance features (n, d) of one slide, read by runs of rows."""
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self._array = array
+        self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
+        self.rows_per_chunk: int = array.chunks[0]
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float16]:
+        """Rows ``start`` to ``stop`` (exclusive), shape (k, d)."""
+        return np.asarray(self._array[start:stop]).astype(np.float16, copy=False)
 
 
 def _zarr_store(uri: str) -> LocalStore | FsspecStore:

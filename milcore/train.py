@@ -24,12 +24,15 @@ from milcore import storage
 from milcore.bags import BagBatch, Bags, deal, global_batches, micro_batches
 from milcore.checkpoints import FILES, HistoryRow, Progress, load_checkpoint, save_checkpoint
 from milcore.config import SplitName, TrainConfig
+from milcore.dropout import Dropout
+from milcore.encoders.features import FeatureEncoder
 from milcore.errors import MILError
-from milcore.metrics import Validation, auroc
-from milcore.model import Dropout, FeatureEncoder, MILModel, make_model
+from milcore.metrics import Validation, macro_auroc
+from milcore.model import MILModel, make_model
 from milcore.progress import EpochLines
 
 CHECKPOINTS_KEPT = 2
+ROWS_PER_SUM = 4096
 
 
 class TrainContext(Protocol):
@@ -133,11 +136,12 @@ def _note(progress: Progress, epoch: int, metrics: dict[str, float], model: MILM
         progress.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
-class _Share(NamedTuple):
-    """One rank's part of a global batch: its micro-batches and the factor of each bag's loss."""
+class _Group(NamedTuple):
+    """Bags that one rank computes on at once, the factor of their losses, and whether all ranks hold a part of each."""
 
-    groups: list[list[int]]
+    bags: list[int]
     scale: float
+    spread: bool
 
 
 class _Loop:
@@ -145,7 +149,9 @@ class _Loop:
 
     def __init__(self, config: TrainConfig, bags: Bags, ctx: TrainContext) -> None:
         self.config, self.bags, self.ctx = config, bags, ctx
-        self.model = make_model(config, bags[0].instances.shape[-1]).to(ctx.device)
+        instance = bags.instance()
+        self.model = make_model(config, instance.shape[-1], bags.classes).to(ctx.device)
+        self.budget = self.model.instance_budget(instance)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -165,11 +171,11 @@ class _Loop:
         """One pass over the training bags; returns the mean loss over them."""
         batches = global_batches(self.bags.split("train"), self.config.batch_size, self.config.seed, epoch)
         shares = [self._share(batch) for batch in batches]
-        packed = self.bags.batches(group for share in shares for group in share.groups)
+        packed = self.bags.batches(group.bags for share in shares for group in share)
         total = 0.0
         for step, share in enumerate(shares):
             self._set_learning_rate(epoch + step / len(shares))
-            total += self._step(share, packed, Dropout(self.config.seed, epoch))
+            total += self._step(share, packed, Dropout(self.config.seed, epoch, self.config.dropout))
         loss = self._sum_over_ranks(total) / len(shares)
         if not math.isfinite(loss):
             raise MILError(f"epoch {epoch}: the training loss is {loss}; lower learning_rate or use precision fp32")
@@ -179,20 +185,20 @@ class _Loop:
         """Loss and AUROC on the validation split; NaN where they are not defined."""
         said = self.predict("val")
         labels = np.array([self.bags.entries[index].label for index in said], dtype=np.int64)
-        log_prob = np.array([said[index] for index in said], dtype=np.float64).reshape(-1, 2)
+        log_prob = np.array([said[index] for index in said], dtype=np.float64).reshape(-1, self.bags.classes)
         if len(labels) == 0:
             return Validation(math.nan, math.nan)
         loss = -log_prob[np.arange(len(labels)), labels].mean()
-        return Validation(float(loss), auroc(labels, log_prob[:, 1]))
+        return Validation(float(loss), macro_auroc(labels, log_prob))
 
     @torch.no_grad()
     def predict(self, split: SplitName) -> dict[int, list[float]]:
         """Log-probabilities of every bag of a split, on every rank, in order of the bags."""
         hand = deal(self.bags.split(split), self.bags.lengths, self.ctx.world_size)[self.ctx.rank]
-        groups = micro_batches(hand, self.bags.lengths, self.config.max_instances)
+        groups = micro_batches(hand, self.bags.lengths, self.budget)
         said: dict[int, list[float]] = {}
         for group, batch in zip(groups, self.bags.batches(groups), strict=True):
-            log_prob = self._log_prob(self.model, batch.to(self.ctx.device, self._dtype), None)
+            log_prob = self.model(batch, None)
             said.update(zip(group, log_prob.tolist(), strict=True))
         if self.ctx.world_size > 1:
             parts: list[dict[int, list[float]]] = [{} for _ in range(self.ctx.world_size)]
@@ -210,38 +216,36 @@ class _Loop:
             save_checkpoint(Path(folder), self.model, self.optimizer, progress)
             self.ctx.report(epoch, metrics, Path(folder))
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.float64 if self.config.precision == "fp64" else torch.float32
+    def _share(self, batch: list[int]) -> list[_Group]:
+        """This rank's groups of a global batch; DDP's mean over ranks of their gradients is that of the batch's mean.
 
-    def _share(self, batch: list[int]) -> _Share:
-        """Local loss = world_size * sum of own losses / bags of the batch, so that DDP's mean is the batch's mean."""
-        hand = deal(batch, self.bags.lengths, self.ctx.world_size)[self.ctx.rank]
-        if not hand:  # this rank joins the all-reduce with somebody's bag and a zero loss
-            return _Share([batch[:1]], 0.0)
-        groups = micro_batches(hand, self.bags.lengths, self.config.max_instances)
-        return _Share(groups, self.ctx.world_size / len(batch))
+        A bag within the budget is one rank's, whose loss counts world_size-fold; a larger one is computed on by all
+        ranks, each holding a part and all of its loss. Those come first, so that the ranks meet in one order.
+        """
+        spread = [index for index in batch if self.ctx.world_size > 1 and self.bags.lengths[index] > self.budget]
+        rest = [index for index in batch if index not in spread]
+        hand = deal(rest, self.bags.lengths, self.ctx.world_size)[self.ctx.rank]
+        groups = [_Group([index], 1.0 / len(batch), spread=True) for index in spread]
+        dealt = micro_batches(hand, self.bags.lengths, self.budget)
+        groups += [_Group(group, self.ctx.world_size / len(batch), spread=False) for group in dealt]
+        # a rank left without any joins the all-reduce with somebody's bag and a zero loss
+        return groups or [_Group(batch[:1], 0.0, spread=False)]
 
-    def _step(self, share: _Share, packed: Iterator[BagBatch], dropout: Dropout) -> float:
+    def _step(self, share: list[_Group], packed: Iterator[BagBatch], dropout: Dropout) -> float:
         """One optimizer step; returns this rank's part of the global batch's mean loss."""
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for place, batch in enumerate(itertools.islice(packed, len(share.groups)), start=1):
-            with self._synchronised(last=place == len(share.groups)):
-                here = batch.to(self.ctx.device, self._dtype)
-                log_prob = self._log_prob(self.replica, here, dropout)
-                loss = -log_prob.gather(1, here.labels[:, None]).sum() * share.scale
+        for place, (group, whole) in enumerate(zip(share, itertools.islice(packed, len(share)), strict=True), start=1):
+            batch = whole.part(self.ctx.rank, self.ctx.world_size) if group.spread else whole
+            with self._synchronised(last=place == len(share)):
+                log_prob: Tensor = self.replica(batch, dropout)
+                labels = batch.labels.to(self.ctx.device)
+                loss = -log_prob.gather(1, labels[:, None]).sum() * group.scale
                 torch.autograd.backward(loss)
             total += loss.item()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         return total / self.ctx.world_size
-
-    def _log_prob(self, model: nn.Module, batch: BagBatch, dropout: Dropout | None) -> Tensor:
-        half = self.config.precision == "bf16"
-        with torch.autocast(self.ctx.device.type, torch.bfloat16, enabled=half):
-            log_prob: Tensor = model(batch, dropout)
-        return log_prob.to(self._dtype)
 
     def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel once per step, with the last micro-batch."""
@@ -257,12 +261,14 @@ class _Loop:
 
     def _feature_statistics(self) -> tuple[Float[Tensor, " feature"], Float[Tensor, " feature"]]:
         """Mean and standard deviation over the instances of the training bags, each rank reading its share."""
-        width = self.bags[0].instances.shape[-1]
+        width = self.bags.instance().shape[-1]
         sums = torch.zeros(3, width, dtype=torch.float64, device=self.ctx.device)
-        for index in deal(self.bags.split("train"), self.bags.lengths, self.ctx.world_size)[self.ctx.rank]:
-            features = self.bags[index].instances.to(self.ctx.device, torch.float64)
-            count = torch.full_like(features[0], len(features))
-            sums += torch.stack([count, features.sum(0), features.square().sum(0)])
+        hand = deal(self.bags.split("train"), self.bags.lengths, self.ctx.world_size)[self.ctx.rank]
+        for batch in self.bags.batches([index] for index in hand):
+            for start, stop in batch.spans(ROWS_PER_SUM):
+                features = batch.instances[start:stop].to(self.ctx.device, torch.float64)
+                count = torch.full_like(features[0], len(features))
+                sums += torch.stack([count, features.sum(0), features.square().sum(0)])
         if self.ctx.world_size > 1:
             dist.all_reduce(sums)
         mean, square = sums[1] / sums[0], sums[2] / sums[0]

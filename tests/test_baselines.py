@@ -26,7 +26,7 @@ def cohort(tmp_path: Path) -> tuple[PatchStore, Bags]:
 
 
 def labels_of(bags: Bags) -> dict[str, np.ndarray]:
-    return {entry.slide_id: DARK_PATCH for entry in bags.entries if entry.label}
+    return {entry.bag_id: DARK_PATCH for entry in bags.entries if entry.label}
 
 
 def test_shuffling_keeps_test_labels_and_the_count_in_each_split(cohort: tuple[PatchStore, Bags]) -> None:
@@ -69,7 +69,7 @@ def test_without_annotations_patch_colour_says_why_it_is_missing(cohort: tuple[P
 
 def test_localisation_counts_positive_test_bags_only(cohort: tuple[PatchStore, Bags]) -> None:
     bags = cohort[1]
-    perfect = {entry.slide_id: np.where(DARK_PATCH == 1, 0.9, 0.02) for entry in bags.entries}
+    perfect = {entry.bag_id: np.where(DARK_PATCH == 1, 0.9, 0.02) for entry in bags.entries}
     assert localised(perfect, bags.entries, labels_of(bags), 0).value == 1.0
     assert (
         localised(perfect, bags.entries, {}, 0).reason

@@ -17,6 +17,7 @@ from milcore.model import make_model
 from milcore.train import LocalContext, fit
 
 WIDTH = 6
+CACHE = 1 << 30
 CPU = torch.device("cpu")
 SMALL = TrainConfig(hidden=8, attention_hidden=4, dropout=0.5, epochs=4, batch_size=3, learning_rate=0.01, patience=99)
 
@@ -30,17 +31,18 @@ def ragged_bags() -> Bags:
         instances[f"s{k}"] = torch.randn(length, WIDTH, generator=generator, dtype=torch.float64)
         instances[f"s{k}"][0] += 3.0 * (k % 2)
     entries = [
-        BagEntry(f"s{k}", f"p{k}", k % 2, "val" if k % 5 == 4 else "train", length) for k, length in enumerate(lengths)
+        BagEntry.of_slide(f"s{k}", f"p{k}", k % 2, "val" if k % 5 == 4 else "train", length)
+        for k, length in enumerate(lengths)
     ]
-    return Bags(entries, lambda entry: instances[entry.slide_id])
+    return Bags(entries, lambda entry: instances[entry.bag_id], CACHE)
 
 
 def patch_bags() -> Bags:
     """Six bags of 12-px patches; positive ones are darker."""
     generator = torch.Generator().manual_seed(0)
     patches = torch.randint(100, 256, (6, 3, 12, 12, 3), generator=generator, dtype=torch.uint8)
-    entries = [BagEntry(f"s{k}", f"p{k}", k % 2, "val" if k > 3 else "train", 3) for k in range(6)]
-    return Bags(entries, lambda entry: patches[int(entry.slide_id[1:])] - 90 * entry.label)
+    entries = [BagEntry.of_slide(f"s{k}", f"p{k}", k % 2, "val" if k > 3 else "train", 3) for k in range(6)]
+    return Bags(entries, lambda entry: patches[int(entry.bag_id[1:])] - 90 * entry.label, CACHE)
 
 
 class GroupContext:
@@ -61,7 +63,7 @@ FP64 = SMALL.model_copy(update={"precision": "fp64"})
 EQUALITY_CASES = {
     "fp64": (FP64, 1e-9),
     "fp64 instance level, several micro-batches": (
-        FP64.model_copy(update={"level": "instance", "pooling": "mean", "max_instances": 9}),
+        FP64.model_copy(update={"level": "instance", "pooling": "mean", "activation_mb": 0.002}),
         1e-9,
     ),
     "fp32": (SMALL.model_copy(update={"pooling": "attention"}), 1e-3),
@@ -103,7 +105,7 @@ def relative_distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], st
 
 
 def parameters_of(config: TrainConfig) -> dict[str, torch.Tensor]:
-    return {name: value.detach() for name, value in make_model(config, WIDTH).named_parameters()}
+    return {name: value.detach() for name, value in make_model(config, WIDTH, classes=2).named_parameters()}
 
 
 @pytest.mark.parametrize("case", EQUALITY_CASES)
@@ -117,7 +119,9 @@ def test_two_workers_learn_the_weights_of_one(case: str, of_two_workers: dict[st
 def test_an_instance_budget_does_not_change_the_weights() -> None:
     config = SMALL.model_copy(update={"precision": "fp64"})
     whole = fit(config, ragged_bags(), LocalContext(None, CPU)).model.state_dict()
-    cut = fit(config.model_copy(update={"max_instances": 5}), ragged_bags(), LocalContext(None, CPU)).model.state_dict()
+    cut = fit(
+        config.model_copy(update={"activation_mb": 0.001}), ragged_bags(), LocalContext(None, CPU)
+    ).model.state_dict()
     assert relative_distance(cut, whole, parameters_of(config)) <= 1e-9
 
 
@@ -193,7 +197,7 @@ def test_bf16_learns_what_fp32_learns() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice() -> None:
-    entries = [BagEntry("s", "p", 1, "train", 2)]
-    bags = Bags(entries, lambda _: torch.full((2, WIDTH), torch.nan))
+    entries = [BagEntry.of_slide("s", "p", 1, "train", 2)]
+    bags = Bags(entries, lambda _: torch.full((2, WIDTH), torch.nan), CACHE)
     with pytest.raises(MILError, match="lower learning_rate"):
         fit(SMALL, bags, LocalContext(None, CPU))

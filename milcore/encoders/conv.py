@@ -8,18 +8,21 @@ Source: Ilse, Tomczak, Welling 2018, arXiv 1802.04712, appendix table for the hi
 al. 2016.
 """
 
-from typing import cast
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from milcore.dropout import Mask, drop
 
 PATCHES_PER_CHUNK = 32
 
 
 class ConvEncoder(nn.Module):
-    """Embeddings of raw patches; activations are recomputed chunk by chunk, so memory does not grow with the bag."""
+    """Embeddings of raw patches, u1 and channels last as stored."""
+
+    chunk_rows = PATCHES_PER_CHUNK
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -38,20 +41,24 @@ class ConvEncoder(nn.Module):
             nn.ReLU(),
         )
 
-    def forward(self, patches: UInt8[Tensor, "instance height width 3"]) -> Float[Tensor, "instance hidden"]:
-        """Embeddings of patches as stored: u1, channels last."""
-        return torch.cat([self._checkpointed(chunk) for chunk in torch.split(patches, PATCHES_PER_CHUNK)])
+    def embedder(
+        self, dtype: torch.dtype, stored: torch.dtype, scale: float
+    ) -> Callable[[UInt8[Tensor, "instance height width 3"], Mask | None], Float[Tensor, "instance hidden"]]:
+        """Embeddings of patches; products in ``dtype``, in bf16 by autocast.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameters' precision."""
-        return next(self.parameters()).dtype
+        Args:
+            dtype: of the products.
+            stored: of the patches, u1.
+            scale: of the embeddings, for those that the function's second argument, the mask, drops; 1 without.
+        """
+        del stored
 
-    def _checkpointed(self, patches: Tensor) -> Tensor:
-        # without randomness inside there is no generator state to put back
-        return cast("Tensor", checkpoint(self._embed, patches, use_reentrant=False, preserve_rng_state=False))
+        parameters = next(self.parameters()).dtype
 
-    def _embed(self, patches: Tensor) -> Tensor:
-        pixels = patches.permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1.0
-        embeddings: Tensor = self.layers(pixels)
-        return embeddings
+        def embed(patches: Tensor, mask: Mask | None) -> Tensor:
+            pixels = patches.permute(0, 3, 1, 2).to(parameters) / 127.5 - 1.0
+            with torch.autocast(patches.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                embeddings: Tensor = self.layers(pixels)
+            return embeddings if mask is None else drop(embeddings * scale, mask)
+
+        return embed

@@ -1,0 +1,100 @@
+"""The instances of a bag as rows that are read by slices, so that a bag need never be whole in memory.
+
+A tensor is such rows already. ``BlockRows`` reads blocks from a store ahead of whoever walks over them, forwards in the
+forward pass and backwards in the backward pass, and keeps three of them at most.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Instances along the first axis."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+class BlockRows:
+    """Rows behind a reading function.
+
+    Args:
+        read: rows ``start`` to ``stop`` (exclusive); called from a reading thread.
+        length: how many rows there are.
+        block: rows in one read; the store's own chunk length.
+    """
+
+    def __init__(self, read: Callable[[int, int], Tensor], length: int, block: int) -> None:
+        self._read = read
+        self._length = length
+        self._block = block
+        self._blocks: dict[int, Future[Tensor]] = {}
+        self._last_start = 0
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(self._length)
+        first, last = start // self._block, max(start, stop - 1) // self._block
+        if last - first > 1:
+            return self._read(start, stop)
+        ahead = first - 1 if start < self._last_start else last + 1
+        self._last_start = start
+        self._hold(range(first, last + 1), ahead)
+        parts = [
+            self._blocks[block].result()[max(0, start - block * self._block) : stop - block * self._block]
+            for block in range(first, last + 1)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _hold(self, needed: range, ahead: int) -> None:
+        """Begin to read what is not there, the needed blocks first, and let go of all others."""
+        wanted = [*needed, ahead] if 0 <= ahead * self._block < self._length else list(needed)
+        for block in wanted:
+            if block not in self._blocks:
+                start = block * self._block
+                stop = min(start + self._block, self._length)
+                self._blocks[block] = self._reader.submit(self._read, start, stop)
+        self._blocks = {block: self._blocks[block] for block in wanted}
+
+
+class RowsBetween:
+    """Rows ``start`` to ``stop`` (exclusive) of others, not read before they are asked for."""
+
+    def __init__(self, rows: Rows, start: int, stop: int) -> None:
+        self._rows, self._start, self._stop = rows, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(len(self))
+        return self._rows[self._start + start : self._start + stop]
+
+
+class ChainedRows:
+    """Rows of several sources one after another: the slides of a patient."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self._parts = tuple(parts)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(len(self))
+        pieces, begin = [], 0
+        for part in self._parts:
+            low, high = max(start, begin), min(stop, begin + len(part))
+            if low < high:
+                pieces.append(part[low - begin : high - begin])
+            begin += len(part)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -1,0 +1,93 @@
+"""One training step on a bag far larger than the memory it may take, measured on a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from milcore import storage
+from milcore.store import PatchStore
+
+STEP = """
+import json, resource, sys
+from pathlib import Path
+
+import torch
+
+from milcore.config import TrainConfig
+from milcore.dropout import Dropout
+from milcore.model import make_model
+from milcore.run import load_bags
+import pyarrow as pa
+
+def resident_mb(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1000
+
+uri, settings = sys.argv[1], json.loads(sys.argv[2])
+config = TrainConfig(**settings)
+splits = pa.table({"slide_id": ["x"], "patient_id": ["x"], "label": [1], "split": ["train"]})
+bags = load_bags(uri, config, splits)
+model = make_model(config, bags.instance().shape[-1], 2)
+optimizer = torch.optim.AdamW(model.parameters())
+before = resident_mb("VmRSS")
+(batch,) = bags.batches([[0]])
+loss = -model(batch, Dropout(0, 0, config.dropout))[0, 1]
+loss.backward()
+optimizer.step()
+print(json.dumps({"before": before, "peak": resident_mb("VmHWM"), "loss": loss.item(), "length": len(batch.instances)}))
+"""
+PATCH_PX = 64
+
+
+def one_training_step(uri: str, **settings: object) -> dict[str, Any]:
+    command = [sys.executable, "-c", STEP, uri, json.dumps(settings)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def write_feature_store(uri: str, instances: int, width: int) -> None:
+    """A slide that consists of its features, written block by block as an import would."""
+    group = storage.join(uri, "slides", "x.zarr")
+    attrs = {"slide_id": "x", "status": "ok", "patches": instances, "patch_size": PATCH_PX, "complete": True}
+    attrs |= {"patch_size_level0": float(PATCH_PX), "patches_digest": "0"}
+    storage.write_json(storage.join(group, "zarr.json"), {"zarr_format": 3, "node_type": "group", "attributes": attrs})
+    block = np.random.default_rng(0).standard_normal((min(instances, 50_000), width), np.float32).astype(np.float16)
+    features = np.concatenate([block] * (instances // len(block)))
+    PatchStore(uri).slide("x").write_features("f", features, {})
+
+
+def write_patch_store(uri: str, patches: int) -> None:
+    store, generator = PatchStore(uri), np.random.default_rng(0)
+    with store.writer("x", {"patch_size_level0": float(PATCH_PX)}, PATCH_PX, "none", 90) as writer:
+        for place in range(patches):
+            patch = generator.integers(0, 256, (PATCH_PX, PATCH_PX, 3), dtype=np.uint8)
+            writer.append(patch, place * PATCH_PX, 0, 1.0)
+        writer.write_thumbnail(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "instances", [300_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.slow])], ids="{:,}".format
+)
+def test_a_bag_of_features_is_streamed_from_the_store_in_little_memory(tmp_path: Path, instances: int) -> None:
+    """As f2 the bag takes 2,048 B an instance, as fp32 with its activations 8 kB: 2 GB and 8 GB at a million."""
+    write_feature_store(str(tmp_path), instances, 1024)
+    said = one_training_step(str(tmp_path), features="f", cache_mb=100, activation_mb=100)
+    assert (said["length"], np.isfinite(said["loss"])) == (instances, True)
+    assert said["peak"] - said["before"] < 600
+    assert said["peak"] < 1500
+
+
+@pytest.mark.parametrize(
+    "patches", [2_000, pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.slow])], ids="{:,}".format
+)
+def test_a_bag_of_patches_is_streamed_through_the_trainable_encoder(tmp_path: Path, patches: int) -> None:
+    """A 64-px patch leaves 1 MB of activations in the convolutions."""
+    write_patch_store(str(tmp_path), patches)
+    said = one_training_step(str(tmp_path), features=None, encoder="conv", cache_mb=100, activation_mb=100)
+    assert (said["length"], np.isfinite(said["loss"])) == (patches, True)
+    assert said["peak"] - said["before"] < 800
+    assert said["peak"] < 2000
