@@ -16,6 +16,7 @@ def tune(
     trials: int,
     tune_seed: int,
     level: str,
+    bag: str,
     hidden: int,
     attention_hidden: int,
     dropout: float,
@@ -24,6 +25,8 @@ def tune(
     patience: int,
     batch_size: int,
     precision: str,
+    activation_mb: float,
+    cache_mb: float,
     seed: int,
     split_seed: int,
     val_fraction: float,
@@ -44,6 +47,7 @@ def tune(
         trials: trials in all.
         tune_seed: seed of the drawn learning rates.
         level: pool instance probabilities or instance embeddings.
+        bag: a bag is a slide, or all slides of a patient.
         hidden: width of the instance embedding.
         attention_hidden: width of the attention network.
         dropout: on instance embeddings.
@@ -52,6 +56,8 @@ def tune(
         patience: stop after this many epochs that do no better on validation.
         batch_size: bags in one optimizer step.
         precision: of the arithmetic.
+        activation_mb: memory for activations of one worker, MB; a larger bag is recomputed in chunks.
+        cache_mb: instances one worker keeps in memory, MB.
         seed: of weights, bag order and dropout.
         split_seed: of the patient-level split.
         val_fraction: share of patients for model selection.

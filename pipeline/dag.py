@@ -70,6 +70,7 @@ def attention_mil(
     trials: int = TUNE.trials,
     tune_seed: int = TUNE.tune_seed,
     level: str = TRAIN.level,
+    bag: str = TRAIN.bag,
     hidden: int = TRAIN.hidden,
     attention_hidden: int = TRAIN.attention_hidden,
     dropout: float = TRAIN.dropout,
@@ -78,6 +79,8 @@ def attention_mil(
     patience: int = TRAIN.patience,
     batch_size: int = TRAIN.batch_size,
     precision: str = TRAIN.precision,
+    activation_mb: float = TRAIN.activation_mb,
+    cache_mb: float = TRAIN.cache_mb,
     seed: int = TRAIN.seed,
     split_seed: int = SPLIT.split_seed,
     val_fraction: float = SPLIT.val_fraction,
@@ -112,6 +115,7 @@ def attention_mil(
         trials: trials of the sweep.
         tune_seed: seed of the drawn learning rates.
         level: pool instance probabilities (instance) or embeddings (embedding).
+        bag: a bag is a slide, or all slides of a patient.
         hidden: width of the instance embedding.
         attention_hidden: width of the attention network.
         dropout: on instance embeddings.
@@ -120,6 +124,8 @@ def attention_mil(
         patience: stop after this many epochs that do no better on validation.
         batch_size: bags in one optimizer step, over all workers together.
         precision: fp32, bf16 or fp64.
+        activation_mb: memory for activations of one worker, MB; a larger bag is recomputed in chunks.
+        cache_mb: instances one worker keeps in memory, MB.
         seed: of weights, bag order and dropout.
         split_seed: of the patient-level split.
         val_fraction: share of patients for model selection.
@@ -171,6 +177,7 @@ def attention_mil(
             trials=trials,
             tune_seed=tune_seed,
             level=level,
+            bag=bag,
             hidden=hidden,
             attention_hidden=attention_hidden,
             dropout=dropout,
@@ -179,6 +186,8 @@ def attention_mil(
             patience=patience,
             batch_size=batch_size,
             precision=precision,
+            activation_mb=activation_mb,
+            cache_mb=cache_mb,
             seed=seed,
             split_seed=split_seed,
             val_fraction=val_fraction,

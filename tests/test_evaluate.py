@@ -132,3 +132,29 @@ def test_a_run_whose_instances_changed_is_refused(tmp_path: Path) -> None:
     store.slide("s00").write_features("mean_rgb", np.zeros((6, 3), np.float16), {})
     with pytest.raises(StoreError, match="have changed since"):
         evaluate(run)
+
+
+def test_a_bag_of_a_patient_s_slides_is_trained_and_told_slide_by_slide(tmp_path: Path) -> None:
+    """Twenty slides of ten patients, two each with one label: a prediction per patient, attention per slide."""
+    store = write_store(str(tmp_path / "store"), slides=20)
+    write_features(store)
+    annotate(store, tmp_path)
+    table = store.manifest().to_table()
+    patients = [f"p{k % 2}{k // 4}" for k in range(20)]
+    place = table.schema.get_field_index("patient_id")
+    store.write_manifest(Manifest.from_table(table.set_column(place, table.schema.field(place), pa.array(patients))))
+    run = str(tmp_path / "run")
+    config = TRAIN.model_copy(update={"bag": "patient"})
+    prepare_run(store.uri, run, config, SplitConfig(), None)
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    summary = evaluate(run)
+    rows = storage.read_table(f"{run}/predictions.parquet").to_pylist()
+    assert sorted(row["patient_id"] for row in rows) == sorted(set(patients))
+    assert {slide_id for row in rows for slide_id in row["slide_id"].split(";")} == set(store.slide_ids())
+    assert summary["auroc"] == 1.0
+    assert summary["localisation_auroc"] == 1.0
+    tested = [slide_id for row in rows if row["split"] == "test" for slide_id in row["slide_id"].split(";")]
+    assert summary["slides"]["test"] == len(tested)
+    tables = [storage.read_table(f"{run}/attention/{slide_id}.parquet") for slide_id in tested]
+    assert [len(table) for table in tables] == [6] * len(tested)
+    assert sum(table["weight"].to_numpy().sum() for table in tables) == pytest.approx(len(tested) / 2)
