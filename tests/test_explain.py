@@ -26,7 +26,7 @@ def test_bags_explained_together_or_alone_are_the_same(tmp_path: Path, memory_mb
     assert list(said) == [4, 0, 7]
     for index, its in said.items():
         with torch.no_grad():
-            alone = model.explain(pack([bags[index]], [index])._replace(instances=bags[index].instances.float()))
+            alone = model.explain(pack([bags[index]], [index]))
         assert its.probability == pytest.approx(float(alone.log_prob[0, 1].exp()), abs=1e-6)
         np.testing.assert_allclose(its.attention, alone.attention.numpy(), atol=1e-6)
         assert its.attention.sum() == pytest.approx(1.0)

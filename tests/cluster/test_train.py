@@ -43,7 +43,7 @@ def weights(run: str) -> torch.Tensor:
 
 
 def names_learnt() -> dict[str, torch.Tensor]:
-    return {name: value.detach() for name, value in make_model(TRAIN, WIDTH).named_parameters()}
+    return {name: value.detach() for name, value in make_model(TRAIN, WIDTH, classes=2).named_parameters()}
 
 
 def distance(run: str, other: str) -> float:

@@ -79,11 +79,11 @@ def test_provenance_is_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("edge", [12, 27, 64])
 def test_conv_takes_any_patch_size_and_chunks_do_not_matter(edge: int) -> None:
     torch.manual_seed(0)
-    encoder = ConvEncoder(8)
+    encoder = ConvEncoder(8).embedder(torch.float32, torch.uint8, 1.0)
     patches = torch.randint(0, 256, (40, edge, edge, 3), dtype=torch.uint8)
-    whole = encoder(patches)
+    whole = encoder(patches, None)
     assert whole.shape == (40, 8)
-    torch.testing.assert_close(whole[33:34], encoder(patches[33:34]))
+    torch.testing.assert_close(whole[33:34], encoder(patches[33:34], None))
 
 
 def test_paper_sized_patches_reach_the_linear_layer_unpooled() -> None:
