@@ -121,7 +121,7 @@ def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
             raise ValueError(f"bag {bag.bag_id!r} has 0 instances; allowed: at least 1")
     lengths = np.array([len(bag.instances) for bag in bags], dtype=np.int64)
     return BagBatch(
-        bags[0].instances if len(bags) == 1 else torch.cat([bag.instances[:] for bag in bags]),
+        bags[0].instances if len(bags) == 1 else ChainedRows([bag.instances for bag in bags]),
         tuple(lengths.tolist()),
         torch.from_numpy(ragged(lengths)[1]),
         torch.tensor([bag.label for bag in bags]),
@@ -198,7 +198,7 @@ class Bags:
         return [index for index, entry in enumerate(self.entries) if entry.split == name]
 
     def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
-        """The packed batch of each group of indices; the next one is read while the last is worked on."""
+        """The batch of each group of indices; the next one is read while the last is worked on."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="bags") as pool:
             pending: Future[BagBatch] | None = None
             for group in groups:

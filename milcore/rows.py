@@ -4,6 +4,8 @@ A tensor is such rows already. ``BlockRows`` reads blocks from a store ahead of 
 forward pass and backwards in the backward pass, and keeps three of them at most.
 """
 
+import bisect
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
@@ -81,20 +83,23 @@ class RowsBetween:
 
 
 class ChainedRows:
-    """Rows of several sources one after another: the slides of a patient."""
+    """Rows of several sources one after another: the slides of a patient, the bags of a batch.
+
+    Nothing is copied before it is asked for, and a slice that lies in one source is not copied at all.
+    """
 
     def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = tuple(parts)
+        self._ends = list(itertools.accumulate(len(part) for part in self._parts))
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
+        return self._ends[-1]
 
     def __getitem__(self, rows: slice) -> Tensor:
         start, stop, _ = rows.indices(len(self))
-        pieces, begin = [], 0
-        for part in self._parts:
-            low, high = max(start, begin), min(stop, begin + len(part))
-            if low < high:
-                pieces.append(part[low - begin : high - begin])
-            begin += len(part)
+        first, last = bisect.bisect_right(self._ends, start), bisect.bisect_left(self._ends, stop)
+        pieces = []
+        for place in range(min(first, len(self._parts) - 1), last + 1):
+            part, begin = self._parts[place], self._ends[place] - len(self._parts[place])
+            pieces.append(part[max(0, start - begin) : min(stop, self._ends[place]) - begin])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

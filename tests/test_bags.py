@@ -24,7 +24,7 @@ def test_packed_bags_stand_one_after_another() -> None:
     assert batch.position.tolist() == [0, 1, 0, 1, 2]
     assert batch.labels.tolist() == [1, 0]
     assert batch.keys.tolist() == [7, 8]
-    assert batch.instances[:, 0].tolist() == [0, 2, 0, 2, 4]
+    assert batch.instances[:][:, 0].tolist() == [0, 2, 0, 2, 4]
 
 
 def test_a_chunk_knows_its_bags_and_the_places_of_its_rows() -> None:
