@@ -222,12 +222,13 @@ class _Loop:
         A bag within the budget is one rank's, whose loss counts world_size-fold; a larger one is computed on by all
         ranks, each holding a part and all of its loss. Those come first, so that the ranks meet in one order.
         """
-        spread = [index for index in batch if self.ctx.world_size > 1 and self.bags.lengths[index] > self.budget]
+        workers = self.ctx.world_size
+        spread = [index for index in batch if workers > 1 and self.bags.lengths[index] > max(self.budget, workers)]
         rest = [index for index in batch if index not in spread]
-        hand = deal(rest, self.bags.lengths, self.ctx.world_size)[self.ctx.rank]
+        hand = deal(rest, self.bags.lengths, workers)[self.ctx.rank]
         groups = [_Group([index], 1.0 / len(batch), spread=True) for index in spread]
         dealt = micro_batches(hand, self.bags.lengths, self.budget)
-        groups += [_Group(group, self.ctx.world_size / len(batch), spread=False) for group in dealt]
+        groups += [_Group(group, workers / len(batch), spread=False) for group in dealt]
         # a rank left without any joins the all-reduce with somebody's bag and a zero loss
         return groups or [_Group(batch[:1], 0.0, spread=False)]
 
