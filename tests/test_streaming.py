@@ -21,7 +21,7 @@ from milcore.rows import BlockRows
 WIDTH = 11
 LENGTHS = (3, 130, 1, 64, 200, 5)
 DROPOUT = Dropout(seed=1, epoch=2, rate=0.5)
-KEPT, RECOMPUTED = 1000.0, 1e-4
+KEPT, RECOMPUTED = 1_000_000, 7
 
 
 def model_config(pooling: str, level: str, **more: object) -> TrainConfig:
@@ -53,9 +53,11 @@ def bags_for(config: TrainConfig, lengths: tuple[int, ...] = LENGTHS) -> list[Ba
     return [Bag(str(k), str(k), k % 2, its) for k, its in enumerate(rows)]
 
 
-def model_of(config: TrainConfig, classes: int, memory_mb: float, chunk_rows: int) -> MILModel:
-    model = make_model(config.model_copy(update={"activation_mb": memory_mb}), WIDTH, classes)
+def model_of(config: TrainConfig, classes: int, budget: int, chunk_rows: int) -> MILModel:
+    """A model that keeps the activations of at most ``budget`` instances."""
+    model = make_model(config, WIDTH, classes)
     model.encoder.chunk_rows = chunk_rows
+    model._budget = budget
     return model
 
 
@@ -102,10 +104,10 @@ def _learn_as_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     said = {}
-    for (name, case), memory_mb in itertools.product(CASES.items(), (KEPT, RECOMPUTED)):
-        replica = DistributedDataParallel(model_of(*case, memory_mb, 5))
+    for (name, case), budget in itertools.product(CASES.items(), (KEPT, RECOMPUTED)):
+        replica = DistributedDataParallel(model_of(*case, budget, 5))
         part = pack(spread_bags(case[0]), range(2)).part(rank, 2)
-        said[f"{name} {memory_mb}"] = learn(replica, part)
+        said[f"{name} {budget}"] = learn(replica, part)
     torch.save(said, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -119,15 +121,15 @@ def of_two_processes() -> list[dict[str, tuple[Tensor, Tensor]]]:
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("memory_mb", [KEPT, RECOMPUTED])
+@pytest.mark.parametrize("budget", [KEPT, RECOMPUTED])
 @pytest.mark.parametrize("name", CASES)
 def test_bags_split_over_two_processes_learn_what_one_process_does(
-    name: str, memory_mb: float, of_two_processes: list[dict[str, tuple[Tensor, Tensor]]]
+    name: str, budget: int, of_two_processes: list[dict[str, tuple[Tensor, Tensor]]]
 ) -> None:
     """Under DistributedDataParallel, whose mean over ranks must not halve the parts' gradients."""
     expected = learn(model_of(*CASES[name], KEPT, 10_000), pack(spread_bags(CASES[name][0]), range(2)))
     for said in of_two_processes:
-        assert_alike(said[f"{name} {memory_mb}"], expected)
+        assert_alike(said[f"{name} {budget}"], expected)
 
 
 def test_a_bag_smaller_than_the_workers_cannot_be_spread() -> None:
@@ -147,15 +149,14 @@ def test_max_pooling_recomputes_only_the_instances_that_won() -> None:
         return lambda rows, mask: (seen.append(len(rows)) if torch.is_grad_enabled() else None, embed(rows, mask))[1]
 
     model.encoder.embedder = counting
-    model.instance_budget(torch.zeros(1, WIDTH))
-    seen.clear()
     learn(model, pack(bags_for(config)[4:5], [0]))
     assert sum(seen) == 2  # in the forward pass that is thrown away and once more for its gradient
 
 
 def test_the_budget_counts_what_the_backward_pass_keeps() -> None:
     """In fp32: 11 features, 24 of the embedding, two halves of the hidden layer of 8 each, and a score."""
-    model = model_of(model_config("gated_attention", "embedding", dropout=0.0), 2, 1.0, 100)
+    config = model_config("gated_attention", "embedding", dropout=0.0, activation_mb=1.0)
+    model = make_model(config, WIDTH, classes=2)
     each = 1_000_000 / model.instance_budget(torch.zeros(1, WIDTH))
     assert 4 * (11 + 24 + 16) <= each <= 4 * (11 + 24 + 16) + 40
     assert model.walk(pack([Bag("x", "x", 1, torch.zeros(20_000, WIDTH))], [0])).oversized
