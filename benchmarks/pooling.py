@@ -19,6 +19,7 @@ of its own, from before the first step to its highest. All processes let glibc k
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -158,7 +159,8 @@ def milcore_step(batch: Batch, dtype: torch.dtype, dropout: float, activation_mb
         Bag(str(k), str(k), int(label), features)
         for k, (label, features) in enumerate(zip(batch.labels, batch.features.split(batch.lengths), strict=True))
     ]
-    packed = pack(bags, range(len(bags)))
+    # the bags lie one after another in memory, for every method alike
+    packed = dataclasses.replace(pack(bags, range(len(bags))), instances=batch.features)
 
     def step() -> None:
         optimizer.zero_grad()
