@@ -173,15 +173,8 @@ class MaxPooling(_Unscored):
         return log_sigmoids(pooled).clamp_min(math.log(SMALLEST_PROBABILITY))
 
 
-class MeanPooling(_Unscored):
-    """``z = (1/n) sum_i v_i``; at instance level ``theta = (1/n) sum_i p_i``.
-
-    Source: Ilse et al. 2018, section 2.3.
-    """
-
-    def __init__(self, shape: PoolingShape) -> None:
-        del shape  # nothing to learn; the signature is the table's
-        super().__init__()
+class _Averaging(_Unscored):
+    """The mean of the values, of probabilities at instance level; the summary is (sum of the values, n)."""
 
     def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
         del scores
@@ -193,12 +186,23 @@ class MeanPooling(_Unscored):
     def finish(self, summary: Summary) -> Tensor:
         return summary[0] / summary[1]
 
+    def instance_values(self, logit: Tensor) -> Tensor:
+        return probabilities(logit)
+
+
+class MeanPooling(_Averaging):
+    """``z = (1/n) sum_i v_i``; at instance level ``theta = (1/n) sum_i p_i``.
+
+    Source: Ilse et al. 2018, section 2.3.
+    """
+
+    def __init__(self, shape: PoolingShape) -> None:
+        del shape  # nothing to learn; the signature is the table's
+        super().__init__()
+
     def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
         del scores, values
         return 1.0 / summary[1][segments.bag]
-
-    def instance_values(self, logit: Tensor) -> Tensor:
-        return probabilities(logit)
 
     def instance_log_prob(self, pooled: Tensor) -> Tensor:
         return log_of(pooled)
@@ -280,7 +284,7 @@ class NoisyOrPooling(_Unscored):
         return torch.stack([(-pooled).clamp_min(lowest), _log_of_one_minus_exp(pooled)], dim=1)
 
 
-class NoisyAndPooling(_Unscored):
+class NoisyAndPooling(_Averaging):
     """``theta = (s(a (m - b)) - s(-a b)) / (s(a (1 - b)) - s(-a b))`` with m the mean of p and s the sigmoid.
 
     At instance level only. a is fixed; b, one per class, is learnt as the sigmoid of a parameter, so it stays between 0
@@ -294,22 +298,9 @@ class NoisyAndPooling(_Unscored):
         self.slope = shape.noisy_and_slope
         self.threshold_logit = nn.Parameter(torch.zeros(shape.classes))
 
-    def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
-        del scores
-        return _sum_and_count(values, segments)
-
-    def merge(self, a: Summary, b: Summary) -> Summary:
-        return a[0] + b[0], a[1] + b[1]
-
-    def finish(self, summary: Summary) -> Tensor:
-        return summary[0] / summary[1]
-
     def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
         del scores, values, summary, segments
         return None
-
-    def instance_values(self, logit: Tensor) -> Tensor:
-        return probabilities(logit)
 
     def instance_log_prob(self, pooled: Tensor) -> Tensor:
         # both differences of sigmoids by s(x) - s(y) = s(x) s(-y) (1 - exp(y - x)), which does not cancel
