@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -209,13 +210,17 @@ class Bags:
             if pending is not None:
                 yield pending.result()
 
+    @cached_property
+    def _instance_bytes(self) -> int:
+        return self._open_rows(self.entries[0])[:1].nbytes
+
     def _pack(self, group: Sequence[int]) -> BagBatch:
         return pack([self[index] for index in group], group)
 
     def _read(self, index: int) -> Bag:
         entry = self.entries[index]
         rows = self._open_rows(entry)
-        size = entry.length * rows[:1].nbytes
+        size = entry.length * self._instance_bytes
         if size > self.cache_bytes // LARGEST_SHARE_OF_CACHE:
             return Bag(entry.bag_id, entry.patient_id, entry.label, rows)
         bag = Bag(entry.bag_id, entry.patient_id, entry.label, rows[: entry.length])

@@ -46,7 +46,7 @@ class BlockRows:
     def __getitem__(self, rows: slice) -> Tensor:
         start, stop, _ = rows.indices(self._length)
         first, last = start // self._block, max(start, stop - 1) // self._block
-        if last - first > 1:
+        if last - first > 1 or stop - start == self._length:
             return self._read(start, stop)
         ahead = first - 1 if start < self._last_start else last + 1
         self._last_start = start

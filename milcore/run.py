@@ -4,6 +4,7 @@
 comes last: a run that has it is finished.
 """
 
+import functools
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from milcore.errors import InputError, StoreError
 from milcore.model import MILModel, make_model
 from milcore.rows import BlockRows, ChainedRows, Rows
 from milcore.splits import check_splits, make_splits, splits_digest
-from milcore.store import PatchStore, SlideGroup
+from milcore.store import Features, PatchStore, SlideGroup
 from milcore.train import TrainContext, fit
 
 CONFIG = "config.json"
@@ -199,20 +200,28 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
         )
         for bag_id, its in of_bag.items()
     ]
-    return Bags(
-        entries,
-        lambda entry: ChainedRows([instance_rows(groups[slide_id], config) for slide_id in entry.slides]),
-        cache_bytes(config),
-    )
+    features = functools.cache(lambda slide_id: groups[slide_id].features(str(config.features)))
+
+    def open_rows(entry: BagEntry) -> Rows:
+        if config.features is None:
+            return ChainedRows([_patch_rows(groups[slide_id]) for slide_id in entry.slides])
+        return ChainedRows([_feature_rows(features(slide_id)) for slide_id in entry.slides])
+
+    return Bags(entries, open_rows, cache_bytes(config))
 
 
 def instance_rows(slide: SlideGroup, config: TrainConfig) -> Rows:
     """What the model sees of a slide: features (instance, feature), or patches (instance, height, width, 3) u1."""
-    if config.features is None:
-        return BlockRows(lambda start, stop: torch.from_numpy(slide.patches(start, stop)), len(slide), PATCHES_PER_READ)
-    features = slide.features(config.features)
+    return _patch_rows(slide) if config.features is None else _feature_rows(slide.features(config.features))
+
+
+def _patch_rows(slide: SlideGroup) -> Rows:
+    return BlockRows(lambda start, stop: torch.from_numpy(slide.patches(start, stop)), len(slide), PATCHES_PER_READ)
+
+
+def _feature_rows(features: Features) -> Rows:
     return BlockRows(
-        lambda start, stop: torch.from_numpy(features.read(start, stop)), len(slide), features.rows_per_chunk
+        lambda start, stop: torch.from_numpy(features.read(start, stop)), features.shape[0], features.rows_per_chunk
     )
 
 
