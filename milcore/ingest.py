@@ -199,7 +199,7 @@ def _parameters(slide: Slide, config: IngestConfig) -> dict[str, Any]:
 
 def _still_good(status: SlideStatus, parameters: dict[str, Any]) -> bool:
     """Whether an earlier result would come out the same; settings that did not touch an ok slide may differ."""
-    if status.attrs.get("retry"):
+    if status.attrs.get("retry") or "imported" in status.attrs:
         return False
     free = set()
     if status.state == "ok":
