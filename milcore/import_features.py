@@ -4,6 +4,7 @@ A slide ends ``ok`` or ``quarantined`` with its reason, and running again does o
 in ingestion. The surprise: a new slide cannot follow an import, so ``milcore predict`` refuses a run on such a store.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +13,25 @@ import numpy as np
 from milcore import storage
 from milcore.config import ImportConfig, ImportFormat
 from milcore.errors import InputError, SlideError
+from milcore.imports.h5 import open_h5
 from milcore.imports.npz import open_bags, open_patches
-from milcore.imports.source import Array, FeatureType, Instances, Source
+from milcore.imports.parquet import open_table
+from milcore.imports.picture import Picture, scale, see_slide, take_picture
+from milcore.imports.pt import open_pt
+from milcore.imports.source import Array, Instances, Source
 from milcore.ingest import SlideOutcome, summarise
 from milcore.manifest import Slide
 from milcore.progress import track
+from milcore.sources import UnreachableError
 from milcore.store import PatchStore, SlideStatus
 
 IMPORTS: dict[ImportFormat, Callable[[str, ImportConfig], Source]] = {
     "bags-npz": open_bags,
     "patches-npz": open_patches,
+    "clam": open_h5,
+    "trident": open_h5,
+    "pt": open_pt,
+    "parquet": open_table,
 }
 PATCHES = "patches"
 THUMBNAIL_QUALITY = 90
@@ -39,7 +49,8 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> dict
 
     Returns:
         ``ok`` (slide ids), ``quarantined`` (id to reason), ``patches`` (instances), ``skipped`` (how many were as they
-        should be), ``features`` (their name, None of patches) and ``unlabelled`` (files left out).
+        should be), ``features`` (their name, None of patches), ``unlabelled`` (files that no label names, left out) and
+        ``without_picture`` (id to the reason why a slide's own file could not be read).
 
     Raises:
         InputError: the source cannot be read as a whole, or the store holds something else.
@@ -49,8 +60,13 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> dict
     _claim(store, source, what)
     slides = source.manifest.slides
     outcomes = [_import_slide(slide, source, store, config) for slide in track(slides, "import", len(slides))]
-    made = config.name if what != PATCHES else None
-    return {**summarise(outcomes), "features": made, "unlabelled": list(source.unlabelled)}
+    outcomes = _quarantine_odd_widths(store, outcomes)
+    return {
+        **summarise(outcomes),
+        "features": config.name if what != PATCHES else None,
+        "unlabelled": list(source.unlabelled),
+        "without_picture": _without_picture(store),
+    }
 
 
 def _what(config: ImportConfig) -> str:
@@ -77,19 +93,23 @@ def _held(status: SlideStatus) -> str:
 
 def _import_slide(slide: Slide, source: Source, store: PatchStore, config: ImportConfig) -> SlideOutcome:
     """Bring one slide into the store, or into quarantine with its reason."""
-    attrs = _told(slide, source, config)
-    seen = source.see(slide)
-    before = store.status(slide.slide_id)
-    if before and _still_good(before, attrs, store) and store.source(slide.slide_id) == seen:
-        return SlideOutcome(slide.slide_id, before.state, before.reason, before.attrs.get("patches", 0), skipped=True)
+    attrs, seen = _told(slide, source, config), None
     try:
+        seen = {**source.see(slide), "slide": see_slide(slide)}
+        before = store.status(slide.slide_id)
+        if before and _still_good(before, attrs, store) and store.source(slide.slide_id) == seen:
+            return SlideOutcome(
+                slide.slide_id, before.state, before.reason, before.attrs.get("patches", 0), skipped=True
+            )
         instances = source.read(slide)
-        _write(slide.slide_id, instances, store, attrs, source.feature_type)
+        _write(slide, instances, store, attrs | {"source": {"uri": seen["uri"], "sha256": instances.sha256}})
         outcome = SlideOutcome(slide.slide_id, "ok", None, len(instances), skipped=False)
     except SlideError as error:
-        store.quarantine(slide.slide_id, str(error), attrs)
+        retry = isinstance(error, UnreachableError)
+        store.quarantine(slide.slide_id, str(error), attrs | {"retry": retry})
         outcome = SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
-    store.write_source(slide.slide_id, seen)
+    if seen is not None:
+        store.write_source(slide.slide_id, seen)
     return outcome
 
 
@@ -108,36 +128,74 @@ def _still_good(before: SlideStatus, attrs: dict[str, Any], store: PatchStore) -
     return whole or store.slide(before.attrs["slide_id"]).has_features(name)
 
 
-def _write(
-    slide_id: str, instances: Instances, store: PatchStore, attrs: dict[str, Any], feature_type: FeatureType
-) -> None:
+def _write(slide: Slide, instances: Instances, store: PatchStore, attrs: dict[str, Any]) -> None:
     """Write a slide's group, then its features.
 
     Raises:
-        SlideError: there are no instances, or values that cannot be stored.
+        SlideError: there are no instances, values that cannot be stored, or places outside the slide.
     """
     if not len(instances):
         raise SlideError("no instances")
-    features = None if instances.features is None else _storable(instances.features, feature_type)
+    features = _storable(instances.features, attrs["parameters"]["feature_type"])
     edge = None if instances.patches is None else instances.patches.shape[1]
-    source = {"sha256": instances.sha256}
-    told = {**attrs, **instances.attrs, "patches": len(instances), "source": source}
-    with store.writer(slide_id, told, edge, "zstd", THUMBNAIL_QUALITY) as writer:
+    told = {**attrs, **instances.attrs, "patches": len(instances)}
+    if features is not None:
+        told["features_width"] = features.shape[1]
+    picture = take_picture(slide, told.get("patch_size_level0"))
+    told |= scale(slide, picture, told)
+    _check_places(instances, told)
+    with store.writer(slide.slide_id, told, edge, "zstd", THUMBNAIL_QUALITY) as writer:
         for patch in () if instances.patches is None else instances.patches:
             writer.append_patch(np.broadcast_to(patch, (*patch.shape[:2], 3)))
         for name, values in instances.rows.items():
             writer.write_rows(name, values)
+        if isinstance(picture, Picture):
+            writer.write_thumbnail(picture.thumbnail)
     if features is not None:
-        made = {"imported": attrs["imported"]["format"], "source": source}
-        store.slide(slide_id).write_features(attrs["parameters"]["name"], features, made)
+        made = {"imported": attrs["imported"]["format"], "source": attrs["source"]}
+        store.slide(slide.slide_id).write_features(attrs["parameters"]["name"], features, made)
 
 
-def _storable(features: Array, feature_type: FeatureType) -> Array:
-    """The features as they are stored.
+def _check_places(instances: Instances, told: dict[str, Any]) -> None:
+    if "coords" not in instances.rows:
+        return
+    (right, bottom), (width, height) = instances.rows["coords"].max(axis=0).tolist(), told["size_level0"]
+    if right >= width or bottom >= height:
+        raise SlideError(
+            f"a patch begins at ({right}, {bottom}), the slide measures {width} x {height} px: another slide?"
+        )
+
+
+def _quarantine_odd_widths(store: PatchStore, outcomes: list[SlideOutcome]) -> list[SlideOutcome]:
+    """Set aside slides whose features are not as wide as those of most; a later run reads them again."""
+    found = {name: status for name, status in store.statuses().items() if status is not None and status.state == "ok"}
+    widths = {name: its.attrs["features_width"] for name, its in found.items() if "features_width" in its.attrs}
+    most = Counter(widths.values()).most_common(1)
+    odd = {
+        name: f"features {its} wide, most slides have {most[0][0]}" for name, its in widths.items() if its != most[0][0]
+    }
+    for name, reason in odd.items():
+        kept = {key: found[name].attrs[key] for key in ("imported", "parameters", "source")}
+        store.quarantine(name, reason, kept | {"retry": True})
+    return [
+        SlideOutcome(its.slide_id, "quarantined", odd[its.slide_id], 0, skipped=False) if its.slide_id in odd else its
+        for its in outcomes
+    ]
+
+
+def _without_picture(store: PatchStore) -> dict[str, str]:
+    told = {name: status.attrs.get("no_picture") for name, status in store.statuses().items() if status is not None}
+    return {name: reason for name, reason in told.items() if reason is not None}
+
+
+def _storable(features: Array | None, feature_type: str) -> Array | None:
+    """The features as they are stored; None where there are none.
 
     Raises:
         SlideError: a value is no number, or beyond the type.
     """
+    if features is None:
+        return None
     bad = int((~np.isfinite(features)).any(axis=1).sum())
     if bad:
         raise SlideError(f"{bad} of {len(features)} rows of features hold NaN or infinity")

@@ -16,7 +16,7 @@ from milcore import storage
 from milcore.config import ImportConfig
 from milcore.errors import InputError
 from milcore.imports.places import place
-from milcore.imports.source import Array, Instances, Source, digest, feature_type, table_source
+from milcore.imports.source import Array, Instances, Source, digest, feature_type, members, table_source
 from milcore.manifest import Manifest, make_manifest
 from milcore.store import RowName
 
@@ -108,9 +108,7 @@ def _bags(uri: str, arrays: _Arrays, count: int, positive: str | None) -> tuple[
     manifest = make_manifest(
         uri, ({"slide_id": n, "label": y} for n, y in zip(names, labels.tolist(), strict=True)), positive
     )
-    order = np.argsort(bag, kind="stable")
-    parts = np.split(order, np.searchsorted(bag[order], np.arange(1, len(labels))))
-    return manifest, dict(zip(names, parts, strict=True))
+    return manifest, dict(zip(names, members(bag, len(labels)), strict=True))
 
 
 def _with_channels(uri: str, patches: Array) -> Array:

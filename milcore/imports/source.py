@@ -60,13 +60,31 @@ class Source(NamedTuple):
 
 
 def table_source(uri: str, manifest: Manifest, read: Callable[[str], Instances], feature_type: FeatureType) -> Source:
-    """The source of one file that holds all slides: a slide's version is the digest of its own rows."""
+    """The source of one file that holds all slides: a slide's version is the digest of its own rows.
+
+    Args:
+        uri: of the file.
+        manifest: the slides in it.
+        read: the instances of a slide by its id; everything is in memory already.
+        feature_type: how features are stored.
+    """
 
     def see(slide: Slide) -> dict[str, Any]:
         instances = read(slide.slide_id)
         return {"uri": uri, "size": len(instances), "version": instances.sha256}
 
     return Source(manifest, see, lambda slide: read(slide.slide_id), feature_type, ())
+
+
+def members(owner: npt.NDArray[np.integer[Any]], owners: int) -> list[npt.NDArray[np.intp]]:
+    """The rows of each owner, in their order.
+
+    Args:
+        owner: number of the owner of each row, 0 to ``owners - 1``.
+        owners: how many there are; some may own nothing.
+    """
+    order = np.argsort(owner, kind="stable")
+    return np.split(order, np.searchsorted(owner[order], np.arange(1, owners)))
 
 
 def digest(*arrays: Array | None) -> str:
