@@ -96,14 +96,17 @@ def _import_slide(slide: Slide, source: Source, store: PatchStore, config: Impor
     attrs, seen = _told(slide, source, config), None
     try:
         seen = {**source.see(slide), "slide": see_slide(slide)}
-        before = store.status(slide.slide_id)
-        if before and _still_good(before, attrs, store) and store.source(slide.slide_id) == seen:
-            return SlideOutcome(
-                slide.slide_id, before.state, before.reason, before.attrs.get("patches", 0), skipped=True
-            )
+        before = _good_before(slide, attrs, store)
+        kept = store.source(slide.slide_id) or {}
+        if before and kept == seen:
+            return _as_before(slide, before)
         instances = source.read(slide)
-        _write(slide, instances, store, attrs | {"source": {"uri": seen["uri"], "sha256": instances.sha256}})
-        outcome = SlideOutcome(slide.slide_id, "ok", None, len(instances), skipped=False)
+        attrs["source"] = {"uri": seen["uri"], "sha256": instances.sha256}
+        if before and before.attrs.get("source") == attrs["source"] and kept.get("slide") == seen["slide"]:
+            outcome = _as_before(slide, before)
+        else:
+            _write(slide, instances, store, attrs)
+            outcome = SlideOutcome(slide.slide_id, "ok", None, len(instances), skipped=False)
     except SlideError as error:
         retry = isinstance(error, UnreachableError)
         store.quarantine(slide.slide_id, str(error), attrs | {"retry": retry})
@@ -120,12 +123,17 @@ def _told(slide: Slide, source: Source, config: ImportConfig) -> dict[str, Any]:
     return {"imported": {"format": config.format, "as": _what(config)}, "parameters": parameters}
 
 
-def _still_good(before: SlideStatus, attrs: dict[str, Any], store: PatchStore) -> bool:
-    if before.attrs.get("retry") or any(before.attrs.get(name) != value for name, value in attrs.items()):
-        return False
-    name = attrs["parameters"]["name"]
-    whole = attrs["imported"]["as"] == PATCHES or before.state != "ok"
-    return whole or store.slide(before.attrs["slide_id"]).has_features(name)
+def _good_before(slide: Slide, attrs: dict[str, Any], store: PatchStore) -> SlideStatus | None:
+    """How an earlier import of the same settings ended; None where there was none, or it is to be tried again."""
+    before = store.status(slide.slide_id)
+    if before is None or before.attrs.get("retry") or any(before.attrs.get(n) != its for n, its in attrs.items()):
+        return None
+    whole = before.state != "ok" or attrs["imported"]["as"] == PATCHES
+    return before if whole or store.slide(slide.slide_id).has_features(attrs["parameters"]["name"]) else None
+
+
+def _as_before(slide: Slide, before: SlideStatus) -> SlideOutcome:
+    return SlideOutcome(slide.slide_id, before.state, before.reason, before.attrs.get("patches", 0), skipped=True)
 
 
 def _write(slide: Slide, instances: Instances, store: PatchStore, attrs: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ def take_picture(slide: Slide, patch_size_level0: float | None) -> Picture | NoP
         return NoPicture(None)
     with contextlib.ExitStack() as stack:
         try:
+            see(slide.uri)
             path = reach(slide.uri, lambda: stack.enter_context(storage.local_file(slide.uri)))
             reader = stack.enter_context(open_slide(path))
             edge = thumbnail_edge(reader.size, patch_size_level0 or max(reader.size))

@@ -36,7 +36,11 @@ def read_pt(path: Path) -> Parsed:
 
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        raise SlideError(
+            "not tensors alone: other objects in a .pt may run code when read; save tensors only"
+        ) from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise SlideError(f"not readable as tensors: {str(error).splitlines()[0]}") from None
     parts = held if isinstance(held, dict) else {"features": held}
     features = next((parts[name] for name in FEATURE_KEYS if isinstance(parts.get(name), torch.Tensor)), None)
