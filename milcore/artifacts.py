@@ -16,6 +16,7 @@ from milcore.sampling import read_patches
 from milcore.store import SlideGroup
 
 TOP_PATCHES = 6
+BLANK_EDGE = 1024
 JPEG_QUALITY = 82
 
 
@@ -30,18 +31,20 @@ class Finding(NamedTuple):
 
 
 def write_attention(folder_uri: str, slide: SlideGroup, weight: np.ndarray) -> pa.Table:
-    """Write ``<slide_id>.parquet`` (a row per patch) and ``<slide_id>.png`` (overlay on the thumbnail).
+    """Write ``<slide_id>.parquet`` (a row per patch) and, where places are known, ``<slide_id>.png`` (overlay).
 
     Args:
         folder_uri: the run's ``attention`` folder.
         slide: in the store.
         weight: shares of attention in the store's order.
     """
-    table = attention_table(slide.coords, slide.size_level0, weight, slide.tissue)
-    thumbnail = slide.thumbnail
-    picture = overlay(thumbnail, _heat(thumbnail, slide, table))
+    coords, size = (slide.coords, slide.size_level0) if slide.has_coords else (None, None)
+    table = attention_table(coords, size, weight, slide.tissue)
     storage.write_table(storage.join(folder_uri, f"{slide.slide_id}.parquet"), table)
-    storage.write_bytes(storage.join(folder_uri, f"{slide.slide_id}.png"), png(picture))
+    canvas = _canvas(slide)
+    if canvas is not None:
+        picture = overlay(canvas, _heat(canvas, slide, table))
+        storage.write_bytes(storage.join(folder_uri, f"{slide.slide_id}.png"), png(picture))
     return table
 
 
@@ -53,23 +56,40 @@ def slide_view(slide: SlideGroup, finding: Finding, table: pa.Table) -> SlideVie
         finding: what the model and the annotation say.
         table: of ``write_attention``.
     """
-    thumbnail = shrink(slide.thumbnail, THUMBNAIL_EDGE)
-    width, height = slide.attrs["size_level0"]
+    canvas = _canvas(slide)
+    thumbnail = None if canvas is None else shrink(canvas, THUMBNAIL_EDGE)
+    size = _size_level0(slide)
     return SlideView(
         slide_id=slide.slide_id,
         patient_id=finding.patient_id,
         label=finding.label,
         probability=finding.explained.probability,
-        size_level0=(width, height),
+        size_level0=size,
         mpp=slide.attrs["mpp"]["level0"] if "mpp" in slide.attrs else None,
         instances=len(slide),
         half_mass=half_mass(finding.explained.attention),
         localisation=finding.localisation,
-        thumbnail=jpeg(thumbnail, JPEG_QUALITY),
-        heat=png(_heat(thumbnail, slide, table)),
-        outline=() if finding.region is None else rings(finding.region, width / THUMBNAIL_EDGE),
+        thumbnail=None if thumbnail is None else jpeg(thumbnail, JPEG_QUALITY),
+        heat=None if thumbnail is None else png(_heat(thumbnail, slide, table)),
+        outline=() if finding.region is None or size is None else rings(finding.region, size[0] / THUMBNAIL_EDGE),
         patches=_top_patches(slide, finding.explained.attention),
     )
+
+
+def _size_level0(slide: SlideGroup) -> tuple[int, int] | None:
+    size = slide.attrs.get("size_level0")
+    return None if size is None else (size[0], size[1])
+
+
+def _canvas(slide: SlideGroup) -> UInt8[np.ndarray, "row column 3"] | None:
+    """What attention is drawn on: the thumbnail, white where an import has places only, None without places."""
+    if not slide.has_coords:
+        return None
+    if slide.has_thumbnail:
+        return slide.thumbnail
+    width, height = slide.attrs["size_level0"]
+    scale = max(1.0, max(width, height) / BLANK_EDGE)
+    return np.full((max(1, round(height / scale)), max(1, round(width / scale)), 3), 255, np.uint8)
 
 
 def _heat(thumbnail: UInt8[np.ndarray, "row column 3"], slide: SlideGroup, table: pa.Table) -> np.ndarray:
@@ -78,12 +98,14 @@ def _heat(thumbnail: UInt8[np.ndarray, "row column 3"], slide: SlideGroup, table
 
 
 def _top_patches(slide: SlideGroup, weight: np.ndarray) -> tuple[TopPatch, ...]:
+    if not slide.has_patches:
+        return ()
     top = np.argsort(-weight, kind="stable")[:TOP_PATCHES].tolist()
     return tuple(
         TopPatch(
-            x=int(slide.coords[k, 0]),
-            y=int(slide.coords[k, 1]),
-            size=slide.size_level0,
+            x=int(slide.coords[k, 0]) if slide.has_coords else None,
+            y=int(slide.coords[k, 1]) if slide.has_coords else None,
+            size=slide.size_level0 if slide.has_coords else None,
             times_mean=float(weight[k] * len(weight)),
             jpeg=jpeg(shrink(pixels, PATCH_EDGE), JPEG_QUALITY),
         )

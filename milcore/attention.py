@@ -46,29 +46,29 @@ class Localisation:
 
 
 def attention_table(
-    coords: Int[np.ndarray, "instance 2"],
-    size_level0: float,
+    coords: Int[np.ndarray, "instance 2"] | None,
+    size_level0: float | None,
     weight: Float[np.ndarray, " instance"],
-    tissue: Float[np.ndarray, " instance"],
+    tissue: Float[np.ndarray, " instance"] | None,
 ) -> pa.Table:
-    """One row per patch, in the store's order: x, y, size (level-0 px), weight, percentile, tissue.
+    """One row per patch, in the store's order: x, y, size (level-0 px), weight, percentile, tissue, those known.
 
     Args:
         coords: upper left corners (x, y), level-0 px.
-        size_level0: patch edge, level-0 px.
+        size_level0: patch edge, level-0 px; None like coords.
         weight: shares of the slide's attention, summing to 1.
         tissue: share of each tile that is tissue, 0 to 1.
     """
-    return pa.table(
-        {
-            "x": pa.array(coords[:, 0], pa.int32()),
-            "y": pa.array(coords[:, 1], pa.int32()),
-            "size": pa.array(np.full(len(coords), size_level0), pa.float64()),
-            "weight": pa.array(weight, pa.float64()),
-            "percentile": pa.array(percentile(weight), pa.float64()),
-            "tissue": pa.array(tissue, pa.float32()),
-        }
-    )
+    columns = {}
+    if coords is not None:
+        columns["x"] = pa.array(coords[:, 0], pa.int32())
+        columns["y"] = pa.array(coords[:, 1], pa.int32())
+        columns["size"] = pa.array(np.full(len(coords), size_level0), pa.float64())
+    columns["weight"] = pa.array(weight, pa.float64())
+    columns["percentile"] = pa.array(percentile(weight), pa.float64())
+    if tissue is not None:
+        columns["tissue"] = pa.array(tissue, pa.float32())
+    return pa.table(columns)
 
 
 def percentile(weight: Float[np.ndarray, " instance"]) -> Float[np.ndarray, " instance"]:
@@ -109,12 +109,16 @@ def heat_layer(
 def thumbnail_boxes(
     shape: tuple[int, int], size_level0: tuple[int, int], table: pa.Table
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Left, top, right, bottom of each patch in thumbnail px, each edge rounded; never thinner than one pixel."""
+    """Left, top, right, bottom of each patch in thumbnail px, each edge rounded; never thinner than one pixel.
+
+    A patch may begin outside the slide (one around a place at its edge): left and top are cut to the picture.
+    """
     scale_x, scale_y = shape[1] / size_level0[0], shape[0] / size_level0[1]
     x, y, size = table["x"].to_numpy(), table["y"].to_numpy(), table["size"].to_numpy()
     left, top = np.rint(x * scale_x).astype(int), np.rint(y * scale_y).astype(int)
     right, bottom = np.rint((x + size) * scale_x).astype(int), np.rint((y + size) * scale_y).astype(int)
-    return left, top, np.maximum(right, left + 1), np.maximum(bottom, top + 1)
+    right, bottom = np.maximum(right, left + 1), np.maximum(bottom, top + 1)
+    return np.maximum(left, 0), np.maximum(top, 0), np.maximum(right, 0), np.maximum(bottom, 0)
 
 
 def overlay(

@@ -28,9 +28,14 @@ InstanceLabels = dict[str, Int[np.ndarray, " instance"]]
 FLAT = Estimate(math.nan, reason="every patch weighs the same")
 NO_PATCH_SCORE = Estimate(math.nan, reason="gives no score per patch")
 NO_TEST_SLIDE = Estimate(math.nan, reason="no test slide")
+NO_PIXELS = Estimate(math.nan, reason="the store was imported without patches, so there is no colour to read")
 NO_SLIDE_SCORE = Estimate(math.nan, reason="gives no score per slide")
 
 _MEAN_NOTE = "the same instances, splits and settings, every patch weighed alike"
+_SLIDE_COLOUR_NOTE = f"logistic regression on a slide's mean and standard deviation of RGB, {SAMPLE} patches each"
+_PATCH_COLOUR_NOTE = (
+    f"logistic regression on a patch's mean RGB, told which patches are lesions; {SAMPLE} patches a slide"
+)
 _SHUFFLED_NOTE = "this model trained on labels dealt out at random: what luck looks like here"
 
 
@@ -42,15 +47,19 @@ def compare(
     Args:
         config: of the run; its seed also draws the shuffled labels and the patches whose colour is read.
         bags: of the run, all splits.
-        store: the patches whose colour is read.
+        store: the patches whose colour is read; where an import has none, the rows of colour say so.
         instance_labels: of annotated slides.
         device: where the trained rows are trained.
     """
     if (config.pooling, config.level) != ("mean", "embedding"):
         mean = _train(config.model_copy(update={"pooling": "mean", "level": "embedding"}), bags, device)
         yield Comparison("embedding-mean pooling", _MEAN_NOTE, mean.auroc, FLAT)
-    yield _slide_colour(bags.entries, store, config.seed)
-    yield _patch_colour(bags.entries, store, instance_labels, config.seed)
+    if all(store.slide(slide_id).has_patches for entry in bags.entries for slide_id in entry.slides):
+        yield _slide_colour(bags.entries, store, config.seed)
+        yield _patch_colour(bags.entries, store, instance_labels, config.seed)
+    else:
+        yield Comparison("slide colour", _SLIDE_COLOUR_NOTE, NO_PIXELS, NO_PATCH_SCORE)
+        yield Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, NO_PIXELS)
     luck = _train(config, shuffle_labels(bags, config.seed), device)
     places = FLAT if config.pooling == "mean" else localised(luck.attention, bags.entries, instance_labels, config.seed)
     yield Comparison("shuffled training labels", _SHUFFLED_NOTE, luck.auroc, places)
@@ -115,14 +124,13 @@ def _slide_colour(entries: Sequence[BagEntry], store: PatchStore, seed: int) -> 
     """Logistic regression on mean and standard deviation of a slide's RGB against the slide's label."""
     train = [entry for entry in entries if entry.split == "train"]
     test = [entry for entry in entries if entry.split == "test"]
-    note = f"logistic regression on a slide's mean and standard deviation of RGB, {SAMPLE} patches each"
     if not test:
-        return Comparison("slide colour", note, NO_TEST_SLIDE, NO_PATCH_SCORE)
+        return Comparison("slide colour", _SLIDE_COLOUR_NOTE, NO_TEST_SLIDE, NO_PATCH_SCORE)
     colours = {entry.bag_id: _bag_colour(entry, store, seed) for entry in (*train, *test)}
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit([colours[entry.bag_id] for entry in train], [entry.label for entry in train])
     score = model.decision_function([colours[entry.bag_id] for entry in test])
-    return Comparison("slide colour", note, auroc_estimate(*_truth(test, score), seed), NO_PATCH_SCORE)
+    return Comparison("slide colour", _SLIDE_COLOUR_NOTE, auroc_estimate(*_truth(test, score), seed), NO_PATCH_SCORE)
 
 
 def _bag_colour(entry: BagEntry, store: PatchStore, seed: int) -> Float[np.ndarray, "6"]:
@@ -143,7 +151,6 @@ def _patch_colour(
     entries: Sequence[BagEntry], store: PatchStore, instance_labels: InstanceLabels, seed: int
 ) -> Comparison:
     """Logistic regression on a patch's mean RGB against annotated patches."""
-    note = f"logistic regression on a patch's mean RGB, told which patches are lesions; {SAMPLE} patches a slide"
     drawn = {
         split: [
             _PatchColours.draw(store.slide(slide_id), entry.patient_id, instance_labels[slide_id], seed)
@@ -155,14 +162,14 @@ def _patch_colour(
     }
     if not drawn["train"] or not drawn["test"]:
         reason = "no annotated patches of both classes in training or in test"
-        return Comparison("patch colour", note, NO_SLIDE_SCORE, Estimate(math.nan, reason=reason))
+        return Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, Estimate(math.nan, reason=reason))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(
         np.concatenate([its.rgb for its in drawn["train"]]), np.concatenate([its.labels for its in drawn["train"]])
     )
     areas = np.array([auroc(its.labels, model.decision_function(its.rgb)) for its in drawn["test"]])
     found = mean_estimate(areas, [its.patient_id for its in drawn["test"]], seed)
-    return Comparison("patch colour", note, NO_SLIDE_SCORE, found)
+    return Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, found)
 
 
 class _PatchColours(NamedTuple):

@@ -17,6 +17,7 @@ from milcore.config import (
     PIXEL_ENCODERS,
     Config,
     EncodeConfig,
+    ImportConfig,
     IngestConfig,
     LaunchConfig,
     SplitConfig,
@@ -56,7 +57,8 @@ def setting(kind: type[Config], name: str, *flags: str) -> Any:
     field: FieldInfo = kind.model_fields[name]
     choices = [str(choice) for choice in _literals(field.annotation)]
     allowed = f" ({', '.join(choices)})" if choices else ""
-    default = "" if field.default is None or field.default is False else f" [default: {_shown(field.default)}]"
+    silent = field.is_required() or field.default in (None, False, ())
+    default = "" if silent else f" [default: {_shown(field.default)}]"
     flag = flags or (f"--{name.replace('_', '-')}",)
     return typer.Option(*flag, help=f"{field.description}{allowed}{default}", show_default=False)
 
@@ -201,6 +203,38 @@ def ingest(
     for slide_id, reason in summary["quarantined"].items():
         say(f"quarantined {slide_id}: {reason}")
     line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} patches"
+    finish(summary, line, as_json, code=0 if summary["ok"] else NONE_OK)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="a file, or a folder with a file per slide")],
+    store: Store,
+    format: Annotated[str, setting(ImportConfig, "format")],  # noqa: A002 - the name of the setting
+    name: Annotated[str | None, setting(ImportConfig, "name")] = None,
+    labels: Annotated[str | None, setting(ImportConfig, "labels")] = None,
+    positive: Annotated[str | None, setting(ImportConfig, "positive")] = None,
+    positive_instances: Annotated[str | None, setting(ImportConfig, "positive_instances")] = None,
+    xy: Annotated[str | None, setting(ImportConfig, "xy")] = None,
+    patch_size_level0: Annotated[float | None, setting(ImportConfig, "patch_size_level0")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a store of features or patches made elsewhere; a bad slide is quarantined with its reason."""
+    settings = given(ImportConfig, locals())
+    if positive_instances is not None:
+        settings["positive_instances"] = tuple(positive_instances.split(","))
+    config = parse_config(ImportConfig, settings)
+    from milcore.import_features import import_source
+
+    summary = import_source(source, store, config)
+    for slide_id, reason in summary["quarantined"].items():
+        say(f"quarantined {slide_id}: {reason}")
+    for slide_id, reason in summary["without_picture"].items():
+        say(f"no picture of {slide_id}: {reason}")
+    if summary["unlabelled"]:
+        first, count = ", ".join(summary["unlabelled"][:5]), len(summary["unlabelled"])
+        say(f"left out, being in no row of the labels: {count} file(s), {first}{' …' if count > 5 else ''}")
+    line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} instances"
     finish(summary, line, as_json, code=0 if summary["ok"] else NONE_OK)
 
 

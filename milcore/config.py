@@ -15,11 +15,15 @@ Level = Literal["instance", "embedding"]
 AttentionHeads = Literal["shared", "per_class"]
 BagUnit = Literal["slide", "patient"]
 Codec = Literal["jpeg", "zstd", "none"]
+ImportFormat = Literal["bags-npz", "patches-npz", "clam", "trident", "pt", "parquet"]
+PlaceInPatch = Literal["centre", "corner"]
 Precision = Literal["fp32", "fp64", "bf16"]
 FrozenEncoderName = Literal["efficientnet_lite0"]
 TrainableEncoderName = Literal["linear", "mlp", "conv", "lenet5"]
 SplitName = Literal["train", "val", "test"]
 
+IMPORT_FORMATS: tuple[str, ...] = get_args(ImportFormat)
+FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "pt")
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
 PIXEL_ENCODERS: tuple[TrainableEncoderName, ...] = ("conv", "lenet5")
@@ -56,6 +60,45 @@ class IngestConfig(Config):
     jpeg_quality: int = Field(90, ge=1, le=100, description="JPEG quality, chroma 4:4:4")
     min_tissue: Fraction = Field(0.5, description="smallest share of a tile's area that must be tissue")
     max_unreadable: int = Field(0, ge=0, description="unreadable tiles under tissue that a slide may have")
+
+
+class ImportConfig(Config):
+    """How instances made elsewhere become a store."""
+
+    format: ImportFormat = Field(description="what made SOURCE")
+    name: str = Field("imported", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="features/<name> to write")
+    labels: str | None = Field(
+        None,
+        description="CSV or Parquet with slide_id, label and optionally patient_id, uri, mpp, site, split, annotation; "
+        "for clam, trident and pt, whose files hold no label",
+    )
+    positive: str | None = Field(None, description="class name that counts as positive (none: the later by name)")
+    positive_instances: tuple[str, ...] = Field(
+        (), description="classes of patches-npz's cls that make an instance positive, commas between"
+    )
+    xy: PlaceInPatch = Field("centre", description="what xy of patches-npz says of a patch")
+    patch_size_level0: PositiveFloat | None = Field(
+        None, description="patch edge in level-0 px (none: as SOURCE says, else the step of its grid)"
+    )
+
+    @model_validator(mode="after")
+    def _labels_stand_in_one_place(self) -> Self:
+        if (self.format in FORMATS_WITHOUT_LABELS) != (self.labels is not None):
+            apart = ", ".join(FORMATS_WITHOUT_LABELS)
+            raise ValueError(
+                f"format {self.format} got labels={self.labels!r}; allowed: a table of labels with {apart} and none "
+                "with the others, which hold their own; give or drop --labels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_of_instances_stand_in_patches_npz(self) -> Self:
+        if self.positive_instances and self.format != "patches-npz":
+            raise ValueError(
+                f"format {self.format} got positive_instances={','.join(self.positive_instances)}; allowed: with "
+                "patches-npz only; drop --positive-instances"
+            )
+        return self
 
 
 class EncodeConfig(Config):

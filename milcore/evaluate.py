@@ -96,7 +96,7 @@ def evaluate(
     run = _open_run(storage.absolute(run_uri), device)
     storage.write_table(storage.join(run.uri, PREDICTIONS), _predictions(run))
     regions = _regions(run)
-    labels = _instance_labels(run.store, regions)
+    labels = _instance_labels(run, regions)
     measured = _measure(run, labels)
     rows = [_own_row(run.spec, measured)]
     if baselines:
@@ -142,14 +142,24 @@ def _predictions(run: _Run) -> pa.Table:
 def _regions(run: _Run) -> dict[str, BaseGeometry]:
     """Annotated regions of the positive slides that were trained or tested on."""
     manifest = run.store.manifest()
-    entries = [entry for entry in run.bags.entries if entry.label == 1 and entry.split in {"train", "test"}]
-    slides = [manifest.slide(slide_id) for entry in entries for slide_id in entry.slides]
+    slides = [manifest.slide(slide_id) for slide_id in _positive_slides(run)]
     return {s.slide_id: load_annotation(s.annotation, s.slide_id) for s in slides if s.annotation is not None}
 
 
-def _instance_labels(store: PatchStore, regions: dict[str, BaseGeometry]) -> InstanceLabels:
-    groups = {slide_id: store.slide(slide_id) for slide_id in regions}
-    return {name: instance_labels(groups[name].coords, groups[name].size_level0, regions[name]) for name in regions}
+def _positive_slides(run: _Run) -> list[str]:
+    entries = [entry for entry in run.bags.entries if entry.label == 1 and entry.split in {"train", "test"}]
+    return [slide_id for entry in entries for slide_id in entry.slides]
+
+
+def _instance_labels(run: _Run, regions: dict[str, BaseGeometry]) -> InstanceLabels:
+    """By annotation where there is one and patches have places, else those that were imported, where they were."""
+    labels: InstanceLabels = {}
+    for slide in map(run.store.slide, _positive_slides(run)):
+        if slide.slide_id in regions and slide.has_coords:
+            labels[slide.slide_id] = instance_labels(slide.coords, slide.size_level0, regions[slide.slide_id])
+        elif slide.instance_labels is not None:
+            labels[slide.slide_id] = slide.instance_labels.astype(np.int64)
+    return labels
 
 
 def _measure(run: _Run, labels: InstanceLabels) -> _Measured:
@@ -230,18 +240,19 @@ def _count(run: _Run, split: str) -> SplitCount:
 
 def _provenance(run: _Run) -> dict[str, str]:
     first = run.store.slide(run.bags.entries[0].slides[0])
-    features = run.spec.train.features
-    scale = f" at {first.attrs['mpp']['patch']:g} µm/px" if "mpp" in first.attrs else ""
+    features, encoder = run.spec.train.features, run.spec.train.encoder
+    patch_mpp = first.attrs.get("mpp", {}).get("patch")
+    patches = f"{first.patch_size or 'unknown'} px" + ("" if patch_mpp is None else f" at {patch_mpp:g} µm/px")
     made = {} if features is None else first.feature_attrs(features)
     return {
         "Run": run.uri,
         "Store": run.spec.store_uri,
-        "Patches": f"{first.patch_size} px{scale}",
+        "Patches": patches if first.imported is None else f"{patches}, imported as {first.imported['format']}",
         "Instances": f"{sum(run.bags.lengths)} in {len(run.bags)} slides",
         "Instances, sha256": run.spec.instance_digest,
         "Splits, sha256": run.spec.splits_digest,
-        "Encoder": str(made.get("encoder", run.spec.train.encoder)),
-        **({"Encoder weights, sha256": str(made["weights_digest"])} if made else {}),
+        "Encoder": "not ours: features were imported" if "imported" in made else str(made.get("encoder", encoder)),
+        **({"Encoder weights, sha256": str(made["weights_digest"])} if "weights_digest" in made else {}),
         "Trained with": f"milcore {run.spec.milcore_version}",
         "Evaluated with": f"milcore {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }

@@ -6,14 +6,10 @@ compressed, one shard at a time. Nothing is printed here: outcomes are yielded a
 """
 
 import contextlib
-import hashlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
-from milcore import storage
 from milcore.config import IngestConfig
 from milcore.errors import InputError, MILError, SlideError
 from milcore.manifest import Manifest, Slide, read_manifest
@@ -21,13 +17,11 @@ from milcore.processes import map_in_processes
 from milcore.slides import SlideReader, open_slide, read_area
 from milcore.slides.reader import Pixels
 from milcore.slides.resample import area_resize
+from milcore.sources import UnreachableError, fetch, see
 from milcore.store import PatchStore, SlideStatus, SlideWriter
 from milcore.tiling import SAME_SCALE, TilePlan, plan_tiles, tile_size_level0
 from milcore.tissue import METHOD, tissue_mask
 
-T = TypeVar("T")
-
-RETRY_WAITS_S = (2.0,)
 MASK_PX_PER_TILE = 16
 THUMBNAIL_EDGES_PX = (1024, 4096)
 
@@ -40,18 +34,6 @@ class SlideOutcome(NamedTuple):
     reason: str | None
     patches: int
     skipped: bool
-
-
-class _Seen(NamedTuple):
-    """A source and what identifies its version without reading it."""
-
-    uri: str
-    size: int
-    version: str
-
-
-class _UnreachableError(SlideError):
-    """The source cannot be read now; a later run tries again."""
 
 
 def plan_cohort(manifest_uri: str, store_uri: str, positive: str | None = None) -> Manifest:
@@ -133,13 +115,13 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig) -> Slide
     parameters = _parameters(slide, config)
     attrs: dict[str, Any] = {"parameters": parameters, "source": {"uri": slide.uri}}
     try:
-        seen = _reach(slide.uri, lambda: _Seen(slide.uri, *storage.stat(slide.uri)))
+        seen = see(slide.uri)
         before = store.status(slide.slide_id)
         if before and _still_good(before, parameters) and store.source(slide.slide_id) == seen._asdict():
             return _outcome(slide, before, skipped=True)
         outcome = _ingest_reached(slide, store, config, attrs, before)
     except SlideError as error:
-        attrs["retry"] = isinstance(error, _UnreachableError)
+        attrs["retry"] = isinstance(error, UnreachableError)
         store.quarantine(slide.slide_id, str(error), attrs)
         if attrs["retry"]:
             return SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
@@ -153,7 +135,7 @@ def _ingest_reached(
 ) -> SlideOutcome:
     """Ingest from a local copy; a source whose version changed but whose content did not is left as it is."""
     with contextlib.ExitStack() as stack:
-        path, sha256 = _reach(slide.uri, lambda: _fetch(slide.uri, stack))
+        path, sha256 = fetch(slide.uri, stack)
         attrs["source"] = {"uri": slide.uri, "size": path.stat().st_size, "sha256": sha256}
         if before and _still_good(before, attrs["parameters"]) and before.attrs["source"] == attrs["source"]:
             return _outcome(slide, before, skipped=True)
@@ -162,44 +144,13 @@ def _ingest_reached(
     return SlideOutcome(slide.slide_id, "ok", None, patches, skipped=False)
 
 
-def _reach(uri: str, action: Callable[[], T]) -> T:
-    """The action's result, tried again with growing waits while the storage fails."""
-    for wait_s in (*RETRY_WAITS_S, None):
-        try:
-            return action()
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            raise _UnreachableError(_unreachable(uri, error)) from None
-        except storage.IO_ERRORS as error:
-            if wait_s is None:
-                raise _UnreachableError(f"{_unreachable(uri, error)} (tried {len(RETRY_WAITS_S) + 1} times)") from None
-            time.sleep(wait_s)
-        except (ValueError, ImportError) as error:
-            raise _UnreachableError(_unreachable(uri, error)) from None
-    raise AssertionError
-
-
-def _unreachable(uri: str, error: Exception) -> str:
-    known: dict[type[Exception], str] = {
-        FileNotFoundError: "there is no such file",
-        IsADirectoryError: "it is a folder, not a file",
-    }
-    return f"cannot read {uri}: {known.get(type(error)) or f'{type(error).__name__}: {error}'}"
-
-
-def _fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
-    """A local file of the source for as long as the stack, and its sha256."""
-    path = stack.enter_context(storage.local_file(uri))
-    with path.open("rb") as file:
-        return path, hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _parameters(slide: Slide, config: IngestConfig) -> dict[str, Any]:
     return {**config.model_dump(), "slide_mpp": slide.mpp}
 
 
 def _still_good(status: SlideStatus, parameters: dict[str, Any]) -> bool:
     """Whether an earlier result would come out the same; settings that did not touch an ok slide may differ."""
-    if status.attrs.get("retry"):
+    if status.attrs.get("retry") or "imported" in status.attrs:
         return False
     free = set()
     if status.state == "ok":
@@ -219,7 +170,7 @@ def _ingest_open(
     """Plan an open slide and write its patches; the number written."""
     mpp, origin = _mpp(slide, reader, config)
     step = tile_size_level0(mpp, config)
-    thumbnail = reader.thumbnail(_thumbnail_edge(reader.size, step))
+    thumbnail = reader.thumbnail(thumbnail_edge(reader.size, step))
     plan = _plan(reader, mpp, thumbnail, config)
     resampled = step != config.patch_size
     attrs |= {
@@ -262,7 +213,7 @@ def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float
     raise SlideError("no mpp: the slide tells no um/px; give --default-mpp, or an mpp in the manifest")
 
 
-def _thumbnail_edge(size: tuple[int, int], step: float) -> int:
+def thumbnail_edge(size: tuple[int, int], step: float) -> int:
     """Longer edge of the thumbnail, such that a tile measures MASK_PX_PER_TILE px in it, within bounds."""
     low, high = THUMBNAIL_EDGES_PX
     return min(max(size), high, max(low, round(MASK_PX_PER_TILE * max(size) / step)))

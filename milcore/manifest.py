@@ -12,7 +12,7 @@ import math
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import NamedTuple, Self
@@ -24,6 +24,7 @@ from milcore.config import SPLIT_NAMES
 from milcore.errors import InputError
 
 REQUIRED = ("slide_id", "uri", "label")
+IMPORT_REQUIRED = ("slide_id", "label")
 _NUMERIC_CLASSES = ("0", "1")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SCHEMA = pa.schema(
@@ -42,7 +43,10 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Slide:
-    """One slide of the cohort: ``mpp`` (um/px, level 0) overrides the file's own; ``site`` is empty where unknown."""
+    """One slide of the cohort: ``mpp`` (um/px, level 0) overrides the file's own.
+
+    ``site`` is empty where unknown, ``uri`` where an import has no slide.
+    """
 
     slide_id: str
     uri: str
@@ -97,20 +101,40 @@ class _Row(NamedTuple):
     cells: dict[str, str]
 
 
-def read_manifest(uri: str, positive: str | None = None) -> Manifest:
+def read_manifest(uri: str, positive: str | None = None, required: tuple[str, ...] = REQUIRED) -> Manifest:
     """Read and check a manifest (CSV, or Parquet by the suffix ``.parquet``).
 
     Args:
         uri: where it lies; relative ``uri`` and ``annotation`` cells are relative to its folder.
         positive: the class that gets index 1 of two; default: the later by name.
+        required: columns that must be there and filled; an import asks for no ``uri``.
 
     Raises:
         InputError: the file cannot be read, or the list of every bad row with its line number.
     """
-    rows = _parquet_rows(uri) if uri.endswith(".parquet") else _csv_rows(uri)
+    rows = _parquet_rows(uri, required) if uri.endswith(".parquet") else _csv_rows(uri, required)
+    return _checked(uri, rows, positive, required)
+
+
+def make_manifest(uri: str, rows: Iterable[dict[str, object]], positive: str | None = None) -> Manifest:
+    """The manifest of a cohort whose labels lie beside its instances, checked like one that is read.
+
+    Args:
+        uri: of the file they lie in, named in errors.
+        rows: columns and values of each slide; ``uri`` is not asked for.
+        positive: see ``read_manifest``.
+
+    Raises:
+        InputError: the list of every bad row, counted from 1.
+    """
+    named = [_named_row(number, row) for number, row in enumerate(rows, start=1)]
+    return _checked(uri, named, positive, IMPORT_REQUIRED)
+
+
+def _checked(uri: str, rows: list[_Row], positive: str | None, required: tuple[str, ...]) -> Manifest:
     if not rows:
         raise InputError(f"manifest {uri} has no slides; it needs at least one row below its header")
-    problems = [f"{row.place}: {problem}" for row in rows for problem in _row_problems(row)]
+    problems = [f"{row.place}: {problem}" for row in rows for problem in _row_problems(row, required)]
     problems += _label_problems(rows) + _duplicates(rows)
     if problems:
         problems.sort(key=_place_number)
@@ -127,14 +151,14 @@ def _read(uri: str) -> bytes:
         raise InputError(f"manifest {uri} cannot be read: {type(error).__name__}: {error}") from None
 
 
-def _csv_rows(uri: str) -> list[_Row]:
+def _csv_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
     try:
         text = _read(uri).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"manifest {uri} is not UTF-8 text ({error}); a Parquet manifest ends in .parquet") from None
     reader = csv.reader(io.StringIO(text, newline=""))
     header = [name.strip() for name in next(reader, [])]
-    _check_columns(uri, header)
+    _check_columns(uri, header, required)
     return [_csv_row(reader.line_num, header, cells) for cells in reader if any(cell.strip() for cell in cells)]
 
 
@@ -145,16 +169,17 @@ def _csv_row(line: int, header: list[str], cells: list[str]) -> _Row:
     return _Row(f"line {line}", named)
 
 
-def _parquet_rows(uri: str) -> list[_Row]:
+def _parquet_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
     try:
         table = storage.parse_table(_read(uri))
     except pa.ArrowInvalid as error:
         raise InputError(f"manifest {uri} is not a Parquet file: {error}") from None
-    _check_columns(uri, table.column_names)
-    return [
-        _Row(f"row {number}", {name: _cell_text(value) for name, value in row.items()})
-        for number, row in enumerate(table.to_pylist(), start=1)
-    ]
+    _check_columns(uri, table.column_names, required)
+    return [_named_row(number, row) for number, row in enumerate(table.to_pylist(), start=1)]
+
+
+def _named_row(number: int, row: dict[str, object]) -> _Row:
+    return _Row(f"row {number}", {name: _cell_text(value) for name, value in row.items()})
 
 
 def _cell_text(value: object) -> str:
@@ -163,23 +188,23 @@ def _cell_text(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value).strip()
 
 
-def _check_columns(uri: str, columns: list[str]) -> None:
-    missing = [name for name in REQUIRED if name not in columns]
+def _check_columns(uri: str, columns: list[str], required: tuple[str, ...]) -> None:
+    missing = [name for name in required if name not in columns]
     if missing:
         raise InputError(
             f"manifest {uri} lacks the column(s) {', '.join(missing)}; it has {', '.join(columns) or 'none'}; "
-            f"required: {', '.join(REQUIRED)}"
+            f"required: {', '.join(required)}"
         )
     doubled = [name for name, count in Counter(columns).items() if count > 1]
     if doubled:
         raise InputError(f"manifest {uri} has the column(s) {', '.join(doubled)} more than once")
 
 
-def _row_problems(row: _Row) -> Iterator[str]:
+def _row_problems(row: _Row, required: tuple[str, ...]) -> Iterator[str]:
     cells = row.cells
     if "" in cells:
         yield cells[""]
-    yield from (f"{name} is empty" for name in REQUIRED if not cells.get(name))
+    yield from (f"{name} is empty" for name in required if not cells.get(name))
     slide_id, mpp, split = cells.get("slide_id", ""), cells.get("mpp", ""), cells.get("split", "")
     if slide_id and not _SAFE_ID.fullmatch(slide_id):
         yield (
@@ -255,7 +280,7 @@ def _slide(row: _Row, classes: tuple[str, ...], folder: str) -> Slide:
     cells = row.cells
     return Slide(
         slide_id=cells["slide_id"],
-        uri=_resolve(folder, cells["uri"]),
+        uri=_resolve(folder, cells["uri"]) if cells.get("uri") else "",
         label=classes.index(_binary(cells["label"]) or cells["label"]),
         patient_id=cells.get("patient_id") or cells["slide_id"],
         site=cells.get("site", ""),

@@ -112,10 +112,16 @@ def cohort_ingestion(store: PatchStore, slide_ids: Sequence[str]) -> IngestConfi
     """The settings with which all slides of a cohort were cut into patches.
 
     Raises:
-        StoreError: they were cut with different ones.
+        StoreError: they were cut with different ones, or elsewhere.
     """
     statuses = store.statuses()
-    found = [status.attrs["parameters"] for name in slide_ids if (status := statuses.get(name)) is not None]
+    held = [status.attrs for name in slide_ids if (status := statuses.get(name)) is not None]
+    if any("imported" in attrs for attrs in held):
+        raise StoreError(
+            f"the slides of {store.uri} were imported: what made them elsewhere cannot be repeated on a new slide; "
+            "allowed: a run on a store of milcore ingest; import new slides beside the others and evaluate"
+        )
+    found = [attrs["parameters"] for attrs in held]
     if not found:
         raise StoreError(f"{store.uri} holds none of the run's slides; its ingestion settings cannot be repeated")
     first = found[0]

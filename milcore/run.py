@@ -122,7 +122,7 @@ def instance_digest(store: PatchStore, config: TrainConfig, slide_ids: list[str]
     """Sha256 over the digests of what each slide is trained from.
 
     Raises:
-        StoreError: slides lack these features.
+        StoreError: slides lack these features, or patches.
     """
 
     def digest(slide_id: str) -> str | None:
@@ -134,6 +134,11 @@ def instance_digest(store: PatchStore, config: TrainConfig, slide_ids: list[str]
     with ThreadPoolExecutor(READING_THREADS) as pool:
         digests = dict(zip(slide_ids, pool.map(digest, slide_ids), strict=True))
     lacking = sorted(slide_id for slide_id, its in digests.items() if its is None)
+    if lacking and config.features is None:
+        raise StoreError(
+            f"{len(lacking)} of {len(slide_ids)} slides were imported without patches ({', '.join(lacking[:5])} …); "
+            "train on their features by --features"
+        )
     if lacking:
         raise StoreError(
             f"{len(lacking)} of {len(slide_ids)} slides have no features/{config.features} "

@@ -5,10 +5,13 @@
     <store>/manifest.parquet          the cohort
     <store>/sources/<slide_id>.json   size and version of the slide's file as last seen
     <store>/slides/<slide_id>.zarr    attrs (status, source, scale, counts; ``complete`` last) and the arrays
-        patches (n, p, p, 3) u1, coords (n, 2) i4, tissue (n,) f4, thumbnail (h, w, 3) u1, features/<name> (n, d) f2
+        patches (n, p, p, 3) u1, coords (n, 2) i4, tissue (n,) f4, thumbnail (h, w, 3) u1
+        instance_labels (n,) i1 (1 positive, 0 negative, -1 left out), instance_classes (n,) i4
+        features/<name> (n, d) f2 or f4
 
-The surprise: a slide that could not be used has a group too, without arrays, whose attrs hold the reason. Readers
-refuse a group that is not complete. One writer per group. Axis words: n (patch), p (patch edge in px), d (feature).
+An import may lack any of them but one of patches and features; the attribute ``arrays`` names those that are there. The
+surprise: a slide that could not be used has a group too, without arrays, whose attrs hold the reason. Readers refuse a
+group that is not complete. One writer per group. Axis words: n (patch), p (patch edge in px), d (feature).
 """
 
 import hashlib
@@ -31,9 +34,13 @@ from milcore.shards import JpegCodec, ShardReader, ShardWriter
 
 SCHEMA_VERSION = 1
 FEATURE_CHUNK_MB = 32
+INGESTED = ("patches", "coords", "tissue", "thumbnail")
 _FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ROW_TYPES = {"coords": np.int32, "instance_labels": np.int8, "instance_classes": np.int32}
 
 State = Literal["ok", "quarantined"]
+RowName = Literal["coords", "instance_labels", "instance_classes"]
+FeatureArray = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 
 class SlideStatus(NamedTuple):
@@ -105,7 +112,7 @@ class PatchStore:
         return SlideGroup(self.group_uri(slide_id), status.attrs)
 
     def writer(
-        self, slide_id: str, attrs: dict[str, Any], patch_size: int, codec: Codec, quality: int
+        self, slide_id: str, attrs: dict[str, Any], patch_size: int | None, codec: Codec, quality: int
     ) -> "SlideWriter":
         """A context in which a slide is written; it becomes readable when the context ends without an error.
 
@@ -115,7 +122,8 @@ class PatchStore:
             slide_id: of the slide.
             attrs: attributes known beforehand (more may be added through the writer's ``attrs``); they tell whether
                 what lies in the group belongs to the same ingestion.
-            patch_size: p, in px.
+            patch_size: p, in px; None for a slide without pixels, whose attrs say under ``patches`` how many instances
+                it has.
             codec: how a patch is stored.
             quality: JPEG quality, 1 to 100.
         """
@@ -167,19 +175,34 @@ class PatchStore:
 class SlideWriter:
     """Writes one slide's group patch by patch; ``attrs`` may be added to until the context ends."""
 
-    def __init__(self, uri: str, attrs: dict[str, Any], patch_size: int, codec: Codec, quality: int) -> None:
-        self.attrs = {**attrs, "patch_size": patch_size, "codec": codec}
+    def __init__(self, uri: str, attrs: dict[str, Any], patch_size: int | None, codec: Codec, quality: int) -> None:
+        self.attrs = dict(attrs)
         self._uri = uri
-        self._shards = ShardWriter(storage.join(uri, "patches"), patch_size, codec, quality)
+        self._shards: ShardWriter | None = None
+        if patch_size is not None:
+            self.attrs |= {"patch_size": patch_size, "codec": codec}
+            self._shards = ShardWriter(storage.join(uri, "patches"), patch_size, codec, quality)
         self._coords: list[tuple[int, int]] = []
         self._tissue: list[float] = []
+        self._rows: dict[str, npt.NDArray[Any]] = {}
+        self._arrays: set[str] = set()
         self._quality = quality
 
     def append(self, patch: npt.NDArray[np.uint8], x: int, y: int, tissue: float) -> None:
         """Add a patch (p, p, 3), its corner in level-0 px and the share of its area that is tissue."""
-        self._shards.append(patch)
+        self.append_patch(patch)
         self._coords.append((x, y))
         self._tissue.append(tissue)
+
+    def append_patch(self, patch: npt.NDArray[np.uint8]) -> None:
+        """Add a patch (p, p, 3) alone; where its place is known, ``write_rows`` takes the places of all."""
+        if self._shards is None:
+            raise StoreError(f"{self._uri} was begun without a patch size and takes no patches; give the writer one")
+        self._shards.append(patch)
+
+    def write_rows(self, name: RowName, values: npt.NDArray[np.integer[Any]]) -> None:
+        """Keep a value, or a place, of every instance; stored when the context ends."""
+        self._rows[name] = values.astype(_ROW_TYPES[name])
 
     def write_thumbnail(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Store the slide's thumbnail (h, w, 3)."""
@@ -193,6 +216,7 @@ class SlideWriter:
             overwrite=True,
         )
         array[...] = pixels
+        self._arrays.add("thumbnail")
 
     def __enter__(self) -> Self:
         return self
@@ -204,14 +228,24 @@ class SlideWriter:
             self._complete()
 
     def _complete(self) -> None:
-        coords = np.array(self._coords, np.int32).reshape(-1, 2)
-        chunks = self._shards.finish()
+        rows = dict(self._rows)
+        if self._coords:
+            rows |= {"coords": np.array(self._coords, np.int32), "tissue": np.array(self._tissue, np.float32)}
+        final = self._finish_patches(rows.get("coords", np.empty((0, 2), np.int32)))
         group = _open_group(self._uri)
-        for name, array in (("coords", coords), ("tissue", np.array(self._tissue, np.float32))):
+        for name, array in rows.items():
             group.create_array(name, data=array, chunks=tuple(max(1, edge) for edge in array.shape), overwrite=True)
-        digest = hashlib.sha256(chunks.encode() + coords.astype("<i4").tobytes()).hexdigest()
-        final = {"status": "ok", "patches": len(coords), "patches_digest": digest, "complete": True}
+        final |= {"status": "ok", "arrays": sorted(self._arrays | rows.keys()), "complete": True}
         _write_group(self._uri, {**self.attrs, **final})
+
+    def _finish_patches(self, coords: npt.NDArray[np.int32]) -> dict[str, Any]:
+        """Write what is left of the patches; their count and the digest of pixels and places."""
+        if self._shards is None:
+            return {}
+        chunks = self._shards.finish()
+        self._arrays.add("patches")
+        digest = hashlib.sha256(chunks.encode() + coords.astype("<i4").tobytes()).hexdigest()
+        return {"patches": self._shards.count, "patches_digest": digest}
 
 
 class SlideGroup:
@@ -221,12 +255,23 @@ class SlideGroup:
         self.uri = uri
         self.attrs = attrs
         self.slide_id: str = attrs["slide_id"]
-        self.patch_size: int = attrs["patch_size"]
-        self.size_level0: float = attrs["patch_size_level0"]
-        self.patches_digest: str = attrs["patches_digest"]
+        self.patch_size: int | None = attrs.get("patch_size")
+        self.patches_digest: str | None = attrs.get("patches_digest")
+        self.imported: dict[str, Any] | None = attrs.get("imported")
+        arrays = attrs.get("arrays", INGESTED)
+        self.has_patches = "patches" in arrays
+        self.has_coords = "coords" in arrays
+        self.has_thumbnail = "thumbnail" in arrays
+        self._arrays = arrays
 
     def __len__(self) -> int:
         return int(self.attrs["patches"])
+
+    @property
+    def size_level0(self) -> float:
+        """Patch edge in level-0 px; known where there are coords."""
+        self._expect("coords")
+        return float(self.attrs["patch_size_level0"])
 
     @cached_property
     def coords(self) -> npt.NDArray[np.int32]:
@@ -234,9 +279,17 @@ class SlideGroup:
         return self._array("coords").astype(np.int32, copy=False)
 
     @cached_property
-    def tissue(self) -> npt.NDArray[np.float32]:
-        """Share of every patch's area that is tissue, shape (n,)."""
-        return self._array("tissue").astype(np.float32, copy=False)
+    def tissue(self) -> npt.NDArray[np.float32] | None:
+        """Share of every patch's area that is tissue, shape (n,); None in an import."""
+        return self._array("tissue").astype(np.float32, copy=False) if "tissue" in self._arrays else None
+
+    @cached_property
+    def instance_labels(self) -> npt.NDArray[np.int8] | None:
+        """1 for a positive instance, 0 for a negative, -1 for one left out, shape (n,); None where an import had none.
+
+        They serve localisation metrics only: nothing is trained on them.
+        """
+        return self._array("instance_labels") if "instance_labels" in self._arrays else None
 
     @property
     def thumbnail(self) -> npt.NDArray[np.uint8]:
@@ -245,6 +298,7 @@ class SlideGroup:
 
     def patches(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
+        self._expect("patches")
         return self._shards.read(start, stop)
 
     def features(self, name: str) -> "Features":
@@ -277,27 +331,29 @@ class SlideGroup:
         names = storage.names(storage.join(self.uri, "features"))
         return [name for name in names if name != "zarr.json" and self.has_features(name)]
 
-    def write_features(self, name: str, array: npt.NDArray[np.float16], attrs: dict[str, Any]) -> None:
+    def write_features(self, name: str, array: FeatureArray, attrs: dict[str, Any]) -> None:
         """Write instance features, their digest and ``complete`` last.
 
         Args:
             name: of the features: letters, digits, '.', '_' and '-'.
-            array: shape (n, d), one row per patch.
+            array: shape (n, d), one row per patch; float16 or float32, kept as it is.
             attrs: what made them (encoder, weights digest, transform).
 
         Raises:
-            InputError: the name cannot name a folder, or the rows are not one per patch.
+            InputError: the name cannot name a folder, the type is another, or the rows are not one per patch.
         """
         if not _FEATURE_NAME.fullmatch(name):
             raise InputError(f"features name {name!r}: allowed: letters, digits, '.', '_' and '-'")
         if array.ndim != 2 or len(array) != len(self):
             raise InputError(f"features of shape {array.shape} for {len(self)} patches of {self.slide_id!r}")
-        values = np.ascontiguousarray(array, "<f2")
-        rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (2 * values.shape[1]))))
+        if array.dtype not in (np.float16, np.float32):
+            raise InputError(f"features of type {array.dtype} for {self.slide_id!r}; allowed: float16, float32")
+        values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (values.itemsize * values.shape[1]))))
         node = _open_group(self.uri).create_array(
             f"features/{name}",
             shape=values.shape,
-            dtype="float16",
+            dtype=values.dtype.name,
             chunks=(rows, values.shape[1]),
             compressors=None,
             attributes={"complete": False},
@@ -318,7 +374,14 @@ class SlideGroup:
     def _shards(self) -> ShardReader:
         return ShardReader(storage.join(self.uri, "patches"))
 
+    def _expect(self, name: str) -> None:
+        """Refuse what an import did not bring."""
+        if name not in self._arrays:
+            there = ", ".join([*self._arrays, *(f"features/{each}" for each in self.feature_names())])
+            raise StoreError(f"slide {self.slide_id!r} was imported without {name}; there are: {there}")
+
     def _array(self, name: str) -> npt.NDArray[Any]:
+        self._expect(name)
         return np.asarray(zarr.open_array(_zarr_store(self.uri), path=name, mode="r")[...])
 
 
@@ -330,9 +393,9 @@ class Features:
         self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
         self.rows_per_chunk: int = array.chunks[0]
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float16]:
-        """Rows ``start`` to ``stop`` (exclusive), shape (k, d)."""
-        return np.asarray(self._array[start:stop]).astype(np.float16, copy=False)
+    def read(self, start: int, stop: int) -> FeatureArray:
+        """Rows ``start`` to ``stop`` (exclusive), shape (k, d), as they were stored."""
+        return np.asarray(self._array[start:stop])
 
 
 def _zarr_store(uri: str) -> LocalStore | FsspecStore:

@@ -22,9 +22,11 @@ FLOORS = (
     ("milcore.bags", "milcore.pooling", "milcore.metrics", "milcore.annotations", "milcore.sampling"),
     ("milcore.attention_score", "milcore.dropout"),
     ("milcore.segments", "milcore.rows"),
-    ("milcore.ingest", "milcore.synth", "milcore.splits"),
+    ("milcore.import_features",),
+    ("milcore.imports", "milcore.ingest", "milcore.synth", "milcore.splits"),
     ("milcore.store",),
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
+    ("milcore.sources",),
     ("milcore.processes", "milcore.storage", "milcore.progress", "milcore.allocator"),
     ("milcore.config",),
     ("milcore.errors",),
@@ -38,6 +40,8 @@ ONLY_IN = {
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
     "milcore.tissue", "milcore.tiling", "milcore.store", "milcore.shards", "milcore.ingest", "milcore.synth",
+    "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
+    "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
     "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress",
 )  # fmt: skip
 

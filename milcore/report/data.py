@@ -12,16 +12,16 @@ class TopPatch:
     """One of a slide's most attended patches.
 
     Args:
-        x: left edge, level-0 px.
+        x: left edge, level-0 px; None, like y and size, where the patch's place is unknown.
         y: upper edge, level-0 px.
         size: edge, level-0 px.
         times_mean: attention weight over the slide's mean weight.
         jpeg: the patch as a JPEG file.
     """
 
-    x: int
-    y: int
-    size: float
+    x: int | None
+    y: int | None
+    size: float | None
     times_mean: float
     jpeg: bytes
 
@@ -32,12 +32,12 @@ class SlideView:
 
     Args:
         probability: of the positive class.
-        size_level0: (width, height), level-0 px.
+        size_level0: (width, height), level-0 px, None where unknown.
         mpp: um/px at level 0, None where unknown.
         instances: patches of the slide.
         half_mass: the fewest patches that hold half of the attention.
         localisation: within-slide AUROC of attention against the annotation, None where undefined.
-        thumbnail: JPEG file, None where the store has no picture of the slide.
+        thumbnail: JPEG file, white where the store has places but no picture, None where it has neither.
         heat: PNG file with transparency, the thumbnail's size; None like thumbnail.
         outline: rings of the annotated regions, level-0 px.
     """
@@ -46,7 +46,7 @@ class SlideView:
     patient_id: str
     label: int
     probability: float
-    size_level0: tuple[int, int]
+    size_level0: tuple[int, int] | None
     mpp: float | None
     instances: int
     half_mass: int

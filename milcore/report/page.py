@@ -159,4 +159,4 @@ def _cell(value: object) -> str:
 
 
 def _scale(slide: SlideView) -> tuple[float, str] | None:
-    return None if slide.mpp is None else scale_bar(slide.size_level0[0], slide.mpp)
+    return None if slide.mpp is None or slide.size_level0 is None else scale_bar(slide.size_level0[0], slide.mpp)
