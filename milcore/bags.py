@@ -7,8 +7,9 @@ first, from (seed, epoch) alone, then dealt to ranks: what is learnt does not de
 Axes: instance, bag; the other axes of instances are (feature,) or (channel, height, width).
 """
 
+import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -197,6 +198,16 @@ class Bags:
     def split(self, name: str) -> list[int]:
         """Indices of the bags of one split."""
         return [index for index, entry in enumerate(self.entries) if entry.split == name]
+
+    def divided(self, split_of: Mapping[str, str]) -> "Bags":
+        """The same bags, and the same memory of them, under other splits.
+
+        Args:
+            split_of: the split of a bag by its id; a bag that is not named is in none.
+        """
+        other = copy.copy(self)
+        other.entries = tuple(entry._replace(split=split_of.get(entry.bag_id, "")) for entry in self.entries)
+        return other
 
     def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
         """The batch of each group of indices; the next one is read while the last is worked on."""

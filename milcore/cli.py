@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from milcore import __version__, storage
 from milcore.config import (
+    PIXEL_ENCODERS,
     Config,
     EncodeConfig,
     ImportConfig,
@@ -88,10 +89,10 @@ def launch_config(ray_address: str, workers: int, use_gpu: bool) -> LaunchConfig
 def train_config(file: str | None, flags: dict[str, object]) -> TrainConfig:
     """Training settings: the file's where there is one, with what the command line names in their place."""
     values = _read_settings(file) if file is not None else {}
-    if "encoder" in flags and "features" not in flags:
-        flags = {**flags, "features": None}
-    if flags.get("features") is not None and "encoder" not in flags:
-        flags = {**flags, "encoder": None}
+    if flags.get("encoder") in PIXEL_ENCODERS:
+        flags = {"features": None, **flags}
+    if flags.get("features") is not None and values.get("encoder") in PIXEL_ENCODERS:
+        flags = {"encoder": TrainConfig().encoder, **flags}
     return parse_config(TrainConfig, {**values, **flags})
 
 

@@ -19,13 +19,14 @@ ImportFormat = Literal["bags-npz", "patches-npz", "clam", "trident", "pt", "parq
 PlaceInPatch = Literal["centre", "corner"]
 Precision = Literal["fp32", "fp64", "bf16"]
 FrozenEncoderName = Literal["efficientnet_lite0"]
-TrainableEncoderName = Literal["conv"]
+TrainableEncoderName = Literal["linear", "mlp", "conv", "lenet5"]
 SplitName = Literal["train", "val", "test"]
 
 IMPORT_FORMATS: tuple[str, ...] = get_args(ImportFormat)
 FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "pt")
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
+PIXEL_ENCODERS: tuple[TrainableEncoderName, ...] = ("conv", "lenet5")
 POOLINGS_OF_PROBABILITIES: tuple[PoolingName, ...] = ("noisy_or", "noisy_and")
 
 C = TypeVar("C", bound="Config")
@@ -135,9 +136,14 @@ class SplitConfig(Config):
 class TrainConfig(Config):
     """The MIL model and how it is trained. Launch settings (workers, devices) are not here: they change no weight."""
 
-    features: str | None = Field("efficientnet_lite0", description="features/<name> of the store to train on")
-    encoder: TrainableEncoderName | None = Field(
-        None, description="train this encoder end to end from patches instead of reading features"
+    features: str | None = Field(
+        "efficientnet_lite0", description="features/<name> of the store to train on (none: from patches)"
+    )
+    encoder: TrainableEncoderName = Field(
+        "linear", description="trained with the model: linear and mlp on features, conv and lenet5 on patches"
+    )
+    augment: bool = Field(
+        False, description="flip, turn and re-stain (H&E) the patches of every training pass; for encoder conv"
     )
     pooling: PoolingName = Field("gated_attention", description="how instances become a bag")
     level: Level = Field("embedding", description="pool instance probabilities or instance embeddings")
@@ -170,11 +176,13 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _has_one_source_of_instances(self) -> Self:
-        if (self.features is None) == (self.encoder is None):
+        if (self.features is None) != (self.encoder in PIXEL_ENCODERS):
             raise ValueError(
-                f"got features={self.features!r} and encoder={self.encoder!r}; allowed: exactly one of them; "
-                "features reads frozen features, encoder trains from patches"
+                f"got features={self.features!r} and encoder={self.encoder!r}; allowed: {' or '.join(PIXEL_ENCODERS)} "
+                "without features (they see patches), any other encoder with features"
             )
+        if self.augment and self.encoder != "conv":
+            raise ValueError(f"augment with encoder {self.encoder}; allowed: encoder conv; it changes H&E patches")
         return self
 
     @model_validator(mode="after")

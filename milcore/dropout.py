@@ -16,6 +16,7 @@ from milcore.segments import Segments
 
 _LEVELS = 256
 _COLUMNS_PER_HASH = 8
+_BEYOND_COLUMNS = 1 << 32
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
@@ -52,20 +53,42 @@ class Dropout(NamedTuple):
         """What the entries that stay are multiplied by."""
         return _LEVELS / (_LEVELS - self.level)
 
-    def draw(self, bag_keys: Int[Tensor, " bag"], segments: Segments, hidden: int) -> Mask | None:
-        """Which entries of the embeddings are dropped; None if none are.
+    def keys(self, bag_keys: Int[Tensor, " bag"]) -> Int[Tensor, " bag"]:
+        """A random number per bag.
+
+        Args:
+            bag_keys: a number per bag that is the same in every batch.
+        """
+        return _mix(_mix(torch.tensor([self.seed * 0x9E3779B1 + self.epoch], device=bag_keys.device)) + bag_keys)
+
+    def instance_keys(self, bag_keys: Int[Tensor, " bag"], segments: Segments) -> Int[Tensor, " instance"]:
+        """A random number per instance.
 
         Args:
             bag_keys: a number per bag that is the same in every batch.
             segments: the instances; their places in the bag count, not their rows.
+        """
+        return _mix(self.keys(bag_keys)[segments.bag] + segments.position)
+
+    def draw(self, bag_keys: Int[Tensor, " bag"], segments: Segments, hidden: int) -> Mask | None:
+        """Which entries of the embeddings are dropped; None if none are.
+
+        Args:
+            bag_keys: as of ``keys``.
+            segments: as of ``instance_keys``.
             hidden: width of the embeddings.
         """
         if self.level == 0:
             return None
-        start = _mix(torch.tensor([self.seed * 0x9E3779B1 + self.epoch], device=bag_keys.device))
-        keys = _mix(_mix(start + bag_keys)[segments.bag] + segments.position)
+        keys = self.instance_keys(bag_keys, segments)
         columns = torch.arange(-(-hidden // _COLUMNS_PER_HASH), device=keys.device)
         return Mask(_mix(keys[:, None] + columns).view(torch.int8)[:, :hidden], self.level)
+
+
+def uniform(keys: Int[Tensor, " row"], count: int) -> Float[Tensor, "row count"]:
+    """So many numbers from 0 to 1 for every key, in steps of 2^-24, other than those that dropout takes from it."""
+    columns = torch.arange(_BEYOND_COLUMNS, _BEYOND_COLUMNS + count, device=keys.device)
+    return _shift(_mix(keys[:, None] + columns), 40).float() / 2.0**24
 
 
 class _Drop(torch.autograd.Function):

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
+from milcore.augment import augment
 from milcore.bags import Bag, BagBatch, Chunk, pack
 from milcore.config import TrainConfig
 from milcore.dropout import Dropout
-from milcore.encoders.conv import ConvEncoder
-from milcore.encoders.features import FeatureEncoder
+from milcore.encoders import TRAINABLE_ENCODERS, TrainableEncoder
 from milcore.pooling import POOLINGS, PoolingShape, Summary, log_sigmoids
 from milcore.segments import Segments, at_least_fp32, segment_sum
 from milcore.streaming import Walk, summarise
@@ -67,9 +67,8 @@ class MILModel(nn.Module):
         self.dropout = config.dropout
         self.dtype = DTYPES[config.precision]
         self.activation_bytes = int(config.activation_mb * 1e6)
-        self.encoder: FeatureEncoder | ConvEncoder = (
-            FeatureEncoder(width, config.hidden) if config.encoder is None else ConvEncoder(config.hidden)
-        )
+        self.augment = config.augment
+        self.encoder: TrainableEncoder = TRAINABLE_ENCODERS[config.encoder](width, config.hidden)
         self.pooling = POOLINGS[config.pooling](
             PoolingShape(
                 width=config.hidden,
@@ -128,8 +127,11 @@ class MILModel(nn.Module):
         classifier = [each.to(self.dtype) for each in (self.classifier.weight, self.classifier.bias)]
 
         def lift(chunk: Chunk) -> Lifted:
-            mask = None if dropout is None else dropout.draw(chunk.bag_keys, chunk.segments, self.hidden)
-            embeddings = embed(chunk.instances, mask)
+            mask, instances = None, chunk.instances
+            if dropout is not None:
+                mask = dropout.draw(chunk.bag_keys, chunk.segments, self.hidden)
+                instances = augment(chunk, dropout) if self.augment else instances
+            embeddings = embed(instances, mask)
             if self.level == "embedding":
                 return Lifted(score(embeddings), embeddings, embeddings[:, :0])
             logit = at_least_fp32(functional.linear(embeddings, *classifier))
@@ -152,7 +154,7 @@ class MILModel(nn.Module):
         """How this batch is walked over."""
         device = self.classifier.weight.device
         budget = self.instance_budget(batch.instances[:1])
-        rows = self.encoder.chunk_rows * (GPU_CHUNKS if device.type == "cuda" else 1)
+        rows = self.encoder.rows_per_chunk(batch.instances[:1]) * (GPU_CHUNKS if device.type == "cuda" else 1)
         return Walk(min(rows, budget), len(batch.instances) > budget, device)
 
     def _summarise(self, batch: BagBatch, dropout: Dropout | None) -> Summary:

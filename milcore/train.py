@@ -153,7 +153,7 @@ class _Loop:
         self.model = make_model(config, instance.shape[-1], bags.classes).to(ctx.device)
         self.budget = self.model.instance_budget(instance)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         distributed = ctx.world_size > 1
         self.replica = DistributedDataParallel(self.model, forward_sync_buffers=False) if distributed else self.model

@@ -78,7 +78,7 @@ def _check_settings(given: dict[str, Any]) -> None:
     settings = {**given, "default_mpp": given["default_mpp"] or None, "poolings": tuple(given["poolings"].split(","))}
     for kind in (IngestConfig, SplitConfig, TuneConfig, LaunchConfig):
         pick(kind, settings)
-    pick(TrainConfig, {**settings, "encoder": None})
+    pick(TrainConfig, {name: value for name, value in settings.items() if name != "encoder"})
     pick(EncodeConfig, settings)
 
 

@@ -18,7 +18,7 @@ FLOORS = (
     ("milcore.run", "milcore.sweep"),
     ("milcore.train", "milcore.checkpoints", "milcore.leave_one_out"),
     ("milcore.model", "milcore.report"),
-    ("milcore.streaming", "milcore.encoders", "milcore.attention"),
+    ("milcore.streaming", "milcore.encoders", "milcore.attention", "milcore.augment"),
     ("milcore.bags", "milcore.pooling", "milcore.metrics", "milcore.annotations", "milcore.sampling"),
     ("milcore.attention_score", "milcore.dropout"),
     ("milcore.segments", "milcore.rows"),

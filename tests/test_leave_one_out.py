@@ -24,7 +24,7 @@ def test_it_equals_the_bag_without_each_instance(pooling: str, level: str, chunk
     rows = torch.randn(23, 9)
     config = TrainConfig(pooling=pooling, level=level, hidden=16, attention_hidden=8, attention_heads="per_class")
     model = make_model(config, 9, classes=3)
-    model.encoder.chunk_rows = chunk_rows
+    model.encoder.rows_per_chunk = lambda _: chunk_rows
     without = [torch.cat([rows[:i], rows[i + 1 :]]) for i in range(23)]
     with torch.no_grad():
         expected = model(pack([Bag(str(i), "", 0, its) for i, its in enumerate(without)], range(23)), None)

@@ -45,7 +45,7 @@ def case(request: pytest.FixtureRequest) -> tuple[TrainConfig, int]:
 
 def bags_for(config: TrainConfig, lengths: tuple[int, ...] = LENGTHS) -> list[Bag]:
     generator = torch.Generator().manual_seed(0)
-    if config.encoder:
+    if config.features is None:
         shapes = [(min(length, 9), 12, 12, 3) for length in lengths]
         rows = [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for shape in shapes]
     else:
@@ -56,7 +56,7 @@ def bags_for(config: TrainConfig, lengths: tuple[int, ...] = LENGTHS) -> list[Ba
 def model_of(config: TrainConfig, classes: int, budget: int, chunk_rows: int) -> MILModel:
     """A model that keeps the activations of at most ``budget`` instances."""
     model = make_model(config, WIDTH, classes)
-    model.encoder.chunk_rows = chunk_rows
+    model.encoder.rows_per_chunk = lambda _: chunk_rows
     model._budget = budget
     return model
 

@@ -73,7 +73,7 @@ EQUALITY_CASES = {
 
 
 def bags_for(config: TrainConfig) -> Bags:
-    return patch_bags() if config.encoder else ragged_bags()
+    return patch_bags() if config.features is None else ragged_bags()
 
 
 def _train_as_rank(rank: int, folder: str) -> None:

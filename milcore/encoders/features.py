@@ -1,9 +1,10 @@
-"""The trainable first layer over frozen features, with its gradient in closed form.
+"""Trainable layers over frozen features, with their gradient in closed form.
 
 Axes: instance, feature, hidden (embedding width).
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,20 +20,30 @@ ROWS_PER_CAST = 512
 
 
 class FeatureEncoder(nn.Module):
-    """``h = ReLU(W (x - mean) / sd + b)`` over frozen features; mean and sd are those of the training bags.
+    """``h = ReLU(W (x - mean) / sd + b)`` over frozen features, and more such layers on top where asked for.
 
-    Standardisation and the scale of dropout are folded into W and b once per step: ReLU commutes with a positive scale.
+    mean and sd are those of the training bags. Standardisation is folded into the first layer and the scale of dropout
+    into the last, once per step: ReLU commutes with a positive scale.
+
+    Args:
+        width: of the features.
+        widths: of the layers' outputs, the last being the embedding's.
     """
 
     mean: Tensor
     sd: Tensor
-    chunk_rows = INSTANCES_PER_CHUNK
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("sd", torch.ones(width))
-        self.project = nn.Linear(width, hidden)
+        self.project = nn.Linear(width, widths[0])
+        self.further = nn.Sequential(*(nn.Linear(*pair) for pair in itertools.pairwise(widths)))
+
+    def rows_per_chunk(self, instance: Float[Tensor, "instance feature"]) -> int:
+        """Instances that are computed on at once."""
+        del instance
+        return INSTANCES_PER_CHUNK
 
     def embedder(
         self, dtype: torch.dtype, stored: torch.dtype, scale: float
@@ -46,14 +57,22 @@ class FeatureEncoder(nn.Module):
             scale: of the embeddings, for those that the function's second argument, the mask, drops; 1 without.
         """
         centred = stored != dtype and dtype == torch.bfloat16
-        weight = self.project.weight * (scale / self.sd)
-        bias = self.project.bias * scale if centred else self.project.bias * scale - weight @ self.mean
-        cast = (weight.detach().to(dtype), bias.detach().to(dtype))
+        scales = [1.0] * len(self.further) + [scale]
+        weight = self.project.weight * (scales[0] / self.sd)
+        bias = self.project.bias * scales[0]
+        first = _Layer.of(weight, bias if centred else bias - weight @ self.mean, dtype)
+        further = [
+            _Layer.of(layer.weight * scale, layer.bias * scale, dtype)
+            for layer, scale in zip(self.further.children(), scales[1:], strict=True)
+            if isinstance(layer, nn.Linear)
+        ]
+        *inner, last = first, *further
 
         def embed(features: Tensor, mask: Mask | None) -> Tensor:
-            taken = _centre(features, self.mean, dtype) if centred else features.to(dtype)
-            embeddings: Tensor = _Embed.apply(taken, weight, bias, _Given(*cast, mask))  # type: ignore[no-untyped-call]
-            return embeddings
+            values = _centre(features, self.mean, dtype) if centred else features.to(dtype)
+            for layer in inner:
+                values = layer(values, None)
+            return last(values, mask)
 
         return embed
 
@@ -61,6 +80,28 @@ class FeatureEncoder(nn.Module):
         """Take over the statistics of the training bags; a constant feature is left as it is."""
         self.mean.copy_(mean)
         self.sd.copy_(torch.where(sd > 0, sd, torch.ones_like(sd)))
+
+
+def linear(width: int, hidden: int) -> FeatureEncoder:
+    """One layer.
+
+    Args:
+        width: of the features.
+        hidden: of the embedding.
+    """
+    return FeatureEncoder(width, (hidden,))
+
+
+def mlp(width: int, hidden: int) -> FeatureEncoder:
+    """Three layers, 256 - 128 - hidden, as the source has for the classic MIL sets with hidden = 64.
+
+    Args:
+        width: of the features.
+        hidden: of the embedding.
+
+    Source: Ilse et al. 2018, appendix table of the architecture for the MIL data sets.
+    """
+    return FeatureEncoder(width, (256, 128, hidden))
 
 
 def _centre(
@@ -74,8 +115,27 @@ def _centre(
     return centred
 
 
+class _Layer(NamedTuple):
+    """The parameters that the gradient is for, and what the product is taken with in their stead."""
+
+    weight: Tensor
+    bias: Tensor
+    cast_weight: Tensor
+    cast_bias: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> "_Layer":
+        """Cast once, for all chunks."""
+        return cls(weight, bias, weight.detach().to(dtype), bias.detach().to(dtype))
+
+    def __call__(self, values: Tensor, mask: Mask | None) -> Tensor:
+        given = _Given(self.cast_weight, self.cast_bias, mask)
+        embeddings: Tensor = _Embed.apply(values, self.weight, self.bias, given)  # type: ignore[no-untyped-call]
+        return embeddings
+
+
 class _Given(NamedTuple):
-    """What the product is taken with, beside the parameters that its gradient is for."""
+    """What the product is taken with, and the mask of its values."""
 
     weight: Tensor
     bias: Tensor
@@ -91,14 +151,15 @@ class _Embed(torch.autograd.Function):
         hidden = functional.linear(features, given.weight, given.bias).relu_()
         if given.mask is not None:
             given.mask.apply_(hidden)
-        ctx.save_for_backward(features, hidden)
+        ctx.save_for_backward(features, hidden, given.weight)
         ctx.dtype = weight.dtype
         return hidden
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor, None]:
-        features, hidden = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        features, hidden, weight = ctx.saved_tensors
         to_product = torch.ops.aten.threshold_backward(gradient, hidden, 0)
         to_weight = (to_product.t() @ features).to(ctx.dtype)
-        return None, to_weight, to_product.sum(dim=0).to(ctx.dtype), None
+        to_features = to_product @ weight if ctx.needs_input_grad[0] else None
+        return to_features, to_weight, to_product.sum(dim=0).to(ctx.dtype), None

@@ -11,9 +11,9 @@ from efficientnet_lite_pytorch import EfficientNet
 
 from milcore.config import EncodeConfig, FrozenEncoderName, TrainableEncoderName
 from milcore.encoders import FROZEN_ENCODERS, TRAINABLE_ENCODERS
-from milcore.encoders.conv import ConvEncoder
 from milcore.encoders.efficientnet import EfficientNetLite0
 from milcore.encoders.encode import encode
+from milcore.encoders.pixels import conv
 from milcore.errors import InputError, StoreError
 from milcore.store import PatchStore
 from tests.cohorts import write_store
@@ -79,7 +79,7 @@ def test_provenance_is_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("edge", [12, 27, 64])
 def test_conv_takes_any_patch_size_and_chunks_do_not_matter(edge: int) -> None:
     torch.manual_seed(0)
-    encoder = ConvEncoder(8).embedder(torch.float32, torch.uint8, 1.0)
+    encoder = conv(0, 8).embedder(torch.float32, torch.uint8, 1.0)
     patches = torch.randint(0, 256, (40, edge, edge, 3), dtype=torch.uint8)
     whole = encoder(patches, None)
     assert whole.shape == (40, 8)
@@ -88,7 +88,7 @@ def test_conv_takes_any_patch_size_and_chunks_do_not_matter(edge: int) -> None:
 
 def test_paper_sized_patches_reach_the_linear_layer_unpooled() -> None:
     """27 px: conv 4 gives 24, pool 12, conv 3 gives 10, pool 5; the adaptive pooling is the identity."""
-    layers = ConvEncoder(8).layers
+    layers = conv(0, 8).layers
     before = layers[:6](torch.rand(1, 3, 27, 27))
     assert torch.equal(layers[6](before), before)
 
