@@ -104,7 +104,8 @@ class FitResult(NamedTuple):
 def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
     """Train on split ``train`` and keep the epoch that ranks first on split ``val``; split ``test`` is not touched.
 
-    An epoch ranks by AUROC, then by loss (``Validation.rank``). Without validation bags the training loss selects.
+    An epoch ranks by AUROC, then by loss (``Validation.rank``). Without validation bags nothing selects: the last
+    epoch, by which the learning rate has fallen to nothing, is kept.
 
     Raises:
         MILError: the loss is not finite.
@@ -129,9 +130,8 @@ def _note(progress: Progress, epoch: int, metrics: dict[str, float], model: MILM
         split, metric = name.split("_")
         progress.history.append(HistoryRow(epoch, split, metric, value))
     progress.epochs_done = epoch + 1
-    loss = metrics["train_loss"] if math.isnan(metrics["val_loss"]) else metrics["val_loss"]
-    validation = Validation(loss, metrics["val_auroc"])
-    if validation.rank < progress.best.rank:
+    validation = Validation(metrics["val_loss"], metrics["val_auroc"])
+    if math.isnan(validation.loss) or validation.rank < progress.best.rank:
         progress.best_epoch, progress.best = epoch, validation
         progress.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 

@@ -34,7 +34,8 @@ CASES = {
     if level == "instance" or pooling not in POOLINGS_OF_PROBABILITIES
     for heads, classes in (("shared", 2), ("per_class", 3))
 }
-CASES["conv"] = (model_config("gated_attention", "embedding", features=None, encoder="conv"), 2)
+CASES["conv"] = (model_config("gated_attention", "embedding", features=None, encoder="conv", augment=True), 2)
+CASES["mlp"] = (model_config("gated_attention", "embedding", encoder="mlp"), 2)
 CASES["conv-max"] = (model_config("max", "embedding", features=None, encoder="conv"), 2)
 
 

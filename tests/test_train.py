@@ -68,7 +68,10 @@ EQUALITY_CASES = {
     ),
     "fp32": (SMALL.model_copy(update={"pooling": "attention"}), 1e-3),
     "a rank without a bag": (FP64.model_copy(update={"batch_size": 1, "epochs": 2}), 1e-9),
-    "conv encoder from patches": (FP64.model_copy(update={"features": None, "encoder": "conv", "epochs": 2}), 1e-9),
+    "conv encoder from patches": (
+        FP64.model_copy(update={"features": None, "encoder": "conv", "augment": True, "epochs": 2}),
+        1e-9,
+    ),
 }
 
 

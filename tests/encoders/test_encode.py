@@ -13,7 +13,8 @@ from milcore.config import EncodeConfig, FrozenEncoderName, TrainableEncoderName
 from milcore.encoders import FROZEN_ENCODERS, TRAINABLE_ENCODERS
 from milcore.encoders.efficientnet import EfficientNetLite0
 from milcore.encoders.encode import encode
-from milcore.encoders.pixels import conv
+from milcore.encoders.features import mlp
+from milcore.encoders.pixels import conv, lenet5
 from milcore.errors import InputError, StoreError
 from milcore.store import PatchStore
 from tests.cohorts import write_store
@@ -98,3 +99,39 @@ def test_the_encoder_is_frozen() -> None:
     features = encoder(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
     assert features.shape == (1, 1280)
     assert not features.requires_grad
+
+
+def test_lenet5_sees_the_mean_of_the_channels_and_reaches_its_linear_layer_unpooled() -> None:
+    """28 px: conv 5 gives 24, pool 12, conv 5 gives 8, pool 4; the adaptive pooling is the identity."""
+    torch.manual_seed(0)
+    encoder = lenet5(0, 8)
+    grey = torch.randint(0, 256, (3, 28, 28, 1), dtype=torch.uint8).expand(-1, -1, -1, 3)
+    embeddings = encoder.embedder(torch.float32, torch.uint8, 1.0)(grey, None)
+    pixels = grey[..., :1].permute(0, 3, 1, 2) / 127.5 - 1.0
+    torch.testing.assert_close(embeddings, encoder.layers(pixels))
+    before = encoder.layers[:6](torch.rand(1, 1, 28, 28))
+    assert torch.equal(encoder.layers[6](before), before)
+
+
+def test_mlp_is_three_standardised_layers_and_its_gradient_that_of_autograd() -> None:
+    torch.manual_seed(0)
+    encoder = mlp(5, 4).double()
+    assert [layer.out_features for layer in (encoder.project, *encoder.further)] == [256, 128, 4]
+    encoder.standardise(torch.full((5,), 2.0), torch.full((5,), 3.0))
+    features = torch.randn(7, 5, dtype=torch.float64)
+    parameters = list(encoder.parameters())
+
+    def plainly(values: torch.Tensor) -> torch.Tensor:
+        values = (values - 2.0) / 3.0
+        for layer in (encoder.project, *encoder.further):
+            values = torch.relu(layer(values))
+        return 1.5 * values
+
+    ours = encoder.embedder(torch.float64, torch.float64, 1.5)(features, None)
+    torch.testing.assert_close(ours, plainly(features))
+    for mine, its in zip(
+        torch.autograd.grad(ours.square().sum(), parameters),
+        torch.autograd.grad(plainly(features).square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, its)

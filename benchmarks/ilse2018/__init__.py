@@ -1,0 +1,1 @@
+"""Ilse, Tomczak, Welling 2018 (arXiv 1802.04712), reproduced on the product's own import, model, loop and Ray."""

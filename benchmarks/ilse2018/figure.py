@@ -1,0 +1,44 @@
+"""Attention over the nuclei: a bag's patches at their places, those of the class to be found, and by attention."""
+
+from pathlib import Path
+
+import numpy as np
+
+from milcore.attention import png
+from milcore.store import SlideGroup
+
+GAP = 8
+WHITE = 255
+
+
+def draw(slide: SlideGroup, attention: np.ndarray, file: Path) -> None:
+    """Write three panels side by side: all patches; the positive instances; every patch times its attention.
+
+    In the last panel attention is rescaled to ``(a - min) / (max - min)``, so that black is the least.
+
+    Args:
+        slide: with patches and places; the middle panel stays white where instances have no labels.
+        attention: a share per instance.
+        file: the PNG.
+
+    Source: Ilse et al. 2018, figure 5.
+    """
+    patches, labels = slide.patches(0, len(slide)), slide.instance_labels
+    share = (attention - attention.min()) / max(np.ptp(attention), np.finfo(float).tiny)
+    lit = np.rint(patches * share[:, None, None, None]).astype(np.uint8)
+    found = np.zeros(len(slide), bool) if labels is None else labels == 1
+    corners = slide.coords - slide.coords.min(axis=0)
+    panels = [_panel(patches, corners), _panel(patches[found], corners, found), _panel(lit, corners)]
+    gap = np.full((len(panels[0]), GAP, 3), WHITE, np.uint8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(png(np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)))
+
+
+def _panel(patches: np.ndarray, corners: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+    """Patches on white; all corners, chosen or not, set its size."""
+    edge = patches.shape[1]
+    width, height = corners.max(axis=0) + edge
+    panel = np.full((height, width, 3), WHITE, np.uint8)
+    for patch, (x, y) in zip(patches, corners if chosen is None else corners[chosen], strict=True):
+        panel[y : y + edge, x : x + edge] = patch
+    return panel

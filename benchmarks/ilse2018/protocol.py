@@ -1,0 +1,243 @@
+"""What happens in one outer fold: settings chosen and models trained on its training bags, its test bags read once.
+
+The rule is one for every set. Where there is more than one candidate, each is trained on the inner parts of the
+training bags in turn; the one with the least mean log-loss on the parts left out is taken. Then the members of an
+ensemble are trained on the training bags with the chosen settings, to the last epoch of the schedule; with
+``validation_parts`` member m leaves out part m and keeps its best epoch on it instead. A bag's probability and
+attention are the members' means, and a bag is called positive from 0.5 on.
+
+Beside it, fitted on the same training bags: logistic regression on the mean and standard deviation of a bag's features
+(of its pixels' colours), and one member trained on shuffled labels.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from milcore.allocator import keep_freed_memory
+from milcore.attention import localise
+from milcore.bags import Bags
+from milcore.baselines import shuffle_labels
+from milcore.config import TrainConfig
+from milcore.explain import Explained, explain
+from milcore.run import load_bags
+from milcore.store import PatchStore
+from milcore.train import FitResult, LocalContext, fit
+
+CPU = torch.device("cpu")
+THRESHOLD = 0.5
+
+
+class Fold(NamedTuple):
+    """Bags to learn from and bags to be tested on, by their slide ids in a store."""
+
+    repeat: int
+    number: int
+    store_uri: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How every fold of a row is computed.
+
+    Args:
+        config: of the model and its training.
+        candidates: settings in place of the config's, among which each fold chooses; one means no choice.
+        selection_parts: inner parts by which it chooses.
+        members: models whose predictions are averaged.
+        validation_parts: 0 trains every member on all training bags; else member m leaves out part m of so many.
+        controls_until: repeats below this one also train on shuffled labels.
+    """
+
+    config: TrainConfig
+    candidates: tuple[dict[str, Any], ...]
+    selection_parts: int
+    members: int
+    validation_parts: int
+    controls_until: int
+
+    def without_selection(self) -> "Protocol":
+        """The same with the first candidate only."""
+        return replace(self, candidates=self.candidates[:1])
+
+    def with_settings(self, settings: dict[str, Any]) -> "Protocol":
+        """The same without a choice, under these training settings."""
+        return replace(self, config=_with(self.config, settings), candidates=({},))
+
+
+class FoldResult(NamedTuple):
+    """What a fold says of its test bags, as JSON takes it; ``attention`` is that of positive bags.
+
+    ``validation`` is the accuracy on bags left out of training inside the training bags, None where none were.
+    """
+
+    repeat: int
+    number: int
+    bags: list[str]
+    labels: list[int]
+    probability: list[float]
+    colour: list[float]
+    shuffled: list[float] | None
+    localisation: dict[str, float]
+    attention: dict[str, list[float]]
+    chosen: dict[str, Any]
+    validation: float | None
+    epochs: list[int]
+    select_s: float
+    total_s: float
+
+
+def run_fold(protocol: Protocol, fold: Fold) -> FoldResult:
+    """Choose, train, and read the test bags once."""
+    keep_freed_memory()
+    bags = read_bags(fold, protocol.config)
+    started = time.perf_counter()
+    chosen, validation = _choose(protocol, bags, fold)
+    selected = time.perf_counter()
+    config = _with(protocol.config, chosen)
+    trained = [_train_member(protocol, config, bags, fold, member) for member in range(protocol.members)]
+    said = _mean([explain(its.result.model, its.bags, bags.split("test"), CPU) for its in trained])
+    seen = [its.accuracy for its in trained if its.accuracy is not None]
+    tested = bags.split("test")
+    attention = {bags.entries[i].bag_id: its.attention for i, its in said.items() if bags.entries[i].label}
+    return FoldResult(
+        fold.repeat,
+        fold.number,
+        [bags.entries[index].bag_id for index in tested],
+        [bags.entries[index].label for index in tested],
+        [said[index].probability for index in tested],
+        colour_control(bags),
+        _shuffled(protocol, config, bags, fold),
+        _localised(fold, attention),
+        {name: its.tolist() for name, its in attention.items()},
+        chosen,
+        float(np.mean(seen)) if seen else validation,
+        [its.result.best_epoch + 1 for its in trained],
+        selected - started,
+        time.perf_counter() - started,
+    )
+
+
+def read_bags(fold: Fold, config: TrainConfig) -> Bags:
+    """The bags of a fold as splits ``train`` and ``test``, in memory."""
+    manifest = PatchStore(fold.store_uri).manifest()
+    split_of = dict.fromkeys(fold.train, "train") | dict.fromkeys(fold.test, "test")
+    rows = [
+        {"slide_id": name, "patient_id": name, "label": manifest.slide(name).label, "split": split}
+        for name, split in split_of.items()
+    ]
+    return load_bags(fold.store_uri, config, pa.Table.from_pylist(rows))
+
+
+def inner_parts(bags: Bags, parts: int, seed: Sequence[int]) -> list[list[str]]:
+    """The training bags cut into so many parts, stratified by label."""
+    indices = bags.split("train")
+    labels = [bags.entries[index].label for index in indices]
+    random = np.random.default_rng(seed).integers(2**31)
+    cut = StratifiedKFold(parts, shuffle=True, random_state=int(random)).split(indices, labels)
+    return [[bags.entries[indices[place]].bag_id for place in places] for _, places in cut]
+
+
+def holding_out(bags: Bags, held: Sequence[str], split: str) -> Bags:
+    """The same bags with some training bags in another split."""
+    return bags.divided({entry.bag_id: entry.split for entry in bags.entries} | dict.fromkeys(held, split))
+
+
+def bag_statistics(instances: torch.Tensor) -> np.ndarray:
+    """Mean and standard deviation of every feature of (instance, feature), or colour of (instance, y, x, channel)."""
+    flat = instances.reshape(-1, instances.shape[-1]).double()
+    return torch.cat([flat.mean(dim=0), flat.std(dim=0, correction=0)]).numpy()
+
+
+def colour_control(bags: Bags) -> list[float]:
+    """Probabilities of the test bags by logistic regression on each bag's statistics."""
+    rows = {index: bag_statistics(bags[index].instances[:]) for index in (*bags.split("train"), *bags.split("test"))}
+    train = bags.split("train")
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model.fit([rows[index] for index in train], [bags.entries[index].label for index in train])
+    probability: np.ndarray = model.predict_proba([rows[index] for index in bags.split("test")])[:, 1]
+    return probability.tolist()
+
+
+class _Member(NamedTuple):
+    """A trained member, the division it was trained on, and its accuracy on the part it left out."""
+
+    result: FitResult
+    bags: Bags
+    accuracy: float | None
+
+
+def _train_member(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold, member: int) -> _Member:
+    config = _with(config, {"seed": 1000 * fold.repeat + member})
+    if protocol.validation_parts == 0:
+        return _Member(fit(config, bags, LocalContext(None, CPU)), bags, None)
+    parts = inner_parts(bags, protocol.validation_parts, (fold.repeat, fold.number))
+    divided = holding_out(bags, parts[member % len(parts)], "val")
+    result = fit(config, divided, LocalContext(None, CPU))
+    return _Member(result, divided, _accuracy(divided, explain(result.model, divided, divided.split("val"), CPU)))
+
+
+def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> tuple[dict[str, Any], float | None]:
+    """The candidate of least log-loss over the inner parts, and its accuracy there."""
+    if len(protocol.candidates) == 1:
+        return protocol.candidates[0], None
+    parts = inner_parts(bags, protocol.selection_parts, (fold.repeat, fold.number))
+    scored = []
+    for candidate in protocol.candidates:
+        config = _with(protocol.config, candidate)
+        said = [_left_out(config, holding_out(bags, part, "held")) for part in parts]
+        labels, probability = (np.concatenate(column) for column in zip(*said, strict=True))
+        right = float(np.mean((probability >= THRESHOLD) == labels))
+        scored.append((log_loss(labels, probability, labels=[0, 1]), right))
+    best = min(range(len(scored)), key=lambda place: scored[place][0])
+    return protocol.candidates[best], scored[best][1]
+
+
+def _left_out(config: TrainConfig, bags: Bags) -> tuple[np.ndarray, np.ndarray]:
+    model = fit(config, bags, LocalContext(None, CPU)).model
+    said = explain(model, bags, bags.split("held"), CPU)
+    return np.array([bags.entries[index].label for index in said]), np.array([its.probability for its in said.values()])
+
+
+def _shuffled(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold) -> list[float] | None:
+    if fold.repeat >= protocol.controls_until:
+        return None
+    random = shuffle_labels(bags, 1000 * fold.repeat + fold.number)
+    said = explain(_train_member(protocol, config, random, fold, 0).result.model, random, random.split("test"), CPU)
+    return [its.probability for its in said.values()]
+
+
+def _localised(fold: Fold, attention: dict[str, np.ndarray]) -> dict[str, float]:
+    """Within-bag AUROC of attention for every positive test bag whose instances have labels of both kinds."""
+    store = PatchStore(fold.store_uri)
+    return localise({name: (its, store.slide(name).instance_labels) for name, its in attention.items()}).bags
+
+
+def _mean(members: list[dict[int, Explained]]) -> dict[int, Explained]:
+    return {
+        index: Explained(
+            float(np.mean([its[index].probability for its in members])),
+            np.mean([its[index].attention for its in members], axis=0),
+        )
+        for index in members[0]
+    }
+
+
+def _accuracy(bags: Bags, said: dict[int, Explained]) -> float:
+    return float(np.mean([(its.probability >= THRESHOLD) == bags.entries[index].label for index, its in said.items()]))
+
+
+def _with(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
+    return TrainConfig.model_validate(config.model_dump() | settings)

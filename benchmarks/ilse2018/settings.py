@@ -1,0 +1,72 @@
+"""Settings by kind of instance, none by data set: what each encoder is trained with, and the choices of the rule."""
+
+from typing import Any
+
+from benchmarks.ilse2018.protocol import Protocol
+from milcore.config import TrainConfig
+
+# the first is the default
+ENCODERS_OF = {"bags": ("mlp", "linear"), "mnist": ("lenet5",), "patches": ("conv", "efficientnet_lite0")}
+NEVER = 1_000_000
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mlp": {
+        "features": "imported",
+        "encoder": "mlp",
+        "hidden": 64,
+        "attention_hidden": 64,
+        "epochs": 30,
+        "dropout": 0.25,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+    },
+    "lenet5": {
+        "features": None,
+        "encoder": "lenet5",
+        "hidden": 500,
+        "attention_hidden": 128,
+        "epochs": 60,
+        "dropout": 0.0,
+        "batch_size": 4,
+        "learning_rate": 5e-4,
+        "weight_decay": 0.01,
+    },
+    "conv": {
+        "features": None,
+        "encoder": "conv",
+        "hidden": 512,
+        "attention_hidden": 128,
+        "epochs": 30,
+        "dropout": 0.25,
+        "batch_size": 2,
+        "learning_rate": 3e-4,
+        "weight_decay": 0.01,
+        "augment": True,
+        "precision": "bf16",
+    },
+    "efficientnet_lite0": {
+        "features": "efficientnet_lite0",
+        "encoder": "linear",
+        "hidden": 256,
+        "attention_hidden": 128,
+        "epochs": 40,
+        "dropout": 0.5,
+        "batch_size": 4,
+        "learning_rate": 3e-4,
+        "weight_decay": 0.1,
+    },
+}
+CONFIGS["linear"] = CONFIGS["mlp"] | {"encoder": "linear", "hidden": 256}
+
+
+def protocol_of(encoder: str, changes: dict[str, Any], members: int | None) -> Protocol:
+    """The protocol of an encoder.
+
+    Args:
+        encoder: a key of CONFIGS.
+        changes: settings in place of its own, such as pooling and level.
+        members: models that vote; None takes the encoder's own number.
+    """
+    config = TrainConfig.model_validate({**CONFIGS[encoder], "patience": NEVER, "checkpoint_every": NEVER, **changes})
+    return Protocol(config, ({},), selection_parts=3, members=members or 1, validation_parts=0, controls_until=1)
