@@ -17,20 +17,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_hidden": 64,
         "epochs": 30,
         "dropout": 0.25,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.1,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "weight_decay": 1.0,
     },
     "lenet5": {
         "features": None,
         "encoder": "lenet5",
         "hidden": 500,
         "attention_hidden": 128,
-        "epochs": 60,
+        "epochs": 40,
         "dropout": 0.0,
-        "batch_size": 4,
+        "batch_size": 2,
         "learning_rate": 5e-4,
         "weight_decay": 0.01,
+        "precision": "bf16",
     },
     "conv": {
         "features": None,
@@ -50,13 +51,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "encoder": "linear",
         "hidden": 256,
         "attention_hidden": 128,
-        "epochs": 40,
+        "epochs": 30,
         "dropout": 0.5,
         "batch_size": 4,
         "learning_rate": 3e-4,
         "weight_decay": 0.1,
     },
 }
+MEMBERS = {"mlp": 5, "linear": 5, "lenet5": 5, "conv": 1, "efficientnet_lite0": 5}
 CONFIGS["linear"] = CONFIGS["mlp"] | {"encoder": "linear", "hidden": 256}
 
 
@@ -69,4 +71,5 @@ def protocol_of(encoder: str, changes: dict[str, Any], members: int | None) -> P
         members: models that vote; None takes the encoder's own number.
     """
     config = TrainConfig.model_validate({**CONFIGS[encoder], "patience": NEVER, "checkpoint_every": NEVER, **changes})
-    return Protocol(config, ({},), selection_parts=3, members=members or 1, validation_parts=0, controls_until=1)
+    count = members or MEMBERS[encoder]
+    return Protocol(config, ({},), selection_parts=3, members=count, validation_parts=0, controls_until=1)
