@@ -22,7 +22,6 @@ import pyarrow as pa
 import torch
 
 from benchmarks.pooling import ATTENTION, CASES, DTYPES, HIDDEN, KEPT_MB, WIDTH, make_batch, make_step, seconds
-from milcore import storage
 from milcore.allocator import keep_freed_memory
 from milcore.config import TrainConfig
 from milcore.run import load_bags
@@ -49,11 +48,8 @@ def write_store(uri: str, lengths: list[int]) -> pa.Table:
     """Slides that consist of their features; returns their split."""
     generator = np.random.default_rng(0)
     for k, length in enumerate(lengths):
-        group = storage.join(uri, "slides", f"s{k}.zarr")
-        attrs = {"slide_id": f"s{k}", "status": "ok", "patches": length, "patch_size": 256, "complete": True}
-        attrs |= {"patch_size_level0": 256.0, "patches_digest": str(k)}
-        metadata = {"zarr_format": 3, "node_type": "group", "attributes": attrs}
-        storage.write_json(storage.join(group, "zarr.json"), metadata)
+        with PatchStore(uri).writer(f"s{k}", {"patches": length}, patch_size=None, codec="none", quality=90):
+            pass  # a slide without pixels
         features = generator.standard_normal((length, WIDTH), np.float32).astype(np.float16)
         PatchStore(uri).slide(f"s{k}").write_features("f", features, {})
     ids = [f"s{k}" for k in range(len(lengths))]

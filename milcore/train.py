@@ -265,7 +265,7 @@ class _Loop:
         width = self.bags.instance().shape[-1]
         sums = torch.zeros(3, width, dtype=torch.float64, device=self.ctx.device)
         hand = deal(self.bags.split("train"), self.bags.lengths, self.ctx.world_size)[self.ctx.rank]
-        for batch in self.bags.batches([index] for index in hand):
+        for batch in self.bags.batches(micro_batches(hand, self.bags.lengths, ROWS_PER_SUM)):
             for start, stop in batch.spans(ROWS_PER_SUM):
                 features = batch.instances[start:stop].to(self.ctx.device, torch.float64)
                 count = torch.full_like(features[0], len(features))

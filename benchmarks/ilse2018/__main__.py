@@ -8,6 +8,7 @@ Stores and the result of every fold are kept below --out; the same command goes 
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -24,7 +25,7 @@ import numpy as np
 from benchmarks.ilse2018.figure import draw
 from benchmarks.ilse2018.protocol import FoldResult, Protocol, run_fold
 from benchmarks.ilse2018.sets import Experiment, MnistBags, bags_experiment, mnist_experiments, patches_experiment
-from benchmarks.ilse2018.settings import ENCODERS_OF, protocol_of
+from benchmarks.ilse2018.settings import ENCODERS_OF, LEARNING_RATE_FACTORS, protocol_of
 from benchmarks.ilse2018.table import markdown, summary, versions
 from milcore import storage
 from milcore.cluster.connect import connected
@@ -70,7 +71,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--members", type=int, help="models whose predictions are averaged (default: by kind of set)")
     parser.add_argument("--epochs", type=int, help="passes over the training bags (default: by kind of set)")
-    parser.add_argument("--no-selection", action="store_true", help="take the first candidate instead of choosing one")
+    parser.add_argument("--select", action="store_true", help="choose the learning rate inside the training bags")
     parser.add_argument("--positive-instances", metavar="NAME", help="class of cls to be found (default: class 0)")
     parser.add_argument("--target", type=int, default=9, help="digit that makes an MNIST bag positive (default: 9)")
     parser.add_argument("--mean-length", type=int, default=10, help="of MNIST-bags (default: 10)")
@@ -87,7 +88,7 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each experiment, pooling and level, as they come."""
     launch = LaunchConfig(workers=given.workers)
     experiments = experiments_of(given)
-    with connected(launch):
+    with connected(launch) if launch.workers else contextlib.nullcontext():
         for experiment in experiments:
             if given.encoder == "efficientnet_lite0":
                 for store_uri in dict.fromkeys(fold.store_uri for fold in experiment.folds):
@@ -129,8 +130,8 @@ def protocols(given: argparse.Namespace, pooling: PoolingName, level: Level) -> 
     encoder = given.encoder or ENCODERS_OF[kind][0]
     changes = {"epochs": given.epochs} if given.epochs else {}
     protocol = protocol_of(encoder, {"pooling": pooling, "level": level, **changes}, given.members)
-    if given.no_selection:
-        protocol = protocol.without_selection()
+    if given.select:
+        protocol = protocol.with_candidates(LEARNING_RATE_FACTORS)
     yield "", protocol
     if given.settings:
         yield f" ({Path(given.settings).stem})", protocol.with_settings(storage.read_json(given.settings))

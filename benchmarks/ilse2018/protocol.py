@@ -1,8 +1,8 @@
 """What happens in one outer fold: settings chosen and models trained on its training bags, its test bags read once.
 
-The rule is one for every set. Where there is more than one candidate, each is trained on the inner parts of the
-training bags in turn; the one with the least mean log-loss on the parts left out is taken. Then the members of an
-ensemble are trained on the training bags with the chosen settings, to the last epoch of the schedule; with
+The rule is one for every set. Settings are fixed by the kind of instance. Where a fold has several candidates, each is
+trained without one inner part of the training bags in turn, and the one of least mean log-loss on the parts is taken.
+Then the members of an ensemble are trained on the training bags, to the last epoch of the schedule; with
 ``validation_parts`` member m leaves out part m and keeps its best epoch on it instead. A bag's probability and
 attention are the members' means, and a bag is called positive from 0.5 on.
 
@@ -68,9 +68,10 @@ class Protocol:
     validation_parts: int
     controls_until: int
 
-    def without_selection(self) -> "Protocol":
-        """The same with the first candidate only."""
-        return replace(self, candidates=self.candidates[:1])
+    def with_candidates(self, factors: Sequence[float]) -> "Protocol":
+        """The same with a choice of learning rates: the config's times each factor."""
+        rate = self.config.learning_rate
+        return replace(self, candidates=tuple({"learning_rate": rate * factor} for factor in factors))
 
     def with_settings(self, settings: dict[str, Any]) -> "Protocol":
         """The same without a choice, under these training settings."""

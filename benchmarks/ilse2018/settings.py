@@ -1,4 +1,4 @@
-"""Settings by kind of instance, none by data set: what each encoder is trained with, and the choices of the rule."""
+"""Settings by kind of instance, none by data set: what an encoder is trained with and a fold may choose from."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from milcore.config import TrainConfig
 # the first is the default
 ENCODERS_OF = {"bags": ("mlp", "linear"), "mnist": ("lenet5",), "patches": ("conv", "efficientnet_lite0")}
 NEVER = 1_000_000
+LEARNING_RATE_FACTORS = (1 / 3, 1.0, 3.0)
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "mlp": {

@@ -56,7 +56,7 @@ def test_musk1_in_short_is_far_above_chance(tmp_path: Path, shared_data: Path, m
         "--workers",
         "0",
     ]
-    (row,) = measure(command(monkeypatch, *words, "--no-selection", "--out", str(tmp_path)))
+    (row,) = measure(command(monkeypatch, *words, "--out", str(tmp_path)))
     assert row["folds"] == 10
     assert row["accuracy"] >= 0.75
     assert row["auroc"] >= 0.85
