@@ -265,6 +265,7 @@ def train(
     run: Run,
     features: Features = None,
     encoder: TrainableEncoder = None,
+    augment: Annotated[bool | None, setting(TrainConfig, "augment")] = None,
     pooling: Annotated[str | None, setting(TrainConfig, "pooling")] = None,
     level: PoolingLevel = None,
     bag: BagUnit = None,

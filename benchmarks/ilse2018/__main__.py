@@ -27,7 +27,7 @@ from benchmarks.ilse2018.protocol import FoldResult, Protocol, run_fold
 from benchmarks.ilse2018.sets import Experiment, MnistBags, bags_experiment, mnist_experiments, patches_experiment
 from benchmarks.ilse2018.settings import ENCODERS_OF, LEARNING_RATE_FACTORS, protocol_of
 from benchmarks.ilse2018.table import markdown, summary, versions
-from milcore import storage
+from milcore import __version__, storage
 from milcore.cluster.connect import connected
 from milcore.cluster.launch import encode_with
 from milcore.cluster.map import map_on_ray
@@ -165,7 +165,8 @@ def row(experiment: Experiment, protocol: Protocol, note: str, out: Path, launch
 
 def _key(experiment: Experiment, protocol: Protocol) -> str:
     """Names results by all that they depend on."""
-    text = json.dumps([experiment, asdict(protocol) | {"config": protocol.config.model_dump(mode="json")}])
+    settings = asdict(protocol) | {"config": protocol.config.model_dump(mode="json")}
+    text = json.dumps([experiment, settings, __version__, FoldResult._fields])
     return f"{protocol.config.pooling}-{protocol.config.level}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from milcore.attention import png
+from milcore.attention import percentile, png
 from milcore.store import SlideGroup
 
 GAP = 8
@@ -12,9 +12,10 @@ WHITE = 255
 
 
 def draw(slide: SlideGroup, attention: np.ndarray, file: Path) -> None:
-    """Write three panels side by side: all patches; the positive instances; every patch times its attention.
+    """Write four panels side by side: all patches; the positive instances; every patch lit by its attention, twice.
 
-    In the last panel attention is rescaled to ``(a - min) / (max - min)``, so that black is the least.
+    In the third panel attention is rescaled to ``(a - min) / (max - min)``, as in the source, so that black is the
+    least; in the fourth a patch is lit by its percentile, which shows the order where few patches hold all attention.
 
     Args:
         slide: with patches and places; the middle panel stays white where instances have no labels.
@@ -25,13 +26,22 @@ def draw(slide: SlideGroup, attention: np.ndarray, file: Path) -> None:
     """
     patches, labels = slide.patches(0, len(slide)), slide.instance_labels
     share = (attention - attention.min()) / max(np.ptp(attention), np.finfo(float).tiny)
-    lit = np.rint(patches * share[:, None, None, None]).astype(np.uint8)
     found = np.zeros(len(slide), bool) if labels is None else labels == 1
     corners = slide.coords - slide.coords.min(axis=0)
-    panels = [_panel(patches, corners), _panel(patches[found], corners, found), _panel(lit, corners)]
+    panels = [
+        _panel(patches, corners),
+        _panel(patches[found], corners, found),
+        _panel(_lit(patches, share), corners),
+        _panel(_lit(patches, percentile(attention) / 100), corners),
+    ]
     gap = np.full((len(panels[0]), GAP, 3), WHITE, np.uint8)
+    row = [piece for panel in panels for piece in (panel, gap)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(png(np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)))
+    file.write_bytes(png(np.concatenate(row[:-1], axis=1)))
+
+
+def _lit(patches: np.ndarray, light: np.ndarray) -> np.ndarray:
+    return np.rint(patches * light[:, None, None, None]).astype(np.uint8)
 
 
 def _panel(patches: np.ndarray, corners: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
