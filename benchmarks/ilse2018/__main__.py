@@ -75,13 +75,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--positive-instances", metavar="NAME", help="class of cls to be found (default: class 0)")
     parser.add_argument("--target", type=int, default=9, help="digit that makes an MNIST bag positive (default: 9)")
     parser.add_argument("--mean-length", type=int, default=10, help="of MNIST-bags (default: 10)")
-    parser.add_argument("--training-bags", default="50,100,200", help="of MNIST-bags (default: 50,100,200)")
+    parser.add_argument("--training-bags", type=sizes, default=(50, 100, 200), help="of MNIST-bags (50,100,200)")
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="folds at a time, on Ray; 0: here"
     )
     parser.add_argument("--out", default="ilse2018", help="folder for stores and fold results (default: ilse2018)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     return parser.parse_args()
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Numbers with commas between."""
+    return tuple(int(size) for size in text.split(","))
 
 
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -101,13 +106,11 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def experiments_of(given: argparse.Namespace) -> list[Experiment]:
     """The experiments, their bags in stores."""
     file = given.bags or given.mnist or given.patches
-    if not Path(file).exists():
-        raise InputError(f"nothing at {file}; allowed: an .npz file; see --help for what it holds")
     out = Path(given.out).absolute() / Path(file).stem
     repeats = given.repeats or (1 if given.patches else 5)
     if given.mnist:
-        sizes = [int(size) for size in given.training_bags.split(",")]
-        return mnist_experiments(MnistBags(file, given.target, given.mean_length), sizes, repeats, out)
+        drawn = MnistBags(file, given.target, given.mean_length)
+        return mnist_experiments(drawn, given.training_bags, repeats, out)
     if given.patches:
         return [patches_experiment(file, given.folds, repeats, given.positive_instances, out)]
     return [bags_experiment(file, given.folds, repeats, out)]
@@ -128,6 +131,8 @@ def protocols(given: argparse.Namespace, pooling: PoolingName, level: Level) -> 
     """The rule's protocol and, where a file of settings is given, that of the file."""
     kind = "bags" if given.bags else "mnist" if given.mnist else "patches"
     encoder = given.encoder or ENCODERS_OF[kind][0]
+    if encoder not in ENCODERS_OF[kind]:
+        raise InputError(f"--encoder {encoder} with --{kind}; allowed: {', '.join(ENCODERS_OF[kind])}")
     changes = {"epochs": given.epochs} if given.epochs else {}
     protocol = protocol_of(encoder, {"pooling": pooling, "level": level, **changes}, given.members)
     if given.select:

@@ -28,7 +28,7 @@ from milcore.allocator import keep_freed_memory
 from milcore.attention import localise
 from milcore.bags import Bags
 from milcore.baselines import shuffle_labels
-from milcore.config import TrainConfig
+from milcore.config import TrainConfig, parse_config
 from milcore.explain import Explained, explain
 from milcore.run import load_bags
 from milcore.store import PatchStore
@@ -241,4 +241,4 @@ def _accuracy(bags: Bags, said: dict[int, Explained]) -> float:
 
 
 def _with(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
-    return TrainConfig.model_validate(config.model_dump() | settings)
+    return parse_config(TrainConfig, config.model_dump() | settings)

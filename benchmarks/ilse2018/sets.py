@@ -5,6 +5,9 @@ a file of folds or stratified at random. MNIST-bags are drawn: N(mean, sd) digit
 among them, half of the bags positive; a repeat has test bags of its own.
 """
 
+import hashlib
+import io
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +16,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.ilse2018.protocol import Fold
+from milcore import storage
 from milcore.config import ImportConfig
 from milcore.errors import InputError
 from milcore.import_features import import_source
@@ -26,9 +30,10 @@ POSITIVE_CLASS = 0
 
 
 class Experiment(NamedTuple):
-    """One row of a table before poolings are named: its folds, and a digest-like name for its results."""
+    """One row of a table before poolings are named: its folds, and the sha256 of the file they come from."""
 
     name: str
+    sha256: str
     folds: tuple[Fold, ...]
 
 
@@ -36,7 +41,7 @@ def bags_experiment(file: str, folds_file: str | None, repeats: int, out: Path) 
     """A classic MIL set."""
     store_uri = str(out / "store")
     _import(file, store_uri, ImportConfig(format="bags-npz"))
-    return Experiment(Path(file).stem, tuple(_outer_folds(store_uri, folds_file, repeats)))
+    return Experiment(Path(file).stem, _sha256(file), tuple(_outer_folds(store_uri, folds_file, repeats)))
 
 
 def patches_experiment(file: str, folds_file: str | None, repeats: int, positive: str | None, out: Path) -> Experiment:
@@ -44,7 +49,7 @@ def patches_experiment(file: str, folds_file: str | None, repeats: int, positive
     store_uri = str(out / "store")
     names = (positive,) if positive is not None else _first_class(file)
     _import(file, store_uri, ImportConfig(format="patches-npz", positive_instances=names))
-    return Experiment(Path(file).stem, tuple(_outer_folds(store_uri, folds_file, repeats)))
+    return Experiment(Path(file).stem, _sha256(file), tuple(_outer_folds(store_uri, folds_file, repeats)))
 
 
 class MnistBags(NamedTuple):
@@ -57,11 +62,13 @@ class MnistBags(NamedTuple):
 
 def mnist_experiments(drawn: MnistBags, sizes: Sequence[int], repeats: int, out: Path) -> list[Experiment]:
     """MNIST-bags: one experiment per number of training bags, a fold per repeat; smaller sets begin larger ones."""
+    digest = _sha256(drawn.file)
     stores = [_mnist_store(drawn, max(sizes), repeat, out) for repeat in range(repeats)]
     ids = [PatchStore(store_uri).slide_ids() for store_uri in stores]
     return [
         Experiment(
             f"mnist-bags, mean length {drawn.mean_length}, {size} training bags",
+            digest,
             tuple(
                 Fold(repeat, 0, store_uri, tuple(its[TEST_BAGS : TEST_BAGS + size]), tuple(its[:TEST_BAGS]))
                 for repeat, (store_uri, its) in enumerate(zip(stores, ids, strict=True))
@@ -101,18 +108,19 @@ def draw_bags(
 
 def _mnist_store(drawn: MnistBags, train_bags: int, repeat: int, out: Path) -> str:
     """The store of a repeat: test bags from the test images, then training bags from the training images."""
-    folder = out / f"repeat-{repeat}-{train_bags}"
+    folder = out / f"digit-{drawn.target}-length-{drawn.mean_length}-bags-{train_bags}-repeat-{repeat}"
     source, store_uri = folder / "bags.npz", str(folder / "store")
     if not source.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         random = np.random.default_rng([repeat, drawn.target, drawn.mean_length])
-        with np.load(drawn.file) as mnist:
-            parts = [
-                _mnist_part(mnist[f"x_{split}"], mnist[f"y_{split}"], drawn, count, random)
-                for split, count in (("test", TEST_BAGS), ("train", train_bags))
-            ]
+        mnist = _arrays(drawn.file)
+        parts = [
+            _mnist_part(mnist[f"x_{split}"], mnist[f"y_{split}"], drawn, count, random)
+            for split, count in (("test", TEST_BAGS), ("train", train_bags))
+        ]
         parts[1]["bag"] += TEST_BAGS
-        np.savez(source, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        sink = io.BytesIO()
+        np.savez(sink, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        storage.write_bytes(str(source), sink.getvalue())
     _import(str(source), store_uri, ImportConfig(format="patches-npz", positive_instances=(str(drawn.target),)))
     return store_uri
 
@@ -126,12 +134,34 @@ def _mnist_part(
 
 def _first_class(file: str) -> tuple[str, ...]:
     """The name of instance class 0, where instances have classes."""
-    with np.load(file) as arrays:
-        if "cls" not in arrays:
-            return ()
-        if arrays["cls"].dtype.kind == "U":
-            return (sorted(set(arrays["cls"].tolist()) - {""})[POSITIVE_CLASS],)
-        return (str(arrays["cls_names"][POSITIVE_CLASS]) if "cls_names" in arrays else str(POSITIVE_CLASS),)
+    arrays = _arrays(file)
+    if "cls" not in arrays:
+        return ()
+    if arrays["cls"].dtype.kind == "U":
+        return (sorted(set(arrays["cls"].tolist()) - {""})[POSITIVE_CLASS],)
+    return (str(arrays["cls_names"][POSITIVE_CLASS]) if "cls_names" in arrays else str(POSITIVE_CLASS),)
+
+
+def _arrays(file: str) -> dict[str, np.ndarray]:
+    """All arrays of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{file} cannot be read as .npz ({type(error).__name__}: {error}); see --help for what it is to hold"
+        ) from None
+
+
+def _sha256(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error}); allowed: an .npz file") from None
 
 
 def _import(file: str, store_uri: str, config: ImportConfig) -> None:
@@ -159,8 +189,7 @@ def _outer_folds(store_uri: str, folds_file: str | None, repeats: int) -> list[F
 
 
 def _given_folds(file: str, bags: int, repeats: int) -> np.ndarray:
-    with np.load(file) as arrays:
-        test_fold: np.ndarray = arrays["test_fold"]
+    test_fold = _arrays(file).get("test_fold", np.empty(0))
     if test_fold.ndim != 2 or test_fold.shape[1] != bags:
         raise InputError(f"{file}: test_fold has shape {test_fold.shape}; allowed: (repeats, {bags}), a fold per bag")
     if repeats > len(test_fold):

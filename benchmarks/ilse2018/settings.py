@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.ilse2018.protocol import Protocol
-from milcore.config import TrainConfig
+from milcore.config import TrainConfig, parse_config
 
 # the first is the default
 ENCODERS_OF = {"bags": ("mlp", "linear"), "mnist": ("lenet5",), "patches": ("conv", "efficientnet_lite0")}
@@ -71,6 +71,6 @@ def protocol_of(encoder: str, changes: dict[str, Any], members: int | None) -> P
         changes: settings in place of its own, such as pooling and level.
         members: models that vote; None takes the encoder's own number.
     """
-    config = TrainConfig.model_validate({**CONFIGS[encoder], "patience": NEVER, "checkpoint_every": NEVER, **changes})
+    config = parse_config(TrainConfig, {**CONFIGS[encoder], "patience": NEVER, "checkpoint_every": NEVER, **changes})
     count = members or MEMBERS[encoder]
     return Protocol(config, ({},), selection_parts=3, members=count, validation_parts=0, controls_until=1)

@@ -87,14 +87,34 @@ def test_the_same_command_goes_on_where_it_stopped(
     assert "| gated_attention, embedding |" in first
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--bags", "absent.npz"], "absent.npz cannot be read"),
+        (["--bags", "text.npz"], "cannot be read as .npz"),
+        (["--bags", "set.npz", "--folds", "text.npz"], "cannot be read as .npz"),
+        (["--bags", "set.npz", "--pooling", "median"], "pooling: Input should be 'max'"),
+        (["--bags", "set.npz", "--pooling", "noisy_or"], "allowed: level instance"),
+        (["--bags", "set.npz", "--encoder", "conv"], "--encoder conv with --bags; allowed: mlp, linear"),
+    ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command(monkeypatch, "--bags", str(tmp_path / "absent.npz"), "--out", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_bags(tmp_path / "set.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    command(monkeypatch, *words, "--repeats", "1", "--workers", "0")
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    told = [its for its in capsys.readouterr().err.strip().splitlines() if not its.startswith("import:")]
+    assert len(told) == 1
+    assert line in told[0]
 
 
 def test_a_fold_file_for_other_bags_is_refused(tmp_path: Path) -> None:
