@@ -132,10 +132,14 @@ def _table(dataset: str, rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"### {dataset}", "", told, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [_line(row) for row in rows]
     lines += [
-        f"| *Ilse et al. 2018: {name}* | *{accuracy}* | | | | *{area}* | | | | | |"
+        f"| *Ilse et al. 2018: {name}* | {_italic(accuracy)} | | | | {_italic(area)} | | | | | |"
         for name, accuracy, area in PAPER.get(dataset, [])
     ]
     return "\n".join([*lines, ""])
+
+
+def _italic(text: str) -> str:
+    return f"*{text}*" if text else ""
 
 
 def _line(row: dict[str, Any]) -> str:
