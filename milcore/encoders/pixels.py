@@ -73,14 +73,7 @@ def conv(width: int, hidden: int) -> PixelEncoder:
     """
     del width
     layers = nn.Sequential(
-        nn.Conv2d(3, 36, kernel_size=4),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(36, 48, kernel_size=3),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(5),
-        nn.Flatten(),
+        *_convolutions(nn.Conv2d(3, 36, kernel_size=4), nn.Conv2d(36, 48, kernel_size=3), edge=5),
         nn.Linear(48 * 5 * 5, hidden),
         nn.ReLU(),
         nn.Linear(hidden, hidden),
@@ -98,15 +91,14 @@ def lenet5(width: int, hidden: int) -> PixelEncoder:
     """
     del width
     layers = nn.Sequential(
-        nn.Conv2d(1, 20, kernel_size=5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(20, 50, kernel_size=5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
+        *_convolutions(nn.Conv2d(1, 20, kernel_size=5), nn.Conv2d(20, 50, kernel_size=5), edge=4),
         nn.Linear(50 * 4 * 4, hidden),
         nn.ReLU(),
     )
     return PixelEncoder(layers, grey=True)
+
+
+def _convolutions(first: nn.Conv2d, second: nn.Conv2d, edge: int) -> list[nn.Module]:
+    """Two convolutions, each halved, brought to maps of ``edge`` x ``edge`` and laid flat."""
+    halved = [nn.MaxPool2d(2), nn.ReLU()]
+    return [first, *halved, second, *halved, nn.AdaptiveAvgPool2d(edge), nn.Flatten()]
