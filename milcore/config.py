@@ -223,7 +223,11 @@ class LaunchConfig(Config):
 
     ray_address: str = Field(
         "local",
-        description="local (Ray in this process), http(s)://host:8265 (job on a standing cluster), or host:port of one",
+        description="local (Ray in this process), rayjob (a cluster that KubeRay makes for the step), "
+        "http(s)://host:8265 (job on a standing cluster), or host:port of one",
+    )
+    cluster_profile: str = Field(
+        "", description="YAML file that describes the clusters of rayjob (empty: the defaults)"
     )
     workers: int = Field(0, ge=0, description="Ray workers; 0 computes in this process without Ray")
     use_gpu: bool = Field(False, description="give each worker one GPU (NCCL); otherwise CPU (gloo)")

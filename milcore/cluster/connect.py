@@ -24,8 +24,8 @@ LOCAL_ENVIRONMENT = {
     # this machine is not taken away with a warning, as a cloud's may be
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-# credentials and endpoints of the store, and how Ray works; a cluster has a token and an address of its own
-HANDED_ON = ("AWS_", "RAY_TRAIN_", "TUNE_", "OMP_NUM_THREADS")
+# where the store is, and how Ray works; credentials and tokens are the cluster's own, since Ray shows what is handed on
+HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "RAY_TRAIN_", "TUNE_", "OMP_NUM_THREADS")
 SECONDS_TO_ANSWER = 10.0
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
