@@ -22,7 +22,7 @@ FLOORS = (
     ("milcore.bags", "milcore.pooling", "milcore.metrics", "milcore.annotations", "milcore.sampling"),
     ("milcore.attention_score", "milcore.dropout"),
     ("milcore.segments", "milcore.rows"),
-    ("milcore.import_features",),
+    ("milcore.import_features", "milcore.freshness"),
     ("milcore.imports", "milcore.ingest", "milcore.synth", "milcore.splits"),
     ("milcore.store",),
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
@@ -36,13 +36,14 @@ ONLY_IN = {
     "zarr": ("milcore.store", "milcore.shards"),
     "openslide": ("milcore.slides",),
     "kfp": ("components", "pipeline"),
+    "kubernetes": ("milcore.cluster",),
 }
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
     "milcore.tissue", "milcore.tiling", "milcore.store", "milcore.shards", "milcore.ingest", "milcore.synth",
     "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
     "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
-    "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress",
+    "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.freshness",
 )  # fmt: skip
 
 

@@ -206,7 +206,12 @@ def _template(
         "priorityClassName": profile.priority_class,
     }
     pod |= {key: value for key, value in optional.items() if value}
-    return {"metadata": {"labels": {**MANAGED, "sidecar.istio.io/inject": "false"}}, "spec": pod}
+    metadata = {
+        "labels": {**MANAGED, "sidecar.istio.io/inject": "false"},
+        # a job's pods are not moved to save a node: its head holds what runs
+        "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
+    }
+    return {"metadata": metadata, "spec": pod}
 
 
 def _from(name: str, kind: str, source: str) -> Json:
