@@ -7,6 +7,7 @@ from contextvars import ContextVar
 
 from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
+from kfp.dsl.pipeline_channel import PipelineChannel
 
 from components import IMAGE
 from components.finish import finish
@@ -54,6 +55,8 @@ def launcher(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 def sized(task: dsl.PipelineTask, cpus: str, memory: str, gpus: str | None = None) -> dsl.PipelineTask:
     """The task with its resources requested and limited; each may be a parameter of the pipeline."""
+    # kfp 2.17 hands what only resources name into no loop and no exit handler; what a task's inputs name, it does
+    task.channel_inputs.extend(its for its in (cpus, memory, gpus) if isinstance(its, PipelineChannel))
     task.set_cpu_request(cpus).set_cpu_limit(cpus).set_memory_request(memory).set_memory_limit(memory)
     return task if gpus is None else task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpus)
 

@@ -130,6 +130,14 @@ def test_the_sweep_s_parameters_are_those_of_the_whole_pipeline() -> None:
         assert swept[name] == whole[name], name
 
 
+def test_every_parameter_a_task_names_reaches_the_loop_or_handler_it_stands_in(tmp_path: Path) -> None:
+    for name, its in compiled(tmp_path)[0]["components"].items():
+        for task in its.get("dag", {"tasks": {}})["tasks"].values():
+            taken = task.get("inputs", {}).get("parameters", {}).values()
+            outer = {source["componentInputParameter"] for source in taken if "componentInputParameter" in source}
+            assert outer <= its["inputDefinitions"]["parameters"].keys(), name
+
+
 def test_resources_are_parameters(tmp_path: Path) -> None:
     executors = compiled(tmp_path)[0]["deploymentSpec"]["executors"]
     asked = executors["exec-train"]["container"]["resources"]
