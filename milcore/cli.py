@@ -289,21 +289,26 @@ def train(
     seed: Seed = None,
     splits: Splits = None,
     split_seed: SplitSeed = None,
+    folds: Annotated[int | None, setting(SplitConfig, "folds")] = None,
     config: ConfigFile = None,
     workers: Workers = 0,
     use_gpu: UseGpu = False,
     ray_address: RayAddress = LAUNCH.ray_address,
     as_json: AsJson = False,
 ) -> None:
-    """Train attention-MIL on a store; the same run folder resumes."""
+    """Train attention-MIL on a store, once or in folds; the same run folder resumes."""
     settings = train_config(config, given(TrainConfig, locals()))
     split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
     from milcore.cluster.launch import train_with
-    from milcore.run import prepare_run
+    from milcore.folds import line
+    from milcore.run import OUT_OF_FOLD, prepare_run
 
-    prepare_run(store, run, settings, split_config, splits)
+    spec = prepare_run(store, run, settings, split_config, splits)
     train_with(run, launch_config(ray_address, workers, use_gpu))
-    finish({"run": run, "train": settings.model_dump(mode="json")}, f"trained {run}", as_json)
+    summary: dict[str, Any] = {"run": run, "train": settings.model_dump(mode="json")}
+    if spec.folds:
+        summary["out_of_fold"] = storage.read_json(storage.join(run, OUT_OF_FOLD))
+    finish(summary, f"trained {run}" + (f": {line(summary['out_of_fold'])}" if spec.folds else ""), as_json)
 
 
 @app.command()

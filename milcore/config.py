@@ -124,6 +124,15 @@ class SplitConfig(Config):
     split_seed: Seed = Field(0, description="seed of the patient-level split (not the training seed)")
     val_fraction: Fraction = Field(0.15, description="share of patients for model selection")
     test_fraction: Fraction = Field(0.30, description="share of patients kept for the final metrics")
+    folds: int = Field(
+        0, ge=0, description="cross-validation: so many models, each leaving out other patients (0: one model)"
+    )
+
+    @model_validator(mode="after")
+    def _has_no_fold_or_several(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("folds 1 would leave every patient out; allowed: 0 (one model) or at least 2")
+        return self
 
     @model_validator(mode="after")
     def _leaves_training_patients(self) -> Self:
@@ -258,6 +267,7 @@ class RunSpec(Config):
     instance_digest: str = Field(description="digest of the features (or patches) of every slide trained or tested on")
     splits_digest: str
     train: TrainConfig
+    folds: int = Field(0, ge=0, description="models in folds/<k>; 0: one model in the run folder itself")
 
 
 def parse_config(kind: type[C], values: dict[str, object]) -> C:

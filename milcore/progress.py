@@ -57,8 +57,9 @@ class EpochWatch(Protocol):
 class EpochLines:
     """A line per epoch of training, at most one every five seconds, and always the first."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, label: str = "") -> None:
         self._epochs = epochs
+        self._label = label
         self._shown = 0
         self._start = time.monotonic()
         self._last = -SECONDS_BETWEEN_LINES
@@ -74,4 +75,5 @@ class EpochLines:
         left_s = elapsed_s / self._shown * (self._epochs - epoch - 1)
         learnt = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_auroc"))
         speed = f"{metrics['train_bags_per_sec']:.3g} bags/s, {metrics['train_waiting']:.0%} waiting for data"
-        say(f"epoch {epoch + 1}/{self._epochs}: {learnt}, {speed}, {elapsed_s:.0f} s, at most {left_s:.0f} s left")
+        times = f"{elapsed_s:.0f} s, at most {left_s:.0f} s left"
+        say(f"{self._label}epoch {epoch + 1}/{self._epochs}: {learnt}, {speed}, {times}")

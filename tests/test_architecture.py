@@ -14,6 +14,7 @@ FLOORS = (
     ("milcore.cli",),
     ("milcore.cluster",),
     ("milcore.predict", "milcore.evaluate"),
+    ("milcore.folds",),
     ("milcore.artifacts", "milcore.baselines", "milcore.explain", "milcore.info"),
     ("milcore.run", "milcore.sweep"),
     ("milcore.train", "milcore.checkpoints", "milcore.leave_one_out", "milcore.shares"),
