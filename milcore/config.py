@@ -21,11 +21,13 @@ Precision = Literal["fp32", "fp64", "bf16"]
 FrozenEncoderName = Literal["efficientnet_lite0"]
 TrainableEncoderName = Literal["linear", "mlp", "conv", "lenet5"]
 SplitName = Literal["train", "val", "test"]
+AttentionFormat = Literal["parquet", "png", "geojson", "ome-tiff", "zarr"]
 
 IMPORT_FORMATS: tuple[str, ...] = get_args(ImportFormat)
 FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "pt")
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
+ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
 PIXEL_ENCODERS: tuple[TrainableEncoderName, ...] = ("conv", "lenet5")
 POOLINGS_OF_PROBABILITIES: tuple[PoolingName, ...] = ("noisy_or", "noisy_and")
 
@@ -238,6 +240,7 @@ class RunSpec(Config):
     instance_digest: str = Field(description="digest of the features (or patches) of every slide trained or tested on")
     splits_digest: str
     train: TrainConfig
+    folds: int = Field(0, ge=0, description="models in folds/<k>; 0: one model in the run folder itself")
 
 
 def parse_config(kind: type[C], values: dict[str, object]) -> C:

@@ -17,7 +17,7 @@ import torch
 from milcore import storage
 from milcore.artifacts import write_attention
 from milcore.bags import BagEntry, Bags
-from milcore.config import EncodeConfig, IngestConfig, RunSpec, parse_config
+from milcore.config import ATTENTION_FORMATS, EncodeConfig, IngestConfig, RunSpec, parse_config
 from milcore.encoders.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import ATTENTION, METRICS
@@ -26,7 +26,7 @@ from milcore.ingest import ingest_slide
 from milcore.manifest import Slide
 from milcore.model import MILModel
 from milcore.progress import track
-from milcore.run import cache_bytes, instance_rows, load_model, read_splits
+from milcore.run import cache_bytes, instance_rows, load_models, read_splits
 from milcore.store import PatchStore, SlideGroup
 
 FREE_SETTINGS = ("default_mpp", "max_unreadable", "slide_mpp")
@@ -52,7 +52,7 @@ class _Scorer(NamedTuple):
     """A run made ready for new slides."""
 
     spec: RunSpec
-    model: MILModel
+    models: tuple[MILModel, ...]
     ingest: IngestConfig
     encode: EncodeConfig | None
     threshold: float | None
@@ -137,7 +137,7 @@ def cohort_ingestion(store: PatchStore, slide_ids: Sequence[str]) -> IngestConfi
 
 
 def _ready(run_uri: str, default_mpp: float | None, device: torch.device) -> _Scorer:
-    spec, model = load_model(run_uri)
+    spec, models = load_models(run_uri)
     store = PatchStore(spec.store_uri)
     slide_ids = read_splits(run_uri)["slide_id"].to_pylist()
     config = cohort_ingestion(store, slide_ids)
@@ -145,7 +145,7 @@ def _ready(run_uri: str, default_mpp: float | None, device: torch.device) -> _Sc
         config = parse_config(IngestConfig, config.model_dump() | {"default_mpp": default_mpp})
     metrics_uri = storage.join(run_uri, METRICS)
     threshold = storage.read_json(metrics_uri)["threshold"] if storage.exists(metrics_uri) else None
-    return _Scorer(spec, model, config, _encoding(spec, store.slide(slide_ids[0]), device), threshold, device)
+    return _Scorer(spec, models, config, _encoding(spec, store.slide(slide_ids[0]), device), threshold, device)
 
 
 def _encoding(spec: RunSpec, slide: SlideGroup, device: torch.device) -> EncodeConfig | None:
@@ -181,15 +181,23 @@ def _predict_slide(scorer: _Scorer, slide_id: str, uri: str, out_uri: str) -> Pr
             encode_slide(store.uri, scorer.encode, scorer.device.type, slide_id)
         slide = store.slide(slide_id)
         said = _explain(scorer, slide)
-        write_attention(storage.join(out_uri, ATTENTION), slide, said.attention)
-        return Prediction(slide_id, uri, "ok", said.probability, _called(scorer, said.probability), len(slide), None)
+        write_attention(storage.join(out_uri, ATTENTION), slide, said.attention, ATTENTION_FORMATS)
+        return Prediction(
+            slide_id,
+            uri,
+            "ok",
+            float(said.probability[1]),
+            _called(scorer, said.probability[1]),
+            len(slide),
+            None,
+        )
 
 
 def _explain(scorer: _Scorer, slide: SlideGroup) -> Explained:
     config = scorer.spec.train
     entry = BagEntry.of_slide(slide.slide_id, slide.slide_id, 0, "test", len(slide))
     bags = Bags([entry], lambda _: instance_rows(slide, config), cache_bytes(config))
-    return explain(scorer.model, bags, [0], scorer.device)[0]
+    return explain(scorer.models, bags, [0], scorer.device)[0]
 
 
 def _called(scorer: _Scorer, probability: float) -> str | None:
