@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from milcore import __version__, storage
 from milcore.config import (
+    ATTENTION_FORMATS,
     PIXEL_ENCODERS,
     Config,
     EncodeConfig,
@@ -361,12 +362,21 @@ def tune(
 def evaluate(
     run: Run,
     baselines: Annotated[bool, typer.Option(help="also train and show what the model has to beat")] = True,
+    sweep: Annotated[str | None, typer.Option(help="sweep the run took its settings from; shows its trials")] = None,
+    attention: Annotated[str, typer.Option(help="forms of each test slide's attention, commas between")] = ",".join(
+        ATTENTION_FORMATS
+    ),
+    use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict, measure on the untouched test split, draw attention and write the report."""
+    """Predict, measure on the untouched test split, check and draw attention, and write the report."""
+    unknown = sorted(set(attention.split(",")) - set(ATTENTION_FORMATS))
+    if unknown:
+        raise InputError(f"--attention got {', '.join(unknown)}; allowed: {', '.join(ATTENTION_FORMATS)}")
+    forms = tuple(form for form in ATTENTION_FORMATS if form in attention.split(","))
     from milcore.evaluate import evaluate as evaluate_run
 
-    metrics = evaluate_run(run, baselines=baselines)
+    metrics = evaluate_run(run, baselines=baselines, sweep_uri=sweep, attention_formats=forms, use_gpu=use_gpu)
     figures = ", ".join(f"{name} {figure(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc"))
     line = f"test split: {figures}; report {metrics['report']}"
     finish(metrics, line, as_json)
@@ -377,18 +387,30 @@ def predict(
     run: Run,
     slides: Annotated[
         list[str],
-        typer.Argument(metavar="SLIDE... OUT", help="slides, then OUT: the folder for predictions and attention"),
+        typer.Argument(metavar="[SLIDE...] OUT", help="slides, then OUT: the folder for predictions and attention"),
     ],
+    manifest: Annotated[
+        str | None,
+        typer.Option(help="in place of SLIDE: CSV or Parquet with slide_id, uri; also patient_id, mpp"),
+    ] = None,
     mpp: Annotated[float | None, typer.Option(min=0.001, help="um/px of slides that carry none")] = None,
+    use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score new slides through the run's own ingestion and encoder settings."""
-    from milcore.predict import predict as predict_slides
+    """Score new slides through the run's own ingestion and encoder settings; the same OUT resumes."""
+    from milcore.predict import predict as predict_files
+    from milcore.predict import predict_manifest
 
     *slide_uris, out = slides
-    if not slide_uris:
-        raise InputError(f"predict got RUN {run!r} and {out!r} only; allowed: RUN SLIDE… OUT; name slides and a folder")
-    summary = predict_slides(run, slide_uris, out, mpp)
+    if bool(slide_uris) == (manifest is not None):
+        raise InputError(
+            f"predict got {len(slide_uris)} slides and manifest {manifest!r} beside RUN {run!r} and OUT {out!r}; "
+            "allowed: RUN SLIDE… OUT or RUN OUT --manifest FILE; name slides or a manifest"
+        )
+    if manifest is None:
+        summary = predict_files(run, slide_uris, out, mpp, use_gpu=use_gpu)
+    else:
+        summary = predict_manifest(run, manifest, out, mpp, use_gpu=use_gpu)
     for slide_id, reason in summary["quarantined"].items():
         say(f"quarantined {slide_id}: {reason}")
     finish(summary, f"{len(summary['ok'])} slides scored; {out}", as_json, code=0 if summary["ok"] else NONE_OK)

@@ -23,11 +23,13 @@ Schedule = Literal["cosine", "constant"]
 FrozenEncoderName = Literal["efficientnet_lite0"]
 TrainableEncoderName = Literal["linear", "mlp", "conv", "lenet5"]
 SplitName = Literal["train", "val", "test"]
+AttentionFormat = Literal["parquet", "png", "geojson", "ome-tiff", "zarr"]
 
 IMPORT_FORMATS: tuple[str, ...] = get_args(ImportFormat)
 FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "pt")
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
+ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
 PIXEL_ENCODERS: tuple[TrainableEncoderName, ...] = ("conv", "lenet5")
 POOLINGS_OF_PROBABILITIES: tuple[PoolingName, ...] = ("noisy_or", "noisy_and")
 

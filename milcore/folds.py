@@ -24,7 +24,7 @@ from milcore.run import (
     OUT_OF_FOLD,
     fold_folder,
     load_bags,
-    load_model,
+    load_models,
     read_spec,
     read_splits,
     train_run,
@@ -59,7 +59,7 @@ def train_fold(run_uri: str, device: str, fold: int) -> int:
     folder, where = fold_folder(run_uri, fold), torch.device(device)
     lines = EpochLines(read_spec(folder).train.epochs, f"fold {fold}, ")
     train_run(folder, LocalContext(storage.join(folder, CHECKPOINTS), where, lines))
-    spec, model = load_model(folder)
+    spec, (model,) = load_models(folder)
     bags = load_bags(spec.store_uri, spec.train, read_splits(folder))
     said = explain(model, bags, bags.split("test"), where)
     entries = [bags.entries[index] for index in said]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from milcore import storage
+from milcore.artifacts import SUFFIXES
 from milcore.config import SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
@@ -83,7 +84,7 @@ def test_every_slide_is_predicted_once_and_the_threshold_is_validation_s(
 def test_attention_of_every_test_slide_lies_at_its_place(run_uri: str, summary: dict[str, object]) -> None:
     tested = [row["slide_id"] for row in read_splits(run_uri).to_pylist() if row["split"] == "test"]
     names = storage.names(f"{run_uri}/attention")
-    assert names == sorted(f"{slide_id}.{kind}" for slide_id in tested for kind in ("parquet", "png"))
+    assert names == sorted(["index.json"] + [f"{name}.{form}" for name in tested for form in SUFFIXES.values()])
     positive = next(slide_id for slide_id in tested if int(slide_id[1:]) % 2)
     table = storage.read_table(f"{run_uri}/attention/{positive}.parquet")
     assert table["x"].to_pylist() == [PATCH_PX * k for k in range(6)]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from milcore import storage
 from milcore.errors import MILError
-from milcore.run import load_model
+from milcore.run import load_models
 from milcore.store import PatchStore
 from milcore.sweep import read_best
 from pipeline import __main__ as main_module
@@ -59,7 +59,7 @@ def check_outcome(folder_uri: str) -> None:
     store, run = PatchStore(storage.join(folder_uri, "store")), storage.join(folder_uri, "run")
     assert store.slide_ids() == [f"s{k:02d}" for k in range(SLIDES)]
     assert list(store.quarantined()) == ["broken"]
-    assert load_model(run)[0].train == read_best(storage.join(run, "tune"))
+    assert load_models(run)[0].train == read_best(storage.join(run, "tune"))
     published = {"config.json", "splits.parquet", "model.safetensors", "history.parquet", "metrics.json",
                  "predictions.parquet", "report.html", "MODEL_CARD.md", "attention", "tune"}  # fmt: skip
     assert published <= set(storage.names(run))
