@@ -62,7 +62,7 @@ def tune(
         split_seed: of the patient-level split.
         val_fraction: share of patients for model selection.
         test_fraction: share of patients kept for the final metrics.
-        workers: trials at a time; 0 counts as 1.
+        workers: trials at a time; 0: as many as the cluster has room for.
         use_gpu: one GPU a trial.
         ray_address: local, http(s)://host:8265 or host:port.
 

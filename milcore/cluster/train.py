@@ -10,7 +10,7 @@ from milcore import errors, storage
 from milcore.cluster.connect import connected, cpus, environment, wait_for_room
 from milcore.cluster.context import RayContext, calm_logging
 from milcore.config import LaunchConfig
-from milcore.progress import EpochLines
+from milcore.event_file import RunWatch
 from milcore.run import CHECKPOINTS, read_spec, train_run
 from milcore.train import CHECKPOINTS_KEPT
 
@@ -99,4 +99,4 @@ def _work(config: dict[str, Any]) -> None:
     """What every worker runs."""
     calm_logging()
     checkpoints_uri = storage.join(config["run_uri"], CHECKPOINTS)
-    train_run(config["run_uri"], RayContext(checkpoints_uri, EpochLines(config["epochs"])))
+    train_run(config["run_uri"], RayContext(checkpoints_uri, RunWatch(config["run_uri"], config["epochs"])))
