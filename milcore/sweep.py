@@ -179,9 +179,7 @@ def judge(results: list[TrialResult]) -> Verdict:
         line = f"trial {first.trial} ranks first; without AUROC and its error nothing says whether by chance"
         return Verdict(first.trial, second.trial, None, None, separable=False, line=line)
     separable = difference > SEPARABLE_AT * error
-    called = (
-        "better" if separable else "first but not separable (more validation patients or --objective-folds may tell)"
-    )
+    called = "better" if separable else "first but not separable (try more patients or --objective-folds)"
     above = f"AUROC {difference:.3f} above trial {second.trial}, standard error {error:.3f}"
     line = f"trial {first.trial} is {called}; {above}"
     return Verdict(first.trial, second.trial, difference, error, separable, line)

@@ -75,7 +75,11 @@ def _own_print() -> Iterator[None]:
 
 def _check_settings(given: dict[str, Any]) -> None:
     """Refuse bad settings before the first step starts."""
-    settings = {**given, "default_mpp": given["default_mpp"] or None, "poolings": tuple(given["poolings"].split(","))}
+    several = {
+        "poolings": tuple(given["poolings"].split(",")),
+        "search": tuple(filter(None, given["search"].split(";"))),
+    }
+    settings = {**given, "default_mpp": given["default_mpp"] or None, **several}
     for kind in (IngestConfig, SplitConfig, TuneConfig, LaunchConfig):
         pick(kind, settings)
     pick(TrainConfig, {name: value for name, value in settings.items() if name != "encoder"})
