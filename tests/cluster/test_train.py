@@ -15,7 +15,7 @@ from milcore import storage
 from milcore.cluster.connect import wait_for_room
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
-from milcore.errors import ClusterError, InputError, MILError
+from milcore.errors import ClusterError, InputError
 from milcore.model import make_model
 from milcore.run import prepare_run, train_run
 from milcore.train import LocalContext
@@ -117,15 +117,6 @@ def test_a_run_killed_under_ray_goes_on_from_its_checkpoint_on_s3(local_ray: Non
     assert not storage.exists(storage.join(run, "model.safetensors"))
     train_with(run, TWO)
     assert epochs_seen(run) == list(range(24))
-
-
-def test_an_error_that_would_only_repeat_ends_the_run_at_once(
-    local_ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Not finite at the first epoch, and so each time it would be tried again."""
-    hopeless = TRAIN.model_copy(update={"learning_rate": 1e300, "dropout": 0.0})
-    with pytest.raises(MILError, match=r"^epoch \d: the training loss is .*; lower learning_rate"):
-        train_with(prepared(str(tmp_path), "run", hopeless), TWO)
 
 
 def test_a_cluster_without_room_is_named_with_the_arithmetic(
