@@ -331,6 +331,8 @@ def tune(
     learning_rate_max: Annotated[float | None, setting(TuneConfig, "learning_rate_max")] = None,
     trials: Annotated[int | None, setting(TuneConfig, "trials")] = None,
     tune_seed: Annotated[int | None, setting(TuneConfig, "tune_seed")] = None,
+    search: Annotated[list[str] | None, setting(TuneConfig, "search")] = None,
+    objective_folds: Annotated[int | None, setting(TuneConfig, "objective_folds")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     activation_mb: ActivationMemory = None,
@@ -339,23 +341,26 @@ def tune(
     splits: Splits = None,
     split_seed: SplitSeed = None,
     config: ConfigFile = None,
-    workers: Annotated[int, typer.Option(min=1, help="trials at a time, each a Ray worker")] = CPUS,
+    workers: Annotated[
+        int, typer.Option(min=0, help="trials at a time, each a Ray worker; 0: as many as the cluster has room for")
+    ] = 0,
     use_gpu: UseGpu = False,
     ray_address: RayAddress = LAUNCH.ray_address,
     cluster_profile: Profile = LAUNCH.cluster_profile,
     as_json: AsJson = False,
 ) -> None:
-    """Sweep pooling and learning rate on validation; ends with best.json and splits.parquet for milcore train."""
+    """Sweep pooling, learning rate and more on validation; ends with best.json and splits.parquet for milcore train."""
     sweep = parse_config(TuneConfig, sweep_settings(config, locals()))
     split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
     launch = launch_config(locals())
     from milcore.cluster.launch import tune_with
-    from milcore.sweep import prepare_sweep
+    from milcore.sweep import prepare_sweep, read_verdict
 
     prepare_sweep(store, out, sweep, split_config, splits)
     best = tune_with(out, launch)
-    summary = {"best": best.model_dump(mode="json"), "out": out}
-    finish(summary, f"best: {best.pooling}, learning rate {best.learning_rate:.2g}; {out}", as_json)
+    verdict = read_verdict(out)
+    summary = {"best": best.model_dump(mode="json"), "verdict": verdict._asdict(), "out": out}
+    finish(summary, f"{verdict.line}: {best.pooling}, learning rate {best.learning_rate:.2g}; {out}", as_json)
 
 
 @app.command()

@@ -223,7 +223,7 @@ class TrainConfig(Config):
 
 
 class TuneConfig(Config):
-    """A sweep over pooling and learning rate around one TrainConfig."""
+    """A sweep over pooling, learning rate and any other training setting around one TrainConfig."""
 
     poolings: tuple[PoolingName, ...] = Field(
         ("max", "mean", "attention", "gated_attention"), min_length=1, description="poolings to try"
@@ -231,8 +231,25 @@ class TuneConfig(Config):
     learning_rate_min: PositiveFloat = Field(5e-5, description="lower end of the log-uniform learning-rate range")
     learning_rate_max: PositiveFloat = Field(1e-3, description="upper end of the log-uniform learning-rate range")
     trials: PositiveInt = Field(8, description="trials in all, dealt to the poolings in turn")
-    tune_seed: Seed = Field(0, description="seed of the drawn learning rates")
+    tune_seed: Seed = Field(0, description="seed of what is drawn")
+    search: tuple[str, ...] = Field(
+        (),
+        description="other training settings to draw, each NAME=A,B,C (one of) or NAME=LOW..HIGH (uniform, with :log "
+        "log-uniform)",
+    )
+    objective_folds: int = Field(
+        0,
+        ge=0,
+        description="score a trial by its mean over so many folds of the patients outside the test split (0: by the "
+        "validation split)",
+    )
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _has_no_fold_or_several(self) -> Self:
+        if self.objective_folds == 1:
+            raise ValueError("objective_folds 1 leaves nothing to train on; allowed: 0 or at least 2")
+        return self
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> Self:

@@ -15,9 +15,10 @@ import torch
 
 from milcore import storage
 from milcore.config import RunSpec
+from milcore.event_file import RunWatch
 from milcore.explain import explain
 from milcore.metrics import auroc, auroc_estimate
-from milcore.progress import EpochLines, figure, say
+from milcore.progress import figure, say
 from milcore.run import (
     CHECKPOINTS,
     HISTORY,
@@ -57,11 +58,11 @@ def train_folds(run_uri: str, device: str, fan_out: FanOut = map) -> dict[str, A
 def train_fold(run_uri: str, device: str, fold: int) -> int:
     """Train a fold and write what it says of the slides it left out; returns the fold."""
     folder, where = fold_folder(run_uri, fold), torch.device(device)
-    lines = EpochLines(read_spec(folder).train.epochs, f"fold {fold}, ")
-    train_run(folder, LocalContext(storage.join(folder, CHECKPOINTS), where, lines))
-    spec, (model,) = load_models(folder)
+    watch = RunWatch(folder, read_spec(folder).train.epochs, f"fold {fold}, ")
+    train_run(folder, LocalContext(storage.join(folder, CHECKPOINTS), where, watch))
+    spec, models = load_models(folder)
     bags = load_bags(spec.store_uri, spec.train, read_splits(folder))
-    said = explain(model, bags, bags.split("test"), where)
+    said = explain(models, bags, bags.split("test"), where)
     entries = [bags.entries[index] for index in said]
     table = pa.table(
         {

@@ -18,7 +18,7 @@ FLOORS = (
     ("milcore.artifacts", "milcore.baselines", "milcore.info", "milcore.report_data"),
     ("milcore.measured",),
     ("milcore.opened_run",),
-    ("milcore.run", "milcore.sweep"),
+    ("milcore.run", "milcore.sweep", "milcore.search_space"),
     (
         "milcore.train",
         "milcore.checkpoints",
@@ -52,6 +52,7 @@ FLOORS = (
     ("milcore.store",),
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
     ("milcore.sources",),
+    ("milcore.event_file",),
     ("milcore.processes", "milcore.storage", "milcore.progress", "milcore.allocator"),
     ("milcore.config",),
     ("milcore.errors",),

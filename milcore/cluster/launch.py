@@ -13,8 +13,9 @@ from milcore.cluster.heartbeat import beating, heartbeat_uri
 from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
 from milcore.encoders.encode import EncodedSlide, encode
 from milcore.errors import ClusterError, InputError
+from milcore.event_file import RunWatch
 from milcore.folds import train_folds
-from milcore.progress import EpochLines, track
+from milcore.progress import track
 from milcore.run import CHECKPOINTS, is_finished, read_spec, train_run
 from milcore.store import PatchStore
 from milcore.sweep import read_best
@@ -56,8 +57,8 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
     elif read_spec(run_uri).folds:
         _train_folds(run_uri, launch)
     elif launch.workers == 0:
-        lines = EpochLines(read_spec(run_uri).train.epochs)
-        train_run(run_uri, LocalContext(storage.join(run_uri, CHECKPOINTS), _device(launch), lines))
+        watch = RunWatch(run_uri, read_spec(run_uri).train.epochs)
+        train_run(run_uri, LocalContext(storage.join(run_uri, CHECKPOINTS), _device(launch), watch))
     else:
         from milcore.cluster.train import train_on_ray
 
