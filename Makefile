@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-containers engine image kubectl lint format clean
+.PHONY: setup demo test test-long test-faults test-containers engine image kubectl lint format clean
 
 setup: .venv/ready
 
@@ -23,6 +23,10 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
+
+# a worker, a node and a driver killed, storage that fails, stalls and fills up; minutes
+test-faults: setup
+	$(BIN)/python -m pytest -m faults
 
 # needs podman or docker; as root on Debian, installs podman and can make the base image without a registry
 engine:

@@ -276,6 +276,11 @@ def train(
     noisy_and_slope: Annotated[float | None, setting(TrainConfig, "noisy_and_slope")] = None,
     learning_rate: Annotated[float | None, setting(TrainConfig, "learning_rate")] = None,
     weight_decay: Annotated[float | None, setting(TrainConfig, "weight_decay")] = None,
+    schedule: Annotated[str | None, setting(TrainConfig, "schedule")] = None,
+    warmup_epochs: Annotated[float | None, setting(TrainConfig, "warmup_epochs")] = None,
+    clip_norm: Annotated[float | None, setting(TrainConfig, "clip_norm")] = None,
+    class_balance: Annotated[str | None, setting(TrainConfig, "class_balance")] = None,
+    ema_decay: Annotated[float | None, setting(TrainConfig, "ema_decay")] = None,
     dropout: Annotated[float | None, setting(TrainConfig, "dropout")] = None,
     epochs: Epochs = None,
     patience: Annotated[int | None, setting(TrainConfig, "patience")] = None,
@@ -286,6 +291,7 @@ def train(
     seed: Seed = None,
     splits: Splits = None,
     split_seed: SplitSeed = None,
+    folds: Annotated[int | None, setting(SplitConfig, "folds")] = None,
     config: ConfigFile = None,
     workers: Workers = 0,
     use_gpu: UseGpu = False,
@@ -293,16 +299,20 @@ def train(
     cluster_profile: Profile = LAUNCH.cluster_profile,
     as_json: AsJson = False,
 ) -> None:
-    """Train attention-MIL on a store; the same run folder resumes."""
+    """Train attention-MIL on a store, once or in folds; the same run folder resumes."""
     settings = train_config(config, given(TrainConfig, locals()))
     split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
     launch = launch_config(locals())
     from milcore.cluster.launch import train_with
-    from milcore.run import prepare_run
+    from milcore.folds import line
+    from milcore.run import OUT_OF_FOLD, prepare_run
 
-    prepare_run(store, run, settings, split_config, splits)
+    spec = prepare_run(store, run, settings, split_config, splits)
     train_with(run, launch)
-    finish({"run": run, "train": settings.model_dump(mode="json")}, f"trained {run}", as_json)
+    summary: dict[str, Any] = {"run": run, "train": settings.model_dump(mode="json")}
+    if spec.folds:
+        summary["out_of_fold"] = storage.read_json(storage.join(run, OUT_OF_FOLD))
+    finish(summary, f"trained {run}" + (f": {line(summary['out_of_fold'])}" if spec.folds else ""), as_json)
 
 
 @app.command()

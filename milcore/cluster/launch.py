@@ -13,6 +13,7 @@ from milcore.cluster.heartbeat import beating, heartbeat_uri
 from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
 from milcore.encoders.encode import EncodedSlide, encode
 from milcore.errors import ClusterError, InputError
+from milcore.folds import train_folds
 from milcore.progress import EpochLines, track
 from milcore.run import CHECKPOINTS, is_finished, read_spec, train_run
 from milcore.store import PatchStore
@@ -44,7 +45,7 @@ def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> l
 
 
 def train_with(run_uri: str, launch: LaunchConfig) -> None:
-    """Train a prepared run; a finished one is left as it is, one cut short goes on."""
+    """Train a prepared run, or its folds side by side; a finished one is left as it is, one cut short goes on."""
     run_uri = storage.absolute(run_uri)
     if is_finished(run_uri):
         return
@@ -52,6 +53,8 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
         _run_elsewhere(["train", run_uri], launch)
         if not is_finished(run_uri):
             raise ClusterError(f"the job ended without weights in {run_uri}; does the cluster see the same storage?")
+    elif read_spec(run_uri).folds:
+        _train_folds(run_uri, launch)
     elif launch.workers == 0:
         lines = EpochLines(read_spec(run_uri).train.epochs)
         train_run(run_uri, LocalContext(storage.join(run_uri, CHECKPOINTS), _device(launch), lines))
@@ -59,6 +62,18 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
         from milcore.cluster.train import train_on_ray
 
         train_on_ray(run_uri, launch)
+
+
+def _train_folds(run_uri: str, launch: LaunchConfig) -> None:
+    """One worker for each fold, ``launch.workers`` folds at a time."""
+    if launch.workers == 0:
+        train_folds(run_uri, _device(launch).type)
+        return
+    from milcore.cluster.connect import connected
+    from milcore.cluster.map import map_on_ray
+
+    with connected(launch):
+        train_folds(run_uri, "cuda" if launch.use_gpu else "cpu", functools.partial(map_on_ray, launch=launch))
 
 
 def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
