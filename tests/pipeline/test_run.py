@@ -156,3 +156,26 @@ def test_print_is_given_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(main_module.local, "init", leaves_its_own)
     assert main_module.main(command(str(tmp_path / "manifest.csv"), str(tmp_path))[3:]) == 1
     assert builtins.print is ours
+
+
+def submit_and_wait(api: str, manifest: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    given = command(manifest, str(folder))[4:]
+    sent = [sys.executable, "-m", "pipeline", "submit", "--host", api, "--wait", "600", *given, *more]
+    surroundings = {**os.environ, "HOME": str(folder)}
+    return subprocess.run(sent, capture_output=True, text=True, check=False, env=surroundings)
+
+
+def test_what_is_submitted_runs_and_its_end_is_written_down(executing_api: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("slide_id,uri,label\ns1,absent.svs,0\n")
+    ended = submit_and_wait(executing_api, str(tmp_path / "manifest.csv"), tmp_path)
+    assert ended.returncode == 1
+    assert ended.stdout.split()[-2:] == ["RUNNING", "FAILED"]
+    assert storage.read_json(str(tmp_path / "run" / "status.json"))["state"] == "FAILED"
+
+
+@pytest.mark.long
+def test_a_report_comes_home_from_what_was_submitted(executing_api: str, tmp_path: Path) -> None:
+    manifest = write_cohort(str(tmp_path / "cohort"), tmp_path)
+    ended = submit_and_wait(executing_api, manifest, tmp_path, "--report", str(tmp_path / "report.html"))
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "report.html").read_bytes() == (tmp_path / "run" / "report.html").read_bytes()
