@@ -14,13 +14,28 @@ FLOORS = (
     ("milcore.cli",),
     ("milcore.cluster",),
     ("milcore.predict", "milcore.evaluate"),
+    ("milcore.folds",),
     ("milcore.artifacts", "milcore.baselines", "milcore.info", "milcore.report_data"),
     ("milcore.measured",),
     ("milcore.opened_run",),
     ("milcore.run", "milcore.sweep"),
-    ("milcore.train", "milcore.checkpoints", "milcore.leave_one_out", "milcore.flipping", "milcore.explain"),
+    (
+        "milcore.train",
+        "milcore.checkpoints",
+        "milcore.leave_one_out",
+        "milcore.flipping",
+        "milcore.explain",
+        "milcore.shares",
+    ),
     ("milcore.model", "milcore.report"),
-    ("milcore.streaming", "milcore.encoders", "milcore.attention", "milcore.attention_exports", "milcore.augment"),
+    (
+        "milcore.streaming",
+        "milcore.encoders",
+        "milcore.attention",
+        "milcore.attention_exports",
+        "milcore.augment",
+        "milcore.optimisation",
+    ),
     (
         "milcore.bags",
         "milcore.pooling",
@@ -30,9 +45,9 @@ FLOORS = (
         "milcore.annotations",
         "milcore.sampling",
     ),
-    ("milcore.attention_score", "milcore.dropout"),
+    ("milcore.attention_score", "milcore.dropout", "milcore.balance"),
     ("milcore.segments", "milcore.rows"),
-    ("milcore.import_features",),
+    ("milcore.import_features", "milcore.freshness"),
     ("milcore.imports", "milcore.ingest", "milcore.synth", "milcore.splits"),
     ("milcore.store",),
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
@@ -46,6 +61,7 @@ ONLY_IN = {
     "zarr": ("milcore.store", "milcore.shards"),
     "openslide": ("milcore.slides",),
     "kfp": ("components", "pipeline"),
+    "kubernetes": ("milcore.cluster",),
 }
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
@@ -53,7 +69,7 @@ WITHOUT_TORCH = (
     "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
     "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
     "milcore.metrics", "milcore.calibration", "milcore.delong",
-    "milcore.annotations", "milcore.processes", "milcore.progress",
+    "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.freshness",
 )  # fmt: skip
 
 
