@@ -51,7 +51,9 @@ def _feature(name: str, row: dict[str, float], colour: list[int]) -> dict[str, o
     left, top = row["x"], row["y"]
     right, bottom = left + row["size"], top + row["size"]
     ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-    measured = {title: row[key] for key, title in MEASURED.items() if row.get(key) is not None}
+    measured = {
+        title: row[key] for key, title in MEASURED.items() if row.get(key) is not None and math.isfinite(row[key])
+    }
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)),

@@ -371,6 +371,9 @@ def evaluate(
     attention: Annotated[str, typer.Option(help="forms of each test slide's attention, commas between")] = ",".join(
         ATTENTION_FORMATS
     ),
+    without_each: Annotated[
+        bool, typer.Option("--without-each", help="also tell what the model says without each patch; seconds a slide")
+    ] = False,
     use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -381,7 +384,14 @@ def evaluate(
     forms = tuple(form for form in ATTENTION_FORMATS if form in attention.split(","))
     from milcore.evaluate import evaluate as evaluate_run
 
-    metrics = evaluate_run(run, baselines=baselines, sweep_uri=sweep, attention_formats=forms, use_gpu=use_gpu)
+    metrics = evaluate_run(
+        run,
+        baselines=baselines,
+        sweep_uri=sweep,
+        attention_formats=forms,
+        without_each=without_each,
+        use_gpu=use_gpu,
+    )
     figures = ", ".join(f"{name} {figure(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc"))
     line = f"test split: {figures}; report {metrics['report']}"
     finish(metrics, line, as_json)

@@ -5,9 +5,10 @@ measured once, and nothing that follows depends on its labels.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -55,12 +56,20 @@ MODEL_CARD = "MODEL_CARD.md"
 READING_THREADS = 16
 
 
-def evaluate(
+class Forms(NamedTuple):
+    """How attention is written: the files, and the further columns of a bag's instances for the class it is called."""
+
+    formats: Sequence[AttentionFormat]
+    columns: Callable[[OpenedRun, int, int], dict[str, np.ndarray]]
+
+
+def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     run_uri: str,
     *,
     baselines: bool = True,
     sweep_uri: str | None = None,
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
+    without_each: bool = False,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
@@ -70,6 +79,7 @@ def evaluate(
         baselines: also train and show the rows the model has to beat.
         sweep_uri: the sweep whose best config this run took; its trials are shown.
         attention_formats: the forms of each test slide's attention.
+        without_each: also tell for each instance of them what the model says without it; seconds a slide.
         use_gpu: compute on a CUDA device.
 
     Returns:
@@ -94,7 +104,8 @@ def evaluate(
     if baselines:
         say("comparing with simple models")
         rows += compare(run.spec.train, run.bags, run.store, labels, device)
-    views = tuple(_slide_views(run, rule, regions, checked, attention_formats))
+    columns = partial(instance_columns, without_each=without_each)
+    views = tuple(_slide_views(run, rule, regions, checked, Forms(attention_formats, columns)))
     found = Evaluated(run, rule, measured, checked, rows)
     summary = _summary(found)
     data = report_data(found, views, trials)
@@ -207,7 +218,7 @@ def _slide_views(
     rule: Rule,
     regions: dict[str, BaseGeometry],
     checked: Checked,
-    formats: Sequence[AttentionFormat],
+    forms: Forms,
 ) -> Iterator[SlideView]:
     """Write the attention of every test slide, and an index of it, and collect what the report shows."""
     folder = storage.join(run.uri, ATTENTION)
@@ -216,12 +227,12 @@ def _slide_views(
     index_rows = []
     for index in track(list(called), "attention", len(called)):
         entry, said = run.bags.entries[index], run.said[index]
-        behind = instance_columns(run, index, called[index])
+        behind = forms.columns(run, index, called[index])
         parts = {name: entry.by_slide(values) for name, values in behind.items()}
         for slide_id, weight in entry.by_slide(said.attention).items():
             slide = run.store.slide(slide_id)
             more = {name: values[slide_id] for name, values in parts.items()}
-            table = write_attention(folder, slide, weight, formats, more)
+            table = write_attention(folder, slide, weight, forms.formats, more)
             finding = Finding(
                 patient_id=entry.patient_id,
                 label=entry.label,
@@ -239,14 +250,15 @@ def _slide_views(
     storage.write_json(storage.join(folder, INDEX), index_rows)
 
 
-def instance_columns(run: OpenedRun, index: int, label: int) -> dict[str, np.ndarray]:
+def instance_columns(run: OpenedRun, index: int, label: int, *, without_each: bool) -> dict[str, np.ndarray]:
     """What lies behind a bag's attention, for the class it is called: scores, probabilities, leave-one-out.
 
     ``leave_one_out`` is the log-odds of that class with all instances less those without this one.
     """
-    bag = run.bags[index]
-    score, probability = instance_values(run.models, bag, label)
-    columns = {"score": score, "instance_probability": probability, "leave_one_out": left_out(run, index, label)}
+    score, probability = instance_values(run.models, run.bags[index], label)
+    columns = {"score": score, "instance_probability": probability}
+    if without_each:
+        columns["leave_one_out"] = left_out(run, index, label)
     return {name: values for name, values in columns.items() if values is not None}
 
 

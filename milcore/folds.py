@@ -71,7 +71,7 @@ def train_fold(run_uri: str, device: str, fold: int) -> int:
             "label": pa.array([entry.label for entry in entries], pa.int64()),
             "split": pa.array(["val"] * len(entries), pa.string()),
             "fold": pa.array([fold] * len(entries), pa.int32()),
-            "probability": pa.array([its.probability for its in said.values()], pa.float64()),
+            "probability": pa.array([its.probability[1] for its in said.values()], pa.float64()),
         }
     )
     storage.write_table(storage.join(folder, PREDICTIONS), table)
@@ -99,7 +99,9 @@ def summarise(said: pa.Table, spec: RunSpec) -> dict[str, Any]:
     labels, probability, fold = (said[name].to_numpy() for name in ("label", "probability", "fold"))
     if len(spec.classes) > 2:
         return {"folds": spec.folds, "slides": len(said), "auroc": None, "interval": None, "fold_auroc": None}
-    pooled = auroc_estimate(labels, probability, said["patient_id"].to_pylist(), spec.train.seed)
+    pooled = auroc_estimate(
+        labels, np.stack([1 - probability, probability], axis=1), said["patient_id"].to_pylist(), spec.train.seed
+    )
     of_folds = [auroc(labels[fold == k], probability[fold == k]) for k in range(spec.folds)]
     return {
         "folds": spec.folds,
