@@ -12,6 +12,7 @@ def ingest(
     mpp: float,
     patch_size: int,
     default_mpp: float,
+    reader: str,
     codec: str,
     jpeg_quality: int,
     min_tissue: float,
@@ -26,6 +27,7 @@ def ingest(
         mpp: target resolution in um/px.
         patch_size: patch edge in px at the target mpp.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
+        reader: what opens slides: auto, tiff, openslide or flat.
         codec: how a patch is stored.
         jpeg_quality: 1 to 100.
         min_tissue: smallest share of a tile's area that must be tissue.

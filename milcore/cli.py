@@ -184,6 +184,7 @@ def ingest(
     mpp: Annotated[float | None, setting(IngestConfig, "mpp")] = None,
     patch_size: Annotated[int | None, setting(IngestConfig, "patch_size")] = None,
     default_mpp: Annotated[float | None, setting(IngestConfig, "default_mpp")] = None,
+    reader: Annotated[str | None, setting(IngestConfig, "reader")] = None,
     codec: Annotated[str | None, setting(IngestConfig, "codec")] = None,
     jpeg_quality: Annotated[int | None, setting(IngestConfig, "jpeg_quality")] = None,
     min_tissue: Annotated[float | None, setting(IngestConfig, "min_tissue")] = None,

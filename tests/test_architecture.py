@@ -24,7 +24,8 @@ FLOORS = (
     ("milcore.segments", "milcore.rows"),
     ("milcore.import_features",),
     ("milcore.imports", "milcore.ingest", "milcore.synth", "milcore.splits"),
-    ("milcore.store",),
+    ("milcore.extract", "milcore.store"),
+    ("milcore.slide_writer",),
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
     ("milcore.sources",),
     ("milcore.processes", "milcore.storage", "milcore.progress", "milcore.allocator"),
@@ -40,6 +41,7 @@ ONLY_IN = {
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
     "milcore.tissue", "milcore.tiling", "milcore.store", "milcore.shards", "milcore.ingest", "milcore.synth",
+    "milcore.slide_writer", "milcore.extract",
     "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
     "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
     "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress",
