@@ -76,7 +76,7 @@ def test_a_passed_tile_is_true_in_any_jpeg_decoder(tmp_path: Path, inside: str) 
     pixels = np.stack([x / 2, y / 2, np.full_like(x, 40, float)], -1).astype(np.uint8)
     tifffile.imwrite(
         tmp_path / "a.tiff", pixels, tile=(256, 256), photometric="rgb", compression="jpeg",
-        compressionargs={"level": 95, "outcolorspace": inside}, resolution=(20_000, 20_000), resolutionunit="CENTIMETER",
+        compressionargs={"level": 95, "outcolorspace": inside}, resolution=(2e4, 2e4), resolutionunit="CENTIMETER",
     )  # fmt: skip
     with tifffile.TiffFile(tmp_path / "a.tiff") as tiff:
         assert tiff.pages[0].photometric.name.lower() == inside
