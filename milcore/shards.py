@@ -189,7 +189,8 @@ class ShardReader:
 
     def __init__(self, uri: str) -> None:
         metadata = storage.read_json(storage.join(uri, "zarr.json"))
-        self._uri = uri
+        self._is_local = storage.is_local(uri)
+        self._uri = storage.absolute(uri)
         self._count, self._edge = metadata["shape"][:2]
         self._per_shard = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
         names = [codec["name"] for codec in metadata["codecs"][0]["configuration"]["codecs"]]
@@ -218,13 +219,13 @@ class ShardReader:
 
     def _read_into(self, shard: int, begin: int, out: _UInt8) -> None:
         """Raw patches, straight to where they are wanted."""
-        if storage.is_local(self._uri):
+        if self._is_local:
             _read_whole(_shard_uri(self._uri, shard), begin, out)
         else:
             out.reshape(-1)[:] = np.frombuffer(self._read_range(shard, begin, begin + out.nbytes), np.uint8)
 
     def _read_range(self, shard: int, begin: int, end: int) -> bytes:
-        if not storage.is_local(self._uri):
+        if not self._is_local:
             return storage.read_range(_shard_uri(self._uri, shard), begin, end)
         data = np.empty(end - begin, np.uint8)
         _read_whole(_shard_uri(self._uri, shard), begin, data)
@@ -240,15 +241,15 @@ class ShardReader:
         return self._indexes[shard]
 
 
-def _read_whole(uri: str, begin: int, out: _UInt8) -> None:
-    """Fill ``out`` (contiguous) from a place of a local file."""
-    file = os.open(storage.absolute(uri), os.O_RDONLY)
+def _read_whole(path: str, begin: int, out: _UInt8) -> None:
+    """Fill ``out`` (contiguous) from a place of a local file, named by its path."""
+    file = os.open(path, os.O_RDONLY)
     try:
         flat, done = out.reshape(-1), 0
         while done < flat.size:
             count = os.preadv(file, [flat[done:].data], begin + done)
             if not count:
-                raise StoreError(f"shard {uri} ends early; ingest the slide again")
+                raise StoreError(f"shard {path} ends early; ingest the slide again")
             done += count
     finally:
         os.close(file)
