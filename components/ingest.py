@@ -54,7 +54,7 @@ def ingest(
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def gather(store_uri: str, outcomes: list[str]) -> str:
-    """Account for every slide of the cohort; fails when none is ok.
+    """Account for every slide of the cohort, write its page; fails when none is ok.
 
     Args:
         store_uri: the patch store.
@@ -67,7 +67,9 @@ def gather(store_uri: str, outcomes: list[str]) -> str:
 
     from milcore.ingest import account
     from milcore.progress import say
+    from milcore.qc import write_cohort_page
 
+    say(f"cohort: {write_cohort_page(store_uri)}")
     summary = account(store_uri, [json.loads(outcome) for outcome in outcomes])
     for slide_id, reason in summary["quarantined"].items():
         say(f"quarantined {slide_id}: {reason}")

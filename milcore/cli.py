@@ -197,14 +197,16 @@ def ingest(
     config = parse_config(IngestConfig, given(IngestConfig, locals()))
     from milcore.ingest import ingest as ingest_cohort
     from milcore.ingest import plan_cohort, summarise
+    from milcore.qc import write_cohort_page
 
     cohort = plan_cohort(manifest, store, positive)
     outcomes = list(track(ingest_cohort(store, config, workers), "ingest", len(cohort.slides)))
     summary = summarise(outcomes)
     for slide_id, reason in summary["quarantined"].items():
         say(f"quarantined {slide_id}: {reason}")
+    summary["page"] = write_cohort_page(store)
     line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} patches"
-    finish(summary, line, as_json, code=0 if summary["ok"] else NONE_OK)
+    finish(summary, f"{line}; {summary['page']}", as_json, code=0 if summary["ok"] else NONE_OK)
 
 
 @app.command("import")

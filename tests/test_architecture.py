@@ -14,7 +14,7 @@ FLOORS = (
     ("milcore.cli",),
     ("milcore.cluster",),
     ("milcore.predict", "milcore.evaluate"),
-    ("milcore.artifacts", "milcore.baselines", "milcore.explain", "milcore.info"),
+    ("milcore.artifacts", "milcore.baselines", "milcore.explain", "milcore.info", "milcore.qc"),
     ("milcore.run", "milcore.sweep"),
     ("milcore.train", "milcore.checkpoints", "milcore.leave_one_out"),
     ("milcore.model", "milcore.report"),
