@@ -23,7 +23,7 @@ def ingest(
 
     Args:
         store_uri: the patch store, planned.
-        shard: ``i/n``: every n-th slide beginning with the i-th.
+        shard: ``i/n``: the i-th of the n shares the planning step wrote.
         mpp: target resolution in um/px.
         patch_size: patch edge in px at the target mpp.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
@@ -44,10 +44,11 @@ def ingest(
     from milcore.ingest import ingest as ingest_cohort
     from milcore.ingest import summarise
     from milcore.progress import track
+    from milcore.shares import read_share
     from milcore.store import PatchStore
 
     index, count = (int(part) for part in shard.split("/"))
-    total = len(PatchStore(store_uri).manifest().slides[index::count])
+    total = len(read_share(PatchStore(store_uri), index, count))
     outcomes = ingest_cohort(store_uri, pick(IngestConfig, settings), workers, (index, count))
     return json.dumps(summarise(track(outcomes, f"ingest {shard}", total)))
 

@@ -7,7 +7,7 @@ rows, and patches of one shard, compressed. Nothing is printed here: outcomes ar
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from milcore.errors import InputError, MILError, SlideError
 from milcore.extract import choose_codec, extract
 from milcore.manifest import Manifest, Slide, read_manifest
 from milcore.processes import map_in_processes
+from milcore.shares import read_share
 from milcore.slide_writer import SlideWriter
 from milcore.slides import SlideReader, open_slide
 from milcore.slides.reader import Pixels
@@ -38,6 +39,10 @@ class SlideOutcome(NamedTuple):
     reason: str | None
     patches: int
     skipped: bool
+
+
+# applies a function to every slide, somewhere, and hands the results back as they come
+SlideMap = Callable[[Callable[[Slide], SlideOutcome], Iterable[Slide]], Iterator[SlideOutcome]]
 
 
 class _Work(NamedTuple):
@@ -63,7 +68,11 @@ def plan_cohort(manifest_uri: str, store_uri: str, positive: str | None = None) 
 
 
 def ingest(
-    store_uri: str, config: IngestConfig, workers: int, shard: tuple[int, int] = (0, 1)
+    store_uri: str,
+    config: IngestConfig,
+    workers: int,
+    shard: tuple[int, int] = (0, 1),
+    map_slides: SlideMap | None = None,
 ) -> Iterator[SlideOutcome]:
     """Ingest the cohort of a store, yielding each slide's outcome as it ends.
 
@@ -71,22 +80,22 @@ def ingest(
         store_uri: a store that ``plan_cohort`` gave its manifest.
         config: how a slide becomes patches.
         workers: cores to use: a process a slide, and threads in them where slides are fewer; 0 works in this process.
-        shard: (i, n): only every n-th slide beginning with the i-th.
+        shard: (i, n): only the i-th of n shares of the slides.
+        map_slides: deals slides to workers elsewhere, in place of processes here.
 
     Raises:
         InputError: a shard that is none.
     """
-    index, count = shard
-    if not 0 <= index < count:
-        raise InputError(f"shard {index} of {count}; allowed: 0 <= index < count")
     store = PatchStore(store_uri)
-    slides = store.manifest().slides[index::count]
-    if workers == 0:
-        yield from (ingest_slide(slide, store, config) for slide in slides)
-        return
+    slides = read_share(store, *shard)
     processes = max(1, min(workers, len(slides)))
-    work = partial(_ingest_in_worker, store_uri=store_uri, config=config, threads=workers // processes)
-    yield from map_in_processes(work, slides, processes, lambda slide: _killed(slide, store, config))
+    work = partial(_ingest_in_worker, store_uri=store_uri, config=config, threads=max(1, workers // processes))
+    if map_slides is not None:
+        yield from map_slides(partial(work, threads=1), slides)
+    elif workers == 0:
+        yield from map(work, slides)
+    else:
+        yield from map_in_processes(work, slides, processes, lambda slide: _killed(slide, store, config))
 
 
 def summarise(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ HIGHEST_SATURATION = 0.12
 DARKEST_VALUE = 0.2
 PEN_MARGIN_PX = 2
 PEN_RIM_PX = 24
+# what is smaller may be a vessel's blood, whose surroundings are tissue
+PEN_STROKE_PX = 4
 
 METHOD: dict[str, Any] = {
     "method": "saturation-otsu-pen-rim",
@@ -28,6 +30,7 @@ METHOD: dict[str, Any] = {
     "darkest_value": DARKEST_VALUE,
     "pen_margin_px": PEN_MARGIN_PX,
     "pen_rim_px": PEN_RIM_PX,
+    "pen_stroke_px": PEN_STROKE_PX,
 }
 
 
@@ -41,7 +44,9 @@ def tissue_mask(thumbnail: npt.NDArray[np.uint8]) -> Mask:
     smooth = ndimage.median_filter(saturation, size=3)
     threshold = np.clip(otsu(smooth), LOWEST_SATURATION, HIGHEST_SATURATION)
     rim = _rim(hue, saturation, value)
-    grown = ndimage.binary_dilation(_pen(hue, saturation), mask=rim, iterations=PEN_RIM_PX)
+    ink = _pen(hue, saturation)
+    strokes = ndimage.binary_opening(ink, structure=np.ones((PEN_STROKE_PX, PEN_STROKE_PX)))
+    grown = ink | ndimage.binary_dilation(strokes, mask=rim, iterations=PEN_RIM_PX)
     pen = ndimage.binary_dilation(grown, iterations=PEN_MARGIN_PX)
     return np.asarray((smooth > threshold) & (value > DARKEST_VALUE) & ~pen)
 

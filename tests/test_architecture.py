@@ -24,6 +24,7 @@ FLOORS = (
     ("milcore.segments", "milcore.rows"),
     ("milcore.import_features",),
     ("milcore.imports", "milcore.ingest", "milcore.synth", "milcore.splits"),
+    ("milcore.shares",),
     ("milcore.extract", "milcore.store"),
     ("milcore.slide_writer",),
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
@@ -41,7 +42,7 @@ ONLY_IN = {
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
     "milcore.tissue", "milcore.tiling", "milcore.store", "milcore.shards", "milcore.ingest", "milcore.synth",
-    "milcore.slide_writer", "milcore.extract",
+    "milcore.slide_writer", "milcore.extract", "milcore.shares",
     "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
     "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
     "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress",

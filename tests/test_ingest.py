@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,20 @@ def test_the_bytes_do_not_depend_on_processes_or_on_an_interruption(tmp_path: Pa
     (Path(store) / "slides/s0.zarr/zarr.json").unlink()
     _run(store)
     assert _files(store) == parallel
+
+
+def test_a_map_handed_in_does_the_work(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "a.tiff", _tissue(200, 200), 0.5, 1)
+    store = _store(tmp_path, {"a": ("a.tiff", None), "b": ("b.tiff", None)})
+    seen = []
+
+    def backwards(function, slides):
+        for slide in reversed(list(slides)):
+            seen.append(slide.slide_id)
+            yield pickle.loads(pickle.dumps(function))(slide)  # noqa: S301 - as it would travel to another machine
+
+    assert [its.status for its in ingest(store, CONFIG, 2, map_slides=backwards)] == ["quarantined", "ok"]
+    assert seen == ["b", "a"]
 
 
 def test_shards_share_the_cohort(tmp_path: Path) -> None:
