@@ -9,6 +9,7 @@ from components import IMAGE
 def ingest(
     store_uri: str,
     shard: str,
+    state: str,
     mpp: float,
     patch_size: int,
     default_mpp: float,
@@ -24,6 +25,7 @@ def ingest(
     Args:
         store_uri: the patch store, planned.
         shard: ``i/n``: the i-th of the n shares the planning step wrote.
+        state: digest of slides and store; an equal one lets Kubeflow reuse this step's result.
         mpp: target resolution in um/px.
         patch_size: patch edge in px at the target mpp.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
@@ -43,8 +45,8 @@ def ingest(
     from milcore.config import IngestConfig, pick
     from milcore.ingest import ingest as ingest_cohort
     from milcore.ingest import summarise
+    from milcore.portions import read_share
     from milcore.progress import track
-    from milcore.shares import read_share
     from milcore.store import PatchStore
 
     index, count = (int(part) for part in shard.split("/"))

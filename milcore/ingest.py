@@ -15,8 +15,8 @@ from milcore.config import IngestConfig
 from milcore.errors import InputError, MILError, SlideError
 from milcore.extract import choose_codec, extract
 from milcore.manifest import Manifest, Slide, read_manifest
+from milcore.portions import read_share
 from milcore.processes import map_in_processes
-from milcore.shares import read_share
 from milcore.slide_writer import SlideWriter
 from milcore.slides import SlideReader, open_slide
 from milcore.slides.reader import Pixels

@@ -1,71 +1,59 @@
-"""A cohort divided into shares of about equal work, by the sizes of its slides' files.
+"""What one rank computes of a global batch, and what its losses count, so that any number of ranks learn the same.
 
-The planning step writes the division into the store, ``shares/<count>.json``, before the fan-out: a step that measured
-files itself could come to another division than its neighbour, and lose a slide between them.
+DDP takes the mean over ranks of their gradients. It is that of ``sum(w l) / sum(w)`` over the global batch if a bag
+that one rank holds counts world_size-fold, and one that all ranks hold a part of counts once on each of them.
 """
 
-import heapq
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-from milcore import storage
-from milcore.errors import InputError
-from milcore.manifest import Slide
-from milcore.store import PatchStore
-
-STATS_AT_A_TIME = 16
+from milcore.bags import deal, micro_batches
 
 
-def divide(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Indices of items dealt to ``count`` shares, the largest first, each to the share that is smallest then.
+class Group(NamedTuple):
+    """Bags that one rank computes on at once, what the loss of each counts, and whether all ranks hold a part of it."""
 
-    Source: Graham 1969, longest processing time first; the largest share is at most 4/3 of the best.
+    bags: list[int]
+    weights: list[float]
+    spread: bool
+
+
+class Share(NamedTuple):
+    """A rank's groups of a global batch, and the sum of the batch's class weights."""
+
+    groups: list[Group]
+    batch_weight: float
+
+
+def share_of(  # noqa: PLR0913 - plain numbers, so that it can be told from them alone
+    batch: Sequence[int],
+    *,
+    lengths: Sequence[int],
+    weights: Sequence[float],
+    budget: int,
+    rank: int,
+    world_size: int,
+) -> Share:
+    """The groups of a rank.
+
+    A bag within the budget is one rank's; a larger one is computed on by all ranks, each holding a part. Those come
+    first, so that the ranks meet in one order.
+
+    Args:
+        batch: indices of the global batch's bags; one may occur twice.
+        lengths: instances of every bag there is.
+        weights: of the loss of every bag there is.
+        budget: instances that one rank computes on at once.
+        rank: whose share.
+        world_size: ranks in all.
     """
-    shares: list[list[int]] = [[] for _ in range(count)]
-    lightest = [(0, 0, k) for k in range(count)]
-    for index in sorted(range(len(sizes)), key=lambda item: (-sizes[item], item)):
-        weight, items, share = heapq.heappop(lightest)
-        shares[share].append(index)
-        heapq.heappush(lightest, (weight + sizes[index], items + 1, share))
-    return [sorted(share) for share in shares]
-
-
-def write_shares(store_uri: str, count: int) -> None:
-    """Divide the store's cohort and keep the division in the store."""
-    store = PatchStore(store_uri)
-    slides = store.manifest().slides
-    with ThreadPoolExecutor(STATS_AT_A_TIME) as pool:
-        sizes = list(pool.map(_size, [slide.uri for slide in slides]))
-    shares = [[slides[k].slide_id for k in share] for share in divide(sizes, count)]
-    storage.write_json(_uri(store, count), shares)
-
-
-def read_share(store: PatchStore, index: int, count: int) -> list[Slide]:
-    """The slides of one share, in manifest order; every count-th of them where the cohort was not divided by size.
-
-    Raises:
-        InputError: a share that is none.
-    """
-    if not 0 <= index < count:
-        raise InputError(f"shard {index} of {count}; allowed: 0 <= index < count")
-    slides = store.manifest().slides
-    try:
-        shares = storage.read_json(_uri(store, count))
-    except FileNotFoundError:
-        return list(slides[index::count])
-    if sorted(name for share in shares for name in share) != sorted(slide.slide_id for slide in slides):
-        return list(slides[index::count])  # of another cohort: every step sees that alike
-    mine = set(shares[index])
-    return [slide for slide in slides if slide.slide_id in mine]
-
-
-def _size(uri: str) -> int:
-    """Bytes; 0 for what cannot be reached now and so costs little."""
-    try:
-        return storage.stat(uri).size
-    except (*storage.IO_ERRORS, ValueError, ImportError):
-        return 0
-
-
-def _uri(store: PatchStore, count: int) -> str:
-    return storage.join(store.uri, "shares", f"{count}.json")
+    total = sum(weights[index] for index in batch)
+    spread = [index for index in batch if world_size > 1 and lengths[index] > max(budget, world_size)]
+    rest = [index for index in batch if index not in spread]
+    groups = [Group([index], [weights[index] / total], spread=True) for index in spread]
+    groups += [
+        Group(hand, [world_size * weights[index] / total for index in hand], spread=False)
+        for hand in micro_batches(deal(rest, lengths, world_size)[rank], lengths, budget)
+    ]
+    # a rank left without any joins the all-reduce with somebody's bag and a zero loss
+    return Share(groups or [Group(list(batch[:1]), [0.0], spread=False)], total)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from milcore import storage
 from milcore.errors import InputError
 from milcore.ingest import plan_cohort
-from milcore.shares import divide, read_share, write_shares
+from milcore.portions import divide, read_share, write_shares
 from milcore.store import PatchStore
 
 
