@@ -13,6 +13,7 @@ def ingest(
     mpp: float,
     patch_size: int,
     default_mpp: float,
+    reader: str,
     codec: str,
     jpeg_quality: int,
     min_tissue: float,
@@ -23,11 +24,12 @@ def ingest(
 
     Args:
         store_uri: the patch store, planned.
-        shard: ``i/n``: every n-th slide beginning with the i-th.
+        shard: ``i/n``: the i-th of the n shares the planning step wrote.
         state: digest of slides and store; an equal one lets Kubeflow reuse this step's result.
         mpp: target resolution in um/px.
         patch_size: patch edge in px at the target mpp.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
+        reader: what opens slides: auto, tiff, openslide or flat.
         codec: how a patch is stored.
         jpeg_quality: 1 to 100.
         min_tissue: smallest share of a tile's area that must be tissue.
@@ -43,18 +45,19 @@ def ingest(
     from milcore.config import IngestConfig, pick
     from milcore.ingest import ingest as ingest_cohort
     from milcore.ingest import summarise
+    from milcore.portions import read_share
     from milcore.progress import track
     from milcore.store import PatchStore
 
     index, count = (int(part) for part in shard.split("/"))
-    total = len(PatchStore(store_uri).manifest().slides[index::count])
+    total = len(read_share(PatchStore(store_uri), index, count))
     outcomes = ingest_cohort(store_uri, pick(IngestConfig, settings), workers, (index, count))
     return json.dumps(summarise(track(outcomes, f"ingest {shard}", total)))
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def gather(store_uri: str, outcomes: list[str]) -> str:
-    """Account for every slide of the cohort; fails when none is ok.
+    """Account for every slide of the cohort, write its page; fails when none is ok.
 
     Args:
         store_uri: the patch store.
@@ -67,7 +70,9 @@ def gather(store_uri: str, outcomes: list[str]) -> str:
 
     from milcore.ingest import account
     from milcore.progress import say
+    from milcore.qc import write_cohort_page
 
+    say(f"cohort: {write_cohort_page(store_uri)}")
     summary = account(store_uri, [json.loads(outcome) for outcome in outcomes])
     for slide_id, reason in summary["quarantined"].items():
         say(f"quarantined {slide_id}: {reason}")

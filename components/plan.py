@@ -7,7 +7,7 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def plan(manifest: str, store_uri: str, shards: int, positive: str) -> list[str]:
-    """Check the manifest, make it the store's cohort and divide it.
+    """Check the manifest, make it the store's cohort and divide it by the sizes of its slides.
 
     Args:
         manifest: CSV or Parquet with slide_id, uri, label and optional columns.
@@ -19,8 +19,10 @@ def plan(manifest: str, store_uri: str, shards: int, positive: str) -> list[str]
         The shards as i/n.
     """
     from milcore.ingest import plan_cohort
+    from milcore.portions import write_shares
 
     count = max(1, min(shards, len(plan_cohort(manifest, store_uri, positive or None).slides)))
+    write_shares(store_uri, count)
     return [f"{index}/{count}" for index in range(count)]
 
 

@@ -4,9 +4,12 @@ Exit codes: 0 every slide accounted for and at least one usable; 2 bad input, on
 failure that is not the input's.
 """
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -177,6 +180,20 @@ def synth(
     finish({"slides": made, "manifest": manifest}, f"{len(made)} slides; manifest {manifest}", as_json)
 
 
+@contextlib.contextmanager
+def slide_map(ray_address: str | None, workers: int) -> Iterator[Any]:
+    """Ray's map for as long as the context; None where no cluster is named."""
+    if ray_address is None:
+        yield None
+        return
+    from milcore.cluster.connect import connected
+    from milcore.cluster.map import map_on_ray
+
+    launch = parse_config(LaunchConfig, {"ray_address": ray_address, "workers": max(1, workers)})
+    with connected(launch):
+        yield partial(map_on_ray, launch=launch)
+
+
 @app.command()
 def ingest(
     manifest: Annotated[
@@ -186,26 +203,35 @@ def ingest(
     mpp: Annotated[float | None, setting(IngestConfig, "mpp")] = None,
     patch_size: Annotated[int | None, setting(IngestConfig, "patch_size")] = None,
     default_mpp: Annotated[float | None, setting(IngestConfig, "default_mpp")] = None,
+    reader: Annotated[str | None, setting(IngestConfig, "reader")] = None,
     codec: Annotated[str | None, setting(IngestConfig, "codec")] = None,
     jpeg_quality: Annotated[int | None, setting(IngestConfig, "jpeg_quality")] = None,
     min_tissue: Annotated[float | None, setting(IngestConfig, "min_tissue")] = None,
     max_unreadable: Annotated[int | None, setting(IngestConfig, "max_unreadable")] = None,
     positive: Annotated[str | None, typer.Option(help="class name that counts as positive")] = None,
     workers: Annotated[int, typer.Option(min=0, help="processes on this machine; 0 works in this one")] = CPUS,
+    ray_address: Annotated[
+        str | None, typer.Option(help="local or host:port: deal slides to that many workers of a Ray cluster instead")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Cut the slides of a manifest into patches; a bad slide is quarantined with its reason, the others go on."""
     config = parse_config(IngestConfig, given(IngestConfig, locals()))
     from milcore.ingest import ingest as ingest_cohort
     from milcore.ingest import plan_cohort, summarise
+    from milcore.qc import write_cohort_page
 
     cohort = plan_cohort(manifest, store, positive)
-    outcomes = list(track(ingest_cohort(store, config, workers), "ingest", len(cohort.slides)))
+    with slide_map(ray_address, workers) as map_slides:
+        outcomes = list(
+            track(ingest_cohort(store, config, workers, map_slides=map_slides), "ingest", len(cohort.slides))
+        )
     summary = summarise(outcomes)
     for slide_id, reason in summary["quarantined"].items():
         say(f"quarantined {slide_id}: {reason}")
+    summary["page"] = write_cohort_page(store)
     line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} patches"
-    finish(summary, line, as_json, code=0 if summary["ok"] else NONE_OK)
+    finish(summary, f"{line}; {summary['page']}", as_json, code=0 if summary["ok"] else NONE_OK)
 
 
 @app.command("import")

@@ -14,7 +14,9 @@ PoolingName = Literal["max", "mean", "lse", "noisy_or", "noisy_and", "attention"
 Level = Literal["instance", "embedding"]
 AttentionHeads = Literal["shared", "per_class"]
 BagUnit = Literal["slide", "patient"]
-Codec = Literal["jpeg", "zstd", "none"]
+Codec = Literal["jpeg", "zstd", "none", "passthrough"]
+ReaderName = Literal["tiff", "openslide", "flat"]
+ReaderChoice = Literal["auto", "tiff", "openslide", "flat"]
 ImportFormat = Literal["bags-npz", "patches-npz", "clam", "trident", "pt", "parquet"]
 PlaceInPatch = Literal["centre", "corner"]
 Precision = Literal["fp32", "fp64", "bf16"]
@@ -60,7 +62,12 @@ class IngestConfig(Config):
     default_mpp: PositiveFloat | None = Field(
         None, description="um/px assumed for a slide that carries none (none: such a slide is quarantined)"
     )
-    codec: Codec = Field("jpeg", description="how a patch is stored; zstd is lossless")
+    reader: ReaderChoice = Field("auto", description="what opens slides; auto takes the first that knows the format")
+    codec: Codec = Field(
+        "jpeg",
+        description="how a patch is stored; zstd is lossless, passthrough keeps the slide's own JPEG tiles where they "
+        "are exactly the patches and is jpeg elsewhere",
+    )
     jpeg_quality: int = Field(90, ge=1, le=100, description="JPEG quality, chroma 4:4:4")
     min_tissue: Fraction = Field(0.5, description="smallest share of a tile's area that must be tissue")
     max_unreadable: int = Field(0, ge=0, description="unreadable tiles under tissue that a slide may have")

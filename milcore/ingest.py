@@ -1,26 +1,31 @@
 """From a manifest to patches in the store: plans each slide's tiles, reads them, writes them, and accounts for all.
 
 A slide ends ``ok`` or ``quarantined`` with its reason; nothing is left out silently. Running again does only what is
-missing, has changed, or could not be reached. Memory does not grow with the slide: patches are read one by one and kept
-compressed, one shard at a time. Nothing is printed here: outcomes are yielded as they come.
+missing, has changed, or could not be reached. Memory does not grow with the slide: what is kept are tiles of a few
+rows, and patches of one shard, compressed. Nothing is printed here: outcomes are yielded as they come.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from milcore.config import IngestConfig
 from milcore.errors import InputError, MILError, SlideError
+from milcore.extract import choose_codec, extract
 from milcore.manifest import Manifest, Slide, read_manifest
+from milcore.portions import read_share
 from milcore.processes import map_in_processes
-from milcore.slides import SlideReader, open_slide, read_area
+from milcore.slide_writer import SlideWriter
+from milcore.slides import SlideReader, open_slide
 from milcore.slides.reader import Pixels
 from milcore.slides.resample import area_resize
+from milcore.slides.scale import COARSEST_MPP, FINEST_MPP
 from milcore.sources import UnreachableError, fetch, see
-from milcore.store import PatchStore, SlideStatus, SlideWriter
+from milcore.store import PatchStore, SlideStatus
 from milcore.tiling import SAME_SCALE, TilePlan, plan_tiles, tile_size_level0
-from milcore.tissue import METHOD, tissue_mask
+from milcore.tissue import METHOD, Mask, tissue_mask
 
 MASK_PX_PER_TILE = 16
 THUMBNAIL_EDGES_PX = (1024, 4096)
@@ -34,6 +39,19 @@ class SlideOutcome(NamedTuple):
     reason: str | None
     patches: int
     skipped: bool
+
+
+# applies a function to every slide, somewhere, and hands the results back as they come
+SlideMap = Callable[[Callable[[Slide], SlideOutcome], Iterable[Slide]], Iterator[SlideOutcome]]
+
+
+class _Work(NamedTuple):
+    """One slide to bring into a store, on so many threads."""
+
+    slide: Slide
+    store: PatchStore
+    config: IngestConfig
+    threads: int
 
 
 def plan_cohort(manifest_uri: str, store_uri: str, positive: str | None = None) -> Manifest:
@@ -50,29 +68,34 @@ def plan_cohort(manifest_uri: str, store_uri: str, positive: str | None = None) 
 
 
 def ingest(
-    store_uri: str, config: IngestConfig, workers: int, shard: tuple[int, int] = (0, 1)
+    store_uri: str,
+    config: IngestConfig,
+    workers: int,
+    shard: tuple[int, int] = (0, 1),
+    map_slides: SlideMap | None = None,
 ) -> Iterator[SlideOutcome]:
     """Ingest the cohort of a store, yielding each slide's outcome as it ends.
 
     Args:
         store_uri: a store that ``plan_cohort`` gave its manifest.
         config: how a slide becomes patches.
-        workers: processes; 0 works in this one.
-        shard: (i, n): only every n-th slide beginning with the i-th.
+        workers: cores to use: a process a slide, and threads in them where slides are fewer; 0 works in this process.
+        shard: (i, n): only the i-th of n shares of the slides.
+        map_slides: deals slides to workers elsewhere, in place of processes here.
 
     Raises:
         InputError: a shard that is none.
     """
-    index, count = shard
-    if not 0 <= index < count:
-        raise InputError(f"shard {index} of {count}; allowed: 0 <= index < count")
     store = PatchStore(store_uri)
-    slides = store.manifest().slides[index::count]
-    if workers == 0:
-        yield from (ingest_slide(slide, store, config) for slide in slides)
-        return
-    work = partial(_ingest_in_worker, store_uri=store_uri, config=config)
-    yield from map_in_processes(work, slides, workers, lambda slide: _killed(slide, store, config))
+    slides = read_share(store, *shard)
+    processes = max(1, min(workers, len(slides)))
+    work = partial(_ingest_in_worker, store_uri=store_uri, config=config, threads=max(1, workers // processes))
+    if map_slides is not None:
+        yield from map_slides(partial(work, threads=1), slides)
+    elif workers == 0:
+        yield from map(work, slides)
+    else:
+        yield from map_in_processes(work, slides, processes, lambda slide: _killed(slide, store, config))
 
 
 def summarise(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:
@@ -110,8 +133,8 @@ def account(store_uri: str, summaries: Sequence[dict[str, Any]]) -> dict[str, An
     }
 
 
-def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:
-    """Bring one slide into the store, or into quarantine with its reason."""
+def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads: int = 1) -> SlideOutcome:
+    """Bring one slide into the store on so many threads, or into quarantine with its reason."""
     parameters = _parameters(slide, config)
     attrs: dict[str, Any] = {"parameters": parameters, "source": {"uri": slide.uri}}
     try:
@@ -119,7 +142,7 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig) -> Slide
         before = store.status(slide.slide_id)
         if before and _still_good(before, parameters) and store.source(slide.slide_id) == seen._asdict():
             return _outcome(slide, before, skipped=True)
-        outcome = _ingest_reached(slide, store, config, attrs, before)
+        outcome = _ingest_reached(_Work(slide, store, config, threads), attrs, before)
     except SlideError as error:
         attrs["retry"] = isinstance(error, UnreachableError)
         store.quarantine(slide.slide_id, str(error), attrs)
@@ -130,17 +153,16 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig) -> Slide
     return outcome
 
 
-def _ingest_reached(
-    slide: Slide, store: PatchStore, config: IngestConfig, attrs: dict[str, Any], before: SlideStatus | None
-) -> SlideOutcome:
+def _ingest_reached(work: _Work, attrs: dict[str, Any], before: SlideStatus | None) -> SlideOutcome:
     """Ingest from a local copy; a source whose version changed but whose content did not is left as it is."""
+    slide = work.slide
     with contextlib.ExitStack() as stack:
         path, sha256 = fetch(slide.uri, stack)
         attrs["source"] = {"uri": slide.uri, "size": path.stat().st_size, "sha256": sha256}
         if before and _still_good(before, attrs["parameters"]) and before.attrs["source"] == attrs["source"]:
             return _outcome(slide, before, skipped=True)
-        with open_slide(path) as reader:
-            patches = _ingest_open(slide, reader, store, config, attrs)
+        with open_slide(path, work.config.reader) as reader:
+            patches = _ingest_open(work, reader, attrs)
     return SlideOutcome(slide.slide_id, "ok", None, patches, skipped=False)
 
 
@@ -164,32 +186,21 @@ def _outcome(slide: Slide, status: SlideStatus, *, skipped: bool) -> SlideOutcom
     return SlideOutcome(slide.slide_id, status.state, status.reason, status.attrs.get("patches", 0), skipped)
 
 
-def _ingest_open(
-    slide: Slide, reader: SlideReader, store: PatchStore, config: IngestConfig, attrs: dict[str, Any]
-) -> int:
+def _ingest_open(work: _Work, reader: SlideReader, attrs: dict[str, Any]) -> int:
     """Plan an open slide and write its patches; the number written."""
+    slide, store, config, threads = work
     mpp, origin = _mpp(slide, reader, config)
     step = tile_size_level0(mpp, config)
     thumbnail = reader.thumbnail(thumbnail_edge(reader.size, step))
-    plan = _plan(reader, mpp, thumbnail, config)
-    resampled = step != config.patch_size
-    attrs |= {
-        "reader": reader.backend,
-        "size_level0": list(reader.size),
-        "mpp": {
-            "level0": mpp,
-            "target": config.mpp,
-            "patch": config.mpp if resampled else mpp,
-            "from": origin,
-        },
-        # (x, y, 1) in level-0 px -> um
-        "level0_affine": [[mpp, 0.0, 0.0], [0.0, mpp, 0.0]],
-        "patch_size_level0": step,
-        "tissue": {**METHOD, "mask_px_per_tile": MASK_PX_PER_TILE, "min_tissue": config.min_tissue},
-    }
-    with store.writer(slide.slide_id, attrs, config.patch_size, config.codec, config.jpeg_quality) as writer:
+    mask = mask_of(thumbnail, reader.size, step)
+    plan = _plan(reader.size, mpp, mask, config)
+    codec = choose_codec(reader, plan, config)
+    attrs |= _told(reader, mpp, origin, config) | {"codec_instead": codec.instead}
+    with store.writer(slide.slide_id, attrs, config.patch_size, codec.codec, config.jpeg_quality) as writer:
         writer.write_thumbnail(thumbnail)
-        unreadable = _write_patches(reader, plan, writer, config)
+        writer.write_mask(mask)
+        with contextlib.closing(extract(reader, plan, config, codec.codec, threads)) as chunks:
+            unreadable = write_patches(chunks, plan, writer, config)
         written = len(plan.coords) - unreadable
         writer.attrs["counts"] = {
             "grid": plan.grid,
@@ -198,6 +209,27 @@ def _ingest_open(
             "patches": written,
         }
     return written
+
+
+def _told(reader: SlideReader, mpp: float, origin: str, config: IngestConfig) -> dict[str, Any]:
+    """What is recorded of a slide: its reader, scale and how tissue was found."""
+    step = tile_size_level0(mpp, config)
+    return {
+        "reader": reader.backend,
+        "size_level0": list(reader.size),
+        "mpp": {
+            "level0": mpp,
+            "target": config.mpp,
+            "patch": config.mpp if step != config.patch_size else mpp,
+            "from": origin,
+        },
+        # (x, y, 1) in level-0 px -> um
+        "level0_affine": [[mpp, 0.0, 0.0], [0.0, mpp, 0.0]],
+        "patch_size_level0": step,
+        # the profile is kept out of the pixels, which stay as scanned
+        "icc_sha256": None if reader.icc is None else hashlib.sha256(reader.icc).hexdigest(),
+        "tissue": {**METHOD, "mask_px_per_tile": MASK_PX_PER_TILE, "min_tissue": config.min_tissue},
+    }
 
 
 def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float, str]:
@@ -210,7 +242,8 @@ def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float
                     "it would have to be magnified"
                 )
             return mpp, origin
-    raise SlideError("no mpp: the slide tells no um/px; give --default-mpp, or an mpp in the manifest")
+    told = f"the slide tells no um/px between {FINEST_MPP:g} and {COARSEST_MPP:g}"
+    raise SlideError(f"no mpp: {told}; give --default-mpp, or an mpp in the manifest")
 
 
 def thumbnail_edge(size: tuple[int, int], step: float) -> int:
@@ -219,20 +252,24 @@ def thumbnail_edge(size: tuple[int, int], step: float) -> int:
     return min(max(size), high, max(low, round(MASK_PX_PER_TILE * max(size) / step)))
 
 
-def _plan(reader: SlideReader, mpp: float, thumbnail: Pixels, config: IngestConfig) -> TilePlan:
+def mask_of(thumbnail: Pixels, size: tuple[int, int], step: float) -> Mask:
+    """Where a slide's thumbnail shows tissue, at about MASK_PX_PER_TILE px a tile."""
+    height, width = thumbnail.shape[:2]
+    shrink = max(1.0, max(width, height) * step / (MASK_PX_PER_TILE * max(size)))
+    small = (max(1, round(width / shrink)), max(1, round(height / shrink)))
+    return tissue_mask(area_resize(thumbnail, (0.0, 0.0, width, height), small))
+
+
+def _plan(size: tuple[int, int], mpp: float, mask: Mask, config: IngestConfig) -> TilePlan:
     """The slide's tiles with tissue.
 
     Raises:
         SlideError: there are none; why.
     """
-    step = tile_size_level0(mpp, config)
-    height, width = thumbnail.shape[:2]
-    shrink = max(1.0, max(width, height) * step / (MASK_PX_PER_TILE * max(reader.size)))
-    size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
-    mask = tissue_mask(area_resize(thumbnail, (0.0, 0.0, width, height), size))
-    plan = plan_tiles(reader.size, mpp, mask, config)
+    plan = plan_tiles(size, mpp, mask, config)
     if not plan.grid:
-        raise SlideError(f"too small: {reader.size[0]} x {reader.size[1]} px, one tile is {step:g} px of level 0 wide")
+        step = tile_size_level0(mpp, config)
+        raise SlideError(f"too small: {size[0]} x {size[1]} px, one tile is {step:g} px of level 0 wide")
     if not mask.any():
         raise SlideError("no tissue")
     if not len(plan.coords):
@@ -240,29 +277,26 @@ def _plan(reader: SlideReader, mpp: float, thumbnail: Pixels, config: IngestConf
     return plan
 
 
-def _write_patches(reader: SlideReader, plan: TilePlan, writer: SlideWriter, config: IngestConfig) -> int:
-    """Read and write the plan's patches in order; the number of tiles that could not be read.
+def write_patches(chunks: Iterable[bytes | None], plan: TilePlan, writer: SlideWriter, config: IngestConfig) -> int:
+    """Write the plan's patches in order; the number of tiles that could not be read.
 
     Raises:
         SlideError: they are more than ``max_unreadable``, or all.
     """
-    unreadable, edge = 0, config.patch_size
-    for (x, y), tissue in zip(plan.coords.tolist(), plan.tissue.tolist(), strict=True):
-        try:
-            patch = read_area(reader, (x, y), (plan.size_level0, plan.size_level0), (edge, edge))
-        except SlideError:
-            unreadable += 1
-            continue
-        if unreadable <= config.max_unreadable:
-            writer.append(patch, x, y, tissue)
+    unreadable = 0
+    places = zip(plan.coords.tolist(), plan.tissue.tolist(), chunks, strict=True)
+    for (x, y), tissue, chunk in places:
+        unreadable += chunk is None
+        if chunk is not None and unreadable <= config.max_unreadable:
+            writer.append_chunk(chunk, x, y, tissue)
     if unreadable > config.max_unreadable or unreadable == len(plan.coords):
         allowed = f"--max-unreadable allows {config.max_unreadable}"
         raise SlideError(f"{unreadable} of {len(plan.coords)} tiles unreadable ({allowed})")
     return unreadable
 
 
-def _ingest_in_worker(slide: Slide, store_uri: str, config: IngestConfig) -> SlideOutcome:
-    return ingest_slide(slide, PatchStore(store_uri), config)
+def _ingest_in_worker(slide: Slide, store_uri: str, config: IngestConfig, threads: int) -> SlideOutcome:
+    return ingest_slide(slide, PatchStore(store_uri), config, threads)
 
 
 def _killed(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:

@@ -33,7 +33,10 @@ def _track_in_lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or (done == total and now - start >= 2.0):
             last = now
-            say(f"{label}: {done}/{total}, {now - start:.0f} s, {done / (now - start):.2g}/s")
+            left_s = (now - start) / done * (total - done)
+            say(
+                f"{label}: {done}/{total}, {now - start:.0f} s, {done / (now - start):.2g}/s, about {left_s:.0f} s left"
+            )
 
 
 def figure(value: float | None) -> str:

@@ -7,6 +7,7 @@ Axis words: n (patch), p (patch edge in px).
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -26,28 +27,34 @@ from milcore.errors import StoreError
 SHARD_MB = 64
 ZSTD_LEVEL = 3
 # raw bytes of an H&E patch over its stored bytes: sets how many patches make a shard of about SHARD_MB
-COMPRESSION: dict[Codec, float] = {"jpeg": 5.0, "zstd": 2.0, "none": 1.0}
+COMPRESSION: dict[Codec, float] = {"jpeg": 5.0, "zstd": 2.0, "none": 1.0, "passthrough": 5.0}
+JPEG_CODECS: tuple[Codec, ...] = ("jpeg", "passthrough")
 
 _EMPTY = np.uint64(2**64 - 1)
 _UInt8 = npt.NDArray[np.uint8]
 
 
 def encode_patch(patch: _UInt8, codec: Codec, quality: int) -> bytes:
-    """The bytes of one chunk: an ordinary JPEG file (4:4:4), one zstd frame, or the pixels as they are."""
+    """The bytes of one chunk: an ordinary JPEG file (4:4:4), one zstd frame, or the pixels as they are.
+
+    With passthrough only what is no tile of the slide comes here, and becomes a JPEG too.
+    """
     pixels = np.ascontiguousarray(patch)
-    if codec == "jpeg":
+    if codec in JPEG_CODECS:
         return bytes(imagecodecs.jpeg8_encode(pixels, level=quality, subsampling="444"))
     if codec == "zstd":
         return bytes(imagecodecs.zstd_encode(pixels.tobytes(), level=ZSTD_LEVEL))
     return pixels.tobytes()
 
 
-def decode_patch(data: bytes, codec: Codec, edge: int) -> _UInt8:
-    """The inverse of ``encode_patch`` (for jpeg up to its loss), shape (p, p, 3)."""
-    if codec == "jpeg":
-        return np.asarray(imagecodecs.jpeg8_decode(data))
-    raw = bytes(imagecodecs.zstd_decode(data)) if codec == "zstd" else data
-    return np.frombuffer(raw, np.uint8).reshape(edge, edge, 3)
+def decode_into(data: bytes, codec: Codec, patch: _UInt8) -> None:
+    """The inverse of ``encode_patch`` (for jpeg up to its loss), written to ``patch`` (p, p, 3)."""
+    if codec in JPEG_CODECS:
+        imagecodecs.jpeg8_decode(data, out=patch)
+    elif codec == "zstd":
+        patch.reshape(-1)[:] = np.frombuffer(imagecodecs.zstd_decode(data), np.uint8)
+    else:
+        patch.reshape(-1)[:] = np.frombuffer(data, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -101,11 +108,15 @@ class ShardWriter:
         self._capacity = patches_per_shard(codec, edge)
         self._chunks: list[bytes] = []
         self._shards = 0
+        self.written: set[str] = set()
         self._sha256 = hashlib.sha256()
 
     def append(self, patch: _UInt8) -> None:
         """Add one patch."""
-        data = encode_patch(patch, self._codec, self._quality)
+        self.append_chunk(encode_patch(patch, self._codec, self._quality))
+
+    def append_chunk(self, data: bytes) -> None:
+        """Add one patch that is already encoded in this writer's codec."""
         self._sha256.update(data)
         self._chunks.append(data)
         self.count += 1
@@ -123,12 +134,16 @@ class ShardWriter:
         per_shard = min(self._capacity, self.count)
         if self._chunks:
             self._flush(per_shard)
-        storage.write_json(storage.join(self._uri, "zarr.json"), self._metadata(per_shard))
+        uri = storage.join(self._uri, "zarr.json")
+        storage.write_json(uri, self._metadata(per_shard))
+        self.written.add(uri)
         return self._sha256.hexdigest()
 
     def _flush(self, per_shard: int) -> None:
         self._chunks.append(_index([len(chunk) for chunk in self._chunks], per_shard))
-        storage.write_bytes(_shard_uri(self._uri, self._shards), b"".join(self._chunks))
+        uri = _shard_uri(self._uri, self._shards)
+        storage.write_bytes(uri, b"".join(self._chunks))
+        self.written.add(uri)
         self._chunks.clear()
         self._shards += 1
 
@@ -140,18 +155,33 @@ class ShardWriter:
             "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
             "index_location": "end",
         }
-        return {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": [self.count, *patch],
-            "data_type": "uint8",
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [per_shard, *patch]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": 0,
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "dimension_names": ["patch", "y", "x", "channel"],
-            "attributes": {},
-        }
+        codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+        names = ["patch", "y", "x", "channel"]
+        return _array_metadata([self.count, *patch], "uint8", [per_shard, *patch], codecs) | {"dimension_names": names}
+
+
+def write_array(uri: str, array: npt.NDArray[Any], jpeg_quality: int | None = None) -> set[str]:
+    """Write a whole array as one chunk, each of its two objects atomically; their URIs.
+
+    Nothing is removed first, so a reader or a second writer of the same bytes never sees a part of it.
+
+    Args:
+        uri: of the array.
+        array: of a little-endian or byte type.
+        jpeg_quality: 1 to 100, for a picture (h, w, 3); None stores the values with zstd.
+    """
+    if jpeg_quality is None:
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        codecs = [little if array.itemsize > 1 else {"name": "bytes"}, _chunk_codecs("zstd", 0)[1]]
+        data = bytes(imagecodecs.zstd_encode(np.ascontiguousarray(array).tobytes(), level=ZSTD_LEVEL))
+    else:
+        codecs, data = _chunk_codecs("jpeg", jpeg_quality), encode_patch(array, "jpeg", jpeg_quality)
+    shape = list(array.shape)
+    metadata = _array_metadata(shape, array.dtype.name, [max(1, edge) for edge in shape], codecs)
+    chunk_uri = storage.join(uri, "c", *("0" for _ in shape))
+    storage.write_bytes(chunk_uri, data)
+    storage.write_json(storage.join(uri, "zarr.json"), metadata)
+    return {chunk_uri, storage.join(uri, "zarr.json")}
 
 
 class ShardReader:
@@ -159,7 +189,8 @@ class ShardReader:
 
     def __init__(self, uri: str) -> None:
         metadata = storage.read_json(storage.join(uri, "zarr.json"))
-        self._uri = uri
+        self._is_local = storage.is_local(uri)
+        self._uri = storage.absolute(uri)
         self._count, self._edge = metadata["shape"][:2]
         self._per_shard = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
         names = [codec["name"] for codec in metadata["codecs"][0]["configuration"]["codecs"]]
@@ -179,9 +210,26 @@ class ShardReader:
     def _read_run(self, shard: int, low: int, high: int, out: _UInt8) -> None:
         runs = self._index(shard)[low:high]
         begin, end = int(runs[0, 0]), int(runs[-1].sum())
-        data = storage.read_range(_shard_uri(self._uri, shard), begin, end)
+        if self._codec == "none" and end - begin == out.nbytes:
+            self._read_into(shard, begin, out)
+            return
+        data = self._read_range(shard, begin, end)
         for patch, (offset, length) in zip(out, runs.tolist(), strict=True):
-            patch[...] = decode_patch(data[offset - begin : offset - begin + length], self._codec, self._edge)
+            decode_into(data[offset - begin : offset - begin + length], self._codec, patch)
+
+    def _read_into(self, shard: int, begin: int, out: _UInt8) -> None:
+        """Raw patches, straight to where they are wanted."""
+        if self._is_local:
+            _read_whole(_shard_uri(self._uri, shard), begin, out)
+        else:
+            out.reshape(-1)[:] = np.frombuffer(self._read_range(shard, begin, begin + out.nbytes), np.uint8)
+
+    def _read_range(self, shard: int, begin: int, end: int) -> bytes:
+        if not self._is_local:
+            return storage.read_range(_shard_uri(self._uri, shard), begin, end)
+        data = np.empty(end - begin, np.uint8)
+        _read_whole(_shard_uri(self._uri, shard), begin, data)
+        return data.tobytes()
 
     def _index(self, shard: int) -> npt.NDArray[np.uint64]:
         if shard not in self._indexes:
@@ -193,8 +241,36 @@ class ShardReader:
         return self._indexes[shard]
 
 
+def _read_whole(path: str, begin: int, out: _UInt8) -> None:
+    """Fill ``out`` (contiguous) from a place of a local file, named by its path."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        flat, done = out.reshape(-1), 0
+        while done < flat.size:
+            count = os.preadv(file, [flat[done:].data], begin + done)
+            if not count:
+                raise StoreError(f"shard {path} ends early; ingest the slide again")
+            done += count
+    finally:
+        os.close(file)
+
+
+def _array_metadata(shape: list[int], dtype: str, chunk: list[int], codecs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": codecs,
+        "attributes": {},
+    }
+
+
 def _chunk_codecs(codec: Codec, quality: int) -> list[dict[str, Any]]:
-    if codec == "jpeg":
+    if codec in JPEG_CODECS:
         return [dict(JpegCodec(quality).to_dict())]
     raw = {"name": "bytes"}
     return (

@@ -149,6 +149,13 @@ def names(uri: str) -> list[str]:
     return sorted(posixpath.basename(child) for child in children)
 
 
+def files(uri: str) -> set[str]:
+    """URIs of all objects below a folder, at any depth, written as ``join`` would."""
+    fs, path = filesystem(uri)
+    found = (str(name) for name in fs.find(path))
+    return {join(uri, name[len(path.rstrip("/")) :].lstrip("/")) for name in found}
+
+
 def remove(uri: str) -> None:
     """Remove an object or a whole folder; nothing there is no error."""
     fs, path = filesystem(uri)

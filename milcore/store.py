@@ -5,7 +5,7 @@
     <store>/manifest.parquet          the cohort
     <store>/sources/<slide_id>.json   size and version of the slide's file as last seen
     <store>/slides/<slide_id>.zarr    attrs (status, source, scale, counts; ``complete`` last) and the arrays
-        patches (n, p, p, 3) u1, coords (n, 2) i4, tissue (n,) f4, thumbnail (h, w, 3) u1
+        patches (n, p, p, 3) u1, coords (n, 2) i4, tissue (n,) f4, thumbnail (h, w, 3) u1, tissue_mask (h, w) u1
         instance_labels (n,) i1 (1 positive, 0 negative, -1 left out), instance_classes (n,) i4
         features/<name> (n, d) f2 or f4
 
@@ -18,8 +18,7 @@ import hashlib
 import json
 import re
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +29,14 @@ from milcore import storage
 from milcore.config import Codec
 from milcore.errors import InputError, StoreError
 from milcore.manifest import Manifest
-from milcore.shards import JpegCodec, ShardReader, ShardWriter
+from milcore.shards import ShardReader
+from milcore.slide_writer import SCHEMA_VERSION, SlideWriter, write_group
 
-SCHEMA_VERSION = 1
 FEATURE_CHUNK_MB = 32
 INGESTED = ("patches", "coords", "tissue", "thumbnail")
 _FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_ROW_TYPES = {"coords": np.int32, "instance_labels": np.int8, "instance_classes": np.int32}
 
 State = Literal["ok", "quarantined"]
-RowName = Literal["coords", "instance_labels", "instance_classes"]
 FeatureArray = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 
@@ -113,31 +110,27 @@ class PatchStore:
 
     def writer(
         self, slide_id: str, attrs: dict[str, Any], patch_size: int | None, codec: Codec, quality: int
-    ) -> "SlideWriter":
+    ) -> SlideWriter:
         """A context in which a slide is written; it becomes readable when the context ends without an error.
 
-        What an earlier, different ingestion left in the group is removed; an interrupted equal one is written over.
+        What lies in the group is written over, and what is no part of the slide any more is removed in the end.
 
         Args:
             slide_id: of the slide.
-            attrs: attributes known beforehand (more may be added through the writer's ``attrs``); they tell whether
-                what lies in the group belongs to the same ingestion.
+            attrs: attributes known beforehand (more may be added through the writer's ``attrs``).
             patch_size: p, in px; None for a slide without pixels, whose attrs say under ``patches`` how many instances
                 it has.
             codec: how a patch is stored.
             quality: JPEG quality, 1 to 100.
         """
         started = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **attrs}
-        if self._begun(slide_id) != started:
-            storage.remove(self.group_uri(slide_id))
-        _write_group(self.group_uri(slide_id), {"begun": started, "complete": False})
         return SlideWriter(self.group_uri(slide_id), started, patch_size, codec, quality)
 
     def quarantine(self, slide_id: str, reason: str, attrs: dict[str, Any]) -> None:
         """Record that a slide cannot be used, and remove what was written of it."""
         storage.remove(self.group_uri(slide_id))
         told = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **attrs}
-        _write_group(self.group_uri(slide_id), {**told, "status": "quarantined", "reason": reason, "complete": True})
+        write_group(self.group_uri(slide_id), {**told, "status": "quarantined", "reason": reason, "complete": True})
 
     def source(self, slide_id: str) -> dict[str, Any] | None:
         """What was last seen of the slide's file: uri, size in bytes, version (ETag or modification time)."""
@@ -154,13 +147,6 @@ class PatchStore:
         """Where the slide's Zarr group lies."""
         return storage.join(self.uri, "slides", f"{slide_id}.zarr")
 
-    def _begun(self, slide_id: str) -> dict[str, Any] | None:
-        try:
-            attrs = storage.read_json(self._group_json(slide_id))["attributes"]
-        except FileNotFoundError:
-            return None
-        return attrs.get("begun")  # type: ignore[no-any-return]
-
     def _group_json(self, slide_id: str) -> str:
         return storage.join(self.group_uri(slide_id), "zarr.json")
 
@@ -170,82 +156,6 @@ class PatchStore:
     @property
     def _manifest_uri(self) -> str:
         return storage.join(self.uri, "manifest.parquet")
-
-
-class SlideWriter:
-    """Writes one slide's group patch by patch; ``attrs`` may be added to until the context ends."""
-
-    def __init__(self, uri: str, attrs: dict[str, Any], patch_size: int | None, codec: Codec, quality: int) -> None:
-        self.attrs = dict(attrs)
-        self._uri = uri
-        self._shards: ShardWriter | None = None
-        if patch_size is not None:
-            self.attrs |= {"patch_size": patch_size, "codec": codec}
-            self._shards = ShardWriter(storage.join(uri, "patches"), patch_size, codec, quality)
-        self._coords: list[tuple[int, int]] = []
-        self._tissue: list[float] = []
-        self._rows: dict[str, npt.NDArray[Any]] = {}
-        self._arrays: set[str] = set()
-        self._quality = quality
-
-    def append(self, patch: npt.NDArray[np.uint8], x: int, y: int, tissue: float) -> None:
-        """Add a patch (p, p, 3), its corner in level-0 px and the share of its area that is tissue."""
-        self.append_patch(patch)
-        self._coords.append((x, y))
-        self._tissue.append(tissue)
-
-    def append_patch(self, patch: npt.NDArray[np.uint8]) -> None:
-        """Add a patch (p, p, 3) alone; where its place is known, ``write_rows`` takes the places of all."""
-        if self._shards is None:
-            raise StoreError(f"{self._uri} was begun without a patch size and takes no patches; give the writer one")
-        self._shards.append(patch)
-
-    def write_rows(self, name: RowName, values: npt.NDArray[np.integer[Any]]) -> None:
-        """Keep a value, or a place, of every instance; stored when the context ends."""
-        self._rows[name] = values.astype(_ROW_TYPES[name])
-
-    def write_thumbnail(self, pixels: npt.NDArray[np.uint8]) -> None:
-        """Store the slide's thumbnail (h, w, 3)."""
-        array = _open_group(self._uri).create_array(
-            "thumbnail",
-            shape=pixels.shape,
-            dtype="uint8",
-            chunks=pixels.shape,
-            serializer=JpegCodec(self._quality),
-            compressors=None,
-            overwrite=True,
-        )
-        array[...] = pixels
-        self._arrays.add("thumbnail")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._complete()
-
-    def _complete(self) -> None:
-        rows = dict(self._rows)
-        if self._coords:
-            rows |= {"coords": np.array(self._coords, np.int32), "tissue": np.array(self._tissue, np.float32)}
-        final = self._finish_patches(rows.get("coords", np.empty((0, 2), np.int32)))
-        group = _open_group(self._uri)
-        for name, array in rows.items():
-            group.create_array(name, data=array, chunks=tuple(max(1, edge) for edge in array.shape), overwrite=True)
-        final |= {"status": "ok", "arrays": sorted(self._arrays | rows.keys()), "complete": True}
-        _write_group(self._uri, {**self.attrs, **final})
-
-    def _finish_patches(self, coords: npt.NDArray[np.int32]) -> dict[str, Any]:
-        """Write what is left of the patches; their count and the digest of pixels and places."""
-        if self._shards is None:
-            return {}
-        chunks = self._shards.finish()
-        self._arrays.add("patches")
-        digest = hashlib.sha256(chunks.encode() + coords.astype("<i4").tobytes()).hexdigest()
-        return {"patches": self._shards.count, "patches_digest": digest}
 
 
 class SlideGroup:
@@ -295,6 +205,11 @@ class SlideGroup:
     def thumbnail(self) -> npt.NDArray[np.uint8]:
         """The whole slide, small, shape (h, w, 3)."""
         return self._array("thumbnail").astype(np.uint8, copy=False)
+
+    @property
+    def tissue_mask(self) -> npt.NDArray[np.bool_] | None:
+        """Where the slide shows tissue, shape (h, w), the whole slide at a scale of its own; None where unknown."""
+        return self._array("tissue_mask").astype(bool) if "tissue_mask" in self._arrays else None
 
     def patches(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
@@ -422,11 +337,6 @@ def _zarr_store(uri: str) -> LocalStore | FsspecStore:
 
 def _open_group(uri: str) -> zarr.Group:
     return zarr.open_group(_zarr_store(uri), mode="r+", zarr_format=3)
-
-
-def _write_group(uri: str, attrs: dict[str, Any]) -> None:
-    metadata = {"zarr_format": 3, "node_type": "group", "attributes": attrs}
-    storage.write_json(storage.join(uri, "zarr.json"), metadata)
 
 
 def _parse_status(data: bytes | None) -> SlideStatus | None:

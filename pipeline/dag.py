@@ -38,6 +38,7 @@ def attention_mil(
     mpp: float = INGEST.mpp,
     patch_size: int = INGEST.patch_size,
     default_mpp: float = INGEST.default_mpp or 0.0,
+    reader: str = INGEST.reader,
     codec: str = INGEST.codec,
     jpeg_quality: int = INGEST.jpeg_quality,
     min_tissue: float = INGEST.min_tissue,
@@ -94,7 +95,8 @@ def attention_mil(
         mpp: target resolution in um/px.
         patch_size: patch edge in px at the target mpp.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
-        codec: how a patch is stored: jpeg, zstd (lossless) or none.
+        reader: what opens slides: auto, tiff, openslide or flat.
+        codec: how a patch is stored: jpeg, zstd (lossless), none, or passthrough (the slide's own JPEG tiles).
         jpeg_quality: 1 to 100.
         min_tissue: smallest share of a tile's area that must be tissue.
         max_unreadable: unreadable tiles under tissue that a slide may have.
@@ -150,6 +152,7 @@ def attention_mil(
                 mpp=mpp,
                 patch_size=patch_size,
                 default_mpp=default_mpp,
+                reader=reader,
                 codec=codec,
                 jpeg_quality=jpeg_quality,
                 min_tissue=min_tissue,

@@ -61,6 +61,23 @@ def test_real_places_without_tissue_have_next_to_none(shared_data: Path, name: s
     assert tissue_mask(_thumbnail(shared_data, name)).mean() < 0.05
 
 
+def test_the_blurred_rim_of_ink_is_not_tissue_while_tissue_of_its_colour_is() -> None:
+    """A red stroke of 8 px fading over 6 px on either side, and the colour of its rim as a patch of its own."""
+    picture = np.full((80, 80, 3), WHITE, float)
+    ink, away = np.array((215, 20, 25)), np.abs(np.arange(80) - 20)
+    strength = np.clip(1 - (away - 4) / 6, 0, 1)[:, None, None]
+    picture = picture * (1 - strength) + ink * strength
+    picture[55:75, 20:60] = (235, 190, 195)
+    mask = tissue_mask(picture.astype(np.uint8))
+    assert not mask[:40].any()
+    assert mask[56:74, 21:59].all()
+
+
+def test_most_of_a_red_stroke_out_of_focus_is_left_out(shared_data: Path) -> None:
+    """It fades through every red there is; without growing from the strong ink half of it would pass."""
+    assert tissue_mask(_thumbnail(shared_data, "no-tissue-red-pen")).mean() < 0.25
+
+
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [

@@ -18,7 +18,7 @@ from milcore.errors import InputError
 from milcore.imports.places import place
 from milcore.imports.source import Array, Instances, Source, digest, feature_type, members, table_source
 from milcore.manifest import Manifest, make_manifest
-from milcore.store import RowName
+from milcore.slide_writer import RowName
 
 _Arrays = dict[str, Array]
 _Rows = dict[RowName, Array]

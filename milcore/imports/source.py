@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from milcore.manifest import Manifest, Slide
-from milcore.store import RowName
+from milcore.slide_writer import RowName
 
 FeatureType = Literal["float16", "float32"]
 Array = npt.NDArray[Any]

@@ -1,40 +1,62 @@
 """Slides: one protocol, one file per backend, and the pyramid writer. The only room that imports openslide."""
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
+from milcore.config import ReaderChoice, ReaderName
 from milcore.errors import SlideError
 from milcore.slides.flat import FlatImageReader
 from milcore.slides.openslide import OpenSlideReader
 from milcore.slides.reader import SlideReader, read_area
+from milcore.slides.tiff import TiffReader
 
 __all__ = ["READERS", "SlideReader", "open_slide", "read_area"]
 
 # the first that recognises a file reads it
-READERS: dict[str, type[SlideReader]] = {"openslide": OpenSlideReader, "flat": FlatImageReader}
+READERS: dict[ReaderName, type[SlideReader]] = {
+    "tiff": TiffReader,
+    "openslide": OpenSlideReader,
+    "flat": FlatImageReader,
+}
 
 
-def open_slide(path: Path) -> SlideReader:
-    """Open a slide by the first backend that knows its format.
+@contextlib.contextmanager
+def open_slide(path: Path, reader: ReaderChoice = "auto") -> Iterator[SlideReader]:
+    """A slide open for as long as the context lasts.
+
+    Args:
+        path: of the slide's file.
+        reader: auto is the first backend that knows the format.
 
     Raises:
         SlideError: why it cannot be opened; the text is the quarantine reason.
     """
+    slide = _backend(path, reader)(path)
+    try:
+        yield slide
+    finally:
+        slide.close()
+
+
+def _backend(path: Path, reader: ReaderChoice) -> type[SlideReader]:
     size = path.stat().st_size
     if size == 0:
         raise SlideError("empty file (0 bytes)")
-    for reader in READERS.values():
-        if reader.recognises(path):
-            return reader(path)
+    backends = READERS.items() if reader == "auto" else [(reader, READERS[reader])]
+    for _, backend in backends:
+        if backend.recognises(path):
+            return backend
     with path.open("rb") as file:
-        raise SlideError(_unknown(file.read(16), size))
+        raise SlideError(_unknown(file.read(16), size, [name for name, _ in backends]))
 
 
-def _unknown(head: bytes, size: int) -> str:
+def _unknown(head: bytes, size: int, tried: list[str]) -> str:
     directory = _tiff_directory(head)
     if directory is not None and directory >= size:
         return f"truncated: the TIFF directory lies at byte {directory:,} of a file of {size:,} bytes"
-    return f"not a slide in a known format: neither {' nor '.join(READERS)} recognises it (begins {head[:4]!r})"
+    return f"not a slide in a known format: of {', '.join(tried)} none recognises it (begins {head[:4]!r})"
 
 
 def _tiff_directory(head: bytes) -> int | None:

@@ -5,8 +5,6 @@ Decoding whole is why large ones are refused: they belong into a tiled pyramidal
 
 import warnings
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -26,6 +24,7 @@ class FlatImageReader:
             if image.mode not in _MODES:
                 raise SlideError(f"image of mode {image.mode}; allowed: 8 bits per channel ({', '.join(_MODES)})")
             self.backend = f"flat:{str(image.format).lower()}"
+            self.icc: bytes | None = image.info.get("icc_profile") or None
             self._pixels = _decode(image)
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
         self.level_downsamples: tuple[float, ...] = (1.0,)
@@ -56,14 +55,6 @@ class FlatImageReader:
 
     def close(self) -> None:
         """Nothing to release: the pixels are in memory."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _opened(path: Path) -> Image.Image:

@@ -1,13 +1,12 @@
 """What a slide is to the rest of milcore: a size, a scale, levels, and pixels on request.
 
 ``read_area`` is the one way from level-0 places to pixels of any scale, and ``draw_thumbnail`` shows the whole slide,
-both in memory that does not grow with the slide. (x, y) are level-0 px from the upper left; sizes are (width, height).
+both in memory that does not grow with the slide. Sizes are (width, height).
 """
 
 import math
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +19,21 @@ from milcore.tiling import SAME_SCALE
 _BLOCK_PX = 2048
 _SMALLEST_BLOCK_PX = 256
 _MOST_HOLES = 1000
+_EPSILON = 1e-6
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class SlideReader(Protocol):
-    """One open slide."""
+    """One open slide. Threads may read it at the same time.
+
+    ``backend`` tells the reader and the vendor; ``icc`` is the colour profile, which is kept but not applied.
+    """
 
     backend: str
     size: tuple[int, int]
     mpp: float | None
+    icc: bytes | None
     level_downsamples: tuple[float, ...]
 
     def __init__(self, path: Path) -> None: ...
@@ -40,7 +44,7 @@ class SlideReader(Protocol):
         ...
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
-        """Pixels (height, width, 3) of a level, from level-0 px (x, y); white outside the slide.
+        """Pixels (height, width, 3) of a level from its px (x, y); white outside the slide.
 
         Raises:
             SlideError: they cannot be read; other places still can.
@@ -55,11 +59,53 @@ class SlideReader(Protocol):
         """Release the file."""
         ...
 
-    def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+@runtime_checkable
+class JpegTiles(Protocol):
+    """A reader that can hand out a slide's own compressed tiles."""
+
+    level_downsamples: tuple[float, ...]
+
+    def jpeg_tile(self, x: int, y: int, level: int, width: int, height: int) -> bytes | None:
+        """The bytes of a place, in px of a level, that is exactly one JPEG tile, as an ordinary file; else None.
+
+        Raises:
+            SlideError: the tile is damaged.
+        """
+        ...
+
+
+class LevelBox(NamedTuple):
+    """A rectangle in px of one level."""
+
+    level: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def level_box(
+    downsamples: tuple[float, ...], corner: tuple[float, float], extent: tuple[float, float], scale: float
+) -> LevelBox:
+    """Where a rectangle of level-0 px lies in the level nearest to a scale and not coarser.
+
+    Where that level's scale is within 0.5 % of the one asked, its pixels are to be taken as they are, from whole px.
+
+    Args:
+        downsamples: of the levels.
+        corner: (x, y) in level-0 px.
+        extent: (width, height) in level-0 px.
+        scale: level-0 px per px of the result.
+    """
+    level = finer_level(downsamples, scale)
+    downsample = downsamples[level]
+    left, top = corner[0] / downsample, corner[1] / downsample
+    if abs(scale / downsample - 1.0) <= SAME_SCALE:
+        left, top = float(round(left)), float(round(top))
+        width, height = round(extent[0] / scale), round(extent[1] / scale)
+        return LevelBox(level, left, top, left + width, top + height)
+    return LevelBox(level, left, top, left + extent[0] / downsample, top + extent[1] / downsample)
 
 
 def read_area(
@@ -78,16 +124,29 @@ def read_area(
     Raises:
         SlideError: the pixels cannot be read.
     """
-    scale = extent[0] / size[0]
-    level = finer_level(reader.level_downsamples, scale)
-    downsample = reader.level_downsamples[level]
-    x, y = math.floor(corner[0]), math.floor(corner[1])
-    if abs(scale / downsample - 1.0) <= SAME_SCALE and (x, y) == corner:
-        return reader.read(x, y, level, *size)
-    left, top = (corner[0] - x) / downsample, (corner[1] - y) / downsample
-    right, bottom = left + extent[0] / downsample, top + extent[1] / downsample
-    pixels = reader.read(x, y, level, math.ceil(right - 1e-6), math.ceil(bottom - 1e-6))
-    return area_resize(pixels, (left, top, right, bottom), size)
+    box = level_box(reader.level_downsamples, corner, extent, extent[0] / size[0])
+    if (box.right - box.left, box.bottom - box.top) == size:
+        return reader.read(int(box.left), int(box.top), box.level, *size)
+    x, y = math.floor(box.left + _EPSILON), math.floor(box.top + _EPSILON)
+    left, top, right, bottom = box.left - x, box.top - y, box.right - x, box.bottom - y
+    pixels = reader.read(x, y, box.level, math.ceil(right - _EPSILON), math.ceil(bottom - _EPSILON))
+    return area_resize(pixels, (max(0.0, left), max(0.0, top), right, bottom), size)
+
+
+def whole_downsample(size: tuple[int, int], level_size: tuple[int, int]) -> float:
+    """How many level-0 px a px of a level spans: the whole number that explains its rounded size, else the mean."""
+    ratio = (size[0] / level_size[0] + size[1] / level_size[1]) / 2.0
+    whole = round(ratio)
+    fits = all(edge // whole <= its <= -(-edge // whole) for edge, its in zip(size, level_size, strict=True))
+    return float(whole) if fits else ratio
+
+
+def on_white(rgba: Pixels) -> Pixels:
+    """Pixels (h, w, 4) laid on white, shape (h, w, 3)."""
+    if rgba[..., 3].min() == 255:
+        return rgba[..., :3]
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def finer_level(downsamples: tuple[float, ...], scale: float) -> int:

@@ -1,16 +1,17 @@
 """Area resampling: every output pixel is the mean of the input area it covers, fractions of pixels weighted.
 
 Pillow's BOX filter would not do: it counts whole pixels and so dislocates edges at scales that are no integer. Where
-the image shrinks fourfold or more (thumbnails), Pillow's integer ``reduce`` takes the first step for speed, and an edge
-that cuts one of its cells, at most half an output px wide, sees the cell's mean.
-Axis words: row, column, rgb.
+the scale is an integer and the box begins at a whole px, Pillow's ``reduce`` is that mean. Where the image shrinks
+fourfold or more (thumbnails) it takes the first step for speed, and an edge that cuts one of its cells, at most half an
+output px wide, sees the cell's mean. Axis words: row, column, rgb.
 """
 
-import math
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy import sparse
 
 
 def area_resize(
@@ -23,31 +24,35 @@ def area_resize(
         box: left, top, right, bottom in px of ``pixels``, inside it.
         size: width and height of the result in px.
     """
-    whole = int(min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]) / 2.0)
+    scales = (box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]
+    if scales[0] == scales[1] and all(float(edge).is_integer() for edge in (scales[0], *box)):
+        x0, y0, x1, y1 = (int(edge) for edge in box)
+        inside = np.ascontiguousarray(pixels[y0:y1, x0:x1])
+        return np.asarray(Image.fromarray(inside).reduce(int(scales[0])))
+    whole = int(min(scales) / 2.0)
     if whole > 1:
         pixels = np.asarray(Image.fromarray(pixels).reduce(whole))
         box = (box[0] / whole, box[1] / whole, box[2] / whole, box[3] / whole)
+    rows, columns = pixels.shape[:2]
     left, top, right, bottom = box
-    short = _average(pixels, top, bottom, size[1], axis=0)
-    return np.asarray(np.rint(_average(short, left, right, size[0], axis=1)), np.uint8)
+    short = _means(rows, top, bottom, size[1]) @ pixels.reshape(rows, -1).astype(np.float32)
+    upright = np.ascontiguousarray(short.reshape(size[1], columns, 3).transpose(1, 0, 2)).reshape(columns, -1)
+    small = _means(columns, left, right, size[0]) @ upright
+    return np.ascontiguousarray(np.rint(small).astype(np.uint8).reshape(size[0], size[1], 3).transpose(1, 0, 2))
 
 
-def _average(
-    pixels: npt.NDArray[np.generic], begin: float, end: float, parts: int, axis: int
-) -> npt.NDArray[np.float32]:
-    """Means over ``parts`` equal intervals of [begin, end) along an axis."""
+@lru_cache(maxsize=64)
+def _means(length: int, begin: float, end: float, parts: int) -> sparse.csr_matrix:
+    """The matrix (parts, length) that takes the mean over each of equal intervals of [begin, end)."""
     edges = np.linspace(begin, end, parts + 1)
     first = np.floor(edges[:-1]).astype(np.intp)
-    shape = [1] * pixels.ndim
-    shape[axis] = parts
-    total: npt.NDArray[np.float32] | None = None
-    for tap in range(math.ceil((end - begin) / parts) + 1):
-        index = first + tap
-        overlap = np.minimum(edges[1:], index + 1.0) - np.maximum(edges[:-1], index)
-        weight = np.clip(overlap, 0.0, None) * (parts / (end - begin))
-        if not weight.any():
-            continue
-        taken = pixels.take(np.minimum(index, pixels.shape[axis] - 1), axis=axis)
-        part = taken * weight.astype(np.float32).reshape(shape)
-        total = part if total is None else np.add(total, part, out=total)
-    return np.asarray(total)
+    taps = np.arange(int(np.ceil((end - begin) / parts)) + 1)
+    index = first[:, None] + taps
+    overlap = np.minimum(edges[1:, None], index + 1.0) - np.maximum(edges[:-1, None], index)
+    weight = np.clip(overlap, 0.0, None) * (parts / (end - begin))
+    part = np.broadcast_to(np.arange(parts)[:, None], index.shape)
+    matrix = sparse.csr_matrix(
+        (weight.ravel(), (part.ravel(), np.minimum(index, length - 1).ravel())), shape=(parts, length), dtype=np.float32
+    )
+    matrix.eliminate_zeros()
+    return matrix

@@ -1,5 +1,6 @@
 """Every backend in the table keeps one contract; what cannot be opened says why."""
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from milcore.config import ReaderName
 from milcore.errors import SlideError
 from milcore.slides import READERS, SlideReader, open_slide, read_area
 from milcore.slides.flat import FlatImageReader
@@ -32,7 +34,7 @@ def _make(backend: str, folder: Path) -> Path:
 
 @pytest.fixture(params=sorted(READERS))
 def reader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SlideReader]:
-    with open_slide(_make(request.param, tmp_path)) as opened:
+    with open_slide(_make(request.param, tmp_path), request.param) as opened:
         assert isinstance(opened, READERS[request.param])
         assert opened.backend.startswith(request.param)
         yield opened
@@ -76,7 +78,7 @@ def test_an_area_is_read_at_any_scale(reader: SlideReader) -> None:
 
 
 def test_openslide_tells_scale_and_levels_and_a_plain_image_none(tmp_path: Path) -> None:
-    with open_slide(_make("openslide", tmp_path)) as slide, open_slide(_make("flat", tmp_path)) as image:
+    with open_slide(_make("openslide", tmp_path), "openslide") as slide, open_slide(_make("flat", tmp_path)) as image:
         assert slide.mpp == pytest.approx(0.25, rel=1e-3)
         assert slide.level_downsamples == pytest.approx((1.0, 2.0, 4.0), rel=1e-2)
         assert (image.mpp, image.level_downsamples) == (None, (1.0,))
@@ -93,7 +95,7 @@ def test_the_nearest_finer_level_is_read(scale: float, level: int) -> None:
 def test_thumbnails_of_large_slides_are_drawn_block_by_block(tmp_path: Path) -> None:
     """No read of a 5000 x 3000 plain image is larger than a block of 2048 px."""
     Image.new("RGB", (5000, 3000), (10, 200, 30)).save(tmp_path / "a.png", compress_level=1)
-    with _Watched(tmp_path / "a.png") as watched:
+    with contextlib.closing(_Watched(tmp_path / "a.png")) as watched:
         thumbnail = watched.thumbnail(500)
         assert thumbnail.shape == (300, 500, 3)
         assert (thumbnail == (10, 200, 30)).all()
@@ -119,23 +121,24 @@ class _Watched(FlatImageReader):
 
 def test_an_unreadable_place_of_a_thumbnail_takes_its_surroundings_colour(tmp_path: Path) -> None:
     Image.new("RGB", (2000, 1500), (200, 100, 150)).save(tmp_path / "a.png")
-    with _Watched(tmp_path / "a.png") as watched:
+    with contextlib.closing(_Watched(tmp_path / "a.png")) as watched:
         watched.broken = (300, 300, 500, 400)
         assert (watched.thumbnail(200) == (200, 100, 150)).all()
 
 
 def test_a_slide_of_which_nothing_can_be_read_says_so(tmp_path: Path) -> None:
     Image.new("RGB", (600, 600)).save(tmp_path / "a.png")
-    with _Watched(tmp_path / "a.png") as watched:
+    with contextlib.closing(_Watched(tmp_path / "a.png")) as watched:
         watched.broken = (0, 0, 600, 600)
         with pytest.raises(SlideError, match="no part of the slide"):
             watched.thumbnail(200)
 
 
-def test_reading_goes_on_after_an_unreadable_tile(shared_data: Path) -> None:
+@pytest.mark.parametrize("backend", ["openslide", "tiff"])
+def test_reading_goes_on_after_an_unreadable_tile(shared_data: Path, backend: ReaderName) -> None:
     with (
-        open_slide(shared_data / "slides/corrupt_tiles.svs") as damaged,
-        open_slide(shared_data / "slides/CMU-1-Small-Region.svs") as whole,
+        open_slide(shared_data / "slides/corrupt_tiles.svs", backend) as damaged,
+        open_slide(shared_data / "slides/CMU-1-Small-Region.svs", backend) as whole,
     ):
         failed, equal = 0, 0
         for y in range(0, 2880, 240):
@@ -152,7 +155,7 @@ def test_reading_goes_on_after_an_unreadable_tile(shared_data: Path) -> None:
     ("content", "reason"),
     [
         (b"", r"empty file \(0 bytes\)"),
-        (b"hello, this is no slide", "not a slide in a known format: .*b'hell'"),
+        (b"hello, this is no slide", "not a slide in a known format: of tiff, openslide, flat none.*b'hell'"),
         (
             struct.pack("<2sHI", b"II", 42, 9999) + bytes(50),
             "truncated: the TIFF directory lies at byte 9,999 of .* 58",
@@ -162,30 +165,30 @@ def test_reading_goes_on_after_an_unreadable_tile(shared_data: Path) -> None:
 )
 def test_what_is_no_slide_is_told(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.svs").write_bytes(content)
-    with pytest.raises(SlideError, match=reason):
-        open_slide(tmp_path / "a.svs")
+    with pytest.raises(SlideError, match=reason), open_slide(tmp_path / "a.svs"):
+        pass
 
 
 def test_a_plain_image_too_large_to_decode_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (300, 100)).save(tmp_path / "a.png")
     for limit in (20_000, 1_000):  # Pillow warns above its limit and raises above twice that
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(SlideError, match=f"more than {limit:,} px.*pyramidal TIFF"):
-            open_slide(tmp_path / "a.png")
+        with pytest.raises(SlideError, match=f"more than {limit:,} px.*pyramidal TIFF"), open_slide(tmp_path / "a.png"):
+            pass
 
 
 def test_a_truncated_plain_image_is_told(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SlideError, match="cannot be decoded"):
-        open_slide(tmp_path / "a.png")
+    with pytest.raises(SlideError, match="cannot be decoded"), open_slide(tmp_path / "a.png"):
+        pass
 
 
 def test_16_bit_images_are_refused_and_transparency_is_white(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(SlideError, match="image of mode I;16"):
-        open_slide(tmp_path / "deep.png")
+    with pytest.raises(SlideError, match="image of mode I;16"), open_slide(tmp_path / "deep.png"):
+        pass
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     with open_slide(tmp_path / "clear.png") as image:
         assert image.read(0, 0, 0, 8, 8).min() == 255

@@ -1,0 +1,317 @@
+"""Patches cut from slides and read back, beside the ways other tools take.
+
+``python -m benchmarks.ingest SLIDE [--json] [--rounds N] [--no-synthetic]``
+
+Cutting is timed with the plan given (planning, and opening and closing a store for one slide, are rows of their own):
+every whole native tile of level 0 is a patch, at the slide's own um/px. Methods:
+
+- openslide_hdf5: ``read_region`` and a raw HDF5 dataset of a chunk a patch, as CLAM and TRIDENT store patches;
+- tiffslide_zarr: tiffslide's ``read_region`` and a Zarr array of a chunk a patch, zarr-python's default codec;
+- ours_jpeg, ours_zstd, ours_none, ours_passthrough: ``milcore.extract`` into the store's shards;
+- ours_openslide_jpeg: the same through the OpenSlide backend, what formats cost that have no native tiles;
+- bare_decode: every native tile read and decoded once and thrown away, the limit of what decodes.
+
+Every method runs in a process of its own on one thread, the methods in turn, so often through the slide that at least
+2,000 patches are cut; the median of the rounds is shown. Per core is patches over the process's CPU seconds, which
+other work on the machine disturbs least; in all is patches over wall time with a thread for every core, ours only. MB/s
+are raw pixels. Memory is the highest resident set of the process, libraries and all. Reading back is timed in
+``benchmarks/reading.py``. The synthetic slide is 20,000 x 20,000 px of stained texture in JPEG tiles of 256 px.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import imagecodecs
+import numpy as np
+import openslide
+import tifffile
+import tiffslide
+import zarr
+from scipy import ndimage
+
+from benchmarks.reading import reading_rows
+from milcore.config import Codec, IngestConfig, ReaderChoice
+from milcore.extract import extract
+from milcore.ingest import mask_of, thumbnail_edge
+from milcore.shards import ShardWriter
+from milcore.slides import open_slide
+from milcore.slides.pyramid import write_pyramid
+from milcore.store import PatchStore
+from milcore.tiling import TilePlan, plan_tiles
+
+METHODS = (
+    "openslide_hdf5", "tiffslide_zarr", "ours_jpeg", "ours_zstd", "ours_none", "ours_passthrough",
+    "ours_openslide_jpeg", "bare_decode",
+)  # fmt: skip
+SYNTHETIC_PX = 20_000
+FEWEST_PATCHES = 2_000
+BASELINE = "openslide_hdf5"
+
+
+class Task(NamedTuple):
+    """All whole native tiles of a slide, to be cut into a folder."""
+
+    path: Path
+    plan: TilePlan
+    edge: int
+    mpp: float
+    folder: Path
+    threads: int
+
+
+Run = Callable[[], None]
+Cutter = Callable[[Task], contextlib.AbstractContextManager[Run]]
+
+
+def native_task(path: Path, folder: Path, threads: int) -> Task:
+    """The plan whose patches are the slide's native tiles, or 256 px where it tells none."""
+    with tifffile.TiffFile(path) as tiff:
+        edge = tiff.pages[0].tilewidth
+    with open_slide(path) as reader:
+        mpp = reader.mpp or 0.5
+        plan = plan_tiles(reader.size, mpp, np.ones((4, 4), bool), IngestConfig(mpp=mpp, patch_size=edge))
+    return Task(path, plan, edge, mpp, folder, threads)
+
+
+@contextlib.contextmanager
+def openslide_hdf5(task: Task) -> Iterator[Run]:
+    """read_region into HDF5."""
+    with openslide.OpenSlide(task.path) as slide, h5py.File(task.folder / "a.h5", "w") as file:
+        patch = (task.edge, task.edge, 3)
+        images = file.create_dataset("imgs", (len(task.plan.coords), *patch), "u1", chunks=(1, *patch))
+
+        def run() -> None:
+            for k, (x, y) in enumerate(task.plan.coords.tolist()):
+                images[k] = np.asarray(slide.read_region((x, y), 0, (task.edge, task.edge)).convert("RGB"))
+            file.flush()
+
+        yield run
+
+
+@contextlib.contextmanager
+def tiffslide_zarr(task: Task) -> Iterator[Run]:
+    """Tiffslide's read_region into Zarr."""
+    patch = (task.edge, task.edge, 3)
+    with tiffslide.TiffSlide(task.path) as slide:
+        shape = (len(task.plan.coords), *patch)
+        images = zarr.create_array(task.folder / "a.zarr", shape=shape, dtype="u1", chunks=(1, *patch))
+
+        def run() -> None:
+            for k, (x, y) in enumerate(task.plan.coords.tolist()):
+                images[k] = slide.read_region((x, y), 0, (task.edge, task.edge), as_array=True)
+
+        yield run
+
+
+def ours(codec: Codec, reader: ReaderChoice = "auto") -> Cutter:
+    """This project's execution into its shards."""
+
+    @contextlib.contextmanager
+    def cutter(task: Task) -> Iterator[Run]:
+        config = IngestConfig(mpp=task.mpp, patch_size=task.edge, codec=codec)
+        writer = ShardWriter(str(task.folder / "patches"), task.edge, codec, config.jpeg_quality)
+        with open_slide(task.path, reader) as slide:
+
+            def run() -> None:
+                for chunk in extract(slide, task.plan, config, codec, task.threads):
+                    writer.append_chunk(chunk or b"")
+                writer.finish()
+
+            yield run
+
+    return cutter
+
+
+@contextlib.contextmanager
+def bare_decode(task: Task) -> Iterator[Run]:
+    """Read and decode every native tile of level 0."""
+    with tifffile.TiffFile(task.path) as tiff, task.path.open("rb") as file:
+        page = tiff.pages[0]
+        across = -(-page.imagewidth // task.edge)
+        tables, colours, jpeg = page.jpegtables, int(page.photometric), page.compression == tifffile.COMPRESSION.JPEG
+        offsets, sizes = page.dataoffsets, page.databytecounts
+
+        def run() -> None:
+            for x, y in task.plan.coords.tolist():
+                index = y // task.edge * across + x // task.edge
+                data = os.pread(file.fileno(), sizes[index], offsets[index])
+                if jpeg:
+                    imagecodecs.jpeg8_decode(data, tables=tables, colorspace=colours, outcolorspace=2)
+                else:
+                    page.decode(data, index)
+
+        yield run
+
+
+CUTTERS: dict[str, Cutter] = {
+    "openslide_hdf5": openslide_hdf5,
+    "tiffslide_zarr": tiffslide_zarr,
+    "ours_jpeg": ours("jpeg"),
+    "ours_zstd": ours("zstd"),
+    "ours_none": ours("none"),
+    "ours_passthrough": ours("passthrough"),
+    "ours_openslide_jpeg": ours("jpeg", "openslide"),
+    "bare_decode": bare_decode,
+}
+
+
+def run_here(method: str, path: Path, threads: int) -> dict[str, float]:
+    """Cut the slide by a method in this process: CPU and wall seconds, patches, highest resident set in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = native_task(path, Path(folder), threads)
+        repeats = -(-FEWEST_PATCHES // len(task.plan.coords))
+        cpu = wall = 0.0
+        for k in range(repeats):
+            its = task._replace(folder=Path(folder, str(k)))
+            its.folder.mkdir()
+            with CUTTERS[method](its) as run:
+                before, start = _cpu_s(), time.perf_counter()
+                run()
+                cpu, wall = cpu + _cpu_s() - before, wall + time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return {"cpu_s": cpu, "wall_s": wall, "patches": repeats * len(task.plan.coords), "peak_mb": peak}
+
+
+def _cpu_s() -> float:
+    its = resource.getrusage(resource.RUSAGE_SELF)
+    return its.ru_utime + its.ru_stime
+
+
+def run_apart(method: str, path: Path, threads: int) -> dict[str, float]:
+    """The same in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.ingest", str(path), "--run", method, str(threads)]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    return dict(json.loads(done.stdout))
+
+
+def cutting_rows(path: Path, rounds: int) -> list[dict[str, Any]]:
+    """A row for every method that can read the slide."""
+    methods = [method for method in METHODS if _runs(method, path)]
+    runs: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
+    for _ in range(rounds):
+        for method in methods:
+            runs[method].append(run_apart(method, path, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        edge = native_task(path, Path(folder), 1).edge
+    rows = []
+    for method in methods:
+        rate = statistics.median(run["patches"] / run["cpu_s"] for run in runs[method])
+        in_all = None
+        if method.startswith("ours"):
+            all_cores = run_apart(method, path, os.cpu_count() or 1)
+            in_all = all_cores["patches"] / all_cores["wall_s"]
+        rows.append(
+            {
+                "method": method,
+                "slide": path.name,
+                "patches_per_s_per_core": rate,
+                "patches_per_s": in_all,
+                "mb_per_s": rate * edge * edge * 3 / 1e6,
+                "peak_mb": max(run["peak_mb"] for run in runs[method]),
+                "rounds": rounds,
+            }
+        )
+    return [*rows, *fixed_rows(path)]
+
+
+def _runs(method: str, path: Path) -> bool:
+    """Whether a method can take the slide: tiffslide and passthrough need TIFF tiles of their kinds."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        return method != "ours_passthrough" or page.compression == tifffile.COMPRESSION.JPEG
+
+
+def fixed_rows(path: Path) -> list[dict[str, Any]]:
+    """Seconds for what a slide costs beside its patches."""
+    start = time.perf_counter()
+    with open_slide(path) as reader:
+        opened = time.perf_counter()
+        config = IngestConfig(mpp=reader.mpp or 0.5)
+        thumbnail = reader.thumbnail(thumbnail_edge(reader.size, config.patch_size))
+        mask = mask_of(thumbnail, reader.size, config.patch_size)
+        plan_tiles(reader.size, config.mpp, mask, config)
+    planned = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        with PatchStore(folder).writer("a", {}, 256, "none", 90) as writer:
+            writer.append(np.zeros((256, 256, 3), np.uint8), 0, 0, 1.0)
+            writer.write_thumbnail(thumbnail)
+        stored = time.perf_counter()
+    seconds = {"opening": opened - start, "planning": planned - opened, "group of one patch": stored - began}
+    return [{"method": name, "slide": path.name, "seconds": value} for name, value in seconds.items()]
+
+
+def write_synthetic(path: Path) -> None:
+    """A stained texture, the same every time, of 20,000 x 20,000 px at 0.5 um/px in four levels."""
+    noise = np.random.default_rng(0).standard_normal((2000, 2000, 2))
+    stain = ndimage.gaussian_filter(noise, (6, 6, 0), mode="wrap") * 25 + ndimage.gaussian_filter(
+        noise, (1.2, 1.2, 0), mode="wrap"
+    )
+    density = np.clip(stain / 3.0 + 0.4, 0.0, 1.0)
+    absorbed = density[..., :1] * (0.6, 0.9, 0.3) + density[..., 1:] * (0.1, 0.7, 0.25)
+    block = np.asarray(245.0 * np.exp(-absorbed), np.uint8)
+    write_pyramid(path, np.tile(block, (SYNTHETIC_PX // 2000, SYNTHETIC_PX // 2000, 1)), 0.5, 4)
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown tables, with ratios to the baseline."""
+    lines = [
+        "| slide | method | patches/s per core | times openslide_hdf5 | patches/s, all cores | MB/s | peak MB |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    cut = [row for row in rows if "patches_per_s_per_core" in row]
+    for row in cut:
+        base = next(its for its in cut if (its["slide"], its["method"]) == (row["slide"], BASELINE))
+        rate, in_all = row["patches_per_s_per_core"], row["patches_per_s"]
+        lines.append(
+            f"| {row['slide']} | {row['method']} | {rate:,.0f} | {rate / base['patches_per_s_per_core']:.1f} "
+            f"| {'' if in_all is None else format(in_all, ',.0f')} | {row['mb_per_s']:,.0f} | {row['peak_mb']:,.0f} |"
+        )
+    lines += ["", "| slide | once a slide | seconds |", "|---|---|---:|"]
+    lines += [f"| {row['slide']} | {row['method']} | {row['seconds']:.3f} |" for row in rows if "seconds" in row]
+    lines += ["", "| stored as | access | patches/s |", "|---|---|---:|"]
+    lines += [f"| {row['method']} | {row['access']} | {row['patches_per_s']:,.0f} |" for row in rows if "access" in row]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slide", type=Path, help="a tiled TIFF or SVS")
+    parser.add_argument("--json", action="store_true", help="print a list of rows instead of tables")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each method (default: 5)")
+    parser.add_argument("--no-synthetic", action="store_true", help="leave out the slide of 20,000 x 20,000 px")
+    parser.add_argument("--run", nargs=2, metavar=("METHOD", "THREADS"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.run:
+        print(json.dumps(run_here(given.run[0], given.slide, int(given.run[1]))))
+        return
+    rows = cutting_rows(given.slide, given.rounds)
+    if not given.no_synthetic:
+        with tempfile.TemporaryDirectory() as folder:
+            synthetic = Path(folder, "synthetic-20000.tiff")
+            write_synthetic(synthetic)
+            rows += cutting_rows(synthetic, given.rounds)
+    task = native_task(given.slide, Path(), 1)
+    with open_slide(given.slide) as reader:
+        patches = np.stack([reader.read(x, y, 0, task.edge, task.edge) for x, y in task.plan.coords.tolist()])
+    rows += reading_rows(patches, given.rounds)
+    print(json.dumps(rows, indent=1) if given.json else show(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""JPEG tiles as a TIFF keeps them, and the same tile as an ordinary JPEG file, its compressed pixels untouched.
+
+A TIFF may hold quantisation and Huffman tables once for all tiles, and tells the colour space by its photometric tag
+alone. The surprise: put together naively, an RGB tile decodes to false colours, since a decoder takes three components
+for YCbCr; an Adobe APP14 segment tells it otherwise, but only where no JFIF segment stands before.
+"""
+
+import re
+from typing import NamedTuple
+
+from milcore.errors import SlideError
+
+_SOI, _EOI, _SOS, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
+_FRAMES = (0xC0, 0xC1, 0xC2)
+_PROGRESSIVE = 0xC2
+# inside compressed pixels 0xFF is followed by a stuffed zero, a restart marker or a fill byte
+_MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+class Segment(NamedTuple):
+    """A header segment: its marker and where it lies, marker included."""
+
+    marker: int
+    start: int
+    stop: int
+
+
+class Header(NamedTuple):
+    """What stands before the compressed pixels, which begin at ``scan``; width and height in px."""
+
+    width: int
+    height: int
+    components: int
+    progressive: bool
+    jfif: bool
+    segments: tuple[Segment, ...]
+    scan: int
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a JPEG tile.
+
+    Raises:
+        SlideError: it is no JPEG of 8 bits a sample with a known frame, or ends early.
+    """
+    segments = _segments(data)
+    frame = next((its for its in segments if its.marker in _FRAMES), None)
+    if frame is None or frame.stop - frame.start < 10 or data[frame.start + 4] != 8:
+        raise SlideError("a tile is no JPEG of 8 bits a sample")
+    height = int.from_bytes(data[frame.start + 5 : frame.start + 7])
+    width = int.from_bytes(data[frame.start + 7 : frame.start + 9])
+    jfif = any(its.marker == _APP0 and data[its.start + 4 : its.start + 8] == b"JFIF" for its in segments)
+    progressive = frame.marker == _PROGRESSIVE
+    return Header(width, height, data[frame.start + 9], progressive, jfif, segments, segments[-1].stop)
+
+
+def ordinary_file(data: bytes, tables: bytes | None, *, rgb: bool) -> bytes:
+    """The tile as a JPEG file that any decoder shows in its true colours.
+
+    Args:
+        data: the tile's bytes.
+        tables: the TIFF's JPEGTables, from SOI to EOI.
+        rgb: whether its components are red, green and blue (False: YCbCr).
+
+    Raises:
+        SlideError: it is no whole JPEG.
+    """
+    header = read_header(data)
+    _check_scan(data, header)
+    kept = [data[its.start : its.stop] for its in header.segments if its.marker not in (_APP0, _APP14)]
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x00" if rgb else b"\x01")
+    return b"".join([b"\xff\xd8", adobe, tables[2:-2] if tables else b"", *kept, data[header.scan :]])
+
+
+def _segments(data: bytes) -> tuple[Segment, ...]:
+    """The segments from after SOI through SOS."""
+    if data[:2] != bytes((0xFF, _SOI)):
+        raise SlideError(f"a tile is no JPEG: it begins {data[:2]!r}")
+    found: list[Segment] = []
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xFF:  # a fill byte
+            at += 1
+            continue
+        stop = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        found.append(Segment(data[at + 1], at, stop))
+        if data[at + 1] == _SOS:
+            return tuple(found)
+        at = stop
+    raise SlideError("a tile's JPEG header is damaged or ends early")
+
+
+def _check_scan(data: bytes, header: Header) -> None:
+    """Refuse pixels that end early or hold what no encoder writes; that they decode is not checked."""
+    if header.progressive:
+        whole = data.rstrip(b"\x00").endswith(bytes((0xFF, _EOI)))
+    else:
+        marker = _MARKER_IN_SCAN.search(data, header.scan)
+        whole = marker is not None and data[marker.start() + 1] == _EOI
+    if not whole:
+        raise SlideError("a tile's JPEG is damaged or ends early")

@@ -1,0 +1,67 @@
+"""Microns per pixel out of what slides write: tags in inch or cm, Aperio's text, OME's XML, commas for points.
+
+The surprise: many a TIFF carries a screen's or printer's resolution. What no microscope has (outside 0.02 to 20 um/px)
+counts as telling nothing.
+"""
+
+import re
+import xml.etree.ElementTree as ET
+
+from milcore.errors import SlideError
+
+FINEST_MPP, COARSEST_MPP = 0.02, 20.0
+MOST_ANISOTROPIC = 0.02
+_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
+_UM_PER_OME_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_APERIO_MPP = re.compile(r"\bMPP\s*=\s*([0-9]+(?:[.,][0-9]+)?(?:[eE][+-]?[0-9]+)?)")
+
+
+def square_mpp(x: float | None, y: float | None) -> float | None:
+    """One um/px of both directions; None where they tell nothing a microscope could have.
+
+    Raises:
+        SlideError: they differ by more than 2 %.
+    """
+    if x is None or y is None or not all(FINEST_MPP <= mpp <= COARSEST_MPP for mpp in (x, y)):
+        return None
+    if max(x, y) > min(x, y) * (1.0 + MOST_ANISOTROPIC):
+        raise SlideError(f"pixels are not square: {x:g} x {y:g} um; resample the slide to square ones")
+    return (x + y) / 2.0
+
+
+def number(text: str | None) -> float | None:
+    """A number with a point or a comma; None where there is none."""
+    try:
+        return None if text is None else float(text.strip().replace(",", "."))
+    except ValueError:
+        return None
+
+
+def aperio_mpp(description: str) -> float | None:
+    """um/px in the text Aperio writes."""
+    found = _APERIO_MPP.search(description)
+    return number(found[1]) if found else None
+
+
+def ome_mpp(xml: str) -> tuple[float | None, float | None]:
+    """um/px of the first image in OME-XML, in x and y."""
+    try:
+        root = ET.fromstring(xml)  # noqa: S314 - as above
+    except (ET.ParseError, ValueError):
+        return None, None
+    pixels = root.find(".//{*}Pixels")
+    if pixels is None:
+        return None, None
+    sizes = []
+    for axis in "XY":
+        size = number(pixels.get(f"PhysicalSize{axis}"))
+        unit = _UM_PER_OME_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        sizes.append(None if size is None or unit is None else size * unit)
+    return sizes[0], sizes[1]
+
+
+def tag_mpp(resolution: tuple[int, int] | None, unit: int) -> float | None:
+    """um/px of a TIFF resolution tag (px per unit as a fraction; unit 2 is inch, 3 is cm)."""
+    if resolution is None or unit not in _UM_PER_UNIT or 0 in resolution:
+        return None
+    return _UM_PER_UNIT[unit] * resolution[1] / resolution[0]
