@@ -1,5 +1,6 @@
 """Ray actors compute the features that one process computes, also when they are killed on the way."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 import torch
@@ -88,8 +88,19 @@ def test_a_killed_actor_costs_only_the_slide_it_was_at(local_ray: None, tmp_path
 
 def _actors() -> list[int]:
     """Processes below this one that encode."""
-    below = psutil.Process().children(recursive=True)
-    return [each.pid for each in below if any("SlideEncoder" in word for word in each.cmdline())]
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and b"SlideEncoder" in (folder / "cmdline").read_bytes() and _is_ours(folder.name):
+                found.append(int(folder.name))
+    return found
+
+
+def _is_ours(pid: str) -> bool:
+    """Whether a process descends from this one."""
+    while pid not in ("0", str(os.getpid())):
+        pid = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1]
+    return pid != "0"
 
 
 @pytest.mark.slow
@@ -97,7 +108,8 @@ def _actors() -> list[int]:
 def test_a_killed_driver_leaves_no_half_features_and_the_next_run_ends_alike(tmp_path: Path, slow_encoder: str) -> None:
     alone = write_store(str(tmp_path / "alone"), slides=4, patches=32)
     store = write_store(str(tmp_path / "store"), slides=4, patches=32)
-    command = [sys.executable, "-m", "milcore.cli", "encode", store.uri, "--encoder", slow_encoder, "--name", "slow"]
+    milcore = str(Path(sys.executable).with_name("milcore"))
+    command = [milcore, "encode", store.uri, "--encoder", slow_encoder, "--name", "slow"]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE)
     while driver.poll() is None and not any(store.slide(name).has_features("slow") for name in store.slide_ids()):
         time.sleep(0.01)
