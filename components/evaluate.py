@@ -10,6 +10,7 @@ def evaluate(
     run_uri: str,
     sweep_uri: str,
     baselines: bool,
+    state: str,  # noqa: ARG001 - Kubeflow compares it with earlier ones
     metrics: dsl.Output[dsl.Metrics],
     classification: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
@@ -22,6 +23,7 @@ def evaluate(
         run_uri: the finished run.
         sweep_uri: the sweep whose settings it took.
         baselines: also train and show what the model has to beat.
+        state: digest of the run; an equal one lets Kubeflow reuse this step's result.
         metrics: of the test split.
         classification: ROC curve and confusion matrix of the test split.
         report: the HTML report.

@@ -9,6 +9,7 @@ from components import IMAGE
 def ingest(
     store_uri: str,
     shard: str,
+    state: str,
     mpp: float,
     patch_size: int,
     default_mpp: float,
@@ -23,6 +24,7 @@ def ingest(
     Args:
         store_uri: the patch store, planned.
         shard: ``i/n``: every n-th slide beginning with the i-th.
+        state: digest of slides and store; an equal one lets Kubeflow reuse this step's result.
         mpp: target resolution in um/px.
         patch_size: patch edge in px at the target mpp.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.

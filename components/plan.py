@@ -22,3 +22,18 @@ def plan(manifest: str, store_uri: str, shards: int, positive: str) -> list[str]
 
     count = max(1, min(shards, len(plan_cohort(manifest, store_uri, positive or None).slides)))
     return [f"{index}/{count}" for index in range(count)]
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def survey(store_uri: str) -> str:
+    """See what lies in storage now, so that Kubeflow reuses earlier results only where they still stand.
+
+    Args:
+        store_uri: the patch store, planned.
+
+    Returns:
+        Digest of the slides and of the patches made of them; one never seen before while anything is missing.
+    """
+    from milcore.freshness import store_state
+
+    return store_state(store_uri)

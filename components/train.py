@@ -13,6 +13,7 @@ def train(
     workers: int,
     use_gpu: bool,
     ray_address: str,
+    cluster_profile: str,
     model: dsl.Output[dsl.Model],
 ) -> str:
     """Train the settings that the sweep chose, on the sweep's split.
@@ -23,15 +24,17 @@ def train(
         sweep_uri: the sweep folder.
         workers: Ray Train workers; 0 trains in the step.
         use_gpu: one GPU a worker (NCCL), else CPU (gloo).
-        ray_address: local, http(s)://host:8265 or host:port.
+        ray_address: local, rayjob, http(s)://host:8265 or host:port.
+        cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
         model: the published weights, by reference.
 
     Returns:
-        The run folder.
+        Digest of the run as it stands; one never seen before while its evaluation is missing.
     """
     settings = {**locals()}
     from milcore.cluster.launch import train_with
     from milcore.config import LaunchConfig, SplitConfig, pick
+    from milcore.freshness import run_state
     from milcore.run import MODEL, SPLITS, prepare_run
     from milcore.storage import download, join
     from milcore.sweep import read_best
@@ -40,4 +43,4 @@ def train(
     train_with(run_uri, pick(LaunchConfig, settings))
     download(join(run_uri, MODEL), model.path)
     model.metadata.update(uri=join(run_uri, MODEL), pooling=spec.train.pooling, level=spec.train.level)
-    return run_uri
+    return run_state(run_uri)

@@ -34,6 +34,7 @@ def tune(
     workers: int,
     use_gpu: bool,
     ray_address: str,
+    cluster_profile: str,
 ) -> str:
     """Sweep pooling and learning rate on validation.
 
@@ -64,7 +65,8 @@ def tune(
         test_fraction: share of patients kept for the final metrics.
         workers: trials at a time; 0 counts as 1.
         use_gpu: one GPU a trial.
-        ray_address: local, http(s)://host:8265 or host:port.
+        ray_address: local, rayjob, http(s)://host:8265 or host:port.
+        cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
 
     Returns:
         The sweep folder, with best.json and splits.parquet.

@@ -1,5 +1,10 @@
-"""The state of a training run as a flat folder of safetensors and JSON: written whole, read whole, never a pickle."""
+"""The state of a training run as a flat folder of safetensors and JSON: written whole, read whole, never a pickle.
 
+``state.json`` is written last and holds the digest of every other file, so that a folder which was cut short, or in
+which a byte has changed, is known as such and an older one taken.
+"""
+
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,11 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from milcore.metrics import NO_VALIDATION, Validation
+from milcore.optimisation import Optimisation
 
-FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
+MODEL, BEST, OPTIMIZER, EMA = (f"{name}.safetensors" for name in ("model", "best", "optimizer", "ema"))
+STATE = "state.json"
 
 
 class HistoryRow(NamedTuple):
@@ -34,37 +41,59 @@ class Progress:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write model, best model, optimizer and progress; ``state.json`` last."""
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
-    save_file(progress.best_weights, folder / "best.safetensors")
-    save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+def save_checkpoint(folder: Path, training: Optimisation, progress: Progress) -> None:
+    """Write model, best model, optimizer, moving average and progress; ``state.json`` last."""
+    _save(training.model.state_dict(), folder / MODEL)
+    _save(progress.best_weights, folder / BEST)
+    _save(_optimizer_tensors(training.optimizer), folder / OPTIMIZER)
+    if training.ema is not None:
+        _save(training.ema.state_dict(), folder / EMA)
     state = {
         "epochs_done": progress.epochs_done,
         "best_epoch": progress.best_epoch,
         "best": progress.best,
         "history": progress.history,
+        "sha256": {file.name: _digest(file) for file in sorted(folder.iterdir())},
     }
-    (folder / "state.json").write_text(json.dumps(state))
+    (folder / STATE).write_text(json.dumps(state))
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put model and optimizer back where ``save_checkpoint`` found them."""
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    _restore_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
-    state = json.loads((folder / "state.json").read_text())
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint, every byte of it as it was written."""
+    try:
+        digests = json.loads((folder / STATE).read_bytes())["sha256"]
+    except (FileNotFoundError, ValueError):
+        return False
+    return all((folder / name).is_file() and _digest(folder / name) == digest for name, digest in digests.items())
+
+
+def load_checkpoint(folder: Path, training: Optimisation) -> Progress:
+    """Put model, optimizer and moving average back where ``save_checkpoint`` found them."""
+    training.model.load_state_dict(load_file(folder / MODEL))
+    _restore_optimizer(training.optimizer, load_file(folder / OPTIMIZER))
+    if training.ema is not None:
+        training.ema.load_state_dict(load_file(folder / EMA))
+    state = json.loads((folder / STATE).read_text())
     return Progress(
         epochs_done=state["epochs_done"],
         history=[HistoryRow(*row) for row in state["history"]],
         best_epoch=state["best_epoch"],
         best=Validation(*state["best"]),
-        best_weights=load_file(folder / "best.safetensors"),
+        best_weights=load_file(folder / BEST),
     )
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{index}.{name}": value.contiguous()
+        f"{index}.{name}": value
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }

@@ -81,9 +81,9 @@ def finish(summary: dict[str, Any], line: str, as_json: bool, code: int = 0) -> 
         raise typer.Exit(code)
 
 
-def launch_config(ray_address: str, workers: int, use_gpu: bool) -> LaunchConfig:
+def launch_config(options: dict[str, Any]) -> LaunchConfig:
     """Where to compute, checked."""
-    return parse_config(LaunchConfig, {"ray_address": ray_address, "workers": workers, "use_gpu": use_gpu})
+    return parse_config(LaunchConfig, given(LaunchConfig, options))
 
 
 def train_config(file: str | None, flags: dict[str, object]) -> TrainConfig:
@@ -125,6 +125,7 @@ def given(kind: type[Config], options: dict[str, Any]) -> dict[str, object]:
 AsJson = Annotated[bool, typer.Option("--json", help="end with one JSON object on the last line of stdout")]
 Store = Annotated[str, typer.Argument(metavar="STORE", help="patch store: a folder or s3:// URI")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder: a folder or s3:// URI; the same one resumes")]
+Profile = Annotated[str, setting(LaunchConfig, "cluster_profile")]
 RayAddress = Annotated[str, setting(LaunchConfig, "ray_address")]
 Workers = Annotated[int, setting(LaunchConfig, "workers")]
 UseGpu = Annotated[bool, setting(LaunchConfig, "use_gpu")]
@@ -247,15 +248,16 @@ def encode(
     workers: Workers = 0,
     use_gpu: UseGpu = False,
     ray_address: RayAddress = LAUNCH.ray_address,
+    cluster_profile: Profile = LAUNCH.cluster_profile,
     as_json: AsJson = False,
 ) -> None:
     """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are."""
-    config = parse_config(EncodeConfig, given(EncodeConfig, locals()))
+    config, launch = parse_config(EncodeConfig, given(EncodeConfig, locals())), launch_config(locals())
     from milcore.cluster.launch import encode_with
     from milcore.encoders.encode import named
 
     config = named(config)
-    encoded = encode_with(store, config, launch_config(ray_address, workers, use_gpu))
+    encoded = encode_with(store, config, launch)
     patches = sum(slide.patches for slide in encoded)
     summary = {"features": config.name, "slides": [s.slide_id for s in encoded], "patches": patches}
     finish(summary, f"features/{config.name}: {len(encoded)} slides, {patches} patches", as_json)
@@ -277,6 +279,11 @@ def train(
     noisy_and_slope: Annotated[float | None, setting(TrainConfig, "noisy_and_slope")] = None,
     learning_rate: Annotated[float | None, setting(TrainConfig, "learning_rate")] = None,
     weight_decay: Annotated[float | None, setting(TrainConfig, "weight_decay")] = None,
+    schedule: Annotated[str | None, setting(TrainConfig, "schedule")] = None,
+    warmup_epochs: Annotated[float | None, setting(TrainConfig, "warmup_epochs")] = None,
+    clip_norm: Annotated[float | None, setting(TrainConfig, "clip_norm")] = None,
+    class_balance: Annotated[str | None, setting(TrainConfig, "class_balance")] = None,
+    ema_decay: Annotated[float | None, setting(TrainConfig, "ema_decay")] = None,
     dropout: Annotated[float | None, setting(TrainConfig, "dropout")] = None,
     epochs: Epochs = None,
     patience: Annotated[int | None, setting(TrainConfig, "patience")] = None,
@@ -287,21 +294,28 @@ def train(
     seed: Seed = None,
     splits: Splits = None,
     split_seed: SplitSeed = None,
+    folds: Annotated[int | None, setting(SplitConfig, "folds")] = None,
     config: ConfigFile = None,
     workers: Workers = 0,
     use_gpu: UseGpu = False,
     ray_address: RayAddress = LAUNCH.ray_address,
+    cluster_profile: Profile = LAUNCH.cluster_profile,
     as_json: AsJson = False,
 ) -> None:
-    """Train attention-MIL on a store; the same run folder resumes."""
+    """Train attention-MIL on a store, once or in folds; the same run folder resumes."""
     settings = train_config(config, given(TrainConfig, locals()))
     split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
+    launch = launch_config(locals())
     from milcore.cluster.launch import train_with
-    from milcore.run import prepare_run
+    from milcore.folds import line
+    from milcore.run import OUT_OF_FOLD, prepare_run
 
-    prepare_run(store, run, settings, split_config, splits)
-    train_with(run, launch_config(ray_address, workers, use_gpu))
-    finish({"run": run, "train": settings.model_dump(mode="json")}, f"trained {run}", as_json)
+    spec = prepare_run(store, run, settings, split_config, splits)
+    train_with(run, launch)
+    summary: dict[str, Any] = {"run": run, "train": settings.model_dump(mode="json")}
+    if spec.folds:
+        summary["out_of_fold"] = storage.read_json(storage.join(run, OUT_OF_FOLD))
+    finish(summary, f"trained {run}" + (f": {line(summary['out_of_fold'])}" if spec.folds else ""), as_json)
 
 
 @app.command()
@@ -330,16 +344,18 @@ def tune(
     workers: Annotated[int, typer.Option(min=1, help="trials at a time, each a Ray worker")] = CPUS,
     use_gpu: UseGpu = False,
     ray_address: RayAddress = LAUNCH.ray_address,
+    cluster_profile: Profile = LAUNCH.cluster_profile,
     as_json: AsJson = False,
 ) -> None:
     """Sweep pooling and learning rate on validation; ends with best.json and splits.parquet for milcore train."""
     sweep = parse_config(TuneConfig, sweep_settings(config, locals()))
     split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
+    launch = launch_config(locals())
     from milcore.cluster.launch import tune_with
     from milcore.sweep import prepare_sweep
 
     prepare_sweep(store, out, sweep, split_config, splits)
-    best = tune_with(out, launch_config(ray_address, workers, use_gpu))
+    best = tune_with(out, launch)
     summary = {"best": best.model_dump(mode="json"), "out": out}
     finish(summary, f"best: {best.pooling}, learning rate {best.learning_rate:.2g}; {out}", as_json)
 

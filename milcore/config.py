@@ -29,6 +29,8 @@ Codec = Literal["jpeg", "zstd", "none"]
 ImportFormat = Literal["bags-npz", "patches-npz", "clam", "trident", "pt", "parquet"]
 PlaceInPatch = Literal["centre", "corner"]
 Precision = Literal["fp32", "fp64", "bf16"]
+ClassBalance = Literal["none", "weighted", "sampled"]
+Schedule = Literal["cosine", "constant"]
 EncoderName = Literal[
     "efficientnet_lite0", "resnet50", "phikon", "phikon-v2", "uni", "uni2-h", "virchow", "virchow2", "h-optimus-0",
     "h-optimus-1", "h0-mini", "gigapath", "midnight", "conch",
@@ -163,6 +165,15 @@ class SplitConfig(Config):
     split_seed: Seed = Field(0, description="seed of the patient-level split (not the training seed)")
     val_fraction: Fraction = Field(0.15, description="share of patients for model selection")
     test_fraction: Fraction = Field(0.30, description="share of patients kept for the final metrics")
+    folds: int = Field(
+        0, ge=0, description="cross-validation: so many models, each leaving out other patients (0: one model)"
+    )
+
+    @model_validator(mode="after")
+    def _has_no_fold_or_several(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("folds 1 would leave every patient out; allowed: 0 (one model) or at least 2")
+        return self
 
     @model_validator(mode="after")
     def _leaves_training_patients(self) -> Self:
@@ -206,6 +217,16 @@ class TrainConfig(Config):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="dropout on instance embeddings")
     learning_rate: PositiveFloat = Field(2e-4, description="AdamW peak learning rate")
     weight_decay: float = Field(1e-2, ge=0.0, description="AdamW decoupled weight decay")
+    schedule: Schedule = Field("cosine", description="the learning rate after warm-up: falling to nothing, or constant")
+    warmup_epochs: float = Field(0.0, ge=0.0, description="epochs in which the learning rate rises to its peak")
+    class_balance: ClassBalance = Field(
+        "none",
+        description="classes of unequal size: weigh losses by inverse class frequency (weighted), or draw every class "
+        "equally often (sampled)",
+    )
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="decay per step of a moving average of the weights, then validated and published (0: none)"
+    )
     epochs: PositiveInt = Field(40, description="most passes over the training bags")
     patience: PositiveInt = Field(15, description="stop after this many epochs that do no better on validation")
     batch_size: PositiveInt = Field(8, description="bags in one optimizer step, over all workers together")
@@ -246,6 +267,14 @@ class TrainConfig(Config):
             raise ValueError(f"{error}; or trained from nothing: {', '.join(get_args(TrainableEncoderName))}") from None
 
     @model_validator(mode="after")
+    def _warms_up_within_its_epochs(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} of {self.epochs} epochs; allowed: fewer than all of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pools_what_it_is_defined_on(self) -> Self:
         _check_level(self.pooling, self.level)
         return self
@@ -283,7 +312,11 @@ class LaunchConfig(Config):
 
     ray_address: str = Field(
         "local",
-        description="local (Ray in this process), http(s)://host:8265 (job on a standing cluster), or host:port of one",
+        description="local (Ray in this process), rayjob (a cluster that KubeRay makes for the step), "
+        "http(s)://host:8265 (job on a standing cluster), or host:port of one",
+    )
+    cluster_profile: str = Field(
+        "", description="YAML file that describes the clusters of rayjob (empty: the defaults)"
     )
     workers: int = Field(0, ge=0, description="Ray workers; 0 computes in this process without Ray")
     use_gpu: bool = Field(False, description="give each worker one GPU (NCCL); otherwise CPU (gloo)")
@@ -298,6 +331,7 @@ class RunSpec(Config):
     instance_digest: str = Field(description="digest of the features (or patches) of every slide trained or tested on")
     splits_digest: str
     train: TrainConfig
+    folds: int = Field(0, ge=0, description="models in folds/<k>; 0: one model in the run folder itself")
 
 
 def parse_config(kind: type[C], values: dict[str, object]) -> C:

@@ -6,7 +6,7 @@ A bar on a terminal; in logs (a Kubernetes pod, a file) one plain line every few
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
@@ -46,22 +46,37 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
 
 
+class EpochWatch(Protocol):
+    """Who is shown the epochs of a training run as they end."""
+
+    def show(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Take an epoch's figures, ``<split>_<metric>`` each."""
+        ...
+
+
 class EpochLines:
     """A line per epoch of training, at most one every five seconds, and always the first."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, label: str = "") -> None:
         self._epochs = epochs
+        self._label = label
+        self._shown = 0
         self._start = time.monotonic()
         self._last = -SECONDS_BETWEEN_LINES
 
     def show(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Show an epoch's figures."""
+        """Show loss, validation, speed, the share of time waiting for data, and how long the rest may take."""
         now = time.monotonic()
+        self._shown += 1
         if now - self._last < SECONDS_BETWEEN_LINES and epoch + 1 < self._epochs:
             return
         self._last = now
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        say(f"epoch {epoch + 1}/{self._epochs}: {figures}, {now - self._start:.0f} s")
+        elapsed_s = now - self._start
+        left_s = elapsed_s / self._shown * (self._epochs - epoch - 1)
+        learnt = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_auroc"))
+        speed = f"{metrics['train_bags_per_sec']:.3g} bags/s, {metrics['train_waiting']:.0%} waiting for data"
+        times = f"{elapsed_s:.0f} s, at most {left_s:.0f} s left"
+        say(f"{self._label}epoch {epoch + 1}/{self._epochs}: {learnt}, {speed}, {times}")
 
 
 class PatchLines:

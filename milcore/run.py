@@ -24,7 +24,7 @@ from milcore.encoders.pretrained import check_patches
 from milcore.errors import InputError, StoreError
 from milcore.model import MILModel, make_model
 from milcore.rows import BlockRows, ChainedRows, Rows
-from milcore.splits import check_splits, make_splits, splits_digest
+from milcore.splits import add_folds, check_splits, make_splits, splits_digest, splits_of_fold
 from milcore.store import Features, PatchStore, SlideGroup
 from milcore.train import TrainContext, fit
 
@@ -33,6 +33,8 @@ SPLITS = "splits.parquet"
 MODEL = "model.safetensors"
 HISTORY = "history.parquet"
 CHECKPOINTS = "checkpoints"
+FOLDS = "folds"
+OUT_OF_FOLD = "out_of_fold.json"
 READING_THREADS = 16
 PATCHES_PER_READ = 256
 
@@ -40,7 +42,7 @@ PATCHES_PER_READ = 256
 def prepare_run(
     store_uri: str, run_uri: str, config: TrainConfig, split_config: SplitConfig, splits_uri: str | None
 ) -> RunSpec:
-    """Write what the run is: ``splits.parquet`` and ``config.json``.
+    """Write what the run is: ``splits.parquet`` and ``config.json``, with folds in each of their folders too.
 
     Args:
         store_uri: patch store to train on.
@@ -53,20 +55,35 @@ def prepare_run(
         InputError: the folder holds another run, or the split cannot be trained on.
         StoreError: slides lack what is to be trained on.
     """
-    store_uri = storage.absolute(store_uri)
-    store = PatchStore(store_uri)
+    store = PatchStore(storage.absolute(store_uri))
     splits = choose_splits(store, split_config, splits_uri)
+    if not split_config.folds:
+        return _claim_run(store, run_uri, config, splits, folds=0)
+    splits = add_folds(splits, split_config)
+    spec = _claim_run(store, run_uri, config, splits, split_config.folds)
+    for fold in range(spec.folds):
+        _claim_run(store, fold_folder(run_uri, fold), config, splits_of_fold(splits, fold, split_config), folds=0)
+    return spec
+
+
+def _claim_run(store: PatchStore, run_uri: str, config: TrainConfig, splits: pa.Table, folds: int) -> RunSpec:
     spec = RunSpec(
         milcore_version=__version__,
-        store_uri=store_uri,
+        store_uri=store.uri,
         classes=store.manifest().classes,
         instance_digest=instance_digest(store, config, splits.column("slide_id").to_pylist()),
         splits_digest=splits_digest(splits),
         train=config,
+        folds=folds,
     )
     claim_folder(run_uri, spec.model_dump(mode="json"))
     storage.write_table(storage.join(run_uri, SPLITS), splits)
     return spec
+
+
+def fold_folder(run_uri: str, fold: int) -> str:
+    """The folder of a fold: a run of its own."""
+    return storage.join(run_uri, FOLDS, str(fold))
 
 
 def claim_folder(uri: str, spec: dict[str, object]) -> None:
@@ -104,6 +121,8 @@ def choose_splits(store: PatchStore, split_config: SplitConfig, splits_uri: str 
     splits = make_splits(manifest, split_config) if splits_uri is None else storage.read_table(splits_uri)
     check_splits(splits)
     usable = store.slide_ids()
+    if splits_uri is not None and "fold" in splits.column_names:
+        splits = splits.drop_columns(["fold"])
     absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
     if absent:
         raise InputError(
@@ -240,24 +259,34 @@ def cache_bytes(config: TrainConfig) -> int:
 
 
 def train_run(run_uri: str, ctx: TrainContext) -> None:
-    """Train a prepared run and publish model and history; a finished run is left as it is."""
+    """Train a prepared run and publish model and history; a finished run is left as it is.
+
+    Raises:
+        StoreError: the folder cannot be written to, by rank 0.
+    """
     if is_finished(run_uri):
         return
     keep_freed_memory()
     spec = read_spec(run_uri)
     result = fit(spec.train, load_bags(spec.store_uri, spec.train, read_splits(run_uri)), ctx)
     if ctx.rank == 0:
-        storage.write_table(storage.join(run_uri, HISTORY), history_table(result.history))
-        storage.write_bytes(storage.join(run_uri, MODEL), _weights(result.model, result.best_epoch))
+        try:
+            storage.write_table(storage.join(run_uri, HISTORY), history_table(result.history))
+            storage.write_bytes(storage.join(run_uri, MODEL), _weights(result.model, result.best_epoch))
+        except storage.IO_ERRORS as error:
+            raise StoreError(
+                f"{run_uri} cannot be written to ({error}); make room or wait, then run the same command again: it "
+                "goes on from the last checkpoint"
+            ) from error
 
 
 def is_finished(run_uri: str) -> bool:
-    """Whether the run has published its model."""
-    return storage.exists(storage.join(run_uri, MODEL))
+    """Whether the run has published its model, or the models of all its folds."""
+    return any(storage.exists(storage.join(run_uri, name)) for name in (MODEL, OUT_OF_FOLD))
 
 
 def history_table(history: list[HistoryRow]) -> pa.Table:
-    """Columns fold, epoch, split, metric, value."""
+    """Columns fold (0), epoch, split, metric, value."""
     return pa.table(
         {
             "fold": pa.array([0] * len(history), pa.int32()),

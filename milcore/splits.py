@@ -5,6 +5,8 @@ The split is a function of the manifest and ``SplitConfig`` alone. It is saved w
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,15 +54,11 @@ def _given_splits(slides: list[Slide]) -> dict[str, str]:
 
 
 def _drawn_splits(manifest: Manifest, config: SplitConfig) -> dict[str, str]:
-    label_of: dict[str, int] = {}
-    for slide in manifest.slides:
-        label_of[slide.patient_id] = max(slide.label, label_of.get(slide.patient_id, 0))
+    label_of = _labels_of_patients({"patient_id": s.patient_id, "label": s.label} for s in manifest.slides)
     of_patient: dict[str, str] = {}
     for label in sorted(set(label_of.values())):
-        patients = sorted(patient for patient, its in label_of.items() if its == label)
-        order = np.random.default_rng([config.split_seed, label]).permutation(len(patients))
-        for place, split in zip(order, _allot(len(patients), config), strict=True):
-            of_patient[patients[place]] = split
+        patients = _shuffled(label_of, label, [config.split_seed, label])
+        of_patient |= dict(zip(patients, _allot(len(patients), config), strict=True))
     return of_patient
 
 
@@ -74,6 +72,65 @@ def _allot(patients: int, config: SplitConfig) -> list[str]:
 def _share(patients: int, fraction: float, most: int) -> int:
     wanted = max(round(patients * fraction), 1 if fraction > 0 else 0)
     return max(min(wanted, most), 0)
+
+
+def add_folds(splits: pa.Table, config: SplitConfig) -> pa.Table:
+    """The split with a column fold: 0 to K-1 for the patients outside the test split, -1 for those of it.
+
+    Folds are stratified by a patient's label, and as even as patients can be dealt.
+
+    Raises:
+        InputError: there are fewer patients of a class than folds.
+    """
+    label_of = _labels_of_patients(row for row in splits.to_pylist() if row["split"] != "test")
+    fold_of: dict[str, int] = {}
+    for label in sorted(set(label_of.values())):
+        patients = _shuffled(label_of, label, [config.split_seed, label, 1])
+        if len(patients) < config.folds:
+            raise InputError(
+                f"folds {config.folds}: class {label} has {len(patients)} patients outside the test split; allowed: at "
+                "most as many folds as the rarest class has patients"
+            )
+        # going round from where the last class ended keeps the folds even
+        fold_of |= {patient: (len(fold_of) + place) % config.folds for place, patient in enumerate(patients)}
+    folds = [fold_of.get(row["patient_id"], -1) for row in splits.to_pylist()]
+    return splits.append_column("fold", pa.array(folds, pa.int32()))
+
+
+def splits_of_fold(splits: pa.Table, fold: int, config: SplitConfig) -> pa.Table:
+    """What the model of a fold is trained, selected and tested on; patients of the run's test split are in no part.
+
+    Tested on the fold, which it never sees before; selected on ``val_fraction`` of all patients, drawn from the others.
+
+    Args:
+        splits: as ``add_folds`` returns it.
+        fold: 0 to K-1.
+        config: with which it was made.
+    """
+    rows = [row for row in splits.to_pylist() if row["fold"] >= 0]
+    label_of = _labels_of_patients(rows)
+    left_out = {row["patient_id"] for row in rows if row["fold"] == fold}
+    selects: set[str] = set()
+    for label in sorted(set(label_of.values())):
+        patients = _shuffled(label_of, label, [config.split_seed, label, 2, fold])
+        others = [patient for patient in patients if patient not in left_out]
+        selects |= set(others[: _share(len(patients), config.val_fraction, most=len(others) - 1)])
+    part_of = dict.fromkeys(label_of, "train") | dict.fromkeys(selects, "val") | dict.fromkeys(left_out, "test")
+    return pa.Table.from_pylist([{**row, "split": part_of[row["patient_id"]]} for row in rows]).select(list(COLUMNS))
+
+
+def _labels_of_patients(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The highest label among each patient's slides."""
+    label_of: dict[str, int] = {}
+    for row in rows:
+        label_of[row["patient_id"]] = max(row["label"], label_of.get(row["patient_id"], 0))
+    return label_of
+
+
+def _shuffled(label_of: Mapping[str, int], label: int, seed: list[int]) -> list[str]:
+    """The patients of a label in random order."""
+    patients = sorted(patient for patient, its in label_of.items() if its == label)
+    return [patients[place] for place in np.random.default_rng(seed).permutation(len(patients))]
 
 
 def check_splits(splits: pa.Table) -> None:
@@ -96,6 +153,7 @@ def check_splits(splits: pa.Table) -> None:
 
 
 def splits_digest(splits: pa.Table) -> str:
-    """Sha256 over the rows in order of slide_id."""
-    rows = sorted(splits.select(list(COLUMNS)).to_pylist(), key=lambda row: str(row["slide_id"]))
+    """Sha256 over the rows in order of slide_id, their folds included where there are any."""
+    columns = [*COLUMNS, *(["fold"] if "fold" in splits.column_names else [])]
+    rows = sorted(splits.select(columns).to_pylist(), key=lambda row: str(row["slide_id"]))
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

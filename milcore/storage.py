@@ -88,8 +88,11 @@ def write_bytes(uri: str, data: bytes) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    partial.write_bytes(data)
-    partial.replace(target)
+    try:
+        partial.write_bytes(data)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)  # what a full disk left of it would keep it full
 
 
 def read_range(uri: str, start: int, end: int | None) -> bytes:

@@ -1,35 +1,38 @@
 """The training loop: plain torch that does not know its launcher.
 
-``fit`` alone and under N workers makes the same weights: the global batch is formed before it is dealt, the loss is
-divided by the global bag count, and randomness hangs on bags. The launcher is behind ``TrainContext``; with more than
-one worker it has made the process group, and ``fit`` wraps the model in torch's own DDP.
+``fit`` alone and under N workers makes the same weights: the global batch is formed before it is dealt, losses are
+divided by the global batch's weight, and randomness hangs on bags. The launcher is behind ``TrainContext``; with more
+than one worker it has made the process group, and ``fit`` wraps the model in torch's own DDP.
 """
 
 import contextlib
-import itertools
 import math
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from milcore import storage
 from milcore.bags import BagBatch, Bags, deal, global_batches, micro_batches
-from milcore.checkpoints import FILES, HistoryRow, Progress, load_checkpoint, save_checkpoint
+from milcore.balance import class_weights, even_draw
+from milcore.checkpoints import HistoryRow, Progress, is_whole, load_checkpoint, save_checkpoint
 from milcore.config import SplitName, TrainConfig
 from milcore.dropout import Dropout
 from milcore.encoders.features import FeatureEncoder
 from milcore.errors import MILError
 from milcore.metrics import Validation, macro_auroc
 from milcore.model import MILModel, make_model
-from milcore.progress import EpochLines
+from milcore.optimisation import Optimisation
+from milcore.progress import EpochWatch, say
+from milcore.shares import Share, share_of
 
 CHECKPOINTS_KEPT = 2
 ROWS_PER_SUM = 4096
@@ -56,56 +59,71 @@ class LocalContext:
 
     Args:
         checkpoints_uri: where checkpoints go; None keeps none.
-        lines: shows epochs as they end; None is silent.
+        watch: is shown epochs as they end; None is silent.
     """
 
     rank = 0
     world_size = 1
 
-    def __init__(self, checkpoints_uri: str | None, device: torch.device, lines: EpochLines | None = None) -> None:
+    def __init__(self, checkpoints_uri: str | None, device: torch.device, watch: EpochWatch | None = None) -> None:
         self.device = device
         self._uri = checkpoints_uri
-        self._lines = lines
+        self._watch = watch
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Show the line, keep the checkpoint and drop older ones."""
-        if self._lines is not None:
-            self._lines.show(epoch, metrics)
+        """Show the epoch, keep the checkpoint and drop older ones."""
+        if self._watch is not None:
+            self._watch.show(epoch, metrics)
         if checkpoint is None or self._uri is None:
             return
-        storage.upload_folder(checkpoint, storage.join(self._uri, f"{epoch:04d}"))
-        for name in self._epochs()[:-CHECKPOINTS_KEPT]:
-            storage.remove(storage.join(self._uri, name))
+        if keep_checkpoint(checkpoint, storage.join(self._uri, f"{epoch:04d}")):
+            for name in checkpoint_names(self._uri)[:-CHECKPOINTS_KEPT]:
+                storage.remove(storage.join(self._uri, name))
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """The newest checkpoint that was written to its end."""
-        for name in reversed(self._epochs()):
-            uri = storage.join(str(self._uri), name)
-            if set(FILES) <= set(storage.names(uri)):
-                with storage.local_folder(uri) as folder:
+        """The newest checkpoint that is whole."""
+        for name in reversed(checkpoint_names(self._uri) if self._uri is not None else []):
+            with storage.local_folder(storage.join(str(self._uri), name)) as folder:
+                if is_whole(folder):
                     yield folder
-                return
+                    return
+                say(f"checkpoint {name} is not whole; looking for an older one")
         yield None
 
-    def _epochs(self) -> list[str]:
-        """Names of the checkpoint folders; Ray's marker files lie beside them."""
-        return [name for name in storage.names(self._uri) if name.isdigit()] if self._uri is not None else []
+
+def checkpoint_names(uri: str) -> list[str]:
+    """Names of the checkpoint folders, oldest first; Ray's marker files lie beside them."""
+    return [name for name in storage.names(uri) if name.isdigit()]
+
+
+def keep_checkpoint(folder: Path, uri: str) -> bool:
+    """Copy a checkpoint to its place; whether that went well.
+
+    Training can go on without it, and storage that is full or away now may not be so at the next one.
+    """
+    try:
+        storage.upload_folder(folder, uri)
+    except storage.IO_ERRORS as error:
+        say(f"no checkpoint at {uri}: {error}; training goes on from memory")
+        return False
+    return True
 
 
 class FitResult(NamedTuple):
-    """The model that did best on validation and how it was reached."""
+    """The model that did best on validation, what validation said of it, and how it was reached."""
 
     model: MILModel
     history: list[HistoryRow]
     best_epoch: int
+    best: Validation
 
 
 def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
     """Train on split ``train`` and keep the epoch that ranks first on split ``val``; split ``test`` is not touched.
 
     An epoch ranks by AUROC, then by loss (``Validation.rank``). Without validation bags nothing selects: the last
-    epoch, by which the learning rate has fallen to nothing, is kept.
+    epoch, by which the learning rate has fallen, is kept.
 
     Raises:
         MILError: the loss is not finite.
@@ -115,19 +133,17 @@ def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
     for epoch in range(progress.epochs_done, config.epochs):
         if epoch - progress.best_epoch > config.patience:
             break
-        train_loss = loop.train_epoch(epoch)
-        validation = loop.validate()
-        metrics = {"train_loss": train_loss, "val_loss": validation.loss, "val_auroc": validation.auroc}
-        _note(progress, epoch, metrics, loop.model)
+        metrics = loop.train_epoch(epoch) | loop.validate()
+        _note(progress, epoch, metrics, loop.outcome)
         loop.report(progress, epoch, metrics)
     loop.model.load_state_dict(progress.best_weights)
-    return FitResult(loop.model, progress.history, progress.best_epoch)
+    return FitResult(loop.model, progress.history, progress.best_epoch, progress.best)
 
 
 def _note(progress: Progress, epoch: int, metrics: dict[str, float], model: MILModel) -> None:
     """Enter an epoch into the history; keep the weights if it ranks before all others so far."""
     for name, value in metrics.items():
-        split, metric = name.split("_")
+        split, _, metric = name.partition("_")
         progress.history.append(HistoryRow(epoch, split, metric, value))
     progress.epochs_done = epoch + 1
     validation = Validation(metrics["val_loss"], metrics["val_auroc"])
@@ -136,12 +152,22 @@ def _note(progress: Progress, epoch: int, metrics: dict[str, float], model: MILM
         progress.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
-class _Group(NamedTuple):
-    """Bags that one rank computes on at once, the factor of their losses, and whether all ranks hold a part of each."""
+class _Watched:
+    """An iterator that knows for how many seconds it was waited for."""
 
-    bags: list[int]
-    scale: float
-    spread: bool
+    def __init__(self, batches: Iterator[BagBatch]) -> None:
+        self._batches = batches
+        self.waiting_s = 0.0
+
+    def __iter__(self) -> Iterator[BagBatch]:
+        return self
+
+    def __next__(self) -> BagBatch:
+        started = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.waiting_s += time.perf_counter() - started
 
 
 class _Loop:
@@ -152,9 +178,8 @@ class _Loop:
         instance = bags.instance()
         self.model = make_model(config, instance.shape[-1], bags.classes).to(ctx.device)
         self.budget = self.model.instance_budget(instance)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.training = Optimisation(config, self.model)
+        self.weights = self._bag_weights()
         distributed = ctx.world_size > 1
         self.replica = DistributedDataParallel(self.model, forward_sync_buffers=False) if distributed else self.model
 
@@ -162,34 +187,55 @@ class _Loop:
         """Go on from the newest checkpoint, or from the beginning."""
         with self.ctx.restore() as folder:
             if folder is not None:
-                return load_checkpoint(folder, self.model, self.optimizer)
+                return load_checkpoint(folder, self.training)
         if isinstance(self.model.encoder, FeatureEncoder):
             self.model.encoder.standardise(*self._feature_statistics())
         return Progress()
 
-    def train_epoch(self, epoch: int) -> float:
-        """One pass over the training bags; returns the mean loss over them."""
-        batches = global_batches(self.bags.split("train"), self.config.batch_size, self.config.seed, epoch)
-        shares = [self._share(batch) for batch in batches]
-        packed = self.bags.batches(group.bags for share in shares for group in share)
-        total = 0.0
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training bags.
+
+        Returns:
+            ``train_loss``, the weighted mean over the bags; ``train_bags_per_sec``; ``train_waiting``, the share of
+            time in which ranks waited for instances to be read.
+
+        Raises:
+            MILError: the loss is not finite.
+        """
+        started = time.perf_counter()
+        shares = [self._share(batch) for batch in self._batches(epoch)]
+        packed = _Watched(self.bags.batches(group.bags for share in shares for group in share.groups))
+        dropout = Dropout(self.config.seed, epoch, self.config.dropout)
+        loss = 0.0
         for step, share in enumerate(shares):
-            self._set_learning_rate(epoch + step / len(shares))
-            total += self._step(share, packed, Dropout(self.config.seed, epoch, self.config.dropout))
-        loss = self._sum_over_ranks(total) / len(shares)
+            loss += self._backward(share, packed, dropout) * share.batch_weight
+            self.training.step(epoch + step / len(shares))
+        loss, waiting = self._sum_over_ranks(loss, packed.waiting_s)
+        loss /= sum(share.batch_weight for share in shares)
         if not math.isfinite(loss):
             raise MILError(f"epoch {epoch}: the training loss is {loss}; lower learning_rate or use precision fp32")
-        return loss
+        elapsed = time.perf_counter() - started
+        bags = len(self.bags.split("train"))
+        return {
+            "train_loss": loss,
+            "train_bags_per_sec": bags / elapsed,
+            "train_waiting": waiting / (elapsed * self.ctx.world_size),
+        }
 
-    def validate(self) -> Validation:
-        """Loss and AUROC on the validation split; NaN where they are not defined."""
+    @property
+    def outcome(self) -> MILModel:
+        """What is validated and published: the model, or the moving average of its weights."""
+        return cast("MILModel", self.training.outcome)
+
+    def validate(self) -> dict[str, float]:
+        """``val_loss`` and ``val_auroc``; NaN where they are not defined."""
         said = self.predict("val")
         labels = np.array([self.bags.entries[index].label for index in said], dtype=np.int64)
         log_prob = np.array([said[index] for index in said], dtype=np.float64).reshape(-1, self.bags.classes)
         if len(labels) == 0:
-            return Validation(math.nan, math.nan)
+            return {"val_loss": math.nan, "val_auroc": math.nan}
         loss = -log_prob[np.arange(len(labels)), labels].mean()
-        return Validation(float(loss), macro_auroc(labels, log_prob))
+        return {"val_loss": float(loss), "val_auroc": macro_auroc(labels, log_prob)}
 
     @torch.no_grad()
     def predict(self, split: SplitName) -> dict[int, list[float]]:
@@ -198,7 +244,7 @@ class _Loop:
         groups = micro_batches(hand, self.bags.lengths, self.budget)
         said: dict[int, list[float]] = {}
         for group, batch in zip(groups, self.bags.batches(groups), strict=True):
-            log_prob = self.model(batch, None)
+            log_prob = self.outcome(batch, None)
             said.update(zip(group, log_prob.tolist(), strict=True))
         if self.ctx.world_size > 1:
             parts: list[dict[int, list[float]]] = [{} for _ in range(self.ctx.world_size)]
@@ -213,39 +259,47 @@ class _Loop:
             self.ctx.report(epoch, metrics, None)
             return
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), self.model, self.optimizer, progress)
+            save_checkpoint(Path(folder), self.training, progress)
             self.ctx.report(epoch, metrics, Path(folder))
 
-    def _share(self, batch: list[int]) -> list[_Group]:
-        """This rank's groups of a global batch; DDP's mean over ranks of their gradients is that of the batch's mean.
+    def _bag_weights(self) -> list[float]:
+        """What the loss of each bag counts."""
+        labels = [entry.label for entry in self.bags.entries]
+        if self.config.class_balance != "weighted":
+            return [1.0] * len(labels)
+        of_class = class_weights(np.array([labels[i] for i in self.bags.split("train")]), self.bags.classes)
+        return [float(of_class[label]) for label in labels]
 
-        A bag within the budget is one rank's, whose loss counts world_size-fold; a larger one is computed on by all
-        ranks, each holding a part and all of its loss. Those come first, so that the ranks meet in one order.
-        """
-        workers = self.ctx.world_size
-        spread = [index for index in batch if workers > 1 and self.bags.lengths[index] > max(self.budget, workers)]
-        rest = [index for index in batch if index not in spread]
-        hand = deal(rest, self.bags.lengths, workers)[self.ctx.rank]
-        groups = [_Group([index], 1.0 / len(batch), spread=True) for index in spread]
-        dealt = micro_batches(hand, self.bags.lengths, self.budget)
-        groups += [_Group(group, workers / len(batch), spread=False) for group in dealt]
-        # a rank left without any joins the all-reduce with somebody's bag and a zero loss
-        return groups or [_Group(batch[:1], 0.0, spread=False)]
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """The global batches of an epoch: every training bag once, or every class equally often."""
+        indices, seed = self.bags.split("train"), self.config.seed
+        if self.config.class_balance == "sampled":
+            indices = even_draw(indices, [self.bags.entries[index].label for index in indices], seed, epoch)
+        return global_batches(indices, self.config.batch_size, seed, epoch)
 
-    def _step(self, share: list[_Group], packed: Iterator[BagBatch], dropout: Dropout) -> float:
-        """One optimizer step; returns this rank's part of the global batch's mean loss."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def _share(self, batch: list[int]) -> Share:
+        return share_of(
+            batch,
+            lengths=self.bags.lengths,
+            weights=self.weights,
+            budget=self.budget,
+            rank=self.ctx.rank,
+            world_size=self.ctx.world_size,
+        )
+
+    def _backward(self, share: Share, packed: Iterator[BagBatch], dropout: Dropout) -> float:
+        """The gradient of the global batch's mean loss; returns this rank's part of that loss."""
+        self.training.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for place, (group, whole) in enumerate(zip(share, itertools.islice(packed, len(share)), strict=True), start=1):
+        for place, (group, whole) in enumerate(zip(share.groups, packed, strict=False), start=1):
             batch = whole.part(self.ctx.rank, self.ctx.world_size) if group.spread else whole
-            with self._synchronised(last=place == len(share)):
+            with self._synchronised(last=place == len(share.groups)):
                 log_prob: Tensor = self.replica(batch, dropout)
                 labels = batch.labels.to(self.ctx.device)
-                loss = -log_prob.gather(1, labels[:, None]).sum() * group.scale
+                losses = -log_prob.gather(1, labels[:, None])[:, 0]
+                loss = (losses * losses.new_tensor(group.weights)).sum()
                 torch.autograd.backward(loss)
             total += loss.item()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
         return total / self.ctx.world_size
 
     def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -254,11 +308,6 @@ class _Loop:
             return contextlib.nullcontext()
         without: contextlib.AbstractContextManager[None] = self.replica.no_sync()
         return without
-
-    def _set_learning_rate(self, epochs: float) -> None:
-        """``lr = peak * (1 + cos(pi * epochs / all epochs)) / 2`` (Loshchilov, Hutter 2017)."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * (1.0 + math.cos(math.pi * epochs / self.config.epochs)) / 2.0
 
     def _feature_statistics(self) -> tuple[Float[Tensor, " feature"], Float[Tensor, " feature"]]:
         """Mean and standard deviation over the instances of the training bags, each rank reading its share."""
@@ -275,9 +324,8 @@ class _Loop:
         mean, square = sums[1] / sums[0], sums[2] / sums[0]
         return mean, (square - mean.square()).clamp_min(0.0).sqrt()
 
-    def _sum_over_ranks(self, value: float) -> float:
-        if self.ctx.world_size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.ctx.device)
-        dist.all_reduce(total)
-        return float(total.item())
+    def _sum_over_ranks(self, *values: float) -> list[float]:
+        totals = torch.tensor(values, dtype=torch.float64, device=self.ctx.device)
+        if self.ctx.world_size > 1:
+            dist.all_reduce(totals)
+        return [float(total) for total in totals]

@@ -1,10 +1,14 @@
-"""``python -m pipeline compile | run | submit``: the YAML for the Kubeflow UI, a run here, a run on a cluster."""
+"""``python -m pipeline compile | run | submit``: YAML for the Kubeflow UI, a run here, a run on a cluster.
+
+``compile`` and ``submit`` take ``--pipeline attention-mil | attention-mil-sweep | attention-mil-predict``.
+"""
 
 import argparse
 import builtins
 import contextlib
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 
 import docstring_parser
 from kfp import Client, compiler, local
+from kfp.dsl.base_component import BaseComponent
 
 from components import IMAGE
 from milcore.config import (
@@ -24,14 +29,20 @@ from milcore.config import (
     pick,
 )
 from milcore.errors import InputError, MILError
-from pipeline.dag import attention_mil, with_image
+from pipeline.dag import NAME, attention_mil
+from pipeline.predict import predict
+from pipeline.steps import with_image
+from pipeline.sweep import sweep
 
-YAML = Path(__file__).with_name("attention_mil.yaml")
+PIPELINES: dict[str, BaseComponent] = {its.name: its for its in (attention_mil, sweep, predict)}
+FOLDER = Path(__file__).parent
+SECONDS_BETWEEN_LOOKS = 5.0
+ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "ERROR", "CANCELED")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one of the three; the exit code."""
-    given = vars(_parser().parse_args(arguments))
+    given = vars(_parser(_chosen(arguments)).parse_args(arguments))
     try:
         given.pop("action")(given)
     except MILError as error:
@@ -41,9 +52,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def compile_pipeline(given: dict[str, Any]) -> None:
-    """Write the YAML that the Kubeflow UI takes."""
-    compiler.Compiler().compile(with_image(given["image"]), given["out"])
-    print(given["out"])
+    """Write the YAML that the Kubeflow UI takes: of the pipeline that is named, else of all."""
+    one = given["pipeline"] or (NAME if given["out"] else None)
+    names = [one] if one else list(PIPELINES)
+    for name in names:
+        out = given["out"] or str(FOLDER / f"{name.replace('-', '_')}.yaml")
+        compiler.Compiler().compile(with_image(PIPELINES[name], given["image"]), out)
+        print(out)
 
 
 def run(given: dict[str, Any]) -> None:
@@ -57,7 +72,7 @@ def run(given: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as root, _own_print():
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["pipeline_root"] or root)
         try:
-            attention_mil(**_arguments(given))
+            attention_mil(**_arguments(attention_mil, given))
         except RuntimeError as error:
             raise MILError(f"{error}; its reason stands above; the same command goes on from what is done") from error
     _say_result(given["run_uri"])
@@ -75,7 +90,10 @@ def _own_print() -> Iterator[None]:
 
 def _check_settings(given: dict[str, Any]) -> None:
     """Refuse bad settings before the first step starts."""
-    settings = {**given, "default_mpp": given["default_mpp"] or None, "poolings": tuple(given["poolings"].split(","))}
+    settings = {**given}
+    if "poolings" in given:
+        settings["poolings"] = tuple(given["poolings"].split(","))
+    settings["default_mpp"] = given.get("default_mpp") or None
     for kind in (IngestConfig, SplitConfig, TuneConfig, LaunchConfig):
         pick(kind, settings)
     pick(TrainConfig, {name: value for name, value in settings.items() if name != "encoder"})
@@ -83,23 +101,25 @@ def _check_settings(given: dict[str, Any]) -> None:
 
 
 def submit(given: dict[str, Any]) -> None:
-    """Send the pipeline to a Kubeflow Pipelines API and print the run's id; with --wait, follow it to its end."""
+    """Send a pipeline to a Kubeflow Pipelines API and print the run's id; with --wait, follow it to its end."""
+    pipeline = PIPELINES[given["pipeline"] or NAME]
     _check_settings(given)
     client = Client(host=given["host"], namespace=given["namespace"], existing_token=_token(given["token_file"]))
     sent = client.create_run_from_pipeline_func(
-        with_image(given["image"]),
-        arguments=_arguments(given),
+        with_image(pipeline, given["image"]),
+        arguments=_arguments(pipeline, given),
         experiment_name=given["experiment"],
         namespace=given["namespace"],
-        enable_caching=False,
     )
     print(sent.run_id)
     if given["wait"]:
         _wait(client, sent.run_id, given["wait"])
+        if given["report"]:
+            _download_report(given["run_uri"], given["report"])
 
 
-def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: given[name] for name in attention_mil.component_spec.inputs if given[name] is not None}
+def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in pipeline.component_spec.inputs if given[name] is not None}
 
 
 def _token(file: str | None) -> str | None:
@@ -112,10 +132,26 @@ def _token(file: str | None) -> str | None:
 
 
 def _wait(client: Client, run_id: str, seconds: int) -> None:
-    ended = client.wait_for_run_completion(run_id, timeout=seconds)
-    print(ended.state)
-    if ended.state != "SUCCEEDED":
-        raise MILError(f"run {run_id} ended as {ended.state}; its steps and logs are in the Kubeflow UI")
+    """Print the run's state whenever it changes, until it has ended."""
+    state, until = None, time.monotonic() + seconds
+    while state not in ENDED:
+        if time.monotonic() > until:
+            raise MILError(f"run {run_id} is {state} after {seconds} s; it goes on without this command")
+        if state is not None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        seen = str(client.get_run(run_id).state)
+        if seen != state:
+            state = seen
+            print(state, flush=True)
+    if state != "SUCCEEDED":
+        raise MILError(f"run {run_id} ended as {state}; its steps and logs are in the Kubeflow UI")
+
+
+def _download_report(run_uri: str, file: str) -> None:
+    from milcore import storage  # noqa: PLC0415 - compiling works without what storage needs
+
+    storage.download(storage.join(run_uri, "report.html"), file)
+    print(file)
 
 
 def _say_result(run_uri: str) -> None:
@@ -130,37 +166,48 @@ def _say_result(run_uri: str) -> None:
     print(f"report: {metrics['report']}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _chosen(arguments: Sequence[str]) -> BaseComponent:
+    """The pipeline whose parameters are flags."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--pipeline", default=NAME)
+    return PIPELINES.get(first.parse_known_args(arguments)[0].pipeline, attention_mil)
+
+
+def _parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="compile | run | submit")
     make = commands.add_parser("compile", help="write the YAML for the Kubeflow UI")
-    make.add_argument("--out", default=str(YAML), help="file to write [default: beside the pipeline]")
+    make.add_argument("--out", help=f"file to write, of {NAME} unless named otherwise [default: beside the code]")
     make.set_defaults(action=compile_pipeline)
     here = commands.add_parser("run", help="run the steps on this machine")
     here.add_argument("--pipeline-root", help="folder for the steps' artifacts [default: a temporary one]")
     here.set_defaults(action=run)
     send = commands.add_parser("submit", help="send it to a Kubeflow Pipelines API")
-    send.add_argument("--host", required=True, help="address of the Kubeflow Pipelines API")
+    send.add_argument("--host", default=None, help="address of the API [default: that of the cluster this runs in]")
     send.add_argument("--namespace", default=None, help="of a multi-user installation: your profile's")
-    send.add_argument("--token-file", default=None, help="file that holds the bearer token")
+    send.add_argument(
+        "--token-file",
+        default=None,
+        help="file that holds the bearer token [default: in a cluster, the one that is mounted for this]",
+    )
     send.add_argument("--experiment", default="attention-mil", help="[default: attention-mil]")
     send.add_argument(
         "--wait", type=int, default=0, metavar="SECONDS", help="follow the run for so long [default: 0, do not]"
     )
+    send.add_argument("--report", metavar="FILE", help="with --wait: copy the report here when it is there")
     send.set_defaults(action=submit)
     for command in (make, send):
         command.add_argument("--image", default=IMAGE, help=f"image of every step [default: {IMAGE}]")
-    for command in (here, send):
-        _add_parameters(command)
+        command.add_argument("--pipeline", choices=list(PIPELINES), help="which one")
+    _add_parameters(here, attention_mil)
+    _add_parameters(send, pipeline)
     return parser
 
 
-def _add_parameters(command: argparse.ArgumentParser) -> None:
+def _add_parameters(command: argparse.ArgumentParser, pipeline: BaseComponent) -> None:
     """One flag for every parameter of the pipeline."""
-    described = {
-        its.arg_name: its.description for its in docstring_parser.parse(attention_mil.pipeline_func.__doc__).params
-    }
-    for name, spec in attention_mil.component_spec.inputs.items():
+    described = {its.arg_name: its.description for its in docstring_parser.parse(pipeline.pipeline_func.__doc__).params}
+    for name, spec in pipeline.component_spec.inputs.items():
         default = "" if spec.default in {None, ""} else f" [default: {spec.default}]"
         command.add_argument(
             f"--{name.replace('_', '-')}",
@@ -177,7 +224,13 @@ def _boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": _boolean}
+TYPES = {
+    "List[String]": lambda text: text.split(","),
+    "String": str,
+    "Integer": int,
+    "Float": float,
+    "Boolean": _boolean,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,22 +1,20 @@
 """The pipeline: plan, ingest fanned out over shards, gather, encode, tune, train with the best settings, evaluate.
 
 A parameter bears the name of its setting and reads its default from the config class. Steps keep their results at URIs
-and do only what is missing there, so KFP's cache is off: it knows arguments, not what lies in storage.
+and do only what is missing there. Kubeflow's cache knows arguments, not what lies in storage: so the steps it may reuse
+take a digest of all they read and write, from a step that is never cached; those that launch Ray never are.
 """
 
-from contextvars import ContextVar
-
 from kfp import dsl
-from kfp.dsl.base_component import BaseComponent
 
-from components import IMAGE
 from components.encode import encode
 from components.evaluate import evaluate
 from components.ingest import gather, ingest
-from components.plan import plan
+from components.plan import plan, survey
 from components.train import train
 from components.tune import tune
 from milcore.config import EncodeConfig, IngestConfig, LaunchConfig, SplitConfig, TrainConfig, TuneConfig
+from pipeline.steps import ends_with_finish, launcher, sized, step
 
 INGEST = IngestConfig()
 ENCODE = EncodeConfig()
@@ -29,24 +27,8 @@ NAME = "attention-mil"
 DISPLAY_NAME = "Attention MIL on whole-slide images"
 
 
-_image = ContextVar("image", default=IMAGE)
-
-
-def step(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """The task in the chosen image, with KFP's cache off."""
-    return task.set_container_image(_image.get()).set_caching_options(enable_caching=False)
-
-
-def with_image(image: str) -> BaseComponent:
-    """The pipeline with every step in this image."""
-    before = _image.set(image)
-    try:
-        return dsl.pipeline(name=NAME, display_name=DISPLAY_NAME)(attention_mil.pipeline_func)
-    finally:
-        _image.reset(before)
-
-
 @dsl.pipeline(name=NAME, display_name=DISPLAY_NAME)
+@ends_with_finish
 def attention_mil(
     manifest: str,
     store_uri: str,
@@ -89,7 +71,11 @@ def attention_mil(
     workers: int = 2,
     use_gpu: bool = LAUNCH.use_gpu,
     ray_address: str = LAUNCH.ray_address,
-) -> str:
+    cluster_profile: str = LAUNCH.cluster_profile,
+    step_cpus: str = "2",
+    step_memory: str = "8Gi",
+    step_gpus: str = "0",
+) -> None:
     """From slides and slide-level labels to a model, metrics and attention maps. Research use only.
 
     Args:
@@ -133,17 +119,20 @@ def attention_mil(
         baselines: also train and show what the model has to beat.
         workers: trials at a time, and Ray Train workers.
         use_gpu: one GPU a worker.
-        ray_address: local, http(s)://host:8265 (job on a standing cluster) or host:port.
-
-    Returns:
-        The report's URI.
+        ray_address: local, rayjob (a cluster made for the step), http(s)://host:8265 (a standing one) or host:port.
+        cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
+        step_cpus: CPUs of each step that reads slides or computes.
+        step_memory: memory of each such step.
+        step_gpus: GPUs of the steps that encode, tune and train, for ray_address local with use_gpu.
     """
-    planned = step(plan(manifest=manifest, store_uri=store_uri, shards=shards, positive=positive))
+    planned = step(plan(manifest=manifest, store_uri=store_uri, shards=shards, positive=positive), retried=False)
+    surveyed = step(survey(store_uri=store_uri)).after(planned)
     with dsl.ParallelFor(planned.output) as shard:
         part = step(
             ingest(
                 store_uri=store_uri,
                 shard=shard,
+                state=surveyed.output,
                 mpp=mpp,
                 patch_size=patch_size,
                 default_mpp=default_mpp,
@@ -152,10 +141,12 @@ def attention_mil(
                 min_tissue=min_tissue,
                 max_unreadable=max_unreadable,
                 workers=ingest_workers,
-            )
+            ),
+            cached=True,
         )
-    gathered = step(gather(store_uri=store_uri, outcomes=dsl.Collected(part.output)))
-    encoded = step(
+        sized(part, step_cpus, step_memory)
+    gathered = step(gather(store_uri=store_uri, outcomes=dsl.Collected(part.output)), retried=False)
+    encoded = launcher(
         encode(
             store_uri=store_uri,
             outcomes=gathered.output,
@@ -164,9 +155,10 @@ def attention_mil(
             workers=encode_workers,
             use_gpu=use_gpu,
             ray_address=ray_address,
+            cluster_profile=cluster_profile,
         )
     )
-    tuned = step(
+    tuned = launcher(
         tune(
             store_uri=store_uri,
             run_uri=run_uri,
@@ -195,9 +187,10 @@ def attention_mil(
             workers=workers,
             use_gpu=use_gpu,
             ray_address=ray_address,
+            cluster_profile=cluster_profile,
         )
     )
-    trained = step(
+    trained = launcher(
         train(
             store_uri=store_uri,
             run_uri=run_uri,
@@ -205,7 +198,10 @@ def attention_mil(
             workers=workers,
             use_gpu=use_gpu,
             ray_address=ray_address,
+            cluster_profile=cluster_profile,
         )
     )
-    evaluated = step(evaluate(run_uri=trained.outputs["Output"], sweep_uri=tuned.output, baselines=baselines))
-    return evaluated.outputs["Output"]
+    for task in (encoded, tuned, trained):
+        sized(task, step_cpus, step_memory, step_gpus)
+    evaluated = evaluate(run_uri=run_uri, sweep_uri=tuned.output, baselines=baselines, state=trained.outputs["Output"])
+    sized(step(evaluated, cached=True), step_cpus, step_memory)

@@ -14,15 +14,16 @@ FLOORS = (
     ("milcore.cli",),
     ("milcore.cluster",),
     ("milcore.predict", "milcore.evaluate"),
+    ("milcore.folds",),
     ("milcore.artifacts", "milcore.baselines", "milcore.explain", "milcore.info"),
     ("milcore.run", "milcore.sweep"),
-    ("milcore.train", "milcore.checkpoints", "milcore.leave_one_out"),
+    ("milcore.train", "milcore.checkpoints", "milcore.leave_one_out", "milcore.shares"),
     ("milcore.model", "milcore.report"),
-    ("milcore.streaming", "milcore.encoders", "milcore.attention", "milcore.augment"),
+    ("milcore.streaming", "milcore.encoders", "milcore.attention", "milcore.augment", "milcore.optimisation"),
     ("milcore.bags", "milcore.pooling", "milcore.metrics", "milcore.annotations", "milcore.sampling"),
-    ("milcore.attention_score", "milcore.dropout"),
+    ("milcore.attention_score", "milcore.dropout", "milcore.balance"),
     ("milcore.segments", "milcore.rows"),
-    ("milcore.import_features",),
+    ("milcore.import_features", "milcore.freshness"),
     ("milcore.imports", "milcore.ingest", "milcore.synth", "milcore.splits"),
     ("milcore.store",),
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
@@ -36,13 +37,14 @@ ONLY_IN = {
     "zarr": ("milcore.store", "milcore.shards"),
     "openslide": ("milcore.slides",),
     "kfp": ("components", "pipeline"),
+    "kubernetes": ("milcore.cluster",),
 }
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
     "milcore.tissue", "milcore.tiling", "milcore.store", "milcore.shards", "milcore.ingest", "milcore.synth",
     "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
     "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
-    "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress",
+    "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.freshness",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""The loop: equal weights alone and under two workers, resumption, selection on validation, and that it learns."""
+"""The loop: equal weights under one to four workers, resumption, selection on validation, and that it learns."""
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,16 +23,16 @@ CPU = torch.device("cpu")
 SMALL = TrainConfig(hidden=8, attention_hidden=4, dropout=0.5, epochs=4, batch_size=3, learning_rate=0.01, patience=99)
 
 
-def ragged_bags() -> Bags:
-    """Twenty-one bags of 1 to 17 instances; in a positive bag one instance is shifted."""
+def ragged_bags(classes: int = 2) -> Bags:
+    """Twenty-one bags of 1 to 17 instances; in a bag of class c one instance is shifted by 3 c."""
     generator = torch.Generator().manual_seed(0)
     lengths = [1 + (5 * k) % 17 for k in range(21)]
     instances = {}
     for k, length in enumerate(lengths):
         instances[f"s{k}"] = torch.randn(length, WIDTH, generator=generator, dtype=torch.float64)
-        instances[f"s{k}"][0] += 3.0 * (k % 2)
+        instances[f"s{k}"][0] += 3.0 * (k % classes)
     entries = [
-        BagEntry.of_slide(f"s{k}", f"p{k}", k % 2, "val" if k % 5 == 4 else "train", length)
+        BagEntry.of_slide(f"s{k}", f"p{k}", k % classes, "val" if k % 5 == 4 else "train", length)
         for k, length in enumerate(lengths)
     ]
     return Bags(entries, lambda entry: instances[entry.bag_id], CACHE)
@@ -60,6 +61,7 @@ class GroupContext:
 
 
 FP64 = SMALL.model_copy(update={"precision": "fp64"})
+WORLD_SIZES = (2, 3, 4)
 EQUALITY_CASES = {
     "fp64": (FP64, 1e-9),
     "fp64 instance level, several micro-batches": (
@@ -68,34 +70,53 @@ EQUALITY_CASES = {
     ),
     "fp32": (SMALL.model_copy(update={"pooling": "attention"}), 1e-3),
     "a rank without a bag": (FP64.model_copy(update={"batch_size": 1, "epochs": 2}), 1e-9),
+    "three classes, weighted, averaged": (
+        FP64.model_copy(update={"class_balance": "weighted", "ema_decay": 0.9, "warmup_epochs": 1.0}),
+        1e-9,
+    ),
+    "sampled, constant learning rate": (
+        FP64.model_copy(update={"class_balance": "sampled", "schedule": "constant"}),
+        1e-9,
+    ),
     "conv encoder from patches": (
         FP64.model_copy(update={"features": None, "encoder": "conv", "augment": True, "epochs": 2}),
         1e-9,
     ),
 }
+PATCH_CASES = {"conv encoder from patches"}
+MULTICLASS_CASES = {"three classes, weighted, averaged"}
 
 
-def bags_for(config: TrainConfig) -> Bags:
-    return patch_bags() if config.features is None else ragged_bags()
+def bags_for(case: str) -> Bags:
+    return patch_bags() if case in PATCH_CASES else ragged_bags(3 if case in MULTICLASS_CASES else 2)
 
 
-def _train_as_rank(rank: int, folder: str) -> None:
+def _train_as_rank(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    group = f"file://{folder}/group{world_size}"
+    dist.init_process_group("gloo", init_method=group, rank=rank, world_size=world_size)
     for name, (config, _) in EQUALITY_CASES.items():
-        result = fit(config, bags_for(config), GroupContext(rank, 2))
+        result = fit(config, bags_for(name), GroupContext(rank, world_size))
         if rank == 0:
-            torch.save(result.model.state_dict(), f"{folder}/{name}.pt")
+            torch.save(result.model.state_dict(), f"{folder}/{name} {world_size}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def of_two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights of each case, trained by two processes."""
-    folder = tmp_path_factory.mktemp("two_workers")
-    mp.start_processes(_train_as_rank, (str(folder),), nprocs=2, start_method="spawn", join=True)
-    return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in EQUALITY_CASES}
+@pytest.fixture(scope="module", params=WORLD_SIZES)
+def of_workers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of each case, trained by so many processes."""
+    folder = tmp_path_factory.mktemp("workers")
+    mp.start_processes(_train_as_rank, (request.param, str(folder)), nprocs=request.param, start_method="spawn")
+    return {name: torch.load(folder / f"{name} {request.param}.pt", weights_only=True) for name in EQUALITY_CASES}
+
+
+@functools.cache
+def of_one(case: str) -> dict[str, torch.Tensor]:
+    """The weights of a case, trained in this process."""
+    return fit(EQUALITY_CASES[case][0], bags_for(case), LocalContext(None, CPU)).model.state_dict()
 
 
 def relative_distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
@@ -107,16 +128,16 @@ def relative_distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], st
     return ((flat(a) - flat(b)).norm() / (flat(b) - flat(start)).norm()).item()
 
 
-def parameters_of(config: TrainConfig) -> dict[str, torch.Tensor]:
-    return {name: value.detach() for name, value in make_model(config, WIDTH, classes=2).named_parameters()}
+def parameters_of(config: TrainConfig, classes: int = 2) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in make_model(config, WIDTH, classes=classes).named_parameters()}
 
 
 @pytest.mark.parametrize("case", EQUALITY_CASES)
-def test_two_workers_learn_the_weights_of_one(case: str, of_two_workers: dict[str, dict[str, torch.Tensor]]) -> None:
-    """AdamW steps (24 in the first three cases) on ragged bags with dropout; the last batch of an epoch is smaller."""
+def test_several_workers_learn_the_weights_of_one(case: str, of_workers: dict[str, dict[str, torch.Tensor]]) -> None:
+    """AdamW steps (24 in most cases) on ragged bags with dropout; the last batch of an epoch is smaller."""
     config, tolerance = EQUALITY_CASES[case]
-    alone = fit(config, bags_for(config), LocalContext(None, CPU)).model.state_dict()
-    assert relative_distance(of_two_workers[case], alone, parameters_of(config)) <= tolerance
+    start = parameters_of(config, 3 if case in MULTICLASS_CASES else 2)
+    assert relative_distance(of_workers[case], of_one(case), start) <= tolerance
 
 
 def test_an_instance_budget_does_not_change_the_weights() -> None:
@@ -163,6 +184,62 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
         "optimizer.safetensors",
         "state.json",
     ]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = SMALL.model_copy(update={"checkpoint_every": 1, "ema_decay": 0.5})
+    whole = fit(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
+    damaged = tmp_path / "0003" / "ema.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    again = fit(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
+    assert "checkpoint 0003 is not whole" in capfd.readouterr().err
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept() -> None:
+    """One epoch of one step: the average is the weights after it; after two steps at decay 1/4 it lies between them."""
+    bags = bags_without_validation()
+    averaging = SMALL.model_copy(update={"batch_size": 99, "ema_decay": 0.25, "schedule": "constant"})
+    plain, averaged = (
+        [
+            fit(averaging.model_copy(update={"epochs": n, "ema_decay": decay}), bags, LocalContext(None, CPU))
+            for n in (1, 2)
+        ]
+        for decay in (0.0, 0.25)
+    )
+    first, second = (result.model.classifier.weight for result in plain)
+    torch.testing.assert_close(averaged[0].model.classifier.weight, first)
+    torch.testing.assert_close(averaged[1].model.classifier.weight, 0.25 * first + 0.75 * second)
+
+
+def bags_without_validation() -> Bags:
+    bags = ragged_bags()
+    return bags.divided({entry.bag_id: "train" for entry in bags.entries})
+
+
+def test_the_training_loss_is_the_weighted_mean_over_bags() -> None:
+    """At a vanishing learning rate and without dropout every bag meets the first weights, whatever its batch."""
+    still = SMALL.model_copy(
+        update={"epochs": 1, "learning_rate": 1e-12, "dropout": 0.0, "class_balance": "weighted", "precision": "fp64"}
+    )
+    losses = [
+        fit(still.model_copy(update={"batch_size": size}), ragged_bags(), LocalContext(None, CPU)).history[0].value
+        for size in (1, 5, 99)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-9)
+
+
+def test_the_history_says_how_fast_and_how_much_of_it_was_waiting() -> None:
+    history = fit(SMALL, ragged_bags(), LocalContext(None, CPU)).history
+    speed = [row.value for row in history if (row.split, row.metric) == ("train", "bags_per_sec")]
+    waiting = [row.value for row in history if (row.split, row.metric) == ("train", "waiting")]
+    assert len(speed) == len(waiting) == SMALL.epochs
+    assert min(speed) > 0.0
+    assert 0.0 <= min(waiting) <= max(waiting) <= 1.0
 
 
 def test_the_epoch_of_highest_validation_auroc_then_lowest_loss_is_kept() -> None:

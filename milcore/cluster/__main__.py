@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from milcore.cluster.heartbeat import SECONDS_WITHOUT, end_without
 from milcore.cluster.launch import encode_with, train_with, tune_with
-from milcore.config import EncodeConfig, LaunchConfig, parse_config
+from milcore.config import EncodeConfig, LaunchConfig, pick
 from milcore.errors import MILError
 from milcore.progress import say
 
@@ -15,9 +16,11 @@ def main(arguments: Sequence[str]) -> int:
     given = vars(_parser().parse_args(arguments))
     step, uri = given.pop("step"), given.pop("uri")
     try:
-        launch = parse_config(LaunchConfig, {name: given.pop(name) for name in LaunchConfig.model_fields})
+        launch = pick(LaunchConfig, given)
+        if given["heartbeat"]:
+            end_without(given["heartbeat"], given["heartbeat_seconds"])
         if step == "encode":
-            encode_with(uri, parse_config(EncodeConfig, given), launch)
+            encode_with(uri, pick(EncodeConfig, given), launch)
         elif step == "tune":
             tune_with(uri, launch)
         else:
@@ -37,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=int, default=LaunchConfig().workers)
         command.add_argument("--use-gpu", action="store_true")
         command.add_argument("--ray-address", default="auto", help="the cluster the job runs on, unless told otherwise")
+        command.add_argument("--heartbeat", help="URI of what whoever waits for this job keeps changing")
+        command.add_argument("--heartbeat-seconds", type=float, default=SECONDS_WITHOUT, help="end this job without it")
         if step == "encode":
             command.add_argument("--encoder", default=EncodeConfig().encoder)
             command.add_argument("--name", default=None)

@@ -7,15 +7,20 @@ a process that was started with it.
 import contextlib
 import functools
 import logging
+import math
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
+from milcore.progress import say
 
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -24,9 +29,10 @@ LOCAL_ENVIRONMENT = {
     # this machine is not taken away with a warning, as a cloud's may be
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-# credentials and endpoints of the store, and how Ray works; a cluster has a token and an address of its own
-HANDED_ON = ("AWS_", "RAY_TRAIN_", "TUNE_", "OMP_NUM_THREADS")
+# where the store is, and how Ray works; credentials and tokens are the cluster's own, since Ray shows what is handed on
+HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "RAY_TRAIN_", "TUNE_", "OMP_NUM_THREADS")
 SECONDS_TO_ANSWER = 10.0
+SECONDS_TO_GROW = 600.0
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
@@ -57,6 +63,42 @@ def connected(launch: LaunchConfig, *, dashboard: bool = False) -> Iterator[None
 def cpus() -> int:
     """CPUs this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def room(resources: Mapping[str, float]) -> int:
+    """How many workers that reserve so much each the connected cluster could hold, were it idle."""
+    wanted = {name: amount for name, amount in resources.items() if amount > 0.0}
+    every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray ships it so
+    nodes = [node["Resources"] for node in every if node["Alive"]]
+    return sum(
+        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items()) for node in nodes
+    )
+
+
+def wait_for_room(workers: int, resources: Mapping[str, float], seconds: float = SECONDS_TO_GROW) -> None:
+    """Return when the connected cluster could hold the workers; busy ones are Ray's to wait for.
+
+    Meanwhile their place is asked for, which is what makes an autoscaling cluster grow.
+
+    Raises:
+        ClusterError: it cannot after so many seconds.
+    """
+    if room(resources) >= workers:
+        return
+    each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+    say(f"waiting for {workers} workers' place ({each} each); the cluster has place for {room(resources)}")
+    asked = placement_group([dict(resources)] * workers)
+    try:
+        for _ in range(math.ceil(seconds)):
+            time.sleep(1.0)
+            if room(resources) >= workers:
+                return
+    finally:
+        remove_placement_group(asked)
+    raise ClusterError(
+        f"{workers} workers of {each} each were wanted; the cluster has place for {room(resources)}, and did not grow "
+        f"in {seconds:g} s; take fewer workers (--workers) or add nodes"
+    )
 
 
 def handed_on() -> dict[str, str]:

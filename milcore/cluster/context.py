@@ -3,17 +3,21 @@
 import contextlib
 import logging
 import math
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
 import ray.train
 import ray.tune
 import torch
+from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 
+from milcore import storage
+from milcore.checkpoints import is_whole
 from milcore.metrics import NO_VALIDATION, Validation
-from milcore.progress import EpochLines
-from milcore.train import LocalContext
+from milcore.progress import EpochWatch
+from milcore.train import LocalContext, keep_checkpoint
 
 
 def calm_logging() -> None:
@@ -26,35 +30,42 @@ class RayContext:
     """One worker of a Ray Train run, which has made the process group.
 
     Args:
-        checkpoints_uri: the run's checkpoints, which another launcher may have begun.
-        lines: shows epochs as they end, on rank 0.
+        checkpoints_uri: the folder of Ray's run, which holds the checkpoints; another launcher may have begun it.
+        watch: is shown epochs as they end, on rank 0.
     """
 
-    def __init__(self, checkpoints_uri: str, lines: EpochLines) -> None:
+    def __init__(self, checkpoints_uri: str, watch: EpochWatch) -> None:
         worker = ray.train.get_context()
         self.rank: int = worker.get_world_rank()
         self.world_size: int = worker.get_world_size()
         self.device: torch.device = get_device()
         self._uri = checkpoints_uri
-        self._lines = lines
+        self._watch = watch
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Meet the other ranks; Ray keeps the checkpoint as ``<checkpoints>/<epoch>/``."""
+        """Meet the other ranks; the checkpoint is ``<checkpoints>/<epoch>/``, which Ray knows and drops in its time.
+
+        It is written here and not by Ray, so that storage which is full or away costs a checkpoint and not the run.
+        """
         if self.rank == 0:
-            self._lines.show(epoch, metrics)
-        kept = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
-        ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=f"{epoch:04d}")
+            self._watch.show(epoch, metrics)
+        name, kept = f"{epoch:04d}", None
+        if checkpoint is not None and keep_checkpoint(checkpoint, storage.join(self._uri, name)):
+            place = ray.train.get_context().get_storage()
+            kept = ray.train.Checkpoint(posixpath.join(place.experiment_fs_path, name), place.storage_filesystem)
+        ray.train.report(metrics, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """The newest checkpoint Ray knows; where it knows none, the newest of a run begun without Ray."""
+        """The newest checkpoint Ray knows; where that is none or a damaged one, the newest whole one in the folder."""
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            with LocalContext(self._uri, self.device).restore() as folder:
-                yield folder
-            return
-        with checkpoint.as_directory() as kept:
-            yield Path(kept)
+        if checkpoint is not None:
+            with checkpoint.as_directory() as kept:
+                if is_whole(Path(kept)):
+                    yield Path(kept)
+                    return
+        with LocalContext(self._uri, self.device).restore() as folder:
+            yield folder
 
 
 class TrialContext:
@@ -76,8 +87,8 @@ class TrialContext:
         if kept is not None:
             kept.set_metadata(self._best._asdict())
         loss, auroc = self._best
-        score = -loss if math.isnan(auroc) else auroc
-        ray.tune.report({"score": score, "val_loss": loss, "val_auroc": auroc, "epochs": epoch + 1}, checkpoint=kept)
+        figures = {"score": score(self._best), "val_loss": loss, "val_auroc": auroc, "epochs": epoch + 1}
+        ray.tune.report(figures, checkpoint=kept)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
@@ -89,3 +100,8 @@ class TrialContext:
         self._best = Validation(**checkpoint.get_metadata())
         with checkpoint.as_directory() as kept:
             yield Path(kept)
+
+
+def score(validation: Validation) -> float:
+    """By what trials are held against each other while they run, the higher the better."""
+    return -validation.loss if math.isnan(validation.auroc) else validation.auroc

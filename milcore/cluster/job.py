@@ -3,16 +3,15 @@
 The same step submitted again while its job still runs is not started twice, but followed.
 """
 
-import contextlib
 import hashlib
 import shlex
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from milcore.cluster.connect import handed_on
+from milcore.cluster.leaving import on_leaving
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from milcore.progress import say
@@ -24,17 +23,18 @@ LOOKS_LOST_IN_A_ROW = 60
 def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
     """Run ``python -m milcore.cluster ARGUMENTS`` on the cluster at ``launch.ray_address`` and wait for its end.
 
-    The job is stopped when this process is told to stop (SIGTERM, Ctrl-C).
+    The job is stopped when this process is told to stop (SIGTERM, Ctrl-C). The cluster has credentials of its own: none
+    travel with the job, since its dashboard shows what does.
 
     Raises:
         InputError: the job says that its input cannot be used.
         ClusterError: no cluster answers, or the job failed; why.
     """
     client = _client(launch.ray_address)
-    entrypoint = shlex.join(["python", "-m", "milcore.cluster", *arguments, *_flags(launch)])
+    entrypoint = shlex.join(["python", "-m", "milcore.cluster", *arguments])
     job_id = f"milcore-{hashlib.sha256(entrypoint.encode()).hexdigest()[:16]}"
     _submit(client, job_id, entrypoint)
-    with _stopped_with_us(client, job_id):
+    with on_leaving(lambda: client.stop_job(job_id)):
         job = _follow(client, job_id)
     if job.status == JobStatus.SUCCEEDED:
         return
@@ -51,10 +51,6 @@ def _client(address: str) -> JobSubmissionClient:
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ClusterError(f"no Ray dashboard answers at {address}: {reason}") from error
-
-
-def _flags(launch: LaunchConfig) -> list[str]:
-    return ["--workers", str(launch.workers), *(["--use-gpu"] if launch.use_gpu else [])]
 
 
 def _submit(client: JobSubmissionClient, job_id: str, entrypoint: str) -> None:
@@ -90,18 +86,3 @@ def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
         if job.status.is_terminal():
             return job
         time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-@contextlib.contextmanager
-def _stopped_with_us(client: JobSubmissionClient, job_id: str) -> Iterator[None]:
-    def leave(signum: int, _frame: object) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        client.stop_job(job_id)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""Where a step computes: in this process, on Ray workers, or as a job on a standing cluster.
+"""Where a step computes: in this process, on Ray workers, as a job on a standing cluster or on one made for it.
 
 Each function takes a prepared folder or store and a LaunchConfig and returns once the result is in storage. Ray is
 imported only when it is used.
@@ -10,13 +10,17 @@ from collections.abc import Iterator
 import torch
 
 from milcore import storage
+from milcore.cluster.heartbeat import beating, heartbeat_uri
 from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
 from milcore.encoders.encode import EncodedSlide, Step, encode_steps, named, slides_to_encode
 from milcore.errors import ClusterError, InputError
+from milcore.folds import train_folds
 from milcore.progress import EpochLines, PatchLines
 from milcore.run import CHECKPOINTS, is_finished, read_spec, train_run
 from milcore.sweep import read_best
 from milcore.train import LocalContext
+
+RAYJOB = "rayjob"
 
 # ruff: noqa: PLC0415 - importing Ray takes seconds, and what computes here does not need it
 
@@ -25,10 +29,8 @@ def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> l
     """Give every slide of a store its features."""
     store_uri, config = storage.absolute(store_uri), named(config)
     slides = slides_to_encode(store_uri)
-    if _is_job(launch):
-        from milcore.cluster.job import run_job
-
-        run_job(["encode", store_uri, *_encode_flags(config)], launch)
+    if _is_job(launch) and launch.workers > 0:
+        _run_elsewhere(["encode", store_uri, *_encode_flags(config)], launch)
         return [EncodedSlide(slide_id, patches, skipped=False) for slide_id, patches in slides.items()]
     device = "cuda" if launch.use_gpu else "cpu"
     if launch.workers == 0:
@@ -53,14 +55,16 @@ def _encoded(steps: Iterator[Step], slides: dict[str, int]) -> list[EncodedSlide
 
 
 def train_with(run_uri: str, launch: LaunchConfig) -> None:
-    """Train a prepared run; a finished one is left as it is, one cut short goes on."""
+    """Train a prepared run, or its folds side by side; a finished one is left as it is, one cut short goes on."""
     run_uri = storage.absolute(run_uri)
     if is_finished(run_uri):
         return
-    if _is_job(launch):
-        from milcore.cluster.job import run_job
-
-        run_job(["train", run_uri], launch)
+    if _is_job(launch) and launch.workers > 0:
+        _run_elsewhere(["train", run_uri], launch)
+        if not is_finished(run_uri):
+            raise ClusterError(f"the job ended without weights in {run_uri}; does the cluster see the same storage?")
+    elif read_spec(run_uri).folds:
+        _train_folds(run_uri, launch)
     elif launch.workers == 0:
         lines = EpochLines(read_spec(run_uri).train.epochs)
         train_run(run_uri, LocalContext(storage.join(run_uri, CHECKPOINTS), _device(launch), lines))
@@ -70,14 +74,24 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
         train_on_ray(run_uri, launch)
 
 
+def _train_folds(run_uri: str, launch: LaunchConfig) -> None:
+    """One worker for each fold, ``launch.workers`` folds at a time."""
+    if launch.workers == 0:
+        train_folds(run_uri, _device(launch).type)
+        return
+    from milcore.cluster.connect import connected
+    from milcore.cluster.map import map_on_ray
+
+    with connected(launch):
+        train_folds(run_uri, "cuda" if launch.use_gpu else "cpu", functools.partial(map_on_ray, launch=launch))
+
+
 def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
     """Run a prepared sweep, at least one trial at a time; the settings it chose."""
     out_uri = storage.absolute(out_uri)
     if read_best(out_uri) is None:
         if _is_job(launch):
-            from milcore.cluster.job import run_job
-
-            run_job(["tune", out_uri], launch)
+            _run_elsewhere(["tune", out_uri], launch)
         else:
             from milcore.cluster.tune import tune_on_ray
 
@@ -89,7 +103,24 @@ def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
 
 
 def _is_job(launch: LaunchConfig) -> bool:
-    return launch.ray_address.startswith(("http://", "https://"))
+    return launch.ray_address == RAYJOB or launch.ray_address.startswith(("http://", "https://"))
+
+
+def _run_elsewhere(work: list[str], launch: LaunchConfig) -> None:
+    """Run the work as a job, and give it a sign of life as long as this process waits for it."""
+    step, folder_uri, *_ = work
+    heartbeat = heartbeat_uri(folder_uri, step)
+    workers = ["--workers", str(max(1, launch.workers)), *(["--use-gpu"] if launch.use_gpu else [])]
+    arguments = (*work, *workers, "--heartbeat", heartbeat)
+    with beating(heartbeat):
+        if launch.ray_address == RAYJOB:
+            from milcore.cluster.rayjob import run_rayjob
+
+            run_rayjob(arguments, launch)
+        else:
+            from milcore.cluster.job import run_job
+
+            run_job(arguments, launch)
 
 
 def _device(launch: LaunchConfig) -> torch.device:

@@ -45,17 +45,15 @@ class StandingCluster(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def standing_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingCluster]:
-    """`ray start --head` with two CPUs, on loopback."""
+def standing_ray(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingCluster]:
+    """`ray start --head` with two CPUs, on loopback, and with its own keys of the tests' S3 server."""
     gcs, dashboard, client = free_ports(3)
     programs = Path(sys.executable).parent
     command = [str(programs / "ray"), "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1",
                f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0", "--metrics-export-port=0",
                "--disable-usage-stats"]  # fmt: skip
-    # it does not know the keys of the tests' S3 server
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    surroundings["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    surroundings = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     log = tmp_path_factory.mktemp("ray") / "log"
     with log.open("wb") as sink:
         head = subprocess.Popen(

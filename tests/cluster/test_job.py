@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from milcore import storage
 from milcore.cluster.job import run_job
@@ -30,13 +31,15 @@ def prepared(folder_uri: str) -> str:
 def test_a_job_trains_on_s3_and_its_log_is_shown(
     standing_ray: StandingCluster, s3: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The cluster began without the keys of the store; the job brings them."""
     run = prepared(storage.join(s3, tmp_path.name))
     train_with(run, LaunchConfig(ray_address=standing_ray.dashboard, workers=2))
     assert load_model(run)[0].train == TRAIN
     shown = capfd.readouterr().err
     assert "python -m milcore.cluster train" in shown
     assert "epoch 3/3" in shown
+    (job,) = [job for job in JobSubmissionClient(standing_ray.dashboard).list_jobs() if run in job.entrypoint]
+    assert "AWS_ENDPOINT_URL" in job.runtime_env["env_vars"]
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(job), "what travels with a job is shown by the dashboard"
 
 
 def test_a_job_whose_input_cannot_be_used_says_so_in_one_line(standing_ray: StandingCluster, tmp_path: Path) -> None:

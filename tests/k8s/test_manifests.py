@@ -4,6 +4,7 @@ import itertools
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 import yaml
 
 import milcore
+from milcore.cluster.profile import ClusterProfile
+from milcore.config import parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 BASE = K8S / "base"
-CRD = ROOT.parent / "shared" / "crds" / "ray.io_rayclusters.yaml"
+PLACES = ("base", "overlays/local", "overlays/gpu", "overlays/kubeflow-profile")
 SECRETS_IN_TEXT = re.compile(
     r"(?i)(AKIA[0-9A-Z]{12}|BEGIN [A-Z ]*PRIVATE KEY|(password|secret|token)\w*\s*[=:]\s*\w{8})"
 )
@@ -24,19 +27,6 @@ SECRETS_IN_TEXT = re.compile(
 
 def documents(path: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(path.read_text()))
-
-
-def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """A CRD's schema as a JSON schema in which an unknown key is an error, not a field to drop."""
-    made = dict(schema)
-    if "properties" in schema:
-        made["properties"] = {name: strict(inner) for name, inner in schema["properties"].items()}
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            made["additionalProperties"] = False
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            made[key] = strict(schema[key])
-    return made
 
 
 def containers(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -71,17 +61,6 @@ def cluster() -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def schema() -> Any:
-    jsonschema = pytest.importorskip("jsonschema")
-    if not CRD.is_file():
-        pytest.skip("the RayCluster CRD is not beside the project")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    definition = yaml.load(CRD.read_text(), loader)  # noqa: S506 - both are safe loaders
-    (version,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
-    return jsonschema.Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
-
-
 def test_the_base_lists_exactly_its_files(kustomization: dict[str, Any]) -> None:
     there = {path.name for path in BASE.iterdir()} - {"kustomization.yaml"}
     assert sorted(kustomization["resources"]) == sorted(there)
@@ -94,8 +73,10 @@ def test_every_document_is_a_named_object() -> None:
             assert document["kind"] == "Kustomization" or document["metadata"]["name"].startswith("milcore"), path
 
 
-def test_the_raycluster_has_no_key_or_type_the_crd_does_not_know(schema: Any, cluster: dict[str, Any]) -> None:
-    assert [error.message for error in schema.iter_errors(cluster)] == []
+def test_the_raycluster_has_no_key_or_type_the_crd_does_not_know(
+    raycluster_schema: Any, cluster: dict[str, Any]
+) -> None:
+    assert [error.message for error in raycluster_schema.iter_errors(cluster)] == []
 
 
 @pytest.mark.parametrize(
@@ -108,13 +89,15 @@ def test_the_raycluster_has_no_key_or_type_the_crd_does_not_know(schema: Any, cl
     ],
 )
 def test_the_schema_check_catches_a_wrong_key_or_type(
-    schema: Any, cluster: dict[str, Any], path: tuple[Any, ...], wrong: str
+    raycluster_schema: Any, cluster: dict[str, Any], path: tuple[Any, ...], wrong: str
 ) -> None:
     place = cluster
     for step in path[:-1]:
         place = place[step]
     place[path[-1]] = wrong
-    assert [str(path[-1]) in f"{error.message} {error.json_path}" for error in schema.iter_errors(cluster)] == [True]
+    assert [
+        str(path[-1]) in f"{error.message} {error.json_path}" for error in raycluster_schema.iter_errors(cluster)
+    ] == [True]
 
 
 def test_one_place_holds_the_image_tag_and_it_is_the_version(
@@ -128,14 +111,58 @@ def test_the_cluster_runs_the_pinned_ray(cluster: dict[str, Any]) -> None:
     assert f"ray=={cluster['spec']['rayVersion']}" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
-def test_kustomize_renders_every_container_with_tag_and_settings(cluster: dict[str, Any]) -> None:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("no kubectl here")
-    rendered = subprocess.run([kubectl, "kustomize", str(BASE)], capture_output=True, text=True, check=True).stdout
-    (made,) = [one for one in yaml.safe_load_all(rendered) if one["kind"] == "RayCluster"]
+@pytest.fixture(scope="module")
+def kubectl() -> str:
+    found = shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
+    if found is None:
+        pytest.skip("no kubectl here; `make kubectl` installs one")
+    return found
+
+
+def rendered(kubectl: str, place: str) -> list[dict[str, Any]]:
+    ended = subprocess.run([kubectl, "kustomize", str(K8S / place)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return list(yaml.safe_load_all(ended.stdout))
+
+
+def test_kustomize_renders_every_container_with_tag_and_settings(kubectl: str, cluster: dict[str, Any]) -> None:
+    (made,) = [one for one in rendered(kubectl, "base") if one["kind"] == "RayCluster"]
     for one, source in zip(containers(made), containers(cluster), strict=True):
         assert one == {**source, "image": f"milcore:{milcore.__version__}"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_kustomize_renders_is_valid(kubectl: str, place: str, raycluster_schema: Any) -> None:
+    validate = pytest.importorskip("kubernetes_validate").validate
+    for document in rendered(kubectl, place):
+        if document["kind"] == "RayCluster":
+            assert [error.message for error in raycluster_schema.iter_errors(document)] == []
+            assert {container["image"].partition("-")[0] for container in containers(document)} == {
+                f"milcore:{milcore.__version__}"
+            }
+        else:
+            validate(document, "1.34", strict=True)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_overlay_s_profile_is_one(kubectl: str, place: str) -> None:
+    (profile,) = [one for one in rendered(kubectl, place) if one["metadata"]["name"] == "milcore-profile"]
+    parse_config(ClusterProfile, yaml.safe_load(profile["data"]["profile.yaml"]))
+
+
+def test_the_base_s_profile_says_the_defaults() -> None:
+    (profile,) = documents(BASE / "profile.yaml")
+    assert parse_config(ClusterProfile, yaml.safe_load(profile["data"]["profile.yaml"])) == ClusterProfile()
+
+
+def test_the_launcher_s_rights_reach_whom_steps_run_as(kubectl: str) -> None:
+    local, profile = rendered(kubectl, "overlays/local"), rendered(kubectl, "overlays/kubeflow-profile")
+    (binding,) = [one for one in local if one["kind"] == "RoleBinding"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "pipeline-runner", "namespace": "kubeflow"}]
+    assert binding["roleRef"]["name"] in {one["metadata"]["name"] for one in local if one["kind"] == "Role"}
+    (role,) = [one for one in profile if one["kind"] == "ClusterRole"]
+    assert role["metadata"]["labels"]["rbac.authorization.kubeflow.org/aggregate-to-kubeflow-edit"] == "true"
+    assert not [one for one in profile if one["kind"] in {"Role", "RoleBinding"}]
 
 
 def test_every_container_is_confined(cluster: dict[str, Any]) -> None:
@@ -176,14 +203,14 @@ def test_what_the_pods_read_is_what_the_example_and_the_base_name(cluster: dict[
 
 def test_no_secret_is_in_the_files() -> None:
     for one in documents(K8S / "secret.example.yaml"):
-        assert set(one["stringData"].values()) == {""}
+        assert {value for key, value in one["stringData"].items() if key != "auth_mode"} == {""}
     for path in [*K8S.rglob("*.yaml"), K8S / "image" / "Dockerfile"]:
         assert SECRETS_IN_TEXT.search(path.read_text()) is None, path
     assert SECRETS_IN_TEXT.search("AWS_SECRET_ACCESS_KEY=abcdefgh") is not None
 
 
 def test_the_network_policy_names_this_cluster_and_opens_the_dashboard_to_steps(cluster: dict[str, Any]) -> None:
-    (policy,) = documents(BASE / "networkpolicy.yaml")
+    policy, _ = documents(BASE / "networkpolicy.yaml")
     own_pods = {"matchLabels": {"ray.io/cluster": cluster["metadata"]["name"]}}
     assert policy["spec"]["podSelector"] == own_pods
     among_themselves, from_steps = policy["spec"]["ingress"]

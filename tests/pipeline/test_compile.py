@@ -19,17 +19,23 @@ import yaml
 
 from components.encode import encode
 from components.evaluate import evaluate
+from components.finish import finish
 from components.ingest import gather, ingest
-from components.plan import plan
+from components.plan import plan, survey
+from components.predict import predict
 from components.train import train
 from components.tune import tune
 from milcore.config import Config, EncodeConfig, IngestConfig, LaunchConfig, SplitConfig, TrainConfig, TuneConfig
-from pipeline import attention_mil
-from pipeline.__main__ import main
+from pipeline import attention_mil, sweep
+from pipeline.__main__ import PIPELINES, main
+from pipeline.steps import FIELDS
 from tests.pipeline.conftest import StandIn
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPONENTS = {its.name: its for its in (plan, ingest, gather, encode, tune, train, evaluate)}
+OF_THE_WHOLE = (plan, survey, ingest, gather, encode, tune, train, evaluate, finish)
+COMPONENTS = {its.name: its for its in (*OF_THE_WHOLE, predict)}
+CACHED = {"ingest", "evaluate"}
+LAUNCHERS = {"encode", "tune", "train"}
 BODY_LINES = 15
 # the pipeline's encoder is the frozen one, hence EncodeConfig after TrainConfig
 SETTINGS = (TrainConfig(), IngestConfig(), EncodeConfig(), SplitConfig(), TuneConfig())
@@ -41,9 +47,10 @@ def compiled(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(out.read_text()))
 
 
-def test_the_committed_yaml_is_what_the_code_compiles_to(tmp_path: Path) -> None:
-    committed = list(yaml.safe_load_all((ROOT / "pipeline" / "attention_mil.yaml").read_text()))
-    assert compiled(tmp_path) == committed, "run `python -m pipeline compile` and commit"
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_committed_yaml_is_what_the_code_compiles_to(name: str, tmp_path: Path) -> None:
+    committed = list(yaml.safe_load_all((ROOT / "pipeline" / f"{name.replace('-', '_')}.yaml").read_text()))
+    assert compiled(tmp_path, "--pipeline", name) == committed, "run `python -m pipeline compile` and commit"
 
 
 def test_no_step_takes_an_artifact(tmp_path: Path) -> None:
@@ -72,17 +79,74 @@ def test_the_typed_outputs_are_those_the_kubeflow_ui_shows(tmp_path: Path) -> No
 
 def test_the_image_is_that_of_every_step(tmp_path: Path) -> None:
     executors = compiled(tmp_path, "--image", "registry/mil:1")[0]["deploymentSpec"]["executors"]
-    assert len(executors) == len(COMPONENTS)
+    assert len(executors) == len(OF_THE_WHOLE)
     assert {its["container"]["image"] for its in executors.values()} == {"registry/mil:1"}
 
 
-def test_the_cache_is_off_for_every_step(tmp_path: Path) -> None:
-    """It knows arguments, not what lies in storage."""
-    spec = compiled(tmp_path)[0]
+def tasks_of(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every task that is a step."""
     dags = [spec["root"]["dag"], *(its["dag"] for its in spec["components"].values() if "dag" in its)]
-    for name, task in itertools.chain.from_iterable(dag["tasks"].items() for dag in dags):
-        if not name.startswith("for-loop"):
-            assert not task["cachingOptions"].get("enableCache", False), name
+    named = itertools.chain.from_iterable(dag["tasks"].items() for dag in dags)
+    return {name: task for name, task in named if name in COMPONENTS}
+
+
+def test_kubeflow_may_reuse_the_steps_that_take_a_digest_of_storage_and_no_other(tmp_path: Path) -> None:
+    """Its cache knows arguments, not what lies in storage."""
+    tasks = tasks_of(compiled(tmp_path)[0])
+    assert {name for name, its in tasks.items() if its["cachingOptions"].get("enableCache")} == CACHED
+    for name in CACHED:
+        source = tasks[name]["inputs"]["parameters"]["state"]
+        assert "componentInputParameter" in source or source["taskOutputParameter"]["producerTask"] == "train"
+
+
+def test_a_step_that_fails_is_tried_again_but_not_one_that_only_checks_input(tmp_path: Path) -> None:
+    tasks = tasks_of(compiled(tmp_path)[0])
+    assert {name for name, its in tasks.items() if "retryPolicy" not in its} == {"plan", "gather"}
+    assert tasks["train"]["retryPolicy"]["backoffFactor"] == 2.0
+
+
+def test_credentials_are_secrets_and_launchers_know_their_pod(tmp_path: Path) -> None:
+    spec, platform = compiled(tmp_path)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert len(executors) == len(OF_THE_WHOLE)
+    for name, its in executors.items():
+        taken = {key["envVar"] for secret in its["secretAsEnv"] for key in secret["keyToEnv"]}
+        assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= taken
+        knows_itself = {field["name"] for field in its.get("fieldPathAsEnv", [])} == set(FIELDS)
+        assert knows_itself == (name.removeprefix("exec-") in {*LAUNCHERS, "finish"})
+    assert "AWS_SECRET_ACCESS_KEY" not in yaml.safe_dump(spec)
+
+
+def test_the_cluster_is_freed_however_the_steps_end(tmp_path: Path) -> None:
+    root = compiled(tmp_path)[0]["root"]["dag"]["tasks"]
+    assert root["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert root["finish"]["dependentTasks"] == ["exit-handler-1"]
+
+
+def test_the_sweep_s_parameters_are_those_of_the_whole_pipeline() -> None:
+    whole, swept = (its.component_spec.inputs for its in (attention_mil, sweep))
+    assert set(swept) == set(tune.component_spec.inputs) | {"step_cpus", "step_memory"}
+    for name in set(swept) - {"features"}:
+        assert swept[name] == whole[name], name
+
+
+def test_every_parameter_a_task_names_reaches_the_loop_or_handler_it_stands_in(tmp_path: Path) -> None:
+    for name, its in compiled(tmp_path)[0]["components"].items():
+        for task in its.get("dag", {"tasks": {}})["tasks"].values():
+            taken = task.get("inputs", {}).get("parameters", {}).values()
+            outer = {source["componentInputParameter"] for source in taken if "componentInputParameter" in source}
+            assert outer <= its["inputDefinitions"]["parameters"].keys(), name
+
+
+def test_resources_are_parameters(tmp_path: Path) -> None:
+    executors = compiled(tmp_path)[0]["deploymentSpec"]["executors"]
+    asked = executors["exec-train"]["container"]["resources"]
+    assert (
+        asked["resourceCpuRequest"]
+        == asked["resourceCpuLimit"]
+        == "{{$.inputs.parameters['pipelinechannel--step_cpus']}}"
+    )
+    assert asked["accelerator"]["resourceType"] == "nvidia.com/gpu"
 
 
 def test_a_parameter_that_is_a_setting_has_the_setting_s_default() -> None:

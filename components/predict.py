@@ -1,0 +1,31 @@
+"""New slides through a finished run."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def predict(run_uri: str, slides: list[str], out_uri: str, default_mpp: float, use_gpu: bool) -> str:
+    """Score slides through the run's own ingestion and encoder settings; a bad slide is quarantined with its reason.
+
+    Args:
+        run_uri: a finished run.
+        slides: paths or s3:// URIs of slides.
+        out_uri: folder for predictions and attention.
+        default_mpp: um/px assumed for a slide that carries none; 0: as the run's cohort has it.
+        use_gpu: compute on a GPU of the step.
+
+    Returns:
+        The folder.
+    """
+    from milcore.errors import InputError
+    from milcore.predict import predict as predict_slides
+    from milcore.progress import say
+
+    summary = predict_slides(run_uri, slides, out_uri, default_mpp or None, use_gpu=use_gpu)
+    for slide_id, reason in summary["quarantined"].items():
+        say(f"quarantined {slide_id}: {reason}")
+    if not summary["ok"]:
+        raise InputError(f"none of {len(slides)} slides could be scored; the reasons stand above")
+    return out_uri

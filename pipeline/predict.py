@@ -1,0 +1,36 @@
+"""The pipeline of one step that scores new slides with a finished run."""
+
+from kfp import dsl
+
+from components.predict import predict as predict_slides
+from pipeline.steps import sized, step
+
+
+@dsl.pipeline(name="attention-mil-predict", display_name="Attention MIL: score new slides")
+def predict(
+    run_uri: str,
+    slides: list[str],
+    out_uri: str,
+    default_mpp: float = 0.0,
+    use_gpu: bool = False,
+    step_cpus: str = "2",
+    step_memory: str = "8Gi",
+    step_gpus: str = "0",
+) -> str:
+    """Score new slides through a finished run's own ingestion and encoder settings. Research use only.
+
+    Args:
+        run_uri: a finished run.
+        slides: paths or s3:// URIs of slides.
+        out_uri: folder for predictions and attention.
+        default_mpp: um/px assumed for a slide that carries none; 0: as the run's cohort has it.
+        use_gpu: compute on a GPU of the step.
+        step_cpus: CPUs of the step.
+        step_memory: memory of the step.
+        step_gpus: GPUs of the step; give 1 with use_gpu.
+
+    Returns:
+        The folder.
+    """
+    scored = predict_slides(run_uri=run_uri, slides=slides, out_uri=out_uri, default_mpp=default_mpp, use_gpu=use_gpu)
+    return sized(step(scored), step_cpus, step_memory, step_gpus).output

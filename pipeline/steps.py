@@ -1,0 +1,91 @@
+"""What every step of the pipelines has in common: image, credentials, retries, who it is, and how a run ends."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from kfp import dsl, kubernetes
+from kfp.dsl.base_component import BaseComponent
+from kfp.dsl.pipeline_channel import PipelineChannel
+
+from components import IMAGE
+from components.finish import finish
+
+S3_SECRET, S3_KEYS = "milcore-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+STORAGE_CONFIG, STORAGE_KEYS = "milcore-storage", ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+RAY_SECRET, RAY_KEYS = "milcore-ray", {"auth_token": "RAY_AUTH_TOKEN", "auth_mode": "RAY_AUTH_MODE"}
+PROFILE_CONFIG, PROFILE_FOLDER = "milcore-profile", "/etc/milcore"
+# what the launcher of RayJobs asks its surroundings for
+FIELDS = {
+    "POD_NAME": "metadata.name",
+    "POD_UID": "metadata.uid",
+    "POD_NAMESPACE": "metadata.namespace",
+    "PIPELINE_RUN_ID": "metadata.labels['pipeline/runid']",
+}
+RETRIES, FIRST_WAIT, WAIT_FACTOR, LONGEST_WAIT = 2, "60s", 2.0, "600s"
+
+_image = ContextVar("image", default=IMAGE)
+
+
+def step(task: dsl.PipelineTask, *, cached: bool = False, retried: bool = True) -> dsl.PipelineTask:
+    """The task in the chosen image, with credentials from secrets.
+
+    Args:
+        task: the task.
+        cached: Kubeflow may reuse an earlier result: its arguments hold a digest of all it reads and writes.
+        retried: try again when it fails; a step that would fail the same way is not.
+    """
+    task.set_container_image(_image.get()).set_caching_options(enable_caching=cached)
+    task.set_env_variable("MILCORE_IMAGE", _image.get())
+    if retried:
+        task.set_retry(RETRIES, FIRST_WAIT, WAIT_FACTOR, LONGEST_WAIT)
+    kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in S3_KEYS})
+    kubernetes.use_config_map_as_env(task, STORAGE_CONFIG, {key: key for key in STORAGE_KEYS})
+    return task
+
+
+def launcher(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """A step that may compute elsewhere: it knows its pod, Ray token and cluster profile; never cached."""
+    step(task)
+    kubernetes.use_secret_as_env(task, RAY_SECRET, RAY_KEYS, optional=True)
+    kubernetes.use_config_map_as_volume(task, PROFILE_CONFIG, PROFILE_FOLDER, optional=True)
+    return _knows_itself(task)
+
+
+def sized(task: dsl.PipelineTask, cpus: str, memory: str, gpus: str | None = None) -> dsl.PipelineTask:
+    """The task with its resources requested and limited; each may be a parameter of the pipeline."""
+    # kfp 2.17 hands what only resources name into no loop and no exit handler; what a task's inputs name, it does
+    task.channel_inputs.extend(its for its in (cpus, memory, gpus) if isinstance(its, PipelineChannel))
+    task.set_cpu_request(cpus).set_cpu_limit(cpus).set_memory_request(memory).set_memory_limit(memory)
+    return task if gpus is None else task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpus)
+
+
+def ends_with_finish(function: Callable[..., None]) -> Callable[..., None]:
+    """The pipeline function inside an exit handler that frees the run's clusters and writes its final status."""
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def inside(*arguments: object) -> None:
+        given = dict(zip(names, arguments, strict=True))
+        ending = step(finish(run_uri=given["run_uri"], ray_address=given["ray_address"]))
+        with dsl.ExitHandler(_knows_itself(ending), name="steps"):
+            function(*arguments)
+
+    return inside
+
+
+def with_image(pipeline: BaseComponent, image: str) -> BaseComponent:
+    """The pipeline with every step in this image."""
+    before = _image.set(image)
+    spec = pipeline.pipeline_spec.pipeline_info
+    try:
+        return dsl.pipeline(name=spec.name, display_name=spec.display_name)(pipeline.pipeline_func)
+    finally:
+        _image.reset(before)
+
+
+def _knows_itself(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    for name, path in FIELDS.items():
+        kubernetes.use_field_path_as_env(task, name, path)
+    return task

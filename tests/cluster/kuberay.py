@@ -1,0 +1,193 @@
+"""A Kubernetes API that plays KubeRay: it keeps RayJobs, and each look at one brings it to its next state.
+
+Only what the launcher calls is answered, on loopback, over real HTTP. What is called is recorded.
+"""
+
+import contextlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+Json = dict[str, Any]
+
+ROUTE = re.compile(r"/(?:apis/(?P<group>[^/]+)|api)/v1/namespaces/mil/(?P<kind>\w+)(?:/(?P<name>[^/]+))?(?P<log>/log)?")
+VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
+BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Call(NamedTuple):
+    """What an RBAC rule speaks of."""
+
+    verb: str
+    group: str
+    resource: str
+
+
+class Fault(NamedTuple):
+    """A request that goes wrong: answered with a code (0: the connection is cut), before or after it has its effect."""
+
+    code: int
+    after: bool = False
+
+
+class FakeKubeRay:
+    """State of the API.
+
+    Args:
+        lives: for each job in the order of creation, the states that the looks at it see; the last one stays, and
+            None is a job that somebody deletes.
+    """
+
+    def __init__(self, *lives: list[Json | None]) -> None:
+        self.lives = list(lives)
+        self.jobs: dict[str, Json] = {}
+        self.logs: dict[str, list[str]] = {}
+        self.events: list[Json] = []
+        self.faults: dict[tuple[str, str], list[Fault]] = {}
+        self.calls: list[Call] = []
+        self.created: list[str] = []
+        self.lock = threading.Lock()
+        self._lives: dict[str, list[Json | None]] = {}
+
+    def create(self, body: Json) -> tuple[int, Json]:
+        """As the API does: a name stands for one object."""
+        name = body["metadata"]["name"]
+        if name in self.jobs:
+            return 409, failure(409, "AlreadyExists")
+        self.jobs[name] = {**body, "metadata": {**body["metadata"], "uid": f"uid-of-{name}"}}
+        self._lives[name] = self.lives.pop(0)
+        self.created.append(name)
+        return 201, self.jobs[name]
+
+    def look(self, name: str) -> tuple[int, Json]:
+        """The job, brought to its next state."""
+        life = self._lives.get(name, [])
+        if life and life[0] is None:
+            self.jobs.pop(name, None)
+        if name not in self.jobs:
+            return 404, failure(404, "NotFound")
+        self.jobs[name]["status"] = life.pop(0) if len(life) > 1 else life[0]
+        return 200, self.jobs[name]
+
+    def remove(self, name: str) -> tuple[int, Json]:
+        """Delete a job."""
+        return (200, failure(200, "Success")) if self.jobs.pop(name, None) else (404, failure(404, "NotFound"))
+
+    def patch(self, name: str, change: Json) -> tuple[int, Json]:
+        """The one patch that is asked for: of the owners."""
+        if name not in self.jobs:
+            return 404, failure(404, "NotFound")
+        assert change.keys() == {"metadata"}
+        self.jobs[name]["metadata"] |= change["metadata"]
+        return 200, self.jobs[name]
+
+    def labelled(self, selector: str) -> Json:
+        """The jobs with all labels of the selector."""
+        wanted = dict(part.split("=", 1) for part in selector.split(","))
+        return {"items": [job for job in self.jobs.values() if wanted.items() <= job["metadata"]["labels"].items()]}
+
+    def pods(self, job: str) -> Json:
+        """The submitter's pod, once the job has a log."""
+        pod = {"metadata": {"name": f"{job}-abcde"}, "status": {"startTime": "2026-01-01T00:00:00Z"}}
+        return {"kind": "PodList", "apiVersion": "v1", "items": [pod] if job in self.logs else []}
+
+    def log(self, pod: str) -> str:
+        """Lines with the times they were written, a millisecond apart."""
+        lines = self.logs[pod.removesuffix("-abcde")]
+        times = (BEGINNING + timedelta(milliseconds=k + 1) for k in range(len(lines)))
+        stamps = (f"{when:%Y-%m-%dT%H:%M:%S.%f}789Z" for when in times)
+        return "".join(f"{stamp} {line}\n" for stamp, line in zip(stamps, lines, strict=True))
+
+
+def failure(code: int, reason: str) -> Json:
+    return {"kind": "Status", "apiVersion": "v1", "code": code, "reason": reason, "message": f"{reason} it is"}
+
+
+@contextlib.contextmanager
+def serving(fake: FakeKubeRay) -> Iterator[str]:
+    """The fake at an address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": fake})) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Turns requests into calls of the fake."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
+    fake: FakeKubeRay
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.fake.lock:
+            url = urlsplit(self.path)
+            route = ROUTE.fullmatch(url.path)
+            assert route is not None, self.path
+            call = _call(self.command, route)
+            self.fake.calls.append(call)
+            planned = self.fake.faults.get((call.verb, call.resource), [])
+            fault = planned.pop(0) if planned else None
+            answer = failure(500, "nothing"), 500
+            if fault is None or fault.after:
+                code, made = self._answer(call, route, {k: v[0] for k, v in parse_qs(url.query).items()}, body)
+                answer = made, code
+        if fault is None:
+            self._send(answer[1], answer[0])
+        elif fault.code:
+            self._send(fault.code, failure(fault.code, "Planned"))
+        else:
+            self.close_connection = True
+
+    do_GET = do_POST = do_PATCH = do_DELETE = _handle  # noqa: N815 - the base class's names
+
+    def _answer(  # noqa: PLR0911 - a row for each call
+        self, call: Call, route: re.Match[str], query: dict[str, str], body: bytes
+    ) -> tuple[int, Any]:
+        name = route["name"]
+        match call:
+            case Call("create", _, "rayjobs"):
+                return self.fake.create(json.loads(body))
+            case Call("get", _, "rayjobs"):
+                return self.fake.look(name)
+            case Call("list", _, "rayjobs"):
+                return 200, self.fake.labelled(query["labelSelector"])
+            case Call("patch", _, "rayjobs"):
+                assert self.headers["Content-Type"] == "application/merge-patch+json"
+                return self.fake.patch(name, json.loads(body))
+            case Call("delete", _, "rayjobs"):
+                return self.fake.remove(name)
+            case Call("list", _, "pods"):
+                return 200, self.fake.pods(query["labelSelector"].removeprefix("job-name="))
+            case Call("get", _, "pods/log"):
+                return 200, self.fake.log(name)
+            case Call("list", _, "events"):
+                return 200, {"kind": "EventList", "apiVersion": "v1", "items": self.fake.events}
+        raise AssertionError(call)
+
+    def _send(self, code: int, value: Any) -> None:
+        text = isinstance(value, str)
+        data = value.encode() if text else json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "text/plain" if text else "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Keep quiet."""
+
+
+def _call(method: str, route: re.Match[str]) -> Call:
+    verb = VERBS.get(method) or ("get" if route["name"] else "list")
+    return Call(verb, route["group"] or "", f"{route['kind']}{'/log' if route['log'] else ''}")

@@ -1,0 +1,345 @@
+"""The launcher of RayJobs through every path that KubeRay, Kubernetes and the pipeline can send it on."""
+
+import contextlib
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client
+
+from milcore.cluster.heartbeat import beating
+from milcore.cluster.kube import RayJobs
+from milcore.cluster.profile import ClusterProfile
+from milcore.cluster.rayjob import Launcher, Surroundings, free_run, judge
+from milcore.cluster.rayjob_spec import Owner, Work, job_key
+from milcore.errors import ClusterError, InputError
+from tests.cluster.kuberay import Call, FakeKubeRay, Fault, serving
+
+WORK = Work("run-1", "train", ("train", "s3://b/run", "--workers", "2"), 2, use_gpu=False)
+HERE = Surroundings("run-1", "mil", Owner("pod-1", "uid-1"), None)
+
+Status = dict[str, Any]
+
+
+def status(deployment: str = "", job: str = "", reason: str = "", message: str = "") -> Status:
+    return {"jobDeploymentStatus": deployment, "jobStatus": job, "reason": reason, "message": message}
+
+
+NEW: Status = {}
+STARTING = status("Initializing")
+RUNNING = status("Running", "RUNNING")
+DONE = status("Complete", "SUCCEEDED")
+WORK_FAILED = status("Failed", "FAILED", "AppFailed", "Job entrypoint command failed with exit code 1: KeyError: 'x'")
+CLUSTER_LOST = status("Failed", "RUNNING", "JobStatusCheckTimeoutExceeded", "the dashboard does not answer")
+LATE = status("Failed", "RUNNING", "DeadlineExceeded", "exceeded activeDeadlineSeconds")
+BAD_INPUT = status(
+    "Failed", "FAILED", "AppFailed",
+    "Job entrypoint command failed with exit code 2, last logs:\nmilcore: no run at s3://b/run; train first\n",
+)  # fmt: skip
+
+
+class KilledError(BaseException):
+    """The process is gone without a last word."""
+
+
+class Room:
+    """A fake API and launchers that talk to it."""
+
+    def __init__(self, fake: FakeKubeRay, address: str) -> None:
+        self.fake = fake
+        self.address = address
+
+    def jobs(self) -> RayJobs:
+        settings = client.Configuration(host=self.address)
+        settings.retries = False
+        return RayJobs(client.ApiClient(settings), "mil", waits_s=(0.01, 0.01))
+
+    def launch(
+        self,
+        work: Work = WORK,
+        here: Surroundings = HERE,
+        profile: ClusterProfile | None = None,
+        pause: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        Launcher(self.jobs(), work, profile or ClusterProfile(), here, pause).run()
+
+
+MakeRoom = Callable[..., Room]
+
+
+@pytest.fixture
+def room() -> Iterator[MakeRoom]:
+    with contextlib.ExitStack() as stack:
+
+        def make(*lives: list[Status | None]) -> Room:
+            fake = FakeKubeRay(*lives)
+            return Room(fake, stack.enter_context(serving(fake)))
+
+        yield make
+
+
+def test_a_job_that_succeeds_is_made_once_and_its_log_shown(room: MakeRoom, capfd: pytest.CaptureFixture[str]) -> None:
+    its = room([NEW, STARTING, RUNNING, DONE])
+    name = expected_name(0)
+    its.fake.logs[name] = ["epoch 1/2", "epoch 2/2"]
+    its.launch()
+    assert its.fake.created == [name]
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(name) <= 47
+    shown = capfd.readouterr().err.splitlines()
+    assert [shown.count(line) for line in ("epoch 1/2", "epoch 2/2")] == [1, 1]
+    assert f"RayJob {name}: Running, job RUNNING" in shown
+
+
+def expected_name(attempt: int) -> str:
+    return f"{job_key(WORK)}-r{attempt}"
+
+
+def test_the_job_belongs_to_the_pod_that_waits_for_it(room: MakeRoom) -> None:
+    its = room([DONE])
+    its.launch()
+    (job,) = its.fake.jobs.values()
+    assert job["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Pod", "name": "pod-1", "uid": "uid-1"}]
+
+
+@pytest.mark.parametrize(
+    ("life", "error", "line"),
+    [
+        ([RUNNING, WORK_FAILED], ClusterError, r"failed: AppFailed: .* exit code 1: KeyError"),
+        ([RUNNING, BAD_INPUT], InputError, r"^no run at s3://b/run; train first$"),
+        ([status("ValidationFailed", "", "Invalid", "no such field")], ClusterError, "refuses it: .*no such"),
+        ([RUNNING, LATE], ClusterError, "DeadlineExceeded: exceeded activeDeadlineSeconds"),
+        ([RUNNING, status("Running", "STOPPED"), status("Complete", "STOPPED")], ClusterError, "job STOPPED"),
+    ],
+)  # fmt: skip
+def test_what_another_attempt_would_meet_again_fails_at_once(
+    room: MakeRoom, life: list[Status], error: type[Exception], line: str
+) -> None:
+    its = room(life)
+    with pytest.raises(error, match=line):
+        its.launch()
+    assert its.fake.created == [expected_name(0)]
+
+
+@pytest.mark.parametrize(
+    "life",
+    [
+        [STARTING, RUNNING, status("Retrying", "FAILED"), STARTING, RUNNING, DONE],
+        [status("Suspended"), status("Suspended"), STARTING, RUNNING, DONE],
+        [RUNNING, status("Suspending", "RUNNING"), status("Suspended"), STARTING, RUNNING, DONE],
+        [status("Waiting"), RUNNING, DONE],
+        [status("SomethingNew", "RUNNING"), DONE],
+        [RUNNING, status("Running", "SUCCEEDED")],
+        [RUNNING, status("Failed", "SUCCEEDED", "SubmissionFailed", "the submitter's exit code")],
+        [RUNNING, status("Complete", "RUNNING"), DONE],
+    ],
+    ids=["retried", "queued", "preempted", "waiting", "unknown-state", "job-first", "submitter-lies", "job-last"],
+)  # fmt: skip
+def test_what_passes_is_waited_for(room: MakeRoom, life: list[Status]) -> None:
+    its = room(life)
+    its.launch()
+    assert its.fake.created == [expected_name(0)]
+
+
+@pytest.mark.parametrize(
+    ("life", "line"),
+    [
+        ([status("Complete", "RUNNING")], "job RUNNING while its deployment is Complete"),
+        ([status("Running", "FAILED", message="boom")], "job FAILED while its deployment is Running, boom"),
+    ],
+)
+def test_states_that_contradict_each_other_are_believed_for_two_minutes(
+    room: MakeRoom, life: list[Status], line: str
+) -> None:
+    its, waited = room(life), []
+    with pytest.raises(ClusterError, match=line):
+        its.launch(pause=waited.append)
+    assert 120 <= sum(waited) <= 130
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [[RUNNING, CLUSTER_LOST], [RUNNING, None], [status("Failed", "", "SubmissionFailed", "no route")]],
+    ids=["cluster-lost", "deleted-underneath", "submission-failed"],
+)
+def test_a_cluster_that_is_lost_is_made_anew_after_a_pause(room: MakeRoom, lost: list[Status | None]) -> None:
+    its, waited = room(lost, [RUNNING, DONE]), []
+    its.launch(pause=waited.append)
+    assert len(its.fake.created) == 2
+    assert 30.0 in waited
+
+
+def test_after_three_lost_clusters_the_step_fails_and_says_what_kubernetes_warned_of(room: MakeRoom) -> None:
+    its = room(*[[RUNNING, CLUSTER_LOST]] * 3)
+    its.fake.events = [{"metadata": {}, "involvedObject": {}, "reason": "FailedScheduling", "message": "no nodes"}]
+    with pytest.raises(ClusterError, match=r"the dashboard does not answer \(FailedScheduling: no nodes\)"):
+        its.launch()
+    assert its.fake.created == [expected_name(k) for k in range(3)]
+
+
+@pytest.mark.parametrize("fault", [Fault(500), Fault(503), Fault(429), Fault(0)])
+@pytest.mark.parametrize("call", [("get", "rayjobs"), ("list", "pods"), ("get", "pods/log"), ("list", "rayjobs")])
+def test_an_api_that_fails_twice_or_cuts_the_line_is_asked_again(
+    room: MakeRoom, capfd: pytest.CaptureFixture[str], call: tuple[str, str], fault: Fault
+) -> None:
+    its = room([RUNNING, RUNNING, DONE])
+    its.fake.logs[expected_name(0)] = ["epoch 1/1"]
+    its.fake.faults[call] = [fault, fault]
+    its.launch()
+    assert capfd.readouterr().err.splitlines().count("epoch 1/1") == 1
+
+
+def test_an_api_that_stays_away_ends_the_step_but_not_the_job(room: MakeRoom) -> None:
+    its = room([RUNNING])
+    its.fake.faults["get", "rayjobs"] = [Fault(500)] * 3
+    with pytest.raises(ClusterError, match=r"stays away \(get rayjobs, tried 3 times\): 500"):
+        its.launch()
+    assert list(its.fake.jobs) == [expected_name(0)]
+
+
+def test_a_creation_whose_answer_got_lost_makes_one_job(room: MakeRoom) -> None:
+    its = room([RUNNING, DONE])
+    its.fake.faults["create", "rayjobs"] = [Fault(500, after=True)]
+    its.launch()
+    assert its.fake.created == [expected_name(0)]
+
+
+def test_a_log_that_grows_between_looks_is_shown_once_and_in_order(
+    room: MakeRoom, capfd: pytest.CaptureFixture[str]
+) -> None:
+    its, lines = room([RUNNING] * 5 + [DONE]), itertools.count(1)
+    log = its.fake.logs.setdefault(expected_name(0), [])
+    its.fake.faults["get", "pods/log"] = [Fault(0), Fault(0)]
+    its.launch(pause=lambda _: log.append(f"line {next(lines)}"))
+    shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("line")]
+    assert shown == [f"line {k}" for k in range(1, 6)]
+
+
+def test_a_right_that_is_missing_is_named(room: MakeRoom) -> None:
+    its = room([RUNNING])
+    its.fake.faults["create", "rayjobs"] = [Fault(403)]
+    with pytest.raises(ClusterError, match="does not let this service account create rayjobs in namespace mil"):
+        its.launch()
+
+
+def killed(_: float) -> None:
+    raise KilledError
+
+
+def test_a_launcher_killed_and_started_again_adopts_its_job(room: MakeRoom) -> None:
+    its = room([STARTING, RUNNING, DONE])
+    with pytest.raises(KilledError):
+        its.launch(pause=killed)
+    its.launch(here=HERE._replace(owner=Owner("pod-2", "uid-2")))
+    (job,) = its.fake.jobs.values()
+    assert its.fake.created == [expected_name(0)]
+    assert [owner["uid"] for owner in job["metadata"]["ownerReferences"]] == ["uid-2"]
+    calls = its.fake.calls
+    assert calls.index(Call("patch", "ray.io", "rayjobs")) < len(calls) - calls[::-1].index(
+        Call("get", "ray.io", "rayjobs")
+    )
+
+
+def test_a_job_that_is_gone_when_it_is_to_be_adopted_is_made_anew(room: MakeRoom) -> None:
+    its = room([RUNNING], [DONE])
+    with pytest.raises(KilledError):
+        its.launch(pause=killed)
+    its.fake.faults["patch", "rayjobs"] = [Fault(404)]
+    its.launch()
+    assert its.fake.created == [expected_name(0), expected_name(1)]
+
+
+def test_after_a_failed_job_the_next_run_makes_the_next_attempt(room: MakeRoom) -> None:
+    its = room([WORK_FAILED], [DONE])
+    with pytest.raises(ClusterError):
+        its.launch()
+    its.launch()
+    assert its.fake.created == [expected_name(0), expected_name(1)]
+
+
+def test_a_job_of_other_settings_on_the_same_folder_is_left_alone(room: MakeRoom) -> None:
+    its = room([RUNNING])
+    with pytest.raises(KilledError):
+        its.launch(pause=killed)
+    with pytest.raises(ClusterError, match="works on the same folder with other settings"):
+        its.launch(profile=ClusterProfile(head_cpus=4))
+    assert its.fake.created == [expected_name(0)]
+
+
+PROGRAM = """
+import sys
+from milcore.cluster import rayjob
+from milcore.config import LaunchConfig
+rayjob.SECONDS_BETWEEN_LOOKS = 0.1
+rayjob.run_rayjob(("train", "s3://b/run", "--workers", "2"), LaunchConfig(ray_address="rayjob", workers=2))
+"""
+
+
+def kubeconfig(folder: Path, address: str) -> dict[str, str]:
+    """The environment of a process that finds the API by a kubeconfig."""
+    places = {
+        "clusters": [{"name": "c", "cluster": {"server": address}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": "mil"}}],
+        "current-context": "x",
+    }
+    (folder / "kubeconfig").write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **places}))
+    return {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), "PIPELINE_RUN_ID": "run-1"}
+
+
+@pytest.mark.parametrize(("sent", "left"), [(signal.SIGTERM, []), (signal.SIGKILL, [expected_name(0)])])
+def test_told_to_stop_the_launcher_deletes_its_job_and_killed_it_cannot(
+    room: MakeRoom, tmp_path: Path, sent: signal.Signals, left: list[str]
+) -> None:
+    its = room([RUNNING])
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], env=kubeconfig(tmp_path, its.address)) as process:
+        while its.fake.calls.count(Call("get", "ray.io", "rayjobs")) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(sent)
+    assert list(its.fake.jobs) == left
+
+
+def test_a_driver_nobody_waits_for_ends_itself(tmp_path: Path) -> None:
+    """A terminated run whose pod is kept: no handler ran, and the owner still exists."""
+    program = """
+        import sys, time
+        from milcore.cluster.heartbeat import end_without
+        end_without(sys.argv[1], 1.0)
+        time.sleep(60)
+    """
+    heartbeat = str(tmp_path / "heartbeats" / "train")
+    command = [sys.executable, "-c", textwrap.dedent(program), heartbeat]
+    with beating(heartbeat, every_s=0.1):
+        driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        time.sleep(3.0)
+        assert driver.poll() is None, "it lives while somebody waits"
+    _, said = driver.communicate(timeout=30)
+    assert driver.returncode == 1
+    assert "nobody has waited for this job for 1 s" in said
+
+
+def test_the_exit_handler_deletes_the_jobs_of_its_run_only(room: MakeRoom) -> None:
+    its = room([RUNNING], [RUNNING])
+    for run_id in ("run-1", "run-2"):
+        with pytest.raises(KilledError):
+            its.launch(work=WORK._replace(run_id=run_id), pause=killed)
+    assert free_run(its.jobs(), "run-1") == [expected_name(0)]
+    assert list(its.fake.jobs) == its.fake.created[1:]
+
+
+@pytest.mark.parametrize(
+    "deployment", ["", "Initializing", "Running", "Waiting", "Suspending", "Suspended", "Retrying"]
+)
+def test_a_job_under_way_goes_on(deployment: str) -> None:
+    assert judge(status(deployment, "RUNNING")).state == "going"

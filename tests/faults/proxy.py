@@ -1,0 +1,96 @@
+"""A proxy in front of an S3 server that fails or stalls when told to."""
+
+import http.client
+import threading
+import time
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+
+class FaultyProxy:
+    """Passes requests on, or not.
+
+    Args:
+        upstream: URL of the server behind.
+
+    Attributes:
+        every: answer 500 to each request whose number this divides; 0 to none.
+        stall_s: hold every request for so long before passing it on.
+        failed, stalled: how many requests were treated so.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self.every, self.stall_s = 0, 0.0
+        self.seen = self.failed = self.stalled = 0
+        self._lock = threading.Lock()
+        self._upstream = urllib.parse.urlsplit(upstream).netloc
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def refuses(self) -> bool:
+        """Whether the next request is answered by 500; holds it first if it is to stall."""
+        with self._lock:
+            self.seen += 1
+            refused = bool(self.every) and self.seen % self.every == 0
+            self.failed += refused
+            self.stalled += self.stall_s > 0.0
+        time.sleep(self.stall_s)
+        return refused
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        proxy, upstream = self, self._upstream
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if proxy.refuses():
+                    self._answer(
+                        500, [("Content-Type", "application/xml")], b"<Error><Code>InternalError</Code></Error>"
+                    )
+                    return
+                behind = http.client.HTTPConnection(upstream, timeout=120)
+                try:
+                    # the request is signed for the host it names
+                    behind.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                    for name, value in self.headers.items():
+                        if name.lower() not in {"connection", "expect"}:
+                            behind.putheader(name, value)
+                    behind.endheaders(body)
+                    answer = behind.getresponse()
+                    content = answer.read()
+                    length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+                    self._answer(answer.status, answer.getheaders(), content, length)
+                finally:
+                    behind.close()
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 - the names http.server calls
+
+            def _answer(
+                self, status: int, headers: list[tuple[str, str]], content: bytes, length: str | None = None
+            ) -> None:
+                self.send_response_only(status)
+                for name, value in headers:
+                    if name.lower() not in HOP_BY_HOP:
+                        self.send_header(name, value)
+                self.send_header("Content-Length", length or str(len(content)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name http.server calls it by
+                pass
+
+        return Handler

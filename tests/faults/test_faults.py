@@ -1,0 +1,149 @@
+"""The fault matrix: whatever is killed or breaks, the run ends with the weights of the undisturbed one."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from milcore import storage
+from tests.conftest import free_ports
+from tests.faults.conftest import Training, kill, prepared, wait_until
+from tests.faults.proxy import FaultyProxy
+
+HERE = ("--workers", "2", "--ray-address", "local")
+WORKER = "ray::RayTrainWorker"
+
+
+def test_a_worker_is_killed(tmp_path: Path, as_undisturbed: Callable[[str], None]) -> None:
+    training = Training(prepared(str(tmp_path)), *HERE)
+    driver = training.start()
+    wait_until(training.has_checkpoint, driver)
+    kill(training.processes(WORKER)[-1])
+    training.end(driver)
+    as_undisturbed(training.run_uri)
+
+
+def test_the_driver_is_killed_and_started_again(s3: str, tmp_path: Path, as_undisturbed: Callable[[str], None]) -> None:
+    training = Training(prepared(storage.join(s3, tmp_path.name)), *HERE)
+    driver = training.start()
+    wait_until(training.has_checkpoint, driver)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    assert not storage.exists(storage.join(training.run_uri, "model.safetensors"))
+    training.end(training.start())
+    as_undisturbed(training.run_uri)
+
+
+def test_a_node_is_lost(tmp_path: Path, as_undisturbed: Callable[[str], None]) -> None:
+    """Three nodes of one CPU; two hold a worker each, and one of those goes."""
+    with contextlib.ExitStack() as nodes:
+        gcs, dashboard, client = free_ports(3)
+        head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        nodes.enter_context(node(tmp_path, "head", [*head, "--num-cpus=0"]))
+        address = f"127.0.0.1:{gcs}"
+        raylets = [nodes.enter_context(node(tmp_path, f"n{k}", [f"--address={address}"])) for k in range(3)]
+        training = Training(prepared(str(tmp_path)), "--workers", "2", "--ray-address", address)
+        driver = training.start()
+        wait_until(training.has_checkpoint, driver)
+        busy = next(raylet for raylet in raylets if WORKER.encode() in titles_in_session(raylet.pid))
+        os.killpg(busy.pid, signal.SIGKILL)
+        training.end(driver)
+    as_undisturbed(training.run_uri)
+
+
+@contextlib.contextmanager
+def node(folder: Path, name: str, options: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A node of a cluster, by the `ray start` command."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--node-ip-address=127.0.0.1",
+               "--dashboard-agent-listen-port=0", "--metrics-export-port=0", "--disable-usage-stats", *options]  # fmt: skip
+    if "--head" not in options:
+        command.append("--num-cpus=1")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    log = folder / f"{name}.log"
+    with log.open("wb") as sink:
+        started = subprocess.Popen(
+            command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"PATH": path}
+        )
+    try:
+        for _ in range(1200):
+            assert started.poll() is None, log.read_text()[-2000:]
+            if "Ray runtime started" in log.read_text():
+                break
+            time.sleep(0.1)
+        yield started
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+def titles_in_session(session: int) -> bytes:
+    """The command lines of all processes of a session."""
+    titles = b""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.name)) == session:
+                    titles += (entry / "cmdline").read_bytes()
+    return titles
+
+
+def test_s3_answers_500_now_and_then_and_then_always(
+    faulty_s3: FaultyProxy, s3: str, tmp_path: Path, as_undisturbed: Callable[[str], None]
+) -> None:
+    """Every third request fails from the beginning, and for five seconds in the middle all of them do."""
+    training = Training(prepared(storage.join(s3, tmp_path.name)), *HERE, AWS_ENDPOINT_URL=faulty_s3.url)
+    faulty_s3.every = 3
+    driver = training.start()
+    wait_until(training.has_checkpoint, driver)
+    faulty_s3.every = 1
+    time.sleep(5.0)
+    faulty_s3.every = 3
+    training.end(driver)
+    assert faulty_s3.failed > 20
+    as_undisturbed(training.run_uri)
+
+
+def test_s3_hangs_for_a_while(
+    faulty_s3: FaultyProxy, s3: str, tmp_path: Path, as_undisturbed: Callable[[str], None]
+) -> None:
+    training = Training(prepared(storage.join(s3, tmp_path.name)), *HERE, AWS_ENDPOINT_URL=faulty_s3.url)
+    driver = training.start()
+    wait_until(training.has_checkpoint, driver)
+    faulty_s3.stall_s = 10.0
+    wait_until(lambda: faulty_s3.stalled > 0, driver)
+    time.sleep(10.0)
+    faulty_s3.stall_s = 0.0
+    training.end(driver)
+    as_undisturbed(training.run_uri)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_disk_of_the_checkpoints_is_full(
+    workers: int, tmp_path: Path, as_undisturbed: Callable[[str], None]
+) -> None:
+    """A disk for about one checkpoint. Alone the run goes on without; under Ray, whose own state lies there too, it may
+    stop, and goes on when there is room."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    run = prepared(str(tmp_path))
+    place = Path(run, "checkpoints")
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(place)], check=True)
+    try:
+        training = Training(run, "--workers", str(workers), "--ray-address", "local")
+        driver = training.start()
+        training.log += driver.communicate(timeout=400)[0]
+        assert "No space left on device" in training.log
+        assert workers or driver.returncode == 0
+        subprocess.run(["mount", "-o", "remount,size=32m", str(place)], check=True)
+        training.end(training.start())
+        as_undisturbed(run)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)

@@ -1,0 +1,59 @@
+"""The launcher's Role holds every call that the launcher makes, and no other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client
+
+from milcore.cluster.kube import RayJobs
+from milcore.cluster.profile import ClusterProfile
+from milcore.cluster.rayjob import Launcher, Surroundings, free_run
+from milcore.cluster.rayjob_spec import Owner, Work
+from milcore.errors import ClusterError
+from tests.cluster.kuberay import Call, FakeKubeRay, serving
+
+K8S = Path(__file__).resolve().parents[2] / "k8s"
+WORK = Work("run-1", "train", ("train", "s3://b/run"), 2, use_gpu=False)
+HERE = Surroundings("run-1", "mil", Owner("pod", "uid"), None)
+RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+LOST = {"jobDeploymentStatus": "Failed", "jobStatus": "RUNNING"}
+
+
+class KilledError(BaseException):
+    """The process is gone without a last word."""
+
+
+def killed(_: float) -> None:
+    raise KilledError
+
+
+@pytest.fixture(scope="module")
+def calls() -> set[Call]:
+    """All that is called in a life: started, killed, adopted with its log, failed three times, freed."""
+    fake = FakeKubeRay([RUNNING, LOST], [LOST], [LOST])
+    with serving(fake) as address:
+        jobs = RayJobs(client.ApiClient(client.Configuration(host=address)), "mil", waits_s=())
+        with pytest.raises(KilledError):
+            Launcher(jobs, WORK, ClusterProfile(), HERE, killed).run()
+        fake.logs[fake.created[0]] = ["epoch 1"]
+        with pytest.raises(ClusterError):
+            Launcher(jobs, WORK, ClusterProfile(), HERE, lambda _: None).run()
+        free_run(jobs, "run-1")
+    return set(fake.calls)
+
+
+def rights(rules: list[dict[str, Any]]) -> set[Call]:
+    return {
+        Call(verb, group, resource)
+        for rule in rules
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+@pytest.mark.parametrize("file", ["base/launcher-role.yaml", "overlays/kubeflow-profile/launcher-cluster-role.yaml"])
+def test_the_role_is_what_the_launcher_calls(file: str, calls: set[Call]) -> None:
+    assert rights(yaml.safe_load((K8S / file).read_text())["rules"]) == calls

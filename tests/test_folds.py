@@ -1,0 +1,107 @@
+"""Cross-validation: every patient is left out once, by a model that saw nothing of them; folds end as one run."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from milcore import storage
+from milcore.cluster.launch import train_with
+from milcore.config import LaunchConfig, SplitConfig, TrainConfig
+from milcore.errors import InputError
+from milcore.folds import summarise
+from milcore.run import is_finished, prepare_run, read_spec, read_splits
+from milcore.splits import add_folds, splits_of_fold
+from tests.cohorts import write_features, write_store
+
+TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=2, batch_size=4)
+FIVE = SplitConfig(folds=5, test_fraction=0.2)
+
+
+def cohort(patients: int = 40) -> pa.Table:
+    """Two slides a patient, every fourth patient positive, the first eight in the test split."""
+    rows = [
+        {
+            "slide_id": f"p{p}s{s}",
+            "patient_id": f"p{p}",
+            "label": int(p % 4 == 0),
+            "split": "test" if p < 8 else "train",
+        }
+        for p in range(patients)
+        for s in range(2)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def test_folds_part_the_patients_outside_the_test_split_evenly_by_class() -> None:
+    rows = add_folds(cohort(), FIVE).to_pylist()
+    assert all((row["fold"] == -1) == (row["split"] == "test") for row in rows)
+    fold_of = {row["patient_id"]: row["fold"] for row in rows}
+    assert all(fold_of[row["patient_id"]] == row["fold"] for row in rows)
+    sizes = [sum(its == fold for its in fold_of.values()) for fold in range(5)]
+    assert max(sizes) - min(sizes) <= 1
+    positives = [len({r["patient_id"] for r in rows if r["fold"] == fold and r["label"]}) for fold in range(5)]
+    assert sorted(positives) == [1, 1, 2, 2, 2]
+
+
+def test_a_fold_s_model_sees_nothing_of_its_fold_nor_of_the_test_split() -> None:
+    splits = add_folds(cohort(), FIVE)
+    fold_of = {row["patient_id"]: row["fold"] for row in splits.to_pylist()}
+    tested = []
+    for fold in range(5):
+        rows = splits_of_fold(splits, fold, FIVE).to_pylist()
+        parts = {part: {row["patient_id"] for row in rows if row["split"] == part} for part in ("train", "val", "test")}
+        assert parts["test"] == {patient for patient, its in fold_of.items() if its == fold}
+        assert not parts["train"] & parts["val"]
+        assert not (parts["train"] | parts["val"]) & parts["test"]
+        assert {row["label"] for row in rows if row["split"] == "val"} == {0, 1}
+        tested += sorted(parts["test"])
+    assert sorted(tested) == sorted(patient for patient, its in fold_of.items() if its >= 0)
+
+
+def test_more_folds_than_patients_of_a_class_are_refused() -> None:
+    with pytest.raises(InputError, match=r"class 1 has 8 patients outside the test split"):
+        add_folds(cohort(), SplitConfig(folds=9))
+
+
+def test_the_pooled_auroc_is_that_of_all_slides_left_out(tmp_path: Path) -> None:
+    """Three positives over one of two negatives each time, by hand: 3 of 3 * 2 pairs, and one tie, (3 + 0.5) / 6."""
+    said = pa.table(
+        {
+            "patient_id": [f"p{k}" for k in range(5)],
+            "label": [1, 1, 1, 0, 0],
+            "fold": pa.array([0, 0, 1, 0, 1], pa.int32()),
+            "probability": [0.5, 0.4, 0.6, 0.3, 0.6],
+        }
+    )
+    write_features(write_store(str(tmp_path / "store")))
+    spec = prepare_run(str(tmp_path / "store"), str(tmp_path / "run"), TRAIN, SplitConfig(folds=2), None)
+    summary = summarise(said, spec)
+    assert summary["auroc"] == pytest.approx(3.5 / 6)
+    assert summary["fold_auroc"] == [1.0, 0.5]
+    assert summary["interval"][0] <= 3.5 / 6 <= summary["interval"][1]
+
+
+def test_folds_end_with_a_model_each_and_a_prediction_of_every_slide_left_out(tmp_path: Path) -> None:
+    store, run = str(tmp_path / "store"), str(tmp_path / "run")
+    write_features(write_store(store, slides=16))
+    prepare_run(store, run, TRAIN, SplitConfig(folds=3, test_fraction=0.25), None)
+    train_with(run, LaunchConfig())
+    assert is_finished(run)
+    assert read_spec(run).folds == 3
+    for fold in range(3):
+        assert {"model.safetensors", "history.parquet"} <= set(storage.names(f"{run}/folds/{fold}"))
+    outside = [row["slide_id"] for row in read_splits(run).to_pylist() if row["split"] != "test"]
+    said = storage.read_table(f"{run}/predictions.parquet").to_pylist()
+    assert sorted(row["slide_id"] for row in said) == sorted(outside)
+    fold_of = {row["slide_id"]: row["fold"] for row in read_splits(run).to_pylist()}
+    assert all(row["fold"] == fold_of[row["slide_id"]] for row in said)
+    assert set(storage.read_table(f"{run}/history.parquet")["fold"].to_pylist()) == {0, 1, 2}
+    before = storage.stat(f"{run}/out_of_fold.json")
+    train_with(run, LaunchConfig(ray_address="127.0.0.1:1", workers=2))
+    assert storage.stat(f"{run}/out_of_fold.json") == before
+
+
+def test_one_fold_is_none() -> None:
+    with pytest.raises(ValueError, match="folds 1 would leave every patient out"):
+        SplitConfig(folds=1)
