@@ -18,7 +18,6 @@ from pydantic.fields import FieldInfo
 from milcore import __version__, storage
 from milcore.config import (
     ATTENTION_FORMATS,
-    PIXEL_ENCODERS,
     Config,
     EncodeConfig,
     ImportConfig,
@@ -28,6 +27,7 @@ from milcore.config import (
     TrainConfig,
     TuneConfig,
     parse_config,
+    sees_patches,
 )
 from milcore.errors import InputError, MILError
 from milcore.progress import figure, say, track
@@ -93,9 +93,9 @@ def launch_config(options: dict[str, Any]) -> LaunchConfig:
 def train_config(file: str | None, flags: dict[str, object]) -> TrainConfig:
     """Training settings: the file's where there is one, with what the command line names in their place."""
     values = _read_settings(file) if file is not None else {}
-    if flags.get("encoder") in PIXEL_ENCODERS:
+    if "encoder" in flags and sees_patches(str(flags["encoder"])):
         flags = {"features": None, **flags}
-    if flags.get("features") is not None and values.get("encoder") in PIXEL_ENCODERS:
+    if flags.get("features") is not None and "encoder" in values and sees_patches(str(values["encoder"])):
         flags = {"encoder": TrainConfig().encoder, **flags}
     return parse_config(TrainConfig, {**values, **flags})
 
@@ -281,11 +281,13 @@ def encode(
     """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are."""
     config, launch = parse_config(EncodeConfig, given(EncodeConfig, locals())), launch_config(locals())
     from milcore.cluster.launch import encode_with
+    from milcore.encoders.encode import named
 
+    config = named(config)
     encoded = encode_with(store, config, launch)
     patches = sum(slide.patches for slide in encoded)
-    summary = {"features": config.features_name, "slides": [s.slide_id for s in encoded], "patches": patches}
-    finish(summary, f"features/{config.features_name}: {len(encoded)} slides, {patches} patches", as_json)
+    summary = {"features": config.name, "slides": [s.slide_id for s in encoded], "patches": patches}
+    finish(summary, f"features/{config.name}: {len(encoded)} slides, {patches} patches", as_json)
 
 
 @app.command()
@@ -294,6 +296,7 @@ def train(
     run: Run,
     features: Features = None,
     encoder: TrainableEncoder = None,
+    train_blocks: Annotated[int | None, setting(TrainConfig, "train_blocks")] = None,
     augment: Annotated[bool | None, setting(TrainConfig, "augment")] = None,
     pooling: Annotated[str | None, setting(TrainConfig, "pooling")] = None,
     level: PoolingLevel = None,

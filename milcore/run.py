@@ -20,6 +20,7 @@ from milcore.allocator import keep_freed_memory
 from milcore.bags import BagEntry, Bags
 from milcore.checkpoints import HistoryRow
 from milcore.config import C, RunSpec, SplitConfig, TrainConfig, parse_config
+from milcore.encoders.pretrained import check_patches
 from milcore.errors import InputError, StoreError
 from milcore.model import MILModel, make_model
 from milcore.rows import BlockRows, ChainedRows, Rows
@@ -228,7 +229,7 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
 
     def open_rows(entry: BagEntry) -> Rows:
         if config.features is None:
-            return ChainedRows([_patch_rows(groups[slide_id]) for slide_id in entry.slides])
+            return ChainedRows([instance_rows(groups[slide_id], config) for slide_id in entry.slides])
         return ChainedRows([_feature_rows(features(slide_id)) for slide_id in entry.slides])
 
     return Bags(entries, open_rows, cache_bytes(config))
@@ -236,7 +237,10 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
 
 def instance_rows(slide: SlideGroup, config: TrainConfig) -> Rows:
     """What the model sees of a slide: features (instance, feature), or patches (instance, height, width, 3) u1."""
-    return _patch_rows(slide) if config.features is None else _feature_rows(slide.features(config.features))
+    if config.features is not None:
+        return _feature_rows(slide.features(config.features))
+    check_patches(config.encoder, slide)
+    return _patch_rows(slide)
 
 
 def _patch_rows(slide: SlideGroup) -> Rows:

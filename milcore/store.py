@@ -322,11 +322,11 @@ def write_columns(uri: str, columns: dict[str, npt.NDArray[Any]], attrs: dict[st
         attrs: attributes of the group.
     """
     storage.remove(uri)
-    _write_group(uri, {**attrs, "complete": False})
+    write_group(uri, {**attrs, "complete": False})
     group = _open_group(uri)
     for name, values in columns.items():
         group.create_array(name, data=values, chunks=(max(1, len(values)),))
-    _write_group(uri, {**attrs, "complete": True})
+    write_group(uri, {**attrs, "complete": True})
 
 
 def _zarr_store(uri: str) -> LocalStore | FsspecStore:

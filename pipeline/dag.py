@@ -101,8 +101,8 @@ def attention_mil(
         min_tissue: smallest share of a tile's area that must be tissue.
         max_unreadable: unreadable tiles under tissue that a slide may have.
         ingest_workers: processes of each ingest step.
-        encoder: the frozen encoder.
-        patches_per_batch: patches in one forward pass of the encoder.
+        encoder: the frozen encoder: NAME[@URI], torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI.
+        patches_per_batch: patches in one forward pass of the encoder on a GPU; a CPU takes at most 16 on each core.
         encode_workers: Ray workers of the encode step; 0 computes in the step.
         poolings: poolings to try, parted by commas.
         learning_rate_min: lower end of the log-uniform range.

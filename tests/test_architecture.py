@@ -138,5 +138,5 @@ def test_the_package_imports_nothing() -> None:
 
 
 def test_config_imports_pydantic_and_the_standard_library_only() -> None:
-    assert {name.split(".")[0] for name in imports_of("milcore.config")} <= {"pydantic", "typing", "milcore"}
+    assert {name.split(".")[0] for name in imports_of("milcore.config")} <= {"pydantic", "re", "typing", "milcore"}
     assert {name for name in imports_of("milcore.config") if lies_in(name, "milcore")} == {"milcore.errors.InputError"}
