@@ -109,7 +109,7 @@ def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, t
         (["train", "STORE", "OUT", "--features", "uni"], "16 of 16 slides have no features/uni"),
         (
             ["train", "STORE", "OUT", "--features", "mean_rgb", "--encoder", "conv"],
-            "allowed: conv or lenet5 without features",
+            "such as conv or lenet5, without features",
         ),
         (["train", "nowhere", "OUT"], "not a patch store"),
         (["train", "STORE", "OUT", "--config", "absent.json"], "nothing at absent.json"),

@@ -109,7 +109,7 @@ def run_fold(protocol: Protocol, fold: Fold) -> FoldResult:
     selected = time.perf_counter()
     config = _with(protocol.config, chosen)
     trained = [_train_member(protocol, config, bags, fold, member) for member in range(protocol.members)]
-    said = _mean([explain(its.result.model, its.bags, bags.split("test"), CPU) for its in trained])
+    said = _mean([explain((its.result.model,), its.bags, bags.split("test"), CPU) for its in trained])
     seen = [its.accuracy for its in trained if its.accuracy is not None]
     tested = bags.split("test")
     attention = {bags.entries[i].bag_id: its.attention for i, its in said.items() if bags.entries[i].label}
@@ -118,7 +118,7 @@ def run_fold(protocol: Protocol, fold: Fold) -> FoldResult:
         fold.number,
         [bags.entries[index].bag_id for index in tested],
         [bags.entries[index].label for index in tested],
-        [said[index].probability for index in tested],
+        [_positive(said[index]) for index in tested],
         colour_control(bags),
         _shuffled(protocol, config, bags, fold),
         _localised(fold, attention),
@@ -187,7 +187,7 @@ def _train_member(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fol
     parts = inner_parts(bags, protocol.validation_parts, (fold.repeat, fold.number))
     divided = holding_out(bags, parts[member % len(parts)], "val")
     result = fit(config, divided, LocalContext(None, CPU))
-    return _Member(result, divided, _accuracy(divided, explain(result.model, divided, divided.split("val"), CPU)))
+    return _Member(result, divided, _accuracy(divided, explain((result.model,), divided, divided.split("val"), CPU)))
 
 
 def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> tuple[dict[str, Any], float | None]:
@@ -208,16 +208,17 @@ def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> tuple[dict[str, Any],
 
 def _left_out(config: TrainConfig, bags: Bags) -> tuple[np.ndarray, np.ndarray]:
     model = fit(config, bags, LocalContext(None, CPU)).model
-    said = explain(model, bags, bags.split("held"), CPU)
-    return np.array([bags.entries[index].label for index in said]), np.array([its.probability for its in said.values()])
+    said = explain((model,), bags, bags.split("held"), CPU)
+    return np.array([bags.entries[index].label for index in said]), np.array([_positive(its) for its in said.values()])
 
 
 def _shuffled(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold) -> list[float] | None:
     if fold.repeat >= protocol.controls_until:
         return None
     random = shuffle_labels(bags, 1000 * fold.repeat + fold.number)
-    said = explain(_train_member(protocol, config, random, fold, 0).result.model, random, random.split("test"), CPU)
-    return [its.probability for its in said.values()]
+    model = _train_member(protocol, config, random, fold, 0).result.model
+    said = explain((model,), random, random.split("test"), CPU)
+    return [_positive(its) for its in said.values()]
 
 
 def _localised(fold: Fold, attention: dict[str, np.ndarray]) -> dict[str, float]:
@@ -229,15 +230,19 @@ def _localised(fold: Fold, attention: dict[str, np.ndarray]) -> dict[str, float]
 def _mean(members: list[dict[int, Explained]]) -> dict[int, Explained]:
     return {
         index: Explained(
-            float(np.mean([its[index].probability for its in members])),
+            np.concatenate([its[index].members for its in members]),
             np.mean([its[index].attention for its in members], axis=0),
         )
         for index in members[0]
     }
 
 
+def _positive(said: Explained) -> float:
+    return float(said.probability[1])
+
+
 def _accuracy(bags: Bags, said: dict[int, Explained]) -> float:
-    return float(np.mean([(its.probability >= THRESHOLD) == bags.entries[index].label for index, its in said.items()]))
+    return float(np.mean([(_positive(its) >= THRESHOLD) == bags.entries[index].label for index, its in said.items()]))
 
 
 def _with(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:

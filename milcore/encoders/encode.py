@@ -79,10 +79,12 @@ def encode_steps(
         InputError: the store holds no slide that is ok.
         StoreError: some slides could not be encoded; which, and why. All others have been.
     """
-    slides = slides_to_encode(store_uri)
-    work = Work(store_uri, config, device)
+    return _encode_all(Work(store_uri, config, device), slides_to_encode(store_uri), run or encode_here)
+
+
+def _encode_all(work: Work, slides: dict[str, int], run: EncodeSlides) -> Iterator[Step]:
     failed = []
-    for step in (run or encode_here)(work, slides):
+    for step in run(work, slides):
         if step.slide is not None and step.slide.reason is not None:
             failed.append(f"{step.slide.slide_id}: {step.slide.reason}")
         yield step
@@ -118,8 +120,8 @@ def encode_slide(store_uri: str, config: EncodeConfig, device: str, slide_id: st
     Raises:
         StoreError: features of that name were made by another encoder, or the slide does not suit it.
     """
-    steps = encode_steps(store_uri, config, device, lambda work, _: encode_here(work, {slide_id: 0}))
-    return next(step.slide for step in list(steps) if step.slide is not None)
+    steps = list(_encode_all(Work(store_uri, config, device), {slide_id: 0}, encode_here))
+    return next(step.slide for step in steps if step.slide is not None)
 
 
 def encode_slides(work: Work, slide_ids: Iterable[str | None], threads: int) -> Iterator[Step]:

@@ -11,7 +11,7 @@ from milcore.encoders.pretrained import PretrainedEncoder, learn_from
 from milcore.encoders.vit import VisionTransformer, VitShape
 from milcore.errors import InputError, StoreError
 from milcore.model import make_model
-from milcore.run import load_bags, load_model, prepare_run, read_splits, train_run
+from milcore.run import load_bags, load_models, prepare_run, read_splits, train_run
 from milcore.train import LocalContext
 from tests.cohorts import PATCH_PX, write_store
 
@@ -59,7 +59,7 @@ def test_a_run_changes_the_last_block_alone_and_is_loaded_again(tmp_path: Path, 
     prepare_run(store.uri, run, settings, SplitConfig(), None)
     train_run(run, LocalContext(None, torch.device("cpu")))
     before = PretrainedEncoder(uni, 8, 1).network.state_dict()
-    after = load_model(run)[1].encoder.network.state_dict()
+    after = load_models(run)[1][0].encoder.network.state_dict()
     changed = {
         name.removeprefix("network.").split(".")[1] for name in before if not torch.equal(before[name], after[name])
     }
