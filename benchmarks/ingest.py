@@ -140,7 +140,11 @@ def bare_decode(task: Task) -> Iterator[Run]:
     with tifffile.TiffFile(task.path) as tiff, task.path.open("rb") as file:
         page = tiff.pages[0]
         across = -(-page.imagewidth // task.edge)
-        tables, colours, jpeg = page.jpegtables, int(page.photometric), page.compression == tifffile.COMPRESSION.JPEG
+        tables, colours, jpeg = (
+            page.jpegtables,
+            2 if page.photometric == 2 else 3,
+            page.compression == tifffile.COMPRESSION.JPEG,
+        )
         offsets, sizes = page.dataoffsets, page.databytecounts
 
         def run() -> None:
