@@ -79,7 +79,7 @@ class TiffReader:
         its = self._levels[level]
         whole = self._whole_tile(x, y, level, width, height)
         if whole is not None:
-            return self._cache.get(whole)
+            return self._decode(whole)  # no other patch will want it; kept, it would cost a walk through cold memory
         pixels = np.full((height, width, 3), 255, np.uint8)
         right, bottom = min(x + width, its.width), min(y + height, its.height)
         for row in range(max(0, y) // its.tile_height, -(-bottom // its.tile_height)):
