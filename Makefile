@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-faults test-containers engine image kubectl lint format clean
+.PHONY: setup demo test test-long test-browser test-faults test-containers engine image kubectl lint format clean
 
 setup: .venv/ready
 
@@ -23,6 +23,11 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
+
+# Chromium comes from Debian's packages, which takes root; where it is installed already nothing is fetched
+test-browser: setup
+	command -v chromium chromedriver || (apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver)
+	$(BIN)/python -m pytest -m browser tests/report
 
 # a worker, a node and a driver killed, storage that fails, stalls and fills up; minutes
 test-faults: setup

@@ -21,8 +21,8 @@ def encode(
     Args:
         store_uri: the patch store.
         outcomes: of the slides, from the step before.
-        encoder: the frozen encoder.
-        patches_per_batch: patches in one forward pass of the encoder.
+        encoder: the frozen encoder: NAME[@URI], torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI.
+        patches_per_batch: patches in one forward pass of the encoder on a GPU; a CPU takes at most 16 on each core.
         workers: Ray workers; 0 computes in the step.
         use_gpu: one GPU a worker.
         ray_address: local, rayjob, http(s)://host:8265 or host:port.
@@ -34,7 +34,8 @@ def encode(
     settings = {**locals()}
     from milcore.cluster.launch import encode_with
     from milcore.config import EncodeConfig, LaunchConfig, pick
+    from milcore.encoders.encode import named
 
-    config = pick(EncodeConfig, settings)
+    config = named(pick(EncodeConfig, settings))
     encode_with(store_uri, config, pick(LaunchConfig, settings))
-    return config.features_name
+    return str(config.name)

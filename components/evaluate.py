@@ -33,9 +33,9 @@ def evaluate(
     Returns:
         The report's URI.
     """
-    from milcore.evaluate import ATTENTION, MODEL_CARD, REPORT
+    from milcore.evaluate import ATTENTION, MODEL_CARD, REPORT, download_overlays
     from milcore.evaluate import evaluate as evaluate_run
-    from milcore.storage import download, download_folder, join
+    from milcore.storage import download, join
 
     summary = evaluate_run(run_uri, baselines=baselines, sweep_uri=sweep_uri)
     for name, value in summary.items():
@@ -46,6 +46,6 @@ def evaluate(
     for output, name in ((report, REPORT), (model_card, MODEL_CARD)):
         download(join(run_uri, name), output.path)
         output.metadata["uri"] = join(run_uri, name)
-    download_folder(join(run_uri, ATTENTION), attention.path)
+    download_overlays(run_uri, attention.path)
     attention.metadata["uri"] = join(run_uri, ATTENTION)
     return join(run_uri, REPORT)

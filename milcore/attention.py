@@ -8,6 +8,7 @@ Boxes are (x, y, x + size, y + size) in level-0 px; axis words: instance, row, c
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score
 
 from milcore.metrics import auroc
 
@@ -38,10 +40,18 @@ RAMP = np.array(
 
 @dataclass(frozen=True, slots=True)
 class Localisation:
-    """How well attention finds annotated patches: the mean of within-bag AUROCs, each, and the bags that have none."""
+    """How well attention finds annotated patches.
+
+    Args:
+        auroc: the mean of the within-bag AUROCs.
+        bags: each bag's AUROC.
+        precision: each bag's average precision.
+        left_out: why a bag has neither.
+    """
 
     auroc: float
     bags: dict[str, float]
+    precision: dict[str, float]
     left_out: dict[str, str]
 
 
@@ -50,6 +60,7 @@ def attention_table(
     size_level0: float | None,
     weight: Float[np.ndarray, " instance"],
     tissue: Float[np.ndarray, " instance"] | None,
+    more: Mapping[str, Float[np.ndarray, " instance"]] | None = None,
 ) -> pa.Table:
     """One row per patch, in the store's order: x, y, size (level-0 px), weight, percentile, tissue, those known.
 
@@ -58,6 +69,7 @@ def attention_table(
         size_level0: patch edge, level-0 px; None like coords.
         weight: shares of the slide's attention, summing to 1.
         tissue: share of each tile that is tissue, 0 to 1.
+        more: further columns, such as ``score``.
     """
     columns = {}
     if coords is not None:
@@ -68,6 +80,7 @@ def attention_table(
     columns["percentile"] = pa.array(percentile(weight), pa.float64())
     if tissue is not None:
         columns["tissue"] = pa.array(tissue, pa.float32())
+    columns |= {name: pa.array(values, pa.float64()) for name, values in (more or {}).items()}
     return pa.table(columns)
 
 
@@ -98,12 +111,18 @@ def heat_layer(
     weight = table["weight"].to_numpy()
     share = weight / max(weight.max(initial=0.0), 1e-300)
     layer = np.zeros((*shape, 4), np.uint8)
-    colour = np.stack([np.interp(share * (len(RAMP) - 1), np.arange(len(RAMP)), channel) for channel in RAMP.T], axis=1)
-    paint = np.column_stack([colour, FAINTEST + (255 - FAINTEST) * share]).round().astype(np.uint8)
+    paint = np.column_stack([colour_of(weight), FAINTEST + (255 - FAINTEST) * share]).round().astype(np.uint8)
     left, top, right, bottom = thumbnail_boxes(shape, size_level0, table)
     for k in np.argsort(share, kind="stable"):
         layer[top[k] : bottom[k], left[k] : right[k]] = paint[k]
     return layer
+
+
+def colour_of(weight: Float[np.ndarray, " instance"]) -> Float[np.ndarray, "instance 3"]:
+    """Red, green and blue, 0 to 255, of each weight as a share of the largest."""
+    place = weight / max(weight.max(initial=0.0), 1e-300) * (len(RAMP) - 1)
+    colour: np.ndarray = np.stack([np.interp(place, np.arange(len(RAMP)), channel) for channel in RAMP.T], axis=1)
+    return colour
 
 
 def thumbnail_boxes(
@@ -147,6 +166,7 @@ def localise(
             has no annotation). A bag without both classes is left out and named.
     """
     scores: dict[str, float] = {}
+    precision: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for slide_id, (weight, labels) in bags.items():
         if labels is None:
@@ -155,5 +175,6 @@ def localise(
             left_out[slide_id] = "annotation leaves one class of patches only"
         else:
             scores[slide_id] = auroc(labels[labels >= 0], weight[labels >= 0])
+            precision[slide_id] = float(average_precision_score(labels[labels >= 0], weight[labels >= 0]))
     mean = float(np.mean(list(scores.values()))) if scores else math.nan
-    return Localisation(mean, scores, left_out)
+    return Localisation(mean, scores, precision, left_out)

@@ -15,17 +15,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from milcore.attention import Localisation, localise
 from milcore.bags import BagEntry, Bags
 from milcore.config import TrainConfig
 from milcore.explain import attention_by_slide, explain
+from milcore.measured import FLAT, InstanceLabels, localisation_estimate, localise_test
 from milcore.metrics import Comparison, Estimate, auroc, auroc_estimate, mean_estimate
 from milcore.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
 from milcore.store import PatchStore, SlideGroup
 from milcore.train import LocalContext, fit
 
-InstanceLabels = dict[str, Int[np.ndarray, " instance"]]
-FLAT = Estimate(math.nan, reason="every patch weighs the same")
 NO_PATCH_SCORE = Estimate(math.nan, reason="gives no score per patch")
 NO_TEST_SLIDE = Estimate(math.nan, reason="no test slide")
 NO_PIXELS = Estimate(math.nan, reason="the store was imported without patches, so there is no colour to read")
@@ -61,32 +59,16 @@ def compare(
         yield Comparison("slide colour", _SLIDE_COLOUR_NOTE, NO_PIXELS, NO_PATCH_SCORE)
         yield Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, NO_PIXELS)
     luck = _train(config, shuffle_labels(bags, config.seed), device)
-    places = FLAT if config.pooling == "mean" else localised(luck.attention, bags.entries, instance_labels, config.seed)
+    places = FLAT if config.pooling == "mean" else localised(luck.attention, bags, instance_labels, config.seed)
     yield Comparison("shuffled training labels", _SHUFFLED_NOTE, luck.auroc, places)
 
 
 def localised(
-    scores: dict[str, Float[np.ndarray, " instance"]], entries: Sequence[BagEntry], labels: InstanceLabels, seed: int
+    scores: dict[str, Float[np.ndarray, " instance"]], bags: Bags, labels: InstanceLabels, seed: int
 ) -> Estimate:
     """Mean over positive test bags of the within-bag AUROC of scores, with its patient-level interval."""
-    return localisation_estimate(localise_test(scores, entries, labels), entries, seed)
-
-
-def localise_test(
-    scores: dict[str, Float[np.ndarray, " instance"]], entries: Sequence[BagEntry], labels: InstanceLabels
-) -> Localisation:
-    """The within-bag AUROC of every positive test bag."""
-    positive = [entry for entry in entries if entry.split == "test" and entry.label]
-    slides = [slide_id for entry in positive for slide_id in entry.slides]
-    return localise({slide_id: (scores[slide_id], labels.get(slide_id)) for slide_id in slides})
-
-
-def localisation_estimate(found: Localisation, entries: Sequence[BagEntry], seed: int) -> Estimate:
-    """The mean over bags with its patient-level interval."""
-    if not found.bags:
-        return Estimate(math.nan, reason="no positive test slide has patches of both classes by annotation")
-    patient = {slide_id: entry.patient_id for entry in entries for slide_id in entry.slides}
-    return mean_estimate(np.array(list(found.bags.values())), [patient[name] for name in found.bags], seed)
+    found = localise_test(scores, bags.entries, labels, bags.classes)
+    return localisation_estimate(found.bags, bags.entries, seed)
 
 
 def shuffle_labels(bags: Bags, seed: int) -> Bags:
@@ -112,7 +94,7 @@ class _Trained(NamedTuple):
 def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _Trained:
     """Train without keeping anything."""
     model = fit(config, bags, LocalContext(None, device)).model
-    said = explain(model, bags, bags.split("test"), device)
+    said = explain([model], bags, bags.split("test"), device)
     entries = [bags.entries[index] for index in said]
     if not entries:
         return _Trained(NO_TEST_SLIDE, {})
@@ -129,7 +111,7 @@ def _slide_colour(entries: Sequence[BagEntry], store: PatchStore, seed: int) -> 
     colours = {entry.bag_id: _bag_colour(entry, store, seed) for entry in (*train, *test)}
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit([colours[entry.bag_id] for entry in train], [entry.label for entry in train])
-    score = model.decision_function([colours[entry.bag_id] for entry in test])
+    score = model.predict_proba([colours[entry.bag_id] for entry in test])
     return Comparison("slide colour", _SLIDE_COLOUR_NOTE, auroc_estimate(*_truth(test, score), seed), NO_PATCH_SCORE)
 
 
@@ -156,7 +138,7 @@ def _patch_colour(
             _PatchColours.draw(store.slide(slide_id), entry.patient_id, instance_labels[slide_id], seed)
             for entry in entries
             for slide_id in entry.slides
-            if entry.split == split and entry.label == 1 and _has_both(instance_labels.get(slide_id))
+            if entry.split == split and _has_both(instance_labels.get(slide_id))
         ]
         for split in ("train", "test")
     }
@@ -192,7 +174,7 @@ def _has_both(labels: Int[np.ndarray, " instance"] | None) -> bool:
 
 
 def _truth(
-    entries: Sequence[BagEntry], scores: Float[np.ndarray, " slide"]
-) -> tuple[Int[np.ndarray, " slide"], Float[np.ndarray, " slide"], list[str]]:
+    entries: Sequence[BagEntry], scores: Float[np.ndarray, "slide class"]
+) -> tuple[Int[np.ndarray, " slide"], Float[np.ndarray, "slide class"], list[str]]:
     """Labels, scores and patients, as the metrics take them."""
     return np.array([entry.label for entry in entries]), scores, [entry.patient_id for entry in entries]

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from milcore import __version__, storage
 from milcore.config import (
-    PIXEL_ENCODERS,
+    ATTENTION_FORMATS,
     Config,
     EncodeConfig,
     ImportConfig,
@@ -27,6 +27,7 @@ from milcore.config import (
     TrainConfig,
     TuneConfig,
     parse_config,
+    sees_patches,
 )
 from milcore.errors import InputError, MILError
 from milcore.progress import figure, say, track
@@ -92,9 +93,9 @@ def launch_config(options: dict[str, Any]) -> LaunchConfig:
 def train_config(file: str | None, flags: dict[str, object]) -> TrainConfig:
     """Training settings: the file's where there is one, with what the command line names in their place."""
     values = _read_settings(file) if file is not None else {}
-    if flags.get("encoder") in PIXEL_ENCODERS:
+    if "encoder" in flags and sees_patches(str(flags["encoder"])):
         flags = {"features": None, **flags}
-    if flags.get("features") is not None and values.get("encoder") in PIXEL_ENCODERS:
+    if flags.get("features") is not None and "encoder" in values and sees_patches(str(values["encoder"])):
         flags = {"encoder": TrainConfig().encoder, **flags}
     return parse_config(TrainConfig, {**values, **flags})
 
@@ -280,11 +281,13 @@ def encode(
     """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are."""
     config, launch = parse_config(EncodeConfig, given(EncodeConfig, locals())), launch_config(locals())
     from milcore.cluster.launch import encode_with
+    from milcore.encoders.encode import named
 
+    config = named(config)
     encoded = encode_with(store, config, launch)
     patches = sum(slide.patches for slide in encoded)
-    summary = {"features": config.features_name, "slides": [s.slide_id for s in encoded], "patches": patches}
-    finish(summary, f"features/{config.features_name}: {len(encoded)} slides, {patches} patches", as_json)
+    summary = {"features": config.name, "slides": [s.slide_id for s in encoded], "patches": patches}
+    finish(summary, f"features/{config.name}: {len(encoded)} slides, {patches} patches", as_json)
 
 
 @app.command()
@@ -293,6 +296,7 @@ def train(
     run: Run,
     features: Features = None,
     encoder: TrainableEncoder = None,
+    train_blocks: Annotated[int | None, setting(TrainConfig, "train_blocks")] = None,
     augment: Annotated[bool | None, setting(TrainConfig, "augment")] = None,
     pooling: Annotated[str | None, setting(TrainConfig, "pooling")] = None,
     level: PoolingLevel = None,
@@ -356,6 +360,8 @@ def tune(
     learning_rate_max: Annotated[float | None, setting(TuneConfig, "learning_rate_max")] = None,
     trials: Annotated[int | None, setting(TuneConfig, "trials")] = None,
     tune_seed: Annotated[int | None, setting(TuneConfig, "tune_seed")] = None,
+    search: Annotated[list[str] | None, setting(TuneConfig, "search")] = None,
+    objective_folds: Annotated[int | None, setting(TuneConfig, "objective_folds")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     activation_mb: ActivationMemory = None,
@@ -364,35 +370,57 @@ def tune(
     splits: Splits = None,
     split_seed: SplitSeed = None,
     config: ConfigFile = None,
-    workers: Annotated[int, typer.Option(min=1, help="trials at a time, each a Ray worker")] = CPUS,
+    workers: Annotated[
+        int, typer.Option(min=0, help="trials at a time, each a Ray worker; 0: as many as the cluster has room for")
+    ] = 0,
     use_gpu: UseGpu = False,
     ray_address: RayAddress = LAUNCH.ray_address,
     cluster_profile: Profile = LAUNCH.cluster_profile,
     as_json: AsJson = False,
 ) -> None:
-    """Sweep pooling and learning rate on validation; ends with best.json and splits.parquet for milcore train."""
+    """Sweep pooling, learning rate and more on validation; ends with best.json and splits.parquet for milcore train."""
     sweep = parse_config(TuneConfig, sweep_settings(config, locals()))
     split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
     launch = launch_config(locals())
     from milcore.cluster.launch import tune_with
-    from milcore.sweep import prepare_sweep
+    from milcore.sweep import prepare_sweep, read_verdict
 
     prepare_sweep(store, out, sweep, split_config, splits)
     best = tune_with(out, launch)
-    summary = {"best": best.model_dump(mode="json"), "out": out}
-    finish(summary, f"best: {best.pooling}, learning rate {best.learning_rate:.2g}; {out}", as_json)
+    verdict = read_verdict(out)
+    summary = {"best": best.model_dump(mode="json"), "verdict": verdict._asdict(), "out": out}
+    finish(summary, f"{verdict.line}: {best.pooling}, learning rate {best.learning_rate:.2g}; {out}", as_json)
 
 
 @app.command()
 def evaluate(
     run: Run,
     baselines: Annotated[bool, typer.Option(help="also train and show what the model has to beat")] = True,
+    sweep: Annotated[str | None, typer.Option(help="sweep the run took its settings from; shows its trials")] = None,
+    attention: Annotated[str, typer.Option(help="forms of each test slide's attention, commas between")] = ",".join(
+        ATTENTION_FORMATS
+    ),
+    without_each: Annotated[
+        bool, typer.Option("--without-each", help="also tell what the model says without each patch; seconds a slide")
+    ] = False,
+    use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict, measure on the untouched test split, draw attention and write the report."""
+    """Predict, measure on the untouched test split, check and draw attention, and write the report."""
+    unknown = sorted(set(attention.split(",")) - set(ATTENTION_FORMATS))
+    if unknown:
+        raise InputError(f"--attention got {', '.join(unknown)}; allowed: {', '.join(ATTENTION_FORMATS)}")
+    forms = tuple(form for form in ATTENTION_FORMATS if form in attention.split(","))
     from milcore.evaluate import evaluate as evaluate_run
 
-    metrics = evaluate_run(run, baselines=baselines)
+    metrics = evaluate_run(
+        run,
+        baselines=baselines,
+        sweep_uri=sweep,
+        attention_formats=forms,
+        without_each=without_each,
+        use_gpu=use_gpu,
+    )
     figures = ", ".join(f"{name} {figure(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc"))
     line = f"test split: {figures}; report {metrics['report']}"
     finish(metrics, line, as_json)
@@ -403,18 +431,30 @@ def predict(
     run: Run,
     slides: Annotated[
         list[str],
-        typer.Argument(metavar="SLIDE... OUT", help="slides, then OUT: the folder for predictions and attention"),
+        typer.Argument(metavar="[SLIDE...] OUT", help="slides, then OUT: the folder for predictions and attention"),
     ],
+    manifest: Annotated[
+        str | None,
+        typer.Option(help="in place of SLIDE: CSV or Parquet with slide_id, uri; also patient_id, mpp"),
+    ] = None,
     mpp: Annotated[float | None, typer.Option(min=0.001, help="um/px of slides that carry none")] = None,
+    use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score new slides through the run's own ingestion and encoder settings."""
-    from milcore.predict import predict as predict_slides
+    """Score new slides through the run's own ingestion and encoder settings; the same OUT resumes."""
+    from milcore.predict import predict as predict_files
+    from milcore.predict import predict_manifest
 
     *slide_uris, out = slides
-    if not slide_uris:
-        raise InputError(f"predict got RUN {run!r} and {out!r} only; allowed: RUN SLIDE… OUT; name slides and a folder")
-    summary = predict_slides(run, slide_uris, out, mpp)
+    if bool(slide_uris) == (manifest is not None):
+        raise InputError(
+            f"predict got {len(slide_uris)} slides and manifest {manifest!r} beside RUN {run!r} and OUT {out!r}; "
+            "allowed: RUN SLIDE… OUT or RUN OUT --manifest FILE; name slides or a manifest"
+        )
+    if manifest is None:
+        summary = predict_files(run, slide_uris, out, mpp, use_gpu=use_gpu)
+    else:
+        summary = predict_manifest(run, manifest, out, mpp, use_gpu=use_gpu)
     for slide_id, reason in summary["quarantined"].items():
         say(f"quarantined {slide_id}: {reason}")
     finish(summary, f"{len(summary['ok'])} slides scored; {out}", as_json, code=0 if summary["ok"] else NONE_OK)

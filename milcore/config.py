@@ -4,9 +4,20 @@ A name here is the name everywhere: CLI flag, pipeline parameter, component argu
 Imports pydantic and the standard library only, so that compiling the pipeline needs neither torch nor ray.
 """
 
+import re
 from typing import Annotated, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from milcore.errors import InputError
 
@@ -22,15 +33,21 @@ PlaceInPatch = Literal["centre", "corner"]
 Precision = Literal["fp32", "fp64", "bf16"]
 ClassBalance = Literal["none", "weighted", "sampled"]
 Schedule = Literal["cosine", "constant"]
-FrozenEncoderName = Literal["efficientnet_lite0"]
+EncoderName = Literal[
+    "efficientnet_lite0", "resnet50", "phikon", "phikon-v2", "uni", "uni2-h", "virchow", "virchow2", "h-optimus-0",
+    "h-optimus-1", "h0-mini", "gigapath", "midnight", "conch",
+]  # fmt: skip
+EncoderKind = Literal["torchscript", "onnx", "timm", "hf"]
 TrainableEncoderName = Literal["linear", "mlp", "conv", "lenet5"]
 SplitName = Literal["train", "val", "test"]
+AttentionFormat = Literal["parquet", "png", "geojson", "ome-tiff", "zarr"]
 
 IMPORT_FORMATS: tuple[str, ...] = get_args(ImportFormat)
 FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "pt")
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
-PIXEL_ENCODERS: tuple[TrainableEncoderName, ...] = ("conv", "lenet5")
+ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
+FEATURE_ENCODERS: tuple[TrainableEncoderName, ...] = ("linear", "mlp")
 POOLINGS_OF_PROBABILITIES: tuple[PoolingName, ...] = ("noisy_or", "noisy_and")
 
 C = TypeVar("C", bound="Config")
@@ -42,6 +59,23 @@ class Config(BaseModel):
     """Base of all settings: frozen, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def check_encoder(encoder: str) -> str:
+    """A spec string whose first word is an encoder; the rest is checked when it is loaded (``encoders/spec.py``)."""
+    names, kinds = get_args(EncoderName), get_args(EncoderKind)
+    word = re.split(r"[@,:]", encoder, maxsplit=1)[0]
+    if word in names or (word in kinds and encoder.startswith(f"{word}:")):
+        return encoder
+    raise ValueError(
+        f"no such encoder; allowed: {', '.join(names)}, each with @URI for a copy of its weights, or "
+        f"{', '.join(f'{kind}:…' for kind in kinds)}"
+    )
+
+
+def sees_patches(encoder: str) -> bool:
+    """Whether a trained encoder takes patches; else features."""
+    return encoder not in FEATURE_ENCODERS
 
 
 def _check_level(pooling: PoolingName, level: Level) -> None:
@@ -113,16 +147,25 @@ class ImportConfig(Config):
 class EncodeConfig(Config):
     """How patches become frozen features."""
 
-    encoder: FrozenEncoderName = Field("efficientnet_lite0", description="the frozen encoder")
-    name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="features/<name> to write (none: the encoder's name)"
+    encoder: str = Field(
+        "efficientnet_lite0",
+        description=f"the frozen encoder: NAME[@URI of its weights] ({', '.join(get_args(EncoderName))}), "
+        "torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI; after it options such as "
+        ",precision=bf16,mpp=any (README)",
     )
-    patches_per_batch: PositiveInt = Field(64, description="patches in one forward pass of the encoder")
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="features/<name> to write (none: the encoder's name, with a URI and the digest of its weights)",
+    )
+    patches_per_batch: PositiveInt = Field(
+        64, description="patches in one forward pass of the encoder on a GPU; a CPU takes at most 16 on each core"
+    )
 
-    @property
-    def features_name(self) -> str:
-        """The name under which the features are stored."""
-        return self.name or self.encoder
+    @field_validator("encoder")
+    @classmethod
+    def _names_an_encoder(cls, encoder: str) -> str:
+        return check_encoder(encoder)
 
 
 class SplitConfig(Config):
@@ -157,11 +200,18 @@ class TrainConfig(Config):
     features: str | None = Field(
         "efficientnet_lite0", description="features/<name> of the store to train on (none: from patches)"
     )
-    encoder: TrainableEncoderName = Field(
-        "linear", description="trained with the model: linear and mlp on features, conv and lenet5 on patches"
+    encoder: str = Field(
+        "linear",
+        description="trained with the model: linear and mlp on features; on patches conv, lenet5, or what milcore "
+        "encode takes (but onnx), with its weights to begin with",
+    )
+    train_blocks: NonNegativeInt | None = Field(
+        None, description="last blocks that learn of an encoder with weights of its own (none: all)"
     )
     augment: bool = Field(
-        False, description="flip, turn and re-stain (H&E) the patches of every training pass; for encoder conv"
+        False,
+        description="flip, turn and re-stain (H&E) the patches of every training pass; for encoder conv, or one with "
+        "weights of its own",
     )
     pooling: PoolingName = Field("gated_attention", description="how instances become a bag")
     level: Level = Field("embedding", description="pool instance probabilities or instance embeddings")
@@ -204,14 +254,26 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _has_one_source_of_instances(self) -> Self:
-        if (self.features is None) != (self.encoder in PIXEL_ENCODERS):
+        if (self.features is None) != sees_patches(self.encoder):
             raise ValueError(
-                f"got features={self.features!r} and encoder={self.encoder!r}; allowed: {' or '.join(PIXEL_ENCODERS)} "
-                "without features (they see patches), any other encoder with features"
+                f"got features={self.features!r} and encoder={self.encoder!r}; allowed: linear or mlp with "
+                "features, any other encoder, such as conv or lenet5, without features (it sees patches)"
             )
-        if self.augment and self.encoder != "conv":
-            raise ValueError(f"augment with encoder {self.encoder}; allowed: encoder conv; it changes H&E patches")
+        if self.augment and self.encoder in (*FEATURE_ENCODERS, "lenet5"):
+            raise ValueError(f"augment with encoder {self.encoder}; allowed: conv, or one with weights of its own")
+        if self.train_blocks is not None and self.encoder in get_args(TrainableEncoderName):
+            raise ValueError(f"train_blocks with encoder {self.encoder}; allowed: an encoder with weights of its own")
         return self
+
+    @field_validator("encoder")
+    @classmethod
+    def _names_an_encoder(cls, encoder: str) -> str:
+        if encoder in get_args(TrainableEncoderName):
+            return encoder
+        try:
+            return check_encoder(encoder)
+        except ValueError as error:
+            raise ValueError(f"{error}; or trained from nothing: {', '.join(get_args(TrainableEncoderName))}") from None
 
     @model_validator(mode="after")
     def _warms_up_within_its_epochs(self) -> Self:
@@ -228,7 +290,7 @@ class TrainConfig(Config):
 
 
 class TuneConfig(Config):
-    """A sweep over pooling and learning rate around one TrainConfig."""
+    """A sweep over pooling, learning rate and any other training setting around one TrainConfig."""
 
     poolings: tuple[PoolingName, ...] = Field(
         ("max", "mean", "attention", "gated_attention"), min_length=1, description="poolings to try"
@@ -236,8 +298,25 @@ class TuneConfig(Config):
     learning_rate_min: PositiveFloat = Field(5e-5, description="lower end of the log-uniform learning-rate range")
     learning_rate_max: PositiveFloat = Field(1e-3, description="upper end of the log-uniform learning-rate range")
     trials: PositiveInt = Field(8, description="trials in all, dealt to the poolings in turn")
-    tune_seed: Seed = Field(0, description="seed of the drawn learning rates")
+    tune_seed: Seed = Field(0, description="seed of what is drawn")
+    search: tuple[str, ...] = Field(
+        (),
+        description="other training settings to draw, each NAME=A,B,C (one of) or NAME=LOW..HIGH (uniform, with :log "
+        "log-uniform)",
+    )
+    objective_folds: int = Field(
+        0,
+        ge=0,
+        description="score a trial by its mean over so many folds of the patients outside the test split (0: by the "
+        "validation split)",
+    )
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _has_no_fold_or_several(self) -> Self:
+        if self.objective_folds == 1:
+            raise ValueError("objective_folds 1 leaves nothing to train on; allowed: 0 or at least 2")
+        return self
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> Self:

@@ -1,12 +1,13 @@
 """Evaluates a finished run: predictions, metrics on the untouched test split, attention, report and model card.
 
-Everything chosen was chosen on validation: the epoch by training, the threshold here. The test split is measured once,
-and nothing that follows depends on its labels.
+Everything chosen was chosen on validation: the epoch by training, threshold and temperature here. The test split is
+measured once, and nothing that follows depends on its labels.
 """
 
 import math
-import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,74 +15,71 @@ import pyarrow as pa
 import torch
 from shapely.geometry.base import BaseGeometry
 
-from milcore import __version__, storage
+from milcore import storage
 from milcore.annotations import instance_labels, load_annotation
 from milcore.artifacts import Finding, slide_view, write_attention
-from milcore.attention import Localisation
-from milcore.bags import BagEntry, Bags
-from milcore.baselines import FLAT, InstanceLabels, compare, localisation_estimate, localise_test
-from milcore.config import SPLIT_NAMES, RunSpec
-from milcore.errors import StoreError
-from milcore.explain import Explained, attention_by_slide, explain
-from milcore.metrics import (
-    Comparison,
-    Estimate,
-    Threshold,
-    choose_threshold,
-    confusion,
-    estimates,
-    reliability,
-    roc_curve,
+from milcore.baselines import compare
+from milcore.config import ATTENTION_FORMATS, SPLIT_NAMES, AttentionFormat, RunSpec
+from milcore.explain import attention_by_slide, instance_values
+from milcore.flipping import Flipping, flip
+from milcore.leave_one_out import leave_one_out
+from milcore.measured import (
+    FLAT,
+    Checked,
+    Evaluated,
+    InstanceLabels,
+    Measured,
+    Rule,
+    attention_warnings,
+    choose_rule,
+    flipping_estimate,
+    localisation_estimate,
+    localise_test,
+    measure,
+    own_figures,
+    roc_of,
 )
+from milcore.metrics import Comparison, Estimate, confusion
+from milcore.opened_run import OpenedRun, open_run
 from milcore.progress import say, track
-from milcore.report import ReportData, SlideView, SplitCount, model_card, render
-from milcore.run import HISTORY, instance_digest, load_bags, load_model, read_splits
-from milcore.splits import splits_digest
-from milcore.store import PatchStore
+from milcore.report import Picture, SlideView, model_card, render
+from milcore.report_data import report_data
+from milcore.store import SlideGroup
 from milcore.sweep import TRIALS
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
 ATTENTION = "attention"
+INDEX = "index.json"
 REPORT = "report.html"
 MODEL_CARD = "MODEL_CARD.md"
-RELIABILITY_BINS = 5
+READING_THREADS = 16
 
 
-class _Run(NamedTuple):
-    """A finished run, its bags, and what its model says of every one of them."""
+class Forms(NamedTuple):
+    """How attention is written: the files, and the further columns of a bag's instances for the class it is called."""
 
-    uri: str
-    spec: RunSpec
-    store: PatchStore
-    bags: Bags
-    said: dict[int, Explained]
-
-    def part(self, split: str) -> tuple[list[BagEntry], np.ndarray, np.ndarray]:
-        """Entries, labels and probabilities of a split."""
-        indices = self.bags.split(split)
-        entries = [self.bags.entries[index] for index in indices]
-        labels = np.array([entry.label for entry in entries], dtype=np.int64)
-        return entries, labels, np.array([self.said[index].probability for index in indices], dtype=np.float64)
+    formats: Sequence[AttentionFormat]
+    columns: Callable[[OpenedRun, int, int], dict[str, np.ndarray]]
 
 
-class _Measured(NamedTuple):
-    """The test split in numbers."""
-
-    threshold: Threshold
-    estimates: dict[str, Estimate]
-    localisation: Localisation
-
-
-def evaluate(
-    run_uri: str, *, baselines: bool = True, sweep_uri: str | None = None, use_gpu: bool = False
+def evaluate(  # noqa: PLR0913 - one keyword per option of the command
+    run_uri: str,
+    *,
+    baselines: bool = True,
+    sweep_uri: str | None = None,
+    attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
+    without_each: bool = False,
+    use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
 
     Args:
-        run_uri: a finished run.
+        run_uri: a finished run, of one model or of folds (whose mean probability is taken).
         baselines: also train and show the rows the model has to beat.
         sweep_uri: the sweep whose best config this run took; its trials are shown.
+        attention_formats: the forms of each test slide's attention.
+        without_each: also tell for each instance of them what the model says without it; seconds a slide.
         use_gpu: compute on a CUDA device.
 
     Returns:
@@ -93,191 +91,224 @@ def evaluate(
         StoreError: the store or the splits are not those the run was trained on.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
-    run = _open_run(storage.absolute(run_uri), device)
+    trials = None if sweep_uri is None else storage.read_table(storage.join(sweep_uri, TRIALS))
+    run = open_run(storage.absolute(run_uri), device)
+    rule = choose_rule(run.part("val"))
     storage.write_table(storage.join(run.uri, PREDICTIONS), _predictions(run))
-    regions = _regions(run)
-    labels = _instance_labels(run, regions)
-    measured = _measure(run, labels)
+    groups = _groups(run)
+    regions = _regions(run, groups)
+    labels = _instance_labels(groups, regions)
+    measured = measure(run.part("test"), rule, run.spec.train.seed)
+    checked = _check_attention(run, rule, labels, measured)
     rows = [_own_row(run.spec, measured)]
     if baselines:
         say("comparing with simple models")
         rows += compare(run.spec.train, run.bags, run.store, labels, device)
-    data = _report_data(run, measured, rows, _slide_views(run, regions, measured), _trials(sweep_uri))
+    columns = partial(instance_columns, without_each=without_each)
+    views = tuple(_slide_views(run, rule, regions, checked, Forms(attention_formats, columns)))
+    found = Evaluated(run, rule, measured, checked, rows)
+    summary = _summary(found)
+    data = report_data(found, views, trials)
     storage.write_bytes(storage.join(run.uri, MODEL_CARD), model_card(data).encode())
     storage.write_bytes(storage.join(run.uri, REPORT), render(data).encode())
-    summary = _summary(run, measured, rows)
     storage.write_json(storage.join(run.uri, METRICS), summary)
+    for warning in checked.warnings:
+        say(f"warning: {warning}")
     return summary
 
 
-def _open_run(run_uri: str, device: torch.device) -> _Run:
-    """Read a run, make sure that it stands on what it was trained on, and run its model over all bags."""
-    spec, model = load_model(run_uri)
-    splits = read_splits(run_uri)
-    store = PatchStore(spec.store_uri)
-    if splits_digest(splits) != spec.splits_digest:
-        raise StoreError(f"the splits of {run_uri} are not those it was trained with; train again in another folder")
-    if instance_digest(store, spec.train, splits["slide_id"].to_pylist()) != spec.instance_digest:
-        raise StoreError(
-            f"the instances in {spec.store_uri} have changed since {run_uri} was trained; train again in another folder"
-        )
-    bags = load_bags(spec.store_uri, spec.train, splits)
-    return _Run(run_uri, spec, store, bags, explain(model, bags, range(len(bags)), device))
+def download_overlays(run_uri: str, folder: str) -> None:
+    """Copy the index of a run's attention and the pictures to a local folder; the other forms stay at their URI."""
+    uri = storage.join(run_uri, ATTENTION)
+    for name in storage.names(uri):
+        if name == INDEX or name.endswith(".png"):
+            storage.download(storage.join(uri, name), f"{folder}/{name}")
 
 
-def _predictions(run: _Run) -> pa.Table:
+def _predictions(run: OpenedRun) -> pa.Table:
     entries = run.bags.entries
-    return pa.table(
-        {
-            "slide_id": pa.array([";".join(entry.slides) for entry in entries], pa.string()),
-            "patient_id": pa.array([entry.patient_id for entry in entries], pa.string()),
-            "label": pa.array([entry.label for entry in entries], pa.int64()),
-            "split": pa.array([entry.split for entry in entries], pa.string()),
-            "fold": pa.array([0] * len(entries), pa.int32()),
-            "probability": pa.array([run.said[index].probability for index in range(len(entries))], pa.float64()),
-        }
-    )
+    said = np.array([run.said[index].probability for index in range(len(entries))])
+    columns = {
+        "slide_id": pa.array([";".join(entry.slides) for entry in entries], pa.string()),
+        "patient_id": pa.array([entry.patient_id for entry in entries], pa.string()),
+        "label": pa.array([entry.label for entry in entries], pa.int64()),
+        "split": pa.array([entry.split for entry in entries], pa.string()),
+        "fold": pa.array([run.fold(index) for index in range(len(entries))], pa.int32()),
+    }
+    if len(run.spec.classes) == 2:
+        return pa.table(columns | {"probability": pa.array(said[:, 1], pa.float64())})
+    of_class = {f"probability_{name}": pa.array(said[:, k], pa.float64()) for k, name in enumerate(run.spec.classes)}
+    return pa.table(columns | of_class)
 
 
-def _regions(run: _Run) -> dict[str, BaseGeometry]:
-    """Annotated regions of the positive slides that were trained or tested on."""
+def _groups(run: OpenedRun) -> dict[str, SlideGroup]:
+    """The slides that may hold positive instances, of training and test; their attributes are read at the same time."""
+    classes = len(run.spec.classes)
+    entries = [entry for entry in run.bags.entries if entry.label == 1 or classes > 2]
+    names = [slide_id for entry in entries for slide_id in entry.slides]
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        return dict(zip(names, pool.map(run.store.slide, names), strict=True))
+
+
+def _regions(run: OpenedRun, groups: dict[str, SlideGroup]) -> dict[str, BaseGeometry]:
+    """Annotated regions of these slides."""
     manifest = run.store.manifest()
-    slides = [manifest.slide(slide_id) for slide_id in _positive_slides(run)]
-    return {s.slide_id: load_annotation(s.annotation, s.slide_id) for s in slides if s.annotation is not None}
+    annotated = [slide for slide in map(manifest.slide, groups) if slide.annotation is not None]
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        found = pool.map(lambda slide: load_annotation(str(slide.annotation), slide.slide_id), annotated)
+        return dict(zip([slide.slide_id for slide in annotated], found, strict=True))
 
 
-def _positive_slides(run: _Run) -> list[str]:
-    entries = [entry for entry in run.bags.entries if entry.label == 1 and entry.split in {"train", "test"}]
-    return [slide_id for entry in entries for slide_id in entry.slides]
-
-
-def _instance_labels(run: _Run, regions: dict[str, BaseGeometry]) -> InstanceLabels:
+def _instance_labels(groups: dict[str, SlideGroup], regions: dict[str, BaseGeometry]) -> InstanceLabels:
     """By annotation where there is one and patches have places, else those that were imported, where they were."""
-    labels: InstanceLabels = {}
-    for slide in map(run.store.slide, _positive_slides(run)):
+
+    def read(slide: SlideGroup) -> np.ndarray | None:
         if slide.slide_id in regions and slide.has_coords:
-            labels[slide.slide_id] = instance_labels(slide.coords, slide.size_level0, regions[slide.slide_id])
-        elif slide.instance_labels is not None:
-            labels[slide.slide_id] = slide.instance_labels.astype(np.int64)
-    return labels
+            return instance_labels(slide.coords, slide.size_level0, regions[slide.slide_id])
+        return None if slide.instance_labels is None else slide.instance_labels.astype(np.int64)
+
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        found = zip(groups, pool.map(read, groups.values()), strict=True)
+        return {slide_id: labels for slide_id, labels in found if labels is not None}
 
 
-def _measure(run: _Run, labels: InstanceLabels) -> _Measured:
-    """Choose the threshold on validation, then read the test split."""
-    _, val_labels, val_probability = run.part("val")
-    threshold = choose_threshold(val_labels, val_probability)
-    entries, truth, probability = run.part("test")
-    seed = run.spec.train.seed
-    values = estimates(truth, probability, [entry.patient_id for entry in entries], threshold.value, seed)
-    found = localise_test(attention_by_slide(run.bags, run.said), entries, labels)
-    flat = run.spec.train.pooling == "mean"
-    values["localisation_auroc"] = FLAT if flat else localisation_estimate(found, entries, seed)
-    return _Measured(threshold, values, found)
+def _check_attention(run: OpenedRun, rule: Rule, labels: InstanceLabels, measured: Measured) -> Checked:
+    """Measure attention against instance labels and against the model itself; adds to ``measured.overall``."""
+    seed, classes = run.spec.train.seed, len(run.spec.classes)
+    entries = run.part("test").entries
+    found = localise_test(attention_by_slide(run.bags, run.said), entries, labels, classes)
+    if run.spec.train.pooling == "mean":
+        measured.overall.update(localisation_auroc=FLAT, localisation_ap=FLAT, flipping_area=FLAT)
+        return Checked(found, {}, ())
+    flipped = dict(_flipped(run, rule))
+    measured.overall["localisation_auroc"] = localisation_estimate(found.bags, entries, seed)
+    measured.overall["localisation_ap"] = localisation_estimate(found.precision, entries, seed)
+    measured.overall["flipping_area"] = flipping_estimate(flipped, entries, seed)
+    said = [run.said[index] for index in run.bags.split("test")]
+    warnings = attention_warnings(said, measured.overall["localisation_auroc"], measured.overall["flipping_area"])
+    return Checked(found, flipped, tuple(warnings))
 
 
-def _own_row(spec: RunSpec, measured: _Measured) -> Comparison:
+def _flipped(run: OpenedRun, rule: Rule) -> Iterator[tuple[str, Flipping]]:
+    """The curves of every test bag that is called positive, or anything of more than two classes."""
+    called = _called(run, rule)
+    indices = [index for index, label in called.items() if label or len(run.spec.classes) > 2]
+    for index in track(indices, "flipping patches", len(indices)):
+        attention = run.said[index].attention
+        its = flip(run.models, run.bags[index], attention, called[index], run.spec.train.seed)
+        yield run.bags.entries[index].bag_id, its
+
+
+def _called(run: OpenedRun, rule: Rule) -> dict[int, int]:
+    """The class called for each test bag, by its index."""
+    calls = rule.call(run.part("test").probability)
+    return {index: int(label) for index, label in zip(run.bags.split("test"), calls, strict=True)}
+
+
+def _own_row(spec: RunSpec, measured: Measured) -> Comparison:
     source = spec.train.features or f"{spec.train.encoder}, trained end to end"
     name = f"{spec.train.pooling.replace('_', ' ')} pooling, {spec.train.level} level"
-    values = measured.estimates
-    return Comparison(name, f"this run, on {source}", values["auroc"], values["localisation_auroc"])
+    values = measured.overall
+    models = f"mean of {spec.folds} folds, " if spec.folds else ""
+    return Comparison(name, f"this run, {models}on {source}", values["auroc"], values["localisation_auroc"])
 
 
-def _slide_views(run: _Run, regions: dict[str, BaseGeometry], measured: _Measured) -> tuple[SlideView, ...]:
-    """Write the attention of every test slide and collect what the report shows of it."""
+def _slide_views(
+    run: OpenedRun,
+    rule: Rule,
+    regions: dict[str, BaseGeometry],
+    checked: Checked,
+    forms: Forms,
+) -> Iterator[SlideView]:
+    """Write the attention of every test slide, and an index of it, and collect what the report shows."""
     folder = storage.join(run.uri, ATTENTION)
-    indices = run.bags.split("test")
-    views = []
-    for index in track(indices, "attention", len(indices)):
-        entry, explained = run.bags.entries[index], run.said[index]
-        for slide_id, attention in entry.by_slide(explained.attention).items():
+    called = _called(run, rule)
+    picture = Picture.for_slides(sum(len(run.bags.entries[index].slides) for index in called))
+    index_rows = []
+    for index in track(list(called), "attention", len(called)):
+        entry, said = run.bags.entries[index], run.said[index]
+        behind = forms.columns(run, index, called[index])
+        parts = {name: entry.by_slide(values) for name, values in behind.items()}
+        for slide_id, weight in entry.by_slide(said.attention).items():
             slide = run.store.slide(slide_id)
-            table = write_attention(folder, slide, attention)
-            area = measured.localisation.bags.get(slide_id)
-            here = Explained(explained.probability, attention)
-            finding = Finding(entry.patient_id, entry.label, here, regions.get(slide_id), area)
-            views.append(slide_view(slide, finding, table))
-    return tuple(views)
+            more = {name: values[slide_id] for name, values in parts.items()}
+            table = write_attention(folder, slide, weight, forms.formats, more)
+            finding = Finding(
+                patient_id=entry.patient_id,
+                label=entry.label,
+                called=called[index],
+                probabilities=tuple(said.probability.tolist()),
+                spread=float(said.spread[called[index]]) if run.spec.folds else None,
+                attention=weight,
+                region=regions.get(slide_id) if entry.label or len(run.spec.classes) > 2 else None,
+                localisation=checked.localisation.bags.get(slide_id),
+            )
+            view = slide_view(slide, finding, table, picture)
+            row = {"slide_id": slide_id, "bag": entry.bag_id, "called": run.spec.classes[called[index]]}
+            index_rows.append(row | {"probabilities": finding.probabilities, "entropy": or_none(view.entropy)})
+            yield view
+    storage.write_json(storage.join(folder, INDEX), index_rows)
 
 
-def _trials(sweep_uri: str | None) -> pa.Table | None:
-    return None if sweep_uri is None else storage.read_table(storage.join(sweep_uri, TRIALS))
+def instance_columns(run: OpenedRun, index: int, label: int, *, without_each: bool) -> dict[str, np.ndarray]:
+    """What lies behind a bag's attention, for the class it is called: scores, probabilities, leave-one-out.
+
+    ``leave_one_out`` is the log-odds of that class with all instances less those without this one.
+    """
+    score, probability = instance_values(run.models, run.bags[index], label)
+    columns = {"score": score, "instance_probability": probability}
+    if without_each:
+        columns["leave_one_out"] = left_out(run, index, label)
+    return {name: values for name, values in columns.items() if values is not None}
 
 
-def _report_data(
-    run: _Run,
-    measured: _Measured,
-    rows: Sequence[Comparison],
-    views: tuple[SlideView, ...],
-    trials: pa.Table | None,
-) -> ReportData:
-    _, truth, probability = run.part("test")
-    return ReportData(
-        title=run.uri.rsplit("/", 1)[-1],
-        classes=run.spec.classes,
-        counts=tuple(_count(run, split) for split in SPLIT_NAMES if run.bags.split(split)),
-        metrics=measured.estimates,
-        threshold=measured.threshold,
-        localised=len(measured.localisation.bags),
-        not_localised=measured.localisation.left_out,
-        comparison=tuple(rows),
-        roc=list(zip(*roc_curve(truth, probability)[:2], strict=True)),
-        confusion=confusion(truth, probability, measured.threshold.value),
-        reliability=reliability(truth, probability, RELIABILITY_BINS),
-        history=storage.read_table(storage.join(run.uri, HISTORY)),
-        trials=trials,
-        slides=views,
-        quarantined=run.store.quarantined(),
-        provenance=_provenance(run),
-        config=run.spec.model_dump_json(indent=2),
-    )
+def left_out(run: OpenedRun, index: int, label: int) -> np.ndarray:
+    """Change of the log-odds by each instance, the mean over the run's models; NaN for the only one of a bag."""
+    found = []
+    for model in run.models:
+        without = leave_one_out(model, run.bags[index]).double().cpu()
+        whole = model.explain(next(run.bags.batches([[index]]))).log_prob.double().cpu()
+        found.append((_log_odds(whole, label) - _log_odds(without, label)).numpy())
+    change: np.ndarray = np.mean(found, axis=0)
+    return change
 
 
-def _count(run: _Run, split: str) -> SplitCount:
-    entries, labels, _ = run.part(split)
-    positive = int(labels.sum())
-    return SplitCount(split, len({entry.patient_id for entry in entries}), len(entries) - positive, positive)
+def _log_odds(log_prob: torch.Tensor, label: int) -> torch.Tensor:
+    others = [k for k in range(log_prob.shape[1]) if k != label]
+    return log_prob[:, label] - torch.logsumexp(log_prob[:, others], dim=1)
 
 
-def _provenance(run: _Run) -> dict[str, str]:
-    first = run.store.slide(run.bags.entries[0].slides[0])
-    features, encoder = run.spec.train.features, run.spec.train.encoder
-    patch_mpp = first.attrs.get("mpp", {}).get("patch")
-    patches = f"{first.patch_size or 'unknown'} px" + ("" if patch_mpp is None else f" at {patch_mpp:g} µm/px")
-    made = {} if features is None else first.feature_attrs(features)
+def _summary(found: Evaluated) -> dict[str, Any]:
+    run, rule, measured, checked, rows = found
+    test = run.part("test")
+    classes = run.spec.classes
+    delong = measured.auroc_delong
     return {
-        "Run": run.uri,
-        "Store": run.spec.store_uri,
-        "Patches": patches if first.imported is None else f"{patches}, imported as {first.imported['format']}",
-        "Instances": f"{sum(run.bags.lengths)} in {len(run.bags)} slides",
-        "Instances, sha256": run.spec.instance_digest,
-        "Splits, sha256": run.spec.splits_digest,
-        "Encoder": "not ours: features were imported" if "imported" in made else str(made.get("encoder", encoder)),
-        **({"Encoder weights, sha256": str(made["weights_digest"])} if "weights_digest" in made else {}),
-        "Trained with": f"milcore {run.spec.milcore_version}",
-        "Evaluated with": f"milcore {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-    }
-
-
-def _summary(run: _Run, measured: _Measured, rows: Sequence[Comparison]) -> dict[str, Any]:
-    values = measured.estimates
-    _, truth, probability = run.part("test")
-    return {
-        **{name: _or_none(its.value) for name, its in values.items()},
-        "intervals": {name: [its.low, its.high] for name, its in values.items() if not math.isnan(its.low)},
-        "reasons": {name: its.reason for name, its in values.items() if its.reason is not None},
-        "threshold": measured.threshold.value,
-        "threshold_origin": measured.threshold.origin,
-        "confusion": confusion(truth, probability, measured.threshold.value),
-        "roc": roc_curve(truth, probability)._asdict(),
-        "classes": list(run.spec.classes),
-        "slides": {split: sum(len(entry.slides) for entry in run.part(split)[0]) for split in SPLIT_NAMES},
-        "localised": len(measured.localisation.bags),
-        "not_localised": measured.localisation.left_out,
+        **_figures(measured.overall),
+        **{f"{name}_calibrated": or_none(its.value) for name, its in measured.calibrated.items()},
+        **{name: or_none(value) for name, value in own_figures(run).items()},
+        "auroc_delong": None if math.isnan(delong.low) else [delong.low, delong.high],
+        "per_class": {name: _figures(its) for name, its in zip(classes, measured.of_class, strict=False)},
+        "patients": _figures(measured.of_patients),
+        "warnings": list(checked.warnings),
+        "threshold": None if rule.threshold is None else rule.threshold.value,
+        "threshold_origin": "the likeliest class is called" if rule.threshold is None else rule.threshold.origin,
+        "temperature": rule.temperature.value,
+        "temperature_origin": rule.temperature.origin,
+        "confusion": confusion(test.labels, rule.call(test.probability), len(classes)),
+        "roc": roc_of(test)._asdict(),
+        "classes": list(classes),
+        "folds": run.spec.folds,
+        "bag": run.spec.train.bag,
+        "slides": {split: sum(len(entry.slides) for entry in run.part(split).entries) for split in SPLIT_NAMES},
+        "localised": len(checked.localisation.bags),
+        "not_localised": checked.localisation.left_out,
+        "flipped": len(checked.flipped),
         "comparison": [
             {
                 "name": row.name,
-                "auroc": _or_none(row.auroc.value),
-                "localisation_auroc": _or_none(row.localisation_auroc.value),
+                "auroc": or_none(row.auroc.value),
+                "localisation_auroc": or_none(row.localisation_auroc.value),
             }
             for row in rows
         ],
@@ -286,6 +317,17 @@ def _summary(run: _Run, measured: _Measured, rows: Sequence[Comparison]) -> dict
     }
 
 
-def _or_none(value: float) -> float | None:
+def _figures(values: dict[str, Estimate]) -> dict[str, Any]:
+    """Values, intervals and reasons; nothing where there is no value at all."""
+    if not values:
+        return {}
+    return {
+        **{name: or_none(its.value) for name, its in values.items()},
+        "intervals": {name: [its.low, its.high] for name, its in values.items() if not math.isnan(its.low)},
+        "reasons": {name: its.reason for name, its in values.items() if its.reason is not None},
+    }
+
+
+def or_none(value: float) -> float | None:
     """JSON has no NaN."""
     return None if math.isnan(value) else value

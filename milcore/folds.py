@@ -15,16 +15,17 @@ import torch
 
 from milcore import storage
 from milcore.config import RunSpec
+from milcore.event_file import RunWatch
 from milcore.explain import explain
 from milcore.metrics import auroc, auroc_estimate
-from milcore.progress import EpochLines, figure, say
+from milcore.progress import figure, say
 from milcore.run import (
     CHECKPOINTS,
     HISTORY,
     OUT_OF_FOLD,
     fold_folder,
     load_bags,
-    load_model,
+    load_models,
     read_spec,
     read_splits,
     train_run,
@@ -57,11 +58,11 @@ def train_folds(run_uri: str, device: str, fan_out: FanOut = map) -> dict[str, A
 def train_fold(run_uri: str, device: str, fold: int) -> int:
     """Train a fold and write what it says of the slides it left out; returns the fold."""
     folder, where = fold_folder(run_uri, fold), torch.device(device)
-    lines = EpochLines(read_spec(folder).train.epochs, f"fold {fold}, ")
-    train_run(folder, LocalContext(storage.join(folder, CHECKPOINTS), where, lines))
-    spec, model = load_model(folder)
+    watch = RunWatch(folder, read_spec(folder).train.epochs, f"fold {fold}, ")
+    train_run(folder, LocalContext(storage.join(folder, CHECKPOINTS), where, watch))
+    spec, models = load_models(folder)
     bags = load_bags(spec.store_uri, spec.train, read_splits(folder))
-    said = explain(model, bags, bags.split("test"), where)
+    said = explain(models, bags, bags.split("test"), where)
     entries = [bags.entries[index] for index in said]
     table = pa.table(
         {
@@ -70,7 +71,7 @@ def train_fold(run_uri: str, device: str, fold: int) -> int:
             "label": pa.array([entry.label for entry in entries], pa.int64()),
             "split": pa.array(["val"] * len(entries), pa.string()),
             "fold": pa.array([fold] * len(entries), pa.int32()),
-            "probability": pa.array([its.probability for its in said.values()], pa.float64()),
+            "probability": pa.array([its.probability[1] for its in said.values()], pa.float64()),
         }
     )
     storage.write_table(storage.join(folder, PREDICTIONS), table)
@@ -98,7 +99,9 @@ def summarise(said: pa.Table, spec: RunSpec) -> dict[str, Any]:
     labels, probability, fold = (said[name].to_numpy() for name in ("label", "probability", "fold"))
     if len(spec.classes) > 2:
         return {"folds": spec.folds, "slides": len(said), "auroc": None, "interval": None, "fold_auroc": None}
-    pooled = auroc_estimate(labels, probability, said["patient_id"].to_pylist(), spec.train.seed)
+    pooled = auroc_estimate(
+        labels, np.stack([1 - probability, probability], axis=1), said["patient_id"].to_pylist(), spec.train.seed
+    )
     of_folds = [auroc(labels[fold == k], probability[fold == k]) for k in range(spec.folds)]
     return {
         "folds": spec.folds,

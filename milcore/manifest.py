@@ -107,12 +107,15 @@ def read_manifest(uri: str, positive: str | None = None, required: tuple[str, ..
     Args:
         uri: where it lies; relative ``uri`` and ``annotation`` cells are relative to its folder.
         positive: the class that gets index 1 of two; default: the later by name.
-        required: columns that must be there and filled; an import asks for no ``uri``.
+        required: columns that must be there and filled; an import asks for no ``uri``. Where it is not asked for,
+            ``label`` is not read either, and every slide has 0.
 
     Raises:
         InputError: the file cannot be read, or the list of every bad row with its line number.
     """
     rows = _parquet_rows(uri, required) if uri.endswith(".parquet") else _csv_rows(uri, required)
+    if "label" not in required:
+        rows = [row._replace(cells={**row.cells, "label": "0"}) for row in rows]
     return _checked(uri, rows, positive, required)
 
 

@@ -1,10 +1,13 @@
 """Metrics of bag predictions with patient-level bootstrap intervals. No torch, no I/O.
 
+Two classes are measured on the probability of the positive one. With more, each class is measured against the rest, and
+the whole by the means over the classes ("macro").
+
 Point values come from scikit-learn. Intervals come from the same definitions written for a matrix of slide weights, so
 that all resamples are one array expression. The unit that is drawn is the patient: two slides of one patient are not
 independent. A metric that a split cannot define (one class only) is NaN and says why; it is never 0 or 1 by convention.
 
-Axis words: slide, patient, resample, bin.
+Axis words: slide, patient, resample, class, group (slides of one score).
 """
 
 import math
@@ -15,8 +18,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn import metrics as sk
 
+from milcore.calibration import calibration_error
+
 RESAMPLES = 2000
+BAND_POINTS = 101
 ONE_CLASS = "the split holds one class only"
+NO_CLASS = "the split holds no slide of this class, or only such"
+NO_SLIDE = "the split holds no slide"
+PER_CLASS = ("auroc", "auprc", "sensitivity", "specificity", "f1")
+MACRO = {"auroc": "auroc", "auprc": "auprc", "balanced_accuracy": "sensitivity", "f1": "f1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ def estimates(
     threshold: float,
     seed: int,
 ) -> dict[str, Estimate]:
-    """Every slide-level metric of a split with its 95 % interval from resampled patients.
+    """Every slide-level metric of a split of two classes with its 95 % interval from resampled patients.
 
     Args:
         labels: 0 or 1.
@@ -79,19 +89,97 @@ def estimates(
         threshold: a slide is called positive from here on; chosen on another split.
         seed: of the resampling.
     """
-    values = point_values(labels, probability, threshold)
+    called = probability >= threshold
+    values = point_values(labels, probability, called)
     if not len(labels):
-        return {name: Estimate(math.nan, reason="the split holds no slide") for name in values}
-    weights = patient_weights(patients, RESAMPLES, seed)
-    spread = weighted_values(weights, labels, probability, threshold)
+        return {name: Estimate(math.nan, reason=NO_SLIDE) for name in values}
+    spread = weighted_values(patient_weights(patients, RESAMPLES, seed), labels, probability, called)
     return {name: estimate(values[name], spread[name]) for name in values}
 
 
-def estimate(value: float, resampled: Float[np.ndarray, " resample"]) -> Estimate:
-    """The value with the 2.5th and 97.5th percentile of its resamples; resamples where it is undefined are left out."""
+class ClassEstimates(NamedTuple):
+    """Metrics of more than two classes: of each against the rest, and their means with those of all."""
+
+    overall: dict[str, Estimate]
+    of_class: tuple[dict[str, Estimate], ...]
+
+
+def class_estimates(
+    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, "slide class"], patients: list[str], seed: int
+) -> ClassEstimates:
+    """Every slide-level metric of a split, the likeliest class being called.
+
+    ``auroc``, ``auprc``, ``balanced_accuracy`` (the mean sensitivity) and ``f1`` are means over the classes that the
+    split, or the resample, holds. Brier score: ``mean sum_c (p_c - y_c)^2``; ECE: of the called class's probability.
+
+    Args:
+        labels: class of each slide.
+        probability: of every class.
+        patients: the patient of each slide.
+        seed: of the resampling.
+    """
+    called = probability.argmax(axis=1)
+    weights = patient_weights(patients, RESAMPLES, seed) if len(labels) else np.zeros((0, 0))
+    one = np.ones((1, len(labels)))
+    points, spreads = (
+        [
+            weighted_values(rows, (labels == c).astype(np.int64), probability[:, c], called == c)
+            for c in _classes(probability)
+        ]
+        for rows in (one, weights)
+    )
+    reason = None if len(labels) else NO_SLIDE
+    of_class = tuple(
+        {name: estimate(float(point[name][0]), spread[name], reason or NO_CLASS) for name in PER_CLASS}
+        for point, spread in zip(points, spreads, strict=True)
+    )
+    macro = {
+        name: estimate(float(_mean(points, part)[0]), _mean(spreads, part), reason) for name, part in MACRO.items()
+    }
+    return ClassEstimates(macro | _of_all(labels, probability, weights), of_class)
+
+
+def _classes(probability: Float[np.ndarray, "slide class"]) -> range:
+    return range(probability.shape[1])
+
+
+def _mean(of_class: list[dict[str, np.ndarray]], name: str) -> Float[np.ndarray, " resample"]:
+    """Over the classes that are there; NaN where none is."""
+    values = np.stack([its[name] for its in of_class])
+    there = ~np.isnan(values)
+    return _ratio(np.where(there, values, 0.0).sum(axis=0), there.sum(axis=0).astype(np.float64))
+
+
+def _of_all(
+    labels: Int[np.ndarray, " slide"],
+    probability: Float[np.ndarray, "slide class"],
+    weights: Float[np.ndarray, "resample slide"],
+) -> dict[str, Estimate]:
+    """Accuracy, Brier score and ECE of all classes together."""
+    if not len(labels):
+        return {name: Estimate(math.nan, reason=NO_SLIDE) for name in ("accuracy", "brier", "ece")}
+    right = (probability.argmax(axis=1) == labels).astype(np.int64)
+    square = ((probability - np.eye(probability.shape[1])[labels]) ** 2).sum(axis=1)
+    top = probability.max(axis=1)
+    one, total = np.ones((1, len(labels))), weights.sum(axis=1)
+    return {
+        "accuracy": estimate(float(right.mean()), _ratio(weights @ right, total)),
+        "brier": estimate(float(square.mean()), _ratio(weights @ square, total)),
+        "ece": estimate(float(calibration_error(one, right, top)[0]), calibration_error(weights, right, top)),
+    }
+
+
+def estimate(value: float, resampled: Float[np.ndarray, " resample"], reason: str | None = None) -> Estimate:
+    """The value with the 2.5th and 97.5th percentile of its resamples; resamples where it is undefined are left out.
+
+    Args:
+        value: NaN where undefined.
+        resampled: the same of every resample.
+        reason: why the value is NaN where it is; None says that the split holds one class.
+    """
     defined = resampled[~np.isnan(resampled)]
     if math.isnan(value) or not len(defined):
-        return Estimate(value, reason=ONE_CLASS if math.isnan(value) else None)
+        return Estimate(value, reason=(reason or ONE_CLASS) if math.isnan(value) else None)
     low, high = np.percentile(defined, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 
@@ -103,18 +191,19 @@ def mean_estimate(values: Float[np.ndarray, " slide"], patients: list[str], seed
 
 
 def auroc_estimate(
-    labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"], patients: list[str], seed: int
+    labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, "slide class"], patients: list[str], seed: int
 ) -> Estimate:
-    """AUROC with its 95 % interval from resampled patients, for scores on any scale."""
+    """``macro_auroc`` with its 95 % interval from resampled patients, for scores on any scale."""
     weights = patient_weights(patients, RESAMPLES, seed)
-    return estimate(auroc(labels, scores), weighted_auroc(weights, labels, scores))
+    columns = [1] if scores.shape[1] == 2 else list(_classes(scores))
+    areas = [{"auroc": weighted_auroc(weights, (labels == c).astype(np.int64), scores[:, c])} for c in columns]
+    return estimate(macro_auroc(labels, scores), _mean(areas, "auroc"))
 
 
 def point_values(
-    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], threshold: float
+    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], called: Bool[np.ndarray, " slide"]
 ) -> dict[str, float]:
-    """The metrics of a split by scikit-learn; NaN where one class is missing, save accuracy and Brier score."""
-    called = (probability >= threshold).astype(np.int64)
+    """The metrics of a split by scikit-learn; NaN where one class is missing, save accuracy, Brier score and ECE."""
     both = len(np.unique(labels)) == 2
     return {
         "auroc": auroc(labels, probability),
@@ -124,7 +213,8 @@ def point_values(
         "f1": float(sk.f1_score(labels, called, zero_division=0.0)) if both else math.nan,
         "sensitivity": float(sk.recall_score(labels, called)) if both else math.nan,
         "specificity": float(sk.recall_score(labels, called, pos_label=0)) if both else math.nan,
-        "brier": float(np.mean((probability - labels) ** 2)) if len(labels) else math.nan,
+        "brier": float(sk.brier_score_loss(labels, probability, pos_label=1)) if len(labels) else math.nan,
+        "ece": float(calibration_error(np.ones((1, len(labels))), labels, probability)[0]),
     }
 
 
@@ -152,10 +242,10 @@ def weighted_values(
     weights: Float[np.ndarray, "resample slide"],
     labels: Int[np.ndarray, " slide"],
     probability: Float[np.ndarray, " slide"],
-    threshold: float,
+    called: Bool[np.ndarray, " slide"],
 ) -> dict[str, Float[np.ndarray, " resample"]]:
     """The metrics of ``point_values`` for every row of slide weights at once; NaN in rows that lack a class."""
-    positive, called = labels == 1, probability >= threshold
+    positive = labels == 1
     hit, miss = weights @ (positive & called), weights @ (positive & ~called)
     alarm, reject = weights @ (~positive & called), weights @ (~positive & ~called)
     total = weights.sum(axis=1)
@@ -170,6 +260,7 @@ def weighted_values(
         "sensitivity": sensitivity,
         "specificity": specificity,
         "brier": _ratio(weights @ (probability - labels) ** 2, total),
+        "ece": calibration_error(weights, labels, probability),
     }
 
 
@@ -182,33 +273,94 @@ def weighted_auroc(
     return _ranking_values(weights, labels == 1, scores)[0]
 
 
+class _Ranked(NamedTuple):
+    """Weights of positive and negative slides in groups of equal score, from the highest down, summed up."""
+
+    hits: Float[np.ndarray, "resample group"]
+    alarms: Float[np.ndarray, "resample group"]
+    hits_above: Float[np.ndarray, "resample group"]
+    alarms_above: Float[np.ndarray, "resample group"]
+
+    @classmethod
+    def of(
+        cls,
+        weights: Float[np.ndarray, "resample slide"],
+        positive: Bool[np.ndarray, " slide"],
+        scores: Float[np.ndarray, " slide"],
+    ) -> "_Ranked":
+        """One sort for all rows."""
+        order = np.argsort(-scores, kind="stable")
+        starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
+        ranked = weights[:, order]
+        hits = np.add.reduceat(ranked * positive[order], starts, axis=1)
+        alarms = np.add.reduceat(ranked * ~positive[order], starts, axis=1)
+        return cls(hits, alarms, hits.cumsum(axis=1), alarms.cumsum(axis=1))
+
+
 def _ranking_values(
     weights: Float[np.ndarray, "resample slide"],
     positive: Bool[np.ndarray, " slide"],
     scores: Float[np.ndarray, " slide"],
 ) -> tuple[Float[np.ndarray, " resample"], Float[np.ndarray, " resample"]]:
-    """AUROC and average precision per row: one sort, then sums over groups of equal score from the highest down."""
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
-    ranked = weights[:, order]
-    hits = np.add.reduceat(ranked * positive[order], starts, axis=1)
-    alarms = np.add.reduceat(ranked * ~positive[order], starts, axis=1)
-    hits_above, alarms_above = hits.cumsum(axis=1), alarms.cumsum(axis=1)
-    all_hits, all_alarms = hits_above[:, -1], alarms_above[:, -1]
-    area = _ratio((alarms * (hits_above - hits / 2)).sum(axis=1), all_hits * all_alarms)
-    at_group = np.nan_to_num(_ratio(hits_above, hits_above + alarms_above))
-    precision = _ratio((hits * at_group).sum(axis=1), all_hits)
+    """AUROC and average precision per row."""
+    if not len(scores):
+        nothing = np.full(len(weights), math.nan)
+        return nothing, nothing
+    its = _Ranked.of(weights, positive, scores)
+    all_hits, all_alarms = its.hits_above[:, -1], its.alarms_above[:, -1]
+    area = _ratio((its.alarms * (its.hits_above - its.hits / 2)).sum(axis=1), all_hits * all_alarms)
+    at_group = np.nan_to_num(_ratio(its.hits_above, its.hits_above + its.alarms_above))
+    precision = _ratio((its.hits * at_group).sum(axis=1), all_hits)
     return area, np.where(all_alarms > 0, precision, math.nan)
 
 
-def confusion(
-    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], threshold: float
-) -> list[list[int]]:
+class Band(NamedTuple):
+    """Where 95 % of the resampled curves run at each x."""
+
+    x: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def curve_bands(
+    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], patients: list[str], seed: int
+) -> tuple[Band, Band]:
+    """The pointwise bands of the ROC and of the precision-recall curve from resampled patients; empty for one class."""
+    if len(np.unique(labels)) < 2:
+        return Band([], [], []), Band([], [], [])
+    ranked = _Ranked.of(patient_weights(patients, RESAMPLES, seed), labels == 1, probability)
+    both = (ranked.hits_above[:, -1] > 0) & (ranked.alarms_above[:, -1] > 0)
+    hits, alarms = ranked.hits_above[both], ranked.alarms_above[both]
+    recall, alarm_rate = hits / hits[:, -1:], alarms / alarms[:, -1:]
+    precision = np.nan_to_num(_ratio(hits, hits + alarms), nan=1.0)
+    x = np.linspace(0.0, 1.0, BAND_POINTS)
+    roc = np.stack([np.interp(x, np.r_[0.0, a], np.r_[0.0, r]) for a, r in zip(alarm_rate, recall, strict=True)])
+    # at a recall that no group ends on, the precision of the next group reached
+    at = [np.searchsorted(row, x - 1e-12) for row in recall]
+    pr = np.stack([row[np.minimum(places, len(row) - 1)] for row, places in zip(precision, at, strict=True)])
+    return _band(x, roc), _band(x, pr)
+
+
+def _band(x: np.ndarray, curves: Float[np.ndarray, "resample x"]) -> Band:
+    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
+    return Band(x.tolist(), low.tolist(), high.tolist())
+
+
+def precision_recall(
+    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"]
+) -> list[tuple[float, float]]:
+    """(recall, precision) from recall 0 up; empty for one class."""
+    if len(np.unique(labels)) < 2:
+        return []
+    precision, recall, _ = sk.precision_recall_curve(labels, probability)
+    return [(float(r), float(p)) for r, p in zip(recall[::-1], precision[::-1], strict=True)]
+
+
+def confusion(labels: Int[np.ndarray, " slide"], called: Int[np.ndarray, " slide"], classes: int) -> list[list[int]]:
     """Slide counts, row = true class, column = called class."""
-    if not len(labels):
-        return [[0, 0], [0, 0]]
-    called = (probability >= threshold).astype(np.int64)
-    return [[int(n) for n in row] for row in sk.confusion_matrix(labels, called, labels=[0, 1])]
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels, called), 1)
+    return [[int(n) for n in row] for row in counts]
 
 
 class Validation(NamedTuple):
@@ -244,15 +396,6 @@ def roc_curve(labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, 
         return RocCurve([], [], [])
     alarm, hit, threshold = sk.roc_curve(labels, probability)
     return RocCurve(alarm.tolist(), hit.tolist(), np.minimum(threshold, 1.0).tolist())
-
-
-def reliability(
-    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], bins: int
-) -> list[tuple[float, float, int]]:
-    """(mean probability, share of positives, slides) of each filled bin of equal width."""
-    index = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    filled = [index == k for k in range(bins) if np.any(index == k)]
-    return [(float(probability[k].mean()), float(labels[k].mean()), int(k.sum())) for k in filled]
 
 
 def _ratio(top: Float[np.ndarray, "..."], bottom: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

@@ -24,7 +24,8 @@ from milcore.augment import augment
 from milcore.bags import Bag, BagBatch, Chunk, pack
 from milcore.config import TrainConfig
 from milcore.dropout import Dropout
-from milcore.encoders import TRAINABLE_ENCODERS, TrainableEncoder
+from milcore.encoders import TrainableEncoder, trainable_encoder
+from milcore.encoders.pretrained import PretrainedEncoder
 from milcore.pooling import POOLINGS, PoolingShape, Summary, log_sigmoids
 from milcore.segments import Segments, at_least_fp32, segment_sum
 from milcore.streaming import Walk, summarise
@@ -68,7 +69,7 @@ class MILModel(nn.Module):
         self.dtype = DTYPES[config.precision]
         self.activation_bytes = int(config.activation_mb * 1e6)
         self.augment = config.augment
-        self.encoder: TrainableEncoder = TRAINABLE_ENCODERS[config.encoder](width, config.hidden)
+        self.encoder: TrainableEncoder = trainable_encoder(config, width)
         self.pooling = POOLINGS[config.pooling](
             PoolingShape(
                 width=config.hidden,
@@ -110,8 +111,9 @@ class MILModel(nn.Module):
             instance: any one, first axis kept.
         """
         if self._budget is None:
-            small, large = (self._kept_bytes(instance, count) for count in (MEASURED_INSTANCES, 2 * MEASURED_INSTANCES))
-            each = max(1, (large - small) // MEASURED_INSTANCES)
+            copies = min(MEASURED_INSTANCES, self.encoder.rows_per_chunk(instance))
+            small, large = (self._kept_bytes(instance, count) for count in (copies, 2 * copies))
+            each = max(1, (large - small) // copies)
             self._budget = max(1, self.activation_bytes // each)
         return self._budget
 
@@ -201,11 +203,16 @@ class MILModel(nn.Module):
 
 
 def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:
-    """A model with Glorot weights and zero biases drawn from ``config.seed``, in the config's parameter precision."""
+    """A model with Glorot weights and zero biases drawn from ``config.seed``, in the config's parameter precision.
+
+    What an encoder brings with it is kept.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = MILModel(config, width, classes)
-        for parameter in model.parameters():
+        kept = model.encoder.pretrained() if isinstance(model.encoder, PretrainedEncoder) else []
+        kept_ids = {id(parameter) for parameter in kept}
+        for parameter in (each for each in model.parameters() if id(each) not in kept_ids):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
             else:

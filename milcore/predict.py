@@ -1,96 +1,121 @@
 """Scores new slides with a finished run, through the ingestion and encoder settings that the run was trained on.
 
-Each slide passes through a temporary store of its own, so that the cohort's store stays what the run was trained on. A
-slide that cannot be used is quarantined with its reason; the others go on.
+Each bag passes through a temporary store of its own, so that the cohort's store stays what the run was trained on. What
+is found is written bag by bag, and a slide that has not changed is not scored again. A slide that cannot be used is
+quarantined with its reason; the others go on.
 """
 
 import csv
+import hashlib
 import io
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from milcore import storage
 from milcore.artifacts import write_attention
 from milcore.bags import BagEntry, Bags
-from milcore.config import EncodeConfig, IngestConfig, RunSpec, parse_config
+from milcore.calibration import Temperature, calibrate
+from milcore.config import ATTENTION_FORMATS, EncodeConfig, IngestConfig, RunSpec, parse_config
 from milcore.encoders.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import ATTENTION, METRICS
 from milcore.explain import Explained, explain
 from milcore.ingest import ingest_slide
-from milcore.manifest import Slide
+from milcore.manifest import Slide, read_manifest
+from milcore.measured import Rule
+from milcore.metrics import Threshold
 from milcore.model import MILModel
 from milcore.progress import track
-from milcore.run import cache_bytes, instance_rows, load_model, read_splits
+from milcore.rows import ChainedRows
+from milcore.run import MODEL, cache_bytes, claim_folder, instance_rows, load_models, model_folders, read_splits
 from milcore.store import PatchStore, SlideGroup
 
 FREE_SETTINGS = ("default_mpp", "max_unreadable", "slide_mpp")
 RESEARCH_USE = "Research use only. Not for diagnosis."
-
-
-class Prediction(NamedTuple):
-    """One row of ``predictions.csv``; a quarantined slide has no probability but a reason.
-
-    ``called`` is the class at the run's threshold, None where the run has not been evaluated.
-    """
-
-    slide_id: str
-    uri: str
-    status: str
-    probability: float | None
-    called: str | None
-    patches: int
-    reason: str | None
+SLIDES = "slides"
 
 
 class _Scorer(NamedTuple):
-    """A run made ready for new slides."""
+    """A run made ready for new slides; ``rule`` is None where the run has not been evaluated."""
 
     spec: RunSpec
-    model: MILModel
+    models: tuple[MILModel, ...]
     ingest: IngestConfig
     encode: EncodeConfig | None
-    threshold: float | None
+    rule: Rule | None
     device: torch.device
 
 
 def predict(
     run_uri: str, slide_uris: Sequence[str], out_uri: str, default_mpp: float | None = None, *, use_gpu: bool = False
 ) -> dict[str, Any]:
+    """Score slide files, each a patient of its own: ``predict_slides``.
+
+    Raises:
+        InputError: the run is not finished, no slide is named, or ``out_uri`` holds what another run said.
+        StoreError: the cohort was not ingested or encoded in one way that could be repeated.
+    """
+    if not slide_uris:
+        raise InputError("no slide to predict; name at least one file")
+    uris = [storage.absolute(uri) for uri in slide_uris]
+    slides = [_unlabelled(name, uri) for name, uri in zip(slide_names(uris), uris, strict=True)]
+    return predict_slides(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
+
+
+def predict_manifest(
+    run_uri: str, manifest_uri: str, out_uri: str, default_mpp: float | None = None, *, use_gpu: bool = False
+) -> dict[str, Any]:
+    """Score every slide of a manifest, whose labels, where it has any, are not read: ``predict_slides``.
+
+    Raises:
+        InputError: the manifest has bad rows, or as ``predict``.
+        StoreError: as ``predict``.
+    """
+    manifest = read_manifest(manifest_uri, required=("slide_id", "uri"))
+    return predict_slides(run_uri, manifest.slides, out_uri, default_mpp, use_gpu=use_gpu)
+
+
+def predict_slides(
+    run_uri: str, slides: Sequence[Slide], out_uri: str, default_mpp: float | None, *, use_gpu: bool
+) -> dict[str, Any]:
     """Score slides; write ``predictions.csv``, ``predictions.json`` and each slide's attention below ``out_uri``.
 
+    A row per slide: probability (one column per class if more than two), the same calibrated by the run's temperature,
+    the standard deviation over the folds' models, and the class called. Where the run's bags are patients, all slides
+    of a patient share their row's figures.
+
     Args:
-        run_uri: a finished run.
-        slide_uris: slide files.
-        out_uri: folder to write into.
+        run_uri: a finished run; without an evaluation there is no class called and nothing calibrated.
+        slides: to score.
+        out_uri: folder to write into; what it already says of an unchanged slide is kept.
         default_mpp: um/px of slides that carry none; None takes the cohort's own default.
         use_gpu: compute on a CUDA device.
 
     Returns:
         The content of ``predictions.json``: ``ok`` (slide ids), ``quarantined`` (id to reason) and ``slides``.
-
-    Raises:
-        InputError: the run is not finished or no slide is named.
-        StoreError: the cohort was not ingested or encoded in one way that could be repeated.
     """
-    if not slide_uris:
-        raise InputError("no slide to predict; name at least one file")
-    scorer = _ready(storage.absolute(run_uri), default_mpp, torch.device("cuda" if use_gpu else "cpu"))
-    uris = [storage.absolute(uri) for uri in slide_uris]
-    named = list(zip(slide_names(uris), uris, strict=True))
-    rows = [_predict_slide(scorer, name, uri, out_uri) for name, uri in track(named, "predict", len(named))]
+    run_uri, device = storage.absolute(run_uri), torch.device("cuda" if use_gpu else "cpu")
+    scorer = _ready(run_uri, default_mpp, device)
+    claim_folder(out_uri, {"run": run_uri, "models_sha256": _digest(run_uri, scorer.spec), "default_mpp": default_mpp})
+    bags = _bags(slides, scorer.spec)
+    found = [row for bag in track(bags, "predict", len(bags)) for row in _predict_bag(scorer, bag, out_uri)]
+    rows = [_row(scorer, its) for its in found]
     summary = {
-        "run": storage.absolute(run_uri),
+        "run": run_uri,
         "classes": list(scorer.spec.classes),
-        "threshold": scorer.threshold,
-        "ok": [row.slide_id for row in rows if row.status == "ok"],
-        "quarantined": {row.slide_id: row.reason for row in rows if row.status != "ok"},
-        "slides": [row._asdict() for row in rows],
+        "threshold": scorer.rule.threshold.value if scorer.rule and scorer.rule.threshold else None,
+        "temperature": scorer.rule.temperature.value if scorer.rule else None,
+        "folds": scorer.spec.folds,
+        "bag": scorer.spec.train.bag,
+        "ok": [row["slide_id"] for row in rows if row["status"] == "ok"],
+        "quarantined": {row["slide_id"]: row["reason"] for row in rows if row["status"] != "ok"},
+        "slides": rows,
         "notice": RESEARCH_USE,
     }
     storage.write_bytes(storage.join(out_uri, "predictions.csv"), _csv(rows))
@@ -136,16 +161,29 @@ def cohort_ingestion(store: PatchStore, slide_ids: Sequence[str]) -> IngestConfi
     return parse_config(IngestConfig, {name: value for name, value in first.items() if name != "slide_mpp"})
 
 
+def _unlabelled(slide_id: str, uri: str) -> Slide:
+    # the label is asked for by the manifest's form; nothing on this path reads it
+    return Slide(slide_id, uri, label=0, patient_id=slide_id, site="", mpp=None, split=None, annotation=None)
+
+
 def _ready(run_uri: str, default_mpp: float | None, device: torch.device) -> _Scorer:
-    spec, model = load_model(run_uri)
+    spec, models = load_models(run_uri)
     store = PatchStore(spec.store_uri)
     slide_ids = read_splits(run_uri)["slide_id"].to_pylist()
     config = cohort_ingestion(store, slide_ids)
     if default_mpp is not None:
         config = parse_config(IngestConfig, config.model_dump() | {"default_mpp": default_mpp})
-    metrics_uri = storage.join(run_uri, METRICS)
-    threshold = storage.read_json(metrics_uri)["threshold"] if storage.exists(metrics_uri) else None
-    return _Scorer(spec, model, config, _encoding(spec, store.slide(slide_ids[0]), device), threshold, device)
+    return _Scorer(spec, models, config, _encoding(spec, store.slide(slide_ids[0]), device), _rule(run_uri), device)
+
+
+def _rule(run_uri: str) -> Rule | None:
+    """What evaluation chose on validation."""
+    uri = storage.join(run_uri, METRICS)
+    if not storage.exists(uri):
+        return None
+    said = storage.read_json(uri)
+    threshold = None if said["threshold"] is None else Threshold(said["threshold"], said["threshold_origin"])
+    return Rule(threshold, Temperature(said["temperature"], said["temperature_origin"]))
 
 
 def _encoding(spec: RunSpec, slide: SlideGroup, device: torch.device) -> EncodeConfig | None:
@@ -169,36 +207,110 @@ def _encoding(spec: RunSpec, slide: SlideGroup, device: torch.device) -> EncodeC
     return config
 
 
-def _predict_slide(scorer: _Scorer, slide_id: str, uri: str, out_uri: str) -> Prediction:
+def _digest(run_uri: str, spec: RunSpec) -> str:
+    """Sha256 over the run's model files."""
+    models = [storage.read_bytes(storage.join(folder, MODEL)) for folder in model_folders(run_uri, spec.folds)]
+    return hashlib.sha256(b"".join(models)).hexdigest()
+
+
+def _bags(slides: Sequence[Slide], spec: RunSpec) -> list[list[Slide]]:
+    """The slides of each bag, in order of first appearance."""
+    of_bag: dict[str, list[Slide]] = {}
+    for slide in slides:
+        of_bag.setdefault(slide.patient_id if spec.train.bag == "patient" else slide.slide_id, []).append(slide)
+    return list(of_bag.values())
+
+
+def _predict_bag(scorer: _Scorer, slides: list[Slide], out_uri: str) -> list[dict[str, Any]]:
+    """What is known of each slide of a bag, from before or scored now."""
+    seen = [_seen(slide) for slide in slides]
+    places = [storage.join(out_uri, SLIDES, f"{slide.slide_id}.json") for slide in slides]
+    before = [storage.read_json(uri) if storage.exists(uri) else {} for uri in places]
+    if all(its.get("seen") == now and its["status"] == "ok" for its, now in zip(before, seen, strict=True)):
+        return before
+    found = [its | {"seen": now} for its, now in zip(_score(scorer, slides, out_uri), seen, strict=True)]
+    for uri, its in zip(places, found, strict=True):
+        storage.write_json(uri, its)
+    return found
+
+
+def _seen(slide: Slide) -> list[object]:
+    """What tells a slide from another of its id; a file that cannot be looked at is tried again."""
+    try:
+        size, version = storage.stat(slide.uri)
+    except storage.IO_ERRORS:
+        return [slide.uri, slide.patient_id, slide.mpp]
+    return [slide.uri, slide.patient_id, slide.mpp, size, version]
+
+
+def _score(scorer: _Scorer, slides: list[Slide], out_uri: str) -> Iterator[dict[str, Any]]:
+    """Ingest and encode the slides of a bag, and ask the models once for all that are usable."""
     with tempfile.TemporaryDirectory() as folder:
         store = PatchStore(folder)
-        # the label is asked for by the manifest's form; nothing on this path reads it
-        new = Slide(slide_id, uri, label=0, patient_id=slide_id, site="", mpp=None, split=None, annotation=None)
-        outcome = ingest_slide(new, store, scorer.ingest)
-        if outcome.status != "ok":
-            return Prediction(slide_id, uri, outcome.status, None, None, 0, outcome.reason)
-        if scorer.encode is not None:
-            encode_slide(store.uri, scorer.encode, scorer.device.type, slide_id)
-        slide = store.slide(slide_id)
-        said = _explain(scorer, slide)
-        write_attention(storage.join(out_uri, ATTENTION), slide, said.attention)
-        return Prediction(slide_id, uri, "ok", said.probability, _called(scorer, said.probability), len(slide), None)
+        outcomes = [ingest_slide(slide, store, scorer.ingest) for slide in slides]
+        groups = [
+            _encoded(scorer, store, its.slide_id)
+            for its, outcome in zip(slides, outcomes, strict=True)
+            if outcome.status == "ok"
+        ]
+        said = _explain(scorer, slides[0].patient_id, groups) if groups else None
+        patches = {group.slide_id: len(group) for group in groups}
+        if said is not None:
+            weights = np.split(said.attention, np.cumsum(list(patches.values()))[:-1])
+            for group, weight in zip(groups, weights, strict=True):
+                write_attention(storage.join(out_uri, ATTENTION), group, weight, ATTENTION_FORMATS)
+        for slide, outcome in zip(slides, outcomes, strict=True):
+            members = said.members.tolist() if said is not None and slide.slide_id in patches else None
+            yield {
+                "slide_id": slide.slide_id, "patient_id": slide.patient_id, "uri": slide.uri, "status": outcome.status,
+                "members": members, "patches": patches.get(slide.slide_id, 0), "reason": outcome.reason,
+            }  # fmt: skip
 
 
-def _explain(scorer: _Scorer, slide: SlideGroup) -> Explained:
+def _encoded(scorer: _Scorer, store: PatchStore, slide_id: str) -> SlideGroup:
+    if scorer.encode is not None:
+        encode_slide(store.uri, scorer.encode, scorer.device.type, slide_id)
+    return store.slide(slide_id)
+
+
+def _explain(scorer: _Scorer, bag_id: str, groups: list[SlideGroup]) -> Explained:
     config = scorer.spec.train
-    entry = BagEntry.of_slide(slide.slide_id, slide.slide_id, 0, "test", len(slide))
-    bags = Bags([entry], lambda _: instance_rows(slide, config), cache_bytes(config))
-    return explain(scorer.model, bags, [0], scorer.device)[0]
+    names, lengths = tuple(group.slide_id for group in groups), tuple(len(group) for group in groups)
+    entry = BagEntry(bag_id, bag_id, 0, "test", names, lengths)
+    rows = ChainedRows([instance_rows(group, config) for group in groups])
+    bags = Bags([entry], lambda _: rows, cache_bytes(config))
+    return explain(scorer.models, bags, [0], scorer.device)[0]
 
 
-def _called(scorer: _Scorer, probability: float) -> str | None:
-    return None if scorer.threshold is None else scorer.spec.classes[int(probability >= scorer.threshold)]
+def _row(scorer: _Scorer, found: dict[str, Any]) -> dict[str, Any]:
+    """What is published of a slide; a quarantined one has no probability but a reason."""
+    names = scorer.spec.classes
+    row = {name: found[name] for name in ("slide_id", "patient_id", "uri", "status")}
+    said = Explained(np.array(found["members"]), np.empty(0)) if found["members"] else None
+    called = None if said is None else _called(scorer, said)
+    row["called"] = None if called is None else names[called]
+    columns = {"probability": 1} if len(names) == 2 else {f"probability_{name}": k for k, name in enumerate(names)}
+    for column, label in columns.items():
+        row[column] = None if said is None else float(said.probability[label])
+        row[column.replace("probability", "calibrated")] = None if said is None else _calibrated(scorer, said, label)
+    shown = 1 if len(names) == 2 or said is None else said.likeliest
+    row["spread"] = float(said.spread[shown]) if said is not None and scorer.spec.folds else None
+    return row | {"patches": found["patches"], "reason": found["reason"]}
 
 
-def _csv(rows: Sequence[Prediction]) -> bytes:
+def _called(scorer: _Scorer, said: Explained) -> int | None:
+    return None if scorer.rule is None else int(scorer.rule.call(said.probability[None])[0])
+
+
+def _calibrated(scorer: _Scorer, said: Explained, label: int) -> float | None:
+    if scorer.rule is None:
+        return None
+    return float(calibrate(said.probability[None], scorer.rule.temperature.value)[0, label])
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(Prediction._fields)
+    writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
     writer.writerows(rows)
     return sink.getvalue().encode()

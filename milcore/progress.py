@@ -80,3 +80,25 @@ class EpochLines:
         speed = f"{metrics['train_bags_per_sec']:.3g} bags/s, {metrics['train_waiting']:.0%} waiting for data"
         times = f"{elapsed_s:.0f} s, at most {left_s:.0f} s left"
         say(f"{self._label}epoch {epoch + 1}/{self._epochs}: {learnt}, {speed}, {times}")
+
+
+class PatchLines:
+    """A line every few seconds: patches done, patches per second, and how long the rest will take."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._left, self._done = label, total, 0
+        self._total = total
+        self._start = self._last = time.monotonic()
+
+    def show(self, computed: int, found: int) -> None:
+        """Count patches: those computed now, which tell the speed, and those found done already."""
+        self._done += computed
+        self._left -= computed + found
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_LINES or not self._done:
+            return
+        self._last = now
+        speed = self._done / (now - self._start)
+        minutes, seconds = divmod(round(max(0, self._left) / speed), 60)
+        done = self._total - self._left
+        say(f"{self._label}: {done}/{self._total} patches, {speed:.3g}/s, {minutes}:{seconds:02d} min to go")

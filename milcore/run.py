@@ -20,6 +20,7 @@ from milcore.allocator import keep_freed_memory
 from milcore.bags import BagEntry, Bags
 from milcore.checkpoints import HistoryRow
 from milcore.config import C, RunSpec, SplitConfig, TrainConfig, parse_config
+from milcore.encoders.pretrained import check_patches
 from milcore.errors import InputError, StoreError
 from milcore.model import MILModel, make_model
 from milcore.rows import BlockRows, ChainedRows, Rows
@@ -109,13 +110,12 @@ def choose_splits(store: PatchStore, split_config: SplitConfig, splits_uri: str 
     """The split of the store's usable slides: drawn from the whole manifest, or taken over from a file.
 
     Raises:
-        InputError: the store has more than two classes, the file lacks slides, or the training part has one class.
+        InputError: the store has one class, the file lacks slides, or the training part lacks a class.
     """
     manifest = store.manifest()
-    if len(manifest.classes) != 2:
+    if len(manifest.classes) < 2:
         raise InputError(
-            f"the manifest has {len(manifest.classes)} classes ({', '.join(manifest.classes)}); "
-            "allowed: 2; keep two classes or merge the others"
+            f"the manifest has one class ({', '.join(manifest.classes)}); allowed: at least 2; add slides of another"
         )
     splits = make_splits(manifest, split_config) if splits_uri is None else storage.read_table(splits_uri)
     check_splits(splits)
@@ -129,10 +129,11 @@ def choose_splits(store: PatchStore, split_config: SplitConfig, splits_uri: str 
         )
     splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
     labels = {row["label"] for row in splits.to_pylist() if row["split"] == "train"}
-    if labels != {0, 1}:
+    lacking = [name for label, name in enumerate(manifest.classes) if label not in labels]
+    if lacking:
         raise InputError(
-            f"the training split holds slides of class {sorted(labels)} only; allowed: both classes; "
-            "ingest more slides or change split_seed or the fractions"
+            f"the training split holds no slide of class {', '.join(lacking)}; allowed: all {len(manifest.classes)} "
+            "classes; ingest more slides or change split_seed or the fractions"
         )
     return splits
 
@@ -228,7 +229,7 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
 
     def open_rows(entry: BagEntry) -> Rows:
         if config.features is None:
-            return ChainedRows([_patch_rows(groups[slide_id]) for slide_id in entry.slides])
+            return ChainedRows([instance_rows(groups[slide_id], config) for slide_id in entry.slides])
         return ChainedRows([_feature_rows(features(slide_id)) for slide_id in entry.slides])
 
     return Bags(entries, open_rows, cache_bytes(config))
@@ -236,7 +237,10 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
 
 def instance_rows(slide: SlideGroup, config: TrainConfig) -> Rows:
     """What the model sees of a slide: features (instance, feature), or patches (instance, height, width, 3) u1."""
-    return _patch_rows(slide) if config.features is None else _feature_rows(slide.features(config.features))
+    if config.features is not None:
+        return _feature_rows(slide.features(config.features))
+    check_patches(config.encoder, slide)
+    return _patch_rows(slide)
 
 
 def _patch_rows(slide: SlideGroup) -> Rows:
@@ -294,21 +298,32 @@ def history_table(history: list[HistoryRow]) -> pa.Table:
     )
 
 
-def load_model(run_uri: str) -> tuple[RunSpec, MILModel]:
-    """The published model of a run, on the CPU and in evaluation mode.
+def load_models(run_uri: str) -> tuple[RunSpec, tuple[MILModel, ...]]:
+    """The published models of a run, on the CPU and in evaluation mode: one, or one per fold.
 
     Raises:
-        InputError: the run is not finished.
+        InputError: the run, or one of its folds, is not finished.
     """
     spec = read_spec(run_uri)
-    if not is_finished(run_uri):
-        raise InputError(f"the run at {run_uri} is not finished ({MODEL} is missing); run milcore train again")
-    weights = load(storage.read_bytes(storage.join(run_uri, MODEL)))
+    uris = [storage.join(folder, MODEL) for folder in model_folders(run_uri, spec.folds)]
+    for uri in uris:
+        if not storage.exists(uri):
+            raise InputError(f"the run at {run_uri} is not finished ({uri} is missing); run milcore train again")
+    return spec, tuple(_load_model(uri, spec.train) for uri in uris)
+
+
+def model_folders(run_uri: str, folds: int) -> list[str]:
+    """Where a run keeps its models and their histories: the run folder itself, or ``folds/<k>`` in it."""
+    return [storage.join(run_uri, FOLDS, str(fold)) for fold in range(folds)] or [run_uri]
+
+
+def _load_model(uri: str, config: TrainConfig) -> MILModel:
+    weights = load(storage.read_bytes(uri))
     width = len(weights["encoder.mean"]) if "encoder.mean" in weights else 0
     logits = len(weights["classifier.bias"])
-    model = make_model(spec.train, width, classes=2 if logits == 1 else logits)
+    model = make_model(config, width, classes=2 if logits == 1 else logits)
     model.load_state_dict(weights)
-    return spec, model.eval()
+    return model.eval()
 
 
 def _weights(model: MILModel, best_epoch: int) -> bytes:

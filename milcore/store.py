@@ -313,6 +313,22 @@ class Features:
         return np.asarray(self._array[start:stop])
 
 
+def write_columns(uri: str, columns: dict[str, npt.NDArray[Any]], attrs: dict[str, Any]) -> None:
+    """A Zarr v3 group of arrays of one length, each one chunk; ``complete`` is true from the end on.
+
+    Args:
+        uri: of the group; what lies there is removed.
+        columns: shape (n,) each.
+        attrs: attributes of the group.
+    """
+    storage.remove(uri)
+    write_group(uri, {**attrs, "complete": False})
+    group = _open_group(uri)
+    for name, values in columns.items():
+        group.create_array(name, data=values, chunks=(max(1, len(values)),))
+    write_group(uri, {**attrs, "complete": True})
+
+
 def _zarr_store(uri: str) -> LocalStore | FsspecStore:
     if storage.is_local(uri):
         return LocalStore(storage.absolute(uri))

@@ -1,7 +1,7 @@
 """A sweep folder: which trials there are, and what is kept of them. Knows nothing of Ray.
 
-``config.json`` says what the sweep is, ``splits.parquet`` what it may look at; ``trials.parquet`` and ``best.json``
-come at its end, ``best.json`` last: a sweep that has it is finished.
+``config.json`` says what the sweep is, ``splits.parquet`` what it may look at; ``trials.parquet``,
+``verdict.json`` and ``best.json`` come at its end, ``best.json`` last: a sweep that has it is finished.
 """
 
 import math
@@ -15,11 +15,14 @@ from milcore.config import Config, SplitConfig, TrainConfig, TuneConfig, parse_c
 from milcore.errors import ClusterError, InputError
 from milcore.metrics import Validation
 from milcore.run import SPLITS, choose_splits, claim_folder, instance_digest, read_claim
+from milcore.search_space import parse_axis
 from milcore.splits import splits_digest
 from milcore.store import PatchStore
 
 TRIALS = "trials.parquet"
 BEST = "best.json"
+VERDICT = "verdict.json"
+SEPARABLE_AT = 1.96
 
 
 class SweepSpec(Config):
@@ -43,6 +46,19 @@ class TrialResult(NamedTuple):
     val_auroc: float
     state: str
     reason: str | None
+    val_auroc_se: float = math.nan
+    searched: tuple[tuple[str, object], ...] = ()
+
+
+class Verdict(NamedTuple):
+    """Whether the best trial can be told from the next one, and the arithmetic of it, in a line too."""
+
+    best: int
+    next: int | None
+    difference: float | None
+    standard_error: float | None
+    separable: bool
+    line: str
 
 
 def prepare_sweep(
@@ -61,6 +77,7 @@ def prepare_sweep(
         InputError: the folder holds another sweep, or the split has nothing to train or choose on.
         StoreError: slides lack what is to be trained on.
     """
+    trial_configs(config)
     store_uri = storage.absolute(store_uri)
     store = PatchStore(store_uri)
     splits = choose_splits(store, split_config, splits_uri)
@@ -96,37 +113,106 @@ def read_best(out_uri: str) -> TrainConfig | None:
 def trial_configs(config: TuneConfig) -> list[TrainConfig]:
     """The training settings of every trial, a function of the config alone.
 
-    Trial k has pooling k modulo their number and ``learning_rate = exp(uniform(log min, log max))``.
+    Trial k has pooling k modulo their number and ``learning_rate = exp(uniform(log min, log max))``. Another setting is
+    drawn by (seed, trial, name), so that one more changes nothing of the others.
+
+    Raises:
+        InputError: a setting to draw is none, or drew what cannot be trained.
     """
+    axes = [parse_axis(text) for text in config.search]
     draw = random.Random(config.tune_seed)  # noqa: S311 - nothing secret
     low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
-    return [
-        config.train.model_copy(
-            update={
-                "pooling": config.poolings[trial % len(config.poolings)],
-                "learning_rate": math.exp(draw.uniform(low, high)),
-            }
-        )
-        for trial in range(config.trials)
-    ]
+    shared = config.train.model_dump()
+    trials = []
+    for trial in range(config.trials):
+        drawn: dict[str, object] = {"pooling": config.poolings[trial % len(config.poolings)]}
+        drawn["learning_rate"] = math.exp(draw.uniform(low, high))
+        for axis in axes:
+            drawn[axis.name] = axis.draw(random.Random(f"{config.tune_seed} {trial} {axis.name}"))  # noqa: S311
+        trials.append(parse_config(TrainConfig, shared | drawn))
+    return trials
+
+
+def searched(config: TuneConfig, trial: TrainConfig) -> tuple[tuple[str, object], ...]:
+    """The settings a trial drew besides pooling and learning rate."""
+    return tuple((axis.name, getattr(trial, axis.name)) for axis in map(parse_axis, config.search))
+
+
+def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:
+    """The trial with the standard error of its AUROC on the validation split, where it does not come from folds."""
+    labels = [row["label"] for row in splits.to_pylist() if row["split"] == "val"]
+    positives = sum(label == 1 for label in labels)
+    if not math.isnan(result.val_auroc_se) or set(labels) != {0, 1}:
+        return result
+    return result._replace(val_auroc_se=auroc_standard_error(result.val_auroc, positives, len(labels) - positives))
+
+
+def auroc_standard_error(auroc: float, positives: int, negatives: int) -> float:
+    """Of an AUROC seen on so many of each class, under exponential scores.
+
+    ``var = (A (1 - A) + (p - 1) (A / (2 - A) - A^2) + (n - 1) (2 A^2 / (1 + A) - A^2)) / (p n)``
+
+    Source: Hanley, McNeil 1982, Radiology 143:29-36, equation 2.
+    """
+    ties = (positives - 1) * (auroc / (2 - auroc) - auroc**2) + (negatives - 1) * (
+        2 * auroc**2 / (1 + auroc) - auroc**2
+    )
+    return math.sqrt(max(auroc * (1 - auroc) + ties, 0.0) / (positives * negatives))
+
+
+def judge(results: list[TrialResult]) -> Verdict:
+    """The best trial, called better than the next one only if their AUROCs differ by more than 1.96 standard errors.
+
+    The trials saw the same patients, which makes the difference surer than two standard errors added in squares say:
+    what is called separable here is so all the more.
+    """
+    first, *others = sorted(
+        (result for result in results if result.state == "ok"),
+        key=lambda result: (Validation(result.val_loss, result.val_auroc).rank, result.trial),
+    )
+    if not others:
+        return Verdict(first.trial, None, None, None, separable=True, line=f"trial {first.trial} is the only one")
+    second = others[0]
+    difference = first.val_auroc - second.val_auroc
+    error = math.hypot(first.val_auroc_se, second.val_auroc_se)
+    if math.isnan(difference) or math.isnan(error):
+        line = f"trial {first.trial} ranks first; without AUROC and its error nothing says whether by chance"
+        return Verdict(first.trial, second.trial, None, None, separable=False, line=line)
+    separable = difference > SEPARABLE_AT * error
+    called = "better" if separable else "first but not separable (try more patients or --objective-folds)"
+    above = f"AUROC {difference:.3f} above trial {second.trial}, standard error {error:.3f}"
+    line = f"trial {first.trial} is {called}; {above}"
+    return Verdict(first.trial, second.trial, difference, error, separable, line)
 
 
 def publish(out_uri: str, spec: SweepSpec, results: list[TrialResult]) -> TrainConfig:
-    """Write ``trials.parquet`` and ``best.json``: the trial that ranks first on validation.
+    """Write ``trials.parquet``, ``verdict.json`` and ``best.json``: the trial that ranks first on validation.
 
     Raises:
         ClusterError: trials are missing, or none succeeded.
     """
     _check_all_ended(spec.tune.trials, results)
-    best = min(
-        (result for result in results if result.state == "ok"),
-        key=lambda result: (Validation(result.val_loss, result.val_auroc).rank, result.trial),
-    )
-    rows = [result._asdict() for result in sorted(results)]
-    storage.write_table(storage.join(out_uri, TRIALS), pa.Table.from_pylist(rows, schema=_SCHEMA))
-    chosen = trial_configs(spec.tune)[best.trial]
+    splits = storage.read_table(storage.join(out_uri, SPLITS))
+    judged = [with_standard_error(result, splits) for result in sorted(results)]
+    storage.write_table(storage.join(out_uri, TRIALS), _table(judged))
+    verdict = judge(judged)
+    storage.write_json(storage.join(out_uri, VERDICT), verdict._asdict())
+    chosen = trial_configs(spec.tune)[verdict.best]
     storage.write_json(storage.join(out_uri, BEST), chosen.model_dump(mode="json"))
     return chosen
+
+
+def read_verdict(out_uri: str) -> Verdict:
+    """Whether the best trial of a finished sweep can be told from the next one."""
+    return Verdict(**storage.read_json(storage.join(out_uri, VERDICT)))
+
+
+def _table(results: list[TrialResult]) -> pa.Table:
+    """A row per trial: the schema's columns, then one for each setting that was drawn."""
+    table = pa.Table.from_pylist([result._asdict() for result in results], schema=_SCHEMA)
+    for place, (name, _) in enumerate(results[0].searched):
+        table = table.append_column(name, pa.array([result.searched[place][1] for result in results]))
+    return table
 
 
 def _check_all_ended(trials: int, results: list[TrialResult]) -> None:
@@ -148,5 +234,6 @@ _SCHEMA = pa.schema(
         ("val_auroc", pa.float64()),
         ("state", pa.string()),
         ("reason", pa.string()),
+        ("val_auroc_se", pa.float64()),
     ]
 )

@@ -91,8 +91,9 @@ def _own_print() -> Iterator[None]:
 def _check_settings(given: dict[str, Any]) -> None:
     """Refuse bad settings before the first step starts."""
     settings = {**given}
-    if "poolings" in given:
-        settings["poolings"] = tuple(given["poolings"].split(","))
+    for name, apart in (("poolings", ","), ("search", ";")):
+        if name in given:
+            settings[name] = tuple(filter(None, given[name].split(apart)))
     settings["default_mpp"] = given.get("default_mpp") or None
     for kind in (IngestConfig, SplitConfig, TuneConfig, LaunchConfig):
         pick(kind, settings)

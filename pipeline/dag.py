@@ -52,12 +52,19 @@ def attention_mil(
     learning_rate_max: float = TUNE.learning_rate_max,
     trials: int = TUNE.trials,
     tune_seed: int = TUNE.tune_seed,
+    search: str = ";".join(TUNE.search),
+    objective_folds: int = TUNE.objective_folds,
     level: str = TRAIN.level,
     bag: str = TRAIN.bag,
     hidden: int = TRAIN.hidden,
     attention_hidden: int = TRAIN.attention_hidden,
     dropout: float = TRAIN.dropout,
     weight_decay: float = TRAIN.weight_decay,
+    schedule: str = TRAIN.schedule,
+    warmup_epochs: float = TRAIN.warmup_epochs,
+    clip_norm: float = TRAIN.clip_norm,
+    class_balance: str = TRAIN.class_balance,
+    ema_decay: float = TRAIN.ema_decay,
     epochs: int = TRAIN.epochs,
     patience: int = TRAIN.patience,
     batch_size: int = TRAIN.batch_size,
@@ -94,20 +101,27 @@ def attention_mil(
         min_tissue: smallest share of a tile's area that must be tissue.
         max_unreadable: unreadable tiles under tissue that a slide may have.
         ingest_workers: processes of each ingest step.
-        encoder: the frozen encoder.
-        patches_per_batch: patches in one forward pass of the encoder.
+        encoder: the frozen encoder: NAME[@URI], torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI.
+        patches_per_batch: patches in one forward pass of the encoder on a GPU; a CPU takes at most 16 on each core.
         encode_workers: Ray workers of the encode step; 0 computes in the step.
         poolings: poolings to try, parted by commas.
         learning_rate_min: lower end of the log-uniform range.
         learning_rate_max: upper end of the log-uniform range.
         trials: trials of the sweep.
-        tune_seed: seed of the drawn learning rates.
+        tune_seed: seed of what is drawn.
+        search: other training settings to draw, parted by semicolons: NAME=A,B,C or NAME=LOW..HIGH[:log].
+        objective_folds: score a trial by its mean over so many folds; 0: by the validation split.
         level: pool instance probabilities (instance) or embeddings (embedding).
         bag: a bag is a slide, or all slides of a patient.
         hidden: width of the instance embedding.
         attention_hidden: width of the attention network.
         dropout: on instance embeddings.
         weight_decay: of AdamW.
+        schedule: the learning rate after warm-up: cosine or constant.
+        warmup_epochs: epochs in which the learning rate rises to its peak.
+        clip_norm: largest global gradient norm.
+        class_balance: none, weighted (losses by inverse class frequency) or sampled (every class equally often).
+        ema_decay: per step, of the moving average of weights that is validated and published; 0: none.
         epochs: most passes over the training bags.
         patience: stop after this many epochs that do no better on validation.
         batch_size: bags in one optimizer step, over all workers together.
@@ -171,12 +185,19 @@ def attention_mil(
             learning_rate_max=learning_rate_max,
             trials=trials,
             tune_seed=tune_seed,
+            search=search,
+            objective_folds=objective_folds,
             level=level,
             bag=bag,
             hidden=hidden,
             attention_hidden=attention_hidden,
             dropout=dropout,
             weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_epochs=warmup_epochs,
+            clip_norm=clip_norm,
+            class_balance=class_balance,
+            ema_decay=ema_decay,
             epochs=epochs,
             patience=patience,
             batch_size=batch_size,

@@ -1,8 +1,11 @@
 """A small store of random patches for tests that need slides already ingested."""
 
 import numpy as np
+import pyarrow as pa
 
+from milcore import storage
 from milcore.manifest import Manifest, Slide
+from milcore.run import read_splits
 from milcore.store import PatchStore
 
 PATCH_PX = 16
@@ -33,3 +36,16 @@ def write_features(store: PatchStore, name: str = "mean_rgb") -> None:
         slide = store.slide(slide_id)
         colour = slide.patches(0, len(slide)).mean(axis=(1, 2)) / 255.0
         slide.write_features(name, colour.astype(np.float16), {"encoder": "mean_rgb", "weights_digest": "0" * 64})
+
+
+def as_folds(run_uris: list[str], uri: str) -> str:
+    """A run of folds made of finished plain runs on one split; the slides outside test are dealt to the folds."""
+    spec = storage.read_json(f"{run_uris[0]}/config.json")
+    storage.write_json(f"{uri}/config.json", spec | {"folds": len(run_uris)})
+    rows = read_splits(run_uris[0]).to_pylist()
+    folds = [-1 if row["split"] == "test" else k % len(run_uris) for k, row in enumerate(rows)]
+    storage.write_table(f"{uri}/splits.parquet", pa.Table.from_pylist(rows).append_column("fold", pa.array(folds)))
+    for k, run in enumerate(run_uris):
+        for name in ("model.safetensors", "history.parquet"):
+            storage.write_bytes(f"{uri}/folds/{k}/{name}", storage.read_bytes(f"{run}/{name}"))
+    return uri

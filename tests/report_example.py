@@ -5,8 +5,19 @@ import pyarrow as pa
 import shapely
 
 from milcore.attention import attention_table, half_mass, heat_layer, png
-from milcore.metrics import Comparison, Estimate, choose_threshold, confusion, estimates, reliability, roc_curve
-from milcore.report import ReportData, SlideView, SplitCount, TopPatch
+from milcore.calibration import reliability
+from milcore.flipping import evenness
+from milcore.metrics import (
+    Comparison,
+    Estimate,
+    choose_threshold,
+    confusion,
+    curve_bands,
+    estimates,
+    precision_recall,
+    roc_curve,
+)
+from milcore.report import Curve, FlippingCurves, Picture, ReportData, ShownPatch, SlideView, SplitCount
 from milcore.report.pictures import jpeg, rings, shrink
 
 UNDEFINED = Estimate(float("nan"), reason="gives no score per patch")
@@ -28,28 +39,39 @@ def tissue(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     return np.where(field[..., None] > 0.5, pink, 246).clip(0, 255).astype(np.uint8)
 
 
-def slide_view(k: int, label: int, probability: float, rng: np.random.Generator) -> SlideView:
-    thumbnail = shrink(tissue(rng, 600, 800), 760)
+def slide_view(
+    k: int, truth: tuple[int, int], probability: float, picture: Picture, rng: np.random.Generator
+) -> SlideView:
+    label, called = truth
+    thumbnail = shrink(tissue(rng, 600, 800), picture.thumbnail_edge)
     tile = 256.0
     coords = np.array([(int(x * tile), int(y * tile)) for y in range(23) for x in range(31)])
-    inside = [thumbnail[int((y + 128) / 6000 * 570), int((x + 128) / 8000 * 760)].mean() < 230 for x, y in coords]
+    inside = [
+        thumbnail[int((y + 128) / 6000 * len(thumbnail)), int((x + 128) / 8000 * thumbnail.shape[1])].mean() < 230
+        for x, y in coords
+    ]
     coords = coords[np.array(inside)]
     centre = coords[rng.integers(len(coords))]
     score = rng.gamma(1.0, 0.4, len(coords)) + label * 5 * np.exp(-(((coords - centre) / 500.0) ** 2).sum(axis=1))
     weight = np.exp(score) / np.exp(score).sum()
     table = attention_table(coords, tile, weight, np.ones(len(coords)))
-    top = np.argsort(-weight)[:6]
-    patches = tuple(
-        TopPatch(
-            int(coords[i][0]), int(coords[i][1]), tile, float(weight[i] * len(weight)), jpeg(tissue(rng, 176, 176), 82)
+    order = np.argsort(-weight)
+    most, least = (
+        tuple(
+            ShownPatch(
+                int(coords[i][0]), int(coords[i][1]), tile, float(weight[i] * len(weight)),
+                jpeg(tissue(rng, picture.patch_edge, picture.patch_edge), 82),
+            )
+            for i in places[: picture.patches]
         )
-        for i in top
-    )
+        for places in (order, order[::-1])
+    )  # fmt: skip
     region = shapely.Point(*(centre + 128.0)).buffer(600.0) if label else shapely.Polygon()
     heat = png(heat_layer(thumbnail.shape[:2], (8000, 6000), table))
     return SlideView(
-        f"case-{k:02d}-s1", f"case-{k:02d}", label, probability, (8000, 6000), 0.5, len(coords), half_mass(weight),
-        0.93 if label else None, jpeg(thumbnail, 80), heat, rings(region, 10.0), patches,
+        f"case-{k:02d}-s1", f"case-{k:02d}", label, called, (1 - probability, probability), None, (8000, 6000), 0.5,
+        len(coords), half_mass(weight), evenness(weight), 0.93 if label else None, jpeg(thumbnail, 80), heat,
+        rings(region, 10.0), most, least,
     )  # fmt: skip
 
 
@@ -59,23 +81,42 @@ def example(slides: int) -> ReportData:
     labels = np.arange(slides) % 2
     probability = np.clip(0.5 + (labels - 0.5) * 0.55 + rng.normal(0, 0.2, slides), 0.01, 0.99)
     threshold = choose_threshold(labels, probability)
-    views = tuple(slide_view(k, int(labels[k]), float(probability[k]), rng) for k in range(slides))
-    metrics = estimates(labels, probability, [view.patient_id for view in views], threshold.value, seed=0)
+    called = (probability >= threshold.value).astype(int)
+    picture = Picture.for_slides(slides)
+    views = tuple(
+        slide_view(k, (int(labels[k]), int(called[k])), float(probability[k]), picture, rng) for k in range(slides)
+    )
+    patients = [view.patient_id for view in views]
+    metrics = estimates(labels, probability, patients, threshold.value, seed=0)
     metrics["localisation_auroc"] = Estimate(0.913, 0.861, 0.957)
+    metrics["localisation_ap"] = Estimate(0.641, 0.52, 0.75)
+    metrics["flipping_area"] = Estimate(0.212, 0.14, 0.29)
     positive = slides // 2
+    roc_band, recall_band = curve_bands(labels, probability, patients, seed=0)
     return ReportData(
         title="camelyon-demo <run 1>",
         classes=("normal", "tumour"),
-        counts=(SplitCount("train", 22, 13, 13), SplitCount("test", slides, slides - positive, positive)),
+        bag="slide",
+        counts=(SplitCount("train", 22, (13, 13)), SplitCount("test", slides, (slides - positive, positive))),
         metrics=metrics,
+        auroc_delong=Estimate(metrics["auroc"].value, 0.71, 0.99),
+        of_class=(),
+        of_patients={},
         threshold=threshold,
+        temperature=1.32,
+        temperature_origin="least loss on the validation split",
+        calibrated={"brier": metrics["brier"], "ece": metrics["ece"]},
         localised=positive - 1,
         not_localised={"case-01-s1": "no annotation"},
+        warnings=(),
         comparison=comparison(metrics),
-        roc=list(zip(*roc_curve(labels, probability)[:2], strict=True)),
-        confusion=confusion(labels, probability, threshold.value),
+        roc=(Curve("tumour", list(zip(*roc_curve(labels, probability)[:2], strict=True)), roc_band),),
+        precision_recall=(Curve("tumour", precision_recall(labels, probability), recall_band),),
+        confusion=confusion(labels, called, 2),
         reliability=reliability(labels, probability, 5),
+        flipping=flipping(positive),
         history=history(),
+        folds=0,
         trials=trials(),
         slides=views,
         quarantined={
@@ -95,6 +136,12 @@ def comparison(metrics: dict[str, Estimate]) -> tuple[Comparison, ...]:
         Comparison("patch colour", "logistic regression on mean RGB", UNDEFINED, Estimate(0.61, 0.55, 0.67)),
         Comparison("shuffled labels", "what chance looks like", Estimate(0.46, 0.2, 0.72), Estimate(0.52, 0.45, 0.6)),
     )
+
+
+def flipping(bags: int) -> FlippingCurves:
+    removed = np.arange(20) / 20
+    curves = [0.9 - 0.8 * removed ** (1 / power) for power in (3.0, 0.2, 0.6)]
+    return FlippingCurves(bags, removed.tolist(), *(curve.tolist() for curve in curves))
 
 
 def history() -> pa.Table:

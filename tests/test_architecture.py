@@ -15,12 +15,36 @@ FLOORS = (
     ("milcore.cluster",),
     ("milcore.predict", "milcore.evaluate"),
     ("milcore.folds",),
-    ("milcore.artifacts", "milcore.baselines", "milcore.explain", "milcore.info", "milcore.qc"),
-    ("milcore.run", "milcore.sweep"),
-    ("milcore.train", "milcore.checkpoints", "milcore.leave_one_out", "milcore.shares"),
+    ("milcore.artifacts", "milcore.baselines", "milcore.info", "milcore.report_data", "milcore.qc"),
+    ("milcore.measured",),
+    ("milcore.opened_run",),
+    ("milcore.run", "milcore.sweep", "milcore.search_space"),
+    (
+        "milcore.train",
+        "milcore.checkpoints",
+        "milcore.leave_one_out",
+        "milcore.flipping",
+        "milcore.explain",
+        "milcore.shares",
+    ),
     ("milcore.model", "milcore.report"),
-    ("milcore.streaming", "milcore.encoders", "milcore.attention", "milcore.augment", "milcore.optimisation"),
-    ("milcore.bags", "milcore.pooling", "milcore.metrics", "milcore.annotations", "milcore.sampling"),
+    (
+        "milcore.streaming",
+        "milcore.encoders",
+        "milcore.attention",
+        "milcore.attention_exports",
+        "milcore.augment",
+        "milcore.optimisation",
+    ),
+    (
+        "milcore.bags",
+        "milcore.pooling",
+        "milcore.metrics",
+        "milcore.calibration",
+        "milcore.delong",
+        "milcore.annotations",
+        "milcore.sampling",
+    ),
     ("milcore.attention_score", "milcore.dropout", "milcore.balance"),
     ("milcore.segments", "milcore.rows"),
     ("milcore.import_features", "milcore.freshness"),
@@ -30,6 +54,7 @@ FLOORS = (
     ("milcore.slide_writer",),
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
     ("milcore.sources",),
+    ("milcore.event_file",),
     ("milcore.processes", "milcore.storage", "milcore.progress", "milcore.allocator"),
     ("milcore.config",),
     ("milcore.errors",),
@@ -47,7 +72,8 @@ WITHOUT_TORCH = (
     "milcore.slide_writer", "milcore.extract", "milcore.portions",
     "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
     "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
-    "milcore.metrics", "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.freshness",
+    "milcore.metrics", "milcore.calibration", "milcore.delong",
+    "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.freshness",
 )  # fmt: skip
 
 
@@ -112,5 +138,5 @@ def test_the_package_imports_nothing() -> None:
 
 
 def test_config_imports_pydantic_and_the_standard_library_only() -> None:
-    assert {name.split(".")[0] for name in imports_of("milcore.config")} <= {"pydantic", "typing", "milcore"}
+    assert {name.split(".")[0] for name in imports_of("milcore.config")} <= {"pydantic", "re", "typing", "milcore"}
     assert {name for name in imports_of("milcore.config") if lies_in(name, "milcore")} == {"milcore.errors.InputError"}

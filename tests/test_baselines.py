@@ -70,8 +70,5 @@ def test_without_annotations_patch_colour_says_why_it_is_missing(cohort: tuple[P
 def test_localisation_counts_positive_test_bags_only(cohort: tuple[PatchStore, Bags]) -> None:
     bags = cohort[1]
     perfect = {entry.bag_id: np.where(DARK_PATCH == 1, 0.9, 0.02) for entry in bags.entries}
-    assert localised(perfect, bags.entries, labels_of(bags), 0).value == 1.0
-    assert (
-        localised(perfect, bags.entries, {}, 0).reason
-        == "no positive test slide has patches of both classes by annotation"
-    )
+    assert localised(perfect, bags, labels_of(bags), 0).value == 1.0
+    assert localised(perfect, bags, {}, 0).reason == "no positive test slide has patches of both classes by annotation"

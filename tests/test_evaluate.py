@@ -1,5 +1,6 @@
 """Evaluation end to end on a small store: every file of the contract, each number where it belongs, no leak."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from milcore import storage
+from milcore.artifacts import SUFFIXES
 from milcore.config import SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
@@ -19,7 +21,7 @@ from milcore.metrics import choose_threshold
 from milcore.run import prepare_run, read_splits, train_run
 from milcore.store import PatchStore
 from milcore.train import LocalContext
-from tests.cohorts import PATCH_PX, write_features, write_store
+from tests.cohorts import PATCH_PX, as_folds, write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=12, batch_size=4, learning_rate=0.02)
 
@@ -83,7 +85,7 @@ def test_every_slide_is_predicted_once_and_the_threshold_is_validation_s(
 def test_attention_of_every_test_slide_lies_at_its_place(run_uri: str, summary: dict[str, object]) -> None:
     tested = [row["slide_id"] for row in read_splits(run_uri).to_pylist() if row["split"] == "test"]
     names = storage.names(f"{run_uri}/attention")
-    assert names == sorted(f"{slide_id}.{kind}" for slide_id in tested for kind in ("parquet", "png"))
+    assert names == sorted(["index.json"] + [f"{name}.{form}" for name in tested for form in SUFFIXES.values()])
     positive = next(slide_id for slide_id in tested if int(slide_id[1:]) % 2)
     table = storage.read_table(f"{run_uri}/attention/{positive}.parquet")
     assert table["x"].to_pylist() == [PATCH_PX * k for k in range(6)]
@@ -158,3 +160,78 @@ def test_a_bag_of_a_patient_s_slides_is_trained_and_told_slide_by_slide(tmp_path
     tables = [storage.read_table(f"{run}/attention/{slide_id}.parquet") for slide_id in tested]
     assert [len(table) for table in tables] == [6] * len(tested)
     assert sum(table["weight"].to_numpy().sum() for table in tables) == pytest.approx(len(tested) / 2)
+
+
+def test_three_classes_are_told_apart_and_each_against_the_rest(tmp_path: Path) -> None:
+    """Class c is the number of dark patches; the likeliest class is called."""
+    store = write_store(str(tmp_path / "store"), slides=36)
+    rows = [row | {"label": k % 3} for k, row in enumerate(store.manifest().to_table().to_pylist())]
+    slides = Manifest.from_table(store.manifest().to_table()).slides
+    relabelled = tuple(dataclasses.replace(its, label=row["label"]) for its, row in zip(slides, rows, strict=True))
+    store.write_manifest(Manifest(relabelled, ("adenoma", "benign", "carcinoma")))
+    for its in relabelled:
+        colour = np.full((6, 3), 0.2, np.float16)
+        colour[0, its.label] = 1.0
+        store.slide(its.slide_id).write_features("mean_rgb", colour, {"encoder": "by hand", "weights_digest": "0" * 64})
+    run = str(tmp_path / "run")
+    prepare_run(store.uri, run, TRAIN.model_copy(update={"epochs": 30}), SplitConfig(), None)
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    summary = evaluate(run)
+    table = storage.read_table(f"{run}/predictions.parquet")
+    said = np.stack([table[f"probability_{name}"].to_numpy() for name in summary["classes"]], axis=1)
+    np.testing.assert_allclose(said.sum(axis=1), 1.0, atol=1e-6)
+    test = np.array(table["split"].to_pylist()) == "test"
+    truth = table["label"].to_numpy()[test]
+    assert summary["accuracy"] == pytest.approx(np.mean(said[test].argmax(axis=1) == truth))
+    assert summary["accuracy"] == summary["auroc"] == summary["per_class"]["carcinoma"]["auroc"] == 1.0
+    assert np.trace(summary["confusion"]) == test.sum()
+    assert summary["threshold"] is None
+    page = storage.read_bytes(f"{run}/report.html").decode()
+    assert "<h1>3 classes: adenoma, benign, carcinoma</h1>" in page
+    assert "called carcinoma" in page
+
+
+def test_a_run_of_folds_is_judged_held_out_and_tested_together(run_uri: str, tmp_path: Path) -> None:
+    spec, splits = storage.read_json(f"{run_uri}/config.json"), f"{run_uri}/splits.parquet"
+    other = str(tmp_path / "other")
+    prepare_run(spec["store_uri"], other, TRAIN.model_copy(update={"seed": 5}), SplitConfig(), splits)
+    train_run(other, LocalContext(None, torch.device("cpu")))
+    folded = as_folds([run_uri, other], str(tmp_path / "folded"))
+    summary = evaluate(folded, baselines=False, attention_formats=("parquet",), without_each=True)
+    evaluate(other, baselines=False, attention_formats=("parquet",))
+    evaluate(run_uri, baselines=False, attention_formats=("parquet",))
+    alone = [storage.read_table(f"{uri}/predictions.parquet").to_pylist() for uri in (run_uri, other)]
+    together = storage.read_table(f"{folded}/predictions.parquet").to_pylist()
+    for row, *each in zip(together, *alone, strict=True):
+        said = [its["probability"] for its in each]
+        if row["split"] == "test":
+            assert row["fold"] == -1
+            assert row["probability"] == pytest.approx(np.mean(said), abs=1e-6)
+        else:
+            assert row["split"] == "val"
+            assert row["probability"] == pytest.approx(said[row["fold"]], abs=1e-6)
+    assert summary["folds"] == 2
+    tested = next(row["slide_id"] for row in together if row["split"] == "test" and row["label"])
+    table = storage.read_table(f"{folded}/attention/{tested}.parquet")
+    assert np.argmax(table["leave_one_out"].to_numpy()) == 2
+    assert np.argmax(table["score"].to_numpy()) == 2
+
+
+def test_attention_of_a_model_trained_on_shuffled_labels_is_warned_of(run_uri: str, tmp_path: Path) -> None:
+    summary = evaluate(run_uri, baselines=False)
+    assert summary["localisation_auroc"] == 1.0
+    assert summary["flipping_area"] > 0.0
+    rows = read_splits(run_uri).to_pylist()
+    for split in ("train", "val"):
+        places = [k for k, row in enumerate(rows) if row["split"] == split]
+        # half of each class changes sides, so that nothing can be learnt
+        for k, place in enumerate(sorted(places, key=lambda place: rows[place]["label"])):
+            rows[place]["label"] = k % 2
+    storage.write_table(str(tmp_path / "splits.parquet"), pa.Table.from_pylist(rows))
+    store_uri, run = storage.read_json(f"{run_uri}/config.json")["store_uri"], str(tmp_path / "run")
+    config = TRAIN.model_copy(update={"epochs": 1, "learning_rate": 1e-4})
+    prepare_run(store_uri, run, config, SplitConfig(), str(tmp_path / "splits.parquet"))
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    warned = evaluate(run, baselines=False)
+    assert any(warning.startswith("Attention is flat") for warning in warned["warnings"])
+    assert "Attention is flat" in storage.read_bytes(f"{run}/report.html").decode()

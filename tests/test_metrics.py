@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from milcore.calibration import reliability
 from milcore.metrics import (
     auroc,
     auroc_estimate,
@@ -18,7 +19,6 @@ from milcore.metrics import (
     mean_estimate,
     patient_weights,
     point_values,
-    reliability,
     roc_curve,
     weighted_auroc,
     weighted_values,
@@ -30,7 +30,7 @@ PROBABILITY = np.array([0.1, 0.4, 0.4, 0.8, 0.6, 0.9])
 
 def test_point_values_are_those_worked_by_hand():
     """Pairs won: 0.4 beats 0.1, ties 0.4, loses to 0.6; 0.8 and 0.9 beat all three: (1 + 1/2 + 3 + 3) / 9."""
-    values = point_values(LABELS, PROBABILITY, threshold=0.5)
+    values = point_values(LABELS, PROBABILITY, PROBABILITY >= 0.5)
     assert values["auroc"] == pytest.approx(7.5 / 9)
     assert values["auprc"] == pytest.approx(1 / 3 + 1 / 3 + (1 / 3) * (3 / 5))
     assert values["accuracy"] == pytest.approx(4 / 6)
@@ -39,7 +39,7 @@ def test_point_values_are_those_worked_by_hand():
     assert values["balanced_accuracy"] == pytest.approx(2 / 3)
     assert values["f1"] == pytest.approx(2 / 3)
     assert values["brier"] == pytest.approx((0.01 + 0.16 + 0.36 + 0.04 + 0.36 + 0.01) / 6)
-    assert confusion(LABELS, PROBABILITY, 0.5) == [[2, 1], [1, 2]]
+    assert confusion(LABELS, (PROBABILITY >= 0.5).astype(int), 2) == [[2, 1], [1, 2]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,14 +48,14 @@ def test_weighted_values_equal_scikit_learn_on_repeated_slides(rows, seed):
     """A row of weights means the same as a data set in which each slide is repeated that often."""
     labels, probability = np.array([r[0] for r in rows]), np.array([r[1] / 5 for r in rows])
     weights = np.random.default_rng(seed).integers(0, 3, size=(4, len(rows))).astype(float)
-    found = weighted_values(weights, labels, probability, 0.5)
+    found = weighted_values(weights, labels, probability, probability >= 0.5)
     for row in range(len(weights)):
         repeat = weights[row].astype(int)
         if not repeat.sum():
             continue
         repeated = np.repeat(labels, repeat), np.repeat(probability, repeat)
         if len(np.unique(repeated[0])) == 2:
-            for name, value in point_values(*repeated, 0.5).items():
+            for name, value in point_values(*repeated, repeated[1] >= 0.5).items():
                 assert found[name][row] == pytest.approx(value), name
         else:
             assert math.isnan(found["auroc"][row])
@@ -91,7 +91,7 @@ def test_mean_over_slides_has_an_interval_over_patients():
     """Two patients, values 0 and 1: a resample holds two of one, two of the other, or one of each."""
     found = mean_estimate(np.array([0.0, 1.0]), ["a", "b"], seed=0)
     assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
-    ranked = auroc_estimate(LABELS, 10 * PROBABILITY - 3, list("abcdef"), seed=0)
+    ranked = auroc_estimate(LABELS, np.stack([3 - PROBABILITY, 10 * PROBABILITY - 3], axis=1), list("abcdef"), seed=0)
     assert ranked == estimates(LABELS, PROBABILITY, list("abcdef"), 0.5, seed=0)["auroc"]
 
 
@@ -108,7 +108,7 @@ def test_one_class_is_nan_with_its_reason():
 def test_an_empty_split_is_nan_with_its_reason():
     nothing = np.zeros(0, int), np.zeros(0)
     assert {its.reason for its in estimates(*nothing, [], 0.5, seed=0).values()} == {"the split holds no slide"}
-    assert confusion(*nothing, 0.5) == [[0, 0], [0, 0]]
+    assert confusion(np.zeros(0, int), np.zeros(0, int), 2) == [[0, 0], [0, 0]]
     assert reliability(*nothing, 5) == []
 
 

@@ -11,16 +11,18 @@ import torch
 from PIL import Image
 
 from milcore import storage
+from milcore.artifacts import SUFFIXES
 from milcore.config import EncodeConfig, IngestConfig, SplitConfig, TrainConfig
 from milcore.encoders.encode import encode
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
 from milcore.ingest import ingest, plan_cohort
-from milcore.predict import cohort_ingestion, predict, slide_names
+from milcore.predict import cohort_ingestion, predict, predict_manifest, slide_names
 from milcore.run import prepare_run, train_run
 from milcore.slides.pyramid import write_pyramid
 from milcore.store import PatchStore
 from milcore.train import LocalContext
+from tests.cohorts import as_folds
 
 TRAIN = TrainConfig(hidden=8, attention_hidden=4, epochs=2, batch_size=4)
 SLIDES = 8
@@ -59,8 +61,12 @@ def test_a_slide_of_the_cohort_gets_the_probability_that_evaluation_gave_it(coho
     row = found["slides"][0]
     assert row["probability"] == pytest.approx(known["s3"]["probability"], abs=1e-6)
     assert row["called"] == str(int(row["probability"] >= found["threshold"]))
+    known_temperature = storage.read_json(str(cohort / "run/metrics.json"))["temperature"]
+    odds = row["probability"] / (1 - row["probability"])
+    assert row["calibrated"] == pytest.approx(odds ** (1 / known_temperature) / (1 + odds ** (1 / known_temperature)))
+    assert row["spread"] is None
     assert row["patches"] == len(PatchStore(str(cohort / "store")).slide("s3"))
-    assert storage.names(str(tmp_path / "attention")) == ["s3.parquet", "s3.png"]
+    assert storage.names(str(tmp_path / "attention")) == sorted(f"s3.{suffix}" for suffix in SUFFIXES.values())
 
 
 def test_every_file_is_accounted_for_in_csv_and_json(cohort: Path, tmp_path: Path) -> None:
@@ -119,3 +125,54 @@ def test_a_cohort_cut_in_two_ways_cannot_be_followed(cohort: Path, tmp_path: Pat
 )
 def test_slide_ids_are_safe_and_differ(uris: list[str], expected: list[str]) -> None:
     assert slide_names(uris) == expected
+
+
+def test_a_manifest_is_scored_and_taken_up_again_where_it_was(cohort: Path, tmp_path: Path) -> None:
+    """The second time only the slide that changed and the one that was absent are looked at."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tiff").write_bytes((cohort / "s0.tiff").read_bytes())
+    (tmp_path / "new.csv").write_text("slide_id,uri\na,a.tiff\nb,b.tiff\nc,c.tiff\n")
+    run, out = str(cohort / "run"), str(tmp_path / "out")
+    first = predict_manifest(run, str(tmp_path / "new.csv"), out)
+    assert (first["ok"], list(first["quarantined"])) == (["a", "b"], ["c"])
+    before = (tmp_path / "out/slides/a.json").stat().st_mtime_ns
+    for name, source in (("b", "s1"), ("c", "s2")):
+        (tmp_path / f"{name}.tiff").write_bytes((cohort / f"{source}.tiff").read_bytes())
+    second = predict_manifest(run, str(tmp_path / "new.csv"), out)
+    assert second["ok"] == ["a", "b", "c"]
+    assert (tmp_path / "out/slides/a.json").stat().st_mtime_ns == before
+    known = {row["slide_id"]: row for row in storage.read_table(f"{run}/predictions.parquet").to_pylist()}
+    said = [row["probability"] for row in second["slides"]]
+    assert said == pytest.approx([known[name]["probability"] for name in ("s0", "s1", "s2")], abs=1e-6)
+    with pytest.raises(InputError, match=r"default_mpp was None, now 0\.25"):
+        predict_manifest(run, str(tmp_path / "new.csv"), out, 0.25)
+
+
+def test_folds_speak_together_and_their_spread_is_told(cohort: Path, tmp_path: Path) -> None:
+    """Two folds: the run's model and one of another seed; the ensemble says their mean."""
+    made = []
+    for seed in (0, 1):
+        run = str(tmp_path / f"run{seed}")
+        prepare_run(str(cohort / "store"), run, TRAIN.model_copy(update={"seed": seed}), SplitConfig(), None)
+        train_run(run, LocalContext(None, torch.device("cpu")))
+        made.append(run)
+    folded = as_folds(made, str(tmp_path / "folded"))
+    evaluate(folded, baselines=False, attention_formats=("png",))
+    slide = str(cohort / "s1.tiff")
+    alone = [predict(run, [slide], str(tmp_path / f"out{k}"))["slides"][0]["probability"] for k, run in enumerate(made)]
+    row = predict(folded, [slide], str(tmp_path / "out"))["slides"][0]
+    assert row["probability"] == pytest.approx(np.mean(alone), abs=1e-6)
+    assert row["spread"] == pytest.approx(np.std(alone), abs=1e-6)
+
+
+def test_slides_of_a_patient_are_one_bag_where_the_run_s_are(cohort: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    prepare_run(str(cohort / "store"), run, TRAIN.model_copy(update={"bag": "patient"}), SplitConfig(), None)
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    rows = "".join(f"s{k},{cohort}/s{k}.tiff,p{k // 2}\n" for k in range(3))
+    (tmp_path / "new.csv").write_text(f"slide_id,uri,patient_id\n{rows}")
+    found = predict_manifest(run, str(tmp_path / "new.csv"), str(tmp_path / "out"))["slides"]
+    assert found[0]["probability"] == found[1]["probability"] != found[2]["probability"]
+    assert found[0]["called"] is None
+    weights = [storage.read_table(str(tmp_path / f"out/attention/s{k}.parquet"))["weight"].to_numpy() for k in (0, 1)]
+    assert np.concatenate(weights).sum() == pytest.approx(1.0)

@@ -79,7 +79,7 @@ def test_names_from_outside_are_escaped(html):
 
 def test_worst_predicted_slides_come_first(data, html):
     listed = re.findall(r'<th scope="row"><a href="#slide-([^"]+)">', html)
-    errors = {view.slide_id: abs(view.probability - view.label) for view in data.slides}
+    errors = {view.slide_id: 1 - view.probabilities[view.label] for view in data.slides}
     assert listed == sorted(errors, key=lambda name: -errors[name])
 
 
@@ -96,14 +96,16 @@ def test_every_section_the_reader_needs_is_there(data, html):
 
 
 def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):
-    bare = [dataclasses.replace(view, thumbnail=None, heat=None, patches=(), mpp=None) for view in data.slides]
+    bare = [
+        dataclasses.replace(view, thumbnail=None, heat=None, patches=(), lowest=(), mpp=None) for view in data.slides
+    ]
     undefined = {name: Estimate(math.nan, reason="the split holds one class only") for name in data.metrics}
-    html = render(dataclasses.replace(data, trials=None, slides=tuple(bare), metrics=undefined, roc=[], quarantined={}))
+    html = render(dataclasses.replace(data, trials=None, slides=tuple(bare), metrics=undefined, roc=(), quarantined={}))
     assert 'id="sweep"' not in html
     assert "the split holds one class only" in html
     assert "The store holds no picture of this slide." in html
     assert "None: every slide of the cohort was read." in html
-    nothing = dataclasses.replace(data, slides=(), counts=(), metrics=undefined, roc=[], reliability=[])
+    nothing = dataclasses.replace(data, slides=(), counts=(), metrics=undefined, roc=(), reliability=[])
     assert "There is no test slide." in render(nothing)
 
 

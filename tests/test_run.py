@@ -9,7 +9,7 @@ from milcore import storage
 from milcore.config import SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError
 from milcore.info import describe
-from milcore.run import load_bags, load_model, prepare_run, read_splits, train_run
+from milcore.run import load_bags, load_models, prepare_run, read_splits, train_run
 from milcore.train import LocalContext
 from tests.cohorts import write_features, write_store
 
@@ -32,7 +32,7 @@ def trained(store_uri: str, run_uri: str, config: TrainConfig = TRAIN) -> None:
 def test_a_published_model_reads_back_and_speaks_of_every_bag(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     trained(store_uri, run)
-    spec, model = load_model(run)
+    spec, (model,) = load_models(run)
     bags = load_bags(spec.store_uri, spec.train, read_splits(run))
     assert len(bags) == 12
     for batch in bags.batches([[0, 1], [2]]):
@@ -91,16 +91,16 @@ def test_features_that_are_not_there_are_named_with_the_command_that_makes_them(
 def test_patches_train_the_conv_encoder_end_to_end(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     trained(store_uri, run, TRAIN.model_copy(update={"features": None, "encoder": "conv", "epochs": 1}))
-    assert "encoder.layers.0.weight" in load_model(run)[1].state_dict()
+    assert "encoder.layers.0.weight" in load_models(run)[1][0].state_dict()
 
 
 def test_an_unfinished_run_has_no_model(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     prepare_run(store_uri, run, TRAIN, SplitConfig(), None)
     with pytest.raises(InputError, match="not finished"):
-        load_model(run)
+        load_models(run)
     with pytest.raises(InputError, match="no run at"):
-        load_model(str(tmp_path / "nowhere"))
+        load_models(str(tmp_path / "nowhere"))
 
 
 def test_store_and_run_are_described(store_uri: str, tmp_path: Path) -> None:

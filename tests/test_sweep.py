@@ -8,7 +8,17 @@ import pytest
 from milcore import storage
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError, StoreError
-from milcore.sweep import TrialResult, prepare_sweep, publish, read_best, read_sweep, trial_configs
+from milcore.search_space import parse_axis
+from milcore.sweep import (
+    TrialResult,
+    auroc_standard_error,
+    judge,
+    prepare_sweep,
+    publish,
+    read_best,
+    read_sweep,
+    trial_configs,
+)
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3)
@@ -105,3 +115,71 @@ def test_a_sweep_without_validation_slides_or_features_is_refused(store_uri: str
 def test_a_folder_that_is_no_sweep_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run milcore tune first"):
         read_sweep(str(tmp_path))
+
+
+def test_any_training_setting_is_drawn_by_name_and_changes_nothing_of_the_others() -> None:
+    more = SWEEP.model_copy(update={"search": ("hidden=8..64", "weight_decay=1e-4..1e-1:log", "ema_decay=0,0.9")})
+    trials = trial_configs(more.model_copy(update={"trials": 200}))
+    assert [t.learning_rate for t in trials[:3]] == [t.learning_rate for t in trial_configs(SWEEP)]
+    assert {type(t.hidden) for t in trials} == {int}
+    assert 8 <= min(t.hidden for t in trials) < 14
+    assert 58 < max(t.hidden for t in trials) <= 64
+    assert {t.ema_decay for t in trials} == {0.0, 0.9}
+    assert sum(t.weight_decay < 1e-2 for t in trials) == pytest.approx(200 * 2 / 3, abs=25)  # two of three decades
+    fewer = trial_configs(more.model_copy(update={"search": ("hidden=8..64",)}))
+    assert [t.hidden for t in fewer] == [t.hidden for t in trials[:3]]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("dropout", "allowed: NAME=A,B,C"),
+        ("droput=0.1,0.2", "droput cannot be drawn; allowed: activation_mb"),
+        ("pooling=max,mean", "pooling cannot be drawn"),
+        ("dropout=0.5..0.1", "LOW below HIGH"),
+        ("dropout=0..0.1:log", "above 0 with :log"),
+        ("dropout=a..b", "'a' is no number"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_line(text: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        parse_axis(text)
+
+
+def test_a_value_that_cannot_be_trained_is_refused_before_the_first_trial(store_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="dropout"):
+        prepare_sweep(
+            store_uri,
+            str(tmp_path / "out"),
+            SWEEP.model_copy(update={"search": ("dropout=0.1,7",)}),
+            SplitConfig(),
+            None,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_standard_error_of_an_auroc_is_hanley_and_mcneil_s() -> None:
+    """A = 0.8 on 10 and 20, by hand: Q1 = 2/3, Q2 = 0.7111; var = (0.16 + 9 * 0.02667 + 19 * 0.07111) / 200."""
+    assert auroc_standard_error(0.8, 10, 20) == pytest.approx(0.09357, abs=1e-5)
+    assert auroc_standard_error(1.0, 10, 20) == 0.0
+
+
+def test_the_winner_is_called_better_only_beyond_the_standard_error_of_the_difference() -> None:
+    def trial(number: int, area: float, error: float) -> TrialResult:
+        return result(number, 0.5, area)._replace(val_auroc_se=error)
+
+    near = judge([trial(0, 0.90, 0.03), trial(1, 0.95, 0.04)])
+    assert (near.best, near.next, near.separable) == (1, 0, False)
+    assert near.standard_error == pytest.approx(0.05)
+    assert "not separable" in near.line
+    assert judge([trial(0, 0.80, 0.03), trial(1, 0.95, 0.04)]).separable
+    assert not judge([trial(0, math.nan, math.nan), trial(1, math.nan, math.nan)]).separable
+    assert judge([trial(0, 0.8, 0.1)]).next is None
+
+
+def test_settings_that_were_drawn_are_columns_of_the_table(store_uri: str, tmp_path: Path) -> None:
+    spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig(), None)
+    said = [result(k, 0.5)._replace(searched=(("hidden", 8 * k), ("ema_decay", 0.5))) for k in range(3)]
+    publish(str(tmp_path / "out"), spec, said)
+    rows = storage.read_table(str(tmp_path / "out" / "trials.parquet")).to_pylist()
+    assert [(row["hidden"], row["ema_decay"]) for row in rows] == [(0, 0.5), (8, 0.5), (16, 0.5)]

@@ -4,9 +4,11 @@ import contextlib
 import logging
 import math
 import posixpath
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import ray.train
 import ray.tune
 import torch
@@ -100,6 +102,36 @@ class TrialContext:
         self._best = Validation(**checkpoint.get_metadata())
         with checkpoint.as_directory() as kept:
             yield Path(kept)
+
+
+class FoldsOfTrial:
+    """A trial that is scored by its mean over folds, and tells Ray Tune so after each of them.
+
+    A trial that was cut short goes on with the fold after its last report.
+    """
+
+    def __init__(self) -> None:
+        checkpoint = ray.tune.get_checkpoint()
+        self._said = [] if checkpoint is None else [Validation(*its) for its in checkpoint.get_metadata()["folds"]]
+        self._epochs = 0 if checkpoint is None else int(checkpoint.get_metadata()["epochs"])
+
+    @property
+    def done(self) -> int:
+        """Folds that were trained."""
+        return len(self._said)
+
+    def report(self, best: Validation, epochs: int) -> None:
+        """Take what a fold's validation says of its best epoch, and how many epochs that took."""
+        self._said.append(best)
+        self._epochs = max(self._epochs, epochs)
+        losses, areas = (np.array(column, dtype=np.float64) for column in zip(*self._said, strict=True))
+        mean = Validation(float(losses.mean()), float(areas.mean()))
+        error = float(areas.std(ddof=1) / math.sqrt(len(areas))) if len(areas) > 1 else math.nan
+        figures = {"score": score(mean), "val_loss": mean.loss, "val_auroc": mean.auroc, "epochs": self._epochs}
+        with tempfile.TemporaryDirectory() as folder:
+            kept = ray.tune.Checkpoint.from_directory(folder)
+            kept.set_metadata({"folds": [list(its) for its in self._said], "epochs": self._epochs})
+            ray.tune.report({**figures, "val_auroc_se": error}, checkpoint=kept)
 
 
 def score(validation: Validation) -> float:

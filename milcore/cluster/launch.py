@@ -5,18 +5,19 @@ imported only when it is used.
 """
 
 import functools
+from collections.abc import Iterator
 
 import torch
 
 from milcore import storage
 from milcore.cluster.heartbeat import beating, heartbeat_uri
 from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
-from milcore.encoders.encode import EncodedSlide, encode
+from milcore.encoders.encode import EncodedSlide, Step, encode_steps, named, slides_to_encode
 from milcore.errors import ClusterError, InputError
+from milcore.event_file import RunWatch
 from milcore.folds import train_folds
-from milcore.progress import EpochLines, track
+from milcore.progress import PatchLines
 from milcore.run import CHECKPOINTS, is_finished, read_spec, train_run
-from milcore.store import PatchStore
 from milcore.sweep import read_best
 from milcore.train import LocalContext
 
@@ -27,21 +28,31 @@ RAYJOB = "rayjob"
 
 def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> list[EncodedSlide]:
     """Give every slide of a store its features."""
-    store_uri = storage.absolute(store_uri)
+    store_uri, config = storage.absolute(store_uri), named(config)
+    slides = slides_to_encode(store_uri)
     if _is_job(launch) and launch.workers > 0:
         _run_elsewhere(["encode", store_uri, *_encode_flags(config)], launch)
-        store = PatchStore(store_uri)
-        return [EncodedSlide(slide_id, len(store.slide(slide_id)), skipped=False) for slide_id in store.slide_ids()]
-    total = len(PatchStore(store_uri).slide_ids())
+        return [EncodedSlide(slide_id, patches, skipped=False) for slide_id, patches in slides.items()]
     device = "cuda" if launch.use_gpu else "cpu"
     if launch.workers == 0:
-        return list(track(encode(store_uri, config, device), "encode", total))
+        return _encoded(encode_steps(store_uri, config, device), slides)
     from milcore.cluster.connect import connected
-    from milcore.cluster.map import map_on_ray
+    from milcore.cluster.encode import encode_on_ray
 
     with connected(launch):
-        fan_out = functools.partial(map_on_ray, launch=launch)
-        return list(track(encode(store_uri, config, device, fan_out), "encode", total))
+        return _encoded(
+            encode_steps(store_uri, config, device, functools.partial(encode_on_ray, launch=launch)), slides
+        )
+
+
+def _encoded(steps: Iterator[Step], slides: dict[str, int]) -> list[EncodedSlide]:
+    """The slides as they end, while progress is shown in patches."""
+    encoded: list[EncodedSlide] = []
+    lines = PatchLines("encode", sum(slides.values()))
+    for step in steps:
+        lines.show(step.patches, step.slide.patches if step.slide is not None and step.slide.skipped else 0)
+        encoded += [step.slide] if step.slide is not None else []
+    return encoded
 
 
 def train_with(run_uri: str, launch: LaunchConfig) -> None:
@@ -56,8 +67,8 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
     elif read_spec(run_uri).folds:
         _train_folds(run_uri, launch)
     elif launch.workers == 0:
-        lines = EpochLines(read_spec(run_uri).train.epochs)
-        train_run(run_uri, LocalContext(storage.join(run_uri, CHECKPOINTS), _device(launch), lines))
+        watch = RunWatch(run_uri, read_spec(run_uri).train.epochs)
+        train_run(run_uri, LocalContext(storage.join(run_uri, CHECKPOINTS), _device(launch), watch))
     else:
         from milcore.cluster.train import train_on_ray
 
@@ -124,7 +135,7 @@ def _encode_flags(config: EncodeConfig) -> list[str]:
         "--encoder",
         config.encoder,
         "--name",
-        config.features_name,
+        str(config.name),
         "--patches-per-batch",
         str(config.patches_per_batch),
     ]

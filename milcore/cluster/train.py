@@ -3,14 +3,15 @@
 from typing import Any
 
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from milcore import errors, storage
+from milcore import storage
 from milcore.cluster.connect import connected, cpus, environment, wait_for_room
 from milcore.cluster.context import RayContext, calm_logging
 from milcore.config import LaunchConfig
-from milcore.progress import EpochLines
+from milcore.errors import ClusterError
+from milcore.event_file import RunWatch
 from milcore.run import CHECKPOINTS, read_spec, train_run
 from milcore.train import CHECKPOINTS_KEPT
 
@@ -26,7 +27,6 @@ def train_on_ray(run_uri: str, launch: LaunchConfig) -> None:
 
     Raises:
         InputError: the folder holds no prepared run.
-        MILError: a worker raised it; it is not tried again.
         ClusterError: no cluster answers, it has no room, or the workers failed; why.
     """
     run_uri = storage.absolute(run_uri)
@@ -44,37 +44,18 @@ def train_on_ray(run_uri: str, launch: LaunchConfig) -> None:
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
                 logging_config=LoggingConfig(log_level="WARNING"),
-                callbacks=[_StopAtOurErrors()],  # type: ignore[list-item]  # as above
             ),
         )
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _failure(run_uri, error) from error
+            raise ClusterError(f"training {run_uri} failed: {_reason(error)}") from error
 
 
-class _StopAtOurErrors(UserCallback):
-    """Ends a run at an error that milcore raised on purpose: started again, its workers would meet it again."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray calls it so
-        """Raise the error in Ray's controller, which tries again only after failures of workers."""
-        for error in worker_exceptions.values():
-            name, _, text = _last_line(error).partition(": ")
-            kind = getattr(errors, name.removeprefix("milcore.errors."), None) if "milcore." in name else None
-            if kind is not None:
-                raise kind(text)
-
-
-def _failure(run_uri: str, error: ray.train.TrainingFailedError) -> errors.MILError:
-    """What milcore raised in a worker, or else the last line of the first worker's traceback: the exception itself."""
-    if isinstance(error, ray.train.ControllerError) and isinstance(error.controller_failure, errors.MILError):
-        return error.controller_failure
+def _reason(error: ray.train.TrainingFailedError) -> str:
+    """The last line of the first worker's traceback: the exception itself."""
     failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
-    return errors.ClusterError(f"training {run_uri} failed: {_last_line(failures[0])}")
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().rpartition("\n")[2]
+    return str(failures[0]).strip().rpartition("\n")[2].removeprefix("milcore.errors.")
 
 
 def scaling(launch: LaunchConfig) -> ScalingConfig:
@@ -99,4 +80,4 @@ def _work(config: dict[str, Any]) -> None:
     """What every worker runs."""
     calm_logging()
     checkpoints_uri = storage.join(config["run_uri"], CHECKPOINTS)
-    train_run(config["run_uri"], RayContext(checkpoints_uri, EpochLines(config["epochs"])))
+    train_run(config["run_uri"], RayContext(checkpoints_uri, RunWatch(config["run_uri"], config["epochs"])))

@@ -1,6 +1,7 @@
-"""Ray Tune over pooling and learning rate: each trial is one worker that runs ``fit``; ASHA stops those left behind.
+"""Ray Tune over pooling, learning rate and what else is named: each trial is one worker that runs ``fit``.
 
-The trials are the same for the same seed; which of them ASHA stops early hangs on how fast they run beside each other.
+ASHA stops trials left behind. The trials are the same for the same seed; which of them are stopped early hangs on how
+fast they run beside each other.
 """
 
 import functools
@@ -14,13 +15,23 @@ from ray.tune.schedulers import ASHAScheduler
 
 from milcore import storage
 from milcore.bags import Bags
-from milcore.cluster.connect import connected, environment
-from milcore.cluster.context import TrialContext, calm_logging
-from milcore.config import LaunchConfig, TrainConfig, TuneConfig
+from milcore.cluster.connect import connected, environment, room, wait_for_room
+from milcore.cluster.context import FoldsOfTrial, TrialContext, calm_logging
+from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.progress import say
 from milcore.run import load_bags, read_splits
-from milcore.sweep import SweepSpec, TrialResult, publish, read_best, read_sweep, trial_configs
-from milcore.train import fit
+from milcore.splits import add_folds
+from milcore.sweep import (
+    SweepSpec,
+    TrialResult,
+    publish,
+    read_best,
+    read_sweep,
+    read_verdict,
+    searched,
+    trial_configs,
+)
+from milcore.train import LocalContext, fit
 
 RAY_FOLDER = "trials"
 # Tune's own loggers write files nobody reads; what a resumption finds is its snapshot, taken every so many seconds
@@ -28,12 +39,14 @@ TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHEC
 
 
 def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
-    """Run a prepared sweep, ``launch.workers`` trials at a time; one cut short goes on, a finished one is only read.
+    """Run a prepared sweep; one cut short goes on, a finished one is only read.
+
+    ``launch.workers`` trials run at a time (0: as many as the cluster holds).
 
     A trial that fails is kept in ``trials.parquet`` with its reason.
 
     Raises:
-        ClusterError: no cluster answers, trials are missing, or none succeeded.
+        ClusterError: no cluster answers, it has no room, trials are missing, or none succeeded.
     """
     out_uri = storage.absolute(out_uri)
     best = read_best(out_uri)
@@ -41,15 +54,16 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
         return best
     spec = read_sweep(out_uri)
     with connected(launch), environment(TUNE_ENVIRONMENT):
+        wait_for_room(1, _reserved(launch))
         results = _results(spec, _tuner(out_uri, spec, launch).fit())
     best = publish(out_uri, spec, results)
+    say(read_verdict(out_uri).line)
     storage.remove(storage.join(out_uri, RAY_FOLDER))
     return best
 
 
 def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
-    resources = {"cpu": 1.0, "gpu": float(launch.use_gpu)}
-    trainable = tune.with_resources(_run_trial, resources)
+    trainable = tune.with_resources(_run_trial, {"cpu": 1.0, "gpu": float(launch.use_gpu)})
     begun = storage.join(out_uri, RAY_FOLDER)
     if tune.Tuner.can_restore(begun):
         return tune.Tuner.restore(begun, trainable=trainable, resume_unfinished=True, restart_errored=True)
@@ -63,7 +77,7 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
-            max_concurrent_trials=max(1, launch.workers),
+            max_concurrent_trials=launch.workers or room(_reserved(launch)),
             reuse_actors=True,
             scheduler=_scheduler(spec.tune),
             trial_dirname_creator=_trial_folder,
@@ -79,18 +93,40 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
     )
 
 
+def _reserved(launch: LaunchConfig) -> dict[str, float]:
+    return {"CPU": 1.0, "GPU": float(launch.use_gpu)}
+
+
 def _scheduler(config: TuneConfig) -> ASHAScheduler:
-    # above the epochs, since a trial stopped at max_t would lose its last report
-    epochs = config.train.epochs
-    return ASHAScheduler(max_t=epochs + 1, grace_period=max(1, epochs // 4), reduction_factor=2)
+    """Stops trials left behind: after a quarter of the epochs and so on, or with folds after any of them."""
+    reports = config.objective_folds or config.train.epochs
+    grace = 1 if config.objective_folds else max(1, reports // 4)
+    # above the reports, since a trial stopped at max_t would lose its last one
+    return ASHAScheduler(max_t=reports + 1, grace_period=grace, reduction_factor=2)
 
 
 def _run_trial(config: dict[str, Any]) -> None:
     """What a trial's worker runs."""
     calm_logging()
     spec = read_sweep(config["out_uri"])
-    settings = trial_configs(spec.tune)[config["trial"]]
-    fit(settings, _bags(config["out_uri"]), TrialContext(torch.device(config["device"])))
+    settings, device = trial_configs(spec.tune)[config["trial"]], torch.device(config["device"])
+    bags = _bags(config["out_uri"])
+    if spec.tune.objective_folds == 0:
+        fit(settings, bags, TrialContext(device))
+        return
+    trial = FoldsOfTrial()
+    for fold in range(trial.done, spec.tune.objective_folds):
+        result = fit(settings, _without_fold(config["out_uri"], bags, fold), LocalContext(None, device))
+        trial.report(result.best, result.best_epoch + 1)
+
+
+def _without_fold(out_uri: str, bags: Bags, fold: int) -> Bags:
+    """The bags outside the test split, those of a fold's patients for validation and the others for training."""
+    tune_config = read_sweep(out_uri).tune
+    splits = read_splits(out_uri)
+    dealt = SplitConfig(split_seed=tune_config.tune_seed, folds=tune_config.objective_folds)
+    fold_of = {row["patient_id"]: row["fold"] for row in add_folds(splits, dealt).to_pylist()}
+    return bags.divided({its.bag_id: "val" if fold_of[its.patient_id] == fold else "train" for its in bags.entries})
 
 
 @functools.lru_cache(maxsize=1)
@@ -107,10 +143,10 @@ def _trial_folder(trial: Trial) -> str:
 
 def _results(spec: SweepSpec, grid: tune.ResultGrid) -> list[TrialResult]:
     settings = trial_configs(spec.tune)
-    return [_result(settings, grid[place]) for place in range(len(grid))]
+    return [_result(spec.tune, settings, grid[place]) for place in range(len(grid))]
 
 
-def _result(configs: list[TrainConfig], result: tune.Result) -> TrialResult:
+def _result(config: TuneConfig, configs: list[TrainConfig], result: tune.Result) -> TrialResult:
     trial = int((result.config or {})["trial"])
     settings = configs[trial]
     seen = result.metrics or {}
@@ -124,6 +160,8 @@ def _result(configs: list[TrainConfig], result: tune.Result) -> TrialResult:
         val_auroc=seen.get("val_auroc", float("nan")),
         state="ok" if reason is None else "failed",
         reason=reason,
+        val_auroc_se=seen.get("val_auroc_se", float("nan")),
+        searched=searched(config, settings),
     )
 
 

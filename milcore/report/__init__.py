@@ -1,6 +1,24 @@
 """The report of a run: one HTML file that needs no network, and a model card. No torch; it is fed plain data."""
 
-from milcore.report.data import ReportData, SlideView, SplitCount, TopPatch
+from milcore.report.data import (
+    Curve,
+    FlippingCurves,
+    Picture,
+    ReportData,
+    ShownPatch,
+    SlideView,
+    SplitCount,
+)
 from milcore.report.page import model_card, render
 
-__all__ = ["ReportData", "SlideView", "SplitCount", "TopPatch", "model_card", "render"]
+__all__ = [
+    "Curve",
+    "FlippingCurves",
+    "Picture",
+    "ReportData",
+    "ShownPatch",
+    "SlideView",
+    "SplitCount",
+    "model_card",
+    "render",
+]

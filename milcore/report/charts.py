@@ -46,18 +46,20 @@ class Axes:
         return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def chart(axes: Axes, series: list[Series], description: str) -> Markup:
+def chart(axes: Axes, series: list[Series], description: str, *, legend: bool = False) -> Markup:
     """Lines and points on one pair of axes.
 
     Args:
         axes: ranges and ticks.
         series: drawn in order.
         description: what a reader who cannot see it should know.
+        legend: write the names of the lines below each other in the lower left.
     """
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">',
         *_frame(axes),
         *(part for its in series for part in _draw(axes, its)),
+        *(_legend([its for its in series if its.style != "band"]) if legend else []),
         "</svg>",
     ]
     return Markup("".join(parts))  # noqa: S704 - every text in it passed escape
@@ -85,6 +87,15 @@ def _frame(axes: Axes) -> list[str]:
         f'<text class="label" transform="translate(11 {middle_y}) rotate(-90)" text-anchor="middle">'
         f"{escape(axes.y_label)}</text>"
     )
+    return parts
+
+
+def _legend(series: list[Series]) -> list[str]:
+    parts = []
+    for k, its in enumerate(reversed(series)):
+        y = HEIGHT - BOTTOM - 12 - 15 * k
+        parts.append(f'<line class="{its.style}" x1="{LEFT + 8}" x2="{LEFT + 30}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="tick" x="{LEFT + 36}" y="{y + 4}">{escape(its.name)}</text>')
     return parts
 
 

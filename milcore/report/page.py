@@ -1,7 +1,7 @@
 """Renders ``ReportData`` as one HTML file and as a model card. Style, script and pictures are inside the file."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -9,24 +9,36 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from milcore.metrics import NO_VALIDATION, Estimate, Validation
+from milcore.metrics import NO_VALIDATION, Band, Estimate, Validation
 from milcore.report.charts import Axes, Point, Series, chart, interval_bar, steps
-from milcore.report.data import ReportData, SlideView
+from milcore.report.data import Curve, FlippingCurves, ReportData, SlideView
 from milcore.report.pictures import data_uri, scale_bar
 
 DASH = "\N{EN DASH}"
 UNIT = (0.0, 1.0)
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HEADLINE = (
-    ("auroc", "AUROC", "chance that a positive slide scores above a negative one"),
-    ("localisation_auroc", "Localisation AUROC", "attention against the annotation, inside positive slides"),
-    ("sensitivity", "Sensitivity", "positive slides called positive"),
-    ("specificity", "Specificity", "negative slides called negative"),
-    ("balanced_accuracy", "Balanced accuracy", "mean of sensitivity and specificity"),
+    ("auroc", "AUROC", "chance that a {positive} {bag} scores above a {negative} one"),
+    ("localisation_auroc", "Localisation AUROC", "attention against instance labels, inside {positive} slides"),
+    ("flipping_area", "Flipping area", "random less most-attended-first removal; 0: attention is noise"),
+    ("balanced_accuracy", "Balanced accuracy", "mean over the classes of {bag}s called right"),
+    ("sensitivity", "Sensitivity", "{positive} {bag}s called so"),
+    ("specificity", "Specificity", "{negative} {bag}s called so"),
     ("auprc", "AUPRC", "average precision over all thresholds"),
     ("f1", "F1", "harmonic mean of precision and sensitivity"),
-    ("accuracy", "Accuracy", "slides called right"),
+    ("accuracy", "Accuracy", "{bag}s called right"),
+    ("localisation_ap", "Localisation AP", "average precision of attention, inside {positive} slides"),
+    ("brier", "Brier score", "mean square of the error of probability; 0 is perfect"),
+    ("ece", "ECE", "calibration error: how far probability is from frequency"),
 )
+MACRO_NOTES = {
+    "auroc": "mean over the classes, each against the rest",
+    "auprc": "mean over the classes, each against the rest",
+    "f1": "mean over the classes",
+    "localisation_auroc": "attention against instance labels",
+    "localisation_ap": "average precision of attention",
+}
+PER_CLASS = ("auroc", "auprc", "sensitivity", "specificity", "f1")
 
 
 def render(data: ReportData) -> str:
@@ -69,21 +81,34 @@ def interval(estimate: Estimate) -> str:
 
 
 def _view(data: ReportData) -> dict[str, Any]:
-    test = next((count for count in data.counts if count.split == "test"), None)
+    classes = ("negative", "positive") if data.classes == ("0", "1") else data.classes
     return {
         "data": data,
-        "classes": ("negative", "positive") if data.classes == ("0", "1") else data.classes,
-        "test": test,
+        "classes": classes,
+        "binary": len(classes) == 2,
+        "test": next((count for count in data.counts if count.split == "test"), None),
+        "right": sum(row[k] for k, row in enumerate(data.confusion)),
         "style": _asset("report.css"),
         "script": _asset("report.js"),
-        "headline": [(name, title, note, data.metrics[name]) for name, title, note in HEADLINE],
+        "headline": _headline(data, classes),
+        "per_class": [
+            (name, [its[metric] for metric in PER_CLASS]) for name, its in zip(classes, data.of_class, strict=False)
+        ],
         "charts": _charts(data),
         "slides": sorted(data.slides, key=lambda slide: (-slide.error, slide.slide_id)),
-        "called": lambda slide: int(slide.probability >= data.threshold.value),
         "scale": _scale,
         "trials": None if data.trials is None else _trials(data.trials),
         "perfect": data.metrics["auroc"].low == data.metrics["auroc"].high == 1.0,
     }
+
+
+def _headline(data: ReportData, classes: tuple[str, ...]) -> list[tuple[str, str, str, Estimate]]:
+    """(name, title, what it means, value) of every metric that this run has."""
+    words = {"positive": classes[-1], "negative": classes[0], "bag": data.bag}
+    notes = {name: note.format(**words) for name, _, note in HEADLINE}
+    if len(classes) > 2:
+        notes |= MACRO_NOTES
+    return [(name, title, notes[name], data.metrics[name]) for name, title, _ in HEADLINE if name in data.metrics]
 
 
 def _asset(name: str) -> Markup:
@@ -93,54 +118,89 @@ def _asset(name: str) -> Markup:
 
 def _charts(data: ReportData) -> list[tuple[str, str, Markup]]:
     """(title, caption, picture) of every chart that has something to show."""
-    charts = [(title, caption, _training(data.history, name)) for title, name, caption in _TRAINING if _has(data, name)]
+    charts = []
+    band = " Shaded: 95 % of resampled patients." if len(data.classes) == 2 else ""
+    if any(curve.points for curve in data.roc):
+        words = f"ROC curve of the test split, AUROC {number(data.metrics['auroc'].value)}"
+        axes = Axes("false positive rate", "true positive rate", UNIT, UNIT, QUARTERS, QUARTERS, diagonal=True)
+        charts.append(
+            ("ROC on the test split", f"Dashed: a model without skill.{band}", _curves(data.roc, axes, words))
+        )
+    if any(curve.points for curve in data.precision_recall):
+        words = f"Precision against recall on the test split, AUPRC {number(data.metrics['auprc'].value)}"
+        axes = Axes("recall", "precision", UNIT, UNIT, QUARTERS, QUARTERS, diagonal=False)
+        charts.append(
+            ("Precision and recall", f"On the test split.{band}", _curves(data.precision_recall, axes, words))
+        )
     if data.reliability:
-        charts.insert(0, ("Calibration", _CALIBRATION, _calibration(data)))
-    if data.roc:
-        charts.insert(0, ("ROC on the test split", "Dashed: a model without skill.", _roc(data)))
-    return charts
+        charts.append(("Calibration", _CALIBRATION, _calibration(data)))
+    if data.flipping is not None:
+        caption = f"Mean over {data.flipping.bags} test {data.bag}s. Below random: attention tells what decides."
+        charts.append(("Patch flipping", caption, _flipping(data.flipping)))
+    training = [
+        (title, caption, _training(data.history, name)) for title, name, caption in _TRAINING if _has(data, name)
+    ]
+    return charts + training
 
 
 _TRAINING = (
     ("Loss while training", "loss", "Validation AUROC, then loss, chose the epoch."),
     ("AUROC while training", "auroc", "Of few validation slides, so it moves in steps."),
 )
-_CALIBRATION = "Mean probability against the share that was positive, test slides in five bins; area = slides."
+_CALIBRATION = "Mean probability against the share that came true, test bags in five bins; area = bags."
 
 
 def _has(data: ReportData, metric: str) -> bool:
     return metric in data.history["metric"].to_pylist()
 
 
-def _roc(data: ReportData) -> Markup:
-    axes = Axes("false positive rate", "true positive rate", UNIT, UNIT, QUARTERS, QUARTERS, diagonal=True)
-    area = [*data.roc, (1.0, 0.0), (0.0, 0.0)]
-    words = f"ROC curve of the test split, AUROC {number(data.metrics['auroc'].value)}"
-    return chart(axes, [Series("area", "area", area), Series("test", "line-model", data.roc)], words)
+def _curves(curves: Sequence[Curve], axes: Axes, words: str) -> Markup:
+    """Curves of classes; a band below, and names at the lines where there are several."""
+    series = [Series("band", "band", _outline(its.band)) for its in curves if its.band is not None and its.band.x]
+    series += [Series(its.name, f"line-model class-{k % 6}", its.points) for k, its in enumerate(curves) if its.points]
+    return chart(axes, series, words, legend=len(curves) > 1)
+
+
+def _outline(band: Band) -> list[Point]:
+    """Along the upper edge and back along the lower."""
+    upper, lower = zip(band.x, band.high, strict=True), zip(band.x, band.low, strict=True)
+    return [*upper, *reversed(list(lower))]
+
+
+def _flipping(curves: FlippingCurves) -> Markup:
+    axes = Axes("share of patches taken out", "probability of the call", UNIT, UNIT, QUARTERS, QUARTERS, diagonal=False)
+    lines = (("least attended first", "least"), ("random", "random"), ("most attended first", "most"))
+    series = [
+        Series(name, f"line-{key}", list(zip(curves.removed, getattr(curves, key), strict=True))) for name, key in lines
+    ]
+    words = "Patch flipping: " + "; ".join(f"{s.name}, at half {s.points[len(s.points) // 2][1]:.2f}" for s in series)
+    return chart(axes, series, words, legend=True)
 
 
 def _calibration(data: ReportData) -> Markup:
-    axes = Axes("mean probability", "share positive", UNIT, UNIT, QUARTERS, QUARTERS, diagonal=True)
+    axes = Axes("mean probability", "share that came true", UNIT, UNIT, QUARTERS, QUARTERS, diagonal=True)
     most = max(count for _, _, count in data.reliability)
     radii = tuple(4 + 8 * math.sqrt(count / most) for _, _, count in data.reliability)
     points = [(probability, share) for probability, share, _ in data.reliability]
-    words = "Calibration: " + "; ".join(f"at {p:.2f} {s:.2f} positive, {n} slides" for p, s, n in data.reliability)
+    words = "Calibration: " + "; ".join(f"at {p:.2f} {s:.2f} came true, {n} bags" for p, s, n in data.reliability)
     return chart(axes, [Series("test", "dot-model", points, radii)], words)
 
 
 def _training(history: pa.Table, metric: str) -> Markup:
     rows = [row for row in history.to_pylist() if row["metric"] == metric and math.isfinite(row["value"])]
-    lines = {split: sorted(_points(rows, split)) for split in ("train", "val")}
+    lines: dict[tuple[str, int], list[Point]] = {(row["split"], row["fold"]): [] for row in rows}
+    for row in sorted(rows, key=lambda row: row["epoch"]):
+        lines[row["split"], row["fold"]].append((float(row["epoch"]), float(row["value"])))
     last = max((row["epoch"] for row in rows), default=1) or 1
     top = 1.0 if metric == "auroc" else max((row["value"] for row in rows), default=1.0) * 1.05 or 1.0
     axes = Axes("epoch", metric, (0.0, float(last)), (0.0, top), steps(last, 5), steps(top, 5), diagonal=False)
-    series = [Series(split, f"line-{split}", points) for split, points in lines.items() if points]
+    folds = len({fold for _, fold in lines}) > 1
+    series = [
+        Series(f"{split}, fold {fold}" if folds else split, f"line-{split}", points)
+        for (split, fold), points in sorted(lines.items())
+    ]
     words = f"{metric} by epoch: " + "; ".join(f"{s.name} ends at {s.points[-1][1]:.3f}" for s in series)
     return chart(axes, series, words)
-
-
-def _points(rows: Iterable[dict[str, Any]], split: str) -> list[Point]:
-    return [(float(row["epoch"]), float(row["value"])) for row in rows if row["split"] == split]
 
 
 def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:

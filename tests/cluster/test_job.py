@@ -13,7 +13,7 @@ from milcore.cluster.job import run_job
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError
-from milcore.run import load_model, prepare_run
+from milcore.run import load_models, prepare_run
 from tests.cluster.conftest import StandingCluster
 from tests.cohorts import write_features, write_store
 from tests.conftest import free_ports
@@ -33,7 +33,7 @@ def test_a_job_trains_on_s3_and_its_log_is_shown(
 ) -> None:
     run = prepared(storage.join(s3, tmp_path.name))
     train_with(run, LaunchConfig(ray_address=standing_ray.dashboard, workers=2))
-    assert load_model(run)[0].train == TRAIN
+    assert load_models(run)[0].train == TRAIN
     shown = capfd.readouterr().err
     assert "python -m milcore.cluster train" in shown
     assert "epoch 3/3" in shown
@@ -64,4 +64,4 @@ def test_a_process_joins_the_cluster_by_its_address(standing_ray: StandingCluste
     command = [sys.executable, "-m", "milcore.cluster", "train", run, "--workers", "2"]
     ended = subprocess.run([*command, "--ray-address", standing_ray.gcs], check=False, env=dict(os.environ))
     assert ended.returncode == 0
-    assert load_model(run)[0].train == TRAIN
+    assert load_models(run)[0].train == TRAIN

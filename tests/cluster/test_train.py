@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load
 
 from milcore import storage
+from milcore.cluster.connect import wait_for_room
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
-from milcore.errors import InputError
+from milcore.errors import ClusterError, InputError
 from milcore.model import make_model
 from milcore.run import prepare_run, train_run
 from milcore.train import LocalContext
@@ -116,6 +117,14 @@ def test_a_run_killed_under_ray_goes_on_from_its_checkpoint_on_s3(local_ray: Non
     assert not storage.exists(storage.join(run, "model.safetensors"))
     train_with(run, TWO)
     assert epochs_seen(run) == list(range(24))
+
+
+def test_a_cluster_without_room_is_named_with_the_arithmetic(
+    local_ray: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ClusterError, match=r"1000 workers of 1 CPU each were wanted; the cluster has place for \d+"):
+        wait_for_room(1000, {"CPU": 1.0}, seconds=1)
+    assert "waiting for 1000 workers' place" in capfd.readouterr().err
 
 
 def test_a_folder_that_was_not_prepared_is_refused_before_any_worker_starts(tmp_path: Path) -> None:

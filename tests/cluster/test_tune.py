@@ -13,7 +13,7 @@ from milcore import storage
 from milcore.cluster.launch import tune_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError
-from milcore.sweep import prepare_sweep, trial_configs
+from milcore.sweep import prepare_sweep, read_sweep, trial_configs
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=4, batch_size=4, checkpoint_every=1)
@@ -46,8 +46,20 @@ def test_a_sweep_ends_with_all_its_trials_and_the_best_of_them(local_ray: None, 
         "config.json",
         "splits.parquet",
         "trials.parquet",
+        "verdict.json",
     ]
     assert tune_with(out, LaunchConfig(ray_address="127.0.0.1:1")) == best
+
+
+def test_a_sweep_over_folds_scores_by_their_mean_and_says_its_error(local_ray: None, tmp_path: Path) -> None:
+    """As many trials at a time as the cluster has room for; another setting is drawn."""
+    folds = {"objective_folds": 2, "trials": 2, "search": ("hidden=4,8",)}
+    out = prepared(str(tmp_path), SWEEP.model_copy(update=folds))
+    tune_with(out, LaunchConfig())
+    rows = trials_of(out)
+    assert all(row["val_auroc_se"] >= 0.0 or row["epochs"] for row in rows)
+    assert any(row["val_auroc_se"] >= 0.0 for row in rows)
+    assert [row["hidden"] for row in rows] == [trial.hidden for trial in trial_configs(read_sweep(out).tune)]
 
 
 def test_trials_that_cannot_learn_are_reported_with_their_reason(local_ray: None, tmp_path: Path) -> None:

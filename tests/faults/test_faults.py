@@ -60,8 +60,9 @@ def test_a_node_is_lost(tmp_path: Path, as_undisturbed: Callable[[str], None]) -
 @contextlib.contextmanager
 def node(folder: Path, name: str, options: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A node of a cluster, by the `ray start` command."""
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--node-ip-address=127.0.0.1",
-               "--dashboard-agent-listen-port=0", "--metrics-export-port=0", "--disable-usage-stats", *options]  # fmt: skip
+    quiet = ["--dashboard-agent-listen-port=0", "--metrics-export-port=0", "--disable-usage-stats"]
+    program = str(Path(sys.executable).with_name("ray"))
+    command = [program, "start", "--block", "--node-ip-address=127.0.0.1", *quiet, *options]
     if "--head" not in options:
         command.append("--num-cpus=1")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

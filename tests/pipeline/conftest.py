@@ -1,9 +1,12 @@
-"""A stand-in for the Kubeflow Pipelines API."""
+"""Stand-ins for the Kubeflow Pipelines API: one that answers, and one that runs what it is sent."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -48,11 +51,52 @@ class StandIn(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
+RUN_WHAT_WAS_SENT = """
+import json, sys, yaml
+from kfp import components, local
+sent = json.load(sys.stdin)
+spec = sent["pipeline_spec"]
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1])
+run = components.load_component_from_text(yaml.safe_dump(spec.get("pipeline_spec", spec)))
+run(**sent["runtime_config"]["parameters"])
+"""
+
+
+class Executing(StandIn):
+    """Runs the pipeline it is sent by kfp's local runner, in a process of its own."""
+
+    pipeline_root: ClassVar[str] = ""
+
+    def do_POST(self) -> None:
+        before = len(self.runs)
+        if self.path.partition("?")[0].endswith("/runs"):
+            type(self).state = "RUNNING"
+        super().do_POST()
+        if len(self.runs) > before:
+            threading.Thread(target=self._execute, args=(json.dumps(self.runs[-1]),)).start()
+
+    def _execute(self, sent: str) -> None:
+        command = [sys.executable, "-c", RUN_WHAT_WAS_SENT, self.pipeline_root]
+        ended = subprocess.run(command, input=sent, text=True, capture_output=True, check=False)
+        type(self).state = "FAILED" if ended.returncode else "SUCCEEDED"
+
+
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    yield from _serve(StandIn, monkeypatch)
+
+
+@pytest.fixture
+def executing_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    monkeypatch.setattr(Executing, "pipeline_root", str(tmp_path / "root"))
+    monkeypatch.setattr(Executing, "state", "PENDING")
+    yield from _serve(Executing, monkeypatch)
+
+
+def _serve(kind: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(StandIn, "runs", [])
     monkeypatch.setattr(StandIn, "tokens", set())
-    with ThreadingHTTPServer(("127.0.0.1", 0), StandIn) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"

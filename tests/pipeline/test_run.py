@@ -14,7 +14,7 @@ from PIL import Image
 
 from milcore import storage
 from milcore.errors import MILError
-from milcore.run import load_model
+from milcore.run import load_models
 from milcore.store import PatchStore
 from milcore.sweep import read_best
 from pipeline import __main__ as main_module
@@ -59,7 +59,7 @@ def check_outcome(folder_uri: str) -> None:
     store, run = PatchStore(storage.join(folder_uri, "store")), storage.join(folder_uri, "run")
     assert store.slide_ids() == [f"s{k:02d}" for k in range(SLIDES)]
     assert list(store.quarantined()) == ["broken"]
-    assert load_model(run)[0].train == read_best(storage.join(run, "tune"))
+    assert load_models(run)[0].train == read_best(storage.join(run, "tune"))
     published = {"config.json", "splits.parquet", "model.safetensors", "history.parquet", "metrics.json",
                  "predictions.parquet", "report.html", "MODEL_CARD.md", "attention", "tune"}  # fmt: skip
     assert published <= set(storage.names(run))
@@ -156,3 +156,26 @@ def test_print_is_given_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(main_module.local, "init", leaves_its_own)
     assert main_module.main(command(str(tmp_path / "manifest.csv"), str(tmp_path))[3:]) == 1
     assert builtins.print is ours
+
+
+def submit_and_wait(api: str, manifest: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    given = command(manifest, str(folder))[4:]
+    sent = [sys.executable, "-m", "pipeline", "submit", "--host", api, "--wait", "600", *given, *more]
+    surroundings = {**os.environ, "HOME": str(folder)}
+    return subprocess.run(sent, capture_output=True, text=True, check=False, env=surroundings)
+
+
+def test_what_is_submitted_runs_and_its_end_is_written_down(executing_api: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("slide_id,uri,label\ns1,absent.svs,0\n")
+    ended = submit_and_wait(executing_api, str(tmp_path / "manifest.csv"), tmp_path)
+    assert ended.returncode == 1
+    assert ended.stdout.split()[-2:] == ["RUNNING", "FAILED"]
+    assert storage.read_json(str(tmp_path / "run" / "status.json"))["state"] == "FAILED"
+
+
+@pytest.mark.long
+def test_a_report_comes_home_from_what_was_submitted(executing_api: str, tmp_path: Path) -> None:
+    manifest = write_cohort(str(tmp_path / "cohort"), tmp_path)
+    ended = submit_and_wait(executing_api, manifest, tmp_path, "--report", str(tmp_path / "report.html"))
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "report.html").read_bytes() == (tmp_path / "run" / "report.html").read_bytes()

@@ -1,0 +1,126 @@
+"""Forward passes of one encoder, beside whatever else a process does: several at a time on a CPU, one on a GPU.
+
+Every pass has equally many rows (a short batch is filled up), and on a CPU one thread. So a patch's features do not
+depend on the patches it came with, on the number of cores, or on who computes them: they are equal to the bit on
+equal processors. Threads that share a pass would wait for each other at every layer.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from milcore.errors import MILError
+
+CPU_ROWS = 16
+QUEUED_PER_THREAD = 2
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "failed to allocate")
+
+
+class Encoder(Protocol):
+    """What passes are made of."""
+
+    width: int
+
+    def __call__(self, patches: Tensor, /) -> Tensor:
+        """Features (n, d) of patches (n, h, w, 3)."""
+        ...
+
+
+class Done(NamedTuple):
+    """A batch's tag and its features."""
+
+    tag: Any
+    features: Float[np.ndarray, "patch feature"]
+
+
+class Forward:
+    """A queue of batches in front of an encoder, worked off by threads; results come in the order of the batches.
+
+    When memory runs out the batch is halved for good, and the pass made again in parts.
+
+    Args:
+        encoder: called from several threads.
+        rows: of every pass.
+        threads: passes at a time.
+    """
+
+    def __init__(self, encoder: Encoder, rows: int, threads: int) -> None:
+        self.rows = rows
+        self._encoder = encoder
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode", initializer=_one_thread)
+        self._queue: deque[tuple[Any, Future[Float[np.ndarray, "patch feature"]]]] = deque()
+        self._room = QUEUED_PER_THREAD * threads
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, tag: Any, patches: UInt8[np.ndarray, "patch height width 3"]) -> Iterator[Done]:
+        """Queue a batch; what must be taken off first to make room."""
+        while len(self._queue) >= self._room:
+            yield self.next()
+        self._queue.append((tag, self._pool.submit(self._pass, patches)))
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def next(self) -> Done:
+        """Wait for the oldest batch."""
+        tag, future = self._queue.popleft()
+        return Done(tag, future.result())
+
+    def _pass(self, patches: UInt8[np.ndarray, "patch height width 3"]) -> Float[np.ndarray, "patch feature"]:
+        features = np.empty((len(patches), self._encoder.width), np.float32)
+        start = 0
+        while start < len(patches):
+            rows = self.rows
+            part = patches[start : start + rows]
+            try:
+                features[start : start + rows] = self._encoder(torch.from_numpy(filled(part, rows)))[
+                    : len(part)
+                ].numpy()
+            except (RuntimeError, MemoryError) as error:
+                self._halve(rows, error)
+                continue
+            start += rows
+        return features
+
+    def _halve(self, rows: int, error: BaseException) -> None:
+        """Go on with half the rows; another thread may have come first.
+
+        Raises:
+            MILError: not even one patch fits.
+        """
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(
+            words in str(error).lower() for words in _NO_MEMORY
+        ):
+            raise error
+        if rows == 1:
+            raise MILError(
+                "not enough memory to encode one patch; use a smaller encoder or a larger machine"
+            ) from error
+        self.rows = min(self.rows, rows // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def filled(patches: UInt8[np.ndarray, "patch height width 3"], rows: int) -> UInt8[np.ndarray, "row height width 3"]:
+    """The patches, the last one repeated up to so many rows."""
+    missing = rows - len(patches)
+    return patches if missing <= 0 else np.concatenate([patches, np.repeat(patches[-1:], missing, axis=0)])
+
+
+def _one_thread() -> None:
+    # of this thread's own passes; those of other threads keep theirs
+    torch.set_num_threads(1)

@@ -1,0 +1,103 @@
+"""A finished run, opened for evaluation: what its models say of every bag, and by which of them a bag may be judged."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Float, Int
+
+from milcore import storage
+from milcore.bags import BagEntry, Bags
+from milcore.config import RunSpec
+from milcore.errors import StoreError
+from milcore.explain import Explained, explain
+from milcore.model import MILModel
+from milcore.run import HISTORY, instance_digest, load_bags, load_models, model_folders, read_splits
+from milcore.splits import splits_digest
+from milcore.store import PatchStore
+
+ALL_FOLDS = -1
+
+
+class Part(NamedTuple):
+    """The bags of a split, their labels and what the run says of them."""
+
+    entries: list[BagEntry]
+    labels: Int[np.ndarray, " bag"]
+    probability: Float[np.ndarray, "bag class"]
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each bag."""
+        return [entry.patient_id for entry in self.entries]
+
+
+class OpenedRun(NamedTuple):
+    """A finished run, its bags, and what its models say of every one of them.
+
+    Args:
+        folds: the fold that was validated on a bag, by its index; empty for a plain run. Such a bag is judged by that
+            fold's model alone, which never saw it; a test bag by all of them.
+    """
+
+    uri: str
+    spec: RunSpec
+    models: tuple[MILModel, ...]
+    store: PatchStore
+    bags: Bags
+    said: dict[int, Explained]
+    folds: dict[int, int]
+
+    def part(self, split: str) -> Part:
+        """The bags of a split; in a run of folds ``val`` holds every bag that some fold was validated on."""
+        indices = self.bags.split(split)
+        entries = [self.bags.entries[index] for index in indices]
+        labels = np.array([entry.label for entry in entries], dtype=np.int64)
+        said = np.array([self.said[index].probability for index in indices], dtype=np.float64)
+        return Part(entries, labels, said.reshape(len(entries), len(self.spec.classes)))
+
+    def fold(self, index: int) -> int:
+        """The fold whose model judged a bag; -1 (all) for a test bag of a run of folds, 0 in a plain run."""
+        return self.folds.get(index, ALL_FOLDS) if self.spec.folds else 0
+
+    def history(self) -> pa.Table:
+        """Columns fold, epoch, split, metric, value of all folds."""
+        tables = []
+        for fold, folder in enumerate(model_folders(self.uri, self.spec.folds)):
+            table = storage.read_table(storage.join(folder, HISTORY))
+            place = table.schema.get_field_index("fold")
+            tables.append(table.set_column(place, "fold", pa.array([fold] * len(table), pa.int32())))
+        return pa.concat_tables(tables)
+
+
+def open_run(run_uri: str, device: torch.device) -> OpenedRun:
+    """Read a run, make sure that it stands on what it was trained on, and run its models over all bags.
+
+    Raises:
+        InputError: the run is not finished.
+        StoreError: the store or the splits are not those the run was trained on.
+    """
+    spec, models = load_models(run_uri)
+    splits = read_splits(run_uri)
+    store = PatchStore(spec.store_uri)
+    if splits_digest(splits) != spec.splits_digest:
+        raise StoreError(f"the splits of {run_uri} are not those it was trained with; train again in another folder")
+    if instance_digest(store, spec.train, splits["slide_id"].to_pylist()) != spec.instance_digest:
+        raise StoreError(
+            f"the instances in {spec.store_uri} have changed since {run_uri} was trained; train again in another folder"
+        )
+    bags = load_bags(spec.store_uri, spec.train, splits)
+    folds = _folds(bags, splits) if spec.folds else {}
+    bags = bags.divided({its.bag_id: "val" if k in folds else its.split for k, its in enumerate(bags.entries)})
+    said = explain(models, bags, range(len(bags)), device)
+    judged = {index: its.by(folds[index]) if index in folds else its for index, its in said.items()}
+    return OpenedRun(run_uri, spec, models, store, bags, judged, folds)
+
+
+def _folds(bags: Bags, splits: pa.Table) -> dict[int, int]:
+    """The fold that was validated on each bag outside the test split."""
+    held = splits.filter(pc.not_equal(splits["split"], "test"))
+    fold_of = dict(zip(held["slide_id"].to_pylist(), held["fold"].to_pylist(), strict=True))
+    return {k: fold_of[its.slides[0]] for k, its in enumerate(bags.entries) if its.slides[0] in fold_of}

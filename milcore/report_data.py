@@ -1,0 +1,112 @@
+"""Gathers what the report shows of an evaluated run."""
+
+import platform
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from milcore import __version__
+from milcore.calibration import reliability
+from milcore.config import SPLIT_NAMES
+from milcore.flipping import REMOVED, Flipping, mean_flipping
+from milcore.measured import Evaluated
+from milcore.metrics import confusion, curve_bands, precision_recall, roc_curve
+from milcore.opened_run import OpenedRun, Part
+from milcore.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount
+
+RELIABILITY_BINS = 5
+
+
+def report_data(found: Evaluated, views: tuple[SlideView, ...], trials: pa.Table | None) -> ReportData:
+    """All of a report, from a run that was evaluated."""
+    run, rule, measured, checked, rows = found
+    test = run.part("test")
+    roc, recall = _curves(test, run.spec.classes, run.spec.train.seed)
+    return ReportData(
+        title=run.uri.rsplit("/", 1)[-1],
+        classes=run.spec.classes,
+        bag=run.spec.train.bag,
+        counts=tuple(_count(run, split) for split in SPLIT_NAMES if run.bags.split(split)),
+        metrics=measured.overall,
+        auroc_delong=measured.auroc_delong,
+        of_class=measured.of_class,
+        of_patients=measured.of_patients,
+        threshold=rule.threshold,
+        temperature=rule.temperature.value,
+        temperature_origin=rule.temperature.origin,
+        calibrated=measured.calibrated,
+        localised=len(checked.localisation.bags),
+        not_localised=checked.localisation.left_out,
+        warnings=checked.warnings,
+        comparison=tuple(rows),
+        roc=roc,
+        precision_recall=recall,
+        confusion=confusion(test.labels, rule.call(test.probability), len(run.spec.classes)),
+        reliability=_reliability(test),
+        flipping=_flipping(checked.flipped),
+        history=run.history(),
+        folds=run.spec.folds,
+        trials=trials,
+        slides=views,
+        quarantined=run.store.quarantined(),
+        provenance=_provenance(run),
+        config=run.spec.model_dump_json(indent=2),
+    )
+
+
+def _curves(test: Part, classes: tuple[str, ...], seed: int) -> tuple[tuple[Curve, ...], tuple[Curve, ...]]:
+    """ROC and precision-recall curves of the positive class of two with their bands, or of every class."""
+    if len(classes) == 2:
+        positive = test.probability[:, 1]
+        roc_band, recall_band = curve_bands(test.labels, positive, test.patients, seed)
+        roc = list(zip(*roc_curve(test.labels, positive)[:2], strict=True))
+        recall = precision_recall(test.labels, positive)
+        return (Curve(classes[1], roc, roc_band),), (Curve(classes[1], recall, recall_band),)
+    of_class = [(name, (test.labels == k).astype(np.int64), test.probability[:, k]) for k, name in enumerate(classes)]
+    rocs = [Curve(name, list(zip(*roc_curve(its, p)[:2], strict=True)), None) for name, its, p in of_class]
+    recalls = [Curve(name, precision_recall(its, p), None) for name, its, p in of_class]
+    return tuple(rocs), tuple(recalls)
+
+
+def _reliability(test: Part) -> list[tuple[float, float, int]]:
+    """Of the positive class of two, of the likeliest one of more."""
+    if test.probability.shape[1] == 2:
+        return reliability(test.labels, test.probability[:, 1], RELIABILITY_BINS)
+    right = (test.probability.argmax(axis=1) == test.labels).astype(np.int64)
+    return reliability(right, test.probability.max(axis=1), RELIABILITY_BINS)
+
+
+def _flipping(flipped: Mapping[str, Flipping]) -> FlippingCurves | None:
+    if not flipped:
+        return None
+    mean = mean_flipping(list(flipped.values()))
+    return FlippingCurves(len(flipped), REMOVED.tolist(), *(curve.tolist() for curve in mean))
+
+
+def _count(run: OpenedRun, split: str) -> SplitCount:
+    part = run.part(split)
+    of_class = np.bincount(part.labels, minlength=len(run.spec.classes))
+    return SplitCount(split, len(set(part.patients)), tuple(of_class.tolist()))
+
+
+def _provenance(run: OpenedRun) -> dict[str, str]:
+    first = run.store.slide(run.bags.entries[0].slides[0])
+    features, encoder = run.spec.train.features, run.spec.train.encoder
+    patch_mpp = first.attrs.get("mpp", {}).get("patch")
+    patches = f"{first.patch_size or 'unknown'} px" + ("" if patch_mpp is None else f" at {patch_mpp:g} µm/px")
+    made = {} if features is None else first.feature_attrs(features)
+    return {
+        "Run": run.uri,
+        "Store": run.spec.store_uri,
+        "Patches": patches if first.imported is None else f"{patches}, imported as {first.imported['format']}",
+        "Instances": f"{sum(run.bags.lengths)} in {sum(len(its.slides) for its in run.bags.entries)} slides",
+        "Instances, sha256": run.spec.instance_digest,
+        "Splits, sha256": run.spec.splits_digest,
+        "Encoder": "not ours: features were imported" if "imported" in made else str(made.get("encoder", encoder)),
+        **({"Encoder weights, sha256": str(made["weights_digest"])} if "weights_digest" in made else {}),
+        **({"Models": f"{run.spec.folds}, one per fold; probabilities are their mean"} if run.spec.folds else {}),
+        "Trained with": f"milcore {run.spec.milcore_version}",
+        "Evaluated with": f"milcore {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+    }

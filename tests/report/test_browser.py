@@ -1,0 +1,105 @@
+"""The report as a person finds it: it opens without a request, sorts, filters, fades, and is reached by keyboard."""
+
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.select import Select
+
+from milcore.report import render
+from tests.report.conftest import complaints, requested
+from tests.report_example import example
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module", params=[24, 500])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render(example(request.param)), encoding="utf-8")
+    return request.param, path
+
+
+def shown(browser: Chrome) -> list[WebElement]:
+    return browser.find_elements(By.CSS_SELECTOR, "#slides tbody tr:not([hidden])")
+
+
+def column(browser: Chrome, place: int) -> list[str]:
+    script = (
+        "return Array.from(document.querySelectorAll('#slides tbody tr')).map(r => r.cells[arguments[0]].textContent)"
+    )
+    return [text.strip() for text in browser.execute_script(script, place)]
+
+
+def press(browser: Chrome, title: str) -> WebElement:
+    """Reach a heading by keyboard and press it; returns the heading."""
+    head = next(h for h in browser.find_elements(By.CSS_SELECTOR, "#slides th") if h.text.startswith(title))
+    head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+    return head
+
+
+def test_a_report_works_and_asks_nobody(page: tuple[int, Path], browser: Chrome) -> None:
+    slides, path = page
+    browser.get(path.as_uri())
+    assert {url for url in requested(browser) if not url.startswith("data:")} == {path.as_uri()}
+    assert len(shown(browser)) == slides
+
+    errors = [float(text) for text in column(browser, 5)]
+    assert errors == sorted(errors, reverse=True)
+    assert press(browser, "Slide").get_attribute("aria-sort") == "ascending"
+    assert column(browser, 0) == sorted(column(browser, 0), key=lambda name: int(name.split("-")[1]))
+    press(browser, "Patches")
+    assert press(browser, "Patches").get_attribute("aria-sort") == "descending"
+    patches = [int(text) for text in column(browser, 6)]
+    assert patches == sorted(patches, reverse=True)
+
+    box = browser.find_element(By.ID, "filter-text")
+    box.send_keys("case-03")
+    assert [row.get_attribute("data-slide") for row in shown(browser)] == ["case-03-s1"]
+    assert browser.find_element(By.ID, "shown").text == f"1 of {slides} slides"
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".slide:not([hidden])")) == 1
+    box.send_keys(Keys.BACKSPACE * 7)
+    Select(browser.find_element(By.ID, "filter-call")).select_by_value("wrong")
+    wrong = shown(browser)
+    assert 0 < len(wrong) < slides
+    assert {row.find_elements(By.TAG_NAME, "td")[3].text for row in wrong} == {"wrong"}
+    Select(browser.find_element(By.ID, "filter-call")).select_by_value("")
+
+    card = browser.find_element(By.ID, "slide-case-03-s1")
+    browser.execute_script("arguments[0].scrollIntoView()", card)
+    slider = card.find_element(By.CSS_SELECTOR, "input[type=range]")
+    slider.send_keys(Keys.HOME)
+    assert card.find_element(By.CSS_SELECTOR, ".heat").value_of_css_property("opacity") == "0"
+    slider.send_keys(Keys.ARROW_RIGHT)
+    assert card.find_element(By.CSS_SELECTOR, ".heat").value_of_css_property("opacity") == "0.01"
+    assert slider.get_attribute("aria-valuetext") == "1 percent"
+    pictures = "return Array.from(arguments[0].querySelectorAll('img')).every(i => i.complete && i.naturalWidth > 0)"
+    for picture in card.find_elements(By.TAG_NAME, "img"):
+        browser.execute_script("return arguments[0].decode()", picture)
+    assert browser.execute_script(pictures, card)
+
+    assert complaints(browser) == []
+    assert all(url.startswith("data:") for url in requested(browser))
+
+
+def test_a_sandboxed_frame_shows_it_as_the_kubeflow_ui_does(tmp_path: Path, browser: Chrome) -> None:
+    (tmp_path / "report.html").write_text(render(example(4)), encoding="utf-8")
+    (tmp_path / "frame.html").write_text('<iframe sandbox="allow-scripts" src="report.html" width="900" height="700">')
+    browser.get((tmp_path / "frame.html").as_uri())
+    browser.switch_to.frame(0)
+    press(browser, "Patches")
+    patches = [int(text) for text in column(browser, 6)]
+    assert patches == sorted(patches)
+    assert complaints(browser) == []
+
+
+def test_nothing_is_wider_than_a_narrow_screen(tmp_path: Path, browser: Chrome) -> None:
+    (tmp_path / "report.html").write_text(render(example(4)), encoding="utf-8")
+    browser.set_window_size(500, 900)
+    browser.get((tmp_path / "report.html").as_uri())
+    assert (
+        browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        <= 0
+    )

@@ -1,0 +1,115 @@
+"""A known patch is found at its place in every form of attention, and other programs can read each."""
+
+import io
+import json
+from itertools import pairwise
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+import zarr
+from geojson_pydantic import FeatureCollection
+from PIL import Image
+
+from milcore import storage
+from milcore.artifacts import write_attention
+from milcore.attention import RAMP, attention_table
+from milcore.attention_exports import geojson, heat_factor, heat_map, ome_tiff
+from milcore.config import ATTENTION_FORMATS
+from milcore.store import PatchStore
+
+SIZE = (4096, 2048)
+EDGE = 256.0
+COORDS = np.array([(x, y) for y in range(0, 2048, 256) for x in range(0, 4096, 256)])
+KNOWN = 37  # column 5, row 2
+WEIGHT = np.where(np.arange(128) == KNOWN, 1.0, 0.1) / (1 + 12.7)
+LEFT, TOP = 1280, 512
+
+
+@pytest.fixture
+def folder(tmp_path):
+    store = PatchStore(str(tmp_path / "store"))
+    attrs = {"patch_size_level0": EDGE, "size_level0": list(SIZE), "mpp": {"level0": 0.25, "patch": 0.5}}
+    with store.writer("s", attrs, 16, "none", 90) as writer:
+        for x, y in COORDS:
+            writer.append(np.zeros((16, 16, 3), np.uint8), int(x), int(y), 1.0)
+        writer.write_thumbnail(np.full((128, 256, 3), 250, np.uint8))
+    write_attention(str(tmp_path / "attention"), store.slide("s"), WEIGHT, ATTENTION_FORMATS, {"score": np.log(WEIGHT)})
+    return tmp_path / "attention"
+
+
+def brightest(picture: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the pixels nearest to the end of the colour ramp."""
+    near = np.abs(picture[..., :3].astype(float) - RAMP[-1]).sum(axis=-1) < 12
+    rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def test_the_known_patch_lies_at_its_place_in_every_form(folder) -> None:
+    table = storage.read_table(str(folder / "s.parquet"))
+    row = table.slice(int(np.argmax(table["weight"].to_numpy())), 1).to_pylist()[0]
+    assert (row["x"], row["y"], row["size"]) == (LEFT, TOP, EDGE)
+    group = zarr.open_group(str(folder / "s.zarr"), mode="r")
+    place = int(np.argmax(group["weight"][...]))
+    assert (place, group["x"][place], group["y"][place]) == (KNOWN, LEFT, TOP)
+    assert group["score"][place] == pytest.approx(np.log(WEIGHT[KNOWN]))
+    assert group.attrs["complete"]
+    features = json.loads((folder / "s.geojson").read_bytes())["features"]
+    top = max(features, key=lambda its: its["properties"]["measurements"]["Attention weight"])
+    assert top["geometry"]["coordinates"][0][0] == [LEFT, TOP]
+    assert top["geometry"]["coordinates"][0][2] == [LEFT + EDGE, TOP + EDGE]
+    with tifffile.TiffFile(folder / "s.ome.tiff") as tiff:
+        factor = SIZE[0] // tiff.pages[0].imagewidth
+        assert brightest(tiff.pages[0].asarray()) == tuple(v // factor for v in (LEFT, TOP, LEFT + 256, TOP + 256))
+    # over the thumbnail the ramp is blended, so the patch is where the picture is least like the paper
+    picture = np.asarray(Image.open(folder / "s.png")).astype(int)
+    changed = (250 - picture[..., 2]) > 120
+    assert (np.flatnonzero(changed.any(axis=0))[0], np.flatnonzero(changed.any(axis=1))[0]) == (LEFT // 16, TOP // 16)
+
+
+def test_geojson_keeps_rfc_7946_and_names_what_qupath_reads(folder) -> None:
+    collection = FeatureCollection.model_validate_json((folder / "s.geojson").read_bytes())
+    assert len(collection.features) == len(COORDS)
+    for feature in collection.features:
+        ring = feature.geometry.coordinates[0]
+        area = sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(ring)) / 2
+        assert area == EDGE**2  # counter-clockwise by the right-hand rule of section 3.1.6
+        assert feature.properties["objectType"] == "tile"
+        assert {"Attention weight", "Attention percentile", "Attention score"} <= feature.properties[
+            "measurements"
+        ].keys()
+    assert len({feature.id for feature in collection.features}) == len(COORDS)
+    assert b"NaN" not in (folder / "s.geojson").read_bytes()
+
+
+def test_the_heat_map_is_a_pyramid_of_the_slide_s_size_and_scale(folder) -> None:
+    factor = heat_factor(EDGE)
+    assert factor == 16
+    with tifffile.TiffFile(folder / "s.ome.tiff") as tiff:
+        assert tiff.is_ome
+        series = tiff.series[0]
+        page = series.levels[0].pages[0]
+        assert (page.imagewidth * factor, page.imagelength * factor) == SIZE
+        assert page.is_tiled
+        assert f'PhysicalSizeX="{0.25 * factor}"' in tiff.ome_metadata
+    slide = openslide.OpenSlide(str(folder / "s.ome.tiff"))
+    assert slide.dimensions == (256, 128)
+    assert float(slide.properties["tiff.XResolution"]) == pytest.approx(10_000 / (0.25 * factor))
+
+
+def test_a_larger_map_has_its_halvings_and_equal_input_gives_equal_bytes() -> None:
+    size = (20_001, 9_000)
+    coords = np.array([(0, 0), (19_000, 8_000)])
+    table = attention_table(coords, 100.0, np.array([0.3, 0.7]), None)
+    made = [ome_tiff("s", heat_map(size, table), heat_factor(100.0), 0.5) for _ in range(2)]
+    assert made[0] == made[1]
+    with tifffile.TiffFile(io.BytesIO(made[0])) as tiff:
+        widths = [level.pages[0].imagewidth for level in tiff.series[0].levels]
+    assert widths == [5001, 2501, 1251, 626, 313, 157]
+
+
+def test_unknown_scores_are_left_out_of_the_measurements() -> None:
+    table = attention_table(COORDS[:1], EDGE, np.ones(1), None, {"leave_one_out": np.array([np.nan])})
+    (feature,) = json.loads(geojson("s", table))["features"]
+    assert set(feature["properties"]["measurements"]) == {"Attention weight", "Attention percentile"}
