@@ -140,7 +140,8 @@ def bare_decode(task: Task) -> Iterator[Run]:
     with tifffile.TiffFile(task.path) as tiff, task.path.open("rb") as file:
         page = tiff.pages[0]
         across = -(-page.imagewidth // task.edge)
-        tables, colours, jpeg = page.jpegtables, int(page.photometric), page.compression == tifffile.COMPRESSION.JPEG
+        tables, jpeg = page.jpegtables, page.compression == tifffile.COMPRESSION.JPEG
+        colours = 2 if page.photometric == tifffile.PHOTOMETRIC.RGB else 3  # libjpeg's own numbers
         offsets, sizes = page.dataoffsets, page.databytecounts
 
         def run() -> None:

@@ -90,6 +90,19 @@ def test_a_passed_tile_is_true_in_any_jpeg_decoder(tmp_path: Path, inside: str) 
         assert np.abs(shown - pixels[top : top + 256, left : left + 256]).max() <= 6
 
 
+def test_tiles_whose_colours_only_the_tiff_tells_are_read(shared_data: Path, tmp_path: Path) -> None:
+    """As libtiff writes them, without JFIF: the segment becomes a comment of the same length."""
+    data = (shared_data / "slides/pyramid_generic.tiff").read_bytes()
+    assert b"\xff\xe0\x00\x10JFIF" in data
+    path = tmp_path / "a.tiff"
+    path.write_bytes(data.replace(b"\xff\xe0\x00\x10JFIF", b"\xff\xfe\x00\x10JFIF"))
+    for codec in ("zstd", "passthrough"):
+        slide = _ingest(path, tmp_path / codec, codec=codec)
+        assert slide.attrs["reader"] == "tiff:generic"
+        assert slide.attrs["codec"] == codec
+        np.testing.assert_array_equal(slide.patches(0, len(slide)), _openslide(path, slide))
+
+
 def test_threads_change_neither_order_nor_bytes(shared_data: Path) -> None:
     config = IngestConfig(patch_size=100)
     with open_slide(shared_data / "slides/CMU-1-Small-Region.svs") as reader:

@@ -27,6 +27,8 @@ from milcore.slides.tiles import Place, TileCache
 
 _RGB, _YCBCR = 2, 6
 _JPEG, _JPEG2000, _APERIO_JPEG2000, _WEBP = 7, 34712, 33005, 50001
+# libjpeg's own numbers of colour spaces, by the TIFF's photometric
+_JPEG_COLOURS = {_RGB: 2, _YCBCR: 3}
 _BYTE_CODECS = frozenset({1, 5, 8, 32773, 32946, 34926, 50000})
 _CODECS = _BYTE_CODECS | {_JPEG, _JPEG2000, _APERIO_JPEG2000, _WEBP, 34927}
 _STITCHED = ("is_ndpi", "is_scn", "is_bif", "is_philips")
@@ -77,7 +79,7 @@ class TiffReader:
         its = self._levels[level]
         whole = self._whole_tile(x, y, level, width, height)
         if whole is not None:
-            return self._cache.get(whole)
+            return self._decode(whole)  # no other patch will want it; kept, it would cost a walk through cold memory
         pixels = np.full((height, width, 3), 255, np.uint8)
         right, bottom = min(x + width, its.width), min(y + height, its.height)
         for row in range(max(0, y) // its.tile_height, -(-bottom // its.tile_height)):
@@ -182,10 +184,9 @@ class _Level:
         header = jpeg.read_header(data)
         if header.width > self.tile_width or header.height > self.tile_height or header.components != 3:
             raise SlideError(f"a tile's JPEG is of {header.width} x {header.height} px, {header.components} components")
-        colours = tifffile.PHOTOMETRIC.RGB
-        its = None if header.jfif else colours if self.photometric == _RGB else tifffile.PHOTOMETRIC.YCBCR
+        its = None if header.jfif else _JPEG_COLOURS[self.photometric]
         out = np.empty((header.height, header.width, 3), np.uint8)
-        imagecodecs.jpeg8_decode(data, tables=self.tables, colorspace=its, outcolorspace=colours, out=out)
+        imagecodecs.jpeg8_decode(data, tables=self.tables, colorspace=its, outcolorspace=_JPEG_COLOURS[_RGB], out=out)
         missing = (0, self.tile_height - header.height), (0, self.tile_width - header.width), (0, 0)
         return np.pad(out, missing, constant_values=255) if missing[0][1] or missing[1][1] else out
 
