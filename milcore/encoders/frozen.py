@@ -130,19 +130,16 @@ def weights_of(spec: EncoderSpec) -> Iterator[Path]:
 
 def scale_of(spec: EncoderSpec) -> Transform:
     """What an encoder is fed, as far as it is known without its weights; their scale is."""
-    return _transform(spec, PRESETS.get(spec.name), Loaded(_not_loaded))
+    return _transform(spec, PRESETS.get(spec.name), None)
 
 
-def _not_loaded(pixels: Tensor) -> Tensor:
-    raise NotImplementedError
-
-
-def _transform(spec: EncoderSpec, preset: Preset | None, loaded: Loaded) -> Transform:
-    input_px = spec.input_px or (preset.input_px if preset else loaded.input_px)
+def _transform(spec: EncoderSpec, preset: Preset | None, loaded: Loaded | None) -> Transform:
+    told_px, told_mean, told_std = (loaded.input_px, loaded.mean, loaded.std) if loaded else (None, None, None)
+    input_px = spec.input_px or (preset.input_px if preset else told_px)
     if preset is not None and preset.loader != "efficientnet_lite0":
         mean, std = preset.mean, preset.std
     else:
-        mean, std = loaded.mean or IMAGENET_MEAN, loaded.std or IMAGENET_STD
+        mean, std = told_mean or IMAGENET_MEAN, told_std or IMAGENET_STD
     mpp = spec.mpp if spec.mpp is not None else (preset.mpp if preset else ())
     area = spec.name == "efficientnet_lite0"
     return Transform(input_px, spec.mean or mean, spec.std or std, "area" if area else "bilinear", mpp)
