@@ -103,7 +103,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     rows = [_own_row(run.spec, measured)]
     if baselines:
         say("comparing with simple models")
-        rows += compare(run.spec.train, run.bags, run.store, labels, device)
+        rows += compare(run.spec.train, run.as_split, run.store, labels, device)
     columns = partial(instance_columns, without_each=without_each)
     views = tuple(_slide_views(run, rule, regions, checked, Forms(attention_formats, columns)))
     found = Evaluated(run, rule, measured, checked, rows)

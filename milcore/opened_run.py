@@ -38,6 +38,8 @@ class OpenedRun(NamedTuple):
     """A finished run, its bags, and what its models say of every one of them.
 
     Args:
+        as_split: the bags in the run's own split. In a run of folds ``bags`` has none to train on, and simple models
+            are fitted on these.
         folds: the fold that was validated on a bag, by its index; empty for a plain run. Such a bag is judged by that
             fold's model alone, which never saw it; a test bag by all of them.
     """
@@ -47,6 +49,7 @@ class OpenedRun(NamedTuple):
     models: tuple[MILModel, ...]
     store: PatchStore
     bags: Bags
+    as_split: Bags
     said: dict[int, Explained]
     folds: dict[int, int]
 
@@ -88,12 +91,12 @@ def open_run(run_uri: str, device: torch.device) -> OpenedRun:
         raise StoreError(
             f"the instances in {spec.store_uri} have changed since {run_uri} was trained; train again in another folder"
         )
-    bags = load_bags(spec.store_uri, spec.train, splits)
-    folds = _folds(bags, splits) if spec.folds else {}
-    bags = bags.divided({its.bag_id: "val" if k in folds else its.split for k, its in enumerate(bags.entries)})
+    as_split = load_bags(spec.store_uri, spec.train, splits)
+    folds = _folds(as_split, splits) if spec.folds else {}
+    bags = as_split.divided({its.bag_id: "val" if k in folds else its.split for k, its in enumerate(as_split.entries)})
     said = explain(models, bags, range(len(bags)), device)
     judged = {index: its.by(folds[index]) if index in folds else its for index, its in said.items()}
-    return OpenedRun(run_uri, spec, models, store, bags, judged, folds)
+    return OpenedRun(run_uri, spec, models, store, bags, as_split, judged, folds)
 
 
 def _folds(bags: Bags, splits: pa.Table) -> dict[int, int]:
