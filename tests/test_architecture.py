@@ -55,6 +55,7 @@ FLOORS = (
     ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
     ("milcore.sources",),
     ("milcore.event_file",),
+    ("milcore.options",),
     ("milcore.processes", "milcore.storage", "milcore.progress", "milcore.allocator"),
     ("milcore.config",),
     ("milcore.errors",),
