@@ -94,11 +94,11 @@ class RayJobs:
         return [line for line in _parse_log(text or "") if line.when > when]
 
     def warnings(self, name: str) -> list[str]:
-        """What the last warning events about a RayJob say, oldest first."""
-        of_job = f"involvedObject.name={name},type=Warning"
+        """What warning events say of a RayJob, its cluster and their pods, which all bear its name; oldest first."""
         found = self._ask("list events", lambda: self._core.list_namespaced_event(
-            self.namespace, field_selector=of_job, _request_timeout=TIMEOUT_S))  # fmt: skip
-        return [f"{event.reason}: {event.message}" for event in found.items] if found else []
+            self.namespace, field_selector="type=Warning", _request_timeout=TIMEOUT_S))  # fmt: skip
+        of_job = [its for its in found.items if f"{its.involved_object.name}-".startswith(f"{name}-")] if found else []
+        return [f"{event.reason}: {event.message}" for event in sorted(of_job, key=_last_seen)]
 
     def _ask(self, what: str, call: Callable[[], T], missing: int = NOT_FOUND) -> T | None:
         """The call's answer; None where the API answers ``missing``.
@@ -158,6 +158,11 @@ def _refusal(what: str, namespace: str, error: ApiException) -> str:
         )
     said = " ".join(str(error.body or error.reason).split())
     return f"Kubernetes refuses to {what} in namespace {namespace}: {error.status} {said}"
+
+
+def _last_seen(event: Any) -> datetime:
+    when: datetime | None = event.last_timestamp or event.event_time or event.metadata.creation_timestamp
+    return when or datetime.fromtimestamp(0, UTC)
 
 
 def _seconds_since(when: datetime) -> int:

@@ -65,7 +65,7 @@ class ClusterProfile(Config):
         6 * 3600, description="it is given up if it does not run by then, seconds"
     )
     submitter_retries: int = Field(2, ge=0, description="submissions tried again")
-    kept_s: int = Field(600, ge=0, description="an ended job and its pods are kept so long, seconds")
+    kept_s: int = Field(0, ge=0, description="the nodes of an ended job are kept so long, to look into it, seconds")
 
     @property
     def autoscaling(self) -> bool:

@@ -7,6 +7,7 @@ Started again, the launcher adopts the job that its former life left running.
 """
 
 import functools
+import itertools
 import os
 import re
 import time
@@ -36,14 +37,17 @@ from milcore.errors import ClusterError, InputError
 from milcore.progress import say
 
 SECONDS_BETWEEN_LOOKS = 5.0
-# how long the job's status and its deployment's may contradict each other
-SECONDS_OF_DOUBT = 120.0
+# how long the job's status and its deployment's may contradict each other; KubeRay itself decides after 300 s
+SECONDS_OF_DOUBT = 420.0
 ATTEMPTS = 3
 SECONDS_BEFORE_NEXT = 30.0
+# how often events are asked for that say why a job does not start, in looks
+LOOKS_BETWEEN_WARNINGS = 12
 JOB_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-# ended by the work itself: another attempt would end the same
-WORK_FAILED = "AppFailed"
-EXIT_CODE = re.compile(r"exit code (\d+)")
+DEADLINES = ("DeadlineExceeded", "PreRunningDeadlineExceeded")
+# how Ray says that the driver ran and ended itself: another attempt would end the same. KubeRay's own reason does not
+# tell: it is AppFailed, too, when the head is lost with its job
+EXIT_CODE = re.compile(r"Job entrypoint command failed with exit code (-?\d+)")
 
 
 class Surroundings(NamedTuple):
@@ -178,8 +182,8 @@ class Launcher:
         return adopted
 
     def _follow(self, name: str) -> None:
-        seen, shown, doubt_s = "", datetime.fromtimestamp(0, UTC), 0.0
-        while True:
+        seen, shown, doubt_s, warned = "", datetime.fromtimestamp(0, UTC), 0.0, set[str]()
+        for look in itertools.count(1):
             job = self._jobs.get(name)
             if job is None:
                 raise RayJobError(f"RayJob {name} was deleted while it was followed")
@@ -190,6 +194,8 @@ class Launcher:
             if (now := _state_line(status)) != seen:
                 seen = now
                 say(f"RayJob {name}: {now}")
+            if not status.get("jobStatus") and look % LOOKS_BETWEEN_WARNINGS == 0:
+                self._say_why_it_waits(name, warned)
             verdict = judge(status)
             doubt_s = doubt_s + SECONDS_BETWEEN_LOOKS if verdict.state == "unclear" else 0.0
             if verdict.state == "succeeded":
@@ -197,6 +203,13 @@ class Launcher:
             if verdict.state == "failed" or doubt_s > SECONDS_OF_DOUBT:
                 raise self._failure(name, verdict)
             self._pause(SECONDS_BETWEEN_LOOKS)
+
+    def _say_why_it_waits(self, name: str, warned: set[str]) -> None:
+        """What Kubernetes warns of while nothing runs, for example a lack of nodes; each warning once."""
+        for warning in self._jobs.warnings(name):
+            if warning not in warned:
+                warned.add(warning)
+                say(f"RayJob {name} waits: {warning}")
 
     def _failure(self, name: str, verdict: Verdict) -> Exception:
         code = EXIT_CODE.search(verdict.reason)
@@ -211,17 +224,17 @@ def judge(status: Mapping[str, Any]) -> Verdict:
     """What to make of the two states of a RayJob: Ray's of the job, and KubeRay's of its deployment."""
     job, deployment = status.get("jobStatus") or "", status.get("jobDeploymentStatus") or ""
     said = ": ".join(part for part in (status.get("reason"), status.get("message")) if part) or "no reason given"
+    work_failed = EXIT_CODE.search(said) is not None
     if job == "SUCCEEDED":
         return Verdict("succeeded")
-    if deployment == "ValidationFailed":
-        return Verdict("failed", f"KubeRay refuses it: {said}")
-    if deployment == "Failed":
-        lost = job not in {"FAILED", "STOPPED"} and status.get("reason") != WORK_FAILED
-        late = status.get("reason") in {"DeadlineExceeded", "PreRunningDeadlineExceeded"}
-        return Verdict("failed", said, again=lost and not late)
-    if deployment == "Complete" and job in JOB_ENDED:
+    if deployment in {"Failed", "ValidationFailed"}:
+        final = work_failed or job == "STOPPED" or deployment == "ValidationFailed" or status.get("reason") in DEADLINES
+        return Verdict("failed", said, again=not final)
+    if deployment == "Retrying":
+        return Verdict("going")
+    if work_failed or (deployment == "Complete" and job in JOB_ENDED):
         return Verdict("failed", f"job {job}, {said}")
-    if deployment == "Complete" or (job in JOB_ENDED and deployment != "Retrying"):
+    if deployment == "Complete" or job in JOB_ENDED:
         return Verdict("unclear", f"job {job or 'unknown'} while its deployment is {deployment or 'unknown'}, {said}")
     return Verdict("going")
 

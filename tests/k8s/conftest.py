@@ -1,4 +1,4 @@
-"""Custom resources against the schemas of KubeRay, with unknown keys refused."""
+"""Custom resources against KubeRay's schemas, unknown keys refused; pods against the PodSecurity level restricted."""
 
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,34 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
         if isinstance(schema.get(key), dict):
             made[key] = strict(schema[key])
     return made
+
+
+BIND = {"NET_BIND_SERVICE"}
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+
+
+def violations(pod: dict[str, Any]) -> list[str]:
+    """What the PodSecurity level restricted would refuse of a pod's spec."""
+    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
+    found += [f"volume {its['name']}" for its in pod.get("volumes", []) if not its.keys() - {"name"} <= VOLUMES]
+    of_pod = pod.get("securityContext", {})
+    found += ["sysctls"] if of_pod.get("sysctls") else []
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        security = {**of_pod, **container.get("securityContext", {})}
+        capabilities = security.get("capabilities", {})
+        kept = {
+            "privileged": not security.get("privileged"),
+            "allowPrivilegeEscalation": security.get("allowPrivilegeEscalation") is False,
+            "capabilities": "ALL" in capabilities.get("drop", []) and set(capabilities.get("add", [])) <= BIND,
+            "runAsNonRoot": security.get("runAsNonRoot") is True,
+            "runAsUser": security.get("runAsUser") != 0,
+            "seccompProfile": security.get("seccompProfile", {}).get("type") in {"RuntimeDefault", "Localhost"},
+            "hostPort": not [port for port in container.get("ports", []) if port.get("hostPort")],
+            "procMount": security.get("procMount", "Default") == "Default",
+            "seLinuxOptions": "seLinuxOptions" not in security,
+        }
+        found += [f"{container['name']}: {name}" for name, holds in kept.items() if not holds]
+    return found
 
 
 def validator(plural: str) -> Any:

@@ -97,7 +97,7 @@ def _serve(kind: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     monkeypatch.setattr(StandIn, "runs", [])
     monkeypatch.setattr(StandIn, "tokens", set())
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()

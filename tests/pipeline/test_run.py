@@ -87,6 +87,7 @@ def run_until_training(started: list[str], run: str, log: Path) -> str:
     return log.read_text()
 
 
+@pytest.mark.parametrize("folder_uri", [pytest.param("local", marks=pytest.mark.long), "s3"], indirect=True)
 def test_killed_in_the_middle_it_redoes_only_what_is_missing(folder_uri: str, tmp_path: Path) -> None:
     manifest = write_cohort(storage.join(folder_uri, "cohort"), tmp_path)
     store, run = storage.join(folder_uri, "store"), storage.join(folder_uri, "run")
@@ -121,17 +122,15 @@ def test_killed_in_the_middle_it_redoes_only_what_is_missing(folder_uri: str, tm
     ],
 )
 def test_bad_input_is_refused_before_the_first_step(
-    manifest: str, arguments: list[str], line: str, tmp_path: Path
+    manifest: str, arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "manifest.csv").write_text(manifest)
-    ended = subprocess.run(
-        [*command(str(tmp_path / "manifest.csv"), str(tmp_path)), *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 2
-    assert line in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
-    assert "Executing task" not in ended.stdout
+    given = command(str(tmp_path / "manifest.csv"), str(tmp_path))[3:]
+    assert main_module.main([*given, *arguments]) == 2
+    shown = capsys.readouterr()
+    assert line in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+    assert shown.out == ""
 
 
 def test_a_cohort_without_a_usable_slide_fails_the_run_and_says_why(tmp_path: Path) -> None:
