@@ -8,14 +8,13 @@ import builtins
 import contextlib
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import docstring_parser
-from kfp import Client, compiler, local
+from kfp import compiler, local
 from kfp.dsl.base_component import BaseComponent
 
 from components import IMAGE
@@ -28,16 +27,15 @@ from milcore.config import (
     TuneConfig,
     pick,
 )
-from milcore.errors import InputError, MILError
+from milcore.errors import MILError
 from pipeline.dag import NAME, attention_mil
 from pipeline.predict import predict
 from pipeline.steps import with_image
+from pipeline.submission import hand_in
 from pipeline.sweep import sweep
 
 PIPELINES: dict[str, BaseComponent] = {its.name: its for its in (attention_mil, sweep, predict)}
 FOLDER = Path(__file__).parent
-SECONDS_BETWEEN_LOOKS = 5.0
-ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "ERROR", "CANCELED")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,54 +103,11 @@ def submit(given: dict[str, Any]) -> None:
     """Send a pipeline to a Kubeflow Pipelines API and print the run's id; with --wait, follow it to its end."""
     pipeline = PIPELINES[given["pipeline"] or NAME]
     _check_settings(given)
-    client = Client(host=given["host"], namespace=given["namespace"], existing_token=_token(given["token_file"]))
-    sent = client.create_run_from_pipeline_func(
-        with_image(pipeline, given["image"]),
-        arguments=_arguments(pipeline, given),
-        experiment_name=given["experiment"],
-        namespace=given["namespace"],
-    )
-    print(sent.run_id)
-    if given["wait"]:
-        _wait(client, sent.run_id, given["wait"])
-        if given["report"]:
-            _download_report(given["run_uri"], given["report"])
+    hand_in(with_image(pipeline, given["image"]), _arguments(pipeline, given), given)
 
 
 def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in pipeline.component_spec.inputs if given[name] is not None}
-
-
-def _token(file: str | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        return Path(file).read_text().strip()
-    except OSError as error:
-        raise InputError(f"--token-file {file}: {error.strerror}; allowed: a file that holds the token") from None
-
-
-def _wait(client: Client, run_id: str, seconds: int) -> None:
-    """Print the run's state whenever it changes, until it has ended."""
-    state, until = None, time.monotonic() + seconds
-    while state not in ENDED:
-        if time.monotonic() > until:
-            raise MILError(f"run {run_id} is {state} after {seconds} s; it goes on without this command")
-        if state is not None:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        seen = str(client.get_run(run_id).state)
-        if seen != state:
-            state = seen
-            print(state, flush=True)
-    if state != "SUCCEEDED":
-        raise MILError(f"run {run_id} ended as {state}; its steps and logs are in the Kubeflow UI")
-
-
-def _download_report(run_uri: str, file: str) -> None:
-    from milcore import storage  # noqa: PLC0415 - compiling works without what storage needs
-
-    storage.download(storage.join(run_uri, "report.html"), file)
-    print(file)
 
 
 def _say_result(run_uri: str) -> None:

@@ -18,8 +18,15 @@ class StandIn(BaseHTTPRequestHandler):
     state: ClassVar[str] = "SUCCEEDED"
     runs: ClassVar[list[dict[str, Any]]] = []
     tokens: ClassVar[set[str | None]] = set()
+    paths: ClassVar[list[str]] = []
+    # what looks at a run are answered with, one after the other, before they are answered rightly; 0 cuts the line
+    faults: ClassVar[list[int]] = []
 
     def do_GET(self) -> None:
+        self.paths.append(self.path)
+        if "/runs/" in self.path and self.faults:
+            self._fail(self.faults.pop(0))
+            return
         path = self.path.partition("?")[0].removeprefix("/apis/v2beta1")
         experiment = {"experiment_id": "e1", "display_name": "attention-mil", "namespace": ""}
         answers = {
@@ -37,6 +44,13 @@ class StandIn(BaseHTTPRequestHandler):
             self._answer({"run_id": "r1", "experiment_id": "e1", "display_name": sent["display_name"]})
         else:
             self._answer({"experiment_id": "e1", "display_name": sent["display_name"]})
+
+    def _fail(self, code: int) -> None:
+        self.close_connection = True
+        if code:
+            self.send_response(code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
     def _answer(self, value: dict[str, Any]) -> None:
         self.tokens.add(self.headers.get("Authorization"))
@@ -96,6 +110,8 @@ def executing_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[s
 def _serve(kind: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(StandIn, "runs", [])
     monkeypatch.setattr(StandIn, "tokens", set())
+    monkeypatch.setattr(StandIn, "paths", [])
+    monkeypatch.setattr(StandIn, "faults", [])
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -1,4 +1,4 @@
-"""What is declared: the committed YAML, strings between steps, one default in one place, and what submitting sends."""
+"""What is declared: the committed YAML, strings between steps, one default in one place."""
 
 import ast
 import builtins
@@ -6,9 +6,6 @@ import dis
 import functools
 import inspect
 import itertools
-import os
-import subprocess
-import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -18,7 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from kfp import Client
 
 from components.encode import encode
 from components.evaluate import evaluate
@@ -32,7 +28,6 @@ from milcore.config import Config, EncodeConfig, IngestConfig, LaunchConfig, Spl
 from pipeline import attention_mil, sweep
 from pipeline.__main__ import PIPELINES, main
 from pipeline.steps import FIELDS
-from tests.pipeline.conftest import StandIn
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_THE_WHOLE = (plan, survey, ingest, gather, encode, tune, train, evaluate, finish)
@@ -205,42 +200,3 @@ def test_a_launcher_parameter_has_the_launcher_s_default() -> None:
     parameters = attention_mil.component_spec.inputs
     assert parameters["ray_address"].default == LaunchConfig().ray_address
     assert parameters["use_gpu"].default == LaunchConfig().use_gpu
-
-
-PLACES = ["--manifest", "s3://b/m.csv", "--store-uri", "s3://b/store", "--run-uri", "s3://b/run"]
-
-
-def test_submitting_sends_the_pipeline_and_the_values_given(api: str, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("secret\n")
-    arguments = ["--learning-rate-max", "0.01", "--image", "registry/mil:1", "--token-file", str(tmp_path / "token")]
-    command = [sys.executable, "-m", "pipeline", "submit", "--host", api, *PLACES, *arguments, "--wait", "30"]
-    surroundings = {**os.environ, "HOME": str(tmp_path)}  # kfp writes there
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=surroundings)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.split("\n")[-3:-1] == ["r1", "SUCCEEDED"]
-    (run,) = StandIn.runs
-    values = run["runtime_config"]["parameters"]
-    assert (values["manifest"], values["store_uri"], values["run_uri"]) == (
-        "s3://b/m.csv",
-        "s3://b/store",
-        "s3://b/run",
-    )
-    assert values["learning_rate_max"] == 0.01
-    spec = run["pipeline_spec"].get("pipeline_spec", run["pipeline_spec"])
-    assert {its["container"]["image"] for its in spec["deploymentSpec"]["executors"].values()} == {"registry/mil:1"}
-    assert StandIn.tokens == {"Bearer secret"}
-
-
-@pytest.mark.filterwarnings("ignore:This client only works with Kubeflow Pipeline v2:FutureWarning")
-def test_a_run_that_fails_on_the_cluster_fails_the_command(
-    api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(StandIn, "state", "FAILED")
-    monkeypatch.setattr(Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
-    assert main(["submit", "--host", api, *PLACES, "--wait", "30"]) == 1
-    assert capsys.readouterr().err.strip().split("\n")[-1].startswith("pipeline: run r1 ended as FAILED")
-
-
-def test_a_token_file_that_is_absent_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", "--host", "http://127.0.0.1:1", *PLACES, "--token-file", str(tmp_path / "absent")]) == 2
-    assert "allowed: a file that holds the token" in capsys.readouterr().err

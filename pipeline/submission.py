@@ -1,0 +1,116 @@
+"""A run on a Kubeflow Pipelines API: handed in, followed to its end, its report brought here."""
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kfp import Client
+from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, ServiceAccountTokenVolumeCredentials
+from kfp.dsl.base_component import BaseComponent
+from kfp_server_api import ApiException
+from urllib3.exceptions import HTTPError
+
+from milcore.errors import InputError, MILError
+
+SECONDS_BETWEEN_LOOKS = 5.0
+# how long an API may stay away while a run is followed
+SECONDS_AWAY = 300.0
+ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "ERROR", "CANCELED")
+SERVER_ERROR = 500
+TOO_MANY_REQUESTS = 429
+
+
+def hand_in(pipeline: BaseComponent, arguments: dict[str, Any], given: dict[str, Any]) -> None:
+    """Start a run and print its id; with ``wait``, print its states until it has ended, and fetch its report.
+
+    Raises:
+        InputError: there is no token file where one is named.
+        MILError: the API refuses or does not answer, the run fails, or it takes longer than ``wait``.
+    """
+    credentials = _credentials(given["token_file"])
+    with _clear(given["host"]):
+        with warnings.catch_warnings():
+            # that it is for version 2 of the API
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            # the namespace is the run's; the client would look for the API itself there
+            client = Client(host=given["host"], credentials=credentials)
+        sent = client.create_run_from_pipeline_func(
+            pipeline, arguments=arguments, experiment_name=given["experiment"], namespace=given["namespace"]
+        )
+    print(sent.run_id)
+    if given["wait"]:
+        _wait(client, sent.run_id, given["wait"])
+        if given["report"]:
+            _download_report(given["run_uri"], given["report"])
+
+
+def _credentials(file: str | None) -> ServiceAccountTokenVolumeCredentials | None:
+    """Those of a token file, which is read again for every call, since a pod's is renewed while a run is followed."""
+    path = file or os.environ.get(KF_PIPELINES_SA_TOKEN_ENV)
+    if path is None:
+        return None
+    try:
+        Path(path).read_text()
+    except OSError as error:
+        raise InputError(f"--token-file {path}: {error.strerror}; allowed: a file that holds the token") from None
+    return ServiceAccountTokenVolumeCredentials(path)
+
+
+@contextlib.contextmanager
+def _clear(host: str | None) -> Iterator[None]:
+    """What the API or the way to it refuses, in one line."""
+    where = host or "the cluster's own address"
+    try:
+        yield
+    except ApiException as error:
+        said = " ".join(str(error.body or error.reason).split())
+        raise MILError(
+            f"the Kubeflow Pipelines API at {where} refuses: {error.status} {said}; a token goes in by --token-file, a "
+            "profile by --namespace"
+        ) from None
+    except (HTTPError, OSError) as error:
+        raise MILError(f"no Kubeflow Pipelines API answers at {where}: {error}; give its address by --host") from None
+
+
+def _wait(client: Client, run_id: str, seconds: int) -> None:
+    """Print the run's state whenever it changes, until it has ended; an API that is away is asked again."""
+    state, until = None, time.monotonic() + seconds
+    while state not in ENDED:
+        if time.monotonic() > until:
+            raise MILError(f"run {run_id} is {state} after {seconds} s; it goes on without this command")
+        if state is not None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        seen = _state(client, run_id)
+        if seen != state:
+            state = seen
+            print(state, flush=True)
+    if state != "SUCCEEDED":
+        raise MILError(f"run {run_id} ended as {state}; its steps and logs are in the Kubeflow UI")
+
+
+def _state(client: Client, run_id: str) -> str:
+    until = time.monotonic() + SECONDS_AWAY
+    while True:
+        try:
+            return str(client.get_run(run_id).state)
+        except (ApiException, HTTPError, OSError) as error:
+            passing = not isinstance(error, ApiException) or error.status >= SERVER_ERROR
+            if not (passing or error.status == TOO_MANY_REQUESTS) or time.monotonic() > until:
+                said = " ".join(str(error).split())
+                raise MILError(f"lost run {run_id}, which goes on without this command: {said}") from None
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _download_report(run_uri: str, file: str) -> None:
+    from milcore import storage  # noqa: PLC0415 - compiling works without what storage needs
+
+    report = storage.join(run_uri, "report.html")
+    try:
+        storage.download(report, file)
+    except storage.IO_ERRORS as error:
+        raise MILError(f"the run has succeeded, but {report} cannot be copied to {file}: {error}") from None
+    print(file)
