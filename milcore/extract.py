@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+from milcore.allocator import keep_freed_memory
 from milcore.config import Codec, IngestConfig
 from milcore.errors import SlideError
 from milcore.shards import encode_patch
@@ -60,6 +61,7 @@ def extract(
         codec: as ``choose_codec`` says.
         threads: that read and compress; 1 works in the calling one.
     """
+    keep_freed_memory()  # decoded tiles are freed and taken again, patch after patch
     corners = (tuple(corner) for corner in plan.coords.tolist())
 
     def chunk(corner: Corner) -> bytes | None:

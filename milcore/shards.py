@@ -43,16 +43,27 @@ def encode_patch(patch: _UInt8, codec: Codec, quality: int) -> bytes:
     if codec in JPEG_CODECS:
         return bytes(imagecodecs.jpeg8_encode(pixels, level=quality, subsampling="444"))
     if codec == "zstd":
-        return bytes(imagecodecs.zstd_encode(pixels.tobytes(), level=ZSTD_LEVEL))
+        return bytes(imagecodecs.zstd_encode(pixels, level=ZSTD_LEVEL))  # type: ignore[arg-type] # any buffer
     return pixels.tobytes()
 
 
-def decode_into(data: bytes, codec: Codec, patch: _UInt8) -> None:
-    """The inverse of ``encode_patch`` (for jpeg up to its loss), written to ``patch`` (p, p, 3)."""
+def decode_into(data: Any, codec: Codec, patch: _UInt8) -> None:
+    """The inverse of ``encode_patch`` (for jpeg up to its loss), written to ``patch`` (p, p, 3).
+
+    Args:
+        data: any buffer of bytes; nothing of it is copied.
+        codec: as stored.
+        patch: contiguous.
+
+    Raises:
+        StoreError: the bytes are another patch's size.
+    """
     if codec in JPEG_CODECS:
         imagecodecs.jpeg8_decode(data, out=patch)
     elif codec == "zstd":
-        patch.reshape(-1)[:] = np.frombuffer(imagecodecs.zstd_decode(data), np.uint8)
+        found = len(imagecodecs.zstd_decode(data, out=patch.reshape(-1).data))
+        if found != patch.size:
+            raise StoreError(f"a patch of {found} bytes where {patch.size} belong; ingest the slide again")
     else:
         patch.reshape(-1)[:] = np.frombuffer(data, np.uint8)
 
@@ -142,7 +153,7 @@ class ShardWriter:
     def _flush(self, per_shard: int) -> None:
         self._chunks.append(_index([len(chunk) for chunk in self._chunks], per_shard))
         uri = _shard_uri(self._uri, self._shards)
-        storage.write_bytes(uri, b"".join(self._chunks))
+        storage.write_parts(uri, self._chunks)
         self.written.add(uri)
         self._chunks.clear()
         self._shards += 1
@@ -222,14 +233,14 @@ class ShardReader:
         if self._is_local:
             _read_whole(_shard_uri(self._uri, shard), begin, out)
         else:
-            out.reshape(-1)[:] = np.frombuffer(self._read_range(shard, begin, begin + out.nbytes), np.uint8)
+            out.reshape(-1)[:] = self._read_range(shard, begin, begin + out.nbytes)
 
-    def _read_range(self, shard: int, begin: int, end: int) -> bytes:
+    def _read_range(self, shard: int, begin: int, end: int) -> _UInt8:
         if not self._is_local:
-            return storage.read_range(_shard_uri(self._uri, shard), begin, end)
+            return np.frombuffer(storage.read_range(_shard_uri(self._uri, shard), begin, end), np.uint8)
         data = np.empty(end - begin, np.uint8)
         _read_whole(_shard_uri(self._uri, shard), begin, data)
-        return data.tobytes()
+        return data
 
     def _index(self, shard: int) -> npt.NDArray[np.uint64]:
         if shard not in self._indexes:

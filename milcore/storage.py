@@ -81,15 +81,21 @@ def read_bytes(uri: str) -> bytes:
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write the whole object atomically, making local folders as needed."""
+    write_parts(uri, [data])
+
+
+def write_parts(uri: str, parts: Sequence[bytes]) -> None:
+    """As ``write_bytes``, of an object given in parts; a local one is never put together in memory."""
     fs, path = filesystem(uri)
     if not is_local(uri):
-        fs.pipe_file(path, data)
+        fs.pipe_file(path, parts[0] if len(parts) == 1 else b"".join(parts))
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.writelines(parts)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)  # what a full disk left of it would keep it full

@@ -122,6 +122,11 @@ def test_lossless_codecs_return_the_pixels(codec: Codec) -> None:
     np.testing.assert_array_equal(decoded, noise)
 
 
+def test_a_chunk_of_another_size_is_told() -> None:
+    with pytest.raises(StoreError, match="a patch of 1200 bytes where 1728 belong"):
+        decode_into(encode_patch(np.zeros((20, 20, 3), np.uint8), "zstd", 90), "zstd", np.empty((24, 24, 3), np.uint8))
+
+
 def test_64_mb_hold_1627_jpeg_patches_of_256_px() -> None:
     """64e6 * 5 / (256 * 256 * 3) = 1627.6."""
     assert shards.patches_per_shard("jpeg", 256) == 1627

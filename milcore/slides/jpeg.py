@@ -54,18 +54,18 @@ def read_header(data: bytes) -> Header:
     return Header(width, height, data[frame.start + 9], progressive, jfif, segments, segments[-1].stop)
 
 
-def ordinary_file(data: bytes, tables: bytes | None, *, rgb: bool) -> bytes:
+def ordinary_file(data: bytes, header: Header, tables: bytes | None, *, rgb: bool) -> bytes:
     """The tile as a JPEG file that any decoder shows in its true colours.
 
     Args:
         data: the tile's bytes.
+        header: of them.
         tables: the TIFF's JPEGTables, from SOI to EOI.
         rgb: whether its components are red, green and blue (False: YCbCr).
 
     Raises:
         SlideError: it is no whole JPEG.
     """
-    header = read_header(data)
     _check_scan(data, header)
     kept = [data[its.start : its.stop] for its in header.segments if its.marker not in (_APP0, _APP14)]
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x00" if rgb else b"\x01")

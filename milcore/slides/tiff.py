@@ -102,10 +102,10 @@ class TiffReader:
         if place is None or its.compression != _JPEG or its.samples != 3:
             return None
         data = self._tile_bytes(place)
-        header = jpeg.read_header(data)
+        header = its.header(data)
         if (header.width, header.height, header.components) != (width, height, 3):
             return None
-        return jpeg.ordinary_file(data, its.tables, rgb=its.photometric == _RGB and not header.jfif)
+        return jpeg.ordinary_file(data, header, its.tables, rgb=its.photometric == _RGB and not header.jfif)
 
     def thumbnail(self, max_edge: int) -> Pixels:
         """The whole slide with its longer edge at most ``max_edge`` px."""
@@ -149,6 +149,7 @@ class _Level:
         self.samples, self.bits = page.samplesperpixel, page.bitspersample
         self.tables: bytes | None = page.jpegtables
         self.offsets, self.sizes = page.dataoffsets, page.databytecounts
+        self._header: tuple[bytes, jpeg.Header | None] = b"", None
         self._aperio = page.is_svs
         self._decode = page.decode
         self._columns = -(-self.width // self.tile_width)
@@ -161,6 +162,14 @@ class _Level:
     def index(self, place: Place) -> int:
         """Number of the tile in the file's order."""
         return place.row * self._columns + place.column
+
+    def header(self, data: bytes) -> jpeg.Header:
+        """The header of a JPEG tile; most tiles of a level have the same one, byte for byte, which is read once."""
+        head, header = self._header
+        if header is None or not data.startswith(head):
+            header = jpeg.read_header(data)
+            self._header = data[: header.scan], header
+        return header
 
     def missing(self, place: Place) -> Pixels:
         """A tile without bytes: a place never scanned, and white; in Aperio's files a fault of the encoder."""
@@ -181,7 +190,7 @@ class _Level:
         return np.ascontiguousarray(on_white(pixels) if self.samples == 4 else pixels)
 
     def _jpeg(self, data: bytes) -> Pixels:
-        header = jpeg.read_header(data)
+        header = self.header(data)
         if header.width > self.tile_width or header.height > self.tile_height or header.components != 3:
             raise SlideError(f"a tile's JPEG is of {header.width} x {header.height} px, {header.components} components")
         its = None if header.jfif else _JPEG_COLOURS[self.photometric]
