@@ -32,9 +32,10 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
 
 
 def requested(browser: Chrome) -> list[str]:
-    """Every URL that pages have asked for since the last call."""
+    """Every URL that pages have asked for since the last call; the browser's own start page is no page."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [its["request"]["url"] for its in sent if not its["documentURL"].startswith("chrome://")]
 
 
 def complaints(browser: Chrome) -> list[str]:
