@@ -20,7 +20,6 @@ from milcore.store import SlideGroup, write_columns
 
 BLANK_EDGE = 1024
 JPEG_QUALITY = 80
-OUTLINE_PX = 760
 SUFFIXES: dict[AttentionFormat, str] = {
     "parquet": "parquet", "png": "png", "geojson": "geojson", "ome-tiff": "ome.tiff", "zarr": "zarr",
 }  # fmt: skip

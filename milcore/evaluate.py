@@ -4,10 +4,8 @@ Everything chosen was chosen on validation: the epoch by training, threshold and
 measured once, and nothing that follows depends on its labels.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +17,9 @@ from milcore import storage
 from milcore.annotations import instance_labels, load_annotation
 from milcore.artifacts import Finding, slide_view, write_attention
 from milcore.baselines import compare
-from milcore.config import ATTENTION_FORMATS, SPLIT_NAMES, AttentionFormat, RunSpec
-from milcore.explain import attention_by_slide, instance_values
+from milcore.config import ATTENTION_FORMATS, AttentionFormat, RunSpec
+from milcore.explain import attention_by_slide, instance_columns
 from milcore.flipping import Flipping, flip
-from milcore.leave_one_out import leave_one_out
 from milcore.measured import (
     FLAT,
     Checked,
@@ -36,16 +33,15 @@ from milcore.measured import (
     localisation_estimate,
     localise_test,
     measure,
-    own_figures,
-    roc_of,
 )
-from milcore.metrics import Comparison, Estimate, confusion
+from milcore.metrics import Comparison
 from milcore.opened_run import OpenedRun, open_run
 from milcore.progress import say, track
-from milcore.report import Picture, SlideView, model_card, render
+from milcore.report import Picture, SlideView, Sweep, model_card, render
 from milcore.report_data import report_data
 from milcore.store import SlideGroup
-from milcore.sweep import TRIALS
+from milcore.summary import or_none, summarise
+from milcore.sweep import TRIALS, read_verdict
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
@@ -57,10 +53,10 @@ READING_THREADS = 16
 
 
 class Forms(NamedTuple):
-    """How attention is written: the files, and the further columns of a bag's instances for the class it is called."""
+    """How attention is written: the files, and whether they tell what the model says without each instance."""
 
     formats: Sequence[AttentionFormat]
-    columns: Callable[[OpenedRun, int, int], dict[str, np.ndarray]]
+    without_each: bool
 
 
 def evaluate(  # noqa: PLR0913 - one keyword per option of the command
@@ -77,7 +73,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     Args:
         run_uri: a finished run, of one model or of folds (whose mean probability is taken).
         baselines: also train and show the rows the model has to beat.
-        sweep_uri: the sweep whose best config this run took; its trials are shown.
+        sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
         attention_formats: the forms of each test slide's attention.
         without_each: also tell for each instance of them what the model says without it; seconds a slide.
         use_gpu: compute on a CUDA device.
@@ -91,7 +87,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         StoreError: the store or the splits are not those the run was trained on.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
-    trials = None if sweep_uri is None else storage.read_table(storage.join(sweep_uri, TRIALS))
+    sweep = None if sweep_uri is None else _sweep(sweep_uri)
     run = open_run(storage.absolute(run_uri), device)
     rule = choose_rule(run.part("val"))
     storage.write_table(storage.join(run.uri, PREDICTIONS), _predictions(run))
@@ -104,11 +100,10 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     if baselines:
         say("comparing with simple models")
         rows += compare(run.spec.train, run.as_split, run.store, labels, device)
-    columns = partial(instance_columns, without_each=without_each)
-    views = tuple(_slide_views(run, rule, regions, checked, Forms(attention_formats, columns)))
+    views = tuple(_slide_views(run, rule, regions, checked, Forms(attention_formats, without_each)))
     found = Evaluated(run, rule, measured, checked, rows)
-    summary = _summary(found)
-    data = report_data(found, views, trials)
+    summary = summarise(found, storage.join(run.uri, REPORT))
+    data = report_data(found, views, sweep)
     storage.write_bytes(storage.join(run.uri, MODEL_CARD), model_card(data).encode())
     storage.write_bytes(storage.join(run.uri, REPORT), render(data).encode())
     storage.write_json(storage.join(run.uri, METRICS), summary)
@@ -123,6 +118,10 @@ def download_overlays(run_uri: str, folder: str) -> None:
     for name in storage.names(uri):
         if name == INDEX or name.endswith(".png"):
             storage.download(storage.join(uri, name), f"{folder}/{name}")
+
+
+def _sweep(sweep_uri: str) -> Sweep:
+    return Sweep(storage.read_table(storage.join(sweep_uri, TRIALS)), read_verdict(sweep_uri).line)
 
 
 def _predictions(run: OpenedRun) -> pa.Table:
@@ -227,7 +226,7 @@ def _slide_views(
     index_rows = []
     for index in track(list(called), "attention", len(called)):
         entry, said = run.bags.entries[index], run.said[index]
-        behind = forms.columns(run, index, called[index])
+        behind = instance_columns(run.models, run.bags[index], called[index], without_each=forms.without_each)
         parts = {name: entry.by_slide(values) for name, values in behind.items()}
         for slide_id, weight in entry.by_slide(said.attention).items():
             slide = run.store.slide(slide_id)
@@ -248,86 +247,3 @@ def _slide_views(
             index_rows.append(row | {"probabilities": finding.probabilities, "entropy": or_none(view.entropy)})
             yield view
     storage.write_json(storage.join(folder, INDEX), index_rows)
-
-
-def instance_columns(run: OpenedRun, index: int, label: int, *, without_each: bool) -> dict[str, np.ndarray]:
-    """What lies behind a bag's attention, for the class it is called: scores, probabilities, leave-one-out.
-
-    ``leave_one_out`` is the log-odds of that class with all instances less those without this one.
-    """
-    score, probability = instance_values(run.models, run.bags[index], label)
-    columns = {"score": score, "instance_probability": probability}
-    if without_each:
-        columns["leave_one_out"] = left_out(run, index, label)
-    return {name: values for name, values in columns.items() if values is not None}
-
-
-def left_out(run: OpenedRun, index: int, label: int) -> np.ndarray:
-    """Change of the log-odds by each instance, the mean over the run's models; NaN for the only one of a bag."""
-    found = []
-    for model in run.models:
-        without = leave_one_out(model, run.bags[index]).double().cpu()
-        whole = model.explain(next(run.bags.batches([[index]]))).log_prob.double().cpu()
-        found.append((_log_odds(whole, label) - _log_odds(without, label)).numpy())
-    change: np.ndarray = np.mean(found, axis=0)
-    return change
-
-
-def _log_odds(log_prob: torch.Tensor, label: int) -> torch.Tensor:
-    others = [k for k in range(log_prob.shape[1]) if k != label]
-    return log_prob[:, label] - torch.logsumexp(log_prob[:, others], dim=1)
-
-
-def _summary(found: Evaluated) -> dict[str, Any]:
-    run, rule, measured, checked, rows = found
-    test = run.part("test")
-    classes = run.spec.classes
-    delong = measured.auroc_delong
-    return {
-        **_figures(measured.overall),
-        **{f"{name}_calibrated": or_none(its.value) for name, its in measured.calibrated.items()},
-        **{name: or_none(value) for name, value in own_figures(run).items()},
-        "auroc_delong": None if math.isnan(delong.low) else [delong.low, delong.high],
-        "per_class": {name: _figures(its) for name, its in zip(classes, measured.of_class, strict=False)},
-        "patients": _figures(measured.of_patients),
-        "warnings": list(checked.warnings),
-        "threshold": None if rule.threshold is None else rule.threshold.value,
-        "threshold_origin": "the likeliest class is called" if rule.threshold is None else rule.threshold.origin,
-        "temperature": rule.temperature.value,
-        "temperature_origin": rule.temperature.origin,
-        "confusion": confusion(test.labels, rule.call(test.probability), len(classes)),
-        "roc": roc_of(test)._asdict(),
-        "classes": list(classes),
-        "folds": run.spec.folds,
-        "bag": run.spec.train.bag,
-        "slides": {split: sum(len(entry.slides) for entry in run.part(split).entries) for split in SPLIT_NAMES},
-        "localised": len(checked.localisation.bags),
-        "not_localised": checked.localisation.left_out,
-        "flipped": len(checked.flipped),
-        "comparison": [
-            {
-                "name": row.name,
-                "auroc": or_none(row.auroc.value),
-                "localisation_auroc": or_none(row.localisation_auroc.value),
-            }
-            for row in rows
-        ],
-        "quarantined": run.store.quarantined(),
-        "report": storage.join(run.uri, REPORT),
-    }
-
-
-def _figures(values: dict[str, Estimate]) -> dict[str, Any]:
-    """Values, intervals and reasons; nothing where there is no value at all."""
-    if not values:
-        return {}
-    return {
-        **{name: or_none(its.value) for name, its in values.items()},
-        "intervals": {name: [its.low, its.high] for name, its in values.items() if not math.isnan(its.low)},
-        "reasons": {name: its.reason for name, its in values.items() if its.reason is not None},
-    }
-
-
-def or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 
 from milcore.bags import Bag, Bags, micro_batches, pack
+from milcore.leave_one_out import leave_one_out
 from milcore.model import MILModel
 
 
@@ -110,6 +111,40 @@ def instance_values(models: Sequence[MILModel], bag: Bag, label: int) -> Instanc
     return InstanceValues(
         np.mean(scores, axis=0) if scores else None, np.mean(probabilities, axis=0) if probabilities else None
     )
+
+
+def instance_columns(
+    models: Sequence[MILModel], bag: Bag, label: int, *, without_each: bool
+) -> dict[str, Float[np.ndarray, " instance"]]:
+    """What lies behind a bag's attention: ``score`` and ``instance_probability`` where the models have them.
+
+    Args:
+        models: of one run, on one device.
+        bag: walked over in chunks.
+        label: the class it is called.
+        without_each: also ``leave_one_out``, the log-odds of that class less those without the instance.
+    """
+    score, probability = instance_values(models, bag, label)
+    columns = {"score": score, "instance_probability": probability}
+    if without_each:
+        columns["leave_one_out"] = _left_out(models, bag, label)
+    return {name: values for name, values in columns.items() if values is not None}
+
+
+def _left_out(models: Sequence[MILModel], bag: Bag, label: int) -> Float[np.ndarray, " instance"]:
+    """The mean over the models; NaN for the only instance of a bag."""
+    found = []
+    for model in models:
+        without = leave_one_out(model, bag).double().cpu()
+        whole = model.explain(pack([bag], [0])).log_prob.double().cpu()
+        found.append((_log_odds(whole, label) - _log_odds(without, label)).numpy())
+    change: np.ndarray = np.mean(found, axis=0)
+    return change
+
+
+def _log_odds(log_prob: torch.Tensor, label: int) -> torch.Tensor:
+    others = [k for k in range(log_prob.shape[1]) if k != label]
+    return log_prob[:, label] - torch.logsumexp(log_prob[:, others], dim=1)
 
 
 def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:

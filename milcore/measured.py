@@ -15,19 +15,18 @@ from jaxtyping import Float, Int
 from milcore.attention import Localisation, localise
 from milcore.bags import BagEntry
 from milcore.calibration import Temperature, calibrate, fit_temperature
+from milcore.curves import RocCurve, roc_curve
 from milcore.delong import delong
 from milcore.explain import Explained
 from milcore.flipping import Flipping, evenness
 from milcore.metrics import (
     Comparison,
     Estimate,
-    RocCurve,
     Threshold,
     choose_threshold,
     class_estimates,
     estimates,
     mean_estimate,
-    roc_curve,
 )
 from milcore.opened_run import OpenedRun, Part
 

@@ -3,11 +3,10 @@
 Two classes are measured on the probability of the positive one. With more, each class is measured against the rest, and
 the whole by the means over the classes ("macro").
 
-Point values come from scikit-learn. Intervals come from the same definitions written for a matrix of slide weights, so
-that all resamples are one array expression. The unit that is drawn is the patient: two slides of one patient are not
-independent. A metric that a split cannot define (one class only) is NaN and says why; it is never 0 or 1 by convention.
+Point values come from scikit-learn, intervals from the same definitions over resampled patients (``resampled``). A
+metric that a split cannot define (one class only) is NaN and says why; it is never 0 or 1 by convention.
 
-Axis words: slide, patient, resample, class, group (slides of one score).
+Axis words: slide, patient, resample, class.
 """
 
 import math
@@ -19,9 +18,8 @@ from jaxtyping import Bool, Float, Int
 from sklearn import metrics as sk
 
 from milcore.calibration import calibration_error
+from milcore.resampled import RESAMPLES, patient_weights, ratio, weighted_auroc, weighted_values
 
-RESAMPLES = 2000
-BAND_POINTS = 101
 ONE_CLASS = "the split holds one class only"
 NO_CLASS = "the split holds no slide of this class, or only such"
 NO_SLIDE = "the split holds no slide"
@@ -147,7 +145,7 @@ def _mean(of_class: list[dict[str, np.ndarray]], name: str) -> Float[np.ndarray,
     """Over the classes that are there; NaN where none is."""
     values = np.stack([its[name] for its in of_class])
     there = ~np.isnan(values)
-    return _ratio(np.where(there, values, 0.0).sum(axis=0), there.sum(axis=0).astype(np.float64))
+    return ratio(np.where(there, values, 0.0).sum(axis=0), there.sum(axis=0).astype(np.float64))
 
 
 def _of_all(
@@ -163,8 +161,8 @@ def _of_all(
     top = probability.max(axis=1)
     one, total = np.ones((1, len(labels))), weights.sum(axis=1)
     return {
-        "accuracy": estimate(float(right.mean()), _ratio(weights @ right, total)),
-        "brier": estimate(float(square.mean()), _ratio(weights @ square, total)),
+        "accuracy": estimate(float(right.mean()), ratio(weights @ right, total)),
+        "brier": estimate(float(square.mean()), ratio(weights @ square, total)),
         "ece": estimate(float(calibration_error(one, right, top)[0]), calibration_error(weights, right, top)),
     }
 
@@ -187,7 +185,7 @@ def estimate(value: float, resampled: Float[np.ndarray, " resample"], reason: st
 def mean_estimate(values: Float[np.ndarray, " slide"], patients: list[str], seed: int) -> Estimate:
     """The mean over slides with its 95 % interval from resampled patients."""
     weights = patient_weights(patients, RESAMPLES, seed)
-    return estimate(float(values.mean()), _ratio(weights @ values, weights.sum(axis=1)))
+    return estimate(float(values.mean()), ratio(weights @ values, weights.sum(axis=1)))
 
 
 def auroc_estimate(
@@ -231,131 +229,6 @@ def auroc(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"]
     return float(sk.roc_auc_score(labels, scores)) if len(np.unique(labels)) == 2 else math.nan
 
 
-def patient_weights(patients: list[str], resamples: int, seed: int) -> Float[np.ndarray, "resample slide"]:
-    """How often each slide occurs when n of n patients are drawn with replacement, each with all its slides."""
-    names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return np.asarray(draws[:, patient], dtype=np.float64)
-
-
-def weighted_values(
-    weights: Float[np.ndarray, "resample slide"],
-    labels: Int[np.ndarray, " slide"],
-    probability: Float[np.ndarray, " slide"],
-    called: Bool[np.ndarray, " slide"],
-) -> dict[str, Float[np.ndarray, " resample"]]:
-    """The metrics of ``point_values`` for every row of slide weights at once; NaN in rows that lack a class."""
-    positive = labels == 1
-    hit, miss = weights @ (positive & called), weights @ (positive & ~called)
-    alarm, reject = weights @ (~positive & called), weights @ (~positive & ~called)
-    total = weights.sum(axis=1)
-    sensitivity, specificity = _ratio(hit, hit + miss), _ratio(reject, alarm + reject)
-    area, precision = _ranking_values(weights, positive, probability)
-    return {
-        "auroc": area,
-        "auprc": precision,
-        "accuracy": _ratio(hit + reject, total),
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "f1": np.where(np.isnan(area), math.nan, _ratio(2 * hit, 2 * hit + alarm + miss)),
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "brier": _ratio(weights @ (probability - labels) ** 2, total),
-        "ece": calibration_error(weights, labels, probability),
-    }
-
-
-def weighted_auroc(
-    weights: Float[np.ndarray, "resample slide"],
-    labels: Int[np.ndarray, " slide"],
-    scores: Float[np.ndarray, " slide"],
-) -> Float[np.ndarray, " resample"]:
-    """AUROC for every row of slide weights; NaN in rows that lack a class."""
-    return _ranking_values(weights, labels == 1, scores)[0]
-
-
-class _Ranked(NamedTuple):
-    """Weights of positive and negative slides in groups of equal score, from the highest down, summed up."""
-
-    hits: Float[np.ndarray, "resample group"]
-    alarms: Float[np.ndarray, "resample group"]
-    hits_above: Float[np.ndarray, "resample group"]
-    alarms_above: Float[np.ndarray, "resample group"]
-
-    @classmethod
-    def of(
-        cls,
-        weights: Float[np.ndarray, "resample slide"],
-        positive: Bool[np.ndarray, " slide"],
-        scores: Float[np.ndarray, " slide"],
-    ) -> "_Ranked":
-        """One sort for all rows."""
-        order = np.argsort(-scores, kind="stable")
-        starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
-        ranked = weights[:, order]
-        hits = np.add.reduceat(ranked * positive[order], starts, axis=1)
-        alarms = np.add.reduceat(ranked * ~positive[order], starts, axis=1)
-        return cls(hits, alarms, hits.cumsum(axis=1), alarms.cumsum(axis=1))
-
-
-def _ranking_values(
-    weights: Float[np.ndarray, "resample slide"],
-    positive: Bool[np.ndarray, " slide"],
-    scores: Float[np.ndarray, " slide"],
-) -> tuple[Float[np.ndarray, " resample"], Float[np.ndarray, " resample"]]:
-    """AUROC and average precision per row."""
-    if not len(scores):
-        nothing = np.full(len(weights), math.nan)
-        return nothing, nothing
-    its = _Ranked.of(weights, positive, scores)
-    all_hits, all_alarms = its.hits_above[:, -1], its.alarms_above[:, -1]
-    area = _ratio((its.alarms * (its.hits_above - its.hits / 2)).sum(axis=1), all_hits * all_alarms)
-    at_group = np.nan_to_num(_ratio(its.hits_above, its.hits_above + its.alarms_above))
-    precision = _ratio((its.hits * at_group).sum(axis=1), all_hits)
-    return area, np.where(all_alarms > 0, precision, math.nan)
-
-
-class Band(NamedTuple):
-    """Where 95 % of the resampled curves run at each x."""
-
-    x: list[float]
-    low: list[float]
-    high: list[float]
-
-
-def curve_bands(
-    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], patients: list[str], seed: int
-) -> tuple[Band, Band]:
-    """The pointwise bands of the ROC and of the precision-recall curve from resampled patients; empty for one class."""
-    if len(np.unique(labels)) < 2:
-        return Band([], [], []), Band([], [], [])
-    ranked = _Ranked.of(patient_weights(patients, RESAMPLES, seed), labels == 1, probability)
-    both = (ranked.hits_above[:, -1] > 0) & (ranked.alarms_above[:, -1] > 0)
-    hits, alarms = ranked.hits_above[both], ranked.alarms_above[both]
-    recall, alarm_rate = hits / hits[:, -1:], alarms / alarms[:, -1:]
-    precision = np.nan_to_num(_ratio(hits, hits + alarms), nan=1.0)
-    x = np.linspace(0.0, 1.0, BAND_POINTS)
-    roc = np.stack([np.interp(x, np.r_[0.0, a], np.r_[0.0, r]) for a, r in zip(alarm_rate, recall, strict=True)])
-    # at a recall that no group ends on, the precision of the next group reached
-    at = [np.searchsorted(row, x - 1e-12) for row in recall]
-    pr = np.stack([row[np.minimum(places, len(row) - 1)] for row, places in zip(precision, at, strict=True)])
-    return _band(x, roc), _band(x, pr)
-
-
-def _band(x: np.ndarray, curves: Float[np.ndarray, "resample x"]) -> Band:
-    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
-    return Band(x.tolist(), low.tolist(), high.tolist())
-
-
-def precision_recall(
-    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"]
-) -> list[tuple[float, float]]:
-    """(recall, precision) from recall 0 up; empty for one class."""
-    if len(np.unique(labels)) < 2:
-        return []
-    precision, recall, _ = sk.precision_recall_curve(labels, probability)
-    return [(float(r), float(p)) for r, p in zip(recall[::-1], precision[::-1], strict=True)]
-
-
 def confusion(labels: Int[np.ndarray, " slide"], called: Int[np.ndarray, " slide"], classes: int) -> list[list[int]]:
     """Slide counts, row = true class, column = called class."""
     counts = np.zeros((classes, classes), np.int64)
@@ -380,25 +253,3 @@ class Validation(NamedTuple):
 
 
 NO_VALIDATION = Validation(math.inf, math.nan)
-
-
-class RocCurve(NamedTuple):
-    """Points from (0, 0) to (1, 1), and the lowest probability called positive at each; empty for one class."""
-
-    false_positive_rate: list[float]
-    true_positive_rate: list[float]
-    threshold: list[float]
-
-
-def roc_curve(labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"]) -> RocCurve:
-    """The ROC curve of a split; the threshold of (0, 0), infinite by definition, is given as 1."""
-    if len(np.unique(labels)) < 2:
-        return RocCurve([], [], [])
-    alarm, hit, threshold = sk.roc_curve(labels, probability)
-    return RocCurve(alarm.tolist(), hit.tolist(), np.minimum(threshold, 1.0).tolist())
-
-
-def _ratio(top: Float[np.ndarray, "..."], bottom: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """``top / bottom``, NaN where bottom is 0."""
-    quotient: np.ndarray = np.divide(top, bottom, out=np.full(np.shape(top), math.nan), where=bottom != 0)
-    return quotient

@@ -25,7 +25,7 @@ from milcore.config import ATTENTION_FORMATS, EncodeConfig, IngestConfig, RunSpe
 from milcore.encoders.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import ATTENTION, METRICS
-from milcore.explain import Explained, explain
+from milcore.explain import Explained, explain, instance_columns
 from milcore.ingest import ingest_slide
 from milcore.manifest import Slide, read_manifest
 from milcore.measured import Rule
@@ -253,12 +253,8 @@ def _score(scorer: _Scorer, slides: list[Slide], out_uri: str) -> Iterator[dict[
             for its, outcome in zip(slides, outcomes, strict=True)
             if outcome.status == "ok"
         ]
-        said = _explain(scorer, slides[0].patient_id, groups) if groups else None
+        said = _explain(scorer, slides[0].patient_id, groups, out_uri) if groups else None
         patches = {group.slide_id: len(group) for group in groups}
-        if said is not None:
-            weights = np.split(said.attention, np.cumsum(list(patches.values()))[:-1])
-            for group, weight in zip(groups, weights, strict=True):
-                write_attention(storage.join(out_uri, ATTENTION), group, weight, ATTENTION_FORMATS)
         for slide, outcome in zip(slides, outcomes, strict=True):
             members = said.members.tolist() if said is not None and slide.slide_id in patches else None
             yield {
@@ -273,13 +269,22 @@ def _encoded(scorer: _Scorer, store: PatchStore, slide_id: str) -> SlideGroup:
     return store.slide(slide_id)
 
 
-def _explain(scorer: _Scorer, bag_id: str, groups: list[SlideGroup]) -> Explained:
+def _explain(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri: str) -> Explained:
+    """Ask the models of a bag, and write the attention of its slides."""
     config = scorer.spec.train
     names, lengths = tuple(group.slide_id for group in groups), tuple(len(group) for group in groups)
     entry = BagEntry(bag_id, bag_id, 0, "test", names, lengths)
     rows = ChainedRows([instance_rows(group, config) for group in groups])
     bags = Bags([entry], lambda _: rows, cache_bytes(config))
-    return explain(scorer.models, bags, [0], scorer.device)[0]
+    said = explain(scorer.models, bags, [0], scorer.device)[0]
+    called = _called(scorer, said)
+    label = said.likeliest if called is None else called
+    behind = instance_columns(scorer.models, bags[0], label, without_each=False)
+    parts = {name: entry.by_slide(values) for name, values in behind.items()}
+    for group, weight in zip(groups, entry.by_slide(said.attention).values(), strict=True):
+        more = {name: values[group.slide_id] for name, values in parts.items()}
+        write_attention(storage.join(out_uri, ATTENTION), group, weight, ATTENTION_FORMATS, more)
+    return said
 
 
 def _row(scorer: _Scorer, found: dict[str, Any]) -> dict[str, Any]:

@@ -4,22 +4,22 @@ import platform
 from collections.abc import Mapping
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from milcore import __version__
 from milcore.calibration import reliability
 from milcore.config import SPLIT_NAMES
+from milcore.curves import curve_bands, precision_recall, roc_curve
 from milcore.flipping import REMOVED, Flipping, mean_flipping
 from milcore.measured import Evaluated
-from milcore.metrics import confusion, curve_bands, precision_recall, roc_curve
+from milcore.metrics import confusion
 from milcore.opened_run import OpenedRun, Part
-from milcore.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount
+from milcore.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, Sweep
 
 RELIABILITY_BINS = 5
 
 
-def report_data(found: Evaluated, views: tuple[SlideView, ...], trials: pa.Table | None) -> ReportData:
+def report_data(found: Evaluated, views: tuple[SlideView, ...], sweep: Sweep | None) -> ReportData:
     """All of a report, from a run that was evaluated."""
     run, rule, measured, checked, rows = found
     test = run.part("test")
@@ -48,7 +48,7 @@ def report_data(found: Evaluated, views: tuple[SlideView, ...], trials: pa.Table
         flipping=_flipping(checked.flipped),
         history=run.history(),
         folds=run.spec.folds,
-        trials=trials,
+        sweep=sweep,
         slides=views,
         quarantined=run.store.quarantined(),
         provenance=_provenance(run),

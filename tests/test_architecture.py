@@ -15,7 +15,7 @@ FLOORS = (
     ("milcore.cluster",),
     ("milcore.predict", "milcore.evaluate"),
     ("milcore.folds",),
-    ("milcore.artifacts", "milcore.baselines", "milcore.info", "milcore.report_data", "milcore.qc"),
+    ("milcore.artifacts", "milcore.baselines", "milcore.info", "milcore.report_data", "milcore.summary", "milcore.qc"),
     ("milcore.measured",),
     ("milcore.opened_run",),
     ("milcore.run", "milcore.sweep", "milcore.search_space"),
@@ -40,6 +40,8 @@ FLOORS = (
         "milcore.bags",
         "milcore.pooling",
         "milcore.metrics",
+        "milcore.curves",
+        "milcore.resampled",
         "milcore.calibration",
         "milcore.delong",
         "milcore.annotations",
@@ -73,7 +75,7 @@ WITHOUT_TORCH = (
     "milcore.slide_writer", "milcore.extract", "milcore.portions",
     "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
     "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
-    "milcore.metrics", "milcore.calibration", "milcore.delong",
+    "milcore.metrics", "milcore.curves", "milcore.resampled", "milcore.calibration", "milcore.delong",
     "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.freshness",
 )  # fmt: skip
 

@@ -77,5 +77,6 @@ def test_localisation_is_the_mean_over_bags_and_counts_what_it_leaves_out():
     )
     assert found.auroc == pytest.approx(0.75)
     assert found.bags == {"perfect": 1.0, "half": 0.5}
+    assert found.precision == {"perfect": 1.0, "half": 0.5}
     assert found.left_out == {"one class": "annotation leaves one class of patches only", "bare": "no annotation"}
     assert math.isnan(localise({}).auroc)

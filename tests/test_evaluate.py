@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +14,15 @@ from PIL import Image
 
 from milcore import storage
 from milcore.artifacts import SUFFIXES
-from milcore.config import SplitConfig, TrainConfig
+from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
 from milcore.manifest import Manifest
 from milcore.metrics import choose_threshold
-from milcore.run import prepare_run, read_splits, train_run
+from milcore.run import load_bags, prepare_run, read_splits, train_run
 from milcore.store import PatchStore
-from milcore.train import LocalContext
+from milcore.sweep import TrialResult, prepare_sweep, publish, read_verdict, trial_configs
+from milcore.train import LocalContext, fit
 from tests.cohorts import PATCH_PX, as_folds, write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=12, batch_size=4, learning_rate=0.02)
@@ -102,24 +104,45 @@ def test_without_baselines_only_the_model_is_compared(run_uri: str, summary: dic
 
 
 def test_test_labels_choose_nothing(tmp_path: Path) -> None:
-    """Turning every test label over changes what is measured and nothing that was selected."""
-    found = []
-    for turned in (False, True):
-        store = write_store(str(tmp_path / f"store{turned}"), slides=20)
-        write_features(store)
-        run = str(tmp_path / f"run{turned}")
-        prepare_run(store.uri, str(tmp_path / f"plan{turned}"), TRAIN, SplitConfig(), None)
-        rows = read_splits(str(tmp_path / f"plan{turned}")).to_pylist()
-        for row in rows:
-            row["label"] = 1 - row["label"] if turned and row["split"] == "test" else row["label"]
-        storage.write_table(str(tmp_path / f"splits{turned}.parquet"), pa.Table.from_pylist(rows))
-        prepare_run(store.uri, run, TRAIN, SplitConfig(), str(tmp_path / f"splits{turned}.parquet"))
-        train_run(run, LocalContext(None, torch.device("cpu")))
-        summary = evaluate(run, baselines=False)
-        probability = storage.read_table(f"{run}/predictions.parquet")["probability"].to_pylist()
-        found.append((summary["threshold"], probability, summary["auroc"]))
-    assert found[0][:2] == found[1][:2]
-    assert found[0][2] == pytest.approx(1.0 - found[1][2])
+    """Turning every test label over changes what is measured and nothing that was selected.
+
+    One validation slide has the wrong label, so that a temperature is best and a threshold has something to weigh.
+    """
+    store = write_store(str(tmp_path / "store"), slides=24)
+    write_features(store)
+    prepare_run(store.uri, str(tmp_path / "plan"), TRAIN, SplitConfig(val_fraction=0.4), None)
+    rows = read_splits(str(tmp_path / "plan")).to_pylist()
+    next(row for row in rows if row["split"] == "val" and row["label"])["label"] = 0
+    turned = [row | {"label": 1 - row["label"]} if row["split"] == "test" else row for row in rows]
+    (chosen, metrics), (chosen_turned, metrics_turned) = (
+        selected(store.uri, table, tmp_path / name) for name, table in (("as_is", rows), ("turned", turned))
+    )
+    assert chosen == chosen_turned
+    assert chosen["temperature"] != 1.0
+    assert metrics["auroc"] == pytest.approx(1.0 - metrics_turned["auroc"])
+    assert metrics["confusion"] != metrics_turned["confusion"]
+
+
+def selected(store_uri: str, splits: list[dict[str, object]], folder: Path) -> tuple[dict[str, object], dict[str, Any]]:
+    """All that is chosen on the way from a sweep to an evaluation of one splits table, and the metrics."""
+    splits_uri, run, out = (str(folder / name) for name in ("splits.parquet", "run", "sweep"))
+    storage.write_table(splits_uri, pa.Table.from_pylist(splits))
+    tune = TuneConfig(poolings=("attention", "max"), trials=2, train=TRAIN)
+    spec = prepare_sweep(store_uri, out, tune, SplitConfig(), splits_uri)
+    bags = load_bags(store_uri, TRAIN, read_splits(out))
+    ended = []
+    for k, trial in enumerate(trial_configs(tune)):
+        said = fit(trial, bags, LocalContext(None, torch.device("cpu")))
+        ended.append(TrialResult(k, trial.pooling, trial.learning_rate, said.best_epoch, *said.best, "ok", None))
+    best = publish(out, spec, ended)
+    prepare_run(store_uri, run, best, SplitConfig(), splits_uri)
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    summary = evaluate(run, baselines=False)
+    chosen = {name: summary[name] for name in ("threshold", "threshold_origin", "temperature", "temperature_origin")}
+    chosen |= {"settings": best, "trials": ended, "verdict": read_verdict(out)}
+    chosen |= {"weights": storage.read_bytes(f"{run}/model.safetensors")}
+    chosen |= {"probability": storage.read_table(f"{run}/predictions.parquet")["probability"].to_pylist()}
+    return chosen, summary
 
 
 def test_a_run_whose_instances_changed_is_refused(tmp_path: Path) -> None:

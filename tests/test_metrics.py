@@ -1,28 +1,24 @@
 """Metrics against numbers worked by hand and against scikit-learn on resampled data."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from milcore.calibration import reliability
+from milcore.curves import roc_curve
 from milcore.metrics import (
     auroc,
     auroc_estimate,
     choose_threshold,
+    class_estimates,
     confusion,
     estimates,
     mean_estimate,
-    patient_weights,
     point_values,
-    roc_curve,
-    weighted_auroc,
-    weighted_values,
 )
+from milcore.resampled import patient_weights
 
 LABELS = np.array([0, 0, 1, 1, 0, 1])
 PROBABILITY = np.array([0.1, 0.4, 0.4, 0.8, 0.6, 0.9])
@@ -42,35 +38,6 @@ def test_point_values_are_those_worked_by_hand():
     assert confusion(LABELS, (PROBABILITY >= 0.5).astype(int), 2) == [[2, 1], [1, 2]]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=30), st.integers(0, 5))
-def test_weighted_values_equal_scikit_learn_on_repeated_slides(rows, seed):
-    """A row of weights means the same as a data set in which each slide is repeated that often."""
-    labels, probability = np.array([r[0] for r in rows]), np.array([r[1] / 5 for r in rows])
-    weights = np.random.default_rng(seed).integers(0, 3, size=(4, len(rows))).astype(float)
-    found = weighted_values(weights, labels, probability, probability >= 0.5)
-    for row in range(len(weights)):
-        repeat = weights[row].astype(int)
-        if not repeat.sum():
-            continue
-        repeated = np.repeat(labels, repeat), np.repeat(probability, repeat)
-        if len(np.unique(repeated[0])) == 2:
-            for name, value in point_values(*repeated, repeated[1] >= 0.5).items():
-                assert found[name][row] == pytest.approx(value), name
-        else:
-            assert math.isnan(found["auroc"][row])
-            assert math.isnan(found["auprc"][row])
-
-
-def test_weights_draw_whole_patients_as_many_as_there_are():
-    patients = ["a", "b", "a", "c", "b", "b"]
-    weights = patient_weights(patients, 500, seed=3)
-    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
-    np.testing.assert_array_equal(weights[:, 1], weights[:, 4])
-    np.testing.assert_array_equal(weights[:, 0] + weights[:, 1] + weights[:, 3], 3)
-    np.testing.assert_array_equal(weights, patient_weights(patients, 500, seed=3))
-
-
 def test_interval_equals_a_bootstrap_written_as_a_loop():
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
@@ -81,8 +48,10 @@ def test_interval_equals_a_bootstrap_written_as_a_loop():
     looped = []
     for weights in patient_weights(patients, 2000, seed=7).astype(int):
         drawn = np.repeat(np.arange(40), weights)
-        if len(set(labels[drawn])) == 2:
-            looped.append(sk.roc_auc_score(labels[drawn], probability[drawn]))
+        positives, negatives = (probability[drawn][labels[drawn] == label] for label in (1, 0))
+        if len(positives) and len(negatives):
+            apart = positives[:, None] - negatives
+            looped.append(np.mean(apart > 0) + np.mean(apart == 0) / 2)
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(looped, [2.5, 97.5])))
     assert found.low < found.value < found.high
 
@@ -112,13 +81,6 @@ def test_an_empty_split_is_nan_with_its_reason():
     assert reliability(*nothing, 5) == []
 
 
-def test_a_row_that_lacks_a_class_has_no_auroc():
-    weights = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
-    found = weighted_auroc(weights, np.array([0, 0, 1]), np.array([0.1, 0.9, 0.5]))
-    assert math.isnan(found[0])
-    assert found[1] == 1.0
-
-
 @pytest.mark.parametrize(
     ("labels", "probability", "expected"),
     [
@@ -134,17 +96,59 @@ def test_threshold_is_the_best_on_validation_nearest_to_one_half(labels, probabi
     assert threshold.value == pytest.approx(expected)
 
 
-def test_roc_runs_from_corner_to_corner():
-    points = list(zip(*roc_curve(LABELS, PROBABILITY)[:2], strict=True))
-    assert points[0] == (0.0, 0.0)
-    assert points[-1] == (1.0, 1.0)
-    area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))
-    assert area == pytest.approx(7.5 / 9)
-
-
 def test_reliability_counts_every_slide_once():
     """Bins of 0.5: {0.1, 0.4, 0.4} hold one positive, {0.8, 0.6, 0.9} two; probability 1 belongs to the last bin."""
     found = reliability(LABELS, PROBABILITY, 2)
     assert found[0] == pytest.approx((0.3, 1 / 3, 3))
     assert found[1] == pytest.approx((2.3 / 3, 2 / 3, 3))
     assert reliability(np.array([1]), np.array([1.0]), 5) == [(1.0, 1.0, 1)]
+
+
+CLASSES = np.array([0, 0, 1, 1, 2, 2, 2])
+SAID = np.array(
+    [
+        (0.7, 0.2, 0.1),
+        (0.3, 0.5, 0.2),
+        (0.2, 0.6, 0.2),
+        (0.4, 0.35, 0.25),
+        (0.1, 0.1, 0.8),
+        (0.25, 0.3, 0.45),
+        (0.5, 0.2, 0.3),
+    ]
+)
+
+
+def test_several_classes_are_what_scikit_learn_says_of_each_against_the_rest():
+    found = class_estimates(CLASSES, SAID, list("abcdefg"), seed=0)
+    called = SAID.argmax(axis=1)
+    whole = {name: its.value for name, its in found.overall.items()}
+    assert whole["auroc"] == pytest.approx(sk.roc_auc_score(CLASSES, SAID, multi_class="ovr"))
+    assert whole["auprc"] == pytest.approx(sk.average_precision_score(np.eye(3)[CLASSES], SAID))
+    assert whole["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(CLASSES, called))
+    assert whole["f1"] == pytest.approx(sk.f1_score(CLASSES, called, average="macro"))
+    assert whole["accuracy"] == pytest.approx(4 / 7)
+    assert whole["brier"] == pytest.approx(sk.brier_score_loss(CLASSES, SAID, scale_by_half=False))
+    for k, its in enumerate(found.of_class):
+        truth, call = k == CLASSES, called == k
+        assert its["auroc"].value == pytest.approx(sk.roc_auc_score(truth, SAID[:, k]))
+        assert its["sensitivity"].value == pytest.approx(sk.recall_score(truth, call))
+        assert its["specificity"].value == pytest.approx(sk.recall_score(truth, call, pos_label=False))
+        assert its["f1"].value == pytest.approx(sk.f1_score(truth, call))
+
+
+def test_the_error_of_several_classes_is_of_the_called_one_s_probability():
+    """Right at 0.7, 0.6, 0.8 and 0.45, wrong at 0.5, 0.4 and 0.5; the bins from 0.4 and 0.5 hold two slides each."""
+    gap = abs(0.4 - 0 + 0.45 - 1) + abs(0.5 + 0.5) + abs(0.6 - 1) + abs(0.7 - 1) + abs(0.8 - 1)
+    found = class_estimates(CLASSES, SAID, list("abcdefg"), seed=0).overall["ece"]
+    assert found.value == pytest.approx(gap / 7)
+
+
+def test_a_class_that_is_not_there_is_nan_with_its_reason_and_leaves_the_means_to_the_others():
+    two = CLASSES < 2
+    found = class_estimates(CLASSES[two], SAID[two], list("abcd"), seed=0)
+    assert found.of_class[2]["auroc"].reason == "the split holds no slide of this class, or only such"
+    assert found.overall["auroc"].value == pytest.approx(
+        (found.of_class[0]["auroc"].value + found.of_class[1]["auroc"].value) / 2
+    )
+    nothing = class_estimates(np.zeros(0, int), np.zeros((0, 3)), [], seed=0)
+    assert {its.reason for its in nothing.overall.values()} == {"the split holds no slide"}

@@ -67,6 +67,9 @@ def test_a_slide_of_the_cohort_gets_the_probability_that_evaluation_gave_it(coho
     assert row["spread"] is None
     assert row["patches"] == len(PatchStore(str(cohort / "store")).slide("s3"))
     assert storage.names(str(tmp_path / "attention")) == sorted(f"s3.{suffix}" for suffix in SUFFIXES.values())
+    table = storage.read_table(str(tmp_path / "attention/s3.parquet"))
+    score = table["score"].to_numpy()
+    np.testing.assert_allclose(table["weight"].to_numpy(), np.exp(score) / np.exp(score).sum(), rtol=1e-5)
 
 
 def test_every_file_is_accounted_for_in_csv_and_json(cohort: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_names_from_outside_are_escaped(html):
 
 
 def test_worst_predicted_slides_come_first(data, html):
-    listed = re.findall(r'<th scope="row"><a href="#slide-([^"]+)">', html)
+    listed = re.findall(r'<th scope="row"><a href="#slide-([^"]+)"[^>]*>', html)
     errors = {view.slide_id: 1 - view.probabilities[view.label] for view in data.slides}
     assert listed == sorted(errors, key=lambda name: -errors[name])
 
@@ -89,10 +89,11 @@ def test_every_section_the_reader_needs_is_there(data, html):
     assert "9f" * 32 in html
     for row in data.comparison:
         assert row.name in html
-    for trial in data.trials.to_pylist():
+    for trial in data.sweep.trials.to_pylist():
         assert f"<td>{trial['pooling']}</td>" in html
     assert '<tr class="ours"><td>3</td><td>gated_attention</td>' in html
     assert '<th scope="col">reason</th>' not in html
+    assert "Trial 3 is first but not separable; AUROC 0.000 above" in html
 
 
 def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):
@@ -100,7 +101,7 @@ def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):
         dataclasses.replace(view, thumbnail=None, heat=None, patches=(), lowest=(), mpp=None) for view in data.slides
     ]
     undefined = {name: Estimate(math.nan, reason="the split holds one class only") for name in data.metrics}
-    html = render(dataclasses.replace(data, trials=None, slides=tuple(bare), metrics=undefined, roc=(), quarantined={}))
+    html = render(dataclasses.replace(data, sweep=None, slides=tuple(bare), metrics=undefined, roc=(), quarantined={}))
     assert 'id="sweep"' not in html
     assert "the split holds one class only" in html
     assert "The store holds no picture of this slide." in html
@@ -134,7 +135,7 @@ def test_numbers_and_intervals_are_written_for_people():
 def test_a_line_starts_and_ends_in_the_corners_of_its_axes():
     axes = Axes("x", "y", (0.0, 2.0), (0.0, 1.0), (0.0, 2.0), (0.0, 1.0), diagonal=False)
     picture = chart(axes, [Series("a", "line-model", [(0.0, 0.0), (2.0, 1.0)])], "a & b")
-    assert f'points="46.0,{HEIGHT - 42.0} {WIDTH - 14.0},12.0"' in picture
+    assert f'points="56.0,{HEIGHT - 42.0} {WIDTH - 14.0},12.0"' in picture
     assert 'aria-label="a &amp; b"' in picture
 
 

@@ -8,6 +8,7 @@ from milcore.report.data import (
     ShownPatch,
     SlideView,
     SplitCount,
+    Sweep,
 )
 from milcore.report.page import model_card, render
 
@@ -19,6 +20,7 @@ __all__ = [
     "ShownPatch",
     "SlideView",
     "SplitCount",
+    "Sweep",
     "model_card",
     "render",
 ]

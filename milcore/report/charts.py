@@ -9,7 +9,8 @@ from markupsafe import Markup
 from milcore.metrics import Estimate
 
 WIDTH, HEIGHT = 360, 280
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 42
+LEGEND_LINE = 17
 Point = tuple[float, float]
 
 
@@ -53,13 +54,15 @@ def chart(axes: Axes, series: list[Series], description: str, *, legend: bool = 
         axes: ranges and ticks.
         series: drawn in order.
         description: what a reader who cannot see it should know.
-        legend: write the names of the lines below each other in the lower left.
+        legend: write the names of the lines below the axes, a line each.
     """
+    named = [its for its in series if its.style != "band"] if legend else []
+    height = HEIGHT + LEGEND_LINE * len(named)
     parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">',
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(description)}">',
         *_frame(axes),
         *(part for its in series for part in _draw(axes, its)),
-        *(_legend([its for its in series if its.style != "band"]) if legend else []),
+        *_legend(named),
         "</svg>",
     ]
     return Markup("".join(parts))  # noqa: S704 - every text in it passed escape
@@ -92,8 +95,8 @@ def _frame(axes: Axes) -> list[str]:
 
 def _legend(series: list[Series]) -> list[str]:
     parts = []
-    for k, its in enumerate(reversed(series)):
-        y = HEIGHT - BOTTOM - 12 - 15 * k
+    for k, its in enumerate(series):
+        y = HEIGHT + LEGEND_LINE * k + 4
         parts.append(f'<line class="{its.style}" x1="{LEFT + 8}" x2="{LEFT + 30}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{LEFT + 36}" y="{y + 4}">{escape(its.name)}</text>')
     return parts

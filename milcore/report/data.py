@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from milcore.metrics import Band, Comparison, Estimate, Threshold
+from milcore.curves import Band
+from milcore.metrics import Comparison, Estimate, Threshold
 
 Points = list[tuple[float, float]]
 
@@ -90,6 +91,12 @@ class SlideView:
         return 1.0 - self.probabilities[self.label]
 
     @property
+    def picture_bytes(self) -> int:
+        """Of all its pictures."""
+        patches = [patch.jpeg for patch in (*self.patches, *self.lowest)]
+        return sum(len(picture) for picture in (self.thumbnail, self.heat, *patches) if picture is not None)
+
+    @property
     def shown_probability(self) -> float:
         """Of the positive class of two, of the called one of more."""
         return self.probabilities[1 if len(self.probabilities) == 2 else self.called]
@@ -130,6 +137,14 @@ class FlippingCurves:
 
 
 @dataclass(frozen=True, slots=True)
+class Sweep:
+    """The trials of which this run's settings are the best, and whether that one can be told from the next."""
+
+    trials: pa.Table
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """All of a report.
 
@@ -143,6 +158,7 @@ class ReportData:
         warnings: why attention should not be read as an explanation.
         flipping: None where no bag could be followed.
         folds: models of the run, 0 for a plain run.
+        sweep: None where the settings came from no sweep.
     """
 
     title: str
@@ -168,7 +184,7 @@ class ReportData:
     flipping: FlippingCurves | None
     history: pa.Table
     folds: int
-    trials: pa.Table | None
+    sweep: Sweep | None
     slides: tuple[SlideView, ...]
     quarantined: dict[str, str]
     provenance: dict[str, str]

@@ -9,13 +9,16 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from milcore.metrics import NO_VALIDATION, Band, Estimate, Validation
+from milcore.curves import Band
+from milcore.metrics import NO_VALIDATION, Estimate, Validation
 from milcore.report.charts import Axes, Point, Series, chart, interval_bar, steps
 from milcore.report.data import Curve, FlippingCurves, ReportData, SlideView
 from milcore.report.pictures import data_uri, scale_bar
 
 DASH = "\N{EN DASH}"
 UNIT = (0.0, 1.0)
+BASE64 = 4 / 3
+TAIL = 0.025
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HEADLINE = (
     ("auroc", "AUROC", "chance that a {positive} {bag} scores above a {negative} one"),
@@ -37,6 +40,11 @@ MACRO_NOTES = {
     "f1": "mean over the classes",
     "localisation_auroc": "attention against instance labels",
     "localisation_ap": "average precision of attention",
+}
+TRIAL_TITLES = {
+    "val_loss": "validation loss",
+    "val_auroc": "validation AUROC",
+    "val_auroc_se": "its standard error",
 }
 PER_CLASS = ("auroc", "auprc", "sensitivity", "specificity", "f1")
 
@@ -97,8 +105,11 @@ def _view(data: ReportData) -> dict[str, Any]:
         "charts": _charts(data),
         "slides": sorted(data.slides, key=lambda slide: (-slide.error, slide.slide_id)),
         "scale": _scale,
-        "trials": None if data.trials is None else _trials(data.trials),
+        "pictures_mb": BASE64 * sum(slide.picture_bytes for slide in data.slides) / 1e6,
+        "trials": None if data.sweep is None else _trials(data.sweep.trials),
+        "trial_titles": TRIAL_TITLES,
         "perfect": data.metrics["auroc"].low == data.metrics["auroc"].high == 1.0,
+        "least_accuracy": lambda patients: TAIL ** (1 / patients),
     }
 
 
@@ -213,7 +224,7 @@ def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
 
 
 def _cell(value: object) -> str:
-    if value is None:
+    if value is None or value != value:  # noqa: PLR0124 - NaN
         return DASH
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

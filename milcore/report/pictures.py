@@ -10,9 +10,6 @@ from jaxtyping import UInt8
 from PIL import Image
 from shapely.geometry.base import BaseGeometry
 
-THUMBNAIL_EDGE = 760
-PATCH_EDGE = 176
-
 
 def shrink(pixels: UInt8[np.ndarray, "row column 3"], edge: int) -> UInt8[np.ndarray, "row column 3"]:
     """The picture with its longer edge at most ``edge`` px, averaged down, never enlarged."""

@@ -1,0 +1,47 @@
+"""Metrics of many resamples at once against scikit-learn on repeated slides."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milcore.metrics import point_values
+from milcore.resampled import patient_weights, weighted_auroc, weighted_values
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=30), st.integers(0, 5))
+def test_weighted_values_equal_scikit_learn_on_repeated_slides(rows, seed):
+    """A row of weights means the same as a data set in which each slide is repeated that often."""
+    labels, probability = np.array([r[0] for r in rows]), np.array([r[1] / 5 for r in rows])
+    weights = np.random.default_rng(seed).integers(0, 3, size=(4, len(rows))).astype(float)
+    found = weighted_values(weights, labels, probability, probability >= 0.5)
+    for row in range(len(weights)):
+        repeat = weights[row].astype(int)
+        if not repeat.sum():
+            continue
+        repeated = np.repeat(labels, repeat), np.repeat(probability, repeat)
+        if len(np.unique(repeated[0])) == 2:
+            for name, value in point_values(*repeated, repeated[1] >= 0.5).items():
+                assert found[name][row] == pytest.approx(value), name
+        else:
+            assert math.isnan(found["auroc"][row])
+            assert math.isnan(found["auprc"][row])
+
+
+def test_weights_draw_whole_patients_as_many_as_there_are():
+    patients = ["a", "b", "a", "c", "b", "b"]
+    weights = patient_weights(patients, 500, seed=3)
+    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
+    np.testing.assert_array_equal(weights[:, 1], weights[:, 4])
+    np.testing.assert_array_equal(weights[:, 0] + weights[:, 1] + weights[:, 3], 3)
+    np.testing.assert_array_equal(weights, patient_weights(patients, 500, seed=3))
+
+
+def test_a_row_that_lacks_a_class_has_no_auroc():
+    weights = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    found = weighted_auroc(weights, np.array([0, 0, 1]), np.array([0.1, 0.9, 0.5]))
+    assert math.isnan(found[0])
+    assert found[1] == 1.0
