@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-browser test-faults test-containers engine image kubectl lint format clean
+.PHONY: setup demo test test-long test-browser browser test-faults test-containers engine image kubectl lint format clean
 
 setup: .venv/ready
 
@@ -24,10 +24,14 @@ test: setup
 test-long: setup
 	$(BIN)/python -m pytest -m long
 
-# Chromium comes from Debian's packages, which takes root; where it is installed already nothing is fetched
-test-browser: setup
-	command -v chromium chromedriver || (apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver)
+# the report in headless Chromium
+test-browser: setup browser
 	$(BIN)/python -m pytest -m browser tests/report
+
+# Chromium comes from Debian's packages, which takes root; where it is installed already nothing is fetched
+browser:
+	command -v chromium && command -v chromedriver || \
+		(apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver)
 
 # a worker, a node and a driver killed, storage that fails, stalls and fills up; minutes
 test-faults: setup

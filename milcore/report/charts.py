@@ -96,7 +96,7 @@ def _frame(axes: Axes) -> list[str]:
 def _legend(series: list[Series]) -> list[str]:
     parts = []
     for k, its in enumerate(series):
-        y = HEIGHT + LEGEND_LINE * k + 4
+        y = HEIGHT + LEGEND_LINE * (k + 0.5)
         parts.append(f'<line class="{its.style}" x1="{LEFT + 8}" x2="{LEFT + 30}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{LEFT + 36}" y="{y + 4}">{escape(its.name)}</text>')
     return parts

@@ -60,3 +60,15 @@ function filter() {
 }
 search?.addEventListener("input", filter);
 which?.addEventListener("change", filter);
+
+// in a frame that was handed the page as text, a link to a place would load the page around the frame into it
+function goTo(event) {
+  const link = event.target.closest('a[href^="#"]');
+  const place = link && document.getElementById(link.getAttribute("href").slice(1));
+  if (!place) return;
+  event.preventDefault();
+  place.scrollIntoView();
+  place.tabIndex = -1;
+  place.focus({ preventScroll: true });
+}
+if (location.protocol === "about:") document.addEventListener("click", goTo);

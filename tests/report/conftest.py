@@ -10,23 +10,23 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--window-size=1280,900",
+    "--disable-background-networking", "--disable-component-update", "--window-size=1280,900", "--disable-dev-shm-usage",
 )  # fmt: skip
 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chrome]:
-    """A browser of its own; skips where Debian's packages chromium and chromium-driver are not installed."""
+    """A browser of its own, from Debian's packages chromium and chromium-driver."""
     driver = shutil.which("chromedriver")
     if driver is None or shutil.which("chromium") is None:
-        pytest.skip("no chromium and chromedriver on this machine; make test-browser installs them")
+        pytest.fail("no chromium and chromedriver on this machine; make test-browser installs them")
     options = ChromeOptions()
     for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(flag)
     options.binary_location = str(shutil.which("chromium"))
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     chrome = Chrome(options=options, service=ChromeService(driver))
-    chrome.set_page_load_timeout(60)
+    chrome.set_page_load_timeout(120)
     yield chrome
     chrome.quit()
 

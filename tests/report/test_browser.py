@@ -1,5 +1,6 @@
 """The report as a person finds it: it opens without a request, sorts, filters, fades, and is reached by keyboard."""
 
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
 
 from milcore.report import render
 from tests.report.conftest import complaints, requested
@@ -85,10 +87,17 @@ def test_a_report_works_and_asks_nobody(page: tuple[int, Path], browser: Chrome)
 
 
 def test_a_sandboxed_frame_shows_it_as_the_kubeflow_ui_does(tmp_path: Path, browser: Chrome) -> None:
-    (tmp_path / "report.html").write_text(render(example(4)), encoding="utf-8")
-    (tmp_path / "frame.html").write_text('<iframe sandbox="allow-scripts" src="report.html" width="900" height="700">')
+    """The viewer hands the page over as ``srcdoc``, in which a link to a place would lead to the frame's own page."""
+    framed = f'<iframe sandbox="allow-scripts" width="900" height="700" srcdoc="{escape(render(example(4)))}">'
+    (tmp_path / "frame.html").write_text(framed, encoding="utf-8")
     browser.get((tmp_path / "frame.html").as_uri())
     browser.switch_to.frame(0)
+    browser.find_element(By.CSS_SELECTOR, "#slides tbody a").send_keys(Keys.ENTER)
+    assert browser.execute_script("return document.title").endswith("slide report")
+    slide = browser.find_element(By.CSS_SELECTOR, ".slide")
+    WebDriverWait(browser, 20).until(
+        lambda _: abs(browser.execute_script("return arguments[0].getBoundingClientRect().top", slide)) < 200
+    )
     press(browser, "Patches")
     patches = [int(text) for text in column(browser, 6)]
     assert patches == sorted(patches)
