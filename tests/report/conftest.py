@@ -10,7 +10,8 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--window-size=1280,900", "--disable-dev-shm-usage",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--window-size=1280,900",
 )  # fmt: skip
 
 
