@@ -16,6 +16,7 @@ from milcore.errors import SlideError
 from milcore.shards import encode_patch
 from milcore.slides import SlideReader, read_area
 from milcore.slides.reader import JpegTiles, level_box
+from milcore.sources import UnreachableError
 from milcore.tiling import TilePlan
 
 PATCHES_AHEAD = 8
@@ -41,6 +42,8 @@ def choose_codec(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> C
     for corner in plan.coords.tolist():
         try:
             found = _own_tile(reader, corner, plan, config.patch_size)
+        except UnreachableError:
+            raise
         except SlideError:
             continue
         if found is None:
@@ -60,6 +63,9 @@ def extract(
         config: patch size and JPEG quality.
         codec: as ``choose_codec`` says.
         threads: that read and compress; 1 works in the calling one.
+
+    Raises:
+        UnreachableError: the storage of a remote slide fails: none of its tiles is to blame.
     """
     keep_freed_memory()  # decoded tiles are freed and taken again, patch after patch
     corners = (tuple(corner) for corner in plan.coords.tolist())
@@ -67,6 +73,8 @@ def extract(
     def chunk(corner: Corner) -> bytes | None:
         try:
             return _chunk(reader, corner, plan, config, codec)
+        except UnreachableError:
+            raise
         except SlideError:
             return None
 

@@ -18,7 +18,7 @@ from milcore.manifest import Manifest, Slide, read_manifest
 from milcore.portions import read_share
 from milcore.processes import map_in_processes
 from milcore.slide_writer import SlideWriter
-from milcore.slides import SlideReader, open_slide
+from milcore.slides import RemoteFile, SlideReader, find_in_place, open_slide
 from milcore.slides.reader import Pixels
 from milcore.slides.resample import area_resize
 from milcore.slides.scale import COARSEST_MPP, FINEST_MPP
@@ -154,15 +154,22 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads:
 
 
 def _ingest_reached(work: _Work, attrs: dict[str, Any], before: SlideStatus | None) -> SlideOutcome:
-    """Ingest from a local copy; a source whose version changed but whose content did not is left as it is."""
+    """Ingest from where it lies, or a local copy; a source whose version changed but not its content is left as it is.
+
+    What names the content is a copy's sha256; of what is never read whole, the storage's ETag.
+    """
     slide = work.slide
     with contextlib.ExitStack() as stack:
-        path, sha256 = fetch(slide.uri, stack)
-        attrs["source"] = {"uri": slide.uri, "size": path.stat().st_size, "sha256": sha256}
+        remote = find_in_place(slide.uri, work.config.reader)
+        if remote is None:
+            path, sha256 = fetch(slide.uri, stack)
+            attrs["source"] = {"uri": slide.uri, "size": path.stat().st_size, "sha256": sha256}
+        else:
+            attrs["source"] = {"uri": slide.uri, "size": remote.size, "etag": remote.etag}
         if before and _still_good(before, attrs["parameters"]) and before.attrs["source"] == attrs["source"]:
             return _outcome(slide, before, skipped=True)
-        with open_slide(path, work.config.reader) as reader:
-            patches = _ingest_open(work, reader, attrs)
+        with open_slide(remote or path, work.config.reader) as reader:
+            patches = _ingest_open(work, reader, attrs, remote)
     return SlideOutcome(slide.slide_id, "ok", None, patches, skipped=False)
 
 
@@ -186,7 +193,7 @@ def _outcome(slide: Slide, status: SlideStatus, *, skipped: bool) -> SlideOutcom
     return SlideOutcome(slide.slide_id, status.state, status.reason, status.attrs.get("patches", 0), skipped)
 
 
-def _ingest_open(work: _Work, reader: SlideReader, attrs: dict[str, Any]) -> int:
+def _ingest_open(work: _Work, reader: SlideReader, attrs: dict[str, Any], remote: RemoteFile | None) -> int:
     """Plan an open slide and write its patches; the number written."""
     slide, store, config, threads = work
     mpp, origin = _mpp(slide, reader, config)
@@ -201,6 +208,8 @@ def _ingest_open(work: _Work, reader: SlideReader, attrs: dict[str, Any]) -> int
         writer.write_mask(mask)
         with contextlib.closing(extract(reader, plan, config, codec.codec, threads)) as chunks:
             unreadable = write_patches(chunks, plan, writer, config)
+        if remote is not None:
+            remote.check_unchanged()
         written = len(plan.coords) - unreadable
         writer.attrs["counts"] = {
             "grid": plan.grid,

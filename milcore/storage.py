@@ -73,6 +73,16 @@ def stat(uri: str) -> SourceStat:
     return SourceStat(int(info["size"]), str(version).strip('"'))
 
 
+def etag(uri: str) -> str | None:
+    """What the storage itself calls the content of an object; None where it has no name for it, as on a disk.
+
+    Raises:
+        FileNotFoundError: nothing stands there.
+    """
+    fs, path = filesystem(uri)
+    return str(stat(uri).version) if {"ETag", "etag"} & fs.info(path).keys() else None
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole object."""
     fs, path = filesystem(uri)

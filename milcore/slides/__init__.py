@@ -10,9 +10,10 @@ from milcore.errors import SlideError
 from milcore.slides.flat import FlatImageReader
 from milcore.slides.openslide import OpenSlideReader
 from milcore.slides.reader import SlideReader, read_area
+from milcore.slides.remote import RemoteFile, SlideFile
 from milcore.slides.tiff import TiffReader
 
-__all__ = ["READERS", "SlideReader", "open_slide", "read_area"]
+__all__ = ["READERS", "RemoteFile", "SlideReader", "find_in_place", "open_slide", "read_area"]
 
 # the first that recognises a file reads it
 READERS: dict[ReaderName, type[SlideReader]] = {
@@ -22,18 +23,28 @@ READERS: dict[ReaderName, type[SlideReader]] = {
 }
 
 
+def find_in_place(uri: str, reader: ReaderChoice = "auto") -> RemoteFile | None:
+    """A remote slide whose tiles can be read from where it lies; None where it must be copied first.
+
+    Raises:
+        UnreachableError: it cannot be reached.
+    """
+    file = RemoteFile.find(uri) if reader in {"auto", "tiff"} else None
+    return file if file is not None and file.size and TiffReader.recognises(file) else None
+
+
 @contextlib.contextmanager
-def open_slide(path: Path, reader: ReaderChoice = "auto") -> Iterator[SlideReader]:
+def open_slide(path: SlideFile, reader: ReaderChoice = "auto") -> Iterator[SlideReader]:
     """A slide open for as long as the context lasts.
 
     Args:
-        path: of the slide's file.
+        path: of the slide's file; or what ``find_in_place`` found.
         reader: auto is the first backend that knows the format.
 
     Raises:
         SlideError: why it cannot be opened; the text is the quarantine reason.
     """
-    slide = _backend(path, reader)(path)
+    slide = TiffReader(path) if isinstance(path, RemoteFile) else _backend(path, reader)(path)
     try:
         yield slide
     finally:

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from milcore.errors import SlideError
 from milcore.slides.resample import area_resize
+from milcore.sources import UnreachableError
 from milcore.tiling import SAME_SCALE
 
 _BLOCK_PX = 2048
@@ -194,6 +195,8 @@ class _Canvas:
         extent = (size[0] * self._scale[0], size[1] * self._scale[1])
         try:
             self._pixels[top:bottom, left:right] = read_area(self._reader, corner, extent, size)
+        except UnreachableError:
+            raise
         except SlideError as error:
             if edge_px > _SMALLEST_BLOCK_PX and max(size) > 1:
                 self._quarter(left, top, right, bottom)

@@ -9,10 +9,8 @@ first is read. An ICC profile is not applied: pixels stay as scanned, for every 
 import contextlib
 import logging
 import math
-import os
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -22,8 +20,9 @@ import tifffile
 from milcore.errors import SlideError
 from milcore.slides import jpeg
 from milcore.slides.reader import Pixels, draw_thumbnail, on_white, whole_downsample
+from milcore.slides.remote import SlideFile, bytes_of, stream_of
 from milcore.slides.scale import aperio_mpp, ome_mpp, square_mpp, tag_mpp
-from milcore.slides.tiles import Place, TileCache
+from milcore.slides.tiles import Kept, Place
 
 _RGB, _YCBCR = 2, 6
 _JPEG, _JPEG2000, _APERIO_JPEG2000, _WEBP = 7, 34712, 33005, 50001
@@ -32,6 +31,7 @@ _JPEG_COLOURS = {_RGB: 2, _YCBCR: 3}
 _BYTE_CODECS = frozenset({1, 5, 8, 32773, 32946, 34926, 50000})
 _CODECS = _BYTE_CODECS | {_JPEG, _JPEG2000, _APERIO_JPEG2000, _WEBP, 34927}
 _STITCHED = ("is_ndpi", "is_scn", "is_bif", "is_philips")
+KEPT_MB = 256.0
 _LARGEST_TILE_PX = 4096
 _MOST_PAGES = 64
 # what tifffile and the codecs raise on damaged bytes; none of them is a fault of the program
@@ -44,7 +44,7 @@ _DAMAGE = (
 class TiffReader:
     """One tiled TIFF."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: SlideFile) -> None:
         with _damage_told("its TIFF directory is damaged"), _opened(path) as tiff:
             pages = _levels(tiff)
             self._levels = [_Level(page) for page in pages]
@@ -56,11 +56,12 @@ class TiffReader:
         self.level_downsamples = tuple(
             whole_downsample(self.size, (level.width, level.height)) for level in self._levels
         )
-        self._file = os.open(path, os.O_RDONLY)
-        self._cache = TileCache(self._decode, max(level.tile_width * level.tile_height * 3 for level in self._levels))
+        self._file = bytes_of(path)
+        tile_mb = max(level.tile_width * level.tile_height * 3 for level in self._levels) / 1e6
+        self._kept: Kept[Place, Pixels] = Kept(self._decode, max(2, int(KEPT_MB / tile_mb)))
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognises(path: SlideFile) -> bool:
         """Whether it is a tiled TIFF that needs no stitching, in a compression read here."""
         try:
             with _opened(path) as tiff:
@@ -87,7 +88,7 @@ class TiffReader:
                 left, top = column * its.tile_width, row * its.tile_height
                 x0, y0 = max(x, left), max(y, top)
                 x1, y1 = min(right, left + its.tile_width), min(bottom, top + its.tile_height)
-                tile = self._cache.get(Place(level, column, row))
+                tile = self._kept.get(Place(level, column, row))
                 pixels[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
         return pixels
 
@@ -113,7 +114,7 @@ class TiffReader:
 
     def close(self) -> None:
         """Release the file."""
-        os.close(self._file)
+        self._file.close()
 
     def _whole_tile(self, x: int, y: int, level: int, width: int, height: int) -> Place | None:
         """The tile that is exactly this place, wholly inside the slide."""
@@ -125,8 +126,11 @@ class TiffReader:
     def _tile_bytes(self, place: Place) -> bytes:
         level = self._levels[place.level]
         index = level.index(place)
-        data = os.pread(self._file, level.sizes[index], level.offsets[index])
-        if len(data) < level.sizes[index]:
+        size = level.sizes[index]
+        if size > level.most_bytes:
+            raise SlideError(f"tile {place.column}, {place.row} of level {place.level} is told to have {size:,} bytes")
+        data = self._file.read(level.offsets[index], size)
+        if len(data) < size:
             raise SlideError(f"tile {place.column}, {place.row} of level {place.level} lies outside the file")
         return data
 
@@ -147,6 +151,8 @@ class _Level:
         self.tile_width, self.tile_height = page.tilewidth, page.tilelength
         self.compression, self.photometric = int(page.compression), int(page.photometric)
         self.samples, self.bits = page.samplesperpixel, page.bitspersample
+        # no codec makes more of a tile's pixels, save by a few headers
+        self.most_bytes = 2 * self.tile_width * self.tile_height * self.samples + 65_536
         self.tables: bytes | None = page.jpegtables
         self.offsets, self.sizes = page.dataoffsets, page.databytecounts
         self._header: tuple[bytes, jpeg.Header | None] = b"", None
@@ -201,12 +207,12 @@ class _Level:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
+def _opened(file: SlideFile) -> Iterator[tifffile.TiffFile]:
     """The file's directories; what tifffile would log of them becomes a reason or nothing."""
     logger = logging.getLogger("tifffile")
     before, logger.disabled = logger.disabled, True
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with stream_of(file) as stream, tifffile.TiffFile(stream) as tiff:
             yield tiff
     finally:
         logger.disabled = before

@@ -1,21 +1,17 @@
-"""Decoded tiles kept for a while, so that each is decoded once though several patches are cut from it.
+"""What was made last kept for a while (decoded tiles, blocks of a remote file), so that each is made once.
 
-What is kept is bounded in bytes; patches come row by row, so the tiles of one row of patches are what must fit.
-Threads may ask at the same time: the first decodes, the others wait for it.
+What is kept is bounded; patches come row by row, so what one row of patches needs is what must fit. Threads may ask at
+the same time: the first makes it, the others wait for it.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-CACHE_MB = 256.0
-
-Pixels = npt.NDArray[np.uint8]
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 class Place(NamedTuple):
@@ -26,40 +22,36 @@ class Place(NamedTuple):
     row: int
 
 
-class TileCache:
-    """The tiles used last.
+class Kept(Generic[K, V]):
+    """The results used last.
 
     Args:
-        decode: makes the pixels of a place; what it raises is raised again to whoever asks for that place.
-        tile_bytes: size of the largest tile decoded.
+        make: the result for a key; what it raises is raised again to whoever asks for that key.
+        most: results to keep.
     """
 
-    def __init__(self, decode: Callable[[Place], Pixels], tile_bytes: int) -> None:
-        self._decode = decode
-        self._most = max(2, int(CACHE_MB * 1e6 / tile_bytes))
-        self._kept: OrderedDict[Place, Future[Pixels]] = OrderedDict()
+    def __init__(self, make: Callable[[K], V], most: int) -> None:
+        self._make, self._most = make, most
+        self._kept: OrderedDict[K, Future[V]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, place: Place) -> Pixels:
-        """The tile's pixels, read-only."""
+    def get(self, key: K) -> V:
+        """The result, shared by all who ask: not to be written to."""
         with self._lock:
-            kept = self._kept.get(place)
+            kept = self._kept.get(key)
             mine = kept is None
             if kept is None:
-                kept = self._kept[place] = Future()
+                kept = self._kept[key] = Future()
                 if len(self._kept) > self._most:
                     self._kept.popitem(last=False)
             else:
-                self._kept.move_to_end(place)
+                self._kept.move_to_end(key)
         if mine:
-            self._fill(place, kept)
+            self._fill(key, kept)
         return kept.result()
 
-    def _fill(self, place: Place, future: Future[Pixels]) -> None:
+    def _fill(self, key: K, future: Future[V]) -> None:
         try:
-            pixels = self._decode(place)
-        except BaseException as error:  # noqa: BLE001 - it reaches the caller, and those who wait for the same tile
+            future.set_result(self._make(key))
+        except BaseException as error:  # noqa: BLE001 - it reaches the caller, and those who wait for the same key
             future.set_exception(error)
-        else:
-            pixels.flags.writeable = False
-            future.set_result(pixels)

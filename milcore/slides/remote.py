@@ -1,0 +1,136 @@
+"""The bytes of a slide's file at a place: from this disk, or from an object store where it lies, by ranges.
+
+A remote file is read in blocks, of which the last few are kept: memory does not grow with the slide, and a row of
+tiles, which mostly lie beside one another, is one request.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO, Protocol, Self
+
+from milcore import storage
+from milcore.slides.tiles import Kept
+from milcore.sources import UnreachableError, reach
+
+BLOCK_MB = 2
+BLOCKS_KEPT = 32
+
+
+class BytesAt(Protocol):
+    """An open file. Threads may read it at the same time."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """So many bytes from a place; fewer where the file ends."""
+        ...
+
+    def close(self) -> None:
+        """Release it."""
+        ...
+
+
+class LocalFile:
+    """A file of this disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """So many bytes from a place; fewer where the file ends."""
+        return os.pread(self._file, size, offset)
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._file)
+
+
+class RemoteFile:
+    """An object that stays where it is.
+
+    Args:
+        uri: of the object.
+        size: in bytes.
+        etag: names its content.
+    """
+
+    def __init__(self, uri: str, size: int, etag: str) -> None:
+        self.uri, self.size, self.etag = uri, size, etag
+        self._block = int(BLOCK_MB * (1 << 20))
+        self._blocks: Kept[int, bytes] = Kept(self._fetch, BLOCKS_KEPT)
+
+    @classmethod
+    def find(cls, uri: str) -> Self | None:
+        """The object, where it is remote and its storage names its content (ETag).
+
+        Raises:
+            UnreachableError: it cannot be reached.
+        """
+        if storage.is_local(uri):
+            return None
+        etag = reach(uri, lambda: storage.etag(uri))
+        return cls(uri, reach(uri, lambda: storage.stat(uri)).size, etag) if etag else None
+
+    def check_unchanged(self) -> None:
+        """Refuse an object that was replaced while it was read.
+
+        Raises:
+            UnreachableError: it was.
+        """
+        if reach(self.uri, lambda: storage.etag(self.uri)) != self.etag:
+            raise UnreachableError(f"{self.uri} was replaced while it was read; ingest again")
+
+    def read(self, offset: int, size: int) -> bytes:
+        """So many bytes from a place; fewer where the file ends.
+
+        Raises:
+            UnreachableError: the storage fails, several times.
+        """
+        stop = min(offset + size, self.size)
+        if offset < 0 or offset >= stop:
+            return b""
+        first, last = offset // self._block, (stop - 1) // self._block
+        data = b"".join(self._blocks.get(number) for number in range(first, last + 1))
+        return data[offset - first * self._block : stop - first * self._block]
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _fetch(self, number: int) -> bytes:
+        start = number * self._block
+        return reach(self.uri, lambda: storage.read_range(self.uri, start, min(start + self._block, self.size)))
+
+
+class _Stream(io.RawIOBase):
+    """A remote file as what tifffile reads directories from."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # what io.BufferedReader hands in
+        data = self._file.read(self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+SlideFile = Path | RemoteFile
+
+
+def bytes_of(file: SlideFile) -> BytesAt:
+    """The file, to be read at any place."""
+    return LocalFile(file) if isinstance(file, Path) else file
+
+
+def stream_of(file: SlideFile) -> BinaryIO:
+    """The file as a binary stream."""
+    return file.open("rb") if isinstance(file, Path) else io.BufferedReader(_Stream(file))

@@ -1,0 +1,110 @@
+"""A remote slide read in place: the same pixels, nothing copied, no fault of the storage taken for damage."""
+
+import contextlib
+import random
+import tempfile
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from milcore import storage
+from milcore.config import IngestConfig
+from milcore.extract import extract
+from milcore.ingest import ingest_slide
+from milcore.manifest import Slide
+from milcore.slides import RemoteFile, find_in_place, open_slide, remote
+from milcore.slides.pyramid import write_pyramid
+from milcore.slides.remote import stream_of
+from milcore.sources import UnreachableError
+from milcore.store import PatchStore
+from milcore.tiling import plan_tiles
+
+MPP = 0.5
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    y, x = np.mgrid[:700, :900]
+    pixels = np.stack([200 - x % 60, 120 + y % 40, np.full_like(x, 170)], -1).astype(np.uint8)
+    write_pyramid(tmp_path / "a.tiff", pixels, MPP, 2)
+    return tmp_path / "a.tiff"
+
+
+@pytest.fixture
+def in_memory(slide: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteFile:
+    """The slide in a remote file system of one process, read by blocks of 1,000 bytes of which two are kept."""
+    monkeypatch.setattr(remote, "BLOCK_MB", 1_000 / (1 << 20) + 1e-9)
+    monkeypatch.setattr(remote, "BLOCKS_KEPT", 2)
+    uri = f"memory://{uuid.uuid4().hex}/a.tiff"
+    storage.write_bytes(uri, slide.read_bytes())
+    return RemoteFile(uri, slide.stat().st_size, "e")
+
+
+def test_any_place_is_read(slide: Path, in_memory: RemoteFile) -> None:
+    data, generator = slide.read_bytes(), random.Random(0)  # noqa: S311 - places, not a secret
+    for _ in range(200):
+        start, size = generator.randrange(len(data) + 10), generator.randrange(5_000)
+        assert in_memory.read(start, size) == data[start : start + size]
+    with stream_of(in_memory) as stream:
+        stream.seek(-1_500, 2)
+        assert stream.read() == data[-1_500:]
+        stream.seek(8)
+        assert (stream.read(2_500), stream.tell()) == (data[8:2_508], 2_508)
+
+
+def test_pixels_are_those_of_a_local_file(slide: Path, in_memory: RemoteFile) -> None:
+    with open_slide(slide) as local, open_slide(in_memory) as its:
+        assert (its.size, its.mpp, its.level_downsamples) == (local.size, local.mpp, local.level_downsamples)
+        np.testing.assert_array_equal(its.read(100, 50, 0, 600, 500), local.read(100, 50, 0, 600, 500))
+
+
+def test_a_failing_storage_is_no_damaged_tile(in_memory: RemoteFile) -> None:
+    """Were the tiles taken for unreadable, the slide would stay in quarantine though only its storage failed."""
+    config = IngestConfig(mpp=MPP, patch_size=256)
+    with open_slide(in_memory) as reader:
+        plan = plan_tiles(reader.size, MPP, np.ones((2, 2), bool), config)
+        MemoryFileSystem().rm(in_memory.uri)
+        with (
+            contextlib.closing(extract(reader, plan, config, "jpeg", 2)) as chunks,
+            pytest.raises(UnreachableError, match="there is no such file"),
+        ):
+            list(chunks)
+
+
+def test_a_slide_on_s3_is_read_where_it_lies(
+    slide: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{s3}/{uuid.uuid4().hex}/a.tiff"
+    storage.write_bytes(uri, slide.read_bytes())
+    store, config = PatchStore(str(tmp_path / "store")), IngestConfig(patch_size=64)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))  # a copy would have nowhere to go
+    slides = [Slide(name, its, 0, "p", "", None, None, None) for name, its in (("far", uri), ("near", str(slide)))]
+    outcomes = [ingest_slide(its, store, config) for its in slides]
+    assert [(its.status, its.patches, its.reason) for its in outcomes] == [("ok", 140, None)] * 2
+    far, near = store.slide("far"), store.slide("near")
+    assert far.patches_digest == near.patches_digest
+    assert far.attrs["source"] == {"uri": uri, "size": slide.stat().st_size, "etag": storage.etag(uri)}
+    assert ingest_slide(slides[0], store, config).skipped
+    storage.write_bytes(uri, slide.read_bytes() + b"0")
+    assert not ingest_slide(slides[0], store, config).skipped
+
+
+def test_what_was_replaced_while_it_was_read_is_told(slide: Path, s3: str) -> None:
+    uri = f"{s3}/{uuid.uuid4().hex}/a.tiff"
+    storage.write_bytes(uri, slide.read_bytes())
+    file = find_in_place(uri)
+    assert file is not None
+    file.check_unchanged()
+    storage.write_bytes(uri, slide.read_bytes() + b"0")
+    with pytest.raises(UnreachableError, match="was replaced while it was read"):
+        file.check_unchanged()
+
+
+def test_what_needs_another_reader_is_copied(s3: str, tmp_path: Path) -> None:
+    uri = f"{s3}/{uuid.uuid4().hex}/a.png"
+    storage.write_bytes(uri, b"\x89PNG and so on")
+    assert find_in_place(uri) is None
+    assert find_in_place(str(tmp_path / "a.tiff")) is None
