@@ -1,19 +1,21 @@
 """``milcore encode`` end to end against the bare network on pixels that lie in memory, ready to be multiplied.
 
-``python -m benchmarks.encode [--json] [--rounds N] [--slides N] [--table-only | --no-table]``
+``python -m benchmarks.encode [speeds] [stages] [passes] [--json] [--rounds N]``, a few minutes each at most
 
-The store holds slides of 40 JPEG patches of 256 px. *Bare* is the network alone, called on normalised fp32 pixels of
-its own input size, by as many threads as there are cores, each a pass of 16 patches. *Encode* is ``encode``: read,
-decode, resample, normalise, the same passes, write. The two take turns; medians over the rounds after the first, and
-the median of the rounds' ratios. Beside them what each stage costs alone, on one thread: reading is bytes from the
-disk's cache, decoding is JPEG to pixels, preparing is resampling and normalising, writing is features to the disk.
+The store holds slides of 32 JPEG patches of 256 px. Weights that are not packaged are random: they change no speed.
 
-The second table is the bare network with other numbers of passes at a time, threads of each and patches in each.
+- *speeds*: *bare* is the network alone, called on normalised fp32 pixels of its own input size, by as many threads as
+  there are cores, each a pass of 16 patches. *encode* is the product: read, decode, resample, normalise, the same
+  passes, write. The two take turns; medians over the rounds after the first, and the median of the rounds' ratios.
+- *stages*: what each stage costs alone, on one thread: reading is bytes from the disk's cache, decoding is JPEG to
+  pixels, preparing is resampling and normalising, writing is features to the disk.
+- *passes*: the bare network with other numbers of passes at a time, threads of each and patches in each.
 """
 
 import argparse
 import itertools
 import json
+import logging
 import os
 import statistics
 import tempfile
@@ -22,27 +24,39 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
+from torch import Tensor, nn
 
 from milcore.allocator import keep_freed_memory
 from milcore.config import EncodeConfig
 from milcore.encoders.efficientnet import MEAN, STD
 from milcore.encoders.encode import encode
 from milcore.encoders.forward import CPU_ROWS
-from milcore.encoders.frozen import Made, make
+from milcore.encoders.frozen import channels_last, make
+from milcore.encoders.resnet import TruncatedResNet50
 from milcore.encoders.spec import parse_spec
 from milcore.manifest import Manifest, Slide
-from milcore.shards import decode_patch, encode_patch
+from milcore.shards import decode_into, encode_patch
 from milcore.store import PatchStore
 
-PATCHES_PER_SLIDE = 40
+PATCHES_PER_SLIDE = 32
 PATCH_PX = 256
 ROWS = (4, 8, 16, 32, 64)
 CPU = torch.device("cpu")
+CORES = len(os.sched_getaffinity(0))
+
+
+class Case(NamedTuple):
+    """An encoder under a precision, and over how many slides it is measured."""
+
+    name: str
+    spec: str
+    slides: int
 
 
 def write_store(uri: str, slides: int) -> PatchStore:
@@ -61,33 +75,50 @@ def write_store(uri: str, slides: int) -> PatchStore:
     return store
 
 
-def onnx_of(made: Made, file: Path) -> str:
-    """The spec of the same network as an ONNX graph."""
-    shapes = ({0: torch.export.Dim("patch")},)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pixels = torch.zeros(2, 3, 224, 224)
-        torch.onnx.export(made.network, (pixels,), str(file), dynamic_shapes=shapes, verbose=False)
-    mean, std = ("/".join(map(str, triple)) for triple in (MEAN, STD))
-    return f"onnx:{file},mean={mean},std={std}"
+def cases(folder: Path) -> list[Case]:
+    """The packaged network eager, in half precision and as a graph; a larger convolutional one; a transformer."""
+    eager = "efficientnet_lite0"
+    onnx = _onnx_of(make(parse_spec(eager), CPU).network, folder / "efficientnet_lite0.onnx")
+    torch.manual_seed(0)
+    torch.save(TruncatedResNet50().state_dict(), folder / "resnet50.pth")
+    transformers.ViTModel(transformers.ViTConfig(), add_pooling_layer=False).save_pretrained(folder / "phikon")
+    resnet, vit = f"resnet50@{folder / 'resnet50.pth'}", f"phikon@{folder / 'phikon'}"
+    half = ",precision=bf16"
+    return [
+        Case("efficientnet_lite0", eager, 16),
+        Case("efficientnet_lite0, bf16", eager + half, 16),
+        Case("efficientnet_lite0, ONNX", onnx, 16),
+        Case("resnet50", resnet, 4),
+        Case("resnet50, bf16", resnet + half, 4),
+        Case("phikon (ViT-B/16)", vit, 1),
+        Case("phikon (ViT-B/16), bf16", vit + half, 1),
+    ]
 
 
-def caller(spec: str, made: Made) -> Callable[[Tensor], Tensor]:
-    """The network under its precision."""
-    half = parse_spec(spec).precision == "bf16"
-
-    @torch.inference_mode()
-    def call(pixels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            return made.network(pixels)
-
-    return call
+def compare(folder: Path, case: Case, rounds: int) -> dict[str, object]:
+    """One row of speeds: bare and encode in turns."""
+    store = write_store(str(folder / f"store-{case.slides}"), case.slides)
+    count = case.slides * PATCHES_PER_SLIDE
+    call, pixels = _bare(case.spec, store)
+    parts = list(pixels.split(CPU_ROWS))
+    pairs = [
+        (bare_seconds(call, parts, CORES, 1), encode_seconds(store, case.spec, f"round-{number}"))
+        for number in range(rounds + 1)
+    ][1:]
+    bare, whole = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = [its_bare / its_whole for its_bare, its_whole in pairs]
+    return {
+        "encoder": case.name,
+        "patches": count,
+        "bare, patches/s": f"{count / bare:.1f}",
+        "encode, patches/s": f"{count / whole:.1f}",
+        "encode / bare": f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+    }
 
 
 def bare_seconds(call: Callable[[Tensor], Tensor], parts: list[Tensor], passes: int, threads: int) -> float:
     """Time of all passes, so many at a time with so many threads each."""
     with ThreadPoolExecutor(passes, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        list(pool.map(call, parts[:passes]))
         start = time.perf_counter()
         list(pool.map(call, parts))
         return time.perf_counter() - start
@@ -100,76 +131,84 @@ def encode_seconds(store: PatchStore, spec: str, name: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(store: PatchStore, name: str, spec: str, rounds: int) -> dict[str, object]:
-    """One row: bare and encode in turns."""
-    count = len(store.slide_ids()) * PATCHES_PER_SLIDE
-    made, cores = make(parse_spec(spec), CPU), len(os.sched_getaffinity(0))
-    call, parts = caller(spec, made), list(made.transform(_pixels(store)).split(CPU_ROWS))
-    pairs = [
-        (bare_seconds(call, parts, cores, 1), encode_seconds(store, spec, f"{name}-{number}"))
-        for number in range(rounds + 1)
-    ][1:]
-    bare, whole = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return {
-        "encoder": name,
-        "bare, patches/s": round(count / bare, 1),
-        "encode, patches/s": round(count / whole, 1),
-        "share": round(statistics.median(its_bare / its_whole for its_bare, its_whole in pairs), 3),
-    }
-
-
-def stages(store: PatchStore, spec: str, name: str) -> dict[str, object]:
-    """Thread-seconds of each stage for 1,000 patches, measured alone, and their shares."""
+def stages(folder: Path, case: Case) -> dict[str, object]:
+    """Thread-time of each stage for one patch, measured alone, and its share."""
+    store = write_store(str(folder / "store-2"), 2)
     slides = [store.slide(slide_id) for slide_id in store.slide_ids()]
-    made, pixels = make(parse_spec(spec), CPU), _pixels(store)
-    call, parts = caller(spec, made), list(pixels.split(CPU_ROWS))
-    ready = [made.transform(part) for part in parts]
+    call, prepared = _bare(case.spec, store)
+    transform = make(parse_spec(case.spec), CPU).transform
+    pixels = np.concatenate([slide.patches(0, len(slide)) for slide in slides])
     shards = [path for slide in slides for path in Path(slide.uri, "patches", "c").rglob("*") if path.is_file()]
-    jpegs = [encode_patch(patch.numpy(), "jpeg", 90) for patch in pixels]
+    jpegs = [encode_patch(patch, "jpeg", 90) for patch in pixels]
+    decoded = np.empty_like(pixels)
     features = np.zeros((PATCHES_PER_SLIDE, 1280), np.float16)
     work: dict[str, Callable[[], object]] = {
         "read": lambda: [path.read_bytes() for path in shards],
-        "decode": lambda: [decode_patch(data, "jpeg", PATCH_PX) for data in jpegs],
-        "prepare": lambda: [made.transform(part) for part in parts],
-        "compute": lambda: [call(part) for part in ready],
-        "write": lambda: [slide.write_features(f"{name}-written", features, {}) for slide in slides],
+        "decode": lambda: [decode_into(data, "jpeg", patch) for data, patch in zip(jpegs, decoded, strict=True)],
+        "prepare": lambda: [transform(part) for part in torch.from_numpy(pixels).split(CPU_ROWS)],
+        "compute": lambda: [call(part) for part in prepared.split(CPU_ROWS)],
+        "write": lambda: [slide.write_features("written", features, {}) for slide in slides],
     }
     torch.set_num_threads(1)
-    seconds = {stage: _median_seconds(action) * 1000 / len(pixels) for stage, action in work.items()}
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    total = sum(seconds.values())
-    return {"encoder": name} | {stage: f"{each:.3g} s ({each / total:.1%})" for stage, each in seconds.items()}
+    taken = {stage: _median_seconds(action) / len(pixels) for stage, action in work.items()}
+    torch.set_num_threads(CORES)
+    total = sum(taken.values())
+    return {"encoder": case.name} | {
+        stage: f"{1000 * each:.3g} ms ({each / total:.1%})" for stage, each in taken.items()
+    }
 
 
-def shapes_of_passes(store: PatchStore, spec: str, rounds: int) -> Iterator[dict[str, object]]:
-    """The bare network: passes at a time, threads of each, patches in each."""
-    made, cores = make(parse_spec(spec), CPU), len(os.sched_getaffinity(0))
-    call, pixels = caller(spec, made), made.transform(_pixels(store))
-    ways = sorted({(cores, 1), (1, cores), (1, 1)}, reverse=True)
-    cases = list(itertools.product(ways, ROWS))
-    found: dict[tuple[tuple[int, int], int], list[float]] = {case: [] for case in cases}
-    for _ in range(rounds):
-        for (passes, threads), rows in cases:
-            parts = [part for part in pixels.split(rows) if len(part) == rows]
-            taken = bare_seconds(call, parts, passes, threads)
-            found[(passes, threads), rows].append(len(parts) * rows / taken)
-    for (passes, threads), rows in cases:
-        speed = statistics.median(found[(passes, threads), rows])
-        yield {"passes": passes, "threads": threads, "patches": rows, "patches/s": round(speed, 1)}
+def passes(folder: Path, case: Case, rounds: int) -> Iterator[dict[str, object]]:
+    """The bare network: passes at a time, threads of each, patches in each; a graph brings no threads of its own."""
+    store = write_store(str(folder / "store-4"), 4)
+    call, pixels = _bare(case.spec, store)
+    ways = [(CORES, 1)] if "ONNX" in case.name else sorted({(CORES, 1), (1, CORES), (1, 1)}, reverse=True)
+    cells = list(itertools.product(ways, ROWS))
+    found: dict[tuple[tuple[int, int], int], list[float]] = {cell: [] for cell in cells}
+    for _ in range(rounds + 1):
+        for (count, threads), rows in cells:
+            taken = bare_seconds(call, list(pixels.split(rows)), count, threads)
+            found[(count, threads), rows].append(len(pixels) / taken)
+    for way in ways:
+        speeds = {f"{rows} patches": f"{statistics.median(found[way, rows][1:]):.1f}" for rows in ROWS}
+        yield {"encoder": case.name, "passes at a time": way[0], "threads of each": way[1]} | speeds
 
 
-def _pixels(store: PatchStore) -> Tensor:
+def _bare(spec: str, store: PatchStore) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The network under its precision, and the store's patches as it takes them."""
+    made, half = make(parse_spec(spec), CPU), parse_spec(spec).precision == "bf16"
+    network = channels_last(made.network.eval()) if isinstance(made.network, nn.Module) else made.network
+    order = torch.channels_last if isinstance(made.network, nn.Module) else torch.contiguous_format
     slides = (store.slide(slide_id) for slide_id in store.slide_ids())
-    return torch.from_numpy(np.concatenate([slide.patches(0, len(slide)) for slide in slides]))
+    patches = torch.from_numpy(np.concatenate([slide.patches(0, len(slide)) for slide in slides]))
+
+    @torch.inference_mode()
+    def call(pixels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return network(pixels)
+
+    return call, made.transform(patches).contiguous(memory_format=order)
+
+
+def _onnx_of(network: nn.Module, file: Path) -> str:
+    """The spec of the same network as an ONNX graph."""
+    shapes = ({0: torch.export.Dim("patch")},)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels = torch.zeros(2, 3, 224, 224)
+        torch.onnx.export(network.eval(), (pixels,), str(file), dynamic_shapes=shapes, verbose=False)
+    mean, std = ("/".join(map(str, triple)) for triple in (MEAN, STD))
+    return f"onnx:{file},mean={mean},std={std}"
 
 
 def _median_seconds(action: Callable[[], object]) -> float:
     taken = []
-    for _ in range(3):
+    for _ in range(4):
         start = time.perf_counter()
         action()
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    return statistics.median(taken[1:])
 
 
 def show(rows: list[dict[str, object]]) -> str:
@@ -181,29 +220,24 @@ def show(rows: list[dict[str, object]]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["speeds", "stages", "passes", []], help="default: all three")
     parser.add_argument("--json", action="store_true", help="one JSON object a row instead of tables")
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
-    parser.add_argument("--slides", type=int, default=16, help=f"slides of {PATCHES_PER_SLIDE} patches")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--table-only", action="store_true", help="only the table of passes, threads and patches")
-    which.add_argument("--no-table", action="store_true", help="without it")
+    parser.add_argument("--rounds", type=int, default=4, help="counted rounds")
+    parser.add_argument("--encoders", default="", help="only those with this in their name")
     given = parser.parse_args()
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        store = write_store(str(Path(folder, "store")), given.slides)
-        eager, half = "efficientnet_lite0", "efficientnet_lite0,precision=bf16"
-        tables: list[list[dict[str, object]]] = []
-        if not given.table_only:
-            onnx = onnx_of(make(parse_spec(eager), CPU), Path(folder, "efficientnet_lite0.onnx"))
-            specs = {"eager-fp32": eager, "onnx-fp32": onnx, "eager-bf16": half}
-            tables.append([compare(store, name, spec, given.rounds) for name, spec in specs.items()])
-            tables.append([stages(store, spec, name) for name, spec in specs.items()])
-        if not given.no_table:
-            for spec in (eager, half):
-                rows = shapes_of_passes(store, spec, given.rounds)
-                tables.append([{"encoder": spec} | row for row in rows])
-    for table in tables:
-        print("\n".join(json.dumps(row) for row in table) if given.json else f"\n{show(table)}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        chosen = [case for case in cases(folder) if given.encoders in case.name]
+        small = [case for case in chosen if case.name.startswith("efficientnet_lite0")]
+        tables: dict[str, Callable[[], list[dict[str, object]]]] = {
+            "speeds": lambda: [compare(folder, case, given.rounds) for case in chosen],
+            "stages": lambda: [stages(folder, case) for case in chosen],
+            "passes": lambda: [row for case in small for row in passes(folder, case, given.rounds)],
+        }
+        for what in given.what or tables:
+            rows = tables[what]()
+            print("\n".join(json.dumps(row) for row in rows) if given.json else f"\n{show(rows)}", flush=True)
 
 
 if __name__ == "__main__":

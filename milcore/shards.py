@@ -195,6 +195,25 @@ def write_array(uri: str, array: npt.NDArray[Any], jpeg_quality: int | None = No
     return {chunk_uri, storage.join(uri, "zarr.json")}
 
 
+def write_rows(uri: str, values: npt.NDArray[Any], rows: int, attributes: dict[str, Any]) -> set[str]:
+    """Write a table (n, d) as raw chunks of so many rows, then its metadata: until then there is no array; all URIs.
+
+    Args:
+        uri: of the array; what lies there is written over, not removed, so two writers of one table do no harm.
+        values: of a little-endian type.
+        rows: of a chunk.
+        attributes: of the array.
+    """
+    written = {storage.join(uri, "c", str(number), "0"): number * rows for number in range(-(-len(values) // rows))}
+    for chunk_uri, start in written.items():
+        chunk = values[start : start + rows]
+        storage.write_bytes(chunk_uri, chunk.tobytes() + bytes((rows - len(chunk)) * chunk.strides[0]))
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    metadata = _array_metadata(list(values.shape), values.dtype.name, [rows, values.shape[1]], [little])
+    storage.write_json(storage.join(uri, "zarr.json"), metadata | {"attributes": attributes})
+    return {*written, storage.join(uri, "zarr.json")}
+
+
 class ShardReader:
     """Reads runs of patches from an array that ``ShardWriter`` wrote: one range request per shard touched."""
 

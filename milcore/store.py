@@ -29,7 +29,7 @@ from milcore import storage
 from milcore.config import Codec
 from milcore.errors import InputError, StoreError
 from milcore.manifest import Manifest
-from milcore.shards import ShardReader
+from milcore.shards import ShardReader, write_rows
 from milcore.slide_writer import SCHEMA_VERSION, SlideWriter, write_group
 
 FEATURE_CHUNK_MB = 32
@@ -247,7 +247,9 @@ class SlideGroup:
         return [name for name in names if name != "zarr.json" and self.has_features(name)]
 
     def write_features(self, name: str, array: FeatureArray, attrs: dict[str, Any]) -> None:
-        """Write instance features, their digest and ``complete`` last.
+        """Write instance features; the array is there, for any reader, once its last object is written.
+
+        Features that are there already, equal and of the same making, are left alone: a second writer spoils nothing.
 
         Args:
             name: of the features: letters, digits, '.', '_' and '-'.
@@ -264,19 +266,17 @@ class SlideGroup:
         if array.dtype not in (np.float16, np.float32):
             raise InputError(f"features of type {array.dtype} for {self.slide_id!r}; allowed: float16, float32")
         values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (values.itemsize * values.shape[1]))))
-        node = _open_group(self.uri).create_array(
-            f"features/{name}",
-            shape=values.shape,
-            dtype=values.dtype.name,
-            chunks=(rows, values.shape[1]),
-            compressors=None,
-            attributes={"complete": False},
-            overwrite=True,
-        )
-        node[...] = values
         digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
-        node.attrs.put({**attrs, "digest": digest, "complete": True})
+        told = {**attrs, "digest": digest, "complete": True}
+        if self._feature_attrs(name) == told:
+            return
+        uri = storage.join(self.uri, "features", name)
+        before = storage.files(uri)
+        storage.remove(storage.join(uri, "zarr.json"))
+        write_group(storage.join(self.uri, "features"), {})
+        rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (values.itemsize * values.shape[1]))))
+        for left in sorted(before - write_rows(uri, values, rows, told)):
+            storage.remove(left)
 
     def _feature_attrs(self, name: str) -> dict[str, Any] | None:
         try:

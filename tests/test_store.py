@@ -128,6 +128,49 @@ def test_incomplete_features_are_not_read(store: PatchStore) -> None:
         slide.features("f")
 
 
+def test_a_half_written_feature_array_is_none_for_any_reader(
+    store: PatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each object that a writer leaves behind, killed there, nothing is read, neither new nor old nor mixed."""
+    monkeypatch.setattr("milcore.store.FEATURE_CHUNK_MB", 2 * 3 * 2 / 1e6)
+    _write(store, "a")
+    old, new = np.zeros((5, 3), np.float16), np.arange(15, dtype=np.float16).reshape(5, 3)
+    uri = storage.join(store.group_uri("a"), "features", "f")
+    whole, seen = storage.write_bytes, []
+
+    def watched(object_uri: str, data: bytes) -> None:
+        whole(object_uri, data)
+        there = (store.slide("a").has_features("f"), storage.exists(f"{uri}/zarr.json"))
+        seen.append((object_uri, *there))
+
+    store.slide("a").write_features("f", old, {})
+    monkeypatch.setattr(storage, "write_bytes", watched)
+    store.slide("a").write_features("f", new, {})
+    monkeypatch.undo()
+    inside = [(name.removeprefix(uri), *there) for name, *there in seen if name.startswith(uri)]
+    assert [name for name, *_ in inside] == ["/c/0/0", "/c/1/0", "/c/2/0", "/zarr.json"]
+    assert [there for _, *there in inside] == 3 * [[False, False]] + [[True, True]]
+    np.testing.assert_array_equal(store.slide("a").features("f").read(0, 5), new)
+
+
+def test_equal_features_written_again_are_left_alone_and_smaller_ones_leave_nothing(
+    store: PatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(store, "a")
+    features = np.arange(15, dtype=np.float16).reshape(5, 3)
+    with monkeypatch.context() as small:
+        small.setattr("milcore.store.FEATURE_CHUNK_MB", 2 * 3 * 2 / 1e6)
+        store.slide("a").write_features("f", features, {"encoder": "tiny"})
+    uri = storage.join(store.group_uri("a"), "features", "f")
+    before = storage.files(uri)
+    assert len(before) == 4
+    store.slide("a").write_features("f", features, {"encoder": "tiny"})
+    assert storage.files(uri) == before
+    store.slide("a").write_features("f", features, {"encoder": "other"})
+    assert len(storage.files(uri)) == 2
+    np.testing.assert_array_equal(store.slide("a").features("f").read(0, 5), features)
+
+
 def test_features_not_one_per_patch_are_refused(store: PatchStore) -> None:
     _write(store, "a")
     with pytest.raises(InputError, match=r"shape \(4, 3\) for 5 patches"):
@@ -161,6 +204,9 @@ def test_plain_zarr_reads_the_whole_group(tmp_path: Path) -> None:
     assert sorted(group.array_keys()) == ["coords", "patches", "thumbnail", "tissue"]
     np.testing.assert_array_equal(group["patches"][:], _patches(5))
     assert group.attrs["complete"] is True
+    features = np.arange(15, dtype=np.float16).reshape(5, 3)
+    store.slide("a").write_features("f", features, {})
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / "slides/a.zarr", mode="r")["features"]["f"][:], features)
 
 
 def test_what_was_seen_of_a_source_is_kept(store: PatchStore) -> None:

@@ -5,7 +5,6 @@ not ended go to another one; what had been written stays.
 """
 
 import queue
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,13 +13,14 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from milcore.config import LaunchConfig
-from milcore.encoders.encode import Step, Work, encode_slides, load_encoder
+from milcore.encoders.batches import Step
+from milcore.encoders.encode import Work, encode_slides, load_encoder
 from milcore.encoders.forward import QUEUED_PER_THREAD
 from milcore.errors import ClusterError, MILError
 
 BATCHES_AHEAD = 2 * QUEUED_PER_THREAD
-DEATHS_PER_SLIDE = 3
-SECONDS_BETWEEN_QUESTIONS = 0.05
+DEATHS_AT_ONE_PLACE = 3
+SECONDS_OF_WAITING = 0.05
 
 
 class SlideEncoder:
@@ -53,10 +53,9 @@ class SlideEncoder:
     def _asked(self) -> Iterator[str | None]:
         while True:
             try:
-                slide_id = self._told.get_nowait()
+                slide_id = self._told.get(timeout=SECONDS_OF_WAITING)
             except queue.Empty:
                 yield None
-                time.sleep(SECONDS_BETWEEN_QUESTIONS)
                 continue
             if slide_id is None:
                 return
@@ -187,14 +186,12 @@ def _take_back(worker: _Worker, waiting: deque[tuple[str, int]], deaths: Counter
     """Put the slides of a dead actor first in the queue again; only the one it was at may be to blame.
 
     Raises:
-        ClusterError: that slide's actors have died too often, or no slide was begun.
+        ClusterError: actors have died at that slide too often, or before any.
     """
     reason = " ".join(str(error).split())[:300]
-    if worker.stream is None:
-        raise ClusterError(f"a Ray worker died while it loaded the encoder: {reason}") from error
-    if worker.held:
-        first = next(iter(worker.held))
-        deaths[first] += 1
-        if deaths[first] == DEATHS_PER_SLIDE:
-            raise ClusterError(f"{DEATHS_PER_SLIDE} Ray workers died at slide {first!r}: {reason}") from error
+    first = next(iter(worker.held), None) if worker.stream is not None else None
+    at = "while they loaded the encoder" if first is None else f"at slide {first!r}"
+    deaths[at] += 1
+    if deaths[at] == DEATHS_AT_ONE_PLACE:
+        raise ClusterError(f"{DEATHS_AT_ONE_PLACE} Ray workers died {at}: {reason}") from error
     waiting.extendleft(reversed(worker.held.items()))

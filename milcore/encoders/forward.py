@@ -66,7 +66,7 @@ class Forward:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, tag: Any, patches: UInt8[np.ndarray, "patch height width 3"]) -> Iterator[Done]:
+    def submit(self, tag: Any, patches: UInt8[Tensor, "patch height width 3"]) -> Iterator[Done]:
         """Queue a batch; what must be taken off first to make room."""
         while len(self._queue) >= self._room:
             yield self.next()
@@ -80,16 +80,14 @@ class Forward:
         tag, future = self._queue.popleft()
         return Done(tag, future.result())
 
-    def _pass(self, patches: UInt8[np.ndarray, "patch height width 3"]) -> Float[np.ndarray, "patch feature"]:
+    def _pass(self, patches: UInt8[Tensor, "patch height width 3"]) -> Float[np.ndarray, "patch feature"]:
         features = np.empty((len(patches), self._encoder.width), np.float32)
         start = 0
         while start < len(patches):
             rows = self.rows
             part = patches[start : start + rows]
             try:
-                features[start : start + rows] = self._encoder(torch.from_numpy(filled(part, rows)))[
-                    : len(part)
-                ].numpy()
+                features[start : start + rows] = self._encoder(filled(part, rows))[: len(part)].numpy()
             except (RuntimeError, MemoryError) as error:
                 self._halve(rows, error)
                 continue
@@ -115,10 +113,10 @@ class Forward:
             torch.cuda.empty_cache()
 
 
-def filled(patches: UInt8[np.ndarray, "patch height width 3"], rows: int) -> UInt8[np.ndarray, "row height width 3"]:
+def filled(patches: UInt8[Tensor, "patch height width 3"], rows: int) -> UInt8[Tensor, "row height width 3"]:
     """The patches, the last one repeated up to so many rows."""
     missing = rows - len(patches)
-    return patches if missing <= 0 else np.concatenate([patches, np.repeat(patches[-1:], missing, axis=0)])
+    return patches if missing <= 0 else torch.cat([patches, patches[-1:].expand(missing, -1, -1, -1)])
 
 
 def _one_thread() -> None:

@@ -19,6 +19,7 @@ from milcore.encoders.spec import EncoderSpec, parse_spec
 from milcore.encoders.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 from milcore.encoders.weights import digest_of, from_hub, weights_at
 from milcore.errors import InputError
+from milcore.store import SlideGroup
 
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PROBE_PX = 224
@@ -66,6 +67,10 @@ class FrozenEncoder:
         with torch.autocast(self._device.type, half or torch.bfloat16, enabled=half is not None):
             features = self._network(pixels.contiguous(memory_format=torch.channels_last))
         return features.float().cpu()
+
+    def decoded(self, slide: SlideGroup, start: int, stop: int) -> UInt8[Tensor, "patch height width 3"]:
+        """Patches ``start`` to ``stop`` (exclusive) of a slide."""
+        return torch.from_numpy(slide.patches(start, stop))
 
     def _probe(self, spec: EncoderSpec) -> int:
         """The width, from one blank patch, checked against the preset's."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,18 @@ import ray
 import torch
 from torch import nn
 
-from milcore.cluster.encode import encode_on_ray, share_of
+from milcore.cluster.encode import SlideEncoder, encode_on_ray, share_of
 from milcore.cluster.launch import encode_with
 from milcore.config import EncodeConfig, LaunchConfig
+from milcore.encoders.batches import Step
 from milcore.encoders.encode import Work, encode, slides_to_encode
 from milcore.errors import ClusterError, InputError
 from milcore.store import PatchStore
 from tests.cohorts import write_store
 
 NAME = "efficientnet_lite0"
-TWO = LaunchConfig(workers=2)
+ONE, TWO = LaunchConfig(workers=1), LaunchConfig(workers=2)
+SLIDES, PATCHES = 6, 32
 
 
 def digests(store: PatchStore, name: str = NAME) -> dict[str, str]:
@@ -37,14 +40,23 @@ def test_two_ray_workers_encode_what_one_process_encodes_to_the_bit(local_ray: N
     assert sorted(slide.slide_id for slide in encoded) == together.slide_ids() == alone.slide_ids()
     assert not any(slide.skipped for slide in encoded)
     assert digests(alone) == digests(together)
-    assert all(slide.skipped for slide in encode_with(together.uri, EncodeConfig(), TWO))
+    wait_for_free_cpus()
+
+
+def wait_for_free_cpus() -> None:
+    """Actors end with the run: what they held is free for the next step of the same cluster."""
+    for _ in range(100):
+        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return
+        time.sleep(0.1)
+    pytest.fail("CPUs are still held")
 
 
 def test_an_encoder_that_is_not_there_is_the_input_s_fault(local_ray: None, tmp_path: Path) -> None:
     store = write_store(str(tmp_path), slides=2)
     config = EncodeConfig(encoder=f"torchscript:{tmp_path / 'nowhere.pt'}", name="mine")
     with pytest.raises(InputError, match="nothing at"):
-        encode_with(store.uri, config, TWO)
+        encode_with(store.uri, config, ONE)
 
 
 def test_a_cluster_without_gpus_says_so(local_ray: None, tmp_path: Path) -> None:
@@ -58,79 +70,101 @@ def slow_encoder(tmp_path: Path) -> str:
     """Some milliseconds of work a patch, so that there is time to kill who does it."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(64, 64, kernel_size=3, padding=1) for _ in range(30)]
+    for layer in layers:  # each hands its input on, so that features tell patches apart
+        nn.init.dirac_(layer.weight)
     network = nn.Sequential(nn.Conv2d(3, 64, kernel_size=1), *layers, nn.AvgPool2d(16), nn.Flatten()).eval()
     file = tmp_path / "slow.pt"
     torch.jit.trace(network, torch.zeros(1, 3, 16, 16)).save(str(file))
     return f"torchscript:{file},input_px=16"
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_a_killed_actor_costs_only_the_slide_it_was_at(local_ray: None, tmp_path: Path, slow_encoder: str) -> None:
-    alone = write_store(str(tmp_path / "alone"), slides=6, patches=32)
-    store = write_store(str(tmp_path / "store"), slides=6, patches=32)
-    config = EncodeConfig(encoder=slow_encoder, name="slow", patches_per_batch=4)
-    steps = encode_on_ray(Work(store.uri, config, "cpu"), slides_to_encode(store.uri), TWO)
-    computed, ended, victim = 0, [], None
-    for step in steps:
-        computed += step.patches
-        ended += [step.slide.slide_id] if step.slide else []
-        if victim is None and ended:
-            victim = _actors()[0]
-            os.kill(victim, signal.SIGKILL)
-    assert victim is not None
-    assert sorted(ended) == store.slide_ids()
-    # at most the batches of one slide, queued ones and those of a slide begun were computed twice
-    assert 6 * 32 <= computed <= 8 * 32
-    list(encode(alone.uri, config))
-    assert digests(store, "slow") == digests(alone, "slow")
-
-
-def _actors() -> list[int]:
-    """Processes below this one that encode."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if folder.name.isdigit() and b"SlideEncoder" in (folder / "cmdline").read_bytes() and _is_ours(folder.name):
-                found.append(int(folder.name))
+@pytest.fixture
+def undisturbed(tmp_path: Path, slow_encoder: str) -> dict[str, str]:
+    """Digests of the features of six slides that one process computed."""
+    store = write_store(str(tmp_path / "alone"), slides=SLIDES, patches=PATCHES)
+    list(encode(store.uri, EncodeConfig(encoder=slow_encoder, name="slow")))
+    found = digests(store, "slow")
+    assert len(set(found.values())) == SLIDES
     return found
 
 
-def _is_ours(pid: str) -> bool:
-    """Whether a process descends from this one."""
-    while pid not in ("0", str(os.getpid())):
-        pid = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1]
-    return pid != "0"
+def complete(store: PatchStore) -> dict[str, str]:
+    """Digests of the features that are there, which are all that a reader is given."""
+    slides = {slide_id: store.slide(slide_id) for slide_id in store.slide_ids()}
+    return {name: its.feature_attrs("slow")["digest"] for name, its in slides.items() if its.has_features("slow")}
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_a_killed_driver_leaves_no_half_features_and_the_next_run_ends_alike(tmp_path: Path, slow_encoder: str) -> None:
-    alone = write_store(str(tmp_path / "alone"), slides=4, patches=32)
-    store = write_store(str(tmp_path / "store"), slides=4, patches=32)
+def test_a_killed_actor_costs_only_the_slide_it_was_at(
+    local_ray: None, tmp_path: Path, slow_encoder: str, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another is killed while it loads the encoder, and costs none."""
+    store = write_store(str(tmp_path / "store"), slides=SLIDES, patches=PATCHES)
+    monkeypatch.setattr("milcore.cluster.encode.SlideEncoder", mortal(tmp_path, deaths_loading=1))
+    config = EncodeConfig(encoder=slow_encoder, name="slow", patches_per_batch=4)
+    computed, ended, killed = 0, [], False
+    for step in encode_on_ray(Work(store.uri, config, "cpu"), slides_to_encode(store.uri), TWO):
+        computed += step.patches
+        ended += [step.slide] if step.slide else []
+        if not killed and ended:
+            os.kill(int((tmp_path / "encoding").read_text()), signal.SIGKILL)
+            killed = True
+    assert killed
+    assert sorted(slide.slide_id for slide in ended) == store.slide_ids()
+    # what was ended stays: twice was computed less than the slide it was at and the next, of which it had batches
+    assert SLIDES * PATCHES <= computed < (SLIDES + 2) * PATCHES
+    assert complete(store) == undisturbed
+
+
+def mortal(folder: Path, deaths_loading: int) -> type:
+    """An actor that leaves its process's number as it begins to encode, and is killed on loading for so many times."""
+
+    class MortalSlideEncoder(SlideEncoder):
+        def ready(self) -> None:
+            died = len(list(folder.glob("died-*")))
+            if died < deaths_loading:
+                (folder / f"died-{died}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().ready()
+
+        def steps(self) -> Iterator[Step]:
+            with contextlib.suppress(FileExistsError), (folder / "encoding").open("x") as told:
+                told.write(str(os.getpid()))
+            yield from super().steps()
+
+    return MortalSlideEncoder
+
+
+@pytest.mark.faults
+def test_a_third_death_on_loading_ends_the_run(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(str(tmp_path / "store"), slides=1)
+    monkeypatch.setattr("milcore.cluster.encode.SlideEncoder", mortal(tmp_path, deaths_loading=3))
+    with pytest.raises(ClusterError, match="3 Ray workers died while they loaded the encoder"):
+        list(encode_on_ray(Work(store.uri, EncodeConfig(), "cpu"), slides_to_encode(store.uri), ONE))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_killed_driver_leaves_no_half_features_and_the_next_run_ends_alike(
+    local_ray: None, tmp_path: Path, slow_encoder: str, undisturbed: dict[str, str]
+) -> None:
+    """Its actors, which are the cluster's, end with it or go on writing: the same bytes either way."""
+    store = write_store(str(tmp_path / "store"), slides=SLIDES, patches=PATCHES)
     milcore = str(Path(sys.executable).with_name("milcore"))
-    command = [milcore, "encode", store.uri, "--encoder", slow_encoder, "--name", "slow"]
-    driver = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while driver.poll() is None and not any(store.slide(name).has_features("slow") for name in store.slide_ids()):
+    address = ray.get_runtime_context().gcs_address
+    command = [milcore, "encode", store.uri, "--encoder", slow_encoder, "--name", "slow", "--patches-per-batch", "4",
+               "--workers", "2", "--ray-address", address]  # fmt: skip
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while driver.poll() is None and not complete(store):
         time.sleep(0.01)
     driver.kill()
     driver.wait()
-    done = {name: store.slide(name) for name in store.slide_ids() if store.slide(name).has_features("slow")}
-    assert 1 <= len(done) < 4, "it was to be killed in the middle"
-    config = EncodeConfig(encoder=slow_encoder, name="slow")
-    list(encode(alone.uri, config))
-    for name, slide in done.items():
-        assert slide.feature_attrs("slow")["digest"] == digests(alone, "slow")[name]
-    assert sorted(slide.slide_id for slide in encode(store.uri, config) if slide.skipped) == sorted(done)
-    assert digests(store, "slow") == digests(alone, "slow")
-
-
-def test_actors_end_with_the_run(local_ray: None, tmp_path: Path) -> None:
-    """What they held is free for the next step of the same cluster."""
-    store = write_store(str(tmp_path), slides=2)
-    encode_with(store.uri, EncodeConfig(), TWO)
-    for _ in range(100):
-        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
-            return
-        time.sleep(0.1)
-    pytest.fail("CPUs are still held")
+    left = complete(store)
+    assert 1 <= len(left) < SLIDES, "it was to be killed in the middle"
+    assert left.items() <= undisturbed.items()
+    encoded = encode_with(store.uri, EncodeConfig(encoder=slow_encoder, name="slow"), TWO)
+    assert {slide.slide_id for slide in encoded if slide.skipped} >= set(left)
+    assert complete(store) == undisturbed

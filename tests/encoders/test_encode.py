@@ -124,7 +124,11 @@ class Hungry:
 
 
 def batches(forward: Forward, patches: np.ndarray) -> np.ndarray:
-    done = [each for start in range(0, len(patches), 8) for each in forward.submit(start, patches[start : start + 8])]
+    done = [
+        each
+        for start in range(0, len(patches), 8)
+        for each in forward.submit(start, torch.from_numpy(patches[start : start + 8]))
+    ]
     while len(forward):
         done.append(forward.next())
     assert [each.tag for each in done] == list(range(0, len(patches), 8))
@@ -156,6 +160,6 @@ def test_an_error_of_the_network_is_not_taken_for_a_lack_of_memory() -> None:
 
 
 def test_a_short_batch_is_filled_up() -> None:
-    patches = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1)
+    patches = torch.arange(2, dtype=torch.uint8).reshape(2, 1, 1, 1)
     assert filled(patches, 4).ravel().tolist() == [0, 1, 1, 1]
     assert filled(patches, 2) is patches

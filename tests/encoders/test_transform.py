@@ -57,3 +57,13 @@ def test_resampling_keeps_means_and_halves_by_averaging(resample: str) -> None:
     if resample == "area":
         blocks = patches.float().view(2, 4, 2, 4, 2, 3).mean(dim=(2, 4)).permute(0, 3, 1, 2) / 255
         torch.testing.assert_close(small, blocks)
+
+
+@pytest.mark.parametrize(("old", "new"), [(256, 224), (15, 14), (8, 7), (48, 32), (6, 3), (7, 5)])
+def test_area_resampling_is_torch_s_to_the_bit(old: int, new: int) -> None:
+    """The short way, where k px become k - 1 all along, and the long one."""
+    patches = torch.randint(0, 256, (2, old, old, 3), dtype=torch.uint8)
+    expected = torch.nn.functional.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2).float(), new)
+    found = Transform(new, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "area")(patches)
+    assert torch.equal(found, expected / 255)
+    assert found.is_contiguous(memory_format=torch.channels_last)
