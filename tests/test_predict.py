@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,24 @@ def test_a_cohort_cut_in_two_ways_cannot_be_followed(cohort: Path, tmp_path: Pat
         cohort_ingestion(PatchStore(mixed), ["s0", "s1"])
     with pytest.raises(StoreError, match="none of the run's slides"):
         cohort_ingestion(PatchStore(mixed), ["s7"])
+
+
+def test_features_of_another_encoder_cannot_be_repeated(cohort: Path, tmp_path: Path) -> None:
+    """The same name, but other weights than those installed here."""
+    shutil.copytree(cohort / "store", tmp_path / "store")
+    store, name = PatchStore(str(tmp_path / "store")), TRAIN.features
+    for slide_id in store.slide_ids():
+        slide = store.slide(slide_id)
+        slide.write_features(
+            name, slide.features(name).read(0, len(slide)), slide.feature_attrs(name) | {"weights_digest": "0"}
+        )
+    run = str(tmp_path / "run")
+    prepare_run(store.uri, run, TRAIN.model_copy(update={"epochs": 1}), SplitConfig(), None)
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    with pytest.raises(
+        StoreError, match="encoder efficientnet_lite0 here has another weights_digest than the one that"
+    ):
+        predict(run, [str(cohort / "s0.tiff")], str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
