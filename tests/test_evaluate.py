@@ -197,7 +197,7 @@ def test_three_classes_are_told_apart_and_each_against_the_rest(tmp_path: Path) 
         colour[0, its.label] = 1.0
         store.slide(its.slide_id).write_features("mean_rgb", colour, {"encoder": "by hand", "weights_digest": "0" * 64})
     run = str(tmp_path / "run")
-    prepare_run(store.uri, run, TRAIN.model_copy(update={"epochs": 30}), SplitConfig(), None)
+    prepare_run(store.uri, run, TRAIN.model_copy(update={"epochs": 10, "learning_rate": 0.05}), SplitConfig(), None)
     train_run(run, LocalContext(None, torch.device("cpu")))
     summary = evaluate(run)
     table = storage.read_table(f"{run}/predictions.parquet")
