@@ -9,7 +9,8 @@ Axes: patch, channel, height, width.
 import math
 from typing import Any, Literal, NamedTuple
 
-from jaxtyping import Float, UInt8
+import torch
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,7 +29,7 @@ class Transform(NamedTuple):
         input_px: edge the network takes; None takes patches as they are.
         mean: of the channels, in 0 to 1.
         std: of the channels, in 0 to 1.
-        resample: ``bilinear`` with antialiasing, or ``area``.
+        resample: ``bilinear`` with antialiasing, rounded to whole levels as Pillow does; or ``area``.
         mpp: um/px the network was trained at, several of them or none for any.
     """
 
@@ -39,7 +40,8 @@ class Transform(NamedTuple):
     mpp: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        resampled = "as stored" if self.input_px is None else f"{self.resample} to {self.input_px} px"
+        kind = "area" if self.resample == "area" else "bilinear in whole levels"
+        resampled = "as stored" if self.input_px is None else f"{kind} to {self.input_px} px"
         mean, std = ("/".join(f"{value:.6g}" for value in triple) for triple in (self.mean, self.std))
         return f"{resampled}; (x / 255 - {mean}) / {std}"
 
@@ -54,17 +56,13 @@ class Transform(NamedTuple):
         height, width, edge = patches.shape[1], patches.shape[2], self.input_px
         if edge is None or (height, width) == (edge, edge):
             return patches.float()
-        area = self.resample == "area"
-        if area and height == width == edge + math.gcd(edge, width):
-            return means_of_neighbours(patches.float(), edge)
-        pixels = functional.interpolate(
-            patches.permute(0, 3, 1, 2).float(),
-            size=(edge, edge),
-            mode=self.resample,
-            align_corners=None if area else False,
-            antialias=not area,
-        )
-        return pixels.permute(0, 2, 3, 1)
+        if self.resample == "area":
+            if height == width == edge + math.gcd(edge, width):
+                return means_of_neighbours(patches.float(), edge)
+            pixels = functional.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2).float(), edge)
+        else:
+            pixels = bilinear(patches.permute(0, 3, 1, 2), edge)
+        return pixels.permute(0, 2, 3, 1).float()
 
     def check_scale(self, slide_id: str, patch_px: int, attrs: dict[str, Any]) -> float | None:
         """um/px that the network will see of a slide; None where the slide does not say and any will do.
@@ -90,6 +88,17 @@ class Transform(NamedTuple):
                 f"--mpp {self.mpp[0]:g} --patch-size {input_px}, or add ,mpp=any to the encoder"
             )
         return seen
+
+
+def bilinear(
+    patches: UInt8[Tensor, "patch channel height width"], edge: int
+) -> Shaped[Tensor, "patch channel edge edge"]:
+    """Antialiased; u1 in whole levels, by integers on a CPU (ten times faster), within one level of it elsewhere."""
+    integers = patches.dtype == torch.uint8 and patches.device.type == "cpu"
+    pixels = functional.interpolate(
+        patches if integers else patches.float(), size=(edge, edge), mode="bilinear", antialias=True
+    )
+    return pixels if integers or patches.dtype != torch.uint8 else pixels.round()
 
 
 def means_of_neighbours(pixels: Float[Tensor, "patch height width 3"], edge: int) -> Float[Tensor, "patch edge edge 3"]:

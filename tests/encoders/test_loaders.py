@@ -140,7 +140,7 @@ def test_hf_with_each_choice_of_tokens(tiny_vit: Path, patches: torch.Tensor) ->
         encoder = loaded(f"hf:{tiny_vit},tokens={tokens}")
         assert encoder.width == features.shape[1]
         torch.testing.assert_close(encoder(patches), features, **CLOSE)
-    assert str(encoder.scale).startswith(f"bilinear to {PX} px; (x / 255 - 0.6/0.5/0.4)")
+    assert str(encoder.scale).startswith(f"bilinear in whole levels to {PX} px; (x / 255 - 0.6/0.5/0.4)")
 
 
 def test_a_preset_takes_a_copy_of_its_weights_and_holds_them_to_its_width(tiny_vit: Path) -> None:

@@ -67,3 +67,14 @@ def test_area_resampling_is_torch_s_to_the_bit(old: int, new: int) -> None:
     found = Transform(new, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "area")(patches)
     assert torch.equal(found, expected / 255)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("old", "new"), [(256, 224), (32, 56)])
+def test_bilinear_resampling_is_torch_s_in_fp32_up_to_a_level(old: int, new: int) -> None:
+    patches = torch.randint(0, 256, (2, old, old, 3), dtype=torch.uint8)
+    pixels = patches.permute(0, 3, 1, 2).float()
+    expected = torch.nn.functional.interpolate(pixels, size=(new, new), mode="bilinear", antialias=True)
+    found = Transform(new, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(patches) * 255
+    torch.testing.assert_close(found, found.round(), atol=1e-4, rtol=0.0)
+    assert (found - expected).abs().max() <= 1.01
+    assert (found - expected).mean().abs() < 0.1
