@@ -43,7 +43,7 @@ from scipy import ndimage
 
 from benchmarks.reading import reading_rows
 from milcore.config import Codec, IngestConfig, ReaderChoice
-from milcore.extract import extract
+from milcore.extract import Storing, extract
 from milcore.ingest import mask_of, thumbnail_edge
 from milcore.shards import ShardWriter
 from milcore.slides import open_slide
@@ -125,7 +125,7 @@ def ours(codec: Codec, reader: ReaderChoice = "auto") -> Cutter:
         with open_slide(task.path, reader) as slide:
 
             def run() -> None:
-                for chunk in extract(slide, task.plan, config, codec, task.threads):
+                for chunk in extract(slide, task.plan, config, Storing(codec), task.threads):
                     writer.append_chunk(chunk or b"")
                 writer.finish()
 

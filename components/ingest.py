@@ -12,12 +12,15 @@ def ingest(
     state: str,
     mpp: float,
     patch_size: int,
+    stride: int,
+    border: str,
     default_mpp: float,
     reader: str,
     codec: str,
     jpeg_quality: int,
     min_tissue: float,
     max_unreadable: int,
+    stain_normalisation: str,
     workers: int,
 ) -> str:
     """Cut the slides of a shard into patches; a bad slide is quarantined and never fails the step.
@@ -28,12 +31,15 @@ def ingest(
         state: digest of slides and store; an equal one lets Kubeflow reuse this step's result.
         mpp: target resolution in um/px.
         patch_size: patch edge in px at the target mpp.
+        stride: px at the target mpp from patch to patch; 0: patch_size.
+        border: patches over the slide's edge: drop, or pad with white.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
         reader: what opens slides: auto, tiff, openslide or flat.
         codec: how a patch is stored.
         jpeg_quality: 1 to 100.
         min_tissue: smallest share of a tile's area that must be tissue.
         max_unreadable: unreadable tiles under tissue that a slide may have.
+        stain_normalisation: none, or macenko for H&E.
         workers: processes.
 
     Returns:

@@ -26,6 +26,8 @@ Level = Literal["instance", "embedding"]
 AttentionHeads = Literal["shared", "per_class"]
 BagUnit = Literal["slide", "patient"]
 Codec = Literal["jpeg", "zstd", "none", "passthrough"]
+Border = Literal["drop", "pad"]
+StainNormalisation = Literal["none", "macenko"]
 ReaderName = Literal["tiff", "openslide", "flat"]
 ReaderChoice = Literal["auto", "tiff", "openslide", "flat"]
 ImportFormat = Literal["bags-npz", "patches-npz", "clam", "trident", "pt", "parquet"]
@@ -91,6 +93,10 @@ class IngestConfig(Config):
 
     mpp: PositiveFloat = Field(0.5, description="target resolution in um/px")
     patch_size: int = Field(256, ge=16, le=4096, description="patch edge in px at the target mpp")
+    stride: int = Field(0, ge=0, description="px at the target mpp from patch to patch (0: patch_size, edge to edge)")
+    border: Border = Field(
+        "drop", description="patches that reach over the slide's right or lower edge: left out, or white beyond it"
+    )
     default_mpp: PositiveFloat | None = Field(
         None, description="um/px assumed for a slide that carries none (none: such a slide is quarantined)"
     )
@@ -103,6 +109,18 @@ class IngestConfig(Config):
     jpeg_quality: int = Field(90, ge=1, le=100, description="JPEG quality, chroma 4:4:4")
     min_tissue: Fraction = Field(0.5, description="smallest share of a tile's area that must be tissue")
     max_unreadable: int = Field(0, ge=0, description="unreadable tiles under tissue that a slide may have")
+    stain_normalisation: StainNormalisation = Field(
+        "none", description="macenko brings every slide's haematoxylin and eosin to one reference; for H&E only"
+    )
+
+    @model_validator(mode="after")
+    def _what_is_passed_through_keeps_its_stains(self) -> Self:
+        if self.stain_normalisation != "none" and self.codec == "passthrough":
+            raise ValueError(
+                f"stain_normalisation {self.stain_normalisation} with codec passthrough, which stores the slide's own "
+                "bytes; allowed: codec jpeg, zstd or none"
+            )
+        return self
 
 
 class ImportConfig(Config):

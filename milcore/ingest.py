@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from milcore.config import IngestConfig
 from milcore.errors import InputError, MILError, SlideError
-from milcore.extract import choose_codec, extract
+from milcore.extract import choose_codec, extract, sample
 from milcore.manifest import Manifest, Slide, read_manifest
 from milcore.portions import read_share
 from milcore.processes import map_in_processes
@@ -23,6 +23,7 @@ from milcore.slides.reader import Pixels
 from milcore.slides.resample import area_resize
 from milcore.slides.scale import COARSEST_MPP, FINEST_MPP
 from milcore.sources import UnreachableError, fetch, see
+from milcore.stain import Normaliser, estimate
 from milcore.store import PatchStore, SlideStatus
 from milcore.tiling import SAME_SCALE, TilePlan, plan_tiles, tile_size_level0
 from milcore.tissue import METHOD, Mask, tissue_mask
@@ -201,12 +202,16 @@ def _ingest_open(work: _Work, reader: SlideReader, attrs: dict[str, Any], remote
     thumbnail = reader.thumbnail(thumbnail_edge(reader.size, step))
     mask = mask_of(thumbnail, reader.size, step)
     plan = _plan(reader.size, mpp, mask, config)
-    codec = choose_codec(reader, plan, config)
-    attrs |= _told(reader, mpp, origin, config) | {"codec_instead": codec.instead}
-    with store.writer(slide.slide_id, attrs, config.patch_size, codec.codec, config.jpeg_quality) as writer:
+    storing = choose_codec(reader, plan, config)
+    attrs |= _told(reader, mpp, origin, config) | {"codec_instead": storing.instead, "stain_normalisation": None}
+    if config.stain_normalisation == "macenko":
+        stains = estimate(sample(reader, plan, config))
+        storing = storing._replace(normaliser=Normaliser(stains))
+        attrs["stain_normalisation"] = stains.told
+    with store.writer(slide.slide_id, attrs, config.patch_size, storing.codec, config.jpeg_quality) as writer:
         writer.write_thumbnail(thumbnail)
         writer.write_mask(mask)
-        with contextlib.closing(extract(reader, plan, config, codec.codec, threads)) as chunks:
+        with contextlib.closing(extract(reader, plan, config, storing, threads)) as chunks:
             unreadable = write_patches(chunks, plan, writer, config)
         if remote is not None:
             remote.check_unchanged()

@@ -37,12 +37,15 @@ def attention_mil(
     shards: int = SHARDS,
     mpp: float = INGEST.mpp,
     patch_size: int = INGEST.patch_size,
+    stride: int = INGEST.stride,
+    border: str = INGEST.border,
     default_mpp: float = INGEST.default_mpp or 0.0,
     reader: str = INGEST.reader,
     codec: str = INGEST.codec,
     jpeg_quality: int = INGEST.jpeg_quality,
     min_tissue: float = INGEST.min_tissue,
     max_unreadable: int = INGEST.max_unreadable,
+    stain_normalisation: str = INGEST.stain_normalisation,
     ingest_workers: int = 1,
     encoder: str = ENCODE.encoder,
     patches_per_batch: int = ENCODE.patches_per_batch,
@@ -94,12 +97,15 @@ def attention_mil(
         shards: ingest steps that share the slides.
         mpp: target resolution in um/px.
         patch_size: patch edge in px at the target mpp.
+        stride: px at the target mpp from patch to patch; 0: patch_size, edge to edge.
+        border: patches that reach over the slide's right or lower edge: drop, or pad with white.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
         reader: what opens slides: auto, tiff, openslide or flat.
         codec: how a patch is stored: jpeg, zstd (lossless), none, or passthrough (the slide's own JPEG tiles).
         jpeg_quality: 1 to 100.
         min_tissue: smallest share of a tile's area that must be tissue.
         max_unreadable: unreadable tiles under tissue that a slide may have.
+        stain_normalisation: none, or macenko, which brings every H&E slide to one reference.
         ingest_workers: processes of each ingest step.
         encoder: the frozen encoder: NAME[@URI], torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI.
         patches_per_batch: patches in one forward pass of the encoder on a GPU; a CPU takes at most 16 on each core.
@@ -151,12 +157,15 @@ def attention_mil(
                 state=surveyed.output,
                 mpp=mpp,
                 patch_size=patch_size,
+                stride=stride,
+                border=border,
                 default_mpp=default_mpp,
                 reader=reader,
                 codec=codec,
                 jpeg_quality=jpeg_quality,
                 min_tissue=min_tissue,
                 max_unreadable=max_unreadable,
+                stain_normalisation=stain_normalisation,
                 workers=ingest_workers,
             ),
             cached=True,

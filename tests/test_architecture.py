@@ -54,7 +54,7 @@ FLOORS = (
     ("milcore.portions",),
     ("milcore.extract", "milcore.store"),
     ("milcore.slide_writer",),
-    ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides"),
+    ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides", "milcore.stain"),
     ("milcore.sources",),
     ("milcore.event_file",),
     ("milcore.options",),
@@ -72,7 +72,7 @@ ONLY_IN = {
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
     "milcore.tissue", "milcore.tiling", "milcore.store", "milcore.shards", "milcore.ingest", "milcore.synth",
-    "milcore.slide_writer", "milcore.extract", "milcore.portions", "milcore.allocator",
+    "milcore.slide_writer", "milcore.extract", "milcore.stain", "milcore.portions", "milcore.allocator",
     "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
     "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
     "milcore.metrics", "milcore.curves", "milcore.resampled", "milcore.calibration", "milcore.delong",

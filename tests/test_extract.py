@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from milcore.config import Codec, IngestConfig
-from milcore.extract import choose_codec, extract
+from milcore.extract import Storing, choose_codec, extract
 from milcore.ingest import ingest_slide
 from milcore.manifest import Slide
 from milcore.shards import decode_into
@@ -84,7 +84,7 @@ def test_a_passed_tile_is_true_in_any_jpeg_decoder(tmp_path: Path, inside: str) 
     with open_slide(tmp_path / "a.tiff") as reader:
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)
         assert choose_codec(reader, plan, config).codec == "passthrough"
-        chunks = list(extract(reader, plan, config, "passthrough", 1))
+        chunks = list(extract(reader, plan, config, Storing("passthrough"), 1))
     for chunk, (left, top) in zip(chunks, plan.coords, strict=True):
         shown = np.asarray(Image.open(io.BytesIO(chunk or b"")).convert("RGB")).astype(int)
         assert np.abs(shown - pixels[top : top + 256, left : left + 256]).max() <= 6
@@ -107,9 +107,9 @@ def test_threads_change_neither_order_nor_bytes(shared_data: Path) -> None:
     config = IngestConfig(patch_size=100)
     with open_slide(shared_data / "slides/CMU-1-Small-Region.svs") as reader:
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)
-        alone = list(extract(reader, plan, config, "jpeg", 1))
+        alone = list(extract(reader, plan, config, Storing("jpeg"), 1))
     with open_slide(shared_data / "slides/CMU-1-Small-Region.svs") as reader:
-        assert list(extract(reader, plan, config, "jpeg", 4)) == alone
+        assert list(extract(reader, plan, config, Storing("jpeg"), 4)) == alone
 
 
 def test_each_native_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_each_native_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.Mo
         original = level.decode
         monkeypatch.setattr(level, "decode", lambda data, index: decoded.append(index) or original(data, index))
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)
-        assert len(list(extract(reader, plan, config, "none", 3))) == 100
+        assert len(list(extract(reader, plan, config, Storing("none"), 3))) == 100
     assert sorted(decoded) == list(range(16))
 
 
@@ -130,8 +130,8 @@ def test_a_damaged_tile_is_told_without_decoding_it(shared_data: Path) -> None:
     config = IngestConfig(patch_size=240, codec="passthrough")
     with open_slide(shared_data / "slides/corrupt_tiles.svs") as reader:
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)
-        passed = list(extract(reader, plan, config, "passthrough", 1))
-        decoded = list(extract(reader, plan, config, "none", 1))
+        passed = list(extract(reader, plan, config, Storing("passthrough"), 1))
+        decoded = list(extract(reader, plan, config, Storing("none"), 1))
     assert [chunk is None for chunk in passed] == [chunk is None for chunk in decoded]
     assert None in passed
 
@@ -166,7 +166,7 @@ def test_a_raw_chunk_is_the_pixels(tmp_path: Path) -> None:
     config = IngestConfig(patch_size=64)
     with open_slide(tmp_path / "a.tiff") as reader:
         plan = plan_tiles(reader.size, 0.5, np.ones((1, 1), bool), config)
-        (chunk,) = extract(reader, plan, config, "none", 1)
+        (chunk,) = extract(reader, plan, config, Storing("none"), 1)
     patch = np.empty((64, 64, 3), np.uint8)
     decode_into(chunk or b"", "none", patch)
     assert np.abs(patch.astype(int) - (9, 8, 7)).max() <= 2

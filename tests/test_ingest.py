@@ -14,6 +14,7 @@ from milcore.config import IngestConfig
 from milcore.errors import InputError
 from milcore.ingest import SlideOutcome, ingest, plan_cohort
 from milcore.slides.pyramid import write_pyramid
+from milcore.stain import Normaliser, Stains
 from milcore.store import PatchStore
 
 CONFIG = IngestConfig(patch_size=64)
@@ -75,6 +76,37 @@ def test_patches_of_any_scan_have_equal_physical_extent(tmp_path: Path, mpp: flo
     row = slide.patches(0, 1)[0, 32, :, 1].astype(int)
     assert np.abs(row[3:29] - (STAIN[1] - 60)).max() < 12
     assert np.abs(row[35:61] - STAIN[1]).max() < 12
+
+
+def test_padded_and_overlapping_patches_are_the_slide_s_pixels_on_white(tmp_path: Path) -> None:
+    pixels = _tissue(150, 100)
+    write_pyramid(tmp_path / "a.tiff", pixels, 0.5, 1, quality=100)
+    store = _store(tmp_path, {"a": ("a.tiff", None)})
+    config = CONFIG.model_copy(update={"stride": 48, "border": "pad", "min_tissue": 0.1, "codec": "none"})
+    assert _run(store, config)["a"].patches == 6
+    slide = PatchStore(store).slide("a")
+    assert slide.coords.tolist() == [[x, y] for y in (0, 48) for x in (0, 48, 96)]
+    on_white = np.full((112, 160, 3), 255, int)
+    on_white[:100, :150] = pixels
+    for patch, (x, y) in zip(slide.patches(0, 6), slide.coords, strict=True):
+        assert np.abs(patch - on_white[y : y + 64, x : x + 64]).max() <= 6
+
+
+def test_normalised_stains_are_told(shared_data: Path, tmp_path: Path) -> None:
+    """The stored patches are the slide's own ones through the matrix whose stains are kept in the attributes."""
+    path = str(shared_data / "slides/CMU-1-Small-Region.svs")
+    config = IngestConfig(codec="zstd")
+    for folder in ("own", "same"):
+        (tmp_path / folder).mkdir()
+    own, same = (_store(tmp_path / folder, {"a": (path, None)}) for folder in ("own", "same"))
+    _run(own, config)
+    _run(same, config.model_copy(update={"stain_normalisation": "macenko"}))
+    slide = PatchStore(same).slide("a")
+    told = slide.attrs["stain_normalisation"]
+    normaliser = Normaliser(Stains(np.array(told["vectors"]), np.array(told["strengths"])))
+    expected = np.stack([normaliser.apply(patch) for patch in PatchStore(own).slide("a").patches(0, 3)])
+    assert np.abs(slide.patches(0, 3).astype(int) - expected).max() <= 1
+    assert PatchStore(own).slide("a").attrs["stain_normalisation"] is None
 
 
 def test_every_bad_slide_is_quarantined_with_its_reason_and_the_good_go_on(tmp_path: Path) -> None:

@@ -57,6 +57,33 @@ def test_a_slide_smaller_than_a_tile_has_no_grid(size: tuple[int, int]) -> None:
     assert (plan.grid, plan.coords.shape, plan.tissue.shape) == (0, (0, 2), (0,))
 
 
+def test_a_stride_of_half_a_patch_overlaps_patches_by_half() -> None:
+    """(300 - 100) / 50 + 1 = 5 columns; with 70 px the last begins at 140: 3. Tissue is the left 150 px."""
+    mask = np.array([[1, 0]], bool)
+    config = IngestConfig(patch_size=100, stride=50, min_tissue=0.5)
+    plan = plan_tiles((300, 100), 0.5, mask, config)
+    assert (plan.size_level0, plan.grid) == (100.0, 5)
+    assert plan.coords.tolist() == [[0, 0], [50, 0], [100, 0]]
+    assert plan.tissue.tolist() == pytest.approx([1.0, 1.0, 0.5])
+    assert plan_tiles((300, 100), 0.5, mask, config.model_copy(update={"stride": 70})).grid == 3
+
+
+def test_a_stride_is_px_at_the_target_scale() -> None:
+    """At 0.25 um/px a patch of 100 px at 0.5 spans 200 level-0 px and a stride of 150 spans 300."""
+    plan = plan_tiles((1000, 200), 0.25, FULL, IngestConfig(patch_size=100, stride=150))
+    assert plan.coords.tolist() == [[0, 0], [300, 0], [600, 0]]
+
+
+def test_a_padded_border_covers_the_slide_to_its_last_px() -> None:
+    """250 x 120 px in tiles of 100: 3 x 2; of the last column a half is slide, of the lower row a fifth."""
+    config = IngestConfig(patch_size=100, min_tissue=0.0, border="pad")
+    plan = plan_tiles((250, 120), 0.5, FULL, config)
+    assert plan.coords.tolist() == [[0, 0], [100, 0], [200, 0], [0, 100], [100, 100], [200, 100]]
+    assert plan.tissue.tolist() == pytest.approx([1.0, 1.0, 0.5, 0.2, 0.2, 0.1])
+    assert plan_tiles((200, 100), 0.5, FULL, config).grid == 2
+    assert plan_tiles((30, 20), 0.5, FULL, config).coords.tolist() == [[0, 0]]
+
+
 @given(
     width=st.integers(1, 3000),
     height=st.integers(1, 3000),

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from milcore import storage
 from milcore.config import IngestConfig
-from milcore.extract import extract
+from milcore.extract import Storing, extract
 from milcore.ingest import ingest_slide
 from milcore.manifest import Slide
 from milcore.slides import RemoteFile, find_in_place, open_slide, remote
@@ -68,7 +68,7 @@ def test_a_failing_storage_is_no_damaged_tile(in_memory: RemoteFile) -> None:
         plan = plan_tiles(reader.size, MPP, np.ones((2, 2), bool), config)
         MemoryFileSystem().rm(in_memory.uri)
         with (
-            contextlib.closing(extract(reader, plan, config, "jpeg", 2)) as chunks,
+            contextlib.closing(extract(reader, plan, config, Storing("jpeg"), 2)) as chunks,
             pytest.raises(UnreachableError, match="there is no such file"),
         ):
             list(chunks)
