@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from milcore.metrics import NO_VALIDATION, Validation
 from milcore.optimisation import Optimisation
+from milcore.validation import NO_VALIDATION, Validation
 
 MODEL, BEST, OPTIMIZER, EMA = (f"{name}.safetensors" for name in ("model", "best", "optimizer", "ema"))
 STATE = "state.json"

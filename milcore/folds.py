@@ -17,7 +17,7 @@ from milcore import storage
 from milcore.config import RunSpec
 from milcore.event_file import RunWatch
 from milcore.explain import explain
-from milcore.metrics import auroc, auroc_estimate
+from milcore.metrics import auroc_estimate
 from milcore.progress import figure, say
 from milcore.run import (
     CHECKPOINTS,
@@ -31,6 +31,7 @@ from milcore.run import (
     train_run,
 )
 from milcore.train import LocalContext
+from milcore.validation import auroc
 
 PREDICTIONS = "predictions.parquet"
 

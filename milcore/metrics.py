@@ -19,6 +19,7 @@ from sklearn import metrics as sk
 
 from milcore.calibration import calibration_error
 from milcore.resampled import RESAMPLES, patient_weights, ratio, weighted_auroc, weighted_values
+from milcore.validation import auroc, macro_auroc
 
 ONE_CLASS = "the split holds one class only"
 NO_CLASS = "the split holds no slide of this class, or only such"
@@ -216,40 +217,8 @@ def point_values(
     }
 
 
-def macro_auroc(labels: Int[np.ndarray, " bag"], scores: Float[np.ndarray, "bag class"]) -> float:
-    """AUROC of class 1 of two; with more, the mean over the classes of one against the rest, absent ones left out."""
-    if scores.shape[1] == 2:
-        return auroc(labels, scores[:, 1])
-    areas = [auroc((labels == c).astype(np.int64), scores[:, c]) for c in range(scores.shape[1]) if np.any(labels == c)]
-    return float(np.mean(areas)) if areas else math.nan
-
-
-def auroc(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"]) -> float:
-    """``P(score of a positive > score of a negative) + P(equal) / 2``; NaN where one class is missing."""
-    return float(sk.roc_auc_score(labels, scores)) if len(np.unique(labels)) == 2 else math.nan
-
-
 def confusion(labels: Int[np.ndarray, " slide"], called: Int[np.ndarray, " slide"], classes: int) -> list[list[int]]:
     """Slide counts, row = true class, column = called class."""
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (labels, called), 1)
     return [[int(n) for n in row] for row in counts]
-
-
-class Validation(NamedTuple):
-    """What the validation split says of a model: mean ``-log P(label)`` and AUROC, NaN where undefined."""
-
-    loss: float
-    auroc: float
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """By this epochs and trials are chosen; the smaller is the better.
-
-        AUROC first: among few slides one confident mistake rules the loss, and models grow confident long before they
-        stop ordering slides better. Then loss, which alone decides where the split defines no AUROC.
-        """
-        return (0.0 if math.isnan(self.auroc) else -self.auroc, self.loss)
-
-
-NO_VALIDATION = Validation(math.inf, math.nan)

@@ -13,11 +13,11 @@ import pyarrow as pa
 from milcore import __version__, storage
 from milcore.config import Config, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import ClusterError, InputError
-from milcore.metrics import Validation
 from milcore.run import SPLITS, choose_splits, claim_folder, instance_digest, read_claim
 from milcore.search_space import parse_axis
 from milcore.splits import splits_digest
 from milcore.store import PatchStore
+from milcore.validation import Validation
 
 TRIALS = "trials.parquet"
 BEST = "best.json"

@@ -28,11 +28,11 @@ from milcore.config import SplitName, TrainConfig
 from milcore.dropout import Dropout
 from milcore.encoders.features import FeatureEncoder
 from milcore.errors import MILError
-from milcore.metrics import Validation, macro_auroc
 from milcore.model import MILModel, make_model
 from milcore.optimisation import Optimisation
 from milcore.progress import EpochWatch, say
 from milcore.shares import Share, share_of
+from milcore.validation import Validation, macro_auroc
 
 CHECKPOINTS_KEPT = 2
 ROWS_PER_SUM = 4096

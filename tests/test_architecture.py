@@ -47,7 +47,7 @@ FLOORS = (
         "milcore.annotations",
         "milcore.sampling",
     ),
-    ("milcore.attention_score", "milcore.dropout", "milcore.balance"),
+    ("milcore.attention_score", "milcore.dropout", "milcore.balance", "milcore.validation"),
     ("milcore.segments", "milcore.rows"),
     ("milcore.import_features", "milcore.freshness"),
     ("milcore.imports", "milcore.ingest", "milcore.synth", "milcore.splits"),
@@ -75,7 +75,8 @@ WITHOUT_TORCH = (
     "milcore.slide_writer", "milcore.extract", "milcore.stain", "milcore.portions", "milcore.allocator",
     "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
     "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
-    "milcore.metrics", "milcore.curves", "milcore.resampled", "milcore.calibration", "milcore.delong",
+    "milcore.metrics", "milcore.validation", "milcore.curves", "milcore.resampled", "milcore.calibration",
+    "milcore.delong",
     "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.freshness",
 )  # fmt: skip
 

@@ -17,9 +17,9 @@ from ray.train.torch import get_device
 
 from milcore import storage
 from milcore.checkpoints import is_whole
-from milcore.metrics import NO_VALIDATION, Validation
 from milcore.progress import EpochWatch
 from milcore.train import LocalContext, keep_checkpoint
+from milcore.validation import NO_VALIDATION, Validation
 
 
 def calm_logging() -> None:

@@ -10,10 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from milcore.curves import Band
-from milcore.metrics import NO_VALIDATION, Estimate, Validation
+from milcore.metrics import Estimate
 from milcore.report.charts import Axes, Point, Series, chart, interval_bar, steps
 from milcore.report.data import Curve, FlippingCurves, ReportData, SlideView
 from milcore.report.pictures import data_uri, scale_bar
+from milcore.validation import NO_VALIDATION, Validation
 
 DASH = "\N{EN DASH}"
 UNIT = (0.0, 1.0)
