@@ -11,7 +11,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from milcore.rows import ChainedRows, Rows, RowsBetween
+from milcore.rows import ChainedRows, ChosenRows, Rows, RowsBetween
 from milcore.segments import Segments, ragged
 
 LARGEST_SHARE_OF_CACHE = 4
@@ -84,6 +84,23 @@ class BagBatch:
             first,
         )
 
+    def drawn(self, most: int, seed: int, epoch: int) -> "BagBatch":
+        """At most so many instances of each bag; (seed, epoch, bag) says which, whatever else is in the batch."""
+        if max(self.lengths) <= most:
+            return self
+        kept = [
+            np.arange(length) if length <= most else _draw(length, most, [seed, epoch, int(key)])
+            for length, key in zip(self.lengths, self.keys, strict=True)
+        ]
+        begins = np.cumsum(self.lengths) - self.lengths
+        places = torch.from_numpy(np.concatenate([begin + its for begin, its in zip(begins, kept, strict=True)]))
+        return replace(
+            self,
+            instances=ChosenRows(self.instances, places),
+            lengths=tuple(len(its) for its in kept),
+            position=self.position[places],
+        )
+
     def part(self, rank: int, world_size: int) -> "BagBatch":
         """The share of a rank when every bag is cut into equal runs, one per worker.
 
@@ -106,6 +123,10 @@ class BagBatch:
             self.keys,
             spread=True,
         )
+
+
+def _draw(length: int, count: int, seed: Sequence[int]) -> Int[np.ndarray, " instance"]:
+    return np.sort(np.random.default_rng(seed).choice(length, count, replace=False))
 
 
 def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:

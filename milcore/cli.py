@@ -254,6 +254,7 @@ def train(
     class_balance: Annotated[str | None, setting(TrainConfig, "class_balance")] = None,
     ema_decay: Annotated[float | None, setting(TrainConfig, "ema_decay")] = None,
     dropout: Annotated[float | None, setting(TrainConfig, "dropout")] = None,
+    instances_per_bag: Annotated[int | None, setting(TrainConfig, "instances_per_bag")] = None,
     epochs: Epochs = None,
     patience: Annotated[int | None, setting(TrainConfig, "patience")] = None,
     batch_size: BatchSize = None,

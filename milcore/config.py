@@ -242,6 +242,9 @@ class TrainConfig(Config):
     hidden: PositiveInt = Field(512, description="width of the instance embedding")
     attention_hidden: PositiveInt = Field(256, description="width of the attention network")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="dropout on instance embeddings")
+    instances_per_bag: NonNegativeInt = Field(
+        0, description="most instances of a bag in a training pass, drawn anew in each (0: all)"
+    )
     learning_rate: PositiveFloat = Field(2e-4, description="AdamW peak learning rate")
     weight_decay: float = Field(1e-2, ge=0.0, description="AdamW decoupled weight decay")
     schedule: Schedule = Field("cosine", description="the learning rate after warm-up: falling to nothing, or constant")

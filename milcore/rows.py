@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 
@@ -80,6 +81,21 @@ class RowsBetween:
     def __getitem__(self, rows: slice) -> Tensor:
         start, stop, _ = rows.indices(len(self))
         return self._rows[self._start + start : self._start + stop]
+
+
+class ChosenRows:
+    """Rows at some places of others, in ascending order; what lies between them is read and let go."""
+
+    def __init__(self, rows: Rows, places: Int[Tensor, " row"]) -> None:
+        self._rows, self._places = rows, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        places = self._places[rows]
+        first = int(places[0])
+        return self._rows[first : int(places[-1]) + 1][places - first]
 
 
 class ChainedRows:

@@ -180,6 +180,8 @@ class _Loop:
         self.budget = self.model.instance_budget(instance)
         self.training = Optimisation(config, self.model)
         self.weights = self._bag_weights()
+        self.most = config.instances_per_bag or max(bags.lengths)
+        self.lengths = [min(length, self.most) for length in bags.lengths]
         distributed = ctx.world_size > 1
         self.replica = DistributedDataParallel(self.model, forward_sync_buffers=False) if distributed else self.model
 
@@ -280,7 +282,7 @@ class _Loop:
     def _share(self, batch: list[int]) -> Share:
         return share_of(
             batch,
-            lengths=self.bags.lengths,
+            lengths=self.lengths,
             weights=self.weights,
             budget=self.budget,
             rank=self.ctx.rank,
@@ -291,7 +293,8 @@ class _Loop:
         """The gradient of the global batch's mean loss; returns this rank's part of that loss."""
         self.training.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for place, (group, whole) in enumerate(zip(share.groups, packed, strict=False), start=1):
+        for place, (group, full) in enumerate(zip(share.groups, packed, strict=False), start=1):
+            whole = full.drawn(self.most, dropout.seed, dropout.epoch)
             batch = whole.part(self.ctx.rank, self.ctx.world_size) if group.spread else whole
             with self._synchronised(last=place == len(share.groups)):
                 log_prob: Tensor = self.replica(batch, dropout)

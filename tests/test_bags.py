@@ -50,6 +50,29 @@ def test_parts_of_all_ranks_hold_every_row_once_in_its_place(lengths: list[int],
         assert torch.equal(torch.cat(rows), bag_of(lengths[k]).instances)
 
 
+def test_instances_are_drawn_by_bag_and_epoch_and_keep_their_places() -> None:
+    batch = pack([bag_of(3), bag_of(40), bag_of(50)], [7, 8, 9])
+    drawn, again, later = (batch.drawn(10, seed=1, epoch=epoch) for epoch in (0, 0, 1))
+    assert drawn.lengths == (3, 10, 10)
+    first, second, third = drawn.position.split(drawn.lengths)
+    assert first.tolist() == [0, 1, 2]
+    assert second.tolist() == sorted(set(second.tolist()))
+    assert torch.equal(drawn.instances[:][:, 0], 2.0 * drawn.position)
+    assert torch.equal(drawn.instances[5:20], drawn.instances[:][5:20])
+    assert torch.equal(drawn.position, again.position)
+    assert not torch.equal(drawn.position, later.position)
+    alone = pack([bag_of(50)], [9]).drawn(10, seed=1, epoch=0)
+    assert torch.equal(alone.position, third)
+    assert batch.drawn(50, seed=1, epoch=0) is batch
+
+
+def test_every_instance_is_drawn_as_often_as_any_other() -> None:
+    """Of 40, 10 are drawn: each in a quarter of 2,000 epochs, within five standard deviations."""
+    batch = pack([bag_of(40)], [0])
+    seen = np.bincount(np.concatenate([batch.drawn(10, 0, epoch).position.numpy() for epoch in range(2000)]))
+    assert np.abs(seen - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
+
+
 def test_values_of_a_patient_s_bag_are_cut_into_those_of_its_slides() -> None:
     entry = BagEntry("p", "p", 1, "train", ("a", "b"), (2, 3))
     cut = entry.by_slide(np.arange(5))
