@@ -113,7 +113,9 @@ def _run_elsewhere(work: list[str], launch: LaunchConfig) -> None:
     """Run the work as a job, and give it a sign of life as long as this process waits for it."""
     step, folder_uri, *_ = work
     heartbeat = heartbeat_uri(folder_uri, step)
-    workers = ["--workers", str(max(1, launch.workers)), *(["--use-gpu"] if launch.use_gpu else [])]
+    # a sweep on a standing cluster may leave it to the cluster
+    least = 0 if step == "tune" and launch.ray_address != RAYJOB else 1
+    workers = ["--workers", str(max(least, launch.workers)), *(["--use-gpu"] if launch.use_gpu else [])]
     arguments = (*work, *workers, "--heartbeat", heartbeat)
     with beating(heartbeat):
         if launch.ray_address == RAYJOB:

@@ -5,9 +5,11 @@ fast they run beside each other.
 """
 
 import functools
+import math
 from typing import Any
 
 import pyarrow.compute as pc
+import ray
 import torch
 from ray import tune
 from ray.tune.experiment import Trial
@@ -34,6 +36,8 @@ from milcore.sweep import (
 from milcore.train import LocalContext, fit
 
 RAY_FOLDER = "trials"
+FINISHED = "finished"
+FIGURES = ("score", "val_loss", "val_auroc", "val_auroc_se", "epochs")
 # Tune's own loggers write files nobody reads; what a resumption finds is its snapshot, taken every so many seconds
 TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "5"}
 
@@ -58,12 +62,14 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
         results = _results(spec, _tuner(out_uri, spec, launch).fit())
     best = publish(out_uri, spec, results)
     say(read_verdict(out_uri).line)
-    storage.remove(storage.join(out_uri, RAY_FOLDER))
+    for folder in (RAY_FOLDER, FINISHED):
+        storage.remove(storage.join(out_uri, folder))
     return best
 
 
 def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
-    trainable = tune.with_resources(_run_trial, {"cpu": 1.0, "gpu": float(launch.use_gpu)})
+    reserved = _reserved(launch)
+    trainable = tune.with_resources(_run_trial, {name.lower(): amount for name, amount in reserved.items()})
     begun = storage.join(out_uri, RAY_FOLDER)
     if tune.Tuner.can_restore(begun):
         return tune.Tuner.restore(begun, trainable=trainable, resume_unfinished=True, restart_errored=True)
@@ -77,7 +83,7 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
-            max_concurrent_trials=launch.workers or room(_reserved(launch)),
+            max_concurrent_trials=launch.workers or room(reserved),
             reuse_actors=True,
             scheduler=_scheduler(spec.tune),
             trial_dirname_creator=_trial_folder,
@@ -86,7 +92,7 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
             name=RAY_FOLDER,
             storage_path=out_uri,
             verbose=0,
-            callbacks=[_TrialLines(spec.tune)],
+            callbacks=[_FinishedTrials(out_uri, spec.tune)],
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
@@ -94,7 +100,15 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
 
 
 def _reserved(launch: LaunchConfig) -> dict[str, float]:
-    return {"CPU": 1.0, "GPU": float(launch.use_gpu)}
+    """What a trial reserves of the connected cluster; trials on this machine's own share its GPUs."""
+    every: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray ships it so
+    gpus = int(every.get("GPU", 0)) if launch.ray_address == "local" else 0
+    return {"CPU": 1.0, "GPU": gpu_share(launch.workers, gpus) if launch.use_gpu else 0.0}
+
+
+def gpu_share(trials: int, gpus: int) -> float:
+    """The part of a GPU that each of so many trials at a time gets: none is spread over two; whole ones if unknown."""
+    return 1.0 / math.ceil(trials / gpus) if trials > gpus > 0 else 1.0
 
 
 def _scheduler(config: TuneConfig) -> ASHAScheduler:
@@ -108,6 +122,10 @@ def _scheduler(config: TuneConfig) -> ASHAScheduler:
 def _run_trial(config: dict[str, Any]) -> None:
     """What a trial's worker runs."""
     calm_logging()
+    finished = _finished_uri(config["out_uri"], config["trial"])
+    if storage.exists(finished):
+        tune.report(storage.read_json(finished))
+        return
     spec = read_sweep(config["out_uri"])
     settings, device = trial_configs(spec.tune)[config["trial"]], torch.device(config["device"])
     bags = _bags(config["out_uri"])
@@ -165,16 +183,28 @@ def _result(config: TuneConfig, configs: list[TrainConfig], result: tune.Result)
     )
 
 
-class _TrialLines(tune.Callback):
-    """A line for every trial that ends."""
+def _finished_uri(out_uri: str, trial: int) -> str:
+    return storage.join(out_uri, FINISHED, f"{trial}.json")
 
-    def __init__(self, config: TuneConfig) -> None:
+
+class _FinishedTrials(tune.Callback):
+    """A line for every trial that ends, and its figures kept at once: Tune's snapshot may be seconds behind."""
+
+    def __init__(self, out_uri: str, config: TuneConfig) -> None:
+        self._out_uri = out_uri
         self._configs = trial_configs(config)
         self._ended = 0
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so
-        """Say how it did."""
+        """Keep its figures and say how it did."""
         seen = trial.last_result
+        try:
+            storage.write_json(
+                _finished_uri(self._out_uri, trial.config["trial"]),
+                {name: seen[name] for name in FIGURES if name in seen},
+            )
+        except storage.IO_ERRORS as error:
+            say(f"the figures of this trial are in Tune's snapshot only: {error}")
         self._say(
             trial, f"validation AUROC {seen['val_auroc']:.3f}, loss {seen['val_loss']:.4f}, {seen['epochs']} epochs"
         )
