@@ -32,5 +32,9 @@ class StoreError(MILError):
     exit_code = 2
 
 
+class UnreachableError(MILError):
+    """Storage is full or away; the same command may succeed later."""
+
+
 class ClusterError(MILError):
     """A Ray job, worker group or trial failed for a reason that is not the user's input."""

@@ -21,7 +21,7 @@ from milcore.bags import BagEntry, Bags
 from milcore.checkpoints import HistoryRow
 from milcore.config import C, RunSpec, SplitConfig, TrainConfig, parse_config
 from milcore.encoders.pretrained import check_patches
-from milcore.errors import InputError, StoreError
+from milcore.errors import InputError, StoreError, UnreachableError
 from milcore.model import MILModel, make_model
 from milcore.rows import BlockRows, ChainedRows, Rows
 from milcore.splits import add_folds, check_splits, make_splits, splits_digest, splits_of_fold
@@ -262,7 +262,7 @@ def train_run(run_uri: str, ctx: TrainContext) -> None:
     """Train a prepared run and publish model and history; a finished run is left as it is.
 
     Raises:
-        StoreError: the folder cannot be written to, by rank 0.
+        UnreachableError: the folder cannot be written to, by rank 0.
     """
     if is_finished(run_uri):
         return
@@ -274,7 +274,7 @@ def train_run(run_uri: str, ctx: TrainContext) -> None:
             storage.write_table(storage.join(run_uri, HISTORY), history_table(result.history))
             storage.write_bytes(storage.join(run_uri, MODEL), _weights(result.model, result.best_epoch))
         except storage.IO_ERRORS as error:
-            raise StoreError(
+            raise UnreachableError(
                 f"{run_uri} cannot be written to ({error}); make room or wait, then run the same command again: it "
                 "goes on from the last checkpoint"
             ) from error

@@ -31,6 +31,7 @@ def _quiet_surroundings() -> Iterator[None]:
         environment.setenv("RAY_AUTH_MODE", "disabled")
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+        environment.setenv("RAY_worker_niceness", "0")  # workers would stand back behind the other tests
         environment.setenv("OMP_NUM_THREADS", "1")
         environment.delenv("RAY_ADDRESS", raising=False)
         yield

@@ -1,21 +1,18 @@
 """Ray Train runs the same loop: equal weights, checkpoints where they belong, and a cut run goes on."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
 from safetensors.torch import load
 
 from milcore import storage
 from milcore.cluster.connect import wait_for_room
 from milcore.cluster.launch import train_with
+from milcore.cluster.train import SNAPSHOT, _drop_torn_snapshot, _EndAtRepeating, would_repeat
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
-from milcore.errors import ClusterError, InputError
+from milcore.errors import ClusterError, InputError, MILError, StoreError, UnreachableError
 from milcore.model import make_model
 from milcore.run import prepare_run, train_run
 from milcore.train import LocalContext
@@ -92,31 +89,59 @@ class Cut(LocalContext):
 
 
 def test_a_run_begun_without_ray_goes_on_under_it_on_s3(local_ray: None, s3: str, tmp_path: Path) -> None:
+    """Even where an attempt under Ray was cut short while it wrote what it knows of checkpoints."""
     folder = storage.join(s3, tmp_path.name)
     whole, run = prepared(folder, "whole"), prepared(folder, "run")
     train_with(whole, LaunchConfig())
     with pytest.raises(KeyboardInterrupt):
         train_run(run, Cut(storage.join(run, "checkpoints"), torch.device("cpu")))
     assert not storage.exists(storage.join(run, "checkpoints", "0005", "state.json"))
+    storage.write_bytes(storage.join(run, "checkpoints", SNAPSHOT), b'{"checkpoint_resu')
     train_with(run, TWO)
     assert distance(run, whole) <= 1e-9
     assert epochs_seen(run) == list(range(6))
 
 
-@pytest.mark.slow
-def test_a_run_killed_under_ray_goes_on_from_its_checkpoint_on_s3(local_ray: None, s3: str, tmp_path: Path) -> None:
-    long = TRAIN.model_copy(update={"epochs": 24})
-    folder = storage.join(s3, tmp_path.name)
-    run = prepared(folder, "run", long)
-    command = [sys.executable, "-m", "milcore.cluster", "train", run, "--workers", "2", "--ray-address", "local"]
-    with subprocess.Popen(command, start_new_session=True) as driver:
-        while not any(name.isdigit() for name in storage.names(storage.join(run, "checkpoints"))):
-            assert driver.poll() is None
-            time.sleep(0.05)
-        os.killpg(driver.pid, signal.SIGKILL)
-    assert not storage.exists(storage.join(run, "model.safetensors"))
-    train_with(run, TWO)
-    assert epochs_seen(run) == list(range(24))
+@pytest.mark.parametrize(("known", "kept"), [(["0003"], True), (["0003", "0005"], False), (None, False)])
+def test_what_ray_knows_is_dropped_where_it_is_not_so(tmp_path: Path, known: list[str] | None, kept: bool) -> None:
+    (tmp_path / "0003").mkdir()
+    results = {} if known is None else {"checkpoint_results": [{"checkpoint_dir_name": name} for name in known]}
+    storage.write_json(str(tmp_path / SNAPSHOT), results)
+    _drop_torn_snapshot(str(tmp_path))
+    assert (tmp_path / SNAPSHOT).exists() == kept
+
+
+def test_an_error_that_would_come_again_ends_the_run_at_once(local_ray: None, tmp_path: Path) -> None:
+    """The first epoch's one step breaks the weights; every attempt that got so far has left an event file."""
+    hopeless = TRAIN.model_copy(update={"learning_rate": 1e300, "dropout": 0.0, "batch_size": 99})
+    run = prepared(str(tmp_path), "run", hopeless)
+    with pytest.raises(MILError, match=r"^epoch 1: the training loss is .*; lower learning_rate"):
+        train_with(run, TWO)
+    assert len(storage.names(storage.join(run, "tensorboard"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "comes_again"),
+    [
+        (StoreError("slide s1 is absent"), True),
+        (TypeError("no such argument"), True),
+        (KeyError("encoder.mean"), True),
+        (UnreachableError("the folder cannot be written to"), False),
+        (OSError("connection reset"), False),
+        (RuntimeError("Connection closed by peer"), False),
+        (ActorDiedError(), False),
+    ],
+)
+def test_only_what_another_worker_would_raise_too_ends_a_run(error: Exception, comes_again: bool) -> None:
+    assert would_repeat(error) == comes_again
+
+
+def test_a_runtime_error_is_tried_again_until_it_comes_word_for_word() -> None:
+    ends = _EndAtRepeating()
+    ends.after_exception(None, {0: RuntimeError("closed by peer 127.0.0.1:4001"), 1: ActorDiedError()})
+    ends.after_exception(None, {0: RuntimeError("closed by peer 127.0.0.1:4002"), 1: ActorDiedError()})
+    with pytest.raises(RuntimeError, match="4001"):
+        ends.after_exception(None, {1: RuntimeError("closed by peer 127.0.0.1:4001")})
 
 
 def test_a_cluster_without_room_is_named_with_the_arithmetic(
