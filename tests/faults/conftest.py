@@ -1,9 +1,11 @@
 """A run to disturb, the weights it has to end with, and what starts, watches and kills it."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,19 +17,25 @@ from safetensors.torch import load
 
 from milcore import storage
 from milcore.cluster.launch import train_with
-from milcore.config import LaunchConfig, SplitConfig, TrainConfig
+from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.model import make_model
 from milcore.run import prepare_run
+from milcore.sweep import prepare_sweep
 from tests.cohorts import write_features, write_store
 from tests.faults.proxy import FaultyProxy
 
 # 7 training bags in batches of 2 and a checkpoint after every epoch; each epoch waits 0.1 s for Ray
 TRAIN = TrainConfig(
-    features="mean_rgb", hidden=8, attention_hidden=4, dropout=0.5, epochs=60, batch_size=2, checkpoint_every=1,
+    features="mean_rgb", hidden=8, attention_hidden=4, dropout=0.5, epochs=30, batch_size=2, checkpoint_every=1,
     learning_rate=0.01, patience=99, precision="fp64", ema_decay=0.5, class_balance="weighted",
+)  # fmt: skip
+SWEEP = TuneConfig(
+    poolings=("max", "mean", "attention", "gated_attention"), trials=12,
+    train=TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=16, batch_size=4, checkpoint_every=2),
 )  # fmt: skip
 MARK = "MILCORE_TEST_RUN"
 TIMES_STARTED = 4
+Driver = subprocess.Popen[bytes]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,24 +55,35 @@ class Training:
         self.mark = uuid.uuid4().hex
         self._command = [sys.executable, "-m", "milcore.cluster", "train", run_uri, *options]
         self._surroundings = os.environ | surroundings | {MARK: self.mark}
-        self.log = ""
+        self._log = tempfile.NamedTemporaryFile(prefix="milcore-faults-")  # noqa: SIM115 - a pipe would fill up and stop it
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self) -> Driver:
         """The driver, in a session of its own."""
         return subprocess.Popen(
-            self._command, env=self._surroundings, start_new_session=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            self._command, env=self._surroundings, start_new_session=True, stdout=self._log, stderr=subprocess.STDOUT
+        )
 
-    def end(self, driver: subprocess.Popen[str]) -> None:
+    @property
+    def log(self) -> str:
+        """What all drivers said so far."""
+        return Path(self._log.name).read_text(errors="replace")
+
+    def end(self, driver: Driver) -> None:
         """Wait for the driver; where it failed, the same command again, as a person or a pipeline would."""
         for _ in range(TIMES_STARTED):
-            self.log += driver.communicate(timeout=400)[0]
-            if driver.returncode == 0:
+            if driver.wait(timeout=600) == 0:
                 return
             driver = self.start()
         driver.kill()
         pytest.fail(f"the run did not end: {self.log[-3000:]}")
+
+    def wait_until(self, true: Callable[[], bool], driver: Driver, seconds: float = 600.0) -> None:
+        """Wait for something that happens while the driver runs."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert driver.poll() is None, f"the driver ended too soon: {self.log[-3000:]}"
+            assert time.monotonic() < deadline, f"it did not happen: {self.log[-3000:]}"
+            time.sleep(0.02)
 
     def has_checkpoint(self, at_least: int = 2) -> bool:
         """Whether the run has come so many epochs far."""
@@ -86,13 +105,19 @@ class Training:
         return found
 
 
-def wait_until(true: Callable[[], bool], driver: subprocess.Popen[str], seconds: float = 240.0) -> None:
-    """Wait for something that happens while the driver runs."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert driver.poll() is None, f"the driver ended too soon: {driver.communicate()[0][-3000:]}"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+@pytest.fixture
+def disturbed() -> Iterator[Callable[..., Training]]:
+    """Makes a ``Training``; nothing of it outlives the test."""
+    made: list[Training] = []
+
+    def make(run_uri: str, *options: str, **surroundings: str) -> Training:
+        made.append(Training(run_uri, *options, **surroundings))
+        return made[-1]
+
+    yield make
+    for pid in (pid for training in made for pid in training.processes("")):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid)
 
 
 def kill(pid: int) -> None:
@@ -105,6 +130,14 @@ def prepared(folder_uri: str) -> str:
     write_features(write_store(store))
     prepare_run(store, run, TRAIN, SplitConfig(), None)
     return run
+
+
+def prepared_sweep(folder_uri: str) -> str:
+    """A sweep folder beside its store."""
+    store, out = storage.join(folder_uri, "store"), storage.join(folder_uri, "sweep")
+    write_features(write_store(store))
+    prepare_sweep(store, out, SWEEP, SplitConfig(), None)
+    return out
 
 
 def weights(run: str) -> torch.Tensor:

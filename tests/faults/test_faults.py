@@ -13,34 +13,38 @@ import pytest
 
 from milcore import storage
 from tests.conftest import free_ports
-from tests.faults.conftest import Training, kill, prepared, wait_until
+from tests.faults.conftest import SWEEP, Training, kill, prepared, prepared_sweep
 from tests.faults.proxy import FaultyProxy
 
 HERE = ("--workers", "2", "--ray-address", "local")
 WORKER = "ray::RayTrainWorker"
+Disturbed = Callable[..., Training]
+Check = Callable[[str], None]
 
 
-def test_a_worker_is_killed(tmp_path: Path, as_undisturbed: Callable[[str], None]) -> None:
-    training = Training(prepared(str(tmp_path)), *HERE)
+def test_a_worker_is_killed(disturbed: Disturbed, tmp_path: Path, as_undisturbed: Check) -> None:
+    training = disturbed(prepared(str(tmp_path)), *HERE)
     driver = training.start()
-    wait_until(training.has_checkpoint, driver)
+    training.wait_until(training.has_checkpoint, driver)
     kill(training.processes(WORKER)[-1])
     training.end(driver)
     as_undisturbed(training.run_uri)
 
 
-def test_the_driver_is_killed_and_started_again(s3: str, tmp_path: Path, as_undisturbed: Callable[[str], None]) -> None:
-    training = Training(prepared(storage.join(s3, tmp_path.name)), *HERE)
+def test_the_driver_is_killed_and_started_again(
+    disturbed: Disturbed, s3: str, tmp_path: Path, as_undisturbed: Check
+) -> None:
+    training = disturbed(prepared(storage.join(s3, tmp_path.name)), *HERE)
     driver = training.start()
-    wait_until(training.has_checkpoint, driver)
+    training.wait_until(training.has_checkpoint, driver)
     os.killpg(driver.pid, signal.SIGKILL)
-    driver.communicate()
+    driver.wait()
     assert not storage.exists(storage.join(training.run_uri, "model.safetensors"))
     training.end(training.start())
     as_undisturbed(training.run_uri)
 
 
-def test_a_node_is_lost(tmp_path: Path, as_undisturbed: Callable[[str], None]) -> None:
+def test_a_node_is_lost(disturbed: Disturbed, tmp_path: Path, as_undisturbed: Check) -> None:
     """Three nodes of one CPU; two hold a worker each, and one of those goes."""
     with contextlib.ExitStack() as nodes:
         gcs, dashboard, client = free_ports(3)
@@ -48,9 +52,9 @@ def test_a_node_is_lost(tmp_path: Path, as_undisturbed: Callable[[str], None]) -
         nodes.enter_context(node(tmp_path, "head", [*head, "--num-cpus=0"]))
         address = f"127.0.0.1:{gcs}"
         raylets = [nodes.enter_context(node(tmp_path, f"n{k}", [f"--address={address}"])) for k in range(3)]
-        training = Training(prepared(str(tmp_path)), "--workers", "2", "--ray-address", address)
+        training = disturbed(prepared(str(tmp_path)), "--workers", "2", "--ray-address", address)
         driver = training.start()
-        wait_until(training.has_checkpoint, driver)
+        training.wait_until(training.has_checkpoint, driver)
         busy = next(raylet for raylet in raylets if WORKER.encode() in titles_in_session(raylet.pid))
         os.killpg(busy.pid, signal.SIGKILL)
         training.end(driver)
@@ -96,29 +100,29 @@ def titles_in_session(session: int) -> bytes:
 
 
 def test_s3_answers_500_now_and_then_and_then_always(
-    faulty_s3: FaultyProxy, s3: str, tmp_path: Path, as_undisturbed: Callable[[str], None]
+    disturbed: Disturbed, faulty_s3: FaultyProxy, s3: str, tmp_path: Path, as_undisturbed: Check
 ) -> None:
-    """Every third request fails from the beginning, and for five seconds in the middle all of them do."""
-    training = Training(prepared(storage.join(s3, tmp_path.name)), *HERE, AWS_ENDPOINT_URL=faulty_s3.url)
-    faulty_s3.every = 3
+    """Every tenth request fails from the beginning, and for five seconds in the middle all of them do."""
+    training = disturbed(prepared(storage.join(s3, tmp_path.name)), *HERE, AWS_ENDPOINT_URL=faulty_s3.url)
+    faulty_s3.every = 10
     driver = training.start()
-    wait_until(training.has_checkpoint, driver)
+    training.wait_until(training.has_checkpoint, driver)
     faulty_s3.every = 1
     time.sleep(5.0)
-    faulty_s3.every = 3
+    faulty_s3.every = 10
     training.end(driver)
     assert faulty_s3.failed > 20
     as_undisturbed(training.run_uri)
 
 
 def test_s3_hangs_for_a_while(
-    faulty_s3: FaultyProxy, s3: str, tmp_path: Path, as_undisturbed: Callable[[str], None]
+    disturbed: Disturbed, faulty_s3: FaultyProxy, s3: str, tmp_path: Path, as_undisturbed: Check
 ) -> None:
-    training = Training(prepared(storage.join(s3, tmp_path.name)), *HERE, AWS_ENDPOINT_URL=faulty_s3.url)
+    training = disturbed(prepared(storage.join(s3, tmp_path.name)), *HERE, AWS_ENDPOINT_URL=faulty_s3.url)
     driver = training.start()
-    wait_until(training.has_checkpoint, driver)
+    training.wait_until(training.has_checkpoint, driver)
     faulty_s3.stall_s = 10.0
-    wait_until(lambda: faulty_s3.stalled > 0, driver)
+    training.wait_until(lambda: faulty_s3.stalled > 0, driver)
     time.sleep(10.0)
     faulty_s3.stall_s = 0.0
     training.end(driver)
@@ -127,10 +131,10 @@ def test_s3_hangs_for_a_while(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_disk_of_the_checkpoints_is_full(
-    workers: int, tmp_path: Path, as_undisturbed: Callable[[str], None]
+    workers: int, disturbed: Disturbed, tmp_path: Path, as_undisturbed: Check
 ) -> None:
-    """A disk for about one checkpoint. Alone the run goes on without; under Ray, whose own state lies there too, it may
-    stop, and goes on when there is room."""
+    """A disk for about one checkpoint. Alone the run ends without any other; under Ray, whose own state lies there too,
+    it goes on when there is room."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
     run = prepared(str(tmp_path))
@@ -138,13 +142,33 @@ def test_the_disk_of_the_checkpoints_is_full(
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(place)], check=True)
     try:
-        training = Training(run, "--workers", str(workers), "--ray-address", "local")
+        training = disturbed(run, "--workers", str(workers), "--ray-address", "local")
         driver = training.start()
-        training.log += driver.communicate(timeout=400)[0]
-        assert "No space left on device" in training.log
-        assert workers or driver.returncode == 0
-        subprocess.run(["mount", "-o", "remount,size=32m", str(place)], check=True)
-        training.end(training.start())
+        training.wait_until(lambda: "No space left on device" in training.log, driver)
+        if workers:
+            subprocess.run(["mount", "-o", "remount,size=32m", str(place)], check=True)
+        assert driver.wait(timeout=600) == 0, training.log[-3000:]
         as_undisturbed(run)
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_sweep_is_killed_and_loses_no_finished_trial(s3: str, tmp_path: Path) -> None:
+    """Twelve trials, two at a time; killed at the moment in which the fourth is told to have ended."""
+    out = prepared_sweep(storage.join(s3, tmp_path.name))
+    command = [sys.executable, "-m", "milcore.cluster", "tune", out, "--workers", "2", "--ray-address", "local"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as driver:
+        assert driver.stderr is not None
+        told = next((line for line in driver.stderr if line.startswith("trial 4/12")), None)
+        os.killpg(driver.pid, signal.SIGKILL)
+    assert told is not None
+    finished = storage.names(storage.join(out, "finished"))
+    before = {int(Path(name).stem): storage.read_json(storage.join(out, "finished", name)) for name in finished}
+    assert 4 <= len(before) < 12
+    again = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
+    rows = storage.read_table(storage.join(out, "trials.parquet")).to_pylist()
+    assert [(row["trial"], row["state"]) for row in rows] == [(trial, "ok") for trial in range(12)]
+    assert {row["pooling"] for row in rows} == set(SWEEP.poolings)
+    for trial, figures in before.items():
+        assert {name: rows[trial][name] for name in ("val_loss", "val_auroc", "epochs")}.items() <= figures.items()
+    assert sum(line.startswith("trial ") for line in again.stderr.splitlines()) < 12
