@@ -237,15 +237,30 @@ class ShardReader:
             self._read_run(shard, low - first, high - first, patches[low - start : high - start])
         return patches
 
+    def chunks(self, start: int, stop: int) -> list[_UInt8]:
+        """The stored bytes of the patches ``start`` to ``stop`` (exclusive, cut to the array), one each."""
+        start, stop = max(0, start), min(stop, self._count)
+        found: list[_UInt8] = []
+        for shard in range(start // self._per_shard, -(-stop // self._per_shard)):
+            first = shard * self._per_shard
+            runs = self._index(shard)[max(start, first) - first : min(stop, first + self._per_shard) - first]
+            found += self._read_chunks(shard, runs)
+        return found
+
     def _read_run(self, shard: int, low: int, high: int, out: _UInt8) -> None:
         runs = self._index(shard)[low:high]
         begin, end = int(runs[0, 0]), int(runs[-1].sum())
         if self._codec == "none" and end - begin == out.nbytes:
             self._read_into(shard, begin, out)
             return
-        data = self._read_range(shard, begin, end)
-        for patch, (offset, length) in zip(out, runs.tolist(), strict=True):
-            decode_into(data[offset - begin : offset - begin + length], self._codec, patch)
+        for patch, data in zip(out, self._read_chunks(shard, runs), strict=True):
+            decode_into(data, self._codec, patch)
+
+    def _read_chunks(self, shard: int, runs: npt.NDArray[np.uint64]) -> list[_UInt8]:
+        """What lies at consecutive (offset, length) of a shard, read at once."""
+        begin = int(runs[0, 0])
+        data = self._read_range(shard, begin, int(runs[-1].sum()))
+        return [data[offset - begin : offset - begin + length] for offset, length in runs.tolist()]
 
     def _read_into(self, shard: int, begin: int, out: _UInt8) -> None:
         """Raw patches, straight to where they are wanted."""

@@ -168,11 +168,9 @@ class SlideGroup:
         self.patch_size: int | None = attrs.get("patch_size")
         self.patches_digest: str | None = attrs.get("patches_digest")
         self.imported: dict[str, Any] | None = attrs.get("imported")
-        arrays = attrs.get("arrays", INGESTED)
-        self.has_patches = "patches" in arrays
-        self.has_coords = "coords" in arrays
+        self._arrays = arrays = attrs.get("arrays", INGESTED)
+        self.has_patches, self.has_coords = "patches" in arrays, "coords" in arrays
         self.has_thumbnail = "thumbnail" in arrays
-        self._arrays = arrays
 
     def __len__(self) -> int:
         return int(self.attrs["patches"])
@@ -215,6 +213,13 @@ class SlideGroup:
         """Patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
         self._expect("patches")
         return self._shards.read(start, stop)
+
+    def jpegs(self, start: int, stop: int) -> list[npt.NDArray[np.uint8]]:
+        """Patches ``start`` to ``stop`` (exclusive) as the JPEG files they are stored as; another codec is refused."""
+        self._expect("patches")
+        if self.attrs.get("codec") != "jpeg":
+            raise StoreError(f"slide {self.slide_id!r} has patches of codec {self.attrs.get('codec')}; allowed: jpeg")
+        return self._shards.chunks(start, stop)
 
     def features(self, name: str) -> "Features":
         """The instance features of this name; nothing is read yet.
@@ -267,10 +272,9 @@ class SlideGroup:
             raise InputError(f"features of type {array.dtype} for {self.slide_id!r}; allowed: float16, float32")
         values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
-        told = {**attrs, "digest": digest, "complete": True}
+        told, uri = {**attrs, "digest": digest, "complete": True}, storage.join(self.uri, "features", name)
         if self._feature_attrs(name) == told:
             return
-        uri = storage.join(self.uri, "features", name)
         before = storage.files(uri)
         storage.remove(storage.join(uri, "zarr.json"))
         write_group(storage.join(self.uri, "features"), {})

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from milcore.encoders.efficientnet import packaged_weights
+from milcore.encoders.gpu_decode import nvjpeg
 from milcore.encoders.loaders import LOADERS, Loaded, Network, Source
 from milcore.encoders.presets import PRESETS, Preset
 from milcore.encoders.spec import EncoderSpec, parse_spec
@@ -44,7 +45,7 @@ class FrozenEncoder:
         name: the spec string.
         width: of the features.
         weights_digest: sha256 of the weights' files.
-        transform: in words, what a patch goes through, the precision included.
+        transform: in words, what a patch goes through, the precision and another decoder included.
         scale: the transform itself, with the um/px it is for.
     """
 
@@ -53,7 +54,8 @@ class FrozenEncoder:
         self.name = spec.text
         self.weights_digest = made.weights_digest
         self.scale = made.transform
-        self.transform = f"{made.transform}; {_pooled(spec)}; {spec.precision}"
+        self._nvjpeg = nvjpeg(spec.text, device) if spec.decode == "nvjpeg" else None
+        self.transform = f"{made.transform}; {_pooled(spec)}; {spec.precision}{'; nvJPEG' if self._nvjpeg else ''}"
         self._device = device
         self._network = _placed(made.network, device)
         self._half = _half(spec, made.network)
@@ -69,7 +71,13 @@ class FrozenEncoder:
         return features.float().cpu()
 
     def decoded(self, slide: SlideGroup, start: int, stop: int) -> UInt8[Tensor, "patch height width 3"]:
-        """Patches ``start`` to ``stop`` (exclusive) of a slide."""
+        """Patches ``start`` to ``stop`` (exclusive) of a slide, where they were decoded.
+
+        Raises:
+            StoreError: they are no JPEG files, and nvJPEG is to decode them.
+        """
+        if self._nvjpeg is not None:
+            return self._nvjpeg(slide.jpegs(start, stop))
         return torch.from_numpy(slide.patches(start, stop))
 
     def _probe(self, spec: EncoderSpec) -> int:

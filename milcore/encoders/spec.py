@@ -10,6 +10,7 @@
 
     …,key=value,…                in the preset's or the file's stead: input_px=224  mpp=0.5 (or any)  mean=0.5/0.5/0.5
                                  std=0.5/0.5/0.5  tokens=cls (mean, cls+mean)  precision=fp32 (bf16, fp16)
+                                 decode=cpu (nvjpeg: stored JPEGs on the GPU)
 
 The surprise: everything that changes a feature stands in this one string, so whoever repeats it gets the same features.
 """
@@ -22,9 +23,10 @@ from milcore.errors import InputError
 
 Tokens = Literal["cls", "mean", "cls+mean"]
 EncodePrecision = Literal["fp32", "bf16", "fp16"]
+Decoder = Literal["cpu", "nvjpeg"]
 Triple = tuple[float, float, float]
 
-OPTIONS = ("input_px", "mpp", "mean", "std", "tokens", "precision")
+OPTIONS = ("input_px", "mpp", "mean", "std", "tokens", "precision", "decode")
 NAMES: tuple[str, ...] = get_args(EncoderName)
 KINDS: tuple[str, ...] = get_args(EncoderKind)
 _OPTION = re.compile(r",(?=(?:\w+)=)")
@@ -54,6 +56,7 @@ class EncoderSpec(NamedTuple):
     std: Triple | None
     tokens: Tokens | None
     precision: EncodePrecision
+    decode: Decoder
 
     @property
     def is_plain(self) -> bool:
@@ -84,6 +87,7 @@ def parse_spec(text: str) -> EncoderSpec:
         _triple("std", options.get("std")),
         _one_of("tokens", options.get("tokens"), Tokens, None),
         _one_of("precision", options.get("precision"), EncodePrecision, "fp32"),
+        _one_of("decode", options.get("decode"), Decoder, "cpu"),
     )
 
 
