@@ -80,6 +80,7 @@ class Executing(StandIn):
     """Runs the pipeline it is sent by kfp's local runner, in a process of its own."""
 
     pipeline_root: ClassVar[str] = ""
+    output: ClassVar[str] = ""
 
     def do_POST(self) -> None:
         before = len(self.runs)
@@ -92,6 +93,7 @@ class Executing(StandIn):
     def _execute(self, sent: str) -> None:
         command = [sys.executable, "-c", RUN_WHAT_WAS_SENT, self.pipeline_root]
         ended = subprocess.run(command, input=sent, text=True, capture_output=True, check=False)
+        type(self).output = ended.stdout
         type(self).state = "FAILED" if ended.returncode else "SUCCEEDED"
 
 

@@ -18,6 +18,7 @@ from milcore.run import load_models
 from milcore.store import PatchStore
 from milcore.sweep import read_best
 from pipeline import __main__ as main_module
+from tests.pipeline.conftest import Executing
 
 SLIDES = 14
 EDGE_PX = 320
@@ -133,14 +134,16 @@ def test_bad_input_is_refused_before_the_first_step(
     assert shown.out == ""
 
 
-def test_a_cohort_without_a_usable_slide_fails_the_run_and_says_why(tmp_path: Path) -> None:
+def test_a_step_that_fails_fails_the_run_and_says_where_to_look(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "manifest.csv").write_text("slide_id,uri,label\ns1,absent.svs,0\n")
-    ended = subprocess.run(
-        command(str(tmp_path / "manifest.csv"), str(tmp_path)), capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 1
-    assert "none of 1 slides is ok" in ended.stdout
-    assert ended.stderr.strip().split("\n")[-1].startswith("pipeline: ")
+    given = command(str(tmp_path / "manifest.csv"), str(tmp_path))[3:]
+    assert main_module.main([*given, "--store-uri", str(tmp_path / "manifest.csv" / "store")]) == 1
+    shown = capfd.readouterr()
+    assert "NotADirectoryError" in shown.out
+    assert shown.err.strip().split("\n")[-1].startswith("pipeline: ")
+    assert storage.read_json(str(tmp_path / "run" / "status.json"))["state"] == "FAILED"
 
 
 def test_print_is_given_back_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,11 +167,12 @@ def submit_and_wait(api: str, manifest: str, folder: Path, *more: str) -> subpro
     return subprocess.run(sent, capture_output=True, text=True, check=False, env=surroundings)
 
 
-def test_what_is_submitted_runs_and_its_end_is_written_down(executing_api: str, tmp_path: Path) -> None:
+def test_a_cohort_without_a_usable_slide_fails_what_is_submitted(executing_api: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("slide_id,uri,label\ns1,absent.svs,0\n")
     ended = submit_and_wait(executing_api, str(tmp_path / "manifest.csv"), tmp_path)
     assert ended.returncode == 1
     assert ended.stdout.split()[-2:] == ["RUNNING", "FAILED"]
+    assert "none of 1 slides is ok" in Executing.output
     assert storage.read_json(str(tmp_path / "run" / "status.json"))["state"] == "FAILED"
 
 
