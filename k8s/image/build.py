@@ -80,6 +80,8 @@ def make_base(engine: str) -> None:
         subprocess.run(["debootstrap", "--variant=minbase", include, "bookworm", root], check=True, stdout=sys.stderr)
         (root / "usr/lib/python3.11/EXTERNALLY-MANAGED").unlink(missing_ok=True)
         (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
+        for left in ("var/cache/apt", "var/lib/apt/lists"):
+            shutil.rmtree(root / left)
         archive = Path(folder, "base.tar")
         subprocess.run(["tar", "-C", root, "-cf", archive, "."], check=True)
         _engine(engine, "import", str(archive), BASE)

@@ -1,6 +1,7 @@
 """The image as a pod runs it: numeric user, no capabilities, read-only root file system, a writable /tmp."""
 
 import json
+from pathlib import Path
 
 from tests.containers.conftest import Engine
 
@@ -19,7 +20,24 @@ def test_commands_work_on_a_read_only_root(engine: Engine) -> None:
     assert len(json.loads(made.stdout.splitlines()[-1])["slides"]) == 2
 
 
-def test_what_steps_and_ray_nodes_start_with_is_there(engine: Engine) -> None:
-    program = "import kfp.dsl.executor_main, milcore.cluster.rayjob, pipeline, ray; print(ray.__version__)"
-    assert engine.run("python", "-c", program).returncode == 0
+IMPORT_ALL = """
+import importlib, pkgutil
+for name in ("milcore", "components", "pipeline"):
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+import kfp.dsl.executor_main
+"""
+
+
+def test_every_module_of_ours_imports_from_what_the_image_kept_of_its_packages(engine: Engine) -> None:
+    ended = engine.run("python", "-c", IMPORT_ALL)
+    assert ended.returncode == 0, ended.stderr
     assert engine.run("ray", "--version").returncode == 0
+
+
+def test_what_is_installed_is_what_the_pins_say(engine: Engine) -> None:
+    pins = (Path(__file__).resolve().parents[2] / "constraints.txt").read_text().splitlines()
+    installed = engine.run("python", "-m", "pip", "freeze", "--exclude", "milcore").stdout.splitlines()
+    assert {line.split("+")[0].lower() for line in installed} <= {line.split("+")[0].lower() for line in pins}
