@@ -99,5 +99,6 @@ def test_every_preset_says_whose_it_is_and_the_readme_repeats_it() -> None:
         mpp = ", ".join(f"{value:g}" for value in sorted(preset.mpp)) or "any"
         gated = "yes" if preset.gated else "no"
         place = f"[{preset.repository}]({preset.page})" if preset.repository else "packaged"
-        row = f"| `{name}` | {place} | {preset.input_px} px, {mpp} | {preset.width} | {preset.licence} | {gated} |"
+        terms = f"{preset.licence} | {gated} | {preset.source}"
+        row = f"| `{name}` | {place} | {preset.input_px} px, {mpp} | {preset.width} | {terms} |"
         assert row in readme, row
