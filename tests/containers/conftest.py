@@ -94,7 +94,7 @@ def engine() -> Iterator[Engine]:
         its("network", "rm", its.network, check=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def store_keys(engine: Engine) -> Iterator[dict[str, str]]:
     """The environment in which containers reach an object store of their own; this process's leads there too."""
     (port,) = free_ports(1)
