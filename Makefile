@@ -17,9 +17,9 @@ demo: setup
 	$(BIN)/milcore synth demo/cohort --slides 48 --seed 0
 	$(BIN)/python -m pipeline run --manifest demo/cohort/manifest.csv --store-uri demo/store --run-uri demo/run
 
-# two at a time, a file in one process: files share a cluster or a server
+# two at a time, a file in one process: files share a cluster or a server; in the order in which they were collected
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

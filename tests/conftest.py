@@ -13,6 +13,14 @@ from pathlib import Path
 
 import pytest
 import s3fs
+import torch
+
+
+@pytest.hookimpl(trylast=True)  # folders mark their tests first
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: files are dealt whole, and a long one at the end would leave a core idle."""
+    slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "cluster")))}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +34,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_surroundings() -> Iterator[None]:
-    """Ray without tokens or usage reports, quick reports from its workers; BLAS on one thread; no cluster but ours."""
+    """Ray without tokens or usage reports, quick reports from its workers; one thread each; no cluster but ours."""
+    torch.set_num_threads(1)  # small models: with the other tests on the same cores, threads only wait for each other
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_MODE", "disabled")
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")

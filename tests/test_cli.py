@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from milcore.cli import app
+from milcore.cli import app, main
 from milcore.config import TrainConfig
 from tests.cohorts import write_features, write_store
 
@@ -120,13 +120,23 @@ def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, t
         (["ingest", "absent.csv", "OUT"], "absent.csv"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], line: str, store_uri: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    line: str,
+    store_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     places = {"STORE": store_uri, "OUT": str(tmp_path / "out")}
-    ended = milcore(*(places.get(word, word) for word in arguments))
-    assert ended.returncode == 2
-    assert len(ended.stderr.strip().splitlines()) == 1
-    assert line in ended.stderr
-    assert ended.stdout == ""
+    monkeypatch.setattr(sys, "argv", ["milcore", *(places.get(word, word) for word in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert len(shown.err.strip().splitlines()) == 1
+    assert line in shown.err
+    assert shown.out == ""
     assert not (tmp_path / "out" / "config.json").exists()
 
 
