@@ -150,7 +150,7 @@ def run_encode(store: PatchStore, spec: str, name: str) -> None:
 
 def stages(folder: Path, case: Case) -> dict[str, object]:
     """Thread-time of each stage for one patch, measured alone, and its share."""
-    store = write_store(str(folder / "store-2"), 2)
+    store = write_store(str(folder / "store-1"), 1)
     slides = [store.slide(slide_id) for slide_id in store.slide_ids()]
     call, prepared = _bare(case.spec, store)
     transform = make(parse_spec(case.spec), CPU).transform
@@ -158,13 +158,13 @@ def stages(folder: Path, case: Case) -> dict[str, object]:
     shards = [path for slide in slides for path in Path(slide.uri, "patches", "c").rglob("*") if path.is_file()]
     jpegs = [encode_patch(patch, "jpeg", 90) for patch in pixels]
     decoded = np.empty_like(pixels)
-    features = np.zeros((PATCHES_PER_SLIDE, 1280), np.float16)
+    features, names = np.zeros((PATCHES_PER_SLIDE, 1280), np.float16), (f"written-{k}" for k in itertools.count())
     work: dict[str, Callable[[], object]] = {
         "read": lambda: [path.read_bytes() for path in shards],
         "decode": lambda: [decode_into(data, "jpeg", patch) for data, patch in zip(jpegs, decoded, strict=True)],
         "prepare": lambda: [transform(part) for part in torch.from_numpy(pixels).split(CPU_ROWS)],
         "compute": lambda: [call(part) for part in prepared.split(CPU_ROWS)],
-        "write": lambda: [slide.write_features("written", features, {}) for slide in slides],
+        "write": lambda: [slide.write_features(next(names), features, {}) for slide in slides],
     }
     torch.set_num_threads(1)
     taken = {stage: _median_seconds(action) / len(pixels) for stage, action in work.items()}
@@ -243,6 +243,8 @@ def main() -> None:
     parser.add_argument("--encoders", default="", help="only those with this in their name")
     given = parser.parse_args()
     keep_freed_memory()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         chosen = [case for case in cases(folder) if given.encoders in case.name]
