@@ -41,6 +41,7 @@ EncoderName = Literal[
 ]  # fmt: skip
 EncoderKind = Literal["torchscript", "onnx", "timm", "hf"]
 TrainableEncoderName = Literal["linear", "mlp", "conv", "lenet5"]
+FeatureForm = Literal["standardised", "signed_root", "both"]
 SplitName = Literal["train", "val", "test"]
 AttentionFormat = Literal["parquet", "png", "geojson", "ome-tiff", "zarr"]
 
@@ -226,6 +227,11 @@ class TrainConfig(Config):
     train_blocks: NonNegativeInt | None = Field(
         None, description="last blocks that learn of an encoder with weights of its own (none: all)"
     )
+    feature_form: FeatureForm = Field(
+        "standardised",
+        description="what linear and mlp read of features: standardised by the training bags; the signed square "
+        "root of that, which draws heavy tails in; or both side by side",
+    )
     augment: bool = Field(
         False,
         description="flip, turn and re-stain (H&E) the patches of every training pass; for encoder conv, or one with "
@@ -253,6 +259,9 @@ class TrainConfig(Config):
         "none",
         description="classes of unequal size: weigh losses by inverse class frequency (weighted), or draw every class "
         "equally often (sampled)",
+    )
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of a bag's label that the training loss spreads evenly over all classes"
     )
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="decay per step of a moving average of the weights, then validated and published (0: none)"
@@ -282,6 +291,8 @@ class TrainConfig(Config):
             )
         if self.augment and self.encoder in (*FEATURE_ENCODERS, "lenet5"):
             raise ValueError(f"augment with encoder {self.encoder}; allowed: conv, or one with weights of its own")
+        if self.feature_form != "standardised" and sees_patches(self.encoder):
+            raise ValueError(f"feature_form {self.feature_form} with encoder {self.encoder}; allowed: linear or mlp")
         if self.train_blocks is not None and self.encoder in get_args(TrainableEncoderName):
             raise ValueError(f"train_blocks with encoder {self.encoder}; allowed: an encoder with weights of its own")
         return self

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -138,6 +138,22 @@ def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
         loop.report(progress, epoch, metrics)
     loop.model.load_state_dict(progress.best_weights)
     return FitResult(loop.model, progress.history, progress.best_epoch, progress.best)
+
+
+def bag_losses(
+    log_prob: Float[Tensor, "bag class"], labels: Int[Tensor, " bag"], smoothing: float
+) -> Float[Tensor, " bag"]:
+    """``-(1 - s) log p[label] - s mean(log p)`` of every bag.
+
+    Args:
+        log_prob: of the classes.
+        labels: the class of each bag.
+        smoothing: s, the share of a label that is spread over the classes, 0 to 1.
+
+    Source: Szegedy et al. 2016, arXiv 1512.00567, section 7.
+    """
+    of_label = log_prob.gather(1, labels[:, None])[:, 0]
+    return -torch.lerp(of_label, log_prob.mean(dim=1), smoothing) if smoothing else -of_label
 
 
 def _note(progress: Progress, epoch: int, metrics: dict[str, float], model: MILModel) -> None:
@@ -299,7 +315,7 @@ class _Loop:
             with self._synchronised(last=place == len(share.groups)):
                 log_prob: Tensor = self.replica(batch, dropout)
                 labels = batch.labels.to(self.ctx.device)
-                losses = -log_prob.gather(1, labels[:, None])[:, 0]
+                losses = bag_losses(log_prob, labels, self.config.label_smoothing)
                 loss = (losses * losses.new_tensor(group.weights)).sum()
                 torch.autograd.backward(loss)
             total += loss.item()

@@ -1,6 +1,7 @@
 """The loop: equal weights under one to four workers, resumption, selection on validation, and that it learns."""
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from milcore.bags import BagEntry, Bags
 from milcore.config import TrainConfig
 from milcore.errors import MILError
 from milcore.model import make_model
-from milcore.train import LocalContext, fit
+from milcore.train import LocalContext, bag_losses, fit
 
 WIDTH = 6
 CACHE = 1 << 30
@@ -71,7 +72,9 @@ EQUALITY_CASES = {
     "fp32": (SMALL.model_copy(update={"pooling": "attention"}), 1e-3),
     "a rank without a bag": (FP64.model_copy(update={"batch_size": 1, "epochs": 2}), 1e-9),
     "three classes, weighted, averaged": (
-        FP64.model_copy(update={"class_balance": "weighted", "ema_decay": 0.9, "warmup_epochs": 1.0}),
+        FP64.model_copy(
+            update={"class_balance": "weighted", "ema_decay": 0.9, "warmup_epochs": 1.0, "label_smoothing": 0.1}
+        ),
         1e-9,
     ),
     "bags and instances sampled, constant learning rate": (
@@ -221,6 +224,16 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept() -> None:
 def bags_without_validation() -> Bags:
     bags = ragged_bags()
     return bags.divided({entry.bag_id: "train" for entry in bags.entries})
+
+
+def test_smoothed_losses_are_those_worked_by_hand() -> None:
+    """A tenth of the label over two classes of probability 1/4 and 3/4: .95 log 4 + .05 log(4/3) for the first."""
+    log_prob = torch.tensor([[0.25, 0.75], [0.25, 0.75]], dtype=torch.float64).log()
+    labels = torch.tensor([0, 1])
+    plain, smoothed = (bag_losses(log_prob, labels, share).tolist() for share in (0.0, 0.1))
+    first, second = math.log(4), math.log(4 / 3)
+    assert plain == pytest.approx([first, second])
+    assert smoothed == pytest.approx([0.95 * first + 0.05 * second, 0.95 * second + 0.05 * first])
 
 
 def test_the_training_loss_is_the_weighted_mean_over_bags() -> None:

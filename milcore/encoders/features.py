@@ -3,6 +3,7 @@
 Axes: instance, feature, hidden (embedding width).
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from milcore.config import FeatureForm
 from milcore.dropout import Mask
 
 INSTANCES_PER_CHUNK = 4096
@@ -20,24 +22,27 @@ ROWS_PER_CAST = 512
 
 
 class FeatureEncoder(nn.Module):
-    """``h = ReLU(W (x - mean) / sd + b)`` over frozen features, and more such layers on top where asked for.
+    """``h = ReLU(W z + b)``, ``z = (x - mean) / sd``, over frozen features, and more such layers on top if asked for.
 
     mean and sd are those of the training bags. Standardisation is folded into the first layer and the scale of dropout
-    into the last, once per step: ReLU commutes with a positive scale.
+    into the last, once per step: ReLU commutes with a positive scale. In place of z or beside it may stand its signed
+    square root.
 
     Args:
         width: of the features.
         widths: of the layers' outputs, the last being the embedding's.
+        form: of z.
     """
 
     mean: Tensor
     sd: Tensor
 
-    def __init__(self, width: int, widths: Sequence[int]) -> None:
+    def __init__(self, width: int, widths: Sequence[int], form: FeatureForm) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("sd", torch.ones(width))
-        self.project = nn.Linear(width, widths[0])
+        self.form = form
+        self.project = nn.Linear(2 * width if form == "both" else width, widths[0])
         self.further = nn.Sequential(*(nn.Linear(*pair) for pair in itertools.pairwise(widths)))
 
     def rows_per_chunk(self, instance: Float[Tensor, "instance feature"]) -> int:
@@ -56,11 +61,8 @@ class FeatureEncoder(nn.Module):
                 leave little of their spread.
             scale: of the embeddings, for those that the function's second argument, the mask, drops; 1 without.
         """
-        centred = stored != dtype and dtype == torch.bfloat16
         scales = [1.0] * len(self.further) + [scale]
-        weight = self.project.weight * (scales[0] / self.sd)
-        bias = self.project.bias * scales[0]
-        first = _Layer.of(weight, bias if centred else bias - weight @ self.mean, dtype)
+        read, first = self._first(dtype, stored, scales[0])
         further = [
             _Layer.of(layer.weight * scale, layer.bias * scale, dtype)
             for layer, scale in zip(self.further.children(), scales[1:], strict=True)
@@ -69,12 +71,23 @@ class FeatureEncoder(nn.Module):
         *inner, last = first, *further
 
         def embed(features: Tensor, mask: Mask | None) -> Tensor:
-            values = _centre(features, self.mean, dtype) if centred else features.to(dtype)
+            values = read(features)
             for layer in inner:
                 values = layer(values, None)
             return last(values, mask)
 
         return embed
+
+    def _first(self, dtype: torch.dtype, stored: torch.dtype, scale: float) -> "tuple[_Read, _Layer]":
+        """What is read of features, and the layer that takes it."""
+        bias = self.project.bias * scale
+        if self.form != "standardised":
+            read = functools.partial(_roots, mean=self.mean, sd=self.sd, form=self.form, dtype=dtype)
+            return read, _Layer.of(self.project.weight * scale, bias, dtype)
+        weight = self.project.weight * (scale / self.sd)
+        if stored != dtype and dtype == torch.bfloat16:
+            return functools.partial(_centre, mean=self.mean, dtype=dtype), _Layer.of(weight, bias, dtype)
+        return functools.partial(_cast, dtype=dtype), _Layer.of(weight, bias - weight @ self.mean, dtype)
 
     def standardise(self, mean: Float[Tensor, " feature"], sd: Float[Tensor, " feature"]) -> None:
         """Take over the statistics of the training bags; a constant feature is left as it is."""
@@ -82,26 +95,45 @@ class FeatureEncoder(nn.Module):
         self.sd.copy_(torch.where(sd > 0, sd, torch.ones_like(sd)))
 
 
-def linear(width: int, hidden: int) -> FeatureEncoder:
+def linear(width: int, hidden: int, form: FeatureForm) -> FeatureEncoder:
     """One layer.
 
     Args:
         width: of the features.
         hidden: of the embedding.
+        form: of the features.
     """
-    return FeatureEncoder(width, (hidden,))
+    return FeatureEncoder(width, (hidden,), form)
 
 
-def mlp(width: int, hidden: int) -> FeatureEncoder:
+def mlp(width: int, hidden: int, form: FeatureForm) -> FeatureEncoder:
     """Three layers, 256 - 128 - hidden, as the source has for the classic MIL sets with hidden = 64.
 
     Args:
         width: of the features.
         hidden: of the embedding.
+        form: of the features.
 
     Source: Ilse et al. 2018, appendix table of the architecture for the MIL data sets.
     """
-    return FeatureEncoder(width, (256, 128, hidden))
+    return FeatureEncoder(width, (256, 128, hidden), form)
+
+
+def _cast(features: Float[Tensor, "instance feature"], dtype: torch.dtype) -> Float[Tensor, "instance feature"]:
+    return features.to(dtype)
+
+
+def _roots(
+    features: Float[Tensor, "instance feature"],
+    mean: Float[Tensor, " feature"],
+    sd: Float[Tensor, " feature"],
+    form: FeatureForm,
+    dtype: torch.dtype,
+) -> Float[Tensor, "instance form"]:
+    """``sign(z) sqrt(|z|)`` of ``z = (x - mean) / sd``, after z itself where both are asked for."""
+    standardised = (features.to(mean.dtype) - mean) / sd
+    root = standardised.abs().sqrt_().copysign_(standardised)
+    return (torch.cat([standardised, root], dim=1) if form == "both" else root).to(dtype)
 
 
 def _centre(
@@ -113,6 +145,9 @@ def _centre(
         rows = slice(start, start + ROWS_PER_CAST)
         centred[rows] = features[rows].to(mean.dtype, copy=True).sub_(mean)
     return centred
+
+
+_Read = Callable[[Tensor], Tensor]
 
 
 class _Layer(NamedTuple):

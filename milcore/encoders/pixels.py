@@ -64,14 +64,12 @@ class PixelEncoder(nn.Module):
         return embed
 
 
-def conv(width: int, hidden: int) -> PixelEncoder:
+def conv(hidden: int) -> PixelEncoder:
     """For H&E patches of at least 12 px: convolutions of 36 and 48 channels, two linear layers.
 
     Args:
-        width: not read; patches say themselves how large they are.
         hidden: width of both linear layers.
     """
-    del width
     layers = nn.Sequential(
         *_convolutions(nn.Conv2d(3, 36, kernel_size=4), nn.Conv2d(36, 48, kernel_size=3), edge=5),
         nn.Linear(48 * 5 * 5, hidden),
@@ -82,14 +80,12 @@ def conv(width: int, hidden: int) -> PixelEncoder:
     return PixelEncoder(layers, grey=False)
 
 
-def lenet5(width: int, hidden: int) -> PixelEncoder:
+def lenet5(hidden: int) -> PixelEncoder:
     """For grey patches of at least 16 px: convolutions of 20 and 50 channels, one linear layer.
 
     Args:
-        width: not read; patches say themselves how large they are.
         hidden: width of the linear layer.
     """
-    del width
     layers = nn.Sequential(
         *_convolutions(nn.Conv2d(1, 20, kernel_size=5), nn.Conv2d(20, 50, kernel_size=5), edge=4),
         nn.Linear(50 * 4 * 4, hidden),

@@ -5,20 +5,21 @@ from typing import get_args
 import pytest
 import torch
 
-from milcore.config import TrainableEncoderName
-from milcore.encoders import TRAINABLE_ENCODERS
+from milcore.config import FEATURE_ENCODERS, FeatureForm, TrainableEncoderName
+from milcore.encoders import ON_FEATURES, ON_PATCHES
 from milcore.encoders.features import mlp
 from milcore.encoders.pixels import conv, lenet5
 
 
-def test_config_names_are_the_table_s_keys() -> None:
-    assert set(get_args(TrainableEncoderName)) == set(TRAINABLE_ENCODERS)
+def test_config_names_are_the_tables_keys() -> None:
+    assert get_args(TrainableEncoderName) == (*ON_FEATURES, *ON_PATCHES)
+    assert tuple(ON_FEATURES) == FEATURE_ENCODERS
 
 
 @pytest.mark.parametrize("edge", [12, 27, 64])
 def test_conv_takes_any_patch_size_and_chunks_do_not_matter(edge: int) -> None:
     torch.manual_seed(0)
-    encoder = conv(0, 8).embedder(torch.float32, torch.uint8, 1.0)
+    encoder = conv(8).embedder(torch.float32, torch.uint8, 1.0)
     patches = torch.randint(0, 256, (40, edge, edge, 3), dtype=torch.uint8)
     whole = encoder(patches, None)
     assert whole.shape == (40, 8)
@@ -27,7 +28,7 @@ def test_conv_takes_any_patch_size_and_chunks_do_not_matter(edge: int) -> None:
 
 def test_paper_sized_patches_reach_the_linear_layer_unpooled() -> None:
     """27 px: conv 4 gives 24, pool 12, conv 3 gives 10, pool 5; the adaptive pooling is the identity."""
-    layers = conv(0, 8).layers
+    layers = conv(8).layers
     before = layers[:6](torch.rand(1, 3, 27, 27))
     assert torch.equal(layers[6](before), before)
 
@@ -35,7 +36,7 @@ def test_paper_sized_patches_reach_the_linear_layer_unpooled() -> None:
 def test_lenet5_sees_the_mean_of_the_channels_and_reaches_its_linear_layer_unpooled() -> None:
     """28 px: conv 5 gives 24, pool 12, conv 5 gives 8, pool 4; the adaptive pooling is the identity."""
     torch.manual_seed(0)
-    encoder = lenet5(0, 8)
+    encoder = lenet5(8)
     grey = torch.randint(0, 256, (3, 28, 28, 1), dtype=torch.uint8).expand(-1, -1, -1, 3)
     embeddings = encoder.embedder(torch.float32, torch.uint8, 1.0)(grey, None)
     pixels = grey[..., :1].permute(0, 3, 1, 2) / 127.5 - 1.0
@@ -44,9 +45,10 @@ def test_lenet5_sees_the_mean_of_the_channels_and_reaches_its_linear_layer_unpoo
     assert torch.equal(encoder.layers[6](before), before)
 
 
-def test_mlp_is_three_standardised_layers_and_its_gradient_that_of_autograd() -> None:
+@pytest.mark.parametrize("form", get_args(FeatureForm))
+def test_mlp_is_three_layers_over_standardised_features_and_its_gradient_that_of_autograd(form: FeatureForm) -> None:
     torch.manual_seed(0)
-    encoder = mlp(5, 4).double()
+    encoder = mlp(5, 4, form).double()
     assert [layer.out_features for layer in (encoder.project, *encoder.further)] == [256, 128, 4]
     encoder.standardise(torch.full((5,), 2.0), torch.full((5,), 3.0))
     features = torch.randn(7, 5, dtype=torch.float64)
@@ -54,6 +56,8 @@ def test_mlp_is_three_standardised_layers_and_its_gradient_that_of_autograd() ->
 
     def plainly(values: torch.Tensor) -> torch.Tensor:
         values = (values - 2.0) / 3.0
+        root = torch.where(values < 0, -1.0, 1.0) * values.abs().sqrt()
+        values = {"standardised": values, "signed_root": root, "both": torch.cat([values, root], dim=1)}[form]
         for layer in (encoder.project, *encoder.further):
             values = torch.relu(layer(values))
         return 1.5 * values
