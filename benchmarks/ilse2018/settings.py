@@ -21,6 +21,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "learning_rate": 3e-3,
         "weight_decay": 1.0,
+        "label_smoothing": 0.1,
     },
     "lenet5": {
         "features": None,
@@ -59,8 +60,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "weight_decay": 0.1,
     },
 }
-MEMBERS = {"mlp": 5, "linear": 5, "lenet5": 5, "conv": 1, "efficientnet_lite0": 5}
 CONFIGS["linear"] = CONFIGS["mlp"] | {"encoder": "linear", "hidden": 256}
+MEMBERS = {"mlp": 4, "linear": 4, "lenet5": 3, "conv": 1, "efficientnet_lite0": 5}
+# whether features have heavy tails is not known beforehand: half of the members see the features, half their roots
+BOTH_FORMS: tuple[dict[str, Any], ...] = ({}, {"feature_form": "signed_root"})
+VARIANTS = {"mlp": BOTH_FORMS, "linear": BOTH_FORMS}
 
 
 def protocol_of(encoder: str, changes: dict[str, Any], members: int | None) -> Protocol:
@@ -73,4 +77,12 @@ def protocol_of(encoder: str, changes: dict[str, Any], members: int | None) -> P
     """
     config = parse_config(TrainConfig, {**CONFIGS[encoder], "patience": NEVER, "checkpoint_every": NEVER, **changes})
     count = members or MEMBERS[encoder]
-    return Protocol(config, ({},), selection_parts=3, members=count, validation_parts=0, controls_until=1)
+    return Protocol(
+        config,
+        candidates=({},),
+        selection_parts=3,
+        variants=VARIANTS.get(encoder, ({},)),
+        members=count,
+        validation_parts=0,
+        controls_until=1,
+    )

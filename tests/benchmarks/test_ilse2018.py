@@ -66,8 +66,8 @@ def test_musk1_in_short_is_far_above_chance(tmp_path: Path, shared_data: Path, m
 def test_the_same_command_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--bags", write_bags(tmp_path / "set.npz"), "--repeats", "1", "--epochs", "2", "--workers", "0", "--json"]
-    command(monkeypatch, *words, "--out", str(tmp_path / "out"))
+    words = ["--bags", write_bags(tmp_path / "set.npz"), "--repeats", "1", "--epochs", "1", "--members", "1"]
+    command(monkeypatch, *words, "--workers", "0", "--json", "--out", str(tmp_path / "out"))
     main()
     first = capsys.readouterr().out
     files = sorted((tmp_path / "out").glob("folds/*/0-*.json"))
