@@ -61,7 +61,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 CONFIGS["linear"] = CONFIGS["mlp"] | {"encoder": "linear", "hidden": 256}
-MEMBERS = {"mlp": 4, "linear": 4, "lenet5": 3, "conv": 1, "efficientnet_lite0": 5}
+MEMBERS = {"mlp": 4, "linear": 4, "lenet5": 5, "conv": 1, "efficientnet_lite0": 5}
 # whether features have heavy tails is not known beforehand: half of the members see the features, half their roots
 BOTH_FORMS: tuple[dict[str, Any], ...] = ({}, {"feature_form": "signed_root"})
 VARIANTS = {"mlp": BOTH_FORMS, "linear": BOTH_FORMS}
