@@ -135,6 +135,7 @@ def parameters_of(config: TrainConfig, classes: int = 2) -> dict[str, torch.Tens
     return {name: value.detach() for name, value in make_model(config, WIDTH, classes=classes).named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EQUALITY_CASES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_several_workers_learn_the_weights_of_one(

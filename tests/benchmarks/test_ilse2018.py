@@ -39,6 +39,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> argparse.Namespace:
     return arguments()
 
 
+@pytest.mark.slow
 def test_musk1_in_short_is_far_above_chance(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published folds of one repeat, two at a time; a fifth of the epochs. Chance is .51."""
     published = np.load(shared_data / "bags" / "musk1_folds5x10.npz")["test_fold"]
