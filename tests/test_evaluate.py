@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from milcore import storage
 from milcore.artifacts import SUFFIXES
@@ -140,7 +141,8 @@ def selected(store_uri: str, splits: list[dict[str, object]], folder: Path) -> t
     summary = evaluate(run, baselines=False)
     chosen = {name: summary[name] for name in ("threshold", "threshold_origin", "temperature", "temperature_origin")}
     chosen |= {"settings": best, "trials": ended, "verdict": read_verdict(out)}
-    chosen |= {"weights": storage.read_bytes(f"{run}/model.safetensors")}
+    weights = load(storage.read_bytes(f"{run}/model.safetensors"))  # the file's header has no fixed order
+    chosen |= {"weights": {name: value.tolist() for name, value in weights.items()}}
     chosen |= {"probability": storage.read_table(f"{run}/predictions.parquet")["probability"].to_pylist()}
     return chosen, summary
 
