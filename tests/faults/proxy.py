@@ -55,7 +55,7 @@ class FaultyProxy:
             protocol_version = "HTTP/1.1"
 
             def handle_any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = _body_of(self)
                 if proxy.refuses():
                     self._answer(
                         500, [("Content-Type", "application/xml")], b"<Error><Code>InternalError</Code></Error>"
@@ -66,8 +66,9 @@ class FaultyProxy:
                     # the request is signed for the host it names
                     behind.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                     for name, value in self.headers.items():
-                        if name.lower() not in {"connection", "expect"}:
+                        if name.lower() not in {*HOP_BY_HOP, "expect"}:
                             behind.putheader(name, value)
+                    behind.putheader("Content-Length", str(len(body)))
                     behind.endheaders(body)
                     answer = behind.getresponse()
                     content = answer.read()
@@ -94,3 +95,16 @@ class FaultyProxy:
                 pass
 
         return Handler
+
+
+def _body_of(request: BaseHTTPRequestHandler) -> bytes:
+    """All of it; Ray's S3 client, unlike s3fs, sends its uploads chunked and waits until they are taken."""
+    if request.headers.get("Transfer-Encoding") != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    chunks = []
+    while size := int(request.rfile.readline().split(b";")[0], 16):
+        chunks.append(request.rfile.read(size))
+        request.rfile.readline()
+    while request.rfile.readline().strip():
+        pass
+    return b"".join(chunks)
