@@ -63,6 +63,10 @@ class Training:
             self._command, env=self._surroundings, start_new_session=True, stdout=self._log, stderr=subprocess.STDOUT
         )
 
+    def close(self) -> None:
+        """Let go of the log."""
+        self._log.close()
+
     @property
     def log(self) -> str:
         """What all drivers said so far."""
@@ -115,9 +119,11 @@ def disturbed() -> Iterator[Callable[..., Training]]:
         return made[-1]
 
     yield make
-    for pid in (pid for training in made for pid in training.processes("")):
-        with contextlib.suppress(ProcessLookupError):
-            kill(pid)
+    for training in made:
+        for pid in training.processes(""):
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid)
+        training.close()
 
 
 def kill(pid: int) -> None:
