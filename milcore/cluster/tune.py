@@ -94,7 +94,8 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
             verbose=0,
             callbacks=[_FinishedTrials(out_uri, spec.tune)],
             failure_config=tune.FailureConfig(max_failures=1),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            # all: a sweep cut short goes on from what Tune knew seconds before, and that names an older checkpoint
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=None),
         ),
     )
 
