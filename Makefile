@@ -37,9 +37,9 @@ browser:
 test-faults: setup
 	$(BIN)/python -m pytest -m faults
 
-# needs podman or docker; as root on Debian, installs podman and can make the base image without a registry
+# podman or docker that starts a container; as root on Debian, installs podman and can make the base without a registry
 engine:
-	$(PYTHON) k8s/image/build.py --install --engine-only
+	$(PYTHON) k8s/image/build.py --install --stand-in-base --engine-only
 
 # TORCH_INDEX=URL adds a package index, to choose between CPU and CUDA builds of torch
 image: engine

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         engine = find_engine(install=given.install)
         if given.stand_in_base:
             make_base(engine)
+            if not _engine(engine, "run", "--rm", BASE, "true", check=False):
+                raise BuildError(f"{engine} is here but starts no container; try: {engine} run --rm {BASE} true")
         if not given.engine_only:
             build(engine, given.torch_index)
     except BuildError as error:

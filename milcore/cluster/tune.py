@@ -37,6 +37,7 @@ from milcore.train import LocalContext, fit
 
 RAY_FOLDER = "trials"
 FINISHED = "finished"
+KEPT = "kept"
 FIGURES = ("score", "val_loss", "val_auroc", "val_auroc_se", "epochs")
 # Tune's own loggers write files nobody reads; what a resumption finds is its snapshot, taken every so many seconds
 TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "5"}
@@ -125,7 +126,7 @@ def _run_trial(config: dict[str, Any]) -> None:
     calm_logging()
     finished = _finished_uri(config["out_uri"], config["trial"])
     if storage.exists(finished):
-        tune.report(storage.read_json(finished))
+        tune.report({**storage.read_json(finished), KEPT: True})
         return
     spec = read_sweep(config["out_uri"])
     settings, device = trial_configs(spec.tune)[config["trial"]], torch.device(config["device"])
@@ -206,9 +207,8 @@ class _FinishedTrials(tune.Callback):
             )
         except storage.IO_ERRORS as error:
             say(f"the figures of this trial are in Tune's snapshot only: {error}")
-        self._say(
-            trial, f"validation AUROC {seen['val_auroc']:.3f}, loss {seen['val_loss']:.4f}, {seen['epochs']} epochs"
-        )
+        figures = f"validation AUROC {seen['val_auroc']:.3f}, loss {seen['val_loss']:.4f}, {seen['epochs']} epochs"
+        self._say(trial, figures + (", trained before" if KEPT in seen else ""))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so
         """Say that it failed."""

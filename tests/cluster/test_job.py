@@ -14,9 +14,9 @@ from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError
 from milcore.run import load_models, prepare_run
-from tests.cluster.conftest import StandingCluster
 from tests.cohorts import write_features, write_store
 from tests.conftest import free_ports
+from tests.ray_node import Head
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3, batch_size=4)
 
@@ -29,7 +29,7 @@ def prepared(folder_uri: str) -> str:
 
 
 def test_a_job_trains_on_s3_and_its_log_is_shown(
-    standing_ray: StandingCluster, s3: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    standing_ray: Head, s3: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = prepared(storage.join(s3, tmp_path.name))
     train_with(run, LaunchConfig(ray_address=standing_ray.dashboard, workers=2))
@@ -42,12 +42,12 @@ def test_a_job_trains_on_s3_and_its_log_is_shown(
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(job), "what travels with a job is shown by the dashboard"
 
 
-def test_a_job_whose_input_cannot_be_used_says_so_in_one_line(standing_ray: StandingCluster, tmp_path: Path) -> None:
+def test_a_job_whose_input_cannot_be_used_says_so_in_one_line(standing_ray: Head, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^no run at .* run milcore train first$"):
         run_job(["train", str(tmp_path)], LaunchConfig(ray_address=standing_ray.dashboard, workers=2))
 
 
-def test_a_job_that_fails_is_an_error_with_its_last_line(standing_ray: StandingCluster, tmp_path: Path) -> None:
+def test_a_job_that_fails_is_an_error_with_its_last_line(standing_ray: Head, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("not JSON")
     with pytest.raises(ClusterError, match=r"ended as FAILED: json\.decoder\.JSONDecodeError: "):
         run_job(["train", str(tmp_path)], LaunchConfig(ray_address=f"{standing_ray.dashboard}/", workers=2))
@@ -59,7 +59,7 @@ def test_nobody_at_the_dashboard_s_address() -> None:
         run_job(["train", "run"], LaunchConfig(ray_address=address))
 
 
-def test_a_process_joins_the_cluster_by_its_address(standing_ray: StandingCluster, s3: str, tmp_path: Path) -> None:
+def test_a_process_joins_the_cluster_by_its_address(standing_ray: Head, s3: str, tmp_path: Path) -> None:
     run = prepared(storage.join(s3, tmp_path.name))
     command = [sys.executable, "-m", "milcore.cluster", "train", run, "--workers", "2"]
     ended = subprocess.run([*command, "--ray-address", standing_ray.gcs], check=False, env=dict(os.environ))
