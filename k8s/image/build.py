@@ -36,8 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         engine = find_engine(install=given.install)
         if given.stand_in_base:
             make_base(engine)
-            if not _engine(engine, "run", "--rm", BASE, "true", check=False):
-                raise BuildError(f"{engine} is here but starts no container; try: {engine} run --rm {BASE} true")
+            start_one(engine)
         if not given.engine_only:
             build(engine, given.torch_index)
     except BuildError as error:
@@ -87,6 +86,16 @@ def make_base(engine: str) -> None:
         archive = Path(folder, "base.tar")
         subprocess.run(["tar", "-C", root, "-cf", archive, "."], check=True)
         _engine(engine, "import", str(archive), BASE)
+
+
+def start_one(engine: str) -> None:
+    """Start a container of the base image and let it end.
+
+    Raises:
+        BuildError: it does not start.
+    """
+    if not _engine(engine, "run", "--rm", BASE, "true", check=False):
+        raise BuildError(f"{engine} is here but starts no container; try: {engine} run --rm {BASE} true")
 
 
 def build(engine: str, torch_index: str) -> None:
