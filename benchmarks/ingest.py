@@ -8,14 +8,16 @@ every whole native tile of level 0 is a patch, at the slide's own um/px. Methods
 - openslide_hdf5: ``read_region`` and a raw HDF5 dataset of a chunk a patch, as CLAM and TRIDENT store patches;
 - tiffslide_zarr: tiffslide's ``read_region`` and a Zarr array of a chunk a patch, zarr-python's default codec;
 - ours_jpeg, ours_zstd, ours_none, ours_passthrough: ``milcore.extract`` into the store's shards;
-- ours_openslide_jpeg: the same through the OpenSlide backend, what formats cost that have no native tiles;
+- ours_openslide_jpeg, ours_openslide_none: the same through the OpenSlide backend, what formats cost that have no
+  native tiles; none stores raw pixels as openslide_hdf5 does;
 - bare_decode: every native tile read and decoded once and thrown away, the limit of what decodes.
 
 Every method runs in a process of its own on one thread, the methods in turn, so often through the slide that at least
 2,000 patches are cut; the median of the rounds is shown. Per core is patches over the process's CPU seconds, which
 other work on the machine disturbs least; in all is patches over wall time with a thread for every core, ours only. MB/s
 are raw pixels. Memory is the highest resident set of the process, libraries and all. Reading back is timed in
-``benchmarks/reading.py``. The synthetic slide is 20,000 x 20,000 px of stained texture in JPEG tiles of 256 px.
+``benchmarks/reading.py``. The synthetic slide is 20,000 x 20,000 px of stained texture in JPEG tiles of 256 px, of a
+quality as scanners write and about as many bytes a pixel as CMU-1-Small-Region.svs; another by ``--synthetic-quality``.
 """
 
 import argparse
@@ -53,7 +55,7 @@ from milcore.tiling import TilePlan, plan_tiles
 
 METHODS = (
     "openslide_hdf5", "tiffslide_zarr", "ours_jpeg", "ours_zstd", "ours_none", "ours_passthrough",
-    "ours_openslide_jpeg", "bare_decode",
+    "ours_openslide_jpeg", "ours_openslide_none", "bare_decode",
 )  # fmt: skip
 SYNTHETIC_PX = 20_000
 FEWEST_PATCHES = 2_000
@@ -164,6 +166,7 @@ CUTTERS: dict[str, Cutter] = {
     "ours_none": ours("none"),
     "ours_passthrough": ours("passthrough"),
     "ours_openslide_jpeg": ours("jpeg", "openslide"),
+    "ours_openslide_none": ours("none", "openslide"),
     "bare_decode": bare_decode,
 }
 
@@ -256,16 +259,16 @@ def fixed_rows(path: Path) -> list[dict[str, Any]]:
     return [{"method": name, "slide": path.name, "seconds": value} for name, value in seconds.items()]
 
 
-def write_synthetic(path: Path) -> None:
+def write_synthetic(path: Path, quality: int) -> None:
     """A stained texture, the same every time, of 20,000 x 20,000 px at 0.5 um/px in four levels."""
     noise = np.random.default_rng(0).standard_normal((2000, 2000, 2))
     stain = ndimage.gaussian_filter(noise, (6, 6, 0), mode="wrap") * 25 + ndimage.gaussian_filter(
-        noise, (1.2, 1.2, 0), mode="wrap"
+        noise, (2, 2, 0), mode="wrap"
     )
     density = np.clip(stain / 3.0 + 0.4, 0.0, 1.0)
     absorbed = density[..., :1] * (0.6, 0.9, 0.3) + density[..., 1:] * (0.1, 0.7, 0.25)
     block = np.asarray(245.0 * np.exp(-absorbed), np.uint8)
-    write_pyramid(path, np.tile(block, (SYNTHETIC_PX // 2000, SYNTHETIC_PX // 2000, 1)), 0.5, 4)
+    write_pyramid(path, np.tile(block, (SYNTHETIC_PX // 2000, SYNTHETIC_PX // 2000, 1)), 0.5, 4, quality)
 
 
 def show(rows: list[dict[str, Any]]) -> str:
@@ -296,6 +299,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print a list of rows instead of tables")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each method (default: 5)")
     parser.add_argument("--no-synthetic", action="store_true", help="leave out the slide of 20,000 x 20,000 px")
+    parser.add_argument("--synthetic-quality", type=int, default=70, help="JPEG quality of its tiles (default: 70)")
     parser.add_argument("--run", nargs=2, metavar=("METHOD", "THREADS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run:
@@ -305,7 +309,7 @@ def main() -> None:
     if not given.no_synthetic:
         with tempfile.TemporaryDirectory() as folder:
             synthetic = Path(folder, "synthetic-20000.tiff")
-            write_synthetic(synthetic)
+            write_synthetic(synthetic, given.synthetic_quality)
             rows += cutting_rows(synthetic, given.rounds)
     task = native_task(given.slide, Path(), 1)
     with open_slide(given.slide) as reader:
