@@ -5,7 +5,7 @@
 The store holds slides of 32 JPEG patches of 256 px. Weights that are not packaged are random: they change no speed.
 
 - *speeds*: *bare* is the network alone, called on normalised fp32 pixels of its own input size, by as many threads as
-  there are cores, each a pass of 16 patches. *encode* is the product: read, decode, resample, normalise, the same
+  there are cores, each a pass of 8 patches. *encode* is the product: read, decode, resample, normalise, the same
   passes, write. The two take turns; medians over the rounds after the first, and the median of the rounds' ratios. The
   last column is the same ratio of processor seconds, which says less of waiting and suffers less from neighbours.
 - *stages*: what each stage costs alone, on one thread: reading is bytes from the disk's cache, decoding is JPEG to

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from milcore.errors import MILError
 
-CPU_ROWS = 16
+CPU_ROWS = 8
 QUEUED_PER_THREAD = 2
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "failed to allocate")
 

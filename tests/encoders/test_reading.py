@@ -38,8 +38,8 @@ def test_that_nothing_further_is_known_is_handed_on_once_nothing_is_under_way() 
 
 
 def test_patches_of_slides_arrive_in_order_across_slides(tmp_path: Path) -> None:
-    """Slides of 20 patches are two runs each, of 16 and 4; while the first is waited for the third slide is opened."""
-    store = write_store(str(tmp_path), slides=3, patches=20)
+    """Slides of 10 patches are two runs each, of 8 and 2; while the first is waited for the third slide is opened."""
+    store = write_store(str(tmp_path), slides=3, patches=10)
     encoder = load_encoder("efficientnet_lite0", "cpu")
     asked: list[str] = []
 
@@ -54,8 +54,8 @@ def test_patches_of_slides_arrive_in_order_across_slides(tmp_path: Path) -> None
         assert asked == ["s00", "s01", "s02"]
         found = [each for each in (first, *arrivals) if isinstance(each, Arrival)]
     places = [(place.slide.slide.slide_id, place.start, place.length) for place, _ in found]
-    assert places == [(f"s0{k}", start, length) for k in range(3) for start, length in ((0, 16), (16, 4))]
-    assert torch.equal(found[3].pixels, torch.from_numpy(store.slide("s01").patches(16, 20)))
+    assert places == [(f"s0{k}", start, length) for k in range(3) for start, length in ((0, 8), (8, 2))]
+    assert torch.equal(found[3].pixels, torch.from_numpy(store.slide("s01").patches(8, 10)))
 
 
 def test_a_slide_that_cannot_be_read_is_told_once_and_the_next_goes_on(tmp_path: Path) -> None:
@@ -69,4 +69,4 @@ def test_a_slide_that_cannot_be_read_is_told_once_and_the_next_goes_on(tmp_path:
     assert "absent" in str(ended[0].reason)
     assert "damaged" in str(ended[1].reason)
     read = [each.place.slide.slide.slide_id for each in found if isinstance(each, Arrival)]
-    assert read == 5 * ["s01"]
+    assert read == 10 * ["s01"]
