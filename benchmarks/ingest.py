@@ -16,8 +16,8 @@ Every method runs in a process of its own on one thread, the methods in turn, so
 2,000 patches are cut; the median of the rounds is shown. Per core is patches over the process's CPU seconds, which
 other work on the machine disturbs least; in all is patches over wall time with a thread for every core, ours only. MB/s
 are raw pixels. Memory is the highest resident set of the process, libraries and all. Reading back is timed in
-``benchmarks/reading.py``. The synthetic slide is 20,000 x 20,000 px of stained texture in JPEG tiles of 256 px, of a
-quality as scanners write and about as many bytes a pixel as CMU-1-Small-Region.svs; another by ``--synthetic-quality``.
+``benchmarks/reading.py``. The synthetic slide is 20,000 x 20,000 px of stained texture in JPEG tiles of 256 px, whose
+quality of 70 gives about as many bytes a pixel as CMU-1-Small-Region.svs has; another by ``--synthetic-quality``.
 """
 
 import argparse
