@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--members", type=int, help="models whose predictions are averaged (default: by kind of set)")
     parser.add_argument("--epochs", type=int, help="passes over the training bags (default: by kind of set)")
-    parser.add_argument("--select", action="store_true", help="choose the learning rate inside the training bags")
+    parser.add_argument("--select", action="store_true", help="choose the learning rate too inside the training bags")
     parser.add_argument("--positive-instances", metavar="NAME", help="class of cls to be found (default: class 0)")
     parser.add_argument("--target", type=int, default=9, help="digit that makes an MNIST bag positive (default: 9)")
     parser.add_argument("--mean-length", type=int, default=10, help="of MNIST-bags (default: 10)")

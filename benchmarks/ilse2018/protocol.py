@@ -1,10 +1,10 @@
 """What happens in one outer fold: settings chosen and models trained on its training bags, its test bags read once.
 
-The rule is one for every set. Settings are fixed by the kind of instance. Where a fold has several candidates, each is
-trained without one inner part of the training bags in turn, and the one of least mean log-loss on the parts is taken.
-Then the members of an ensemble are trained on the training bags, to the last epoch of the schedule; the variants of the
-settings are dealt to them in turn. With ``validation_parts`` member m leaves out part m and keeps its best epoch on it
-instead. A bag's probability and attention are the members' means, and a bag is called positive from 0.5 on.
+The rule is one for every set. Settings are fixed by the kind of instance, save those that have several candidates: each
+is trained without one inner part of the training bags in turn, and the one of least mean log-loss on the parts is
+taken. Then the members of an ensemble, which differ by seed, are trained on the training bags, to the last epoch of the
+schedule. With ``validation_parts`` member m leaves out part m and keeps its best epoch on it instead. A bag's
+probability and attention are the members' means, and a bag is called positive from 0.5 on.
 
 Beside it, fitted on the same training bags: logistic regression on the mean and standard deviation of a bag's features
 (of its pixels' colours), and one member trained on shuffled labels.
@@ -56,7 +56,6 @@ class Protocol:
         config: of the model and its training.
         candidates: settings in place of the config's, among which each fold chooses; one means no choice.
         selection_parts: inner parts by which it chooses.
-        variants: settings in place of the config's that the members take in turn; one means that they differ by seed.
         members: models whose predictions are averaged.
         validation_parts: 0 trains every member on all training bags; else member m leaves out part m of so many.
         controls_until: repeats below this one also train on shuffled labels.
@@ -65,19 +64,20 @@ class Protocol:
     config: TrainConfig
     candidates: tuple[dict[str, Any], ...]
     selection_parts: int
-    variants: tuple[dict[str, Any], ...]
     members: int
     validation_parts: int
     controls_until: int
 
     def with_candidates(self, factors: Sequence[float]) -> "Protocol":
-        """The same with a choice of learning rates: the config's times each factor."""
-        rate = self.config.learning_rate
-        return replace(self, candidates=tuple({"learning_rate": rate * factor} for factor in factors))
+        """The same with a choice of learning rates too, the config's times each factor, for every candidate."""
+        rates = [self.config.learning_rate * factor for factor in factors]
+        return replace(
+            self, candidates=tuple(its | {"learning_rate": rate} for its in self.candidates for rate in rates)
+        )
 
     def with_settings(self, settings: dict[str, Any]) -> "Protocol":
         """The same without a choice, under these training settings."""
-        return replace(self, config=_with(self.config, settings), candidates=({},), variants=({},))
+        return replace(self, config=_with(self.config, settings), candidates=({},))
 
 
 class FoldResult(NamedTuple):
@@ -183,8 +183,7 @@ class _Member(NamedTuple):
 
 
 def _train_member(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold, member: int) -> _Member:
-    variant = protocol.variants[member % len(protocol.variants)]
-    config = _with(config, {**variant, "seed": 1000 * fold.repeat + member})
+    config = _with(config, {"seed": 1000 * fold.repeat + member})
     if protocol.validation_parts == 0:
         return _Member(fit(config, bags, LocalContext(None, CPU)), bags, None)
     parts = inner_parts(bags, protocol.validation_parts, (fold.repeat, fold.number))

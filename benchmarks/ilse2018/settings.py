@@ -61,10 +61,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 CONFIGS["linear"] = CONFIGS["mlp"] | {"encoder": "linear", "hidden": 256}
-MEMBERS = {"mlp": 4, "linear": 4, "lenet5": 5, "conv": 1, "efficientnet_lite0": 5}
-# whether features have heavy tails is not known beforehand: half of the members see the features, half their roots
-BOTH_FORMS: tuple[dict[str, Any], ...] = ({}, {"feature_form": "signed_root"})
-VARIANTS = {"mlp": BOTH_FORMS, "linear": BOTH_FORMS}
+MEMBERS = {"conv": 1}
+MEMBERS_ELSE = 5
+# whether features have heavy tails is not known beforehand: a fold chooses their form by its training bags
+CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = dict.fromkeys(
+    ("mlp", "linear"), ({"feature_form": "standardised"}, {"feature_form": "signed_root"})
+)
+SELECTION_PARTS = 5
 
 
 def protocol_of(encoder: str, changes: dict[str, Any], members: int | None) -> Protocol:
@@ -76,13 +79,11 @@ def protocol_of(encoder: str, changes: dict[str, Any], members: int | None) -> P
         members: models that vote; None takes the encoder's own number.
     """
     config = parse_config(TrainConfig, {**CONFIGS[encoder], "patience": NEVER, "checkpoint_every": NEVER, **changes})
-    count = members or MEMBERS[encoder]
     return Protocol(
         config,
-        candidates=({},),
-        selection_parts=3,
-        variants=VARIANTS.get(encoder, ({},)),
-        members=count,
+        candidates=CANDIDATES.get(encoder, ({},)),
+        selection_parts=SELECTION_PARTS,
+        members=members or MEMBERS.get(encoder, MEMBERS_ELSE),
         validation_parts=0,
         controls_until=1,
     )

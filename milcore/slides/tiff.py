@@ -51,11 +51,11 @@ class TiffReader:
             self.mpp = _mpp(pages[0])
             self.backend = f"tiff:{_vendor(pages[0])}"
             self.icc = bytes(pages[0].tags.valueof(34675) or b"") or None
-        _check(self._levels[0])
-        self.size = (self._levels[0].width, self._levels[0].height)
-        self.level_downsamples = tuple(
-            whole_downsample(self.size, (level.width, level.height)) for level in self._levels
-        )
+            _check(self._levels[0])
+            self.size = (self._levels[0].width, self._levels[0].height)
+            self.level_downsamples = tuple(
+                whole_downsample(self.size, (level.width, level.height)) for level in self._levels
+            )
         self._file = bytes_of(path)
         tile_mb = max(level.tile_width * level.tile_height * 3 for level in self._levels) / 1e6
         self._kept: Kept[Place, Pixels] = Kept(self._decode, max(2, int(KEPT_MB / tile_mb)))
@@ -228,15 +228,19 @@ def _damage_told(what: str) -> Iterator[None]:
 
 def _levels(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """The largest tiled page and its reductions, largest first."""
-    tiled = [page for page in _pages(tiff) if page.is_tiled and not page.tiledepth > 1]
+    tiled = [page for page in _pages(tiff) if page.is_tiled and not page.tiledepth > 1 and 0 not in _size(page)]
     if not tiled:
         raise SlideError("no tiled image in the TIFF")
-    base = max(tiled, key=lambda page: page.imagewidth * page.imagelength)
+    base = max(tiled, key=lambda page: math.prod(_size(page)))
     levels = [base]
     for page in sorted(tiled, key=lambda page: -page.imagewidth):
         if page.imagewidth < levels[-1].imagewidth and _is_reduction(page, base):
             levels.append(page)
     return levels
+
+
+def _size(page: tifffile.TiffPage) -> tuple[int, int]:
+    return page.imagewidth, page.imagelength
 
 
 def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:

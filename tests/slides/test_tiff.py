@@ -112,3 +112,18 @@ def test_a_tile_that_claims_the_whole_disk_is_told(tmp_path: Path, pixels: np.nd
         with pytest.raises(SlideError, match=r"tile 0, 0 of level 0 is told to have 4,294,967,295 bytes"):
             slide.read(0, 0, 0, EDGE, EDGE)
         assert slide.read(EDGE, 0, 0, EDGE, EDGE).shape == (EDGE, EDGE, 3)
+
+
+def test_a_level_without_pixels_is_none(tmp_path: Path, pixels: np.ndarray) -> None:
+    """Its width in the directory is damaged; the other level is read, and alone it is no slide."""
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
+        for level in (pixels[:2, :2], pixels):
+            tiff.write(level, tile=(EDGE, EDGE), photometric="rgb", resolution=(20_000, 20_000), resolutionunit=3)
+    with tifffile.TiffFile(tmp_path / "a.tiff", mode="r+") as tiff:
+        tiff.pages[0].tags["ImageWidth"].overwrite(0)
+    with open_slide(tmp_path / "a.tiff") as slide:
+        assert (slide.size, slide.level_downsamples) == ((400, 300), (1.0,))
+    with tifffile.TiffFile(tmp_path / "a.tiff", mode="r+") as tiff:
+        tiff.pages[1].tags["ImageWidth"].overwrite(0)
+    with pytest.raises(SlideError, match="OpenSlide cannot open it"), open_slide(tmp_path / "a.tiff"):
+        pass
