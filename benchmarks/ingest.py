@@ -43,6 +43,7 @@ import tiffslide
 import zarr
 from scipy import ndimage
 
+from benchmarks.memory import resident_mb
 from benchmarks.reading import reading_rows
 from milcore.config import Codec, IngestConfig, ReaderChoice
 from milcore.extract import Storing, extract
@@ -184,8 +185,8 @@ def run_here(method: str, path: Path, threads: int) -> dict[str, float]:
                 before, start = _cpu_s(), time.perf_counter()
                 run()
                 cpu, wall = cpu + _cpu_s() - before, wall + time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    return {"cpu_s": cpu, "wall_s": wall, "patches": repeats * len(task.plan.coords), "peak_mb": peak}
+    patches = repeats * len(task.plan.coords)
+    return {"cpu_s": cpu, "wall_s": wall, "patches": patches, "peak_mb": resident_mb("VmHWM")}
 
 
 def _cpu_s() -> float:

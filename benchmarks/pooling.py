@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import resident_mb
 from milcore.allocator import keep_freed_memory
 from milcore.bags import Bag, pack
 from milcore.config import TrainConfig
@@ -218,16 +219,10 @@ def measure_memory(case: str, method: str, dtype: str, dropout: float) -> float:
     batch = make_batch(case, DTYPES[dtype])  # held here, so that no step uses its memory again
     step = make_step(method, batch, DTYPES[dtype], dropout)
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident set is now the present one
-    before = _resident_mb("VmRSS")
+    before = resident_mb("VmRSS")
     step()
     step()
-    return _resident_mb("VmHWM") - before
-
-
-def _resident_mb(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(field))
-    return int(line.split()[1]) * 1024 / 1e6
+    return resident_mb("VmHWM") - before
 
 
 def measure(case: str, dtype: str, rounds: int, dropout: float) -> Iterator[dict[str, object]]:

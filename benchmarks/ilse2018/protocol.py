@@ -30,6 +30,7 @@ from milcore.bags import Bags
 from milcore.baselines import shuffle_labels
 from milcore.config import TrainConfig, parse_config
 from milcore.explain import Explained, explain
+from milcore.metrics import choose_threshold
 from milcore.run import load_bags
 from milcore.store import PatchStore
 from milcore.train import FitResult, LocalContext, fit
@@ -83,6 +84,7 @@ class Protocol:
 class FoldResult(NamedTuple):
     """What a fold says of its test bags, as JSON takes it; ``attention`` is that of positive bags.
 
+    ``left_out`` are probabilities of training bags by models that had not seen them, by which ``threshold`` is chosen;
     ``validation`` is the accuracy on bags left out of training inside the training bags, None where none were.
     """
 
@@ -96,6 +98,8 @@ class FoldResult(NamedTuple):
     localisation: dict[str, float]
     attention: dict[str, list[float]]
     chosen: dict[str, Any]
+    left_out: dict[str, float]
+    threshold: float
     validation: float | None
     epochs: list[int]
     select_s: float
@@ -107,9 +111,9 @@ def run_fold(protocol: Protocol, fold: Fold) -> FoldResult:
     keep_freed_memory()
     bags = read_bags(fold, protocol.config)
     started = time.perf_counter()
-    chosen, validation = _choose(protocol, bags, fold)
+    chosen = _choose(protocol, bags, fold)
     selected = time.perf_counter()
-    config = _with(protocol.config, chosen)
+    config = _with(protocol.config, chosen.settings)
     trained = [_train_member(protocol, config, bags, fold, member) for member in range(protocol.members)]
     said = _mean([explain((its.result.model,), its.bags, bags.split("test"), CPU) for its in trained])
     seen = [its.accuracy for its in trained if its.accuracy is not None]
@@ -125,8 +129,10 @@ def run_fold(protocol: Protocol, fold: Fold) -> FoldResult:
         _shuffled(protocol, config, bags, fold),
         _localised(fold, attention),
         {name: its.tolist() for name, its in attention.items()},
-        chosen,
-        float(np.mean(seen)) if seen else validation,
+        chosen.settings,
+        chosen.left_out,
+        chosen.threshold,
+        float(np.mean(seen)) if seen else chosen.accuracy,
         [its.result.best_epoch + 1 for its in trained],
         selected - started,
         time.perf_counter() - started,
@@ -192,26 +198,40 @@ def _train_member(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fol
     return _Member(result, divided, _accuracy(divided, explain((result.model,), divided, divided.split("val"), CPU)))
 
 
-def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> tuple[dict[str, Any], float | None]:
-    """The candidate of least log-loss over the inner parts, and its accuracy there."""
+class _Choice(NamedTuple):
+    """Settings, what models of them say of training bags they had not seen, and the accuracy from the threshold on."""
+
+    settings: dict[str, Any]
+    left_out: dict[str, float]
+    threshold: float
+    accuracy: float | None
+
+
+def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> _Choice:
+    """The candidate of least log-loss over the inner parts, and the product's threshold for what it says of them."""
     if len(protocol.candidates) == 1:
-        return protocol.candidates[0], None
+        return _Choice(protocol.candidates[0], {}, THRESHOLD, None)
+    label_of = {bags.entries[index].bag_id: bags.entries[index].label for index in bags.split("train")}
     parts = inner_parts(bags, protocol.selection_parts, (fold.repeat, fold.number))
-    scored = []
+    said = []
     for candidate in protocol.candidates:
         config = _with(protocol.config, candidate)
-        said = [_left_out(config, holding_out(bags, part, "held")) for part in parts]
-        labels, probability = (np.concatenate(column) for column in zip(*said, strict=True))
-        right = float(np.mean((probability >= THRESHOLD) == labels))
-        scored.append((log_loss(labels, probability, labels=[0, 1]), right))
-    best = min(range(len(scored)), key=lambda place: scored[place][0])
-    return protocol.candidates[best], scored[best][1]
+        said.append({name: its for part in parts for name, its in _left_out(config, bags, part).items()})
+    labels = np.array([label_of[name] for name in said[0]])
+    losses = [log_loss(labels, list(its.values()), labels=[0, 1]) for its in said]
+    best = int(np.argmin(losses))
+    probability = np.array(list(said[best].values()))
+    threshold = choose_threshold(labels, probability).value
+    accuracy = float(np.mean((probability >= threshold) == labels))
+    return _Choice(protocol.candidates[best], said[best], threshold, accuracy)
 
 
-def _left_out(config: TrainConfig, bags: Bags) -> tuple[np.ndarray, np.ndarray]:
-    model = fit(config, bags, LocalContext(None, CPU)).model
-    said = explain((model,), bags, bags.split("held"), CPU)
-    return np.array([bags.entries[index].label for index in said]), np.array([_positive(its) for its in said.values()])
+def _left_out(config: TrainConfig, bags: Bags, part: Sequence[str]) -> dict[str, float]:
+    """Probabilities of the bags of a part by a model trained without them."""
+    divided = holding_out(bags, part, "held")
+    model = fit(config, divided, LocalContext(None, CPU)).model
+    said = explain((model,), divided, divided.split("held"), CPU)
+    return {divided.entries[index].bag_id: _positive(its) for index, its in said.items()}
 
 
 def _shuffled(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold) -> list[float] | None:

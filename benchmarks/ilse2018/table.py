@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from benchmarks.ilse2018.protocol import THRESHOLD, FoldResult
+from benchmarks.ilse2018.protocol import FoldResult
 from milcore import __version__
 from milcore.validation import auroc
 
@@ -78,7 +78,7 @@ COLUMNS = (
 def summary(folds: Sequence[FoldResult]) -> dict[str, Any]:
     """The figures of a row; None where a figure is not defined."""
     labels = [np.array(fold.labels) for fold in folds]
-    called = [np.array(fold.probability) >= THRESHOLD for fold in folds]
+    called = [np.array(fold.probability) >= fold.threshold for fold in folds]
     figures: dict[str, Any] = {}
     for name, scores in {
         "accuracy": [float(np.mean(y == c)) for y, c in zip(labels, called, strict=True)],

@@ -67,7 +67,7 @@ class OpenSlideReader:
 
 def _rgb(image: Image.Image) -> Pixels:
     """A region (h, w, 3) laid on white; where it is all opaque, packed by Pillow without a copy between."""
-    if image.getchannel("A").getextrema()[0] != 255:
+    if np.frombuffer(image.tobytes("raw", "A"), np.uint8).min() != 255:
         return on_white(np.asarray(image))
     return np.frombuffer(image.tobytes("raw", "RGB"), np.uint8).reshape(image.height, image.width, 3)
 
