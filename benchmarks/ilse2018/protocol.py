@@ -4,7 +4,8 @@ The rule is one for every set. Settings are fixed by the kind of instance, save 
 is trained without one inner part of the training bags in turn, and the one of least mean log-loss on the parts is
 taken. Then the members of an ensemble, which differ by seed, are trained on the training bags, to the last epoch of the
 schedule. With ``validation_parts`` member m leaves out part m and keeps its best epoch on it instead. A bag's
-probability and attention are the members' means, and a bag is called positive from 0.5 on.
+probability and attention are the members' means. It is called positive from 0.5 on, or, where inner parts were left
+out, from where Platt scaling on what was said of these gives even odds.
 
 Beside it, fitted on the same training bags: logistic regression on the mean and standard deviation of a bag's features
 (of its pixels' colours), and one member trained on shuffled labels.
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
@@ -30,13 +32,13 @@ from milcore.bags import Bags
 from milcore.baselines import shuffle_labels
 from milcore.config import TrainConfig, parse_config
 from milcore.explain import Explained, explain
-from milcore.metrics import choose_threshold
 from milcore.run import load_bags
 from milcore.store import PatchStore
 from milcore.train import FitResult, LocalContext, fit
 
 CPU = torch.device("cpu")
 THRESHOLD = 0.5
+SMALLEST_PROBABILITY = 1e-6
 
 
 class Fold(NamedTuple):
@@ -180,6 +182,26 @@ def colour_control(bags: Bags) -> list[float]:
     return probability.tolist()
 
 
+def even_odds(labels: np.ndarray, probability: np.ndarray) -> float:
+    """The probability whose odds are even by Platt scaling, ``sigmoid(a logit p + b)`` fitted to the bags given.
+
+    Targets are smoothed, so that bags which the probabilities divide without a fault have a scaling too. One half where
+    the probabilities do not rise with the labels.
+
+    Source: Platt 1999, section 2.2.
+    """
+    logits = logit(np.clip(probability, SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY))[:, None]
+    positives = int(labels.sum())
+    target = np.where(labels, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
+    scaling = LogisticRegression(C=np.inf).fit(
+        np.concatenate([logits, logits]),
+        np.repeat([1, 0], len(labels)),
+        sample_weight=np.concatenate([target, 1.0 - target]),
+    )
+    slope, offset = float(scaling.coef_[0, 0]), float(scaling.intercept_[0])
+    return float(expit(-offset / slope)) if slope > 0 else THRESHOLD
+
+
 class _Member(NamedTuple):
     """A trained member, the division it was trained on, and its accuracy on the part it left out."""
 
@@ -208,7 +230,7 @@ class _Choice(NamedTuple):
 
 
 def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> _Choice:
-    """The candidate of least log-loss over the inner parts, and the product's threshold for what it says of them."""
+    """The candidate of least log-loss over the inner parts, and the threshold for what it says of them."""
     if len(protocol.candidates) == 1:
         return _Choice(protocol.candidates[0], {}, THRESHOLD, None)
     label_of = {bags.entries[index].bag_id: bags.entries[index].label for index in bags.split("train")}
@@ -221,7 +243,7 @@ def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> _Choice:
     losses = [log_loss(labels, list(its.values()), labels=[0, 1]) for its in said]
     best = int(np.argmin(losses))
     probability = np.array(list(said[best].values()))
-    threshold = choose_threshold(labels, probability).value
+    threshold = even_odds(labels, probability)
     accuracy = float(np.mean((probability >= threshold) == labels))
     return _Choice(protocol.candidates[best], said[best], threshold, accuracy)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.ilse2018.__main__ import arguments, main, measure, wanted
-from benchmarks.ilse2018.protocol import FoldResult, bag_statistics, inner_parts, read_bags, run_fold
+from benchmarks.ilse2018.protocol import FoldResult, bag_statistics, even_odds, inner_parts, read_bags, run_fold
 from benchmarks.ilse2018.sets import MnistBags, bags_experiment, draw_bags, mnist_experiments, patches_experiment
 from benchmarks.ilse2018.settings import CONFIGS, protocol_of
 from benchmarks.ilse2018.table import markdown, mean_and_error, summary
@@ -137,9 +137,21 @@ def test_labels_of_test_bags_change_nothing_but_the_score(tmp_path: Path) -> Non
         protocol = dataclasses.replace(protocol, candidates=({"learning_rate": 1e-5}, {"learning_rate": 1e-2}))
         said.append(run_fold(protocol, fold))
     assert said[0].labels != said[1].labels
-    for field in ("probability", "colour", "shuffled", "chosen", "validation"):
+    for field in ("probability", "colour", "shuffled", "chosen", "left_out", "threshold", "validation"):
         assert getattr(said[0], field) == getattr(said[1], field), field
     assert said[0].chosen == {"learning_rate": 1e-2}, "the rate that learns nothing was chosen"
+    assert sorted(said[0].left_out) == sorted(fold.train), "every training bag is left out once"
+
+
+def test_even_odds_lie_where_the_labels_turn() -> None:
+    """Labels drawn with odds of ``exp(2 logit p - 2)`` are even at logit p = 1; a scaling cannot be had from chance."""
+    random = np.random.default_rng(0)
+    logits = random.normal(scale=2.0, size=20_000)
+    labels = (random.uniform(size=20_000) < 1 / (1 + np.exp(2.0 - 2.0 * logits))).astype(int)
+    probability = 1 / (1 + np.exp(-logits))
+    assert even_odds(labels, probability) == pytest.approx(1 / (1 + np.exp(-1.0)), abs=0.01)
+    assert even_odds(labels, 1.0 - probability) == 0.5
+    assert 0.6 < even_odds(np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.95, 0.99])) < 0.95, "no fault divides them"
 
 
 def test_members_hold_out_a_part_each_where_asked(tmp_path: Path) -> None:
@@ -206,9 +218,26 @@ def test_a_short_run_from_pixels_localises(tmp_path: Path) -> None:
 def test_figures_are_those_worked_by_hand() -> None:
     """Fold 0 calls 3 of 4 right, fold 1 all; sd of (.75, 1) is .25 / sqrt(2), over sqrt(2) folds: .125."""
     blank = FoldResult(
-        0, 0, ["a", "b", "c", "d"], [1, 1, 0, 0], [0.9, 0.4, 0.3, 0.1], [0.5] * 4, None, {}, {}, {}, None, [3], 0, 1
+        0,
+        0,
+        ["a", "b", "c", "d"],
+        [1, 1, 0, 0],
+        [0.9, 0.4, 0.3, 0.1],
+        [0.5] * 4,
+        None,
+        {},
+        {},
+        {},
+        {},
+        0.5,
+        None,
+        [3],
+        0,
+        1,
     )
-    other = blank._replace(number=1, probability=[0.9, 0.8, 0.3, 0.1], localisation={"a": 0.75}, validation=0.9)
+    other = blank._replace(
+        number=1, probability=[0.9, 0.45, 0.3, 0.1], threshold=0.4, localisation={"a": 0.75}, validation=0.9
+    )
     row = summary([blank, other])
     assert (row["accuracy"], row["accuracy_se"]) == (0.875, pytest.approx(0.125))
     assert (row["precision"], row["recall"]) == (1.0, 0.75)
@@ -224,7 +253,9 @@ def test_standard_errors_leave_out_what_is_not_defined() -> None:
 
 
 def test_the_table_shows_the_papers_rows_as_recalled() -> None:
-    row = summary([FoldResult(0, 0, ["a", "b"], [1, 0], [0.9, 0.1], [0.9, 0.1], None, {}, {}, {}, None, [3], 0, 1)])
+    row = summary(
+        [FoldResult(0, 0, ["a", "b"], [1, 0], [0.9, 0.1], [0.9, 0.1], None, {}, {}, {}, {}, 0.5, None, [3], 0, 1)]
+    )
     text = markdown(
         [{"dataset": "musk1", "pooling": "attention", "level": "embedding", "note": "", "seconds": 1, **row}]
     )
