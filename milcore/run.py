@@ -111,6 +111,7 @@ def choose_splits(store: PatchStore, split_config: SplitConfig, splits_uri: str 
 
     Raises:
         InputError: the store has one class, the file lacks slides, or the training part lacks a class.
+        StoreError: slides of the manifest are neither ok nor quarantined.
     """
     manifest = store.manifest()
     if len(manifest.classes) < 2:
@@ -119,7 +120,14 @@ def choose_splits(store: PatchStore, split_config: SplitConfig, splits_uri: str 
         )
     splits = make_splits(manifest, split_config) if splits_uri is None else storage.read_table(splits_uri)
     check_splits(splits)
-    usable = store.slide_ids()
+    statuses = store.statuses()
+    unfinished = [slide_id for slide_id, status in statuses.items() if status is None]
+    if unfinished:
+        raise StoreError(
+            f"{len(unfinished)} of {len(statuses)} slides of {store.uri} are neither ok nor quarantined "
+            f"({', '.join(unfinished[:5])} …); run `milcore ingest` or `milcore import` again"
+        )
+    usable = [slide_id for slide_id, status in statuses.items() if status and status.state == "ok"]
     if splits_uri is not None and "fold" in splits.column_names:
         splits = splits.drop_columns(["fold"])
     absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))

@@ -10,6 +10,7 @@ from milcore.config import SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError
 from milcore.info import describe
 from milcore.run import load_bags, load_models, prepare_run, read_splits, train_run
+from milcore.store import PatchStore
 from milcore.train import LocalContext
 from tests.cohorts import write_features, write_store
 
@@ -86,6 +87,20 @@ def test_features_that_are_not_there_are_named_with_the_command_that_makes_them(
         prepare_run(
             store_uri, str(tmp_path / "run"), TRAIN.model_copy(update={"features": "other"}), SplitConfig(), None
         )
+
+
+def test_a_store_with_slides_that_never_ended_is_not_trained_on(store_uri: str, tmp_path: Path) -> None:
+    """As after an ingestion that was killed: training on the rest would lose a slide without a word."""
+    store = PatchStore(store_uri)
+    absent, quarantined, *_ = store.slide_ids()
+    storage.remove(store.group_uri(absent))
+    storage.remove(store.group_uri(quarantined))
+    store.quarantine(quarantined, "blurred", {})
+    with pytest.raises(StoreError, match=rf"1 of 12 slides .* neither ok nor quarantined \({absent} .*milcore ingest"):
+        prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig(), None)
+    store.quarantine(absent, "torn", {})
+    prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig(), None)
+    assert len(read_splits(str(tmp_path / "run"))) == 10
 
 
 def test_patches_train_the_conv_encoder_end_to_end(store_uri: str, tmp_path: Path) -> None:
