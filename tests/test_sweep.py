@@ -161,7 +161,10 @@ def test_a_value_that_cannot_be_trained_is_refused_before_the_first_trial(store_
 def test_the_standard_error_of_an_auroc_is_hanley_and_mcneil_s() -> None:
     """A = 0.8 on 10 and 20, by hand: Q1 = 2/3, Q2 = 0.7111; var = (0.16 + 9 * 0.02667 + 19 * 0.07111) / 200."""
     assert auroc_standard_error(0.8, 10, 20) == pytest.approx(0.09357, abs=1e-5)
-    assert auroc_standard_error(1.0, 10, 20) == 0.0
+    assert auroc_standard_error(1.0, 10, 20) == auroc_standard_error(1.0 - 0.5 / 200, 10, 20) > 0.0
+    assert auroc_standard_error(0.0, 10, 20) == auroc_standard_error(0.5 / 200, 10, 20) > 0.0
+    assert auroc_standard_error(1.0, 2, 2) > 0.1, "one of four pairs wrong would be 0.75"
+    assert math.isnan(auroc_standard_error(math.nan, 10, 20))
 
 
 def test_the_winner_is_called_better_only_beyond_the_standard_error_of_the_difference() -> None:
