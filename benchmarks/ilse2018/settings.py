@@ -48,24 +48,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "augment": True,
         "precision": "bf16",
     },
-    "efficientnet_lite0": {
-        "features": "efficientnet_lite0",
-        "encoder": "linear",
-        "hidden": 256,
-        "attention_hidden": 128,
-        "epochs": 30,
-        "dropout": 0.5,
-        "batch_size": 4,
-        "learning_rate": 3e-4,
-        "weight_decay": 0.1,
-    },
 }
 CONFIGS["linear"] = CONFIGS["mlp"] | {"encoder": "linear", "hidden": 256}
+CONFIGS["efficientnet_lite0"] = CONFIGS["linear"] | {"features": "efficientnet_lite0", "precision": "bf16"}
 MEMBERS = {"conv": 1}
 MEMBERS_ELSE = 5
 # whether features have heavy tails is not known beforehand: a fold chooses their form by its training bags
 CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = dict.fromkeys(
-    ("mlp", "linear"), ({"feature_form": "standardised"}, {"feature_form": "signed_root"})
+    ("mlp", "linear", "efficientnet_lite0"), ({"feature_form": "standardised"}, {"feature_form": "signed_root"})
 )
 SELECTION_PARTS = 5
 
