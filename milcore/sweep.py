@@ -152,8 +152,8 @@ def auroc_standard_error(auroc: float, positives: int, negatives: int) -> float:
 
     ``var = (A (1 - A) + (p - 1) (A / (2 - A) - A^2) + (n - 1) (2 A^2 / (1 + A) - A^2)) / (p n)``
 
-    It is 0 at an AUROC of 1, however few they were; so half a pair of a positive and a negative counts as ranked wrongly
-    where none is, and as ranked rightly where all are wrong.
+    It is 0 at an AUROC of 1, however few they were; so half a pair of a positive and a negative counts as ranked
+    wrongly where none is, and as ranked rightly where all are wrong.
 
     Source: Hanley, McNeil 1982, Radiology 143:29-36, equation 2.
     """

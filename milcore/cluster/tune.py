@@ -216,6 +216,7 @@ class _FinishedTrials(tune.Callback):
 
     def _say(self, trial: Trial, how: str) -> None:
         self._ended += 1
-        settings = self._configs[trial.config["trial"]]
-        figures = f"{settings.pooling}, learning rate {settings.learning_rate:.2g}: {how}"
-        say(f"trial {self._ended}/{len(self._configs)}: {figures}")
+        number = trial.config["trial"]
+        settings = self._configs[number]
+        drawn = f"{settings.pooling}, learning rate {settings.learning_rate:.2g}"
+        say(f"{self._ended}/{len(self._configs)} trials: trial {number}, {drawn}: {how}")

@@ -130,7 +130,7 @@ def test_a_sweep_is_killed_and_loses_no_finished_trial(s3: str, tmp_path: Path) 
     command = [sys.executable, "-m", "milcore.cluster", "tune", out, "--workers", "2", "--ray-address", "local"]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as driver:
         assert driver.stderr is not None
-        fourth = next((line for line in driver.stderr if line.startswith("trial 4/12")), None)
+        fourth = next((line for line in driver.stderr if line.startswith("4/12 trials")), None)
         os.killpg(driver.pid, signal.SIGKILL)
     assert fourth is not None
     finished = storage.names(storage.join(out, "finished"))
@@ -142,5 +142,5 @@ def test_a_sweep_is_killed_and_loses_no_finished_trial(s3: str, tmp_path: Path) 
     assert {row["pooling"] for row in rows} == set(SWEEP.poolings)
     for trial, figures in before.items():
         assert {name: rows[trial][name] for name in ("val_loss", "val_auroc", "epochs")}.items() <= figures.items()
-    told = re.findall(r"^trial \d+/12: .*", again.stderr, re.MULTILINE)
+    told = re.findall(r"^\d+/12 trials: .*", again.stderr, re.MULTILINE)
     assert sum("trained before" not in line for line in told) == 12 - len(before)

@@ -95,7 +95,7 @@ def test_killed_in_the_middle_it_redoes_only_what_is_missing(folder_uri: str, tm
     started = [*command(manifest, folder_uri), "--pipeline-root", str(tmp_path / "artifacts")]
     seen = run_until_training(started, run, tmp_path / "log")
     assert "quarantined broken:" in seen
-    assert "trial 2/2" in seen
+    assert "2/2 trials" in seen
     assert not storage.exists(storage.join(run, "model.safetensors"))
     done = [storage.join(run, "tune", "best.json"), storage.join(run, "tune", "trials.parquet")]
     for k in range(SLIDES):
