@@ -18,7 +18,7 @@ from milcore.config import Codec, IngestConfig
 from milcore.errors import SlideError
 from milcore.shards import encode_patch
 from milcore.slides import SlideReader, read_area
-from milcore.slides.reader import JpegTiles, Pixels, level_box
+from milcore.slides.reader import JpegTiles, LevelBox, Pixels, WordReader, level_box
 from milcore.sources import UnreachableError
 from milcore.stain import Normaliser
 from milcore.tiling import TilePlan
@@ -91,8 +91,10 @@ def extract(
     keep_freed_memory()  # decoded tiles are freed and taken again, patch after patch
     corners = (tuple(corner) for corner in plan.coords.tolist())
 
+    make = _maker(reader, plan, config, storing)
+
     def chunk(corner: Corner) -> bytes | None:
-        return _unless_damaged(partial(_chunk, reader, corner, plan, config, storing))
+        return _unless_damaged(partial(make, corner))
 
     if threads <= 1:
         yield from map(chunk, corners)
@@ -100,15 +102,28 @@ def extract(
         yield from _in_threads(chunk, corners, threads)
 
 
-def _chunk(reader: SlideReader, corner: Corner, plan: TilePlan, config: IngestConfig, storing: Storing) -> bytes:
+def _maker(reader: SlideReader, plan: TilePlan, config: IngestConfig, storing: Storing) -> Callable[[Corner], bytes]:
+    """What makes the stored bytes of a tile from its corner, in as few steps as this reader and plan allow."""
+    encode = partial(encode_patch, codec=storing.codec, quality=config.jpeg_quality)
+    normalise = storing.normaliser.apply if storing.normaliser else None
+
+    def from_patch(corner: Corner) -> bytes:
+        patch = _patch(reader, corner, plan, config)
+        return encode(normalise(patch) if normalise else patch)
+
     if storing.codec == "passthrough" and isinstance(reader, JpegTiles):
-        own = _own_tile(reader, corner, plan, config.patch_size)
-        if own is not None:
-            return own
-    patch = _patch(reader, corner, plan, config)
-    if storing.normaliser is not None:
-        patch = storing.normaliser.apply(patch)
-    return encode_patch(patch, storing.codec, config.jpeg_quality)
+        tiles = reader  # as the checker sees it inside the function
+        return lambda corner: _own_tile(tiles, corner, plan, config.patch_size) or from_patch(corner)
+    exact = _scale_is_a_level(reader, plan, config.patch_size)
+    if storing.codec == "jpeg" and exact and not normalise and isinstance(reader, WordReader):
+        words = reader
+        return lambda corner: encode(_words(words, corner, plan, config.patch_size))
+    return from_patch
+
+
+def _words(reader: WordReader, corner: Corner, plan: TilePlan, edge: int) -> Pixels:
+    box = _box(reader, corner, plan, edge)
+    return reader.read_words(int(box.left), int(box.top), box.level, edge, edge)
 
 
 def _patch(reader: SlideReader, corner: Corner, plan: TilePlan, config: IngestConfig) -> Pixels:
@@ -126,13 +141,17 @@ def _unless_damaged(read: Callable[[], T]) -> T | None:
 
 
 def _scale_is_a_level(reader: SlideReader, plan: TilePlan, edge: int) -> bool:
-    box = level_box(reader.level_downsamples, (0.0, 0.0), (plan.size_level0,) * 2, plan.size_level0 / edge)
+    box = _box(reader, (0, 0), plan, edge)
     return (box.right, box.bottom) == (edge, edge)
 
 
 def _own_tile(reader: JpegTiles, corner: Corner, plan: TilePlan, edge: int) -> bytes | None:
-    box = level_box(reader.level_downsamples, corner, (plan.size_level0,) * 2, plan.size_level0 / edge)
+    box = _box(reader, corner, plan, edge)
     return reader.jpeg_tile(int(box.left), int(box.top), box.level, edge, edge)
+
+
+def _box(reader: SlideReader | JpegTiles | WordReader, corner: Corner, plan: TilePlan, edge: int) -> LevelBox:
+    return level_box(reader.level_downsamples, corner, (plan.size_level0,) * 2, plan.size_level0 / edge)
 
 
 def _in_threads(

@@ -29,6 +29,8 @@ ZSTD_LEVEL = 3
 # raw bytes of an H&E patch over its stored bytes: sets how many patches make a shard of about SHARD_MB
 COMPRESSION: dict[Codec, float] = {"jpeg": 5.0, "zstd": 2.0, "none": 1.0, "passthrough": 5.0}
 JPEG_CODECS: tuple[Codec, ...] = ("jpeg", "passthrough")
+# by the samples a pixel has
+_JPEG_COLOURS = {3: imagecodecs.JPEG8.CS.RGB, 4: imagecodecs.JPEG8.CS.EXT_BGRX}
 
 _EMPTY = np.uint64(2**64 - 1)
 _UInt8 = npt.NDArray[np.uint8]
@@ -38,10 +40,18 @@ def encode_patch(patch: _UInt8, codec: Codec, quality: int) -> bytes:
     """The bytes of one chunk: an ordinary JPEG file (4:4:4), one zstd frame, or the pixels as they are.
 
     With passthrough only what is no tile of the slide comes here, and becomes a JPEG too.
+
+    Args:
+        patch: (p, p, 3) RGB; for a JPEG also (p, p, 4), words of blue, green, red and a spare byte.
+        codec: of the chunk.
+        quality: of a JPEG, 1 to 100.
     """
     pixels = np.ascontiguousarray(patch)
     if codec in JPEG_CODECS:
-        return bytes(imagecodecs.jpeg8_encode(pixels, level=quality, subsampling="444"))
+        colours = _JPEG_COLOURS[pixels.shape[-1]]
+        return bytes(
+            imagecodecs.jpeg8_encode(pixels, quality, colorspace=colours, outcolorspace="YCBCR", subsampling="444")
+        )
     if codec == "zstd":
         return bytes(imagecodecs.zstd_encode(pixels, level=ZSTD_LEVEL))  # type: ignore[arg-type] # any buffer
     return pixels.tobytes()

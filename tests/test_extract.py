@@ -61,6 +61,17 @@ def test_jpeg_patches_differ_by_jpeg_s_error_only(shared_data: Path, tmp_path: P
     assert 0 < error.mean() < 2
 
 
+@pytest.mark.parametrize("settings", [{"codec": "jpeg"}, {"codec": "none"}, {"mpp": 1.0}, {"border": "pad"}], ids=str)
+def test_openslide_and_native_tiles_give_the_same_bytes(
+    shared_data: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    path = shared_data / "slides/CMU-1-Small-Region.svs"
+    native, through = (_ingest(path, tmp_path / name, reader=name, **settings) for name in ("tiff", "openslide"))
+    assert through.attrs["reader"].startswith("openslide")
+    assert len(native) == len(through)
+    np.testing.assert_array_equal(native.patches(0, len(native)), through.patches(0, len(through)))
+
+
 def test_an_ome_tiff_is_what_tifffile_reads(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "slides/pyramid.ome.tiff"
     slide = _ingest(path, tmp_path, codec="zstd")

@@ -76,6 +76,21 @@ class JpegTiles(Protocol):
         ...
 
 
+@runtime_checkable
+class WordReader(Protocol):
+    """A reader whose library paints words of blue, green, red and a spare byte, which JPEG takes as they are."""
+
+    level_downsamples: tuple[float, ...]
+
+    def read_words(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
+        """What ``read`` reads, shape (height, width, 4), without the copy that packs it.
+
+        Raises:
+            SlideError: the pixels cannot be read; other places still can.
+        """
+        ...
+
+
 class LevelBox(NamedTuple):
     """A rectangle in px of one level."""
 

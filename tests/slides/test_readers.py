@@ -13,6 +13,7 @@ from milcore.config import ReaderName
 from milcore.errors import SlideError
 from milcore.slides import READERS, SlideReader, open_slide, read_area
 from milcore.slides.flat import FlatImageReader
+from milcore.slides.openslide import laid_on_white
 from milcore.slides.pyramid import write_pyramid
 from milcore.slides.reader import finer_level
 
@@ -82,6 +83,14 @@ def test_openslide_tells_scale_and_levels_and_a_plain_image_none(tmp_path: Path)
         assert slide.mpp == pytest.approx(0.25, rel=1e-3)
         assert slide.level_downsamples == pytest.approx((1.0, 2.0, 4.0), rel=1e-2)
         assert (image.mpp, image.level_downsamples) == (None, (1.0,))
+
+
+def test_what_openslide_paints_is_laid_on_white() -> None:
+    """Its colours come multiplied by alpha: half opaque black is grey, nothing is white."""
+    words = np.array([[[9, 8, 7, 255], [0, 0, 0, 128], [0, 0, 0, 0], [100, 50, 0, 128]]], np.uint8)
+    np.testing.assert_array_equal(
+        laid_on_white(words)[..., :3], [[[9, 8, 7], [127, 127, 127], [255, 255, 255], [227, 177, 127]]]
+    )
 
 
 @pytest.mark.parametrize(
