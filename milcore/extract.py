@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -23,7 +24,8 @@ from milcore.sources import UnreachableError
 from milcore.stain import Normaliser
 from milcore.tiling import TilePlan
 
-PATCHES_AHEAD = 8
+PATCHES_A_RUN = 8
+RUNS_AHEAD = 2
 SAMPLED_TILES = 32
 SAMPLED_PX_APART = 2
 
@@ -157,11 +159,12 @@ def _box(reader: SlideReader | JpegTiles | WordReader, corner: Corner, plan: Til
 def _in_threads(
     function: Callable[[Corner], bytes | None], corners: Iterator[Corner], threads: int
 ) -> Iterator[bytes | None]:
-    running: deque[Future[bytes | None]] = deque()
+    """In runs of tiles: handing over each costs a tenth of the time that two threads take to make JPEGs."""
+    running: deque[Future[list[bytes | None]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for corner in corners:
-            running.append(pool.submit(function, corner))
-            if len(running) > PATCHES_AHEAD * threads:
-                yield running.popleft().result()
+        while run := list(islice(corners, PATCHES_A_RUN)):
+            running.append(pool.submit(list, map(function, run)))
+            if len(running) > RUNS_AHEAD * threads:
+                yield from running.popleft().result()
         while running:
-            yield running.popleft().result()
+            yield from running.popleft().result()
