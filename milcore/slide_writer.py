@@ -103,8 +103,7 @@ class SlideWriter:
         final = self._finish_patches(rows.get("coords", np.empty((0, 2), np.int32)))
         for name, array in rows.items():
             self._written |= write_array(storage.join(self._uri, name), array)
-        for uri in sorted(self._before - self._written):
-            storage.remove(uri)
+        storage.remove_all(self._before - self._written)
         final |= {"status": "ok", "arrays": sorted(self._arrays | rows.keys()), "complete": True}
         write_group(self._uri, {**self.attrs, **final})
 

@@ -10,7 +10,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,10 +166,14 @@ def names(uri: str) -> list[str]:
 
 
 def files(uri: str) -> set[str]:
-    """URIs of all objects below a folder, at any depth, written as ``join`` would."""
+    """URIs of all objects below a folder, at any depth, written as ``join`` would; never the folder itself.
+
+    s3fs names the folder where its first object comes between an empty listing and a second look.
+    """
     fs, path = filesystem(uri)
+    below = f"{path.rstrip('/')}/"
     found = (str(name) for name in fs.find(path))
-    return {join(uri, name[len(path.rstrip("/")) :].lstrip("/")) for name in found}
+    return {join(uri, name.removeprefix(below)) for name in found if name.startswith(below) and not name.endswith("/")}
 
 
 def remove(uri: str) -> None:
@@ -177,6 +181,12 @@ def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
+
+
+def remove_all(uris: Iterable[str]) -> None:
+    """Remove objects; those that are not there are no error."""
+    for uri in sorted(uris):
+        remove(uri)
 
 
 def upload_folder(folder: Path, uri: str) -> None:

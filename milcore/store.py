@@ -127,10 +127,14 @@ class PatchStore:
         return SlideWriter(self.group_uri(slide_id), started, patch_size, codec, quality)
 
     def quarantine(self, slide_id: str, reason: str, attrs: dict[str, Any]) -> None:
-        """Record that a slide cannot be used, and remove what was written of it."""
-        storage.remove(self.group_uri(slide_id))
-        told = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **attrs}
-        write_group(self.group_uri(slide_id), {**told, "status": "quarantined", "reason": reason, "complete": True})
+        """Record that a slide cannot be used, then remove what was written of it.
+
+        Where ``attrs`` say ``retry`` nothing is removed: another process may be succeeding with the same slide.
+        """
+        uri, told = self.group_uri(slide_id), {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **attrs}
+        write_group(uri, {**told, "status": "quarantined", "reason": reason, "complete": True})
+        if not attrs.get("retry"):
+            storage.remove_all(storage.files(uri) - {self._group_json(slide_id)})
 
     def source(self, slide_id: str) -> dict[str, Any] | None:
         """What was last seen of the slide's file: uri, size in bytes, version (ETag or modification time)."""
@@ -279,8 +283,7 @@ class SlideGroup:
         storage.remove(storage.join(uri, "zarr.json"))
         write_group(storage.join(self.uri, "features"), {})
         rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (values.itemsize * values.shape[1]))))
-        for left in sorted(before - write_rows(uri, values, rows, told)):
-            storage.remove(left)
+        storage.remove_all(before - write_rows(uri, values, rows, told))
 
     def _feature_attrs(self, name: str) -> dict[str, Any] | None:
         try:

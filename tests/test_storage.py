@@ -1,6 +1,7 @@
 """The contract of storage, over the local disk and over S3."""
 
 import threading
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,6 +34,28 @@ def test_reading_nothing_is_file_not_found(folder_uri):
     with pytest.raises(FileNotFoundError), storage.local_file(missing) as copy:
         copy.read_bytes()
     assert not storage.exists(missing)
+
+
+def test_files_are_all_objects_below_a_folder(folder_uri):
+    names = {"a/b/c", "a/d", "e"}
+    for name in names:
+        storage.write_bytes(storage.join(folder_uri, name), b"x")
+    assert storage.files(folder_uri) == {storage.join(folder_uri, name) for name in names}
+    assert storage.files(storage.join(folder_uri, "nothing")) == set()
+
+
+def test_a_folder_that_appears_while_it_is_listed_is_none_of_its_files(s3, monkeypatch):
+    """Told to be a file of its own, it would be removed whole as something left over."""
+    uri = storage.join(s3, uuid.uuid4().hex)
+    listed = s3fs.S3FileSystem._lsdir
+
+    async def written_meanwhile(self, path, *rest, **more):
+        found = [] if more.get("delimiter") == "" else await listed(self, path, *rest, **more)
+        await self._pipe_file(f"{path}/object", b"x")
+        return found
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_lsdir", written_meanwhile)
+    assert storage.files(uri) == set()
 
 
 def test_a_folder_is_not_an_object(folder_uri):

@@ -98,6 +98,29 @@ def test_the_cohort_is_told_in_manifest_order(store: PatchStore) -> None:
     assert not storage.exists(storage.join(store.group_uri("b"), "coords", "zarr.json"))
 
 
+def test_a_quarantined_slide_is_never_half_there(store: PatchStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says that it is quarantined is written before the first of its arrays is removed."""
+    _write(store, "a")
+    seen = []
+    remove = storage.remove
+    monkeypatch.setattr(storage, "remove", lambda uri: (seen.append(store.status("a")), remove(uri)))
+    store.quarantine("a", "no tissue", {})
+    assert seen
+    assert {status.state for status in seen if status} == {"quarantined"}
+    assert storage.files(store.group_uri("a")) == {storage.join(store.group_uri("a"), "zarr.json")}
+
+
+def test_a_slide_to_be_tried_again_does_not_spoil_another_writer_s(store: PatchStore) -> None:
+    with store.writer("a", ATTRS, 16, "zstd", 90) as writer:
+        for patch in _patches(5):
+            writer.append(patch, 0, 0, 1.0)
+        writer.write_thumbnail(np.zeros((40, 50, 3), np.uint8))
+        store.quarantine("a", "unreachable", {"retry": True})
+    slide = store.slide("a")
+    np.testing.assert_array_equal(slide.patches(0, 5), _patches(5))
+    assert slide.thumbnail.shape == (40, 50, 3)
+
+
 def test_a_folder_that_is_no_store_is_told(store: PatchStore) -> None:
     with pytest.raises(StoreError, match="not a patch store"):
         store.manifest()
