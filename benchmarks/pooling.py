@@ -1,6 +1,6 @@
 """Training steps of gated attention MIL on frozen features: this project against the ways others take them.
 
-``python -m benchmarks.pooling [--json] [--cases abcd] [--rounds N] [--dropout RATE]``
+``python -m benchmarks.pooling [--json] [--cases abcd] [--rounds N] [--dropout RATE] [--dtypes fp32,bf16]``
 
 A step is forward, backward and optimizer (AdamW) over one global batch of 1024-wide features that lie in memory in the
 row's precision; embeddings of 512, attention of 256. Methods:
@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("--cases", default="abcd", help="which cases, any of abcd (default: all)")
     parser.add_argument("--rounds", type=int, default=7, help="counted steps of each method (default: 7)")
     parser.add_argument("--dropout", type=float, default=0.0, help="dropout on embeddings (default: 0)")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="which precisions (default: fp32,bf16)")
     parser.add_argument("--memory-of", nargs=3, metavar=("CASE", "METHOD", "DTYPE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     keep_freed_memory()
@@ -279,7 +280,10 @@ def main() -> None:
         print(measure_memory(*given.memory_of, given.dropout))
         return
     rows = [
-        row for case in given.cases for dtype in DTYPES for row in measure(case, dtype, given.rounds, given.dropout)
+        row
+        for case in given.cases
+        for dtype in given.dtypes.split(",")
+        for row in measure(case, dtype, given.rounds, given.dropout)
     ]
     print(json.dumps(rows, indent=1) if given.json else show(rows))
 

@@ -218,3 +218,9 @@ def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:
             else:
                 nn.init.zeros_(parameter)
     return model.double() if config.precision == "fp64" else model
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether products in bf16 are put together from others there, which takes many times as long as fp32."""
+    has = torch.cpu.get_capabilities()
+    return device.type == "cpu" and not any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -28,7 +28,7 @@ from milcore.config import SplitName, TrainConfig
 from milcore.dropout import Dropout
 from milcore.encoders.features import FeatureEncoder
 from milcore.errors import MILError
-from milcore.model import MILModel, make_model
+from milcore.model import MILModel, emulates_bf16, make_model
 from milcore.optimisation import Optimisation
 from milcore.progress import EpochWatch, say
 from milcore.shares import Share, share_of
@@ -128,6 +128,8 @@ def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
     Raises:
         MILError: the loss is not finite.
     """
+    if ctx.rank == 0 and config.precision == "bf16" and emulates_bf16(ctx.device):
+        say("warning: precision bf16: this CPU has no bf16 products and emulates them, many times slower than fp32")
     loop = _Loop(config, bags, ctx)
     progress = loop.start()
     for epoch in range(progress.epochs_done, config.epochs):

@@ -293,6 +293,17 @@ def test_bf16_learns_what_fp32_learns() -> None:
     assert losses[1] == pytest.approx(losses[0], abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("precision", "able", "warned"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
+)
+def test_bf16_on_a_cpu_that_emulates_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str, able: bool, warned: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able, "avx2": True})
+    fit(SMALL.model_copy(update={"precision": precision, "epochs": 1}), ragged_bags(), LocalContext(None, CPU))
+    assert ("emulates" in capsys.readouterr().err) is warned
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice() -> None:
     entries = [BagEntry.of_slide("s", "p", 1, "train", 2)]
     bags = Bags(entries, lambda _: torch.full((2, WIDTH), torch.nan), CACHE)
