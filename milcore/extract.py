@@ -25,7 +25,6 @@ from milcore.stain import Normaliser
 from milcore.tiling import TilePlan
 
 PATCHES_A_RUN = 8
-RUNS_AHEAD = 2
 SAMPLED_TILES = 32
 SAMPLED_PX_APART = 2
 
@@ -164,7 +163,7 @@ def _in_threads(
     with ThreadPoolExecutor(threads) as pool:
         while run := list(islice(corners, PATCHES_A_RUN)):
             running.append(pool.submit(list, map(function, run)))
-            if len(running) > RUNS_AHEAD * threads:
+            if len(running) > threads:
                 yield from running.popleft().result()
         while running:
             yield from running.popleft().result()

@@ -17,6 +17,7 @@ from milcore.extract import choose_codec, extract, sample
 from milcore.manifest import Manifest, Slide, read_manifest
 from milcore.portions import read_share
 from milcore.processes import map_in_processes
+from milcore.progress import say
 from milcore.slide_writer import SlideWriter
 from milcore.slides import RemoteFile, SlideReader, find_in_place, open_slide
 from milcore.slides.reader import Pixels
@@ -144,11 +145,10 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads:
         if before and _still_good(before, parameters) and store.source(slide.slide_id) == seen._asdict():
             return _outcome(slide, before, skipped=True)
         outcome = _ingest_reached(_Work(slide, store, config, threads), attrs, before)
+    except UnreachableError as error:
+        return _set_aside(slide, store, str(error), attrs)
     except SlideError as error:
-        attrs["retry"] = isinstance(error, UnreachableError)
         store.quarantine(slide.slide_id, str(error), attrs)
-        if attrs["retry"]:
-            return SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
         outcome = SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
     store.write_source(slide.slide_id, seen._asdict())
     return outcome
@@ -211,6 +211,8 @@ def _ingest_open(work: _Work, reader: SlideReader, attrs: dict[str, Any], remote
     with store.writer(slide.slide_id, attrs, config.patch_size, storing.codec, config.jpeg_quality) as writer:
         writer.write_thumbnail(thumbnail)
         writer.write_mask(mask)
+        # tiles that are only copied wait for Python's lock, unless they come over the network
+        threads = 1 if storing.codec == "passthrough" and remote is None else threads
         with contextlib.closing(extract(reader, plan, config, storing, threads)) as chunks:
             unreadable = write_patches(chunks, plan, writer, config)
         if remote is not None:
@@ -315,6 +317,14 @@ def _ingest_in_worker(slide: Slide, store_uri: str, config: IngestConfig, thread
 
 def _killed(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:
     reason = "its process was killed twice while reading it (out of memory?)"
-    attrs = {"parameters": _parameters(slide, config), "source": {"uri": slide.uri}, "retry": True}
-    store.quarantine(slide.slide_id, reason, attrs)
+    return _set_aside(slide, store, reason, {"parameters": _parameters(slide, config), "source": {"uri": slide.uri}})
+
+
+def _set_aside(slide: Slide, store: PatchStore, reason: str, attrs: dict[str, Any]) -> SlideOutcome:
+    """Quarantine a slide until the next time; one that is there all the same, by another process or before, stays."""
+    now = store.status(slide.slide_id)
+    if now and now.state == "ok" and _still_good(now, attrs["parameters"]):
+        say(f"{slide.slide_id}: {reason}; the patches that the store has of it stay")
+        return _outcome(slide, now, skipped=True)
+    store.quarantine(slide.slide_id, reason, attrs | {"retry": True}, keep=True)
     return SlideOutcome(slide.slide_id, "quarantined", reason, 0, skipped=False)

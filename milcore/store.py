@@ -10,8 +10,9 @@
         features/<name> (n, d) f2 or f4
 
 An import may lack any of them but one of patches and features; the attribute ``arrays`` names those that are there. The
-surprise: a slide that could not be used has a group too, without arrays, whose attrs hold the reason. Readers refuse a
-group that is not complete. One writer per group. Axis words: n (patch), p (patch edge in px), d (feature).
+surprise: a slide that could not be used has a group too, whose attrs hold the reason; arrays in it are left-overs.
+Readers refuse a group that is not complete. One writer per group. Axis words: n (patch), p (patch edge in px), d
+(feature).
 """
 
 import hashlib
@@ -126,15 +127,20 @@ class PatchStore:
         started = {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **attrs}
         return SlideWriter(self.group_uri(slide_id), started, patch_size, codec, quality)
 
-    def quarantine(self, slide_id: str, reason: str, attrs: dict[str, Any]) -> None:
-        """Record that a slide cannot be used, then remove what was written of it.
+    def quarantine(self, slide_id: str, reason: str, attrs: dict[str, Any], *, keep: bool = False) -> None:
+        """Record that a slide cannot be used, after what was written of it was removed.
 
-        Where ``attrs`` say ``retry`` nothing is removed: another process may be succeeding with the same slide.
+        Args:
+            slide_id: of the slide.
+            reason: why, for a person.
+            attrs: of its group.
+            keep: leave what was written: another process may be writing it at this moment, with better luck.
         """
         uri, told = self.group_uri(slide_id), {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, **attrs}
-        write_group(uri, {**told, "status": "quarantined", "reason": reason, "complete": True})
-        if not attrs.get("retry"):
+        if not keep:
+            write_group(uri, {"begun": attrs, "complete": False})
             storage.remove_all(storage.files(uri) - {self._group_json(slide_id)})
+        write_group(uri, {**told, "status": "quarantined", "reason": reason, "complete": True})
 
     def source(self, slide_id: str) -> dict[str, Any] | None:
         """What was last seen of the slide's file: uri, size in bytes, version (ETag or modification time)."""

@@ -72,6 +72,17 @@ def test_openslide_and_native_tiles_give_the_same_bytes(
     np.testing.assert_array_equal(native.patches(0, len(native)), through.patches(0, len(through)))
 
 
+def test_threads_lose_no_tile_beside_a_damaged_one(shared_data: Path) -> None:
+    """OpenSlide refuses a handle to all threads once one of them has met damage."""
+    config = IngestConfig(mpp=0.499, patch_size=240)
+    with open_slide(shared_data / "slides/corrupt_tiles.svs", "openslide") as reader:
+        plan = plan_tiles(reader.size, 0.499, np.ones((4, 4), bool), config)
+        alone = list(extract(reader, plan, config, Storing("jpeg"), 1))
+        assert 0 < alone.count(None) < len(alone)
+        for _ in range(3):
+            assert list(extract(reader, plan, config, Storing("jpeg"), 4)) == alone
+
+
 def test_an_ome_tiff_is_what_tifffile_reads(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "slides/pyramid.ome.tiff"
     slide = _ingest(path, tmp_path, codec="zstd")

@@ -78,6 +78,21 @@ def test_patches_of_any_scan_have_equal_physical_extent(tmp_path: Path, mpp: flo
     assert np.abs(row[35:61] - STAIN[1]).max() < 12
 
 
+def test_patches_of_a_slide_that_is_out_of_reach_for_now_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pyramid(tmp_path / "a.tiff", _tissue(400, 200), 0.5, 1)
+    store = _store(tmp_path, {"a": ("a.tiff", None)})
+    _run(store)
+    before = _files(store)
+    (tmp_path / "a.tiff").rename(tmp_path / "elsewhere.tiff")
+    assert _run(store)["a"] == SlideOutcome("a", "ok", None, 18, skipped=True)
+    assert "stay" in capsys.readouterr().err
+    assert _files(store) == before
+    other = _run(store, IngestConfig(patch_size=100))["a"]
+    assert (other.status, "no such file" in str(other.reason)) == ("quarantined", True)
+
+
 def test_padded_and_overlapping_patches_are_the_slide_s_pixels_on_white(tmp_path: Path) -> None:
     pixels = _tissue(150, 100)
     write_pyramid(tmp_path / "a.tiff", pixels, 0.5, 1, quality=100)

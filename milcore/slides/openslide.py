@@ -1,7 +1,7 @@
 """Slides through OpenSlide: Aperio, Hamamatsu, Leica, MIRAX, Philips, Ventana, DICOM, and tiled pyramidal TIFF.
 
-The surprise: after one unreadable tile OpenSlide refuses every later read on the same handle, so the handle is opened
-anew after a failure.
+The surprise: after one unreadable tile OpenSlide refuses every later read on the same handle, to all threads, so a read
+that fails is tried once more on a handle of its own.
 """
 
 import ctypes
@@ -56,17 +56,17 @@ class OpenSlideReader:
         Raises:
             SlideError: the pixels cannot be read; other places still can.
         """
-        slide = self._slide
-        left, top = (round(at * slide.level_downsamples[level]) for at in (x, y))
-        words = np.empty((height, width, 4), np.uint8)
-        target = (ctypes.c_uint32 * (height * width)).from_buffer(words.data)
+        place = (x, y, level, width, height)
         try:
-            # the wrapped function turns words into RGBA, a twentieth of all work where they are to become a JPEG
-            lowlevel._read_region(slide._osr, target, left, top, level, width, height)  # noqa: SLF001
+            return _paint(self._slide, *place)
+        except openslide.OpenSlideError:
+            fresh = self._open()  # this thread's failure, or another's earlier one: a handle of its own tells
+        try:
+            words = _paint(fresh, *place)
         except openslide.OpenSlideError as error:
-            self._slide = self._open()  # the old handle is freed when no other thread reads through it
             raise SlideError(f"unreadable at ({x}, {y}), level {level}: {error}") from None
-        return laid_on_white(words)
+        self._slide = fresh  # the old handle is freed when no other thread reads through it
+        return words
 
     def thumbnail(self, max_edge: int) -> Pixels:
         """The whole slide with its longer edge at most ``max_edge`` px."""
@@ -83,7 +83,18 @@ class OpenSlideReader:
             raise SlideError(f"OpenSlide cannot open it: {error}") from None
 
 
-def laid_on_white(words: Pixels) -> Pixels:
+def _paint(  # noqa: PLR0913, PLR0917 - a slide and a place in it
+    slide: openslide.OpenSlide, x: int, y: int, level: int, width: int, height: int
+) -> Pixels:
+    left, top = (round(at * slide.level_downsamples[level]) for at in (x, y))
+    words = np.empty((height, width, 4), np.uint8)
+    target = (ctypes.c_uint32 * (height * width)).from_buffer(words.data)
+    # the wrapped function turns words into RGBA, a twentieth of all work where they are to become a JPEG
+    lowlevel._read_region(slide._osr, target, left, top, level, width, height)  # noqa: SLF001
+    return premultiplied_on_white(words)
+
+
+def premultiplied_on_white(words: Pixels) -> Pixels:
     """Words (h, w, 4), colours multiplied by the fourth, alpha: what is not all opaque lets white through."""
     if np.bitwise_and.reduce(words.view(np.uint32), axis=None) >= _OPAQUE:
         return words

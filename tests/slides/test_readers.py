@@ -13,7 +13,7 @@ from milcore.config import ReaderName
 from milcore.errors import SlideError
 from milcore.slides import READERS, SlideReader, open_slide, read_area
 from milcore.slides.flat import FlatImageReader
-from milcore.slides.openslide import laid_on_white
+from milcore.slides.openslide import premultiplied_on_white
 from milcore.slides.pyramid import write_pyramid
 from milcore.slides.reader import finer_level
 
@@ -89,7 +89,7 @@ def test_what_openslide_paints_is_laid_on_white() -> None:
     """Its colours come multiplied by alpha: half opaque black is grey, nothing is white."""
     words = np.array([[[9, 8, 7, 255], [0, 0, 0, 128], [0, 0, 0, 0], [100, 50, 0, 128]]], np.uint8)
     np.testing.assert_array_equal(
-        laid_on_white(words)[..., :3], [[[9, 8, 7], [127, 127, 127], [255, 255, 255], [227, 177, 127]]]
+        premultiplied_on_white(words)[..., :3], [[[9, 8, 7], [127, 127, 127], [255, 255, 255], [227, 177, 127]]]
     )
 
 
