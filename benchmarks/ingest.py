@@ -6,9 +6,8 @@ Cutting is timed with the plan given (planning, and opening and closing a store 
 every whole native tile of level 0 is a patch, at the slide's own um/px. Methods:
 
 - openslide_hdf5: ``read_region`` and a raw HDF5 dataset of a chunk a patch, for every patch opened, grown by one and
-  closed again, the way CLAM stores patches (``savePatchIter_bag_hdf5`` in its wsi_core/wsi_utils.py);
-- openslide_hdf5_open: the same into a dataset that has its full length from the start and stays open, which is the
-  best that can be made of it;
+  closed again, the way CLAM's create_patches.py stores patches (``savePatchIter_bag_hdf5`` in wsi_core/wsi_utils.py);
+- openslide_hdf5_open: the same into a dataset that has its full length from the start and stays open;
 - tiffslide_zarr: tiffslide's ``read_region`` and a Zarr array of a chunk a patch, zarr-python's default codec;
 - ours_jpeg, ours_zstd, ours_none, ours_passthrough: ``milcore.extract`` into the store's shards;
 - ours_openslide_jpeg, ours_openslide_none: the same through the OpenSlide backend, what formats cost that have no
@@ -17,11 +16,12 @@ every whole native tile of level 0 is a patch, at the slide's own um/px. Methods
 
 Every method runs in a process of its own on one thread, the methods in turn, so often through the slide that at least
 2,000 patches are cut, into one file or array; the slide is opened anew each time, untimed, so that no tile is still
-decoded. The median of the rounds is shown. Per core is patches over the process's CPU seconds, which
-other work on the machine disturbs least; in all is patches over wall time with a thread for every core, ours only. MB/s
-are raw pixels. Memory is the highest resident set of the process, libraries and all. Reading back is timed in
-``benchmarks/reading.py``. The synthetic slide is 20,000 x 20,000 px of stained texture in JPEG tiles of 256 px, whose
-quality of 70 gives about as many bytes a pixel as CMU-1-Small-Region.svs has; another by ``--synthetic-quality``.
+decoded. All processes let glibc keep freed memory. Medians of the rounds are shown. Per core is patches over the
+process's CPU seconds, which other work on the machine disturbs least; in all is patches over wall time with a thread
+for every core, ours only. MB/s are raw pixels. Memory is the highest resident set of the process, libraries and all.
+Reading back is timed in ``benchmarks/reading.py``. The synthetic slide is 20,000 x 20,000 px of stained texture in JPEG
+tiles of 256 px, whose quality of 70 gives about as many bytes a pixel as CMU-1-Small-Region.svs has; another by
+``--synthetic-quality``.
 """
 
 import argparse
@@ -50,6 +50,7 @@ from scipy import ndimage
 
 from benchmarks.memory import resident_mb
 from benchmarks.reading import reading_rows
+from milcore.allocator import keep_freed_memory
 from milcore.config import Codec, IngestConfig, ReaderChoice
 from milcore.extract import Storing, extract
 from milcore.ingest import mask_of, thumbnail_edge
@@ -194,6 +195,7 @@ CUTTERS: dict[str, Cutter] = {
 
 def run_here(method: str, path: Path, threads: int) -> dict[str, float]:
     """Cut the slide by a method in this process: CPU and wall seconds, patches, highest resident set in MB."""
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         task = native_task(path, Path(folder), threads)
         cpu = wall = 0.0
@@ -223,24 +225,24 @@ def cutting_rows(path: Path, rounds: int) -> list[dict[str, Any]]:
     """A row for every method that can read the slide."""
     methods = [method for method in CUTTERS if _runs(method, path)]
     runs: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
+    on_all_cores: dict[str, list[dict[str, float]]] = {method: [] for method in methods if method.startswith("ours")}
     for _ in range(rounds):
         for method in methods:
             runs[method].append(run_apart(method, path, 1))
+        for method, its in on_all_cores.items():
+            its.append(run_apart(method, path, os.cpu_count() or 1))
     with tempfile.TemporaryDirectory() as folder:
         edge = native_task(path, Path(folder), 1).edge
     rows = []
     for method in methods:
         rate = statistics.median(run["patches"] / run["cpu_s"] for run in runs[method])
-        in_all = None
-        if method.startswith("ours"):
-            all_cores = run_apart(method, path, os.cpu_count() or 1)
-            in_all = all_cores["patches"] / all_cores["wall_s"]
+        in_all = [run["patches"] / run["wall_s"] for run in on_all_cores.get(method, [])]
         rows.append(
             {
                 "method": method,
                 "slide": path.name,
                 "patches_per_s_per_core": rate,
-                "patches_per_s": in_all,
+                "patches_per_s": statistics.median(in_all) if in_all else None,
                 "mb_per_s": rate * edge * edge * 3 / 1e6,
                 "peak_mb": max(run["peak_mb"] for run in runs[method]),
                 "rounds": rounds,
