@@ -34,7 +34,6 @@ import transformers
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from milcore.allocator import keep_freed_memory
 from milcore.config import EncodeConfig
 from milcore.encoders.efficientnet import MEAN, STD
 from milcore.encoders.encode import encode
@@ -43,6 +42,7 @@ from milcore.encoders.frozen import channels_last, make
 from milcore.encoders.resnet import TruncatedResNet50
 from milcore.encoders.spec import parse_spec
 from milcore.manifest import Manifest, Slide
+from milcore.runtime.malloc import keep_freed_memory
 from milcore.shards import decode_into, encode_patch
 from milcore.store import PatchStore
 

@@ -22,9 +22,9 @@ import pyarrow as pa
 import torch
 
 from benchmarks.pooling import ATTENTION, CASES, DTYPES, HIDDEN, KEPT_MB, WIDTH, make_batch, make_step, seconds
-from milcore.allocator import keep_freed_memory
 from milcore.config import TrainConfig
 from milcore.run import load_bags
+from milcore.runtime.malloc import keep_freed_memory
 from milcore.store import PatchStore
 from milcore.train import LocalContext, fit
 

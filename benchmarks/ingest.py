@@ -50,10 +50,10 @@ from scipy import ndimage
 
 from benchmarks.memory import resident_mb
 from benchmarks.reading import reading_rows
-from milcore.allocator import keep_freed_memory
 from milcore.config import Codec, IngestConfig, ReaderChoice
 from milcore.extract import Storing, extract
 from milcore.ingest import mask_of, thumbnail_edge
+from milcore.runtime.malloc import keep_freed_memory
 from milcore.shards import ShardWriter
 from milcore.slides import open_slide
 from milcore.slides.pyramid import write_pyramid

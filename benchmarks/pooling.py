@@ -34,11 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.memory import resident_mb
-from milcore.allocator import keep_freed_memory
 from milcore.bags import Bag, pack
 from milcore.config import TrainConfig
 from milcore.dropout import Dropout
 from milcore.model import make_model
+from milcore.runtime.malloc import keep_freed_memory
 
 WIDTH, HIDDEN, ATTENTION = 1024, 512, 256
 FLOPS_PER_INSTANCE = 3 * 2 * (WIDTH * HIDDEN + HIDDEN * 2 * ATTENTION + ATTENTION + HIDDEN)

@@ -37,11 +37,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from milcore import storage
 from milcore.cluster.launch import train_with, tune_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.manifest import Manifest, Slide
 from milcore.run import prepare_run
+from milcore.runtime import storage
 from milcore.store import PatchStore
 from milcore.sweep import prepare_sweep
 

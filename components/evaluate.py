@@ -35,7 +35,7 @@ def evaluate(
     """
     from milcore.evaluate import ATTENTION, MODEL_CARD, REPORT, download_overlays
     from milcore.evaluate import evaluate as evaluate_run
-    from milcore.storage import download, join
+    from milcore.runtime.storage import download, join
 
     summary = evaluate_run(run_uri, baselines=baselines, sweep_uri=sweep_uri)
     for name, value in summary.items():

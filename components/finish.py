@@ -16,7 +16,7 @@ def finish(run_uri: str, ray_address: str, status: dsl.PipelineTaskFinalStatus) 
     """
     import os
 
-    from milcore.storage import join, write_json
+    from milcore.runtime.storage import join, write_json
 
     if ray_address == "rayjob":
         from milcore.cluster.rayjob import free_run, jobs_here

@@ -52,7 +52,7 @@ def ingest(
     from milcore.ingest import ingest as ingest_cohort
     from milcore.ingest import summarise
     from milcore.portions import read_share
-    from milcore.progress import track
+    from milcore.runtime.progress import track
     from milcore.store import PatchStore
 
     index, count = (int(part) for part in shard.split("/"))
@@ -75,8 +75,8 @@ def gather(store_uri: str, outcomes: list[str]) -> str:
     import json
 
     from milcore.ingest import account
-    from milcore.progress import say
     from milcore.qc import write_cohort_page
+    from milcore.runtime.progress import say
 
     say(f"cohort: {write_cohort_page(store_uri)}")
     summary = account(store_uri, [json.loads(outcome) for outcome in outcomes])

@@ -21,7 +21,7 @@ def predict(run_uri: str, slides: list[str], out_uri: str, default_mpp: float, u
     """
     from milcore.errors import InputError
     from milcore.predict import predict as predict_slides
-    from milcore.progress import say
+    from milcore.runtime.progress import say
 
     summary = predict_slides(run_uri, slides, out_uri, default_mpp or None, use_gpu=use_gpu)
     for slide_id, reason in summary["quarantined"].items():

@@ -36,7 +36,7 @@ def train(
     from milcore.config import LaunchConfig, SplitConfig, pick
     from milcore.freshness import run_state
     from milcore.run import MODEL, SPLITS, prepare_run
-    from milcore.storage import download, join
+    from milcore.runtime.storage import download, join
     from milcore.sweep import read_best
 
     spec = prepare_run(store_uri, run_uri, read_best(sweep_uri), SplitConfig(), join(sweep_uri, SPLITS))

@@ -89,7 +89,7 @@ def tune(
     settings = {**locals(), "poolings": tuple(poolings.split(",")), "search": drawn}
     from milcore.cluster.launch import tune_with
     from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig, pick
-    from milcore.storage import join
+    from milcore.runtime.storage import join
     from milcore.sweep import prepare_sweep
 
     sweep_uri = join(run_uri, "tune")

@@ -10,8 +10,8 @@ import shapely
 from jaxtyping import Int
 from shapely.geometry.base import BaseGeometry
 
-from milcore import storage
 from milcore.errors import InputError
+from milcore.runtime import storage
 
 POSITIVE_OVERLAP = 0.25
 

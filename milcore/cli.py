@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from milcore import __version__, storage
+from milcore import __version__
 from milcore.config import (
     ATTENTION_FORMATS,
     EncodeConfig,
@@ -53,7 +53,8 @@ from milcore.options import (
     sweep_settings,
     train_config,
 )
-from milcore.progress import figure, say, track
+from milcore.runtime import storage
+from milcore.runtime.progress import figure, say, track
 
 # ruff: noqa: PLC0415 - importing torch or ray takes seconds, and `--help` needs neither
 

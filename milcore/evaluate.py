@@ -13,7 +13,6 @@ import pyarrow as pa
 import torch
 from shapely.geometry.base import BaseGeometry
 
-from milcore import storage
 from milcore.annotations import instance_labels, load_annotation
 from milcore.artifacts import Finding, slide_view, write_attention
 from milcore.baselines import compare
@@ -36,9 +35,10 @@ from milcore.measured import (
 )
 from milcore.metrics import Comparison
 from milcore.opened_run import OpenedRun, open_run
-from milcore.progress import say, track
 from milcore.report import Picture, SlideView, Sweep, model_card, render
 from milcore.report_data import report_data
+from milcore.runtime import storage
+from milcore.runtime.progress import say, track
 from milcore.store import SlideGroup
 from milcore.summary import or_none, summarise
 from milcore.sweep import TRIALS, read_verdict

@@ -12,8 +12,8 @@ from typing import Any
 
 import google_crc32c
 
-from milcore import storage
-from milcore.progress import EpochLines, say
+from milcore.runtime import storage
+from milcore.runtime.progress import EpochLines, say
 
 # ruff: noqa: PLC0415 - tensorboardX imports a cloud's storage client, for seconds
 

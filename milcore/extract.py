@@ -14,9 +14,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from milcore.allocator import keep_freed_memory
 from milcore.config import Codec, IngestConfig
 from milcore.errors import SlideError
+from milcore.runtime.malloc import keep_freed_memory
 from milcore.shards import encode_patch
 from milcore.slides import SlideReader, read_area
 from milcore.slides.reader import JpegTiles, LevelBox, Pixels, WordReader, level_box

@@ -13,12 +13,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from milcore import storage
 from milcore.config import RunSpec
 from milcore.event_file import RunWatch
 from milcore.explain import explain
 from milcore.metrics import auroc_estimate
-from milcore.progress import figure, say
 from milcore.run import (
     CHECKPOINTS,
     HISTORY,
@@ -30,6 +28,8 @@ from milcore.run import (
     read_splits,
     train_run,
 )
+from milcore.runtime import storage
+from milcore.runtime.progress import figure, say
 from milcore.train import LocalContext
 from milcore.validation import auroc
 

@@ -9,8 +9,8 @@ import json
 import uuid
 from typing import Any
 
-from milcore import storage
 from milcore.errors import SlideError
+from milcore.runtime import storage
 from milcore.sources import see
 from milcore.store import PatchStore
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from milcore import storage
 from milcore.config import ImportConfig, ImportFormat
 from milcore.errors import InputError, SlideError
 from milcore.imports.h5 import open_h5
@@ -21,7 +20,8 @@ from milcore.imports.pt import open_pt
 from milcore.imports.source import Array, Instances, Source
 from milcore.ingest import SlideOutcome, summarise
 from milcore.manifest import Slide
-from milcore.progress import track
+from milcore.runtime import storage
+from milcore.runtime.progress import track
 from milcore.sources import UnreachableError
 from milcore.store import PatchStore, SlideStatus
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from milcore import storage
 from milcore.errors import InputError
 from milcore.run import CONFIG, is_finished, read_spec, read_splits
+from milcore.runtime import storage
 from milcore.store import PatchStore
 
 METRICS = "metrics.json"

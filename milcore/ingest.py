@@ -16,8 +16,8 @@ from milcore.errors import InputError, MILError, SlideError
 from milcore.extract import choose_codec, extract, sample
 from milcore.manifest import Manifest, Slide, read_manifest
 from milcore.portions import read_share
-from milcore.processes import map_in_processes
-from milcore.progress import say
+from milcore.runtime.processes import map_in_processes
+from milcore.runtime.progress import say
 from milcore.slide_writer import SlideWriter
 from milcore.slides import RemoteFile, SlideReader, find_in_place, open_slide
 from milcore.slides.reader import Pixels

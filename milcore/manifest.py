@@ -19,9 +19,9 @@ from typing import NamedTuple, Self
 
 import pyarrow as pa
 
-from milcore import storage
 from milcore.config import SPLIT_NAMES
 from milcore.errors import InputError
+from milcore.runtime import storage
 
 REQUIRED = ("slide_id", "uri", "label")
 IMPORT_REQUIRED = ("slide_id", "label")

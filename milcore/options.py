@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from milcore import storage
 from milcore.config import (
     Config,
     LaunchConfig,
@@ -19,6 +18,7 @@ from milcore.config import (
     sees_patches,
 )
 from milcore.errors import InputError
+from milcore.runtime import storage
 
 
 def setting(kind: type[Config], name: str, *flags: str) -> Any:

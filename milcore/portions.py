@@ -8,9 +8,9 @@ import heapq
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from milcore import storage
 from milcore.errors import InputError
 from milcore.manifest import Slide
+from milcore.runtime import storage
 from milcore.store import PatchStore
 
 STATS_AT_A_TIME = 16

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from milcore import storage
 from milcore.artifacts import write_attention
 from milcore.bags import BagEntry, Bags
 from milcore.calibration import Temperature, calibrate
@@ -31,9 +30,10 @@ from milcore.manifest import Slide, read_manifest
 from milcore.measured import Rule
 from milcore.metrics import Threshold
 from milcore.model import MILModel
-from milcore.progress import track
 from milcore.rows import ChainedRows
 from milcore.run import MODEL, cache_bytes, claim_folder, instance_rows, load_models, model_folders, read_splits
+from milcore.runtime import storage
+from milcore.runtime.progress import track
 from milcore.store import PatchStore, SlideGroup
 
 FREE_SETTINGS = ("default_mpp", "max_unreadable", "slide_mpp")

@@ -13,8 +13,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from milcore import storage
 from milcore.manifest import Slide
+from milcore.runtime import storage
 from milcore.store import PatchStore, SlideGroup, SlideStatus
 
 PAGE = "cohort.html"

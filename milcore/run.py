@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 import torch
 from safetensors.torch import load, save
 
-from milcore import __version__, storage
-from milcore.allocator import keep_freed_memory
+from milcore import __version__
 from milcore.bags import BagEntry, Bags
 from milcore.checkpoints import HistoryRow
 from milcore.config import C, RunSpec, SplitConfig, TrainConfig, parse_config
@@ -24,6 +23,8 @@ from milcore.encoders.pretrained import check_patches
 from milcore.errors import InputError, StoreError, UnreachableError
 from milcore.model import MILModel, make_model
 from milcore.rows import BlockRows, ChainedRows, Rows
+from milcore.runtime import storage
+from milcore.runtime.malloc import keep_freed_memory
 from milcore.splits import add_folds, check_splits, make_splits, splits_digest, splits_of_fold
 from milcore.store import Features, PatchStore, SlideGroup
 from milcore.train import TrainContext, fit

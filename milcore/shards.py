@@ -20,9 +20,9 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON, parse_named_configuration
 
-from milcore import storage
 from milcore.config import Codec
 from milcore.errors import StoreError
+from milcore.runtime import storage
 
 SHARD_MB = 64
 ZSTD_LEVEL = 3

@@ -12,9 +12,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from milcore import storage
 from milcore.config import Codec
 from milcore.errors import StoreError
+from milcore.runtime import storage
 from milcore.shards import ShardWriter, write_array
 
 SCHEMA_VERSION = 1

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from milcore import storage
 from milcore.errors import SlideError
+from milcore.runtime import storage
 
 T = TypeVar("T")
 

@@ -26,10 +26,10 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import FsspecStore, LocalStore
 
-from milcore import storage
 from milcore.config import Codec
 from milcore.errors import InputError, StoreError
 from milcore.manifest import Manifest
+from milcore.runtime import storage
 from milcore.shards import ShardReader, write_rows
 from milcore.slide_writer import SCHEMA_VERSION, SlideWriter, write_group
 

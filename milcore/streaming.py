@@ -20,9 +20,9 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from milcore.allocator import release_freed_memory
 from milcore.bags import BagBatch, Chunk
 from milcore.pooling import MaxPooling, Pooling, Summary
+from milcore.runtime.malloc import release_freed_memory
 
 CHUNKS_PER_RELEASE = 8
 

@@ -20,7 +20,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from milcore import storage
 from milcore.bags import BagBatch, Bags, deal, global_batches, micro_batches
 from milcore.balance import class_weights, even_draw
 from milcore.checkpoints import HistoryRow, Progress, is_whole, load_checkpoint, save_checkpoint
@@ -30,7 +29,8 @@ from milcore.encoders.features import FeatureEncoder
 from milcore.errors import MILError
 from milcore.model import MILModel, emulates_bf16, make_model
 from milcore.optimisation import Optimisation
-from milcore.progress import EpochWatch, say
+from milcore.runtime import storage
+from milcore.runtime.progress import EpochWatch, say
 from milcore.shares import Share, share_of
 from milcore.validation import Validation, macro_auroc
 

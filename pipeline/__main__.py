@@ -111,8 +111,8 @@ def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]
 
 
 def _say_result(run_uri: str) -> None:
-    from milcore import storage  # noqa: PLC0415 - compiling works without what storage needs
-    from milcore.progress import figure  # noqa: PLC0415 - nor what progress needs
+    from milcore.runtime import storage  # noqa: PLC0415 - compiling works without what storage needs
+    from milcore.runtime.progress import figure  # noqa: PLC0415 - nor what progress needs
 
     metrics = storage.read_json(storage.join(run_uri, "metrics.json"))
     for row in metrics["comparison"]:

@@ -106,7 +106,7 @@ def _state(client: Client, run_id: str) -> str:
 
 
 def _download_report(run_uri: str, file: str) -> None:
-    from milcore import storage  # noqa: PLC0415 - compiling works without what storage needs
+    from milcore.runtime import storage  # noqa: PLC0415 - compiling works without what storage needs
 
     report = storage.join(run_uri, "report.html")
     try:

@@ -3,9 +3,9 @@
 import numpy as np
 import pyarrow as pa
 
-from milcore import storage
 from milcore.manifest import Manifest, Slide
 from milcore.run import read_splits
+from milcore.runtime import storage
 from milcore.splits import splits_digest
 from milcore.store import PatchStore
 

@@ -12,11 +12,11 @@ import zarr
 from geojson_pydantic import FeatureCollection
 from PIL import Image
 
-from milcore import storage
 from milcore.artifacts import write_attention
 from milcore.attention import RAMP, attention_table
 from milcore.attention_exports import geojson, heat_factor, heat_map, ome_tiff
 from milcore.config import ATTENTION_FORMATS
+from milcore.runtime import storage
 from milcore.store import PatchStore
 
 SIZE = (4096, 2048)

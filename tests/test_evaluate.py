@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from milcore import storage
 from milcore.artifacts import SUFFIXES
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import InputError, StoreError
@@ -21,6 +20,7 @@ from milcore.evaluate import evaluate
 from milcore.manifest import Manifest
 from milcore.metrics import choose_threshold
 from milcore.run import load_bags, prepare_run, read_splits, train_run
+from milcore.runtime import storage
 from milcore.store import PatchStore
 from milcore.sweep import TrialResult, prepare_sweep, publish, read_verdict, trial_configs
 from milcore.train import LocalContext, fit

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from milcore import storage
 from milcore.cli import app
 from milcore.config import ImportConfig, ImportFormat
 from milcore.errors import InputError
 from milcore.import_features import IMPORTS, import_source
+from milcore.runtime import storage
 from milcore.store import PatchStore
 from tests.imports.made import features_of, import_files, write_h5, write_labels
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from milcore import storage
 from milcore.config import IngestConfig
 from milcore.ingest import ingest, plan_cohort
+from milcore.runtime import storage
 from milcore.slides.pyramid import write_pyramid
 from milcore.store import PatchStore
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milcore import storage
 from milcore.errors import InputError
 from milcore.ingest import plan_cohort
 from milcore.portions import divide, read_share, write_shares
+from milcore.runtime import storage
 from milcore.store import PatchStore
 
 

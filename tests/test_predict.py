@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from milcore import storage
 from milcore.artifacts import SUFFIXES
 from milcore.config import EncodeConfig, IngestConfig, SplitConfig, TrainConfig
 from milcore.encoders.encode import encode
@@ -20,6 +19,7 @@ from milcore.evaluate import evaluate
 from milcore.ingest import ingest, plan_cohort
 from milcore.predict import cohort_ingestion, predict, predict_manifest, slide_names
 from milcore.run import prepare_run, train_run
+from milcore.runtime import storage
 from milcore.slides.pyramid import write_pyramid
 from milcore.store import PatchStore
 from milcore.train import LocalContext

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from milcore import storage
 from milcore.config import SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError
 from milcore.info import describe
 from milcore.run import load_bags, load_models, prepare_run, read_splits, train_run
+from milcore.runtime import storage
 from milcore.store import PatchStore
 from milcore.train import LocalContext
 from tests.cohorts import write_features, write_store

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import zarr
 
-from milcore import storage
 from milcore.errors import InputError, StoreError
 from milcore.manifest import Manifest, Slide
+from milcore.runtime import storage
 from milcore.store import PatchStore
 
 ATTRS = {"patch_size_level0": 32.0, "size_level0": [100, 80], "parameters": {"mpp": 0.5}}

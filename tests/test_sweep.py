@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from milcore import storage
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError, StoreError
+from milcore.runtime import storage
 from milcore.search_space import parse_axis
 from milcore.sweep import (
     TrialResult,

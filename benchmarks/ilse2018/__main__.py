@@ -27,13 +27,14 @@ from benchmarks.ilse2018.protocol import FoldResult, Protocol, run_fold
 from benchmarks.ilse2018.sets import Experiment, MnistBags, bags_experiment, mnist_experiments, patches_experiment
 from benchmarks.ilse2018.settings import ENCODERS_OF, LEARNING_RATE_FACTORS, protocol_of
 from benchmarks.ilse2018.table import markdown, summary, versions
-from milcore import __version__, storage
+from milcore import __version__
 from milcore.cluster.connect import connected
 from milcore.cluster.launch import encode_with
 from milcore.cluster.map import map_on_ray
 from milcore.config import POOLING_NAMES, POOLINGS_OF_PROBABILITIES, EncodeConfig, LaunchConfig, Level, PoolingName
 from milcore.errors import InputError, MILError
-from milcore.progress import say, track
+from milcore.runtime import storage
+from milcore.runtime.progress import say, track
 from milcore.store import PatchStore
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.ilse2018.protocol import Fold
-from milcore import storage
 from milcore.config import ImportConfig
 from milcore.errors import InputError
 from milcore.import_features import import_source
+from milcore.runtime import storage
 from milcore.store import PatchStore
 
 FOLDS = 10

@@ -8,7 +8,7 @@ from milcore.cluster.heartbeat import SECONDS_WITHOUT, end_without
 from milcore.cluster.launch import encode_with, train_with, tune_with
 from milcore.config import EncodeConfig, LaunchConfig, pick
 from milcore.errors import MILError
-from milcore.progress import say
+from milcore.runtime.progress import say
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
-from milcore.progress import say
+from milcore.runtime.progress import say
 
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -15,9 +15,9 @@ import torch
 from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 
-from milcore import storage
 from milcore.checkpoints import is_whole
-from milcore.progress import EpochWatch
+from milcore.runtime import storage
+from milcore.runtime.progress import EpochWatch
 from milcore.train import LocalContext, keep_checkpoint
 from milcore.validation import NO_VALIDATION, Validation
 

@@ -11,8 +11,8 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from milcore import storage
-from milcore.progress import say
+from milcore.runtime import storage
+from milcore.runtime.progress import say
 
 SECONDS_BETWEEN_BEATS = 30.0
 SECONDS_WITHOUT = 300.0

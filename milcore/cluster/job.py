@@ -14,7 +14,7 @@ from milcore.cluster.connect import handed_on
 from milcore.cluster.leaving import on_leaving
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
-from milcore.progress import say
+from milcore.runtime.progress import say
 
 SECONDS_BETWEEN_LOOKS = 1.0
 LOOKS_LOST_IN_A_ROW = 60

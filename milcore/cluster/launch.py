@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import torch
 
-from milcore import storage
 from milcore.cluster.heartbeat import beating, heartbeat_uri
 from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
 from milcore.encoders.batches import Step
@@ -18,8 +17,9 @@ from milcore.encoders.reading import EncodedSlide
 from milcore.errors import ClusterError, InputError
 from milcore.event_file import RunWatch
 from milcore.folds import train_folds
-from milcore.progress import PatchLines
 from milcore.run import CHECKPOINTS, is_finished, read_spec, train_run
+from milcore.runtime import storage
+from milcore.runtime.progress import PatchLines
 from milcore.sweep import read_best
 from milcore.train import LocalContext
 

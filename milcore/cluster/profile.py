@@ -5,9 +5,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, PositiveInt
 
-from milcore import __version__, storage
+from milcore import __version__
 from milcore.config import Config, LaunchConfig, parse_config
 from milcore.errors import InputError
+from milcore.runtime import storage
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 

@@ -34,7 +34,7 @@ from milcore.cluster.rayjob_spec import (
 )
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
-from milcore.progress import say
+from milcore.runtime.progress import say
 
 SECONDS_BETWEEN_LOOKS = 5.0
 # how long the job's status and its deployment's may contradict each other; KubeRay itself decides after 300 s

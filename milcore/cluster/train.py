@@ -8,14 +8,14 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from milcore import storage
 from milcore.cluster.connect import connected, cpus, environment, wait_for_room
 from milcore.cluster.context import RayContext, calm_logging
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, MILError, UnreachableError
 from milcore.event_file import RunWatch
-from milcore.progress import say
 from milcore.run import CHECKPOINTS, read_spec, train_run
+from milcore.runtime import storage
+from milcore.runtime.progress import say
 from milcore.train import CHECKPOINTS_KEPT
 
 MAX_FAILURES = 3

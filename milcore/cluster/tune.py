@@ -15,13 +15,13 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
-from milcore import storage
 from milcore.bags import Bags
 from milcore.cluster.connect import connected, environment, room, wait_for_room
 from milcore.cluster.context import FoldsOfTrial, TrialContext, calm_logging
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
-from milcore.progress import say
 from milcore.run import load_bags, read_splits
+from milcore.runtime import storage
+from milcore.runtime.progress import say
 from milcore.splits import add_folds
 from milcore.sweep import (
     SweepSpec,

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-from milcore.allocator import keep_freed_memory
 from milcore.config import EncodeConfig
 from milcore.encoders.batches import Batches, Step, Writer
 from milcore.encoders.forward import CPU_ROWS, Forward
@@ -20,6 +19,7 @@ from milcore.encoders.frozen import FrozenEncoder, digest_of_spec
 from milcore.encoders.reading import EncodedSlide, Reader
 from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, StoreError
+from milcore.runtime.malloc import keep_freed_memory
 from milcore.store import PatchStore
 
 FAILURES_NAMED = 5

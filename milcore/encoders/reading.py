@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Float16, UInt8
 from torch import Tensor
 
-from milcore import storage
 from milcore.encoders.forward import CPU_ROWS
 from milcore.encoders.frozen import FrozenEncoder
 from milcore.errors import MILError, StoreError
+from milcore.runtime import storage
 from milcore.store import PatchStore, SlideGroup
 
 READERS = 4

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from milcore import storage
 from milcore.errors import InputError
+from milcore.runtime import storage
 
 STATE_FILES = ("model.safetensors", "pytorch_model.bin")
 DESCRIBING = ("config.json", "preprocessor_config.json")

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from milcore import storage
 from milcore.config import ImportConfig
 from milcore.errors import InputError, SlideError
 from milcore.imports.places import place
 from milcore.imports.source import Array, Instances, Source
 from milcore.manifest import IMPORT_REQUIRED, Slide, read_manifest
+from milcore.runtime import storage
 from milcore.sources import UnreachableError, fetch, see
 
 

@@ -6,10 +6,10 @@ A slide that cannot be read costs the picture only, not the instances; the reaso
 import contextlib
 from typing import Any, NamedTuple
 
-from milcore import storage
 from milcore.errors import SlideError
 from milcore.ingest import thumbnail_edge
 from milcore.manifest import Slide
+from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.slides.reader import Pixels
 from milcore.sources import UnreachableError, reach, see

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
-from milcore import storage
+from milcore.runtime import storage
 from milcore.slides.tiles import Kept
 from milcore.sources import UnreachableError, reach
 

@@ -18,9 +18,9 @@ import numpy as np
 from shapely import Polygon
 from shapely.geometry import mapping
 
-from milcore import storage
 from milcore.errors import InputError, MILError
-from milcore.processes import map_in_processes
+from milcore.runtime import storage
+from milcore.runtime.processes import map_in_processes
 from milcore.slides.pyramid import write_pyramid
 from milcore.synth.painting import paint_slide
 

@@ -7,7 +7,6 @@ import torch
 from ray.exceptions import ActorDiedError
 from safetensors.torch import load
 
-from milcore import storage
 from milcore.cluster.connect import wait_for_room
 from milcore.cluster.launch import train_with
 from milcore.cluster.train import SNAPSHOT, _drop_torn_snapshot, _EndAtRepeating, would_repeat
@@ -15,6 +14,7 @@ from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError, MILError, StoreError, UnreachableError
 from milcore.model import make_model
 from milcore.run import prepare_run, train_run
+from milcore.runtime import storage
 from milcore.train import LocalContext
 from tests.cohorts import write_features, write_store
 

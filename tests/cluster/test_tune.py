@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from milcore import storage
 from milcore.cluster.launch import tune_with
 from milcore.cluster.tune import gpu_share
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError
+from milcore.runtime import storage
 from milcore.sweep import prepare_sweep, read_sweep, trial_configs
 from tests.cohorts import write_features, write_store
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from kfp import local
 
-from milcore import storage
+from milcore.runtime import storage
 from pipeline.__main__ import _arguments, _parser
 from pipeline.dag import attention_mil
 from pipeline.steps import with_image

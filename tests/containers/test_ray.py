@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from milcore import storage
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig
+from milcore.runtime import storage
 from tests.cluster.test_train import TRAIN, distance, epochs_seen, prepared
 from tests.containers.conftest import CONFINED, Engine, env_flags
 

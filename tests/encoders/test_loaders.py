@@ -10,7 +10,6 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from milcore import storage
 from milcore.config import EncodeConfig, EncoderKind, EncoderName, parse_config
 from milcore.encoders import LOADERS, PRESETS
 from milcore.encoders.encode import default_name, encode, named
@@ -20,6 +19,7 @@ from milcore.encoders.spec import parse_spec
 from milcore.encoders.transform import IMAGENET_MEAN, IMAGENET_STD
 from milcore.encoders.vit import VisionTransformer, VitShape
 from milcore.errors import InputError
+from milcore.runtime import storage
 from tests.cohorts import write_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

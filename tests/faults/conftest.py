@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from milcore import storage
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.model import make_model
 from milcore.run import prepare_run
+from milcore.runtime import storage
 from milcore.sweep import prepare_sweep
 from tests.cohorts import write_features, write_store
 from tests.faults.proxy import FaultyProxy

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from milcore import storage
+from milcore.runtime import storage
 from tests.faults.conftest import SWEEP, Training, kill, prepared, prepared_sweep
 from tests.faults.proxy import FaultyProxy
 from tests.ray_node import head_node, worker_node

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milcore import storage
 from milcore.config import ImportConfig
 from milcore.errors import InputError, StoreError
 from milcore.import_features import import_source
+from milcore.runtime import storage
 from milcore.store import PatchStore
 from tests.imports.made import BAGS, write_bags
 

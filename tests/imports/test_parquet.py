@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from milcore import storage
 from milcore.config import ImportConfig
 from milcore.errors import InputError
 from milcore.import_features import import_source
+from milcore.runtime import storage
 from milcore.store import PatchStore
 from tests.imports.made import features_of
 

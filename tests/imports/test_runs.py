@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from milcore import storage
 from milcore.config import ImportConfig, SplitConfig, TrainConfig
 from milcore.errors import StoreError
 from milcore.evaluate import evaluate
@@ -18,6 +17,7 @@ from milcore.import_features import import_source
 from milcore.info import describe
 from milcore.predict import predict
 from milcore.run import prepare_run, read_splits, train_run
+from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.store import PatchStore
 from milcore.train import LocalContext

@@ -7,9 +7,9 @@ import torch
 from kfp import dsl
 
 from components.evaluate import evaluate
-from milcore import storage
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.run import prepare_run, train_run
+from milcore.runtime import storage
 from milcore.sweep import TrialResult, prepare_sweep, publish
 from milcore.train import LocalContext
 from tests.cohorts import write_features, write_store

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from milcore import storage
 from milcore.errors import MILError
 from milcore.run import load_models
+from milcore.runtime import storage
 from milcore.store import PatchStore
 from milcore.sweep import read_best
 from pipeline import __main__ as main_module

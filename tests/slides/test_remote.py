@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from milcore import storage
 from milcore.config import IngestConfig
 from milcore.extract import Storing, extract
 from milcore.ingest import ingest_slide
 from milcore.manifest import Slide
+from milcore.runtime import storage
 from milcore.slides import RemoteFile, find_in_place, open_slide, remote
 from milcore.slides.pyramid import write_pyramid
 from milcore.slides.remote import stream_of

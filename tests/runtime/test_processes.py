@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from milcore.processes import map_in_processes
+from milcore.runtime.processes import map_in_processes
 
 
 def _square_or_die(item: int, marks: str) -> int:

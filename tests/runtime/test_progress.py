@@ -2,7 +2,7 @@
 
 import pytest
 
-from milcore.progress import PatchLines
+from milcore.runtime.progress import PatchLines
 
 
 def test_patches_per_second_and_the_time_left_are_told_by_what_was_computed(

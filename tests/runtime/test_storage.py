@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from milcore import storage
+from milcore.runtime import storage
 
 
 def test_bytes_come_back_and_are_replaced_whole(folder_uri):

@@ -1,0 +1,1 @@
+"""What every room builds on: storage, progress, processes, memory, digests."""
