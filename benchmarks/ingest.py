@@ -56,8 +56,8 @@ from milcore.ingest import mask_of, thumbnail_edge
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.shards import ShardWriter
 from milcore.slides import open_slide
-from milcore.slides.pyramid import write_pyramid
 from milcore.slides.reader import Pixels
+from milcore.slides.write_pyramid import write_pyramid
 from milcore.store import PatchStore
 from milcore.tiling import TilePlan, plan_tiles
 

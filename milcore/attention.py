@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
-from milcore.validation import auroc
+from milcore.metrics.auroc import auroc
 
 FAINTEST = 30
 # The published viridis ramp at nine equal steps: legible on pink tissue and to the colour-blind.

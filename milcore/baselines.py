@@ -19,11 +19,11 @@ from milcore.bags import BagEntry, Bags
 from milcore.config import TrainConfig
 from milcore.explain import attention_by_slide, explain
 from milcore.measured import FLAT, InstanceLabels, localisation_estimate, localise_test
-from milcore.metrics import Comparison, Estimate, auroc_estimate, mean_estimate
+from milcore.metrics.auroc import auroc
+from milcore.metrics.classification import Comparison, Estimate, auroc_estimate, mean_estimate
 from milcore.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
 from milcore.store import PatchStore, SlideGroup
 from milcore.train import LocalContext, fit
-from milcore.validation import auroc
 
 NO_PATCH_SCORE = Estimate(math.nan, reason="gives no score per patch")
 NO_TEST_SLIDE = Estimate(math.nan, reason="no test slide")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from milcore.optimisation import Optimisation
-from milcore.validation import NO_VALIDATION, Validation
+from milcore.training.selection import NO_VALIDATION, Validation
 
 MODEL, BEST, OPTIMIZER, EMA = (f"{name}.safetensors" for name in ("model", "best", "optimizer", "ema"))
 STATE = "state.json"

@@ -26,6 +26,10 @@ class SlideError(MILError):
     """One slide cannot be used; the text is the quarantine reason, the other slides go on."""
 
 
+class UnreachableSlideError(SlideError):
+    """The file of a slide cannot be read now; a later run tries again."""
+
+
 class StoreError(MILError):
     """A patch store or run folder lacks what was asked of it, is incomplete, or holds something else."""
 

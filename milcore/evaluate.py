@@ -33,7 +33,7 @@ from milcore.measured import (
     localise_test,
     measure,
 )
-from milcore.metrics import Comparison
+from milcore.metrics.classification import Comparison
 from milcore.opened_run import OpenedRun, open_run
 from milcore.report import Picture, SlideView, Sweep, model_card, render
 from milcore.report_data import report_data

@@ -15,12 +15,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from milcore.config import Codec, IngestConfig
-from milcore.errors import SlideError
+from milcore.errors import SlideError, UnreachableSlideError
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.shards import encode_patch
 from milcore.slides import SlideReader, read_area
 from milcore.slides.reader import JpegTiles, LevelBox, Pixels, WordReader, level_box
-from milcore.sources import UnreachableError
 from milcore.stain import Normaliser
 from milcore.tiling import TilePlan
 
@@ -51,7 +50,7 @@ def choose_codec(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> S
     for corner in plan.coords.tolist():
         try:
             found = _own_tile(reader, corner, plan, config.patch_size)
-        except UnreachableError:
+        except UnreachableSlideError:
             raise
         except SlideError:
             continue
@@ -65,7 +64,7 @@ def sample(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> Pixels:
     """Some of the slide's tissue, shape (n, 3): every fourth px of tiles spread evenly over the plan.
 
     Raises:
-        UnreachableError: the storage of a remote slide fails.
+        UnreachableSlideError: the storage of a remote slide fails.
     """
     taken = np.linspace(0, len(plan.coords) - 1, min(SAMPLED_TILES, len(plan.coords))).round().astype(int)
     apart = slice(None, None, SAMPLED_PX_APART)
@@ -87,7 +86,7 @@ def extract(
         threads: that read and compress; 1 works in the calling one.
 
     Raises:
-        UnreachableError: the storage of a remote slide fails: none of its tiles is to blame.
+        UnreachableSlideError: the storage of a remote slide fails: none of its tiles is to blame.
     """
     keep_freed_memory()  # decoded tiles are freed and taken again, patch after patch
     corners = (tuple(corner) for corner in plan.coords.tolist())
@@ -135,7 +134,7 @@ def _unless_damaged(read: Callable[[], T]) -> T | None:
     """What is read; None where the slide is damaged. A failing storage is not the slide's damage."""
     try:
         return read()
-    except UnreachableError:
+    except UnreachableSlideError:
         raise
     except SlideError:
         return None

@@ -16,7 +16,8 @@ import torch
 from milcore.config import RunSpec
 from milcore.event_file import RunWatch
 from milcore.explain import explain
-from milcore.metrics import auroc_estimate
+from milcore.metrics.auroc import auroc
+from milcore.metrics.classification import auroc_estimate
 from milcore.run import (
     CHECKPOINTS,
     HISTORY,
@@ -31,7 +32,6 @@ from milcore.run import (
 from milcore.runtime import storage
 from milcore.runtime.progress import figure, say
 from milcore.train import LocalContext
-from milcore.validation import auroc
 
 PREDICTIONS = "predictions.parquet"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from milcore.errors import SlideError
 from milcore.runtime import storage
-from milcore.sources import see
+from milcore.slides.source import see
 from milcore.store import PatchStore
 
 PUBLISHED = ("config.json", "splits.parquet", "model.safetensors", "metrics.json", "predictions.parquet", "report.html")

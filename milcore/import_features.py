@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from milcore.config import ImportConfig, ImportFormat
-from milcore.errors import InputError, SlideError
+from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.imports.h5 import open_h5
 from milcore.imports.npz import open_bags, open_patches
 from milcore.imports.parquet import open_table
@@ -22,7 +22,6 @@ from milcore.ingest import SlideOutcome, summarise
 from milcore.manifest import Slide
 from milcore.runtime import storage
 from milcore.runtime.progress import track
-from milcore.sources import UnreachableError
 from milcore.store import PatchStore, SlideStatus
 
 IMPORTS: dict[ImportFormat, Callable[[str, ImportConfig], Source]] = {
@@ -108,7 +107,7 @@ def _import_slide(slide: Slide, source: Source, store: PatchStore, config: Impor
             _write(slide, instances, store, attrs)
             outcome = SlideOutcome(slide.slide_id, "ok", None, len(instances), skipped=False)
     except SlideError as error:
-        retry = isinstance(error, UnreachableError)
+        retry = isinstance(error, UnreachableSlideError)
         store.quarantine(slide.slide_id, str(error), attrs | {"retry": retry})
         outcome = SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
     if seen is not None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from milcore.config import IngestConfig
-from milcore.errors import InputError, MILError, SlideError
+from milcore.errors import InputError, MILError, SlideError, UnreachableSlideError
 from milcore.extract import choose_codec, extract, sample
 from milcore.manifest import Manifest, Slide, read_manifest
 from milcore.portions import read_share
@@ -20,10 +20,10 @@ from milcore.runtime.processes import map_in_processes
 from milcore.runtime.progress import say
 from milcore.slide_writer import SlideWriter
 from milcore.slides import RemoteFile, SlideReader, find_in_place, open_slide
+from milcore.slides.mpp import COARSEST_MPP, FINEST_MPP
 from milcore.slides.reader import Pixels
 from milcore.slides.resample import area_resize
-from milcore.slides.scale import COARSEST_MPP, FINEST_MPP
-from milcore.sources import UnreachableError, fetch, see
+from milcore.slides.source import fetch, see
 from milcore.stain import Normaliser, estimate
 from milcore.store import PatchStore, SlideStatus
 from milcore.tiling import SAME_SCALE, TilePlan, plan_tiles, tile_size_level0
@@ -145,7 +145,7 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads:
         if before and _still_good(before, parameters) and store.source(slide.slide_id) == seen._asdict():
             return _outcome(slide, before, skipped=True)
         outcome = _ingest_reached(_Work(slide, store, config, threads), attrs, before)
-    except UnreachableError as error:
+    except UnreachableSlideError as error:
         return _set_aside(slide, store, str(error), attrs)
     except SlideError as error:
         store.quarantine(slide.slide_id, str(error), attrs)

@@ -14,12 +14,10 @@ from jaxtyping import Float, Int
 
 from milcore.attention import Localisation, localise
 from milcore.bags import BagEntry
-from milcore.calibration import Temperature, calibrate, fit_temperature
-from milcore.curves import RocCurve, roc_curve
-from milcore.delong import delong
 from milcore.explain import Explained
 from milcore.flipping import Flipping, evenness
-from milcore.metrics import (
+from milcore.metrics.calibration import Temperature, calibrate, fit_temperature
+from milcore.metrics.classification import (
     Comparison,
     Estimate,
     Threshold,
@@ -28,6 +26,8 @@ from milcore.metrics import (
     estimates,
     mean_estimate,
 )
+from milcore.metrics.curves import RocCurve, roc_curve
+from milcore.metrics.delong import delong
 from milcore.opened_run import OpenedRun, Part
 
 InstanceLabels = dict[str, Int[np.ndarray, " instance"]]

@@ -19,7 +19,6 @@ import torch
 
 from milcore.artifacts import write_attention
 from milcore.bags import BagEntry, Bags
-from milcore.calibration import Temperature, calibrate
 from milcore.config import ATTENTION_FORMATS, EncodeConfig, IngestConfig, RunSpec, parse_config
 from milcore.encoders.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
@@ -28,7 +27,8 @@ from milcore.explain import Explained, explain, instance_columns
 from milcore.ingest import ingest_slide
 from milcore.manifest import Slide, read_manifest
 from milcore.measured import Rule
-from milcore.metrics import Threshold
+from milcore.metrics.calibration import Temperature, calibrate
+from milcore.metrics.classification import Threshold
 from milcore.model import MILModel
 from milcore.rows import ChainedRows
 from milcore.run import MODEL, cache_bytes, claim_folder, instance_rows, load_models, model_folders, read_splits

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from milcore import __version__
-from milcore.calibration import reliability
 from milcore.config import SPLIT_NAMES
-from milcore.curves import curve_bands, precision_recall, roc_curve
 from milcore.flipping import REMOVED, Flipping, mean_flipping
 from milcore.measured import Evaluated
-from milcore.metrics import confusion
+from milcore.metrics.calibration import reliability
+from milcore.metrics.classification import confusion
+from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
 from milcore.opened_run import OpenedRun, Part
 from milcore.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, Sweep
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from milcore.config import SPLIT_NAMES
 from milcore.measured import Evaluated, own_figures, roc_of
-from milcore.metrics import Estimate, confusion
+from milcore.metrics.classification import Estimate, confusion
 
 
 def summarise(found: Evaluated, report_uri: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from milcore.runtime import storage
 from milcore.search_space import parse_axis
 from milcore.splits import splits_digest
 from milcore.store import PatchStore
-from milcore.validation import Validation
+from milcore.training.selection import Validation
 
 TRIALS = "trials.parquet"
 BEST = "best.json"

@@ -27,12 +27,13 @@ from milcore.config import SplitName, TrainConfig
 from milcore.dropout import Dropout
 from milcore.encoders.features import FeatureEncoder
 from milcore.errors import MILError
+from milcore.metrics.auroc import macro_auroc
 from milcore.model import MILModel, emulates_bf16, make_model
 from milcore.optimisation import Optimisation
 from milcore.runtime import storage
 from milcore.runtime.progress import EpochWatch, say
 from milcore.shares import Share, share_of
-from milcore.validation import Validation, macro_auroc
+from milcore.training.selection import Validation
 
 CHECKPOINTS_KEPT = 2
 ROWS_PER_SUM = 4096

@@ -5,16 +5,10 @@ import pyarrow as pa
 import shapely
 
 from milcore.attention import attention_table, half_mass, heat_layer, png
-from milcore.calibration import reliability
-from milcore.curves import curve_bands, precision_recall, roc_curve
 from milcore.flipping import evenness
-from milcore.metrics import (
-    Comparison,
-    Estimate,
-    choose_threshold,
-    confusion,
-    estimates,
-)
+from milcore.metrics.calibration import reliability
+from milcore.metrics.classification import Comparison, Estimate, choose_threshold, confusion, estimates
+from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
 from milcore.report import Curve, FlippingCurves, Picture, ReportData, ShownPatch, SlideView, SplitCount, Sweep
 from milcore.report.pictures import jpeg, rings
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from milcore.slides.pyramid import write_pyramid
+from milcore.slides.write_pyramid import write_pyramid
 from tests.mutants import ingest_mutants
 
 MUTANTS, MUTANTS_LONG = 200, 2000

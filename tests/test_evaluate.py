@@ -18,7 +18,7 @@ from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
 from milcore.manifest import Manifest
-from milcore.metrics import choose_threshold
+from milcore.metrics.classification import choose_threshold
 from milcore.run import load_bags, prepare_run, read_splits, train_run
 from milcore.runtime import storage
 from milcore.store import PatchStore

@@ -15,7 +15,7 @@ from milcore.ingest import ingest_slide
 from milcore.manifest import Slide
 from milcore.shards import decode_into
 from milcore.slides import open_slide
-from milcore.slides.pyramid import write_pyramid
+from milcore.slides.write_pyramid import write_pyramid
 from milcore.store import PatchStore, SlideGroup
 from milcore.tiling import TilePlan, plan_tiles
 

@@ -13,7 +13,7 @@ from PIL import Image
 from milcore.config import IngestConfig
 from milcore.errors import InputError
 from milcore.ingest import SlideOutcome, ingest, plan_cohort
-from milcore.slides.pyramid import write_pyramid
+from milcore.slides.write_pyramid import write_pyramid
 from milcore.stain import Normaliser, Stains
 from milcore.store import PatchStore
 

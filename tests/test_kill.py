@@ -15,7 +15,7 @@ import pytest
 from milcore.config import IngestConfig
 from milcore.ingest import ingest, plan_cohort
 from milcore.runtime import storage
-from milcore.slides.pyramid import write_pyramid
+from milcore.slides.write_pyramid import write_pyramid
 from milcore.store import PatchStore
 
 CONFIG = IngestConfig(patch_size=64, codec="none")

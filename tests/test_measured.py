@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from milcore.bags import BagEntry
-from milcore.calibration import Temperature
 from milcore.explain import Explained
 from milcore.measured import Rule, attention_warnings, choose_rule, measure, roc_of
-from milcore.metrics import Estimate, Threshold
+from milcore.metrics.calibration import Temperature
+from milcore.metrics.classification import Estimate, Threshold
 from milcore.opened_run import Part
 
 

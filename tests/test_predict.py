@@ -20,7 +20,7 @@ from milcore.ingest import ingest, plan_cohort
 from milcore.predict import cohort_ingestion, predict, predict_manifest, slide_names
 from milcore.run import prepare_run, train_run
 from milcore.runtime import storage
-from milcore.slides.pyramid import write_pyramid
+from milcore.slides.write_pyramid import write_pyramid
 from milcore.store import PatchStore
 from milcore.train import LocalContext
 from tests.cohorts import as_folds

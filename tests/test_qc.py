@@ -12,7 +12,7 @@ from PIL import Image
 from milcore.config import IngestConfig
 from milcore.ingest import ingest, plan_cohort
 from milcore.qc import write_cohort_page
-from milcore.slides.pyramid import write_pyramid
+from milcore.slides.write_pyramid import write_pyramid
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import shapely
 
-from milcore.metrics import Estimate
+from milcore.metrics.classification import Estimate
 from milcore.report import ReportData, model_card, render
 from milcore.report.charts import HEIGHT, WIDTH, Axes, Series, chart, interval_bar, steps
 from milcore.report.page import DASH, interval, number

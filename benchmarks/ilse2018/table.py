@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from benchmarks.ilse2018.protocol import FoldResult
 from milcore import __version__
-from milcore.validation import auroc
+from milcore.metrics.auroc import auroc
 
 # accuracy and AUROC with their standard errors where known. Recalled from Ilse et al. 2018 unless marked; check against
 # the paper before quoting. PMC: an independent re-run, PMC10072016, table 6, read.

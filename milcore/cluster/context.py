@@ -19,7 +19,7 @@ from milcore.checkpoints import is_whole
 from milcore.runtime import storage
 from milcore.runtime.progress import EpochWatch
 from milcore.train import LocalContext, keep_checkpoint
-from milcore.validation import NO_VALIDATION, Validation
+from milcore.training.selection import NO_VALIDATION, Validation
 
 
 def calm_logging() -> None:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from milcore.config import ImportConfig
-from milcore.errors import InputError, SlideError
+from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.imports.places import place
 from milcore.imports.source import Array, Instances, Source
 from milcore.manifest import IMPORT_REQUIRED, Slide, read_manifest
 from milcore.runtime import storage
-from milcore.sources import UnreachableError, fetch, see
+from milcore.slides.source import fetch, see
 
 
 class FileKind(NamedTuple):
@@ -57,7 +57,7 @@ def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
 
     def file_of(slide: Slide) -> str:
         if slide.slide_id not in files:
-            raise UnreachableError(f"no file {slide.slide_id}{kind.suffixes[0]} in {uri}")
+            raise UnreachableSlideError(f"no file {slide.slide_id}{kind.suffixes[0]} in {uri}")
         return files[slide.slide_id]
 
     def read(slide: Slide) -> Instances:

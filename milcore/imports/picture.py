@@ -6,13 +6,13 @@ A slide that cannot be read costs the picture only, not the instances; the reaso
 import contextlib
 from typing import Any, NamedTuple
 
-from milcore.errors import SlideError
+from milcore.errors import SlideError, UnreachableSlideError
 from milcore.ingest import thumbnail_edge
 from milcore.manifest import Slide
 from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.slides.reader import Pixels
-from milcore.sources import UnreachableError, reach, see
+from milcore.slides.source import reach, see
 
 
 class Picture(NamedTuple):
@@ -33,7 +33,7 @@ def see_slide(slide: Slide) -> dict[str, Any] | None:
     """Size and version of the slide's own file; None where there is none or it cannot be reached."""
     try:
         return see(slide.uri)._asdict() if slide.uri else None
-    except UnreachableError:
+    except UnreachableSlideError:
         return None
 
 

@@ -6,7 +6,7 @@ from html import escape
 
 from markupsafe import Markup
 
-from milcore.metrics import Estimate
+from milcore.metrics.classification import Estimate
 
 WIDTH, HEIGHT = 360, 280
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 42

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from milcore.curves import Band
-from milcore.metrics import Comparison, Estimate, Threshold
+from milcore.metrics.classification import Comparison, Estimate, Threshold
+from milcore.metrics.curves import Band
 
 Points = list[tuple[float, float]]
 

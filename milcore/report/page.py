@@ -9,12 +9,12 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from milcore.curves import Band
-from milcore.metrics import Estimate
+from milcore.metrics.classification import Estimate
+from milcore.metrics.curves import Band
 from milcore.report.charts import Axes, Point, Series, chart, interval_bar, steps
 from milcore.report.data import Curve, FlippingCurves, ReportData, SlideView
 from milcore.report.pictures import data_uri, scale_bar
-from milcore.validation import NO_VALIDATION, Validation
+from milcore.training.selection import NO_VALIDATION, Validation
 
 DASH = "\N{EN DASH}"
 UNIT = (0.0, 1.0)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from milcore.config import ReaderChoice, ReaderName
 from milcore.errors import SlideError
-from milcore.slides.flat import FlatImageReader
+from milcore.slides.file import RemoteFile, SlideFile
+from milcore.slides.image import FlatImageReader
 from milcore.slides.openslide import OpenSlideReader
 from milcore.slides.reader import SlideReader, read_area
-from milcore.slides.remote import RemoteFile, SlideFile
 from milcore.slides.tiff import TiffReader
 
 __all__ = ["READERS", "RemoteFile", "SlideReader", "find_in_place", "open_slide", "read_area"]
@@ -27,7 +27,7 @@ def find_in_place(uri: str, reader: ReaderChoice = "auto") -> RemoteFile | None:
     """A remote slide whose tiles can be read from where it lies; None where it must be copied first.
 
     Raises:
-        UnreachableError: it cannot be reached.
+        UnreachableSlideError: it cannot be reached.
     """
     file = RemoteFile.find(uri) if reader in {"auto", "tiff"} else None
     return file if file is not None and file.size and TiffReader.recognises(file) else None

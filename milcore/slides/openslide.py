@@ -14,8 +14,8 @@ from openslide import lowlevel
 from PIL import Image
 
 from milcore.errors import SlideError
+from milcore.slides.mpp import number, square_mpp
 from milcore.slides.reader import Pixels, draw_thumbnail, whole_downsample
-from milcore.slides.scale import number, square_mpp
 
 _OPAQUE = 0xFF000000
 

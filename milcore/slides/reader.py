@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from milcore.errors import SlideError
+from milcore.errors import SlideError, UnreachableSlideError
 from milcore.slides.resample import area_resize
-from milcore.sources import UnreachableError
 from milcore.tiling import SAME_SCALE
 
 _BLOCK_PX = 2048
@@ -210,7 +209,7 @@ class _Canvas:
         extent = (size[0] * self._scale[0], size[1] * self._scale[1])
         try:
             self._pixels[top:bottom, left:right] = read_area(self._reader, corner, extent, size)
-        except UnreachableError:
+        except UnreachableSlideError:
             raise
         except SlideError as error:
             if edge_px > _SMALLEST_BLOCK_PX and max(size) > 1:

@@ -18,11 +18,11 @@ import numpy as np
 import tifffile
 
 from milcore.errors import SlideError
-from milcore.slides import jpeg
+from milcore.slides import jpeg_tile
+from milcore.slides.file import SlideFile, bytes_of, stream_of
+from milcore.slides.mpp import aperio_mpp, ome_mpp, square_mpp, tag_mpp
 from milcore.slides.reader import Pixels, draw_thumbnail, on_white, whole_downsample
-from milcore.slides.remote import SlideFile, bytes_of, stream_of
-from milcore.slides.scale import aperio_mpp, ome_mpp, square_mpp, tag_mpp
-from milcore.slides.tiles import Kept, Place
+from milcore.slides.tile_cache import Kept, Place
 
 _RGB, _YCBCR = 2, 6
 _JPEG, _JPEG2000, _APERIO_JPEG2000, _WEBP = 7, 34712, 33005, 50001
@@ -106,7 +106,7 @@ class TiffReader:
         header = its.header(data)
         if (header.width, header.height, header.components) != (width, height, 3):
             return None
-        return jpeg.ordinary_file(data, header, its.tables, rgb=its.photometric == _RGB and not header.jfif)
+        return jpeg_tile.ordinary_file(data, header, its.tables, rgb=its.photometric == _RGB and not header.jfif)
 
     def thumbnail(self, max_edge: int) -> Pixels:
         """The whole slide with its longer edge at most ``max_edge`` px."""
@@ -155,7 +155,7 @@ class _Level:
         self.most_bytes = 2 * self.tile_width * self.tile_height * self.samples + 65_536
         self.tables: bytes | None = page.jpegtables
         self.offsets, self.sizes = page.dataoffsets, page.databytecounts
-        self._header: tuple[bytes, jpeg.Header | None] = b"", None
+        self._header: tuple[bytes, jpeg_tile.Header | None] = b"", None
         self._aperio = page.is_svs
         self._decode = page.decode
         self._columns = -(-self.width // self.tile_width)
@@ -169,11 +169,11 @@ class _Level:
         """Number of the tile in the file's order."""
         return place.row * self._columns + place.column
 
-    def header(self, data: bytes) -> jpeg.Header:
+    def header(self, data: bytes) -> jpeg_tile.Header:
         """The header of a JPEG tile; most tiles of a level have the same one, byte for byte, which is read once."""
         head, header = self._header
         if header is None or not data.startswith(head):
-            header = jpeg.read_header(data)
+            header = jpeg_tile.read_header(data)
             self._header = data[: header.scan], header
         return header
 

@@ -21,7 +21,7 @@ from shapely.geometry import mapping
 from milcore.errors import InputError, MILError
 from milcore.runtime import storage
 from milcore.runtime.processes import map_in_processes
-from milcore.slides.pyramid import write_pyramid
+from milcore.slides.write_pyramid import write_pyramid
 from milcore.synth.painting import paint_slide
 
 SIZE = (4096, 3072)

@@ -12,10 +12,10 @@ from PIL import Image
 from milcore.config import ReaderName
 from milcore.errors import SlideError
 from milcore.slides import READERS, SlideReader, open_slide, read_area
-from milcore.slides.flat import FlatImageReader
+from milcore.slides.image import FlatImageReader
 from milcore.slides.openslide import premultiplied_on_white
-from milcore.slides.pyramid import write_pyramid
 from milcore.slides.reader import finer_level
+from milcore.slides.write_pyramid import write_pyramid
 
 
 def _gradient(width: int, height: int) -> np.ndarray:

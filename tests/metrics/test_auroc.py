@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from milcore.validation import NO_VALIDATION, Validation, auroc, macro_auroc
+from milcore.metrics.auroc import auroc, macro_auroc
+from milcore.training.selection import NO_VALIDATION, Validation
 
 
 def test_the_area_is_the_share_of_pairs_in_order_and_half_of_those_equal() -> None:

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from milcore.errors import InputError
-from milcore.slides.pyramid import write_pyramid
+from milcore.slides.write_pyramid import write_pyramid
 
 PINK = (231, 150, 189)
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from milcore.errors import SlideError
+from milcore.errors import UnreachableSlideError
 from milcore.runtime import storage
 
 T = TypeVar("T")
-
 RETRY_WAITS_S = (2.0,)
 
 
@@ -23,15 +22,11 @@ class Seen(NamedTuple):
     version: str
 
 
-class UnreachableError(SlideError):
-    """The source cannot be read now; a later run tries again."""
-
-
 def see(uri: str) -> Seen:
     """What identifies the version of a file.
 
     Raises:
-        UnreachableError: it cannot be reached.
+        UnreachableSlideError: it cannot be reached.
     """
     return reach(uri, lambda: Seen(uri, *storage.stat(uri)))
 
@@ -40,7 +35,7 @@ def fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
     """A local file of the source for as long as the stack, and its sha256.
 
     Raises:
-        UnreachableError: it cannot be reached.
+        UnreachableSlideError: it cannot be reached.
     """
     return reach(uri, lambda: _fetch(uri, stack))
 
@@ -49,19 +44,21 @@ def reach(uri: str, action: Callable[[], T]) -> T:
     """The action's result, tried again with growing waits while the storage fails.
 
     Raises:
-        UnreachableError: it failed for good, or each time.
+        UnreachableSlideError: it failed for good, or each time.
     """
     for wait_s in (*RETRY_WAITS_S, None):
         try:
             return action()
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            raise UnreachableError(_unreachable(uri, error)) from None
+            raise UnreachableSlideError(_unreachable(uri, error)) from None
         except storage.IO_ERRORS as error:
             if wait_s is None:
-                raise UnreachableError(f"{_unreachable(uri, error)} (tried {len(RETRY_WAITS_S) + 1} times)") from None
+                raise UnreachableSlideError(
+                    f"{_unreachable(uri, error)} (tried {len(RETRY_WAITS_S) + 1} times)"
+                ) from None
             time.sleep(wait_s)
         except (ValueError, ImportError) as error:
-            raise UnreachableError(_unreachable(uri, error)) from None
+            raise UnreachableSlideError(_unreachable(uri, error)) from None
     raise AssertionError
 
 

@@ -11,14 +11,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from milcore.config import IngestConfig
+from milcore.errors import UnreachableSlideError
 from milcore.extract import Storing, extract
 from milcore.ingest import ingest_slide
 from milcore.manifest import Slide
 from milcore.runtime import storage
-from milcore.slides import RemoteFile, find_in_place, open_slide, remote
-from milcore.slides.pyramid import write_pyramid
-from milcore.slides.remote import stream_of
-from milcore.sources import UnreachableError
+from milcore.slides import RemoteFile, find_in_place, open_slide
+from milcore.slides import file as slide_file
+from milcore.slides.file import stream_of
+from milcore.slides.write_pyramid import write_pyramid
 from milcore.store import PatchStore
 from milcore.tiling import plan_tiles
 
@@ -36,8 +37,8 @@ def slide(tmp_path: Path) -> Path:
 @pytest.fixture
 def in_memory(slide: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteFile:
     """The slide in a remote file system of one process, read by blocks of 1,000 bytes of which two are kept."""
-    monkeypatch.setattr(remote, "BLOCK_MB", 1_000 / (1 << 20) + 1e-9)
-    monkeypatch.setattr(remote, "BLOCKS_KEPT", 2)
+    monkeypatch.setattr(slide_file, "BLOCK_MB", 1_000 / (1 << 20) + 1e-9)
+    monkeypatch.setattr(slide_file, "BLOCKS_KEPT", 2)
     uri = f"memory://{uuid.uuid4().hex}/a.tiff"
     storage.write_bytes(uri, slide.read_bytes())
     return RemoteFile(uri, slide.stat().st_size, "e")
@@ -69,7 +70,7 @@ def test_a_failing_storage_is_no_damaged_tile(in_memory: RemoteFile) -> None:
         MemoryFileSystem().rm(in_memory.uri)
         with (
             contextlib.closing(extract(reader, plan, config, Storing("jpeg"), 2)) as chunks,
-            pytest.raises(UnreachableError, match="there is no such file"),
+            pytest.raises(UnreachableSlideError, match="there is no such file"),
         ):
             list(chunks)
 
@@ -99,7 +100,7 @@ def test_what_was_replaced_while_it_was_read_is_told(slide: Path, s3: str) -> No
     assert file is not None
     file.check_unchanged()
     storage.write_bytes(uri, slide.read_bytes() + b"0")
-    with pytest.raises(UnreachableError, match="was replaced while it was read"):
+    with pytest.raises(UnreachableSlideError, match="was replaced while it was read"):
         file.check_unchanged()
 
 

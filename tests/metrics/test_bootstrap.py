@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milcore.metrics import point_values
-from milcore.resampled import patient_weights, weighted_auroc, weighted_values
+from milcore.metrics.bootstrap import patient_weights, weighted_auroc, weighted_values
+from milcore.metrics.classification import point_values
 
 
 @settings(max_examples=60, deadline=None)

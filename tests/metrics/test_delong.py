@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from milcore.delong import delong
-from milcore.metrics import auroc_estimate
+from milcore.metrics.classification import auroc_estimate
+from milcore.metrics.delong import delong
 
 
 def slow(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from milcore.calibration import calibration_error
+from milcore.metrics.calibration import calibration_error
 
 RESAMPLES = 2000
 

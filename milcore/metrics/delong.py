@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import norm, rankdata
 
-from milcore.metrics import ONE_CLASS, Estimate
+from milcore.metrics.classification import ONE_CLASS, Estimate
 
 
 def delong(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"], patients: list[str]) -> Estimate:

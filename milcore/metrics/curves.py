@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn import metrics as sk
 
-from milcore.resampled import RESAMPLES, Ranked, patient_weights, ratio
+from milcore.metrics.bootstrap import RESAMPLES, Ranked, patient_weights, ratio
 
 BAND_POINTS = 101
 

@@ -4,29 +4,9 @@ Apart from ``metrics`` so that a worker that only trains does not wait for what 
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-
-
-class Validation(NamedTuple):
-    """What the validation split says of a model: mean ``-log P(label)`` and AUROC, NaN where undefined."""
-
-    loss: float
-    auroc: float
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """By this epochs and trials are chosen; the smaller is the better.
-
-        AUROC first: among few slides one confident mistake rules the loss, and models grow confident long before they
-        stop ordering slides better. Then loss, which alone decides where the split defines no AUROC.
-        """
-        return (0.0 if math.isnan(self.auroc) else -self.auroc, self.loss)
-
-
-NO_VALIDATION = Validation(math.inf, math.nan)
 
 
 def auroc(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"]) -> float:

@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
+from milcore.errors import UnreachableSlideError
 from milcore.runtime import storage
-from milcore.slides.tiles import Kept
-from milcore.sources import UnreachableError, reach
+from milcore.slides.source import reach
+from milcore.slides.tile_cache import Kept
 
 BLOCK_MB = 2
 BLOCKS_KEPT = 32
@@ -63,7 +64,7 @@ class RemoteFile:
         """The object, where it is remote and its storage names its content (ETag).
 
         Raises:
-            UnreachableError: it cannot be reached.
+            UnreachableSlideError: it cannot be reached.
         """
         if storage.is_local(uri):
             return None
@@ -74,16 +75,16 @@ class RemoteFile:
         """Refuse an object that was replaced while it was read.
 
         Raises:
-            UnreachableError: it was.
+            UnreachableSlideError: it was.
         """
         if reach(self.uri, lambda: storage.etag(self.uri)) != self.etag:
-            raise UnreachableError(f"{self.uri} was replaced while it was read; ingest again")
+            raise UnreachableSlideError(f"{self.uri} was replaced while it was read; ingest again")
 
     def read(self, offset: int, size: int) -> bytes:
         """So many bytes from a place; fewer where the file ends.
 
         Raises:
-            UnreachableError: the storage fails, several times.
+            UnreachableSlideError: the storage fails, several times.
         """
         stop = min(offset + size, self.size)
         if offset < 0 or offset >= stop:

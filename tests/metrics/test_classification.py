@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from milcore.calibration import reliability
-from milcore.curves import roc_curve
-from milcore.metrics import (
+from milcore.metrics.bootstrap import patient_weights
+from milcore.metrics.calibration import reliability
+from milcore.metrics.classification import (
     auroc_estimate,
     choose_threshold,
     class_estimates,
@@ -17,7 +17,7 @@ from milcore.metrics import (
     mean_estimate,
     point_values,
 )
-from milcore.resampled import patient_weights
+from milcore.metrics.curves import roc_curve
 
 LABELS = np.array([0, 0, 1, 1, 0, 1])
 PROBABILITY = np.array([0.1, 0.4, 0.4, 0.8, 0.6, 0.9])

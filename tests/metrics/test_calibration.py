@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from milcore.calibration import calibrate, calibration_error, fit_temperature
+from milcore.metrics.calibration import calibrate, calibration_error, fit_temperature
 
 
 def test_calibration_error_is_the_gap_of_each_bin_worked_by_hand() -> None:
