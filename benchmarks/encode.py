@@ -34,6 +34,7 @@ import transformers
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import EncodeConfig
 from milcore.encoders.efficientnet import MEAN, STD
 from milcore.encoders.encode import encode
@@ -41,10 +42,9 @@ from milcore.encoders.forward import CPU_ROWS
 from milcore.encoders.frozen import channels_last, make
 from milcore.encoders.resnet import TruncatedResNet50
 from milcore.encoders.spec import parse_spec
-from milcore.manifest import Manifest, Slide
 from milcore.runtime.malloc import keep_freed_memory
-from milcore.shards import decode_into, encode_patch
-from milcore.store import PatchStore
+from milcore.store.jpeg_codec import decode_into, encode_patch
+from milcore.store.store import PatchStore
 
 PATCHES_PER_SLIDE = 32
 PATCH_PX = 256

@@ -25,7 +25,7 @@ from benchmarks.pooling import ATTENTION, CASES, DTYPES, HIDDEN, KEPT_MB, WIDTH,
 from milcore.config import TrainConfig
 from milcore.run import load_bags
 from milcore.runtime.malloc import keep_freed_memory
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from milcore.train import LocalContext, fit
 
 BATCHES = 4

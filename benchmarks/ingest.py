@@ -54,11 +54,11 @@ from milcore.config import Codec, IngestConfig, ReaderChoice
 from milcore.extract import Storing, extract
 from milcore.ingest import mask_of, thumbnail_edge
 from milcore.runtime.malloc import keep_freed_memory
-from milcore.shards import ShardWriter
 from milcore.slides import open_slide
 from milcore.slides.reader import Pixels
 from milcore.slides.write_pyramid import write_pyramid
-from milcore.store import PatchStore
+from milcore.store.shards import ShardWriter
+from milcore.store.store import PatchStore
 from milcore.tiling import TilePlan, plan_tiles
 
 SYNTHETIC_PX = 20_000

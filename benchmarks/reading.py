@@ -21,7 +21,8 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from milcore.config import Codec
-from milcore.shards import ShardReader, ShardWriter, encode_patch
+from milcore.store.jpeg_codec import encode_patch
+from milcore.store.shards import ShardReader, ShardWriter
 
 RUN = 64
 PATCHES = 1_000

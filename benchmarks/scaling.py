@@ -38,11 +38,11 @@ import numpy as np
 import torch
 
 from milcore.cluster.launch import train_with, tune_with
+from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
-from milcore.manifest import Manifest, Slide
 from milcore.run import prepare_run
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from milcore.sweep import prepare_sweep
 
 WIDTH = 1024

@@ -53,7 +53,7 @@ def ingest(
     from milcore.ingest import summarise
     from milcore.portions import read_share
     from milcore.runtime.progress import track
-    from milcore.store import PatchStore
+    from milcore.store.store import PatchStore
 
     index, count = (int(part) for part in shard.split("/"))
     total = len(read_share(PatchStore(store_uri), index, count))

@@ -15,8 +15,9 @@ from milcore.flipping import evenness
 from milcore.report import Picture, ShownPatch, SlideView
 from milcore.report.pictures import jpeg, rings, shrink
 from milcore.runtime import storage
-from milcore.sampling import read_patches
-from milcore.store import SlideGroup, write_columns
+from milcore.store.sampling import read_patches
+from milcore.store.slide_group import SlideGroup
+from milcore.store.store import write_columns
 
 BLANK_EDGE = 1024
 JPEG_QUALITY = 80

@@ -21,8 +21,9 @@ from milcore.explain import attention_by_slide, explain
 from milcore.measured import FLAT, InstanceLabels, localisation_estimate, localise_test
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import Comparison, Estimate, auroc_estimate, mean_estimate
-from milcore.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
-from milcore.store import PatchStore, SlideGroup
+from milcore.store.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
+from milcore.store.slide_group import SlideGroup
+from milcore.store.store import PatchStore
 from milcore.train import LocalContext, fit
 
 NO_PATCH_SCORE = Estimate(math.nan, reason="gives no score per patch")

@@ -113,7 +113,7 @@ def synth(
     as_json: AsJson = False,
 ) -> None:
     """Make a cohort of synthetic pyramidal slides with annotated lesions."""
-    from milcore.synth import synthesise
+    from milcore.cohort.synthetic.generate import synthesise
 
     made = list(track(synthesise(out, slides, seed, workers), "synth", slides))
     manifest = storage.join(storage.absolute(out), "manifest.csv")

@@ -13,9 +13,9 @@ import pyarrow as pa
 import torch
 from shapely.geometry.base import BaseGeometry
 
-from milcore.annotations import instance_labels, load_annotation
 from milcore.artifacts import Finding, slide_view, write_attention
 from milcore.baselines import compare
+from milcore.cohort.annotations import instance_labels, load_annotation
 from milcore.config import ATTENTION_FORMATS, AttentionFormat, RunSpec
 from milcore.explain import attention_by_slide, instance_columns
 from milcore.flipping import Flipping, flip
@@ -39,7 +39,7 @@ from milcore.report import Picture, SlideView, Sweep, model_card, render
 from milcore.report_data import report_data
 from milcore.runtime import storage
 from milcore.runtime.progress import say, track
-from milcore.store import SlideGroup
+from milcore.store.slide_group import SlideGroup
 from milcore.summary import or_none, summarise
 from milcore.sweep import TRIALS, read_verdict
 

@@ -17,10 +17,10 @@ import numpy as np
 from milcore.config import Codec, IngestConfig
 from milcore.errors import SlideError, UnreachableSlideError
 from milcore.runtime.malloc import keep_freed_memory
-from milcore.shards import encode_patch
 from milcore.slides import SlideReader, read_area
 from milcore.slides.reader import JpegTiles, LevelBox, Pixels, WordReader, level_box
 from milcore.stain import Normaliser
+from milcore.store.jpeg_codec import encode_patch
 from milcore.tiling import TilePlan
 
 PATCHES_A_RUN = 8

@@ -12,7 +12,7 @@ from typing import Any
 from milcore.errors import SlideError
 from milcore.runtime import storage
 from milcore.slides.source import see
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 PUBLISHED = ("config.json", "splits.parquet", "model.safetensors", "metrics.json", "predictions.parquet", "report.html")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from milcore.cohort.manifest import Slide
 from milcore.config import ImportConfig, ImportFormat
 from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.imports.h5 import open_h5
@@ -19,10 +20,9 @@ from milcore.imports.picture import Picture, scale, see_slide, take_picture
 from milcore.imports.pt import open_pt
 from milcore.imports.source import Array, Instances, Source
 from milcore.ingest import SlideOutcome, summarise
-from milcore.manifest import Slide
 from milcore.runtime import storage
 from milcore.runtime.progress import track
-from milcore.store import PatchStore, SlideStatus
+from milcore.store.store import PatchStore, SlideStatus
 
 IMPORTS: dict[ImportFormat, Callable[[str, ImportConfig], Source]] = {
     "bags-npz": open_bags,

@@ -5,7 +5,7 @@ from typing import Any
 from milcore.errors import InputError
 from milcore.run import CONFIG, is_finished, read_spec, read_splits
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 METRICS = "metrics.json"
 

@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+from milcore.cohort.manifest import Manifest, Slide, read_manifest
 from milcore.config import IngestConfig
 from milcore.errors import InputError, MILError, SlideError, UnreachableSlideError
 from milcore.extract import choose_codec, extract, sample
-from milcore.manifest import Manifest, Slide, read_manifest
 from milcore.portions import read_share
 from milcore.runtime.processes import map_in_processes
 from milcore.runtime.progress import say
-from milcore.slide_writer import SlideWriter
 from milcore.slides import RemoteFile, SlideReader, find_in_place, open_slide
 from milcore.slides.mpp import COARSEST_MPP, FINEST_MPP
 from milcore.slides.reader import Pixels
 from milcore.slides.resample import area_resize
 from milcore.slides.source import fetch, see
 from milcore.stain import Normaliser, estimate
-from milcore.store import PatchStore, SlideStatus
+from milcore.store.store import PatchStore, SlideStatus
+from milcore.store.writer import SlideWriter
 from milcore.tiling import SAME_SCALE, TilePlan, plan_tiles, tile_size_level0
 from milcore.tissue import METHOD, Mask, tissue_mask
 

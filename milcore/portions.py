@@ -8,10 +8,10 @@ import heapq
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from milcore.cohort.manifest import Slide
 from milcore.errors import InputError
-from milcore.manifest import Slide
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 STATS_AT_A_TIME = 16
 

@@ -19,13 +19,13 @@ import torch
 
 from milcore.artifacts import write_attention
 from milcore.bags import BagEntry, Bags
+from milcore.cohort.manifest import Slide, read_manifest
 from milcore.config import ATTENTION_FORMATS, EncodeConfig, IngestConfig, RunSpec, parse_config
 from milcore.encoders.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import ATTENTION, METRICS
 from milcore.explain import Explained, explain, instance_columns
 from milcore.ingest import ingest_slide
-from milcore.manifest import Slide, read_manifest
 from milcore.measured import Rule
 from milcore.metrics.calibration import Temperature, calibrate
 from milcore.metrics.classification import Threshold
@@ -34,7 +34,8 @@ from milcore.rows import ChainedRows
 from milcore.run import MODEL, cache_bytes, claim_folder, instance_rows, load_models, model_folders, read_splits
 from milcore.runtime import storage
 from milcore.runtime.progress import track
-from milcore.store import PatchStore, SlideGroup
+from milcore.store.slide_group import SlideGroup
+from milcore.store.store import PatchStore
 
 FREE_SETTINGS = ("default_mpp", "max_unreadable", "slide_mpp")
 RESEARCH_USE = "Research use only. Not for diagnosis."

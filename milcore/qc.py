@@ -13,9 +13,10 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from milcore.manifest import Slide
+from milcore.cohort.manifest import Slide
 from milcore.runtime import storage
-from milcore.store import PatchStore, SlideGroup, SlideStatus
+from milcore.store.slide_group import SlideGroup
+from milcore.store.store import PatchStore, SlideStatus
 
 PAGE = "cohort.html"
 THUMBNAIL_PX = 192

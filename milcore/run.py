@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from milcore import __version__
 from milcore.bags import BagEntry, Bags
 from milcore.checkpoints import HistoryRow
+from milcore.cohort.splits import add_folds, check_splits, make_splits, splits_digest, splits_of_fold
 from milcore.config import C, RunSpec, SplitConfig, TrainConfig, parse_config
 from milcore.encoders.pretrained import check_patches
 from milcore.errors import InputError, StoreError, UnreachableError
@@ -25,8 +26,8 @@ from milcore.model import MILModel, make_model
 from milcore.rows import BlockRows, ChainedRows, Rows
 from milcore.runtime import storage
 from milcore.runtime.malloc import keep_freed_memory
-from milcore.splits import add_folds, check_splits, make_splits, splits_digest, splits_of_fold
-from milcore.store import Features, PatchStore, SlideGroup
+from milcore.store.slide_group import Features, SlideGroup
+from milcore.store.store import PatchStore
 from milcore.train import TrainContext, fit
 
 CONFIG = "config.json"

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from milcore import __version__
+from milcore.cohort.splits import splits_digest
 from milcore.config import Config, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import ClusterError, InputError
 from milcore.run import SPLITS, choose_splits, claim_folder, instance_digest, read_claim
 from milcore.runtime import storage
 from milcore.search_space import parse_axis
-from milcore.splits import splits_digest
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from milcore.training.selection import Validation
 
 TRIALS = "trials.parquet"

@@ -61,7 +61,7 @@ def compile_pipeline(given: dict[str, Any]) -> None:
 
 def run(given: dict[str, Any]) -> None:
     """Run the pipeline's steps on this machine, one process each; the same run_uri resumes."""
-    from milcore.manifest import read_manifest  # noqa: PLC0415 - compiling works without what reading tables needs
+    from milcore.cohort.manifest import read_manifest  # noqa: PLC0415 - compiling works without what reading tables needs
 
     _check_settings(given)
     read_manifest(given["manifest"], given["positive"] or None)

@@ -3,11 +3,11 @@
 import numpy as np
 import pyarrow as pa
 
-from milcore.manifest import Manifest, Slide
+from milcore.cohort.manifest import Manifest, Slide
+from milcore.cohort.splits import splits_digest
 from milcore.run import read_splits
 from milcore.runtime import storage
-from milcore.splits import splits_digest
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 PATCH_PX = 16
 

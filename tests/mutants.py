@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from milcore.cohort.manifest import Slide
 from milcore.config import IngestConfig
 from milcore.ingest import ingest_slide
-from milcore.manifest import Slide
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 MEMORY_MB = 3000
 SECONDS_EACH = 60.0

@@ -17,7 +17,7 @@ from milcore.attention import RAMP, attention_table
 from milcore.attention_exports import geojson, heat_factor, heat_map, ome_tiff
 from milcore.config import ATTENTION_FORMATS
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 SIZE = (4096, 2048)
 EDGE = 256.0

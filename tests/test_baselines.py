@@ -8,10 +8,10 @@ import torch
 
 from milcore.bags import Bags
 from milcore.baselines import compare, localised, shuffle_labels, slide_colour
+from milcore.cohort.splits import make_splits
 from milcore.config import SplitConfig, TrainConfig
 from milcore.run import load_bags
-from milcore.splits import make_splits
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from tests.cohorts import write_features, write_store
 
 CONFIG = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=2, batch_size=4)

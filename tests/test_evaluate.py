@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import load
 
 from milcore.artifacts import SUFFIXES
+from milcore.cohort.manifest import Manifest
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
-from milcore.manifest import Manifest
 from milcore.metrics.classification import choose_threshold
 from milcore.run import load_bags, prepare_run, read_splits, train_run
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from milcore.sweep import TrialResult, prepare_sweep, publish, read_verdict, trial_configs
 from milcore.train import LocalContext, fit
 from tests.cohorts import PATCH_PX, as_folds, write_features, write_store

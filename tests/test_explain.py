@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from milcore.bags import pack
+from milcore.cohort.splits import make_splits
 from milcore.config import SplitConfig, TrainConfig
 from milcore.explain import explain
 from milcore.model import make_model
 from milcore.run import load_bags
-from milcore.splits import make_splits
 from tests.cohorts import write_features, write_store
 
 

@@ -9,14 +9,15 @@ import pytest
 import tifffile
 from PIL import Image
 
+from milcore.cohort.manifest import Slide
 from milcore.config import Codec, IngestConfig
 from milcore.extract import Storing, choose_codec, extract
 from milcore.ingest import ingest_slide
-from milcore.manifest import Slide
-from milcore.shards import decode_into
 from milcore.slides import open_slide
 from milcore.slides.write_pyramid import write_pyramid
-from milcore.store import PatchStore, SlideGroup
+from milcore.store.jpeg_codec import decode_into
+from milcore.store.slide_group import SlideGroup
+from milcore.store.store import PatchStore
 from milcore.tiling import TilePlan, plan_tiles
 
 

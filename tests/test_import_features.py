@@ -13,7 +13,7 @@ from milcore.config import ImportConfig, ImportFormat
 from milcore.errors import InputError
 from milcore.import_features import IMPORTS, import_source
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from tests.imports.made import features_of, import_files, write_h5, write_labels
 
 

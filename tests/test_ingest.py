@@ -15,7 +15,7 @@ from milcore.errors import InputError
 from milcore.ingest import SlideOutcome, ingest, plan_cohort
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.stain import Normaliser, Stains
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 CONFIG = IngestConfig(patch_size=64)
 STAIN, WHITE = (200, 120, 170), (243, 242, 244)

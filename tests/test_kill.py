@@ -16,7 +16,7 @@ from milcore.config import IngestConfig
 from milcore.ingest import ingest, plan_cohort
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 CONFIG = IngestConfig(patch_size=64, codec="none")
 SLIDES = 3
@@ -39,7 +39,7 @@ for outcome in ingest(sys.argv[1], IngestConfig.model_validate_json(sys.argv[2])
 @pytest.fixture
 def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Slides of 196 patches, in shards of 50 so that there are several moments to be killed between."""
-    monkeypatch.setattr("milcore.shards.SHARD_MB", SHARD_MB)
+    monkeypatch.setattr("milcore.store.shards.SHARD_MB", SHARD_MB)
     rows = ["slide_id,uri,label"]
     for k in range(SLIDES):
         y, x = np.mgrid[:900, :900]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 STEP = """
 import json, resource, sys

@@ -10,7 +10,7 @@ from milcore.errors import InputError
 from milcore.ingest import plan_cohort
 from milcore.portions import divide, read_share, write_shares
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 
 def test_the_largest_goes_to_the_lightest() -> None:

@@ -21,7 +21,7 @@ from milcore.predict import cohort_ingestion, predict, predict_manifest, slide_n
 from milcore.run import prepare_run, train_run
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from milcore.train import LocalContext
 from tests.cohorts import as_folds
 

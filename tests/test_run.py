@@ -10,7 +10,7 @@ from milcore.errors import InputError, StoreError
 from milcore.info import describe
 from milcore.run import load_bags, load_models, prepare_run, read_splits, train_run
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from milcore.train import LocalContext
 from tests.cohorts import write_features, write_store
 

@@ -35,7 +35,7 @@ from milcore.config import POOLING_NAMES, POOLINGS_OF_PROBABILITIES, EncodeConfi
 from milcore.errors import InputError, MILError
 from milcore.runtime import storage
 from milcore.runtime.progress import say, track
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 
 def main() -> None:

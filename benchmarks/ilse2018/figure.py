@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from milcore.attention import percentile, png
-from milcore.store import SlideGroup
+from milcore.store.slide_group import SlideGroup
 
 GAP = 8
 WHITE = 255

@@ -33,7 +33,7 @@ from milcore.config import TrainConfig, parse_config
 from milcore.explain import Explained, explain
 from milcore.run import load_bags
 from milcore.runtime.malloc import keep_freed_memory
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from milcore.train import FitResult, LocalContext, fit
 
 CPU = torch.device("cpu")

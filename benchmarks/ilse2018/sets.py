@@ -20,7 +20,7 @@ from milcore.config import ImportConfig
 from milcore.errors import InputError
 from milcore.import_features import import_source
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 FOLDS = 10
 TEST_BAGS = 1000

@@ -18,11 +18,11 @@ from ray.tune.schedulers import ASHAScheduler
 from milcore.bags import Bags
 from milcore.cluster.connect import connected, environment, room, wait_for_room
 from milcore.cluster.context import FoldsOfTrial, TrialContext, calm_logging
+from milcore.cohort.splits import add_folds
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.run import load_bags, read_splits
 from milcore.runtime import storage
 from milcore.runtime.progress import say
-from milcore.splits import add_folds
 from milcore.sweep import (
     SweepSpec,
     TrialResult,

@@ -20,7 +20,7 @@ from milcore.encoders.reading import EncodedSlide, Reader
 from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, StoreError
 from milcore.runtime.malloc import keep_freed_memory
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 FAILURES_NAMED = 5
 

@@ -20,7 +20,7 @@ from milcore.encoders.spec import EncoderSpec, parse_spec
 from milcore.encoders.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 from milcore.encoders.weights import digest_of, from_hub, weights_at
 from milcore.errors import InputError
-from milcore.store import SlideGroup
+from milcore.store.slide_group import SlideGroup
 
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PROBE_PX = 224

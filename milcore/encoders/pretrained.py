@@ -18,7 +18,7 @@ from milcore.dropout import Mask, drop
 from milcore.encoders.frozen import make, scale_of
 from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, StoreError
-from milcore.store import SlideGroup
+from milcore.store.slide_group import SlideGroup
 
 PATCHES_PER_CHUNK = 8
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")

@@ -20,7 +20,8 @@ from milcore.encoders.forward import CPU_ROWS
 from milcore.encoders.frozen import FrozenEncoder
 from milcore.errors import MILError, StoreError
 from milcore.runtime import storage
-from milcore.store import PatchStore, SlideGroup
+from milcore.store.slide_group import SlideGroup
+from milcore.store.store import PatchStore
 
 READERS = 4
 SLIDES_AHEAD = 4

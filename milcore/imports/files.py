@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from milcore.cohort.manifest import IMPORT_REQUIRED, Slide, read_manifest
 from milcore.config import ImportConfig
 from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.imports.places import place
 from milcore.imports.source import Array, Instances, Source
-from milcore.manifest import IMPORT_REQUIRED, Slide, read_manifest
 from milcore.runtime import storage
 from milcore.slides.source import fetch, see
 

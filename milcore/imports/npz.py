@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from milcore.cohort.manifest import Manifest, make_manifest
 from milcore.config import ImportConfig
 from milcore.errors import InputError
 from milcore.imports.places import place
 from milcore.imports.source import Array, Instances, Source, digest, feature_type, members, table_source
-from milcore.manifest import Manifest, make_manifest
 from milcore.runtime import storage
-from milcore.slide_writer import RowName
+from milcore.store.writer import RowName
 
 _Arrays = dict[str, Array]
 _Rows = dict[RowName, Array]

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from milcore.cohort.manifest import make_manifest
 from milcore.config import ImportConfig
 from milcore.errors import InputError
 from milcore.imports.places import place
 from milcore.imports.source import Array, Instances, Source, digest, feature_type, members, table_source
-from milcore.manifest import make_manifest
 from milcore.runtime import storage
 
 OF_SLIDES = ("slide_id", "label", "patient_id", "uri", "mpp", "site", "split", "annotation")

@@ -6,9 +6,9 @@ A slide that cannot be read costs the picture only, not the instances; the reaso
 import contextlib
 from typing import Any, NamedTuple
 
+from milcore.cohort.manifest import Slide
 from milcore.errors import SlideError, UnreachableSlideError
 from milcore.ingest import thumbnail_edge
-from milcore.manifest import Slide
 from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.slides.reader import Pixels

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from milcore.manifest import Manifest, Slide
-from milcore.slide_writer import RowName
+from milcore.cohort.manifest import Manifest, Slide
+from milcore.store.writer import RowName
 
 FeatureType = Literal["float16", "float32"]
 Array = npt.NDArray[Any]

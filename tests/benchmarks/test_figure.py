@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.ilse2018.figure import GAP, draw
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 
 EDGE = 16
 

@@ -20,7 +20,7 @@ from milcore.config import EncodeConfig, LaunchConfig
 from milcore.encoders.batches import Step
 from milcore.encoders.encode import Work, encode, slides_to_encode
 from milcore.errors import ClusterError, InputError
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from tests.cohorts import write_store
 
 NAME = "efficientnet_lite0"

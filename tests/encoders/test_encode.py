@@ -13,7 +13,7 @@ from milcore.config import EncodeConfig
 from milcore.encoders.encode import Work, encode, encode_slide, encode_slides, load_encoder
 from milcore.encoders.forward import Forward, filled
 from milcore.errors import InputError, MILError, StoreError
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from tests.cohorts import write_store
 
 ENCODE = EncodeConfig(patches_per_batch=4)

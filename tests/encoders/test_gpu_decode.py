@@ -10,8 +10,9 @@ from milcore.encoders.frozen import FrozenEncoder
 from milcore.encoders.gpu_decode import nvjpeg
 from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, StoreError
-from milcore.shards import decode_into
-from milcore.store import PatchStore, SlideGroup
+from milcore.store.jpeg_codec import decode_into
+from milcore.store.slide_group import SlideGroup
+from milcore.store.store import PatchStore
 from tests.cohorts import write_store
 
 PX = 16
@@ -30,7 +31,7 @@ def slide(folder: Path) -> SlideGroup:
 
 def test_a_slide_hands_out_the_jpeg_files_it_is_stored_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over shards, too, and each decodes to the patch that the store reads."""
-    monkeypatch.setattr("milcore.shards.SHARD_MB", 15 * PX * PX * 3 / 5e6)
+    monkeypatch.setattr("milcore.store.shards.SHARD_MB", 15 * PX * PX * 3 / 5e6)
     made = slide(tmp_path)
     assert len(list(Path(made.uri, "patches", "c").iterdir())) == 3
     files, patch = made.jpegs(10, 35), np.empty((PX, PX, 3), np.uint8)

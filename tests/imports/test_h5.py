@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from milcore.imports.places import grid_step
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from tests.imports.made import GRID, TRIDENT, cut_short, features_of, import_files, write_h5, write_pt
 
 CLAM = {"patch_size": 128, "patch_level": 1, "downsample": (2.0, 2.0)}

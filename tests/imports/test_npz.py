@@ -11,7 +11,7 @@ from milcore.config import ImportConfig
 from milcore.errors import InputError, StoreError
 from milcore.import_features import import_source
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from tests.imports.made import BAGS, write_bags
 
 PATCHES = ImportConfig(format="patches-npz")

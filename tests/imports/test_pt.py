@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from tests.imports.made import GRID, cut_short, features_of, import_files, write_pt
 
 

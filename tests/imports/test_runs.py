@@ -19,7 +19,7 @@ from milcore.predict import predict
 from milcore.run import prepare_run, read_splits, train_run
 from milcore.runtime import storage
 from milcore.slides import open_slide
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from milcore.train import LocalContext
 from tests.imports.made import BAGS, write_h5, write_labels
 

@@ -15,7 +15,7 @@ from PIL import Image
 from milcore.errors import MILError
 from milcore.run import load_models
 from milcore.runtime import storage
-from milcore.store import PatchStore
+from milcore.store.store import PatchStore
 from milcore.sweep import read_best
 from pipeline import __main__ as main_module
 from tests.pipeline.conftest import Executing

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from milcore.config import Codec
 from milcore.errors import StoreError
 from milcore.runtime import storage
-from milcore.shards import ShardWriter, write_array
+from milcore.store.shards import ShardWriter, write_array
 
 SCHEMA_VERSION = 1
 ROW_TYPES = {"coords": np.int32, "instance_labels": np.int8, "instance_classes": np.int32}

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Int
 from scipy import ndimage
 from shapely import MultiPolygon, Polygon, box, union_all
 
-from milcore.synth.anatomy import COARSE, Map, Nuclei, Places, smooth_noise
-from milcore.synth.nuclei import DIRECTIONS, KIND_CODES, VARIANTS, NucleusBank
+from milcore.cohort.synthetic.anatomy import COARSE, Map, Nuclei, Places, smooth_noise
+from milcore.cohort.synthetic.nuclei import DIRECTIONS, KIND_CODES, VARIANTS, NucleusBank
 
 SMALL_SHARE = 0.025
 

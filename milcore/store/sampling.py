@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from milcore.store import SlideGroup
+from milcore.store.slide_group import SlideGroup
 
 SAMPLE = 64
 RUN = 8

@@ -11,8 +11,8 @@ import pytest
 from shapely import box, union_all
 from shapely.geometry import shape
 
+from milcore.cohort.synthetic.generate import SITES, plan_slides, synthesise, write_slide
 from milcore.errors import InputError
-from milcore.synth.cohort import SITES, plan_slides, synthesise, write_slide
 
 SEED = 5
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from milcore.synth.anatomy import tissue_depth
+from milcore.cohort.synthetic.anatomy import tissue_depth
 
 
 def test_tissue_covers_the_asked_share_and_keeps_off_the_border() -> None:

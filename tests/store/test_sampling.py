@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from milcore.sampling import read_patches, sample_both_classes, sample_runs
+from milcore.store.sampling import read_patches, sample_both_classes, sample_runs
 from tests.cohorts import write_store
 
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from milcore.cohort.manifest import Manifest, Slide, read_manifest
 from milcore.errors import InputError
-from milcore.manifest import Manifest, Slide, read_manifest
 
 
 def _csv(folder: Path, text: str) -> str:

@@ -11,10 +11,11 @@ import pytest
 import zarr
 from PIL import Image
 
-from milcore import shards
 from milcore.config import Codec
 from milcore.errors import StoreError
-from milcore.shards import ShardReader, ShardWriter, decode_into, encode_patch
+from milcore.store import shards
+from milcore.store.jpeg_codec import decode_into, encode_patch
+from milcore.store.shards import ShardReader, ShardWriter
 
 
 def _smooth_patches(count: int, edge: int) -> np.ndarray:

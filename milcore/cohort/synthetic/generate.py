@@ -18,11 +18,11 @@ import numpy as np
 from shapely import Polygon
 from shapely.geometry import mapping
 
+from milcore.cohort.synthetic.painting import paint_slide
 from milcore.errors import InputError, MILError
 from milcore.runtime import storage
 from milcore.runtime.processes import map_in_processes
 from milcore.slides.write_pyramid import write_pyramid
-from milcore.synth.painting import paint_slide
 
 SIZE = (4096, 3072)
 MPP = 0.5

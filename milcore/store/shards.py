@@ -8,104 +8,22 @@ Axis words: n (patch), p (patch edge in px).
 
 import hashlib
 import os
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import google_crc32c
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from zarr.abc.codec import ArrayBytesCodec
-from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer, NDBuffer
-from zarr.core.common import JSON, parse_named_configuration
 
 from milcore.config import Codec
 from milcore.errors import StoreError
 from milcore.runtime import storage
+from milcore.store.jpeg_codec import JPEG_CODECS, ZSTD_LEVEL, JpegCodec, UInt8, decode_into, encode_patch
 
 SHARD_MB = 64
-ZSTD_LEVEL = 3
 # raw bytes of an H&E patch over its stored bytes: sets how many patches make a shard of about SHARD_MB
 COMPRESSION: dict[Codec, float] = {"jpeg": 5.0, "zstd": 2.0, "none": 1.0, "passthrough": 5.0}
-JPEG_CODECS: tuple[Codec, ...] = ("jpeg", "passthrough")
-# by the samples a pixel has
-_JPEG_COLOURS = {3: imagecodecs.JPEG8.CS.RGB, 4: imagecodecs.JPEG8.CS.EXT_BGRX}
-
 _EMPTY = np.uint64(2**64 - 1)
-_UInt8 = npt.NDArray[np.uint8]
-
-
-def encode_patch(patch: _UInt8, codec: Codec, quality: int) -> bytes:
-    """The bytes of one chunk: an ordinary JPEG file (4:4:4), one zstd frame, or the pixels as they are.
-
-    With passthrough only what is no tile of the slide comes here, and becomes a JPEG too.
-
-    Args:
-        patch: (p, p, 3) RGB; for a JPEG also (p, p, 4), words of blue, green, red and a spare byte.
-        codec: of the chunk.
-        quality: of a JPEG, 1 to 100.
-    """
-    pixels = np.ascontiguousarray(patch)
-    if codec in JPEG_CODECS:
-        colours = _JPEG_COLOURS[pixels.shape[-1]]
-        return bytes(
-            imagecodecs.jpeg8_encode(pixels, quality, colorspace=colours, outcolorspace="YCBCR", subsampling="444")
-        )
-    if codec == "zstd":
-        return bytes(imagecodecs.zstd_encode(pixels, level=ZSTD_LEVEL))  # type: ignore[arg-type] # any buffer
-    return pixels.tobytes()
-
-
-def decode_into(data: Any, codec: Codec, patch: _UInt8) -> None:
-    """The inverse of ``encode_patch`` (for jpeg up to its loss), written to ``patch`` (p, p, 3).
-
-    Args:
-        data: any buffer of bytes; nothing of it is copied.
-        codec: as stored.
-        patch: contiguous.
-
-    Raises:
-        StoreError: the bytes are another patch's size.
-    """
-    if codec in JPEG_CODECS:
-        imagecodecs.jpeg8_decode(data, out=patch)
-    elif codec == "zstd":
-        found = len(imagecodecs.zstd_decode(data, out=patch.reshape(-1).data))
-        if found != patch.size:
-            raise StoreError(f"a patch of {found} bytes where {patch.size} belong; ingest the slide again")
-    else:
-        patch.reshape(-1)[:] = np.frombuffer(data, np.uint8)
-
-
-@dataclass(frozen=True)
-class JpegCodec(ArrayBytesCodec):
-    """Zarr v3 codec ``milcore_jpeg``: a uint8 RGB chunk (…, h, w, 3) with leading ones, as one JPEG file, 4:4:4."""
-
-    quality: int = 90
-    is_fixed_size = False
-
-    @classmethod
-    def from_dict(cls, data: dict[str, JSON]) -> Self:
-        """Read the codec's entry in an array's metadata."""
-        _, configuration = parse_named_configuration(data, "milcore_jpeg", require_configuration=False)
-        return cls(**(configuration or {}))  # type: ignore[arg-type]
-
-    def to_dict(self) -> dict[str, JSON]:
-        """The codec's entry in an array's metadata."""
-        return {"name": "milcore_jpeg", "configuration": {"quality": self.quality}}
-
-    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        pixels = imagecodecs.jpeg8_decode(chunk_data.to_bytes())
-        return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels.reshape(chunk_spec.shape))
-
-    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
-        pixels = chunk_data.as_numpy_array().reshape(chunk_spec.shape[-3:])
-        return chunk_spec.prototype.buffer.from_bytes(encode_patch(pixels, "jpeg", self.quality))
-
-    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Not known before encoding."""
-        raise NotImplementedError
 
 
 def patches_per_shard(codec: Codec, edge: int) -> int:
@@ -132,7 +50,7 @@ class ShardWriter:
         self.written: set[str] = set()
         self._sha256 = hashlib.sha256()
 
-    def append(self, patch: _UInt8) -> None:
+    def append(self, patch: UInt8) -> None:
         """Add one patch."""
         self.append_chunk(encode_patch(patch, self._codec, self._quality))
 
@@ -237,7 +155,7 @@ class ShardReader:
         self._codec: Codec = "jpeg" if "milcore_jpeg" in names else "zstd" if "zstd" in names else "none"
         self._indexes: dict[int, npt.NDArray[np.uint64]] = {}
 
-    def read(self, start: int, stop: int) -> _UInt8:
+    def read(self, start: int, stop: int) -> UInt8:
         """The patches ``start`` to ``stop`` (exclusive, cut to the array), shape (k, p, p, 3)."""
         start, stop = max(0, start), min(stop, self._count)
         patches = np.empty((max(0, stop - start), self._edge, self._edge, 3), np.uint8)
@@ -247,17 +165,17 @@ class ShardReader:
             self._read_run(shard, low - first, high - first, patches[low - start : high - start])
         return patches
 
-    def chunks(self, start: int, stop: int) -> list[_UInt8]:
+    def chunks(self, start: int, stop: int) -> list[UInt8]:
         """The stored bytes of the patches ``start`` to ``stop`` (exclusive, cut to the array), one each."""
         start, stop = max(0, start), min(stop, self._count)
-        found: list[_UInt8] = []
+        found: list[UInt8] = []
         for shard in range(start // self._per_shard, -(-stop // self._per_shard)):
             first = shard * self._per_shard
             runs = self._index(shard)[max(start, first) - first : min(stop, first + self._per_shard) - first]
             found += self._read_chunks(shard, runs)
         return found
 
-    def _read_run(self, shard: int, low: int, high: int, out: _UInt8) -> None:
+    def _read_run(self, shard: int, low: int, high: int, out: UInt8) -> None:
         runs = self._index(shard)[low:high]
         begin, end = int(runs[0, 0]), int(runs[-1].sum())
         if self._codec == "none" and end - begin == out.nbytes:
@@ -266,20 +184,20 @@ class ShardReader:
         for patch, data in zip(out, self._read_chunks(shard, runs), strict=True):
             decode_into(data, self._codec, patch)
 
-    def _read_chunks(self, shard: int, runs: npt.NDArray[np.uint64]) -> list[_UInt8]:
+    def _read_chunks(self, shard: int, runs: npt.NDArray[np.uint64]) -> list[UInt8]:
         """What lies at consecutive (offset, length) of a shard, read at once."""
         begin = int(runs[0, 0])
         data = self._read_range(shard, begin, int(runs[-1].sum()))
         return [data[offset - begin : offset - begin + length] for offset, length in runs.tolist()]
 
-    def _read_into(self, shard: int, begin: int, out: _UInt8) -> None:
+    def _read_into(self, shard: int, begin: int, out: UInt8) -> None:
         """Raw patches, straight to where they are wanted."""
         if self._is_local:
             _read_whole(_shard_uri(self._uri, shard), begin, out)
         else:
             out.reshape(-1)[:] = self._read_range(shard, begin, begin + out.nbytes)
 
-    def _read_range(self, shard: int, begin: int, end: int) -> _UInt8:
+    def _read_range(self, shard: int, begin: int, end: int) -> UInt8:
         if not self._is_local:
             return np.frombuffer(storage.read_range(_shard_uri(self._uri, shard), begin, end), np.uint8)
         data = np.empty(end - begin, np.uint8)
@@ -296,7 +214,7 @@ class ShardReader:
         return self._indexes[shard]
 
 
-def _read_whole(path: str, begin: int, out: _UInt8) -> None:
+def _read_whole(path: str, begin: int, out: UInt8) -> None:
     """Fill ``out`` (contiguous) from a place of a local file, named by its path."""
     file = os.open(path, os.O_RDONLY)
     try:

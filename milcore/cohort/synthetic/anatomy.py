@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
-from milcore.synth.nuclei import DIRECTIONS, KIND_CODES, VARIANTS
+from milcore.cohort.synthetic.nuclei import DIRECTIONS, KIND_CODES, VARIANTS
 
 COARSE = 16
 FINE = 4

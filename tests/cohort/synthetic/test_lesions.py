@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from shapely import box
 
-from milcore.synth.anatomy import COARSE, Nuclei, tissue_depth
-from milcore.synth.lesions import outlines, place_lesions, replace_nuclei, spread_order
-from milcore.synth.nuclei import DIRECTIONS, KIND_CODES, VARIANTS, NuclearHabit, nucleus_bank
+from milcore.cohort.synthetic.anatomy import COARSE, Nuclei, tissue_depth
+from milcore.cohort.synthetic.lesions import outlines, place_lesions, replace_nuclei, spread_order
+from milcore.cohort.synthetic.nuclei import DIRECTIONS, KIND_CODES, VARIANTS, NuclearHabit, nucleus_bank
 
 HABIT = NuclearHabit(diameter=12.0, darkness=1.0, blur=0.5)
 

@@ -15,9 +15,20 @@ from PIL import Image
 from scipy import fft
 from shapely import Polygon
 
-from milcore.synth.anatomy import COARSE, FINE, Ground, Look, Map, Nuclei, draw_look, lay_out, sample, standardised
-from milcore.synth.lesions import outlines, place_lesions, replace_nuclei
-from milcore.synth.nuclei import CONCENTRATION, NuclearHabit, NucleusBank, nucleus_bank
+from milcore.cohort.synthetic.anatomy import (
+    COARSE,
+    FINE,
+    Ground,
+    Look,
+    Map,
+    Nuclei,
+    draw_look,
+    lay_out,
+    sample,
+    standardised,
+)
+from milcore.cohort.synthetic.lesions import outlines, place_lesions, replace_nuclei
+from milcore.cohort.synthetic.nuclei import CONCENTRATION, NuclearHabit, NucleusBank, nucleus_bank
 
 STRIP = 256
 

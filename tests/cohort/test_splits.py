@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pytest
 
+from milcore.cohort.manifest import Manifest, Slide
+from milcore.cohort.splits import check_splits, make_splits, splits_digest
 from milcore.config import SplitConfig
 from milcore.errors import InputError
-from milcore.manifest import Manifest, Slide
-from milcore.splits import check_splits, make_splits, splits_digest
 
 
 def manifest_of(rows: list[tuple[str, str, int]], split: str | None = None) -> Manifest:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from milcore.synth.nuclei import (
+from milcore.cohort.synthetic.nuclei import (
     CONCENTRATION,
     KIND_CODES,
     KINDS,

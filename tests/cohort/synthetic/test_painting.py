@@ -3,9 +3,9 @@
 import numpy as np
 from shapely import contains_xy, union_all
 
-from milcore.synth.anatomy import Nuclei, draw_look
-from milcore.synth.nuclei import NuclearHabit, nucleus_bank
-from milcore.synth.painting import light_table, paint_slide, stamp
+from milcore.cohort.synthetic.anatomy import Nuclei, draw_look
+from milcore.cohort.synthetic.nuclei import NuclearHabit, nucleus_bank
+from milcore.cohort.synthetic.painting import light_table, paint_slide, stamp
 
 SIZE = (2048, 1536)
 HABIT = NuclearHabit(diameter=12.0, darkness=1.0, blur=0.5)

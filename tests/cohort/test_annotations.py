@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import shapely
 
-from milcore.annotations import instance_labels, load_annotation, read_annotation
+from milcore.cohort.annotations import instance_labels, load_annotation, read_annotation
 from milcore.errors import InputError
 
 SQUARE = {"type": "Polygon", "coordinates": [[[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]]}

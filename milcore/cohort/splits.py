@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import SPLIT_NAMES, SplitConfig
 from milcore.errors import InputError
-from milcore.manifest import Manifest, Slide
 
 COLUMNS = ("slide_id", "patient_id", "label", "split")
 

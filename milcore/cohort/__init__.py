@@ -1,0 +1,1 @@
+"""Slides, patients, labels and their splits."""

@@ -1,0 +1,1 @@
+"""Synthetic cohorts: anatomy (positions), lesions, nuclei (sprites), painting (pixels) and generate (files)."""

@@ -1,0 +1,1 @@
+"""The patch store: one Zarr group per slide."""

@@ -1,0 +1,93 @@
+"""The JPEG codec of patches."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+from zarr.abc.codec import ArrayBytesCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, NDBuffer
+from zarr.core.common import JSON, parse_named_configuration
+
+from milcore.config import Codec
+from milcore.errors import StoreError
+
+ZSTD_LEVEL = 3
+JPEG_CODECS: tuple[Codec, ...] = ("jpeg", "passthrough")
+# by the samples a pixel has
+_JPEG_COLOURS = {3: imagecodecs.JPEG8.CS.RGB, 4: imagecodecs.JPEG8.CS.EXT_BGRX}
+UInt8 = npt.NDArray[np.uint8]
+
+
+def encode_patch(patch: UInt8, codec: Codec, quality: int) -> bytes:
+    """The bytes of one chunk: an ordinary JPEG file (4:4:4), one zstd frame, or the pixels as they are.
+
+    With passthrough only what is no tile of the slide comes here, and becomes a JPEG too.
+
+    Args:
+        patch: (p, p, 3) RGB; for a JPEG also (p, p, 4), words of blue, green, red and a spare byte.
+        codec: of the chunk.
+        quality: of a JPEG, 1 to 100.
+    """
+    pixels = np.ascontiguousarray(patch)
+    if codec in JPEG_CODECS:
+        colours = _JPEG_COLOURS[pixels.shape[-1]]
+        return bytes(
+            imagecodecs.jpeg8_encode(pixels, quality, colorspace=colours, outcolorspace="YCBCR", subsampling="444")
+        )
+    if codec == "zstd":
+        return bytes(imagecodecs.zstd_encode(pixels, level=ZSTD_LEVEL))  # type: ignore[arg-type] # any buffer
+    return pixels.tobytes()
+
+
+def decode_into(data: Any, codec: Codec, patch: UInt8) -> None:
+    """The inverse of ``encode_patch`` (for jpeg up to its loss), written to ``patch`` (p, p, 3).
+
+    Args:
+        data: any buffer of bytes; nothing of it is copied.
+        codec: as stored.
+        patch: contiguous.
+
+    Raises:
+        StoreError: the bytes are another patch's size.
+    """
+    if codec in JPEG_CODECS:
+        imagecodecs.jpeg8_decode(data, out=patch)
+    elif codec == "zstd":
+        found = len(imagecodecs.zstd_decode(data, out=patch.reshape(-1).data))
+        if found != patch.size:
+            raise StoreError(f"a patch of {found} bytes where {patch.size} belong; ingest the slide again")
+    else:
+        patch.reshape(-1)[:] = np.frombuffer(data, np.uint8)
+
+
+@dataclass(frozen=True)
+class JpegCodec(ArrayBytesCodec):
+    """Zarr v3 codec ``milcore_jpeg``: a uint8 RGB chunk (…, h, w, 3) with leading ones, as one JPEG file, 4:4:4."""
+
+    quality: int = 90
+    is_fixed_size = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, JSON]) -> Self:
+        """Read the codec's entry in an array's metadata."""
+        _, configuration = parse_named_configuration(data, "milcore_jpeg", require_configuration=False)
+        return cls(**(configuration or {}))  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, JSON]:
+        """The codec's entry in an array's metadata."""
+        return {"name": "milcore_jpeg", "configuration": {"quality": self.quality}}
+
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        pixels = imagecodecs.jpeg8_decode(chunk_data.to_bytes())
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels.reshape(chunk_spec.shape))
+
+    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
+        pixels = chunk_data.as_numpy_array().reshape(chunk_spec.shape[-3:])
+        return chunk_spec.prototype.buffer.from_bytes(encode_patch(pixels, "jpeg", self.quality))
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Not known before encoding."""
+        raise NotImplementedError

@@ -1,0 +1,186 @@
+"""The Zarr group of one slide."""
+
+import hashlib
+import re
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.storage import FsspecStore, LocalStore
+
+from milcore.errors import InputError, StoreError
+from milcore.runtime import storage
+from milcore.store.shards import ShardReader, write_rows
+from milcore.store.writer import write_group
+
+FEATURE_CHUNK_MB = 32
+INGESTED = ("patches", "coords", "tissue", "thumbnail")
+_FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FeatureArray = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+
+
+class SlideGroup:
+    """A complete slide of the store. Arrays are read when asked for."""
+
+    def __init__(self, uri: str, attrs: dict[str, Any]) -> None:
+        self.uri = uri
+        self.attrs = attrs
+        self.slide_id: str = attrs["slide_id"]
+        self.patch_size: int | None = attrs.get("patch_size")
+        self.patches_digest: str | None = attrs.get("patches_digest")
+        self.imported: dict[str, Any] | None = attrs.get("imported")
+        self._arrays = arrays = attrs.get("arrays", INGESTED)
+        self.has_patches, self.has_coords = "patches" in arrays, "coords" in arrays
+        self.has_thumbnail = "thumbnail" in arrays
+
+    def __len__(self) -> int:
+        return int(self.attrs["patches"])
+
+    @property
+    def size_level0(self) -> float:
+        """Patch edge in level-0 px; known where there are coords."""
+        self._expect("coords")
+        return float(self.attrs["patch_size_level0"])
+
+    @cached_property
+    def coords(self) -> npt.NDArray[np.int32]:
+        """Corner (x, y) of every patch in level-0 px, shape (n, 2)."""
+        return self._array("coords").astype(np.int32, copy=False)
+
+    @cached_property
+    def tissue(self) -> npt.NDArray[np.float32] | None:
+        """Share of every patch's area that is tissue, shape (n,); None in an import."""
+        return self._array("tissue").astype(np.float32, copy=False) if "tissue" in self._arrays else None
+
+    @cached_property
+    def instance_labels(self) -> npt.NDArray[np.int8] | None:
+        """1 for a positive instance, 0 for a negative, -1 for one left out, shape (n,); None where an import had none.
+
+        They serve localisation metrics only: nothing is trained on them.
+        """
+        return self._array("instance_labels") if "instance_labels" in self._arrays else None
+
+    @property
+    def thumbnail(self) -> npt.NDArray[np.uint8]:
+        """The whole slide, small, shape (h, w, 3)."""
+        return self._array("thumbnail").astype(np.uint8, copy=False)
+
+    @property
+    def tissue_mask(self) -> npt.NDArray[np.bool_] | None:
+        """Where the slide shows tissue, shape (h, w), the whole slide at a scale of its own; None where unknown."""
+        return self._array("tissue_mask").astype(bool) if "tissue_mask" in self._arrays else None
+
+    def patches(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
+        self._expect("patches")
+        return self._shards.read(start, stop)
+
+    def jpegs(self, start: int, stop: int) -> list[npt.NDArray[np.uint8]]:
+        """Patches ``start`` to ``stop`` (exclusive) as the JPEG files they are stored as; another codec is refused."""
+        self._expect("patches")
+        if self.attrs.get("codec") != "jpeg":
+            raise StoreError(f"slide {self.slide_id!r} has patches of codec {self.attrs.get('codec')}; allowed: jpeg")
+        return self._shards.chunks(start, stop)
+
+    def features(self, name: str) -> "Features":
+        """The instance features of this name; nothing is read yet.
+
+        Raises:
+            StoreError: they are absent or incomplete.
+        """
+        self.feature_attrs(name)
+        return Features(zarr.open_array(zarr_store(self.uri), path=f"features/{name}", mode="r"))
+
+    def feature_attrs(self, name: str) -> dict[str, Any]:
+        """Attributes of the features: ``digest`` and what the encoder recorded.
+
+        Raises:
+            StoreError: they are absent or incomplete.
+        """
+        attrs = self._feature_attrs(name)
+        if attrs is None:
+            there = ", ".join(self.feature_names()) or "none"
+            raise StoreError(f"slide {self.slide_id!r} has no complete features {name!r}; there are: {there}")
+        return attrs
+
+    def has_features(self, name: str) -> bool:
+        """Whether complete features of this name are there."""
+        return self._feature_attrs(name) is not None
+
+    def feature_names(self) -> list[str]:
+        """Names of the complete features."""
+        names = storage.names(storage.join(self.uri, "features"))
+        return [name for name in names if name != "zarr.json" and self.has_features(name)]
+
+    def write_features(self, name: str, array: FeatureArray, attrs: dict[str, Any]) -> None:
+        """Write instance features; the array is there, for any reader, once its last object is written.
+
+        Features that are there already, equal and of the same making, are left alone: a second writer spoils nothing.
+
+        Args:
+            name: of the features: letters, digits, '.', '_' and '-'.
+            array: shape (n, d), one row per patch; float16 or float32, kept as it is.
+            attrs: what made them (encoder, weights digest, transform).
+
+        Raises:
+            InputError: the name cannot name a folder, the type is another, or the rows are not one per patch.
+        """
+        if not _FEATURE_NAME.fullmatch(name):
+            raise InputError(f"features name {name!r}: allowed: letters, digits, '.', '_' and '-'")
+        if array.ndim != 2 or len(array) != len(self):
+            raise InputError(f"features of shape {array.shape} for {len(self)} patches of {self.slide_id!r}")
+        if array.dtype not in (np.float16, np.float32):
+            raise InputError(f"features of type {array.dtype} for {self.slide_id!r}; allowed: float16, float32")
+        values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+        told, uri = {**attrs, "digest": digest, "complete": True}, storage.join(self.uri, "features", name)
+        if self._feature_attrs(name) == told:
+            return
+        before = storage.files(uri)
+        storage.remove(storage.join(uri, "zarr.json"))
+        write_group(storage.join(self.uri, "features"), {})
+        rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (values.itemsize * values.shape[1]))))
+        storage.remove_all(before - write_rows(uri, values, rows, told))
+
+    def _feature_attrs(self, name: str) -> dict[str, Any] | None:
+        try:
+            attrs = storage.read_json(storage.join(self.uri, "features", name, "zarr.json"))["attributes"]
+        except FileNotFoundError:
+            return None
+        return dict(attrs) if attrs.get("complete") else None
+
+    @cached_property
+    def _shards(self) -> ShardReader:
+        return ShardReader(storage.join(self.uri, "patches"))
+
+    def _expect(self, name: str) -> None:
+        """Refuse what an import did not bring."""
+        if name not in self._arrays:
+            there = ", ".join([*self._arrays, *(f"features/{each}" for each in self.feature_names())])
+            raise StoreError(f"slide {self.slide_id!r} was imported without {name}; there are: {there}")
+
+    def _array(self, name: str) -> npt.NDArray[Any]:
+        self._expect(name)
+        return np.asarray(zarr.open_array(zarr_store(self.uri), path=name, mode="r")[...])
+
+
+class Features:
+    """Instance features (n, d) of one slide, read by runs of rows."""
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self._array = array
+        self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
+        self.rows_per_chunk: int = array.chunks[0]
+
+    def read(self, start: int, stop: int) -> FeatureArray:
+        """Rows ``start`` to ``stop`` (exclusive), shape (k, d), as they were stored."""
+        return np.asarray(self._array[start:stop])
+
+
+def zarr_store(uri: str) -> LocalStore | FsspecStore:
+    """The Zarr store at a URI; a listing of it is never cached, since other processes write too."""
+    if storage.is_local(uri):
+        return LocalStore(storage.absolute(uri))
+    return FsspecStore.from_url(uri, storage_options={"use_listings_cache": False})
