@@ -51,15 +51,15 @@ from scipy import ndimage
 from benchmarks.memory import resident_mb
 from benchmarks.reading import reading_rows
 from milcore.config import Codec, IngestConfig, ReaderChoice
-from milcore.extract import Storing, extract
-from milcore.ingest import mask_of, thumbnail_edge
+from milcore.ingestion.extract import Storing, extract
+from milcore.ingestion.slide import mask_of, thumbnail_edge
+from milcore.ingestion.tiling import TilePlan, plan_tiles
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.slides import open_slide
 from milcore.slides.reader import Pixels
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.shards import ShardWriter
 from milcore.store.store import PatchStore
-from milcore.tiling import TilePlan, plan_tiles
 
 SYNTHETIC_PX = 20_000
 FEWEST_PATCHES = 2_000

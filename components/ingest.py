@@ -49,9 +49,9 @@ def ingest(
     import json
 
     from milcore.config import IngestConfig, pick
-    from milcore.ingest import ingest as ingest_cohort
-    from milcore.ingest import summarise
-    from milcore.portions import read_share
+    from milcore.ingestion.cohort import ingest as ingest_cohort
+    from milcore.ingestion.cohort import summarise
+    from milcore.ingestion.partition import read_share
     from milcore.runtime.progress import track
     from milcore.store.store import PatchStore
 
@@ -74,8 +74,8 @@ def gather(store_uri: str, outcomes: list[str]) -> str:
     """
     import json
 
-    from milcore.ingest import account
-    from milcore.qc import write_cohort_page
+    from milcore.ingestion.cohort import account
+    from milcore.ingestion.overview import write_cohort_page
     from milcore.runtime.progress import say
 
     say(f"cohort: {write_cohort_page(store_uri)}")

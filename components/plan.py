@@ -18,8 +18,8 @@ def plan(manifest: str, store_uri: str, shards: int, positive: str) -> list[str]
     Returns:
         The shards as i/n.
     """
-    from milcore.ingest import plan_cohort
-    from milcore.portions import write_shares
+    from milcore.ingestion.cohort import plan_cohort
+    from milcore.ingestion.partition import write_shares
 
     count = max(1, min(shards, len(plan_cohort(manifest, store_uri, positive or None).slides)))
     write_shares(store_uri, count)
@@ -36,6 +36,6 @@ def survey(store_uri: str) -> str:
     Returns:
         Digest of the slides and of the patches made of them; one never seen before while anything is missing.
     """
-    from milcore.freshness import store_state
+    from milcore.ingestion.fingerprint import store_state
 
     return store_state(store_uri)

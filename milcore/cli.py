@@ -160,9 +160,9 @@ def ingest(
 ) -> None:
     """Cut the slides of a manifest into patches; a bad slide is quarantined with its reason, the others go on."""
     config = parse_config(IngestConfig, given(IngestConfig, locals()))
-    from milcore.ingest import ingest as ingest_cohort
-    from milcore.ingest import plan_cohort, summarise
-    from milcore.qc import write_cohort_page
+    from milcore.ingestion.cohort import ingest as ingest_cohort
+    from milcore.ingestion.cohort import plan_cohort, summarise
+    from milcore.ingestion.overview import write_cohort_page
 
     cohort = plan_cohort(manifest, store, positive)
     with slide_map(ray_address, workers) as map_slides:
@@ -195,7 +195,7 @@ def import_(
     if positive_instances is not None:
         settings["positive_instances"] = tuple(positive_instances.split(","))
     config = parse_config(ImportConfig, settings)
-    from milcore.import_features import import_source
+    from milcore.ingestion.imports.import_cohort import import_source
 
     summary = import_source(source, store, config)
     for slide_id, reason in summary["quarantined"].items():

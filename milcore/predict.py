@@ -25,7 +25,7 @@ from milcore.encoders.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import ATTENTION, METRICS
 from milcore.explain import Explained, explain, instance_columns
-from milcore.ingest import ingest_slide
+from milcore.ingestion.slide import ingest_slide
 from milcore.measured import Rule
 from milcore.metrics.calibration import Temperature, calibrate
 from milcore.metrics.classification import Threshold

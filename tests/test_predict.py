@@ -16,7 +16,7 @@ from milcore.config import EncodeConfig, IngestConfig, SplitConfig, TrainConfig
 from milcore.encoders.encode import encode
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
-from milcore.ingest import ingest, plan_cohort
+from milcore.ingestion.cohort import ingest, plan_cohort
 from milcore.predict import cohort_ingestion, predict, predict_manifest, slide_names
 from milcore.run import prepare_run, train_run
 from milcore.runtime import storage

@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 from benchmarks.ilse2018.protocol import Fold
 from milcore.config import ImportConfig
 from milcore.errors import InputError
-from milcore.import_features import import_source
+from milcore.ingestion.imports.import_cohort import import_source
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
 

@@ -65,3 +65,7 @@ def tag_mpp(resolution: tuple[int, int] | None, unit: int) -> float | None:
     if resolution is None or unit not in _UM_PER_UNIT or 0 in resolution:
         return None
     return _UM_PER_UNIT[unit] * resolution[1] / resolution[0]
+
+
+# scales this close (as a share) count as equal: resampling would blur and move nothing
+SAME_SCALE = 0.005

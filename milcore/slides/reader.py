@@ -13,8 +13,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from milcore.errors import SlideError, UnreachableSlideError
+from milcore.slides.mpp import SAME_SCALE
 from milcore.slides.resample import area_resize
-from milcore.tiling import SAME_SCALE
 
 _BLOCK_PX = 2048
 _SMALLEST_BLOCK_PX = 256

@@ -13,15 +13,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 from milcore.cohort.manifest import Slide
 from milcore.config import IngestConfig
 from milcore.errors import UnreachableSlideError
-from milcore.extract import Storing, extract
-from milcore.ingest import ingest_slide
+from milcore.ingestion.extract import Storing, extract
+from milcore.ingestion.slide import ingest_slide
+from milcore.ingestion.tiling import plan_tiles
 from milcore.runtime import storage
 from milcore.slides import RemoteFile, find_in_place, open_slide
 from milcore.slides import file as slide_file
 from milcore.slides.file import stream_of
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
-from milcore.tiling import plan_tiles
 
 MPP = 0.5
 

@@ -1,0 +1,1 @@
+"""Slides to patches: tissue, tiling, extraction, accounting for every slide."""

@@ -1,0 +1,104 @@
+"""From a manifest to patches in the store: plans each slide's tiles, reads them, writes them, and accounts for all.
+
+A slide ends ``ok`` or ``quarantined`` with its reason; nothing is left out silently. Running again does only what is
+missing, has changed, or could not be reached. Memory does not grow with the slide: what is kept are tiles of a few
+rows, and patches of one shard, compressed. Nothing is printed here: outcomes are yielded as they come.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from milcore.cohort.manifest import Manifest, Slide, read_manifest
+from milcore.config import IngestConfig
+from milcore.errors import InputError, MILError
+from milcore.ingestion.partition import read_share
+from milcore.ingestion.slide import SlideOutcome, ingest_slide, killed
+from milcore.runtime.processes import map_in_processes
+from milcore.store.store import PatchStore
+
+# applies a function to every slide, somewhere, and hands the results back as they come
+SlideMap = Callable[[Callable[[Slide], SlideOutcome], Iterable[Slide]], Iterator[SlideOutcome]]
+
+
+def plan_cohort(manifest_uri: str, store_uri: str, positive: str | None = None) -> Manifest:
+    """Check a manifest and make it the store's cohort; an equal one is left untouched.
+
+    Raises:
+        InputError: every bad row of the manifest.
+    """
+    manifest = read_manifest(manifest_uri, positive)
+    store = PatchStore(store_uri)
+    if not store.has_manifest() or store.manifest() != manifest:
+        store.write_manifest(manifest)
+    return manifest
+
+
+def ingest(
+    store_uri: str,
+    config: IngestConfig,
+    workers: int,
+    shard: tuple[int, int] = (0, 1),
+    map_slides: SlideMap | None = None,
+) -> Iterator[SlideOutcome]:
+    """Ingest the cohort of a store, yielding each slide's outcome as it ends.
+
+    Args:
+        store_uri: a store that ``plan_cohort`` gave its manifest.
+        config: how a slide becomes patches.
+        workers: cores to use: a process a slide, and threads in them where slides are fewer; 0 works in this process.
+        shard: (i, n): only the i-th of n shares of the slides.
+        map_slides: deals slides to workers elsewhere, in place of processes here.
+
+    Raises:
+        InputError: a shard that is none.
+    """
+    store = PatchStore(store_uri)
+    slides = read_share(store, *shard)
+    processes = max(1, min(workers, len(slides)))
+    work = partial(_ingest_in_worker, store_uri=store_uri, config=config, threads=max(1, workers // processes))
+    if map_slides is not None:
+        yield from map_slides(partial(work, threads=1), slides)
+    elif workers == 0:
+        yield from map(work, slides)
+    else:
+        yield from map_in_processes(work, slides, processes, lambda slide: killed(slide, store, config))
+
+
+def summarise(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:
+    """What became of every slide: ``ok`` ids, ``quarantined`` ids with reasons, and counts."""
+    outcomes = list(outcomes)
+    return {
+        "ok": [outcome.slide_id for outcome in outcomes if outcome.status == "ok"],
+        "quarantined": {o.slide_id: o.reason for o in outcomes if o.status == "quarantined"},
+        "patches": sum(outcome.patches for outcome in outcomes),
+        "skipped": sum(outcome.skipped for outcome in outcomes),
+    }
+
+
+def account(store_uri: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the summaries of all shards of a cohort.
+
+    Raises:
+        MILError: a slide of the cohort stands in none of them.
+        InputError: no slide is ok.
+    """
+    ids = [slide.slide_id for slide in PatchStore(store_uri).manifest().slides]
+    ok = {slide_id for summary in summaries for slide_id in summary["ok"]}
+    reasons = {slide_id: reason for summary in summaries for slide_id, reason in summary["quarantined"].items()}
+    lost = [slide_id for slide_id in ids if slide_id not in ok and slide_id not in reasons]
+    if lost:
+        raise MILError(f"{len(lost)} of {len(ids)} slides are unaccounted for ({', '.join(lost[:5])} …); ingest again")
+    if not ok:
+        first = next(iter(reasons.items()))
+        raise InputError(f"none of {len(ids)} slides is ok; the first, {first[0]!r}: {first[1]}")
+    return {
+        "ok": [slide_id for slide_id in ids if slide_id in ok],
+        "quarantined": {slide_id: reasons[slide_id] for slide_id in ids if slide_id in reasons},
+        "patches": sum(summary["patches"] for summary in summaries),
+        "skipped": sum(summary["skipped"] for summary in summaries),
+    }
+
+
+def _ingest_in_worker(slide: Slide, store_uri: str, config: IngestConfig, threads: int) -> SlideOutcome:
+    return ingest_slide(slide, PatchStore(store_uri), config, threads)

@@ -1,0 +1,116 @@
+"""A file of features per slide beside a table of labels: which files there are, and what is checked of each.
+
+A labelled slide without a file is told so and tried again by the next run; a file without a label is left out.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from milcore.cohort.manifest import IMPORT_REQUIRED, Slide, read_manifest
+from milcore.config import ImportConfig
+from milcore.errors import InputError, SlideError, UnreachableSlideError
+from milcore.ingestion.imports.coords import place
+from milcore.ingestion.imports.source import Array, Instances, Source
+from milcore.runtime import storage
+from milcore.slides.source import fetch, see
+
+
+class FileKind(NamedTuple):
+    """A kind of file: its suffixes, the subfolder its writer puts it into, and how it is read."""
+
+    suffixes: tuple[str, ...]
+    subfolder: str
+    parse: Callable[[Path], "Parsed"]
+
+
+class Parsed(NamedTuple):
+    """What a file holds, not yet checked.
+
+    Args:
+        features: (n, d), maybe with a leading 1.
+        coords: corners (x, y) in level-0 px, (n, 2), maybe with a leading 1.
+        patch_size_level0: patch edge, level-0 px.
+        patch_size: patch edge in px as the encoder saw it.
+        extent: (width, height) of the slide, level-0 px.
+    """
+
+    features: Array
+    coords: Array | None
+    patch_size_level0: float | None
+    patch_size: int | None
+    extent: tuple[int, int] | None
+
+
+def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
+    """The labelled slides of a folder, or of one file.
+
+    Raises:
+        InputError: the labels cannot be read, or there is no such file at all.
+    """
+    manifest = read_manifest(str(config.labels), config.positive, IMPORT_REQUIRED)
+    files = _files(uri, kind)
+    unlabelled = sorted(files.keys() - {slide.slide_id for slide in manifest.slides})
+
+    def file_of(slide: Slide) -> str:
+        if slide.slide_id not in files:
+            raise UnreachableSlideError(f"no file {slide.slide_id}{kind.suffixes[0]} in {uri}")
+        return files[slide.slide_id]
+
+    def read(slide: Slide) -> Instances:
+        with contextlib.ExitStack() as stack:
+            path, sha256 = fetch(file_of(slide), stack)
+            return _instances(kind.parse(path), sha256, config)
+
+    return Source(manifest, lambda slide: see(file_of(slide))._asdict(), read, "float16", tuple(unlabelled))
+
+
+def _files(uri: str, kind: FileKind) -> dict[str, str]:
+    """URI of every file by the slide it is named after."""
+    if uri.endswith(kind.suffixes):
+        return {PurePosixPath(uri).stem: uri}
+    for folder in (uri, storage.join(uri, kind.subfolder)):
+        names = [name for name in storage.names(folder) if name.endswith(kind.suffixes)]
+        if names:
+            return {PurePosixPath(name).stem: storage.join(folder, name) for name in names}
+    wanted = " or ".join(kind.suffixes)
+    raise InputError(f"{uri} holds no {wanted} file, nor does its folder {kind.subfolder}; allowed: a file per slide")
+
+
+def _instances(parsed: Parsed, sha256: str, config: ImportConfig) -> Instances:
+    """The instances of a file.
+
+    Raises:
+        SlideError: they are no table of numbers, or the places are not one per row.
+    """
+    features = _without_leading_one(parsed.features)
+    if features.ndim != 2 or not features.shape[1] or features.dtype.kind not in "fiu":
+        raise SlideError(
+            f"features of shape {features.shape}, type {features.dtype}; allowed: numbers (instance, feature)"
+        )
+    if parsed.coords is None:
+        return Instances(features, None, {}, {}, sha256)
+    coords = _corners(_without_leading_one(parsed.coords), len(features))
+    attrs: dict[str, Any] = {} if parsed.patch_size is None else {"patch_size": parsed.patch_size}
+    if len(coords):
+        attrs |= place(coords, config.patch_size_level0, parsed.patch_size_level0, parsed.extent)
+    return Instances(features, None, {"coords": coords}, attrs, sha256)
+
+
+def _corners(coords: Array, rows: int) -> Array:
+    if coords.ndim != 2 or coords.shape[1] != 2 or coords.dtype.kind not in "fiu":
+        raise SlideError(
+            f"coords of shape {coords.shape}, type {coords.dtype}; allowed: numbers (instance, 2), level-0 px"
+        )
+    if len(coords) != rows:
+        raise SlideError(f"{rows} rows of features, {len(coords)} of coords; allowed: one place per row")
+    if not np.isfinite(coords).all():
+        raise SlideError("coords hold NaN or infinity")
+    return np.floor(coords).astype(np.int32)
+
+
+def _without_leading_one(values: Array) -> Array:
+    return values[0] if values.ndim == 3 and len(values) == 1 else values

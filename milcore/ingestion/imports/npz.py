@@ -1,0 +1,169 @@
+"""Bags in one ``.npz``: ``bag`` says which bag each instance is in, ``y`` each bag's label.
+
+``bags-npz`` holds features in ``X``, ``patches-npz`` pixels in ``patches`` and, where known, places in ``xy`` and the
+class of each instance in ``cls`` (a name, or a number that ``cls_names`` may name).
+"""
+
+import io
+import zipfile
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from milcore.cohort.manifest import Manifest, make_manifest
+from milcore.config import ImportConfig
+from milcore.errors import InputError
+from milcore.ingestion.imports.coords import place
+from milcore.ingestion.imports.source import Array, Instances, Source, digest, feature_type, members, table_source
+from milcore.runtime import storage
+from milcore.store.writer import RowName
+
+_Arrays = dict[str, Array]
+_Rows = dict[RowName, Array]
+
+
+def open_bags(uri: str, config: ImportConfig) -> Source:
+    """Bags of features: ``X`` (n, d), ``bag`` (n,), ``y`` (bags,).
+
+    Raises:
+        InputError: arrays are missing, do not fit, or a label is none.
+    """
+    arrays = _load(uri, ("X", "bag", "y"))
+    features = arrays["X"]
+    if features.ndim != 2 or features.dtype.kind not in "fiu":
+        raise InputError(
+            f"{uri}: X has shape {features.shape}, type {features.dtype}; allowed: numbers (instance, feature)"
+        )
+    features = features.astype(np.float32)
+    manifest, rows = _bags(uri, arrays, len(features), config.positive)
+
+    def read(slide_id: str) -> Instances:
+        mine = features[rows[slide_id]]
+        return Instances(mine, None, {}, {}, digest(mine))
+
+    return table_source(uri, manifest, read, feature_type(features))
+
+
+def open_patches(uri: str, config: ImportConfig) -> Source:
+    """Bags of patches: ``patches`` (n, p, p), (n, p, p, 1) or (n, p, p, 3) u1, ``bag``, ``y``; maybe ``xy``, ``cls``.
+
+    Raises:
+        InputError: arrays are missing, do not fit, or a label or class is none.
+    """
+    arrays = _load(uri, ("patches", "bag", "y"))
+    patches = arrays["patches"] = _with_channels(uri, arrays["patches"])
+    manifest, bags = _bags(uri, arrays, len(patches), config.positive)
+    rows, told = _instance_classes(uri, arrays, config)
+    if "xy" in arrays:
+        rows["coords"] = _corners(uri, arrays["xy"], patches, config)
+    read = partial(_read_patches, patches=patches, rows=rows, told=told, bags=bags, config=config)
+    return table_source(uri, manifest, read, "float16")
+
+
+def _read_patches(  # noqa: PLR0913 - the tables that a bag's rows are taken from
+    slide_id: str, *, patches: Array, rows: _Rows, told: dict[str, Any], bags: _Arrays, config: ImportConfig
+) -> Instances:
+    bag = bags[slide_id]
+    mine, its = patches[bag], {name: values[bag] for name, values in rows.items()}
+    attrs = dict(told)
+    if "coords" in its and len(bag):
+        attrs |= place(its["coords"], config.patch_size_level0, patches.shape[1], None)
+    return Instances(None, mine, its, attrs, digest(mine, *its.values()))
+
+
+def _load(uri: str, needed: tuple[str, ...]) -> _Arrays:
+    """All arrays of the file.
+
+    Raises:
+        InputError: it cannot be read, or lacks one that is needed.
+    """
+    try:
+        with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (*storage.IO_ERRORS, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{uri} cannot be read as .npz ({type(error).__name__}: {error}); needed: {', '.join(needed)}"
+        ) from None
+    lacking = [name for name in needed if name not in arrays]
+    if lacking:
+        raise InputError(f"{uri} has no {', '.join(lacking)}; it has {', '.join(arrays)}; needed: {', '.join(needed)}")
+    return arrays
+
+
+def _bags(uri: str, arrays: _Arrays, count: int, positive: str | None) -> tuple[Manifest, _Arrays]:
+    """The cohort with a slide per bag, and which instances each has, in their order."""
+    bag, labels = arrays["bag"], arrays["y"]
+    if labels.ndim != 1 or bag.shape != (count,) or bag.dtype.kind not in "iu":
+        raise InputError(
+            f"{uri}: bag has shape {bag.shape}, type {bag.dtype}, y shape {labels.shape}; allowed: whole numbers "
+            f"({count},), one per instance, and one label per bag"
+        )
+    if count and (bag.min() < 0 or bag.max() >= len(labels)):
+        raise InputError(
+            f"{uri}: bag holds {bag.min()} to {bag.max()}; allowed: 0 to {len(labels) - 1}, as y has labels"
+        )
+    names = [f"bag-{number:04d}" for number in range(len(labels))]
+    manifest = make_manifest(
+        uri, ({"slide_id": n, "label": y} for n, y in zip(names, labels.tolist(), strict=True)), positive
+    )
+    return manifest, dict(zip(names, members(bag, len(labels)), strict=True))
+
+
+def _with_channels(uri: str, patches: Array) -> Array:
+    if patches.ndim == 3:
+        patches = patches[..., None]
+    if (
+        patches.ndim != 4
+        or patches.shape[1] != patches.shape[2]
+        or patches.shape[3] not in {1, 3}
+        or patches.dtype != np.uint8
+    ):
+        raise InputError(
+            f"{uri}: patches have shape {patches.shape}, type {patches.dtype}; allowed: uint8, square, (n, p, p), "
+            "(n, p, p, 1) or (n, p, p, 3)"
+        )
+    return patches
+
+
+def _corners(uri: str, xy: Array, patches: Array, config: ImportConfig) -> npt.NDArray[np.int32]:
+    """Floor of the upper left corner, level-0 px."""
+    if xy.shape != (len(patches), 2) or not np.isfinite(xy).all():
+        raise InputError(f"{uri}: xy has shape {xy.shape}; allowed: ({len(patches)}, 2), all finite, level-0 px")
+    edge = config.patch_size_level0 or patches.shape[1]
+    return np.floor(xy - (edge / 2 if config.xy == "centre" else 0.0)).astype(np.int32)
+
+
+def _instance_classes(uri: str, arrays: _Arrays, config: ImportConfig) -> tuple[_Rows, dict[str, Any]]:
+    """``instance_classes`` and, where positive ones are named, ``instance_labels``; and the class names."""
+    if "cls" not in arrays:
+        if config.positive_instances:
+            raise InputError(f"{uri} has no cls for --positive-instances; it has {', '.join(arrays)}; drop the option")
+        return {}, {}
+    names, numbers = _classes(uri, arrays)
+    rows: _Rows = {"instance_classes": numbers}
+    unknown = [name for name in config.positive_instances if name not in names]
+    if unknown:
+        raise InputError(f"{uri}: no instance class {', '.join(unknown)}; allowed: {', '.join(names)}")
+    if config.positive_instances:
+        positive = np.isin(numbers, [names.index(name) for name in config.positive_instances])
+        rows["instance_labels"] = np.where(numbers < 0, -1, positive).astype(np.int8)
+    return rows, {"instance_class_names": names}
+
+
+def _classes(uri: str, arrays: _Arrays) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Class names, and the place of each instance's class among them; -1 for an empty name or a negative number."""
+    classes = arrays["cls"]
+    if classes.shape != arrays["bag"].shape or classes.dtype.kind not in "iuUb":
+        raise InputError(
+            f"{uri}: cls has shape {classes.shape}, type {classes.dtype}; allowed: a name or number per instance"
+        )
+    if classes.dtype.kind == "U":
+        names = sorted(set(classes.tolist()) - {""})
+        return names, np.array([names.index(name) if name else -1 for name in classes.tolist()], np.int32)
+    numbers = np.maximum(classes.astype(np.int32), -1)
+    named = arrays.get("cls_names", np.arange(numbers.max(initial=-1) + 1))
+    if numbers.max(initial=-1) >= len(named):
+        raise InputError(f"{uri}: cls holds {numbers.max()}; allowed: below {len(named)}, the number of cls_names")
+    return [str(name) for name in named.tolist()], numbers

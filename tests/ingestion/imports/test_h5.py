@@ -1,0 +1,119 @@
+"""What CLAM and TRIDENT write comes back with its places; what cannot be used is quarantined with its reason."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from milcore.ingestion.imports.coords import grid_step
+from milcore.store.store import PatchStore
+from tests.ingestion.imports.made import GRID, TRIDENT, cut_short, features_of, import_files, write_h5, write_pt
+
+CLAM = {"patch_size": 128, "patch_level": 1, "downsample": (2.0, 2.0)}
+GRID_EXTENT = [1024, 768]
+
+
+@pytest.mark.parametrize(
+    ("kind", "leading", "attrs", "told"),
+    [
+        ("clam", False, {}, (256.0, "grid step", GRID_EXTENT, None)),
+        ("clam", False, CLAM, (256.0, "source", GRID_EXTENT, 128)),
+        ("trident", False, TRIDENT, (256.0, "source", [4000, 3000], 224)),
+        ("trident", True, TRIDENT, (256.0, "source", [4000, 3000], 224)),
+        (
+            "trident",
+            False,
+            {"patch_size": 64, "level0_magnification": 40, "target_magnification": 10},
+            (256.0, "source", GRID_EXTENT, 64),
+        ),
+    ],
+)
+def test_what_clam_and_trident_write_comes_back(
+    tmp_path: Path, kind: str, leading: bool, attrs: dict[str, Any], told: tuple[Any, ...]
+) -> None:
+    for seed, name in enumerate("ab"):
+        features = features_of(seed)
+        write_h5(tmp_path / "made" / f"{name}.h5", features[None] if leading else features, **attrs)
+    assert import_files(tmp_path, kind)["ok"] == ["a", "b"]
+    slide = PatchStore(str(tmp_path / "store")).slide("b")
+    np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(1).astype(np.float16))
+    np.testing.assert_array_equal(slide.coords, GRID)
+    found = (slide.size_level0, slide.attrs["patch_size_level0_from"], slide.attrs["size_level0"], slide.patch_size)
+    assert found == told
+
+
+def test_the_step_of_grids_that_begin_at_each_contour_is_that_inside_them() -> None:
+    """Two grids of step 256 shifted by (100, 0): 100 and 156 lie between them in each row, 256 inside most."""
+    both = np.concatenate([GRID, [[1124, 0], [1380, 0], [1636, 0]]])
+    assert grid_step(both) == 256
+    assert grid_step(np.array([[0, 0], [512, 0], [0, 256]])) == 256
+    assert grid_step(np.array([[0, 0], [5, 7]])) is None
+
+
+def test_an_edge_that_is_asked_for_goes_before_that_of_the_source(tmp_path: Path) -> None:
+    write_h5(tmp_path / "made" / "a.h5", features_of(0), **CLAM)
+    import_files(tmp_path, "clam", ("a,0",), patch_size_level0=300.0)
+    slide = PatchStore(str(tmp_path / "store")).slide("a")
+    assert (slide.size_level0, slide.attrs["patch_size_level0_from"]) == (300.0, "option")
+
+
+@pytest.mark.parametrize("kind", ["clam", "pt"])
+def test_clam_s_own_folders_are_found(tmp_path: Path, kind: str) -> None:
+    write_h5(tmp_path / "made" / "h5_files" / "a.h5", features_of(0))
+    write_pt(tmp_path / "made" / "pt_files" / "a.pt", features_of(0))
+    assert import_files(tmp_path, kind, ("a,0",))["ok"] == ["a"]
+    slide = PatchStore(str(tmp_path / "store")).slide("a")
+    np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(0).astype(np.float16))
+
+
+def _spoil_h5(folder: Path) -> None:
+    """Slides that cannot be used, each in its own way, beside a and b, which can."""
+    features = features_of(0)
+    nan, huge = features.copy(), features.copy()
+    nan[2, 1], huge[0, 0] = np.nan, 1e5
+    for name, its in {"a": features, "b": features, "nan": nan, "huge": huge, "wide": features_of(0, width=7)}.items():
+        write_h5(folder / f"{name}.h5", its)
+    write_h5(folder / "short.h5", features)
+    cut_short(folder / "short.h5")
+    write_h5(folder / "rows.h5", features, GRID[:-1])
+    write_h5(folder / "flat.h5", features[0])
+    write_h5(folder / "empty.h5", features[:0], GRID[:0])
+    write_h5(folder / "lonely.h5", features[:1], GRID[:1])
+    write_h5(folder / "outside.h5", features, **TRIDENT | {"level0_width": 700})
+    (folder / "text.h5").write_text("no features here")
+    with h5py.File(folder / "other.h5", "w") as file:
+        file["embeddings"] = features
+
+
+SPOILT = {
+    "nan": "1 of 12 rows of features hold NaN or infinity",
+    "huge": "features reach 100,000, float16 holds 65,504 at most",
+    "wide": "features 7 wide, most slides have 5",
+    "short": "not readable as HDF5",
+    "rows": "12 rows of features, 11 of coords; allowed: one place per row",
+    "flat": r"features of shape \(5,\), type float32; allowed: numbers \(instance, feature\)",
+    "empty": "no instances",
+    "lonely": "no patch size: the source tells none and no two coords share a row; give --patch-size-level0",
+    "outside": r"a patch begins at \(768, 512\), the slide measures 700 x 3000 px: another slide\?",
+    "text": "not readable as HDF5",
+    "other": "no features in it; it has embeddings",
+    "gone": "no file gone.h5 in ",
+}
+
+
+def test_every_slide_that_cannot_be_used_is_quarantined_with_its_reason(tmp_path: Path) -> None:
+    _spoil_h5(tmp_path / "made")
+    rows = tuple(f"{name},{k % 2}" for k, name in enumerate(["a", "b", *SPOILT]))
+    summary = import_files(tmp_path, "trident", rows)
+    assert summary["ok"] == ["a", "b"]
+    assert set(summary["quarantined"]) == set(SPOILT)
+    for name, reason in SPOILT.items():
+        assert re.search(reason, summary["quarantined"][name]), summary["quarantined"][name]
+    write_h5(tmp_path / "made" / "gone.h5", features_of(3))
+    write_h5(tmp_path / "made" / "wide.h5", features_of(4))
+    again = import_files(tmp_path, "trident", rows)
+    assert again["ok"] == ["a", "b", "wide", "gone"]
+    assert again["skipped"] == len(rows) - 2

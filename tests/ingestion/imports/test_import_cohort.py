@@ -1,0 +1,91 @@
+"""Imports of any format: files without labels, files that come later, storage far away, bad input in one line."""
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from milcore.cli import app
+from milcore.config import ImportConfig, ImportFormat
+from milcore.errors import InputError
+from milcore.ingestion.imports.import_cohort import IMPORTS, import_source
+from milcore.runtime import storage
+from milcore.store.store import PatchStore
+from tests.ingestion.imports.made import features_of, import_files, write_h5, write_labels
+
+
+def test_files_without_a_label_are_named_and_left_out(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_h5(tmp_path / "made" / f"{name}.h5", features_of(0))
+    summary = import_files(tmp_path, "clam")
+    assert (summary["ok"], summary["unlabelled"]) == (["a", "b"], ["c", "d"])
+
+
+def test_a_file_that_is_touched_or_newly_labelled_is_not_written_again(tmp_path: Path) -> None:
+    for name in "ab":
+        write_h5(tmp_path / "made" / f"{name}.h5", features_of(0))
+    import_files(tmp_path, "clam")
+    (tmp_path / "made" / "a.h5").touch()
+    assert import_files(tmp_path, "clam", ("a,1", "b,0"))["skipped"] == 2
+    assert [slide.label for slide in PatchStore(str(tmp_path / "store")).manifest().slides] == [1, 0]
+
+
+def test_an_import_goes_to_s3_as_to_the_disk(folder_uri: str, tmp_path: Path) -> None:
+    write_h5(tmp_path / "a.h5", features_of(0))
+    for name in "ab":
+        storage.write_bytes(f"{folder_uri}/made/{name}.h5", (tmp_path / "a.h5").read_bytes())
+    storage.write_bytes(f"{folder_uri}/labels.csv", b"slide_id,label\na,0\nb,1\n")
+    config = ImportConfig(format="clam", labels=f"{folder_uri}/labels.csv")
+    for skipped in (0, 2):
+        summary = import_source(f"{folder_uri}/made", f"{folder_uri}/store", config)
+        assert (summary["ok"], summary["skipped"]) == (["a", "b"], skipped)
+    slide = PatchStore(f"{folder_uri}/store").slide("b")
+    np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(0).astype(np.float16))
+
+
+def test_a_slide_that_cannot_be_read_costs_the_picture_only(tmp_path: Path) -> None:
+    write_h5(tmp_path / "made" / "a.h5", features_of(0))
+    labels = write_labels(tmp_path, ["a,0,gone.svs,0.25"], "slide_id,label,uri,mpp")
+    config = ImportConfig(format="clam", labels=labels)
+    summary = import_source(str(tmp_path / "made"), str(tmp_path / "store"), config)
+    assert summary["ok"] == ["a"]
+    assert "there is no such file" in summary["without_picture"]["a"]
+    slide = PatchStore(str(tmp_path / "store")).slide("a")
+    assert (slide.has_thumbnail, slide.attrs["mpp"]["level0"]) == (False, 0.25)
+    Image.new("RGB", (1100, 800), (200, 100, 150)).save(tmp_path / "gone.svs", "PNG")
+    again = import_source(str(tmp_path / "made"), str(tmp_path / "store"), config)
+    assert (again["skipped"], again["without_picture"]) == (0, {})
+    assert PatchStore(str(tmp_path / "store")).slide("a").attrs["size_level0"] == [1100, 800]
+
+
+def test_the_table_of_formats_has_the_names_of_the_setting() -> None:
+    assert tuple(IMPORTS) == get_args(ImportFormat)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--format", "clam"], "format clam got labels=None; allowed: a table of labels with clam, trident, pt"),
+        (["--format", "bags-npz", "--labels", "x.csv"], "got labels='x.csv'"),
+        (["--format", "clam", "--labels", "absent.csv"], "manifest absent.csv cannot be read"),
+        (["--format", "parquet", "--positive-instances", "a"], "allowed: with patches-npz only"),
+        (["--format", "csv"], "Input should be 'bags-npz'"),
+        (["--format", "bags-npz"], "cannot be read as .npz"),
+        (["--format", "parquet"], "cannot be read as Parquet"),
+        (["--format", "clam", "--labels", "LABELS"], "holds no .h5 or .hdf5 file, nor does its folder h5_files"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:
+    labels = write_labels(tmp_path, ["a,0"])
+    with pytest.raises((InputError, SystemExit)) as caught:
+        CliRunner().invoke(
+            app,
+            ["import", str(tmp_path / "x"), str(tmp_path / "s"), *(labels if w == "LABELS" else w for w in arguments)],
+            catch_exceptions=False,
+        )
+    assert isinstance(caught.value, InputError)
+    assert line in caught.value.line
+    assert not (tmp_path / "s").exists()

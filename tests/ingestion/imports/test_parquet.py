@@ -1,0 +1,62 @@
+"""A table of instances comes back slide by slide; one that does not fit is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from milcore.config import ImportConfig
+from milcore.errors import InputError
+from milcore.ingestion.imports.import_cohort import import_source
+from milcore.runtime import storage
+from milcore.store.store import PatchStore
+from tests.ingestion.imports.made import features_of
+
+
+def test_a_table_comes_back_slide_by_slide(tmp_path: Path) -> None:
+    values = features_of(0, rows=6)
+    table = {
+        "slide_id": ["b", "a", "b", "a", "a", "b"],
+        "label": ["tumour", "normal", "tumour", "normal", "normal", "tumour"],
+        "patient_id": ["p1", "p2", "p1", "p2", "p2", "p1"],
+        "x": [0.0, 0.0, 64.0, 64.0, 128.0, 128.0],
+        "y": [0.0] * 6,
+    }
+    listed, numeric = str(tmp_path / "listed.parquet"), str(tmp_path / "numeric.parquet")
+    storage.write_table(listed, pa.table({**table, "features": values.tolist()}))
+    storage.write_table(numeric, pa.table({**table, **{f"f{k}": values[:, k] for k in range(5)}}))
+    for source in (listed, numeric):
+        uri = source.replace(".parquet", "")
+        assert import_source(source, uri, ImportConfig(format="parquet"))["ok"] == ["b", "a"]
+        store = PatchStore(uri)
+        slides = store.manifest().slides
+        assert [(s.slide_id, s.label, s.patient_id) for s in slides] == [("b", 1, "p1"), ("a", 0, "p2")]
+        assert store.manifest().classes == ("normal", "tumour")
+        read = store.slide("a").features("imported").read(0, 3)
+        np.testing.assert_array_equal(read, values[[1, 3, 4]].astype(read.dtype))
+        assert store.slide("a").coords.tolist() == [[0, 0], [64, 0], [128, 0]]
+        assert store.slide("a").size_level0 == 64.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"slide_id": None}, "has no column slide_id; it has label, f0; needed: slide_id, label"),
+        ({"label": [0, 1, 0]}, "slide 'a' has label 0 and 1; allowed: one"),
+        ({"f0": None}, "has no features; allowed: a list column features, or numeric columns"),
+        ({"f0": ["x", "y", "z"]}, "column f0 of string"),
+        ({"features": [[1.0], [2.0, 3.0], [4.0]]}, "row 2 has 2 features of double, row 1 has 1"),
+        ({"x": [0.0, None, 2.0], "y": [0.0, 0.0, 0.0]}, "x or y is missing in 1 rows"),
+        ({"slide_id": ["a", None, "b"]}, "slide_id is empty in 1 of 3 rows"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, changed: dict[str, Any], line: str) -> None:
+    table = {"slide_id": ["a", "a", "b"], "label": [0, 0, 1], "f0": [0.1, 0.2, 0.3]} | changed
+    storage.write_table(
+        str(tmp_path / "t.parquet"), pa.table({name: its for name, its in table.items() if its is not None})
+    )
+    with pytest.raises(InputError) as caught:
+        import_source(str(tmp_path / "t.parquet"), str(tmp_path / "s"), ImportConfig(format="parquet"))
+    assert line in caught.value.line
