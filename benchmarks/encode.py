@@ -36,11 +36,11 @@ from torch import Tensor, nn
 
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import EncodeConfig
-from milcore.encoders.efficientnet import MEAN, STD
-from milcore.encoders.encode import encode
-from milcore.encoders.forward import CPU_ROWS
+from milcore.encoders.extraction.encode import encode
+from milcore.encoders.extraction.forward import CPU_ROWS
 from milcore.encoders.frozen import channels_last, make
-from milcore.encoders.resnet import TruncatedResNet50
+from milcore.encoders.networks.efficientnet import MEAN, STD
+from milcore.encoders.networks.resnet import TruncatedResNet50
 from milcore.encoders.spec import parse_spec
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.jpeg_codec import decode_into, encode_patch

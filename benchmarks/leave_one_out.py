@@ -11,10 +11,10 @@ import time
 
 import torch
 
-from milcore.bags import Bag, pack
 from milcore.config import TrainConfig
-from milcore.leave_one_out import leave_one_out
-from milcore.model import make_model
+from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.leave_one_out import leave_one_out
+from milcore.mil.model import make_model
 
 WIDTH = 1024
 

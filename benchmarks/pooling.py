@@ -34,10 +34,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.memory import resident_mb
-from milcore.bags import Bag, pack
 from milcore.config import TrainConfig
-from milcore.dropout import Dropout
-from milcore.model import make_model
+from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.dropout import Dropout
+from milcore.mil.model import make_model
 from milcore.runtime.malloc import keep_freed_memory
 
 WIDTH, HIDDEN, ATTENTION = 1024, 512, 256

@@ -34,7 +34,7 @@ def encode(
     settings = {**locals()}
     from milcore.cluster.launch import encode_with
     from milcore.config import EncodeConfig, LaunchConfig, pick
-    from milcore.encoders.encode import named
+    from milcore.encoders.extraction.encode import named
 
     config = named(pick(EncodeConfig, settings))
     encode_with(store_uri, config, pick(LaunchConfig, settings))

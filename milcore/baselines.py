@@ -15,12 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from milcore.bags import BagEntry, Bags
 from milcore.config import TrainConfig
-from milcore.explain import attention_by_slide, explain
 from milcore.measured import FLAT, InstanceLabels, localisation_estimate, localise_test
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import Comparison, Estimate, auroc_estimate, mean_estimate
+from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.inference import attention_by_slide, explain
 from milcore.store.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore

@@ -224,7 +224,7 @@ def encode(
     """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are."""
     config, launch = parse_config(EncodeConfig, given(EncodeConfig, locals())), launch_config(locals())
     from milcore.cluster.launch import encode_with
-    from milcore.encoders.encode import named
+    from milcore.encoders.extraction.encode import named
 
     config = named(config)
     encoded = encode_with(store, config, launch)

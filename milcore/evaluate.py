@@ -17,7 +17,6 @@ from milcore.artifacts import Finding, slide_view, write_attention
 from milcore.baselines import compare
 from milcore.cohort.annotations import instance_labels, load_annotation
 from milcore.config import ATTENTION_FORMATS, AttentionFormat, RunSpec
-from milcore.explain import attention_by_slide, instance_columns
 from milcore.flipping import Flipping, flip
 from milcore.measured import (
     FLAT,
@@ -34,6 +33,7 @@ from milcore.measured import (
     measure,
 )
 from milcore.metrics.classification import Comparison
+from milcore.mil.inference import attention_by_slide, instance_columns
 from milcore.opened_run import OpenedRun, open_run
 from milcore.report import Picture, SlideView, Sweep, model_card, render
 from milcore.report_data import report_data

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from milcore.bags import Bag, BagBatch, pack
-from milcore.model import MILModel
-from milcore.pooling import Summary
-from milcore.segments import Segments
+from milcore.mil.bags.batch import Bag, BagBatch, pack
+from milcore.mil.bags.segments import Segments
+from milcore.mil.model import MILModel
+from milcore.mil.pooling.pooling import Summary
 
 STEPS = 20
 RANDOM_ORDERS = 5

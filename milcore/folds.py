@@ -15,9 +15,9 @@ import torch
 
 from milcore.config import RunSpec
 from milcore.event_file import RunWatch
-from milcore.explain import explain
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import auroc_estimate
+from milcore.mil.inference import explain
 from milcore.run import (
     CHECKPOINTS,
     HISTORY,

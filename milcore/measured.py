@@ -13,8 +13,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from milcore.attention import Localisation, localise
-from milcore.bags import BagEntry
-from milcore.explain import Explained
 from milcore.flipping import Flipping, evenness
 from milcore.metrics.calibration import Temperature, calibrate, fit_temperature
 from milcore.metrics.classification import (
@@ -28,6 +26,8 @@ from milcore.metrics.classification import (
 )
 from milcore.metrics.curves import RocCurve, roc_curve
 from milcore.metrics.delong import delong
+from milcore.mil.bags.bags import BagEntry
+from milcore.mil.inference import Explained
 from milcore.opened_run import OpenedRun, Part
 
 InstanceLabels = dict[str, Int[np.ndarray, " instance"]]

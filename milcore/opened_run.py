@@ -8,12 +8,12 @@ import pyarrow.compute as pc
 import torch
 from jaxtyping import Float, Int
 
-from milcore.bags import BagEntry, Bags
 from milcore.cohort.splits import splits_digest
 from milcore.config import RunSpec
 from milcore.errors import StoreError
-from milcore.explain import Explained, explain
-from milcore.model import MILModel
+from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.inference import Explained, explain
+from milcore.mil.model import MILModel
 from milcore.run import HISTORY, instance_digest, load_bags, load_models, model_folders, read_splits
 from milcore.runtime import storage
 from milcore.store.store import PatchStore

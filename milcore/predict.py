@@ -18,19 +18,19 @@ import numpy as np
 import torch
 
 from milcore.artifacts import write_attention
-from milcore.bags import BagEntry, Bags
 from milcore.cohort.manifest import Slide, read_manifest
 from milcore.config import ATTENTION_FORMATS, EncodeConfig, IngestConfig, RunSpec, parse_config
-from milcore.encoders.encode import encode_slide, load_encoder
+from milcore.encoders.extraction.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import ATTENTION, METRICS
-from milcore.explain import Explained, explain, instance_columns
 from milcore.ingestion.slide import ingest_slide
 from milcore.measured import Rule
 from milcore.metrics.calibration import Temperature, calibrate
 from milcore.metrics.classification import Threshold
-from milcore.model import MILModel
-from milcore.rows import ChainedRows
+from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.bags.rows import ChainedRows
+from milcore.mil.inference import Explained, explain, instance_columns
+from milcore.mil.model import MILModel
 from milcore.run import MODEL, cache_bytes, claim_folder, instance_rows, load_models, model_folders, read_splits
 from milcore.runtime import storage
 from milcore.runtime.progress import track

@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load, save
 
 from milcore import __version__
-from milcore.bags import BagEntry, Bags
 from milcore.checkpoints import HistoryRow
 from milcore.cohort.splits import add_folds, check_splits, make_splits, splits_digest, splits_of_fold
 from milcore.config import C, RunSpec, SplitConfig, TrainConfig, parse_config
-from milcore.encoders.pretrained import check_patches
 from milcore.errors import InputError, StoreError, UnreachableError
-from milcore.model import MILModel, make_model
-from milcore.rows import BlockRows, ChainedRows, Rows
+from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.bags.rows import BlockRows, ChainedRows, Rows
+from milcore.mil.instance_encoders.finetune import check_patches
+from milcore.mil.model import MILModel, make_model
 from milcore.runtime import storage
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.slide_group import Features, SlideGroup

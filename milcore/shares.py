@@ -7,7 +7,7 @@ that one rank holds counts world_size-fold, and one that all ranks hold a part o
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from milcore.bags import deal, micro_batches
+from milcore.mil.bags.dealing import deal, micro_batches
 
 
 class Group(NamedTuple):

@@ -20,15 +20,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from milcore.bags import BagBatch, Bags, deal, global_batches, micro_batches
 from milcore.balance import class_weights, even_draw
 from milcore.checkpoints import HistoryRow, Progress, is_whole, load_checkpoint, save_checkpoint
 from milcore.config import SplitName, TrainConfig
-from milcore.dropout import Dropout
-from milcore.encoders.features import FeatureEncoder
 from milcore.errors import MILError
 from milcore.metrics.auroc import macro_auroc
-from milcore.model import MILModel, emulates_bf16, make_model
+from milcore.mil.bags.bags import Bags
+from milcore.mil.bags.batch import BagBatch
+from milcore.mil.bags.dealing import deal, global_batches, micro_batches
+from milcore.mil.dropout import Dropout
+from milcore.mil.instance_encoders.features import FeatureEncoder
+from milcore.mil.model import MILModel, emulates_bf16, make_model
 from milcore.optimisation import Optimisation
 from milcore.runtime import storage
 from milcore.runtime.progress import EpochWatch, say

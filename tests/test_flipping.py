@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from milcore.bags import Bag, pack
 from milcore.config import TrainConfig
 from milcore.flipping import REMOVED, STEPS, evenness, flip
-from milcore.model import make_model
+from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.model import make_model
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from milcore.bags import BagEntry
-from milcore.explain import Explained
 from milcore.measured import Rule, attention_warnings, choose_rule, measure, roc_of
 from milcore.metrics.calibration import Temperature
 from milcore.metrics.classification import Estimate, Threshold
+from milcore.mil.bags.bags import BagEntry
+from milcore.mil.inference import Explained
 from milcore.opened_run import Part
 
 

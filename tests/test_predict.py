@@ -13,7 +13,7 @@ from PIL import Image
 
 from milcore.artifacts import SUFFIXES
 from milcore.config import EncodeConfig, IngestConfig, SplitConfig, TrainConfig
-from milcore.encoders.encode import encode
+from milcore.encoders.extraction.encode import encode
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
 from milcore.ingestion.cohort import ingest, plan_cohort

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from milcore.bags import BagEntry, Bags
 from milcore.config import TrainConfig
 from milcore.errors import MILError
-from milcore.model import make_model
+from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.model import make_model
 from milcore.train import LocalContext, bag_losses, fit
 
 WIDTH = 6

@@ -27,10 +27,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from milcore.attention import localise
-from milcore.bags import Bags
 from milcore.baselines import shuffle_labels
 from milcore.config import TrainConfig, parse_config
-from milcore.explain import Explained, explain
+from milcore.mil.bags.bags import Bags
+from milcore.mil.inference import Explained, explain
 from milcore.run import load_bags
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore

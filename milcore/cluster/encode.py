@@ -13,9 +13,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from milcore.config import LaunchConfig
-from milcore.encoders.batches import Step
-from milcore.encoders.encode import Work, encode_slides, load_encoder
-from milcore.encoders.forward import QUEUED_PER_THREAD
+from milcore.encoders.extraction.batches import Step
+from milcore.encoders.extraction.encode import Work, encode_slides, load_encoder
+from milcore.encoders.extraction.forward import QUEUED_PER_THREAD
 from milcore.errors import ClusterError, MILError
 
 BATCHES_AHEAD = 2 * QUEUED_PER_THREAD

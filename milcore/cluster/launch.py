@@ -11,9 +11,9 @@ import torch
 
 from milcore.cluster.heartbeat import beating, heartbeat_uri
 from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
-from milcore.encoders.batches import Step
-from milcore.encoders.encode import encode_steps, named, slides_to_encode
-from milcore.encoders.reading import EncodedSlide
+from milcore.encoders.extraction.batches import Step
+from milcore.encoders.extraction.encode import encode_steps, named, slides_to_encode
+from milcore.encoders.extraction.reader import EncodedSlide
 from milcore.errors import ClusterError, InputError
 from milcore.event_file import RunWatch
 from milcore.folds import train_folds

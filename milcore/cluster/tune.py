@@ -15,11 +15,11 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
-from milcore.bags import Bags
 from milcore.cluster.connect import connected, environment, room, wait_for_room
 from milcore.cluster.context import FoldsOfTrial, TrialContext, calm_logging
 from milcore.cohort.splits import add_folds
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
+from milcore.mil.bags.bags import Bags
 from milcore.run import load_bags, read_splits
 from milcore.runtime import storage
 from milcore.runtime.progress import say

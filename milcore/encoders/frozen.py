@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from milcore.encoders.efficientnet import packaged_weights
-from milcore.encoders.gpu_decode import nvjpeg
 from milcore.encoders.loaders import LOADERS, Loaded, Network, Source
+from milcore.encoders.networks.efficientnet import packaged_weights
+from milcore.encoders.nvjpeg import nvjpeg
 from milcore.encoders.presets import PRESETS, Preset
 from milcore.encoders.spec import EncoderSpec, parse_spec
 from milcore.encoders.transform import IMAGENET_MEAN, IMAGENET_STD, Transform

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from milcore.encoders import efficientnet
-from milcore.encoders.onnx_file import OnnxNetwork
-from milcore.encoders.resnet import LEFT_OUT, TruncatedResNet50
+from milcore.encoders.networks import efficientnet
+from milcore.encoders.networks.onnx import OnnxNetwork
+from milcore.encoders.networks.resnet import LEFT_OUT, TruncatedResNet50
+from milcore.encoders.networks.vit import VisionTransformer, VitShape
 from milcore.encoders.spec import Tokens, Triple
-from milcore.encoders.vit import VisionTransformer, VitShape
 from milcore.encoders.weights import load_state, state_at
 from milcore.errors import InputError
 

@@ -17,8 +17,8 @@ from torch import nn
 from milcore.cluster.encode import SlideEncoder, encode_on_ray, share_of
 from milcore.cluster.launch import encode_with
 from milcore.config import EncodeConfig, LaunchConfig
-from milcore.encoders.batches import Step
-from milcore.encoders.encode import Work, encode, slides_to_encode
+from milcore.encoders.extraction.batches import Step
+from milcore.encoders.extraction.encode import Work, encode, slides_to_encode
 from milcore.errors import ClusterError, InputError
 from milcore.store.store import PatchStore
 from tests.cohorts import write_store

@@ -12,7 +12,7 @@ from milcore.cluster.launch import train_with
 from milcore.cluster.train import SNAPSHOT, _drop_torn_snapshot, _EndAtRepeating, would_repeat
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError, MILError, StoreError, UnreachableError
-from milcore.model import make_model
+from milcore.mil.model import make_model
 from milcore.run import prepare_run, train_run
 from milcore.runtime import storage
 from milcore.train import LocalContext

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from milcore.config import EncodeConfig, EncoderKind, EncoderName, parse_config
-from milcore.encoders import LOADERS, PRESETS
-from milcore.encoders.encode import default_name, encode, named
+from milcore.encoders.extraction.encode import default_name, encode, named
 from milcore.encoders.frozen import FrozenEncoder, digest_of_spec
-from milcore.encoders.resnet import TruncatedResNet50
+from milcore.encoders.loaders import LOADERS
+from milcore.encoders.networks.resnet import TruncatedResNet50
+from milcore.encoders.networks.vit import VisionTransformer, VitShape
+from milcore.encoders.presets import PRESETS
 from milcore.encoders.spec import parse_spec
 from milcore.encoders.transform import IMAGENET_MEAN, IMAGENET_STD
-from milcore.encoders.vit import VisionTransformer, VitShape
 from milcore.errors import InputError
 from milcore.runtime import storage
 from tests.cohorts import write_store

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from milcore.encoders import PRESETS
-from milcore.encoders.resnet import TruncatedResNet50
-from milcore.encoders.vit import VisionTransformer, VitShape
+from milcore.encoders.networks.resnet import TruncatedResNet50
+from milcore.encoders.networks.vit import VisionTransformer, VitShape
+from milcore.encoders.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,7 @@ from safetensors.torch import load
 
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
-from milcore.model import make_model
+from milcore.mil.model import make_model
 from milcore.run import prepare_run
 from milcore.runtime import storage
 from milcore.sweep import prepare_sweep

@@ -78,8 +78,14 @@ def ingest_mutants(sources: list[Path], seeds: list[int]) -> Iterator[Ended]:
 
 def _child(sources: list[Path], seeds: list[int]) -> Iterator[dict[str, str]]:
     """The lines a child prints; killed when it is silent for too long, which ends them."""
-    command = [sys.executable, "-m", "tests.ingestion.mutants", json.dumps([str(its) for its in sources]), json.dumps(seeds)]
-    root = Path(__file__).resolve().parents[3]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.ingestion.mutants",
+        json.dumps([str(its) for its in sources]),
+        json.dumps(seeds),
+    ]
+    root = Path(__file__).resolve().parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=root) as child:
         assert child.stdout is not None
         while True:

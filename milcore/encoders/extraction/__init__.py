@@ -1,0 +1,1 @@
+"""Feature extraction: patches of a store to features/<name>."""

@@ -1,0 +1,1 @@
+"""The model theta(X) = g(sigma({f(x)})): instance encoder, pooling, classifier."""

@@ -1,0 +1,1 @@
+"""Bags of instances: reading, packing, batches and their ranks."""

@@ -1,0 +1,141 @@
+"""Bags and the batches that pack them, ragged and never padded."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from milcore.mil.bags.rows import ChainedRows, ChosenRows, Rows, RowsBetween
+from milcore.mil.bags.segments import Segments, ragged
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bag:
+    """The instances of one slide or patient under its label."""
+
+    bag_id: str
+    patient_id: str
+    label: int
+    instances: Rows
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of a batch; ``segments`` and ``bag_keys`` are those of the bags ``first_bag`` and on."""
+
+    instances: Tensor
+    segments: Segments
+    bag_keys: Int[Tensor, " bag"]
+    first_bag: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BagBatch:
+    """Bags packed one after another.
+
+    Args:
+        instances: all rows.
+        lengths: rows of each bag.
+        position: place of each row in its bag.
+        labels: class of each bag.
+        keys: a number per bag that stays the same in every batch, epoch and world size; randomness hangs on it.
+        spread: whether every worker holds a part of each of these bags.
+    """
+
+    instances: Rows
+    lengths: tuple[int, ...]
+    position: Int[Tensor, " instance"]
+    labels: Int[Tensor, " bag"]
+    keys: Int[Tensor, " bag"]
+    spread: bool
+
+    def spans(self, rows: int) -> list[tuple[int, int]]:
+        """The batch cut into runs of at most so many rows."""
+        total = len(self.instances)
+        return [(start, min(start + rows, total)) for start in range(0, total, rows)]
+
+    def chunk(self, start: int, stop: int, device: torch.device) -> Chunk:
+        """Rows ``start`` to ``stop`` (exclusive) on a device."""
+        lengths = np.asarray(self.lengths, dtype=np.int64)
+        ends = lengths.cumsum()
+        first, last = (int(np.searchsorted(ends, row, side="right")) for row in (start, stop - 1))
+        bags = slice(first, last + 1)
+        here = np.minimum(ends[bags], stop) - np.maximum(ends[bags] - lengths[bags], start)
+        return Chunk(
+            self.instances[start:stop].to(device, non_blocking=True),
+            Segments.of(here, self.position[start:stop]).to(device),
+            self.keys[bags].to(device, non_blocking=True),
+            first,
+        )
+
+    def drawn(self, most: int, seed: int, epoch: int) -> "BagBatch":
+        """At most so many instances of each bag; (seed, epoch, bag) says which, whatever else is in the batch."""
+        if max(self.lengths) <= most:
+            return self
+        kept = [
+            np.arange(length) if length <= most else _draw(length, most, [seed, epoch, int(key)])
+            for length, key in zip(self.lengths, self.keys, strict=True)
+        ]
+        begins = np.cumsum(self.lengths) - self.lengths
+        places = torch.from_numpy(np.concatenate([begin + its for begin, its in zip(begins, kept, strict=True)]))
+        return replace(
+            self,
+            instances=ChosenRows(self.instances, places),
+            lengths=tuple(len(its) for its in kept),
+            position=self.position[places],
+        )
+
+    def part(self, rank: int, world_size: int) -> "BagBatch":
+        """The share of a rank when every bag is cut into equal runs, one per worker.
+
+        Raises:
+            ValueError: a bag has fewer instances than there are workers.
+        """
+        if min(self.lengths) < world_size:
+            raise ValueError(
+                f"a bag of {min(self.lengths)} instances cannot be spread over {world_size} workers; allowed: at least "
+                "one instance per worker"
+            )
+        cuts = [(length * rank // world_size, length * (rank + 1) // world_size) for length in self.lengths]
+        begins = [end - length for end, length in zip(itertools.accumulate(self.lengths), self.lengths, strict=True)]
+        runs = [(begin + low, begin + high) for begin, (low, high) in zip(begins, cuts, strict=True)]
+        return BagBatch(
+            ChainedRows([RowsBetween(self.instances, *run) for run in runs]),
+            tuple(high - low for low, high in cuts),
+            torch.cat([self.position[slice(*run)] for run in runs]),
+            self.labels,
+            self.keys,
+            spread=True,
+        )
+
+
+def _draw(length: int, count: int, seed: Sequence[int]) -> Int[np.ndarray, " instance"]:
+    return np.sort(np.random.default_rng(seed).choice(length, count, replace=False))
+
+
+def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
+    """One ragged batch of whole bags.
+
+    Args:
+        bags: at least one, none of them empty.
+        keys: see ``BagBatch``.
+
+    Raises:
+        ValueError: a bag has no instance; its pooled value would be undefined.
+    """
+    for bag in bags:
+        if len(bag.instances) == 0:
+            raise ValueError(f"bag {bag.bag_id!r} has 0 instances; allowed: at least 1")
+    lengths = np.array([len(bag.instances) for bag in bags], dtype=np.int64)
+    return BagBatch(
+        bags[0].instances if len(bags) == 1 else ChainedRows([bag.instances for bag in bags]),
+        tuple(lengths.tolist()),
+        torch.from_numpy(ragged(lengths)[1]),
+        torch.tensor([bag.label for bag in bags]),
+        torch.tensor(list(keys), dtype=torch.int64),
+        spread=False,
+    )

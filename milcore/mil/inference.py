@@ -1,0 +1,169 @@
+"""What models say of bags, and which instances they looked at: the one forward pass behind every evaluation."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from milcore.mil.bags.bags import Bags
+from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.bags.dealing import micro_batches
+from milcore.mil.leave_one_out import leave_one_out
+from milcore.mil.model import MILModel
+
+
+class Explained(NamedTuple):
+    """What a run says of a bag.
+
+    Args:
+        members: probability of every class by each model of the run, one row for a plain run.
+        attention: share of each instance in the store's order, the mean over the models.
+    """
+
+    members: Float[np.ndarray, "member class"]
+    attention: Float[np.ndarray, " instance"]
+
+    @property
+    def probability(self) -> Float[np.ndarray, " class"]:
+        """The mean over the models."""
+        mean: np.ndarray = self.members.mean(axis=0)
+        return mean
+
+    @property
+    def spread(self) -> Float[np.ndarray, " class"]:
+        """Standard deviation over the models, 0 for one."""
+        deviation: np.ndarray = self.members.std(axis=0)
+        return deviation
+
+    @property
+    def likeliest(self) -> int:
+        """The class of highest probability."""
+        return int(self.probability.argmax())
+
+    def by(self, member: int) -> "Explained":
+        """What one of the models says; attention stays that of all."""
+        return Explained(self.members[member : member + 1], self.attention)
+
+
+class InstanceValues(NamedTuple):
+    """What lies behind the attention of a bag's instances, means over the models; None where a model has no such."""
+
+    score: Float[np.ndarray, " instance"] | None
+    probability: Float[np.ndarray, " instance"] | None
+
+
+def attention_by_slide(bags: Bags, said: dict[int, Explained]) -> dict[str, Float[np.ndarray, " instance"]]:
+    """The attention of each slide of the explained bags, as shares of its bag's."""
+    return {
+        slide_id: attention
+        for index, its in said.items()
+        for slide_id, attention in bags.entries[index].by_slide(its.attention).items()
+    }
+
+
+def explain(
+    models: Sequence[MILModel], bags: Bags, indices: Sequence[int], device: torch.device
+) -> dict[int, Explained]:
+    """Run every model over bags, without dropout.
+
+    Args:
+        models: of one run; moved to the device and left in evaluation mode.
+        bags: read as they are needed.
+        indices: of the bags to explain.
+        device: where to compute.
+    """
+    said: dict[int, Explained] = {}
+    for model in models:
+        for index, (probability, attention) in _explain(model, bags, indices, device).items():
+            before = said.get(index)
+            members = probability[None] if before is None else np.vstack([before.members, probability])
+            said[index] = Explained(members, attention if before is None else before.attention + attention)
+    return {index: Explained(its.members, its.attention / len(models)) for index, its in said.items()}
+
+
+@torch.no_grad()
+def _explain(
+    model: MILModel, bags: Bags, indices: Sequence[int], device: torch.device
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    model.to(device).eval()
+    groups = micro_batches(indices, bags.lengths, model.instance_budget(bags.instance()))
+    said: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for group, batch in zip(groups, bags.batches(groups), strict=True):
+        output = model.explain(batch)
+        probability = output.log_prob.double().exp().cpu().numpy()
+        weights = np.split(output.attention.double().cpu().numpy(), np.cumsum([bags.lengths[i] for i in group])[:-1])
+        said |= dict(zip(group, zip(probability, weights, strict=True), strict=True))
+    return said
+
+
+@torch.no_grad()
+def instance_values(models: Sequence[MILModel], bag: Bag, label: int) -> InstanceValues:
+    """Raw attention scores (before the softmax) and, at instance level, probabilities of a class, without dropout.
+
+    Args:
+        models: of one run, on one device.
+        bag: walked over in chunks.
+        label: the class whose attention head and probability are taken where each class has its own.
+    """
+    found = [_instance_values(model, bag, label) for model in models]
+    scores = [its.score for its in found if its.score is not None]
+    probabilities = [its.probability for its in found if its.probability is not None]
+    return InstanceValues(
+        np.mean(scores, axis=0) if scores else None, np.mean(probabilities, axis=0) if probabilities else None
+    )
+
+
+def instance_columns(
+    models: Sequence[MILModel], bag: Bag, label: int, *, without_each: bool
+) -> dict[str, Float[np.ndarray, " instance"]]:
+    """What lies behind a bag's attention: ``score`` and ``instance_probability`` where the models have them.
+
+    Args:
+        models: of one run, on one device.
+        bag: walked over in chunks.
+        label: the class it is called.
+        without_each: also ``leave_one_out``, the log-odds of that class less those without the instance.
+    """
+    score, probability = instance_values(models, bag, label)
+    columns = {"score": score, "instance_probability": probability}
+    if without_each:
+        columns["leave_one_out"] = _left_out(models, bag, label)
+    return {name: values for name, values in columns.items() if values is not None}
+
+
+def _left_out(models: Sequence[MILModel], bag: Bag, label: int) -> Float[np.ndarray, " instance"]:
+    """The mean over the models; NaN for the only instance of a bag."""
+    found = []
+    for model in models:
+        without = leave_one_out(model, bag).double().cpu()
+        whole = model.explain(pack([bag], [0])).log_prob.double().cpu()
+        found.append((_log_odds(whole, label) - _log_odds(without, label)).numpy())
+    change: np.ndarray = np.mean(found, axis=0)
+    return change
+
+
+def _log_odds(log_prob: torch.Tensor, label: int) -> torch.Tensor:
+    others = [k for k in range(log_prob.shape[1]) if k != label]
+    return log_prob[:, label] - torch.logsumexp(log_prob[:, others], dim=1)
+
+
+def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:
+    batch = pack([bag], [0])
+    walk = model.walk(batch)
+    lift = model.lifter(batch.instances[:1].dtype, None)
+    chunks = (lift(batch.chunk(*span, walk.device)) for span in batch.spans(walk.rows))
+    parts = [(its.scores, its.logit) for its in chunks]
+    scores, logits = (torch.cat(each).double() for each in zip(*parts, strict=True))
+    return InstanceValues(
+        scores[:, min(label, scores.shape[1] - 1)].cpu().numpy() if scores.shape[1] else None,
+        _probability(logits, label) if logits.shape[1] else None,
+    )
+
+
+def _probability(logits: torch.Tensor, label: int) -> np.ndarray:
+    """Two classes share one logit, which is the positive one's."""
+    of_class = logits[:, 0] * (1 if label == 1 else -1) if logits.shape[1] == 1 else logits[:, label]
+    values: np.ndarray = torch.sigmoid(of_class).cpu().numpy()
+    return values

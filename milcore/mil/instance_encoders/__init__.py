@@ -1,0 +1,1 @@
+"""f: the instance encoders that are trained with the model."""

@@ -1,0 +1,200 @@
+"""Trainable layers over frozen features, with their gradient in closed form.
+
+Axes: instance, feature, hidden (embedding width).
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from milcore.config import FeatureForm
+from milcore.mil.dropout import Mask
+
+INSTANCES_PER_CHUNK = 4096
+ROWS_PER_CAST = 512
+
+
+class FeatureEncoder(nn.Module):
+    """``h = ReLU(W z + b)``, ``z = (x - mean) / sd``, over frozen features, and more such layers on top if asked for.
+
+    mean and sd are those of the training bags. Standardisation is folded into the first layer and the scale of dropout
+    into the last, once per step: ReLU commutes with a positive scale. In place of z or beside it may stand its signed
+    square root.
+
+    Args:
+        width: of the features.
+        widths: of the layers' outputs, the last being the embedding's.
+        form: of z.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, width: int, widths: Sequence[int], form: FeatureForm) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("sd", torch.ones(width))
+        self.form = form
+        self.project = nn.Linear(2 * width if form == "both" else width, widths[0])
+        self.further = nn.Sequential(*(nn.Linear(*pair) for pair in itertools.pairwise(widths)))
+
+    def rows_per_chunk(self, instance: Float[Tensor, "instance feature"]) -> int:
+        """Instances that are computed on at once."""
+        del instance
+        return INSTANCES_PER_CHUNK
+
+    def embedder(
+        self, dtype: torch.dtype, stored: torch.dtype, scale: float
+    ) -> Callable[[Float[Tensor, "instance feature"], Mask | None], Float[Tensor, "instance hidden"]]:
+        """Embeddings of features as stored, by weights that are taken over, folded and cast now.
+
+        Args:
+            dtype: of the products.
+            stored: of the features. Before they are cast to half precision they are centred: far from zero it would
+                leave little of their spread.
+            scale: of the embeddings, for those that the function's second argument, the mask, drops; 1 without.
+        """
+        scales = [1.0] * len(self.further) + [scale]
+        read, first = self._first(dtype, stored, scales[0])
+        further = [
+            _Layer.of(layer.weight * scale, layer.bias * scale, dtype)
+            for layer, scale in zip(self.further.children(), scales[1:], strict=True)
+            if isinstance(layer, nn.Linear)
+        ]
+        *inner, last = first, *further
+
+        def embed(features: Tensor, mask: Mask | None) -> Tensor:
+            values = read(features)
+            for layer in inner:
+                values = layer(values, None)
+            return last(values, mask)
+
+        return embed
+
+    def _first(self, dtype: torch.dtype, stored: torch.dtype, scale: float) -> "tuple[_Read, _Layer]":
+        """What is read of features, and the layer that takes it."""
+        bias = self.project.bias * scale
+        if self.form != "standardised":
+            read = functools.partial(_roots, mean=self.mean, sd=self.sd, form=self.form, dtype=dtype)
+            return read, _Layer.of(self.project.weight * scale, bias, dtype)
+        weight = self.project.weight * (scale / self.sd)
+        if stored != dtype and dtype == torch.bfloat16:
+            return functools.partial(_centre, mean=self.mean, dtype=dtype), _Layer.of(weight, bias, dtype)
+        return functools.partial(_cast, dtype=dtype), _Layer.of(weight, bias - weight @ self.mean, dtype)
+
+    def standardise(self, mean: Float[Tensor, " feature"], sd: Float[Tensor, " feature"]) -> None:
+        """Take over the statistics of the training bags; a constant feature is left as it is."""
+        self.mean.copy_(mean)
+        self.sd.copy_(torch.where(sd > 0, sd, torch.ones_like(sd)))
+
+
+def linear(width: int, hidden: int, form: FeatureForm) -> FeatureEncoder:
+    """One layer.
+
+    Args:
+        width: of the features.
+        hidden: of the embedding.
+        form: of the features.
+    """
+    return FeatureEncoder(width, (hidden,), form)
+
+
+def mlp(width: int, hidden: int, form: FeatureForm) -> FeatureEncoder:
+    """Three layers, 256 - 128 - hidden, as the source has for the classic MIL sets with hidden = 64.
+
+    Args:
+        width: of the features.
+        hidden: of the embedding.
+        form: of the features.
+
+    Source: Ilse et al. 2018, appendix table of the architecture for the MIL data sets.
+    """
+    return FeatureEncoder(width, (256, 128, hidden), form)
+
+
+def _cast(features: Float[Tensor, "instance feature"], dtype: torch.dtype) -> Float[Tensor, "instance feature"]:
+    return features.to(dtype)
+
+
+def _roots(
+    features: Float[Tensor, "instance feature"],
+    mean: Float[Tensor, " feature"],
+    sd: Float[Tensor, " feature"],
+    form: FeatureForm,
+    dtype: torch.dtype,
+) -> Float[Tensor, "instance form"]:
+    """``sign(z) sqrt(|z|)`` of ``z = (x - mean) / sd``, after z itself where both are asked for."""
+    standardised = (features.to(mean.dtype) - mean) / sd
+    root = standardised.abs().sqrt_().copysign_(standardised)
+    return (torch.cat([standardised, root], dim=1) if form == "both" else root).to(dtype)
+
+
+def _centre(
+    features: Float[Tensor, "instance feature"], mean: Float[Tensor, " feature"], dtype: torch.dtype
+) -> Float[Tensor, "instance feature"]:
+    """``x - mean`` in the mean's precision, then cast; by blocks that stay in the processor's cache between the two."""
+    centred = features.new_empty(features.shape, dtype=dtype)
+    for start in range(0, len(features), ROWS_PER_CAST):
+        rows = slice(start, start + ROWS_PER_CAST)
+        centred[rows] = features[rows].to(mean.dtype, copy=True).sub_(mean)
+    return centred
+
+
+_Read = Callable[[Tensor], Tensor]
+
+
+class _Layer(NamedTuple):
+    """The parameters that the gradient is for, and what the product is taken with in their stead."""
+
+    weight: Tensor
+    bias: Tensor
+    cast_weight: Tensor
+    cast_bias: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> "_Layer":
+        """Cast once, for all chunks."""
+        return cls(weight, bias, weight.detach().to(dtype), bias.detach().to(dtype))
+
+    def __call__(self, values: Tensor, mask: Mask | None) -> Tensor:
+        given = _Given(self.cast_weight, self.cast_bias, mask)
+        embeddings: Tensor = _Embed.apply(values, self.weight, self.bias, given)  # type: ignore[no-untyped-call]
+        return embeddings
+
+
+class _Given(NamedTuple):
+    """What the product is taken with, and the mask of its values."""
+
+    weight: Tensor
+    bias: Tensor
+    mask: Mask | None
+
+
+class _Embed(torch.autograd.Function):
+    """``h = drop(ReLU(W x + b))``: where h is positive the gradient passes, else not, so h is all that is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, given: _Given) -> Tensor:
+        del bias
+        hidden = functional.linear(features, given.weight, given.bias).relu_()
+        if given.mask is not None:
+            given.mask.apply_(hidden)
+        ctx.save_for_backward(features, hidden, given.weight)
+        ctx.dtype = weight.dtype
+        return hidden
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        features, hidden, weight = ctx.saved_tensors
+        to_product = torch.ops.aten.threshold_backward(gradient, hidden, 0)
+        to_weight = (to_product.t() @ features).to(ctx.dtype)
+        to_features = to_product @ weight if ctx.needs_input_grad[0] else None
+        return to_features, to_weight, to_product.sum(dim=0).to(ctx.dtype), None

@@ -1,0 +1,1 @@
+"""sigma: permutation-invariant pooling of instances, and its streaming."""

@@ -1,0 +1,386 @@
+"""Permutation-invariant pooling of instances into bags, as a monoid over ragged batches.
+
+Every pooling is three functions: ``lift`` takes instances to one summary per bag, ``merge`` joins the summaries of two
+parts of the same bags (associative, commutative), ``finish`` turns a summary into the pooled value. A bag may therefore
+be summarised whole, in chunks or on several workers, with one result.
+
+At embedding level the pooled values are instance embeddings. At instance level they come from one logit per instance
+and class, and pooling acts on its probability: ``instance_values`` makes the values to pool and ``instance_log_prob``
+reads the pooled value as (log(1 - theta), log theta). Noisy-or and noisy-and pool probabilities only.
+
+Axes: instance, bag, key (embedding width), value (pooled width), head (column of scores; 0 of them where a pooling
+needs none), class (1 where there are two).
+
+Source: Ilse, Tomczak, Welling 2018, arXiv 1802.04712, section 2; others are named by their class.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from milcore.config import PoolingName
+from milcore.mil.bags.segments import Segments, at_least_fp32, segment_max, segment_sum, weighted_segment_sum
+from milcore.mil.pooling.attention import AttentionScore
+
+SMALLEST_PROBABILITY = 1e-7
+
+Summary = tuple[Tensor, ...]
+Scorer = Callable[[Tensor], Tensor]
+
+
+class PoolingShape(NamedTuple):
+    """What the poolings of the table are made from.
+
+    Args:
+        width: of an instance embedding.
+        attention_width: of the attention network.
+        heads: attention branches, 1 or one per class.
+        classes: logits per instance at instance level.
+        lse_sharpness: r of log-sum-exp, above 0.
+        noisy_and_slope: a of noisy-and, above 0.
+    """
+
+    width: int
+    attention_width: int
+    heads: int
+    classes: int
+    lse_sharpness: float
+    noisy_and_slope: float
+
+
+@runtime_checkable
+class Pooling(Protocol):
+    """The contract of a row of POOLINGS; a summary is a tuple of tensors whose first axis is the bag."""
+
+    heads: int
+
+    def scorer(self, dtype: torch.dtype) -> Callable[[Float[Tensor, "instance key"]], Float[Tensor, "instance head"]]:
+        """The scores of embeddings, by weights that are taken over now: cast once, used for every chunk of a step."""
+        ...
+
+    def lift(
+        self, scores: Float[Tensor, "instance head"], values: Float[Tensor, "instance value"], segments: Segments
+    ) -> tuple[Tensor, ...]:
+        """Summaries of the given instances, one per bag."""
+        ...
+
+    def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The summary of both parts, bag by bag."""
+        ...
+
+    def finish(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag pooled"]:
+        """The pooled value of each bag; heads stand one after another."""
+        ...
+
+    def weights(
+        self,
+        scores: Float[Tensor, "instance head"],
+        values: Float[Tensor, "instance value"],
+        summary: tuple[Tensor, ...],
+        segments: Segments,
+    ) -> Float[Tensor, "instance heads"] | None:
+        """The share of its bag's pooled value that each instance gave, summing to 1; None where there is no such."""
+        ...
+
+    def instance_values(self, logit: Float[Tensor, "instance class"]) -> Float[Tensor, "instance value"]:
+        """The values pooled at instance level."""
+        ...
+
+    def instance_log_prob(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag 2 class"]:
+        """(log(1 - theta), log theta) of each class from the pooled values of the instance level."""
+        ...
+
+
+def log_sigmoids(logit: Float[Tensor, "row class"]) -> Float[Tensor, "row 2 class"]:
+    """(log(1 - p), log p) for p = sigmoid(logit)."""
+    return torch.stack([functional.logsigmoid(-logit), functional.logsigmoid(logit)], dim=1)
+
+
+def probabilities(logit: Float[Tensor, "row class"]) -> Float[Tensor, "row value"]:
+    """(1 - p, p) of all classes for p = sigmoid(logit), each without cancellation."""
+    return torch.cat([torch.sigmoid(-logit), torch.sigmoid(logit)], dim=1)
+
+
+def log_of(probability: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag 2 class"]:
+    """``log max(p, 1e-7)``: one certain and wrong bag cannot rule the loss, and no gradient is infinite."""
+    return probability.clamp_min(SMALLEST_PROBABILITY).log().reshape(len(probability), 2, -1)
+
+
+class _Unscored(nn.Module):
+    """What poolings without an attention network share."""
+
+    heads = 0
+
+    def scorer(self, dtype: torch.dtype) -> Scorer:
+        del dtype
+        return _no_scores
+
+
+def _no_scores(keys: Tensor) -> Tensor:
+    return keys.new_empty(len(keys), 0)
+
+
+class MaxPooling(_Unscored):
+    """``z_k = max_i v_ik``; among equal values the first instance of the bag wins.
+
+    At instance level ``theta = max_i p_i``. A weight is the share of the value's columns that the instance won.
+
+    Source: Ilse et al. 2018, section 2.1 and equation 5.
+    """
+
+    def __init__(self, shape: PoolingShape) -> None:
+        del shape  # nothing to learn; the signature is the table's
+        super().__init__()
+
+    def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
+        del scores
+        rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
+        is_best = values.detach() == segment_max(values, segments).index_select(0, segments.bag)
+        row_if_best = torch.where(is_best, rows, len(values) - 1)
+        winner = row_if_best.new_full((segments.bags, values.shape[1]), len(values) - 1).scatter_reduce(
+            0, segments.bag[:, None].expand_as(values), row_if_best, "amin"
+        )
+        return at_least_fp32(values.gather(0, winner)), segments.position[winner]
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        (a_value, a_position), (b_value, b_position) = a, b
+        take_a = (a_value > b_value) | ((a_value == b_value) & (a_position <= b_position))
+        return torch.where(take_a, a_value, b_value), torch.where(take_a, a_position, b_position)
+
+    def finish(self, summary: Summary) -> Tensor:
+        return summary[0]
+
+    def winners(self, summary: Summary) -> Int[Tensor, "bag value"]:
+        """Places of the instances that alone decide the pooled value."""
+        return summary[1]
+
+    def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
+        del scores, values
+        value, position = summary
+        won = position[segments.bag] == segments.position[:, None]
+        return won.to(value.dtype).mean(dim=1, keepdim=True)
+
+    def instance_values(self, logit: Tensor) -> Tensor:
+        return logit
+
+    def instance_log_prob(self, pooled: Tensor) -> Tensor:
+        return log_sigmoids(pooled).clamp_min(math.log(SMALLEST_PROBABILITY))
+
+
+class _Averaging(_Unscored):
+    """The mean of the values, of probabilities at instance level; the summary is (sum of the values, n)."""
+
+    def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
+        del scores
+        return _sum_and_count(values, segments)
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        return a[0] + b[0], a[1] + b[1]
+
+    def finish(self, summary: Summary) -> Tensor:
+        return summary[0] / summary[1]
+
+    def instance_values(self, logit: Tensor) -> Tensor:
+        return probabilities(logit)
+
+
+class MeanPooling(_Averaging):
+    """``z = (1/n) sum_i v_i``; at instance level ``theta = (1/n) sum_i p_i``.
+
+    Source: Ilse et al. 2018, section 2.3.
+    """
+
+    def __init__(self, shape: PoolingShape) -> None:
+        del shape  # nothing to learn; the signature is the table's
+        super().__init__()
+
+    def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
+        del scores, values
+        return 1.0 / summary[1][segments.bag]
+
+    def instance_log_prob(self, pooled: Tensor) -> Tensor:
+        return log_of(pooled)
+
+
+class LogSumExpPooling(_Unscored):
+    """``z_k = (1/r) log((1/n) sum_i exp(r v_ik))``, between the mean (r to 0) and the maximum (r to infinity).
+
+    At instance level v is p, and p - 1 for theta - 1. The summary is (largest ``r v``, sum of exponentials relative to
+    it, n). A weight is ``exp(r v_ik) / sum_j exp(r v_jk)``, meaned over k.
+
+    Source: Ramon, De Raedt 2000, "Multi instance neural networks"; Pinheiro, Collobert 2015, arXiv 1411.6228, whose
+    r = 5 is the default.
+    """
+
+    def __init__(self, shape: PoolingShape) -> None:
+        super().__init__()
+        self.sharpness = shape.lse_sharpness
+
+    def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
+        del scores
+        exponent = self.sharpness * at_least_fp32(values)
+        largest = segment_max(exponent, segments)
+        total, count = _sum_and_count(torch.exp(exponent - largest.index_select(0, segments.bag)), segments)
+        return largest, total, count
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        largest, a_scale, b_scale = _to_one_reference(a[0], b[0])
+        return largest, a_scale * a[1] + b_scale * b[1], a[2] + b[2]
+
+    def finish(self, summary: Summary) -> Tensor:
+        largest, total, count = summary
+        return (largest + torch.log(total / count)) / self.sharpness
+
+    def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
+        del scores
+        exponent = self.sharpness * at_least_fp32(values) - summary[0][segments.bag]
+        return (torch.exp(exponent) / summary[1][segments.bag]).mean(dim=1, keepdim=True)
+
+    def instance_values(self, logit: Tensor) -> Tensor:
+        return torch.cat([-torch.sigmoid(-logit), torch.sigmoid(logit)], dim=1)
+
+    def instance_log_prob(self, pooled: Tensor) -> Tensor:
+        below_one, theta = pooled.chunk(2, dim=1)
+        return log_of(torch.cat([-below_one, theta], dim=1))
+
+
+class NoisyOrPooling(_Unscored):
+    """``theta = 1 - prod_i (1 - p_i)``, at instance level only; the summary is ``sum_i -log(1 - p_i)``.
+
+    With ``p = sigmoid(v)``, ``-log(1 - p) = softplus(v)``, which is finite for every v.
+
+    Source: Maron, Lozano-Perez 1998, "A framework for multiple-instance learning"; Ilse et al. 2018, section 2.1.
+    """
+
+    def __init__(self, shape: PoolingShape) -> None:
+        del shape  # nothing to learn; the signature is the table's
+        super().__init__()
+
+    def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
+        del scores
+        return (segment_sum(values, segments),)
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        return (a[0] + b[0],)
+
+    def finish(self, summary: Summary) -> Tensor:
+        return summary[0]
+
+    def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
+        del scores, values, summary, segments
+        return None
+
+    def instance_values(self, logit: Tensor) -> Tensor:
+        return functional.softplus(at_least_fp32(logit))
+
+    def instance_log_prob(self, pooled: Tensor) -> Tensor:
+        lowest = math.log(SMALLEST_PROBABILITY)
+        return torch.stack([(-pooled).clamp_min(lowest), _log_of_one_minus_exp(pooled)], dim=1)
+
+
+class NoisyAndPooling(_Averaging):
+    """``theta = (s(a (m - b)) - s(-a b)) / (s(a (1 - b)) - s(-a b))`` with m the mean of p and s the sigmoid.
+
+    At instance level only. a is fixed; b, one per class, is learnt as the sigmoid of a parameter, so it stays between 0
+    and 1 (deviation from the source, which learns b itself).
+
+    Source: Kraus, Ba, Frey 2016, arXiv 1511.05286, the noisy-AND pooling function.
+    """
+
+    def __init__(self, shape: PoolingShape) -> None:
+        super().__init__()
+        self.slope = shape.noisy_and_slope
+        self.threshold_logit = nn.Parameter(torch.zeros(shape.classes))
+
+    def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
+        del scores, values, summary, segments
+        return None
+
+    def instance_log_prob(self, pooled: Tensor) -> Tensor:
+        # both differences of sigmoids by s(x) - s(y) = s(x) s(-y) (1 - exp(y - x)), which does not cancel
+        a, b = self.slope, torch.sigmoid(self.threshold_logit)
+        negative, positive = pooled.chunk(2, dim=1)
+        whole = -math.expm1(-a)
+        theta = torch.sigmoid(a * (positive - b)) * -torch.expm1(-a * positive) / (torch.sigmoid(a * (1 - b)) * whole)
+        against = torch.sigmoid(a * (b - positive)) * -torch.expm1(-a * negative) / (torch.sigmoid(a * b) * whole)
+        return log_of(torch.cat([against, theta], dim=1))
+
+
+class SoftmaxPooling(nn.Module):
+    """``z = sum_i a_i v_i`` with ``a = softmax(s)``; the summary is (m = max s, sum exp(s - m), sum exp(s - m) v).
+
+    With a head per class, head c pools for class c. Scores are kept in at least fp32, so that half-precision products
+    do not coarsen the softmax.
+
+    Source: Ilse et al. 2018, equation 7.
+    """
+
+    def __init__(self, shape: PoolingShape, *, gated: bool) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.attention = AttentionScore(shape.width, shape.attention_width, shape.heads, gated=gated)
+
+    def scorer(self, dtype: torch.dtype) -> Scorer:
+        return self.attention.scorer(dtype)
+
+    def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
+        largest = segment_max(scores, segments)
+        exponential = torch.exp(scores - largest.index_select(0, segments.bag))
+        weighted = weighted_segment_sum(exponential, values, segments)
+        return largest, segment_sum(exponential, segments), weighted
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        largest, a_scale, b_scale = _to_one_reference(a[0], b[0])
+        total = a_scale * a[1] + b_scale * b[1]
+        return largest, total, a_scale[..., None] * a[2] + b_scale[..., None] * b[2]
+
+    def finish(self, summary: Summary) -> Tensor:
+        return (summary[2] / summary[1][..., None]).flatten(1)
+
+    def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
+        del values
+        largest, total, _ = summary
+        return torch.exp(scores - largest[segments.bag]) / total[segments.bag]
+
+    def instance_values(self, logit: Tensor) -> Tensor:
+        return probabilities(logit)
+
+    def instance_log_prob(self, pooled: Tensor) -> Tensor:
+        of_heads = log_of(pooled.reshape(len(pooled) * self.heads, -1))
+        if self.heads == 1:
+            return of_heads
+        return torch.diagonal(of_heads.reshape(len(pooled), self.heads, 2, self.heads), dim1=1, dim2=3)
+
+
+def _sum_and_count(values: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    total = segment_sum(values, segments)
+    count = torch.zeros_like(total[:, 0]).index_add_(0, segments.bag, torch.ones_like(segments.bag, dtype=total.dtype))
+    return total, count[:, None]
+
+
+def _to_one_reference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The larger of two largest exponents, and what brings sums relative to each over to it."""
+    largest = torch.maximum(a, b)
+    return largest, torch.exp(a - largest), torch.exp(b - largest)
+
+
+def _log_of_one_minus_exp(x: Tensor) -> Tensor:
+    """``log max(1 - exp(-x), 1e-7)`` for x >= 0, without cancellation."""
+    return (-torch.expm1(-x)).clamp_min(SMALLEST_PROBABILITY).log()
+
+
+POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
+    "max": MaxPooling,
+    "mean": MeanPooling,
+    "lse": LogSumExpPooling,
+    "noisy_or": NoisyOrPooling,
+    "noisy_and": NoisyAndPooling,
+    "attention": partial(SoftmaxPooling, gated=False),
+    "gated_attention": partial(SoftmaxPooling, gated=True),
+}

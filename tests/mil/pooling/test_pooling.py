@@ -1,0 +1,270 @@
+"""The contract every pooling of the table keeps, at every level it is defined on, and values worked by hand."""
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from milcore.config import POOLINGS_OF_PROBABILITIES, PoolingName, TrainConfig, parse_config
+from milcore.errors import InputError
+from milcore.mil.bags.segments import Segments
+from milcore.mil.pooling.pooling import POOLINGS, Pooling, PoolingShape, Summary
+
+WIDTH = 5
+FLOAT = torch.float64
+
+
+def make(name: str, width: int = WIDTH, attention_width: int = 4, heads: int = 1, classes: int = 1) -> Pooling:
+    shape = PoolingShape(width, attention_width, heads, classes, lse_sharpness=5.0, noisy_and_slope=10.0)
+    return POOLINGS[name](shape).to(FLOAT)
+
+
+class Sigma:
+    """A pooling at one level, as a function of embeddings; at instance level the logits are their first columns."""
+
+    def __init__(self, name: str, level: str, heads: int = 1, classes: int = 1) -> None:
+        self.pooling = make(name, heads=heads, classes=classes)
+        self.level, self.classes = level, classes
+
+    def values(self, keys: Tensor) -> Tensor:
+        return keys if self.level == "embedding" else self.pooling.instance_values(keys[:, : self.classes])
+
+    def lift(self, keys: Tensor, segments: Segments) -> Summary:
+        return self.pooling.lift(self.pooling.scorer(FLOAT)(keys), self.values(keys), segments)
+
+    def read(self, summary: Summary) -> Tensor:
+        pooled = self.pooling.finish(summary)
+        return pooled if self.level == "embedding" else self.pooling.instance_log_prob(pooled)
+
+    def __call__(self, keys: Tensor, lengths: list[int]) -> Tensor:
+        return self.read(self.lift(keys, Segments.whole(lengths)))
+
+    def weights(self, keys: Tensor, lengths: list[int]) -> Tensor | None:
+        segments = Segments.whole(lengths)
+        scores = self.pooling.scorer(FLOAT)(keys)
+        return self.pooling.weights(scores, self.values(keys), self.lift(keys, segments), segments)
+
+
+ROWS = [
+    (name, level)
+    for name in POOLINGS
+    for level in ("embedding", "instance")
+    if level == "instance" or name not in POOLINGS_OF_PROBABILITIES
+]
+SHAPES = {"two classes": (1, 1), "three classes": (1, 3), "three classes, three heads": (3, 3)}
+
+
+@pytest.fixture(params=ROWS, ids="-".join)
+def row(request: pytest.FixtureRequest) -> tuple[str, str]:
+    torch.manual_seed(1)
+    return request.param
+
+
+@pytest.fixture(params=SHAPES)
+def sigma(request: pytest.FixtureRequest, row: tuple[str, str]) -> Sigma:
+    return Sigma(*row, *SHAPES[request.param])
+
+
+def embeddings(rows: int, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(rows, WIDTH, dtype=FLOAT)
+
+
+def part_of(segments: Segments, rows: slice) -> Segments:
+    """Some rows of one bag."""
+    return Segments.whole([len(segments.position[rows])])._replace(position=segments.position[rows])
+
+
+def test_config_names_are_the_table_s_keys() -> None:
+    assert set(get_args(PoolingName)) == set(POOLINGS)
+
+
+@pytest.mark.parametrize("name", POOLINGS_OF_PROBABILITIES)
+def test_a_pooling_of_probabilities_refuses_the_embedding_level(name: str) -> None:
+    with pytest.raises(InputError, match=f"pooling {name} at embedding level; allowed: level instance"):
+        parse_config(TrainConfig, {"pooling": name, "level": "embedding"})
+    assert TrainConfig(pooling=name, level="instance").pooling == name
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=40),
+    seed=st.integers(0, 1000),
+    row=st.sampled_from(ROWS),
+    shape=st.sampled_from(sorted(SHAPES)),
+)
+def test_packed_equals_each_bag_alone_in_any_order_with_its_gradient(
+    lengths: list[int], seed: int, row: tuple[str, str], shape: str
+) -> None:
+    """Few bags and many take different paths through the sums; both are drawn."""
+    torch.manual_seed(seed)
+    sigma = Sigma(*row, *SHAPES[shape])
+    packed, alone = (embeddings(sum(lengths)).requires_grad_() for _ in range(2))
+    alone.data.copy_(packed.data)
+    together = sigma(packed, lengths)
+    bags = [sigma(bag[torch.randperm(len(bag))], [len(bag)])[0] for bag in alone.split(lengths)]
+    torch.testing.assert_close(torch.stack(bags), together)
+    cotangent = torch.randn_like(together)
+    together.backward(cotangent)
+    torch.stack(bags).backward(cotangent)
+    torch.testing.assert_close(alone.grad, packed.grad)
+
+
+def test_summaries_of_parts_merge_in_any_order_to_that_of_the_whole(sigma: Sigma) -> None:
+    keys, whole = embeddings(9), Segments.whole([9])
+    a, b, c = (sigma.lift(keys[rows], part_of(whole, rows)) for rows in (slice(0, 2), slice(2, 3), slice(3, 9)))
+    merge = sigma.pooling.merge
+    expected = sigma(keys, [9])
+    for merged in (merge(merge(a, b), c), merge(a, merge(b, c)), merge(c, merge(b, a))):
+        torch.testing.assert_close(sigma.read(merged), expected)
+
+
+def test_the_gradient_through_merged_parts_is_that_of_the_whole(sigma: Sigma) -> None:
+    keys, parts = (embeddings(8).requires_grad_() for _ in range(2))
+    parts.data.copy_(keys.data)
+    segments = Segments.whole([8])
+    a, b = (sigma.lift(parts[rows], part_of(segments, rows)) for rows in (slice(5), slice(5, 8)))
+    merged = sigma.pooling.merge(a, b)
+    expected, said = sigma(keys, [8]), sigma.read(merged)
+    cotangent = torch.randn_like(expected)
+    expected.backward(cotangent)
+    said.backward(cotangent)
+    torch.testing.assert_close(parts.grad, keys.grad)
+
+
+def test_a_bag_of_one_pools_to_its_instance(row: tuple[str, str]) -> None:
+    """theta = p, and an embedding is pooled to itself; noisy-and bends p, but keeps 0, 1 and its own threshold."""
+    sigma, keys = Sigma(*row), embeddings(1)
+    if row[1] == "embedding":
+        torch.testing.assert_close(sigma(keys, [1]), keys)
+    elif row[0] != "noisy_and":
+        p = torch.sigmoid(keys[0, 0]).item()
+        assert sigma(keys, [1]).exp().flatten().tolist() == pytest.approx([1 - p, p])
+
+
+def test_probabilities_sum_to_one(row: tuple[str, str]) -> None:
+    if row[1] == "instance":
+        sigma = Sigma(*row, heads=1, classes=3)
+        said = sigma(embeddings(7, scale=3.0), [2, 4, 1]).exp()
+        torch.testing.assert_close(said.sum(dim=1), torch.ones(3, 3, dtype=FLOAT))
+
+
+def test_weights_sum_to_one_in_every_bag_or_are_not_defined(sigma: Sigma, row: tuple[str, str]) -> None:
+    weights = sigma.weights(embeddings(7), [2, 4, 1])
+    if row[0] in POOLINGS_OF_PROBABILITIES:
+        assert weights is None
+    else:
+        sums = torch.stack([its.sum(dim=0) for its in weights.split([2, 4, 1])])
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@pytest.mark.parametrize("extreme", [1e4, -1e4])
+def test_extreme_values_stay_finite_with_their_gradients(sigma: Sigma, extreme: float) -> None:
+    keys = torch.full((3, WIDTH), extreme, dtype=FLOAT, requires_grad=True)
+    said = sigma(keys, [3])
+    assert torch.isfinite(said).all()
+    if sigma.level == "instance":
+        assert said.min() >= math.log(1e-7) - 1e-9
+    said.sum().backward()
+    assert torch.isfinite(keys.grad).all()
+
+
+def test_gradients_are_those_of_finite_differences(sigma: Sigma) -> None:
+    keys = embeddings(6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda k: sigma(k, [2, 1, 3]), (keys,))
+
+
+def test_gradients_of_parameters_are_those_of_finite_differences(sigma: Sigma) -> None:
+    keys, parameters = embeddings(6), tuple(sigma.pooling.parameters())
+    if parameters:
+        assert torch.autograd.gradcheck(lambda *_: sigma(keys, [2, 1, 3]), parameters)
+
+
+def test_half_precision_sums_are_accumulated_in_full() -> None:
+    """4,096 ones: a running sum in bf16 would stop at 256."""
+    ones = torch.ones(4096, 2, dtype=torch.bfloat16)
+    for name in ("mean", "attention"):
+        pooling = POOLINGS[name](PoolingShape(2, 2, 1, 1, 5.0, 10.0))
+        pooled = pooling.finish(pooling.lift(pooling.scorer(torch.bfloat16)(ones), ones, Segments.whole([4096])))
+        assert pooled.dtype == torch.float32
+        torch.testing.assert_close(pooled, torch.ones(1, 2), atol=1e-2, rtol=0)
+
+
+def at_embedding_level(name: str, keys: Tensor, lengths: list[int]) -> list[list[float]]:
+    pooling = make(name, width=keys.shape[1])
+    return pooling.finish(pooling.lift(pooling.scorer(FLOAT)(keys), keys, Segments.whole(lengths))).tolist()
+
+
+def test_mean_and_max_by_hand() -> None:
+    keys = torch.tensor([[1.0, 5.0], [3.0, 1.0], [7.0, 7.0]], dtype=FLOAT)
+    assert at_embedding_level("mean", keys, [2, 1]) == [[2.0, 3.0], [7.0, 7.0]]
+    assert at_embedding_level("max", keys, [2, 1]) == [[3.0, 5.0], [7.0, 7.0]]
+
+
+def test_log_sum_exp_by_hand() -> None:
+    """r = 5, v = 0 and ln(3) / 5: (1/5) ln((1 + 3) / 2) = ln(2) / 5."""
+    keys = torch.tensor([[0.0], [math.log(3.0) / 5]], dtype=FLOAT)
+    assert at_embedding_level("lse", keys, [2])[0] == pytest.approx([math.log(2.0) / 5])
+
+
+def test_the_first_of_equal_values_wins_the_maximum_and_its_gradient() -> None:
+    keys = torch.tensor([[2.0], [4.0], [4.0]], dtype=FLOAT, requires_grad=True)
+    pooling, whole = make("max", width=1), Segments.whole([3])
+    first, last = (
+        pooling.lift(keys[rows, :0], keys[rows], part_of(whole, rows)) for rows in (slice(0, 2), slice(2, 3))
+    )
+    value, position = pooling.merge(last, first)
+    value.sum().backward()
+    assert position.tolist() == [[1]]
+    assert keys.grad.tolist() == [[0.0], [1.0], [0.0]]
+
+
+def test_instance_level_probabilities_by_hand() -> None:
+    """Two instances, p = 0.8 and p = 0.5."""
+    logit = torch.tensor([[math.log(4.0)], [0.0]], dtype=FLOAT)
+    s = torch.sigmoid(torch.tensor([10 * (0.65 - 0.5), -5.0, 5.0], dtype=FLOAT)).tolist()
+    expected = {
+        "mean": 0.65,
+        "max": 0.8,
+        "lse": math.log((math.exp(5 * 0.8) + math.exp(5 * 0.5)) / 2) / 5,
+        "noisy_or": 1 - 0.2 * 0.5,
+        "noisy_and": (s[0] - s[1]) / (s[2] - s[1]),
+    }
+    for name, theta in expected.items():
+        pooling = make(name, width=1)
+        summary = pooling.lift(logit[:, :0], pooling.instance_values(logit), Segments.whole([2]))
+        log_prob = pooling.instance_log_prob(pooling.finish(summary))
+        assert log_prob.exp()[0, :, 0].tolist() == pytest.approx([1 - theta, theta]), name
+
+
+@pytest.mark.parametrize(("name", "gate"), [("attention", 1.0), ("gated_attention", 0.5)])
+def test_attention_weights_by_hand(name: str, gate: float) -> None:
+    """V = 1, w = 1, U = 0: the scores of h = 0 and h = 1 are 0 and tanh(1) (halved by the gate's sigmoid(0))."""
+    pooling = make(name, width=1, attention_width=1)
+    with torch.no_grad():
+        for parameter in pooling.parameters():
+            parameter.fill_(0.0)
+        pooling.attention.content.weight.fill_(1.0)
+        pooling.attention.score.weight.fill_(1.0)
+    keys = torch.tensor([[0.0], [1.0]], dtype=FLOAT)
+    expected = math.exp(gate * math.tanh(1.0)) / (1.0 + math.exp(gate * math.tanh(1.0)))
+    pooled = pooling.finish(pooling.lift(pooling.scorer(FLOAT)(keys), keys, Segments.whole([2])))
+    assert pooled.item() == pytest.approx(expected)
+
+
+def test_a_head_per_class_pools_for_its_class_only() -> None:
+    """Two heads over p = (0.9, 0.1) and (0.2, 0.6): head 0 looks at the first instance, head 1 at the second."""
+    pooling = make("attention", heads=2, classes=2)
+    p = torch.tensor([[0.9, 0.1], [0.2, 0.6]], dtype=FLOAT)
+    scores = torch.tensor([[50.0, -50.0], [-50.0, 50.0]], dtype=FLOAT)
+    summary = pooling.lift(scores, pooling.instance_values(torch.logit(p)), Segments.whole([2]))
+    assert pooling.instance_log_prob(pooling.finish(summary)).exp()[0, 1].tolist() == pytest.approx([0.9, 0.6])
+
+
+@pytest.mark.parametrize("name", ["attention", "gated_attention"])
+def test_the_score_has_no_bias(name: str) -> None:
+    """A bias before the softmax has an exactly zero gradient that Adam would amplify."""
+    assert make(name).attention.score.bias is None

@@ -1,0 +1,32 @@
+"""One forward pass gives each bag its probability and each instance its weight, however bags are packed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from milcore.cohort.splits import make_splits
+from milcore.config import SplitConfig, TrainConfig
+from milcore.mil.bags.batch import pack
+from milcore.mil.inference import explain
+from milcore.mil.model import make_model
+from milcore.run import load_bags
+from tests.cohorts import write_features, write_store
+
+
+@pytest.mark.parametrize("memory_mb", [0.0001, 0.005, 1000.0])
+def test_bags_explained_together_or_alone_are_the_same(tmp_path: Path, memory_mb: float) -> None:
+    store = write_store(str(tmp_path))
+    write_features(store)
+    config = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, activation_mb=memory_mb)
+    bags = load_bags(store.uri, config, make_splits(store.manifest(), SplitConfig()))
+    model = make_model(config, 3, classes=2)
+    said = explain([model], bags, [4, 0, 7], torch.device("cpu"))
+    assert list(said) == [4, 0, 7]
+    for index, its in said.items():
+        with torch.no_grad():
+            alone = model.explain(pack([bags[index]], [index]))
+        np.testing.assert_allclose(its.probability, alone.log_prob[0].exp().numpy(), atol=1e-6)
+        np.testing.assert_allclose(its.attention, alone.attention.numpy(), atol=1e-6)
+        assert its.attention.sum() == pytest.approx(1.0)

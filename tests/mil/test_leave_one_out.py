@@ -1,0 +1,36 @@
+"""Leave-one-out against brute force."""
+
+import pytest
+import torch
+
+from milcore.config import POOLINGS_OF_PROBABILITIES, TrainConfig
+from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.leave_one_out import leave_one_out
+from milcore.mil.model import make_model
+from milcore.mil.pooling.pooling import POOLINGS
+
+ROWS = [
+    (name, level)
+    for name in POOLINGS
+    for level in ("embedding", "instance")
+    if level == "instance" or name not in POOLINGS_OF_PROBABILITIES
+]
+
+
+@pytest.mark.parametrize("chunk_rows", [5, 22, 100])
+@pytest.mark.parametrize(("pooling", "level"), ROWS)
+def test_it_equals_the_bag_without_each_instance(pooling: str, level: str, chunk_rows: int) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(23, 9)
+    config = TrainConfig(pooling=pooling, level=level, hidden=16, attention_hidden=8, attention_heads="per_class")
+    model = make_model(config, 9, classes=3)
+    model.encoder.rows_per_chunk = lambda _: chunk_rows
+    without = [torch.cat([rows[:i], rows[i + 1 :]]) for i in range(23)]
+    with torch.no_grad():
+        expected = model(pack([Bag(str(i), "", 0, its) for i, its in enumerate(without)], range(23)), None)
+    torch.testing.assert_close(leave_one_out(model, Bag("x", "", 0, rows)), expected, atol=1e-5, rtol=0)
+
+
+def test_the_only_instance_of_a_bag_leaves_nothing_to_say() -> None:
+    model = make_model(TrainConfig(hidden=4, attention_hidden=2), 3, classes=2)
+    assert leave_one_out(model, Bag("x", "", 0, torch.zeros(1, 3))).isnan().all()

@@ -1,0 +1,124 @@
+"""The model beside the formulas of the paper, for several classes, in half precision, and what it explains."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from milcore.config import POOLINGS_OF_PROBABILITIES, TrainConfig
+from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.dropout import Dropout
+from milcore.mil.model import MILModel, make_model
+from milcore.mil.pooling.pooling import POOLINGS
+
+WIDTH = 6
+ROWS = [
+    (name, level)
+    for name in POOLINGS
+    for level in ("embedding", "instance")
+    if level == "instance" or name not in POOLINGS_OF_PROBABILITIES
+]
+
+
+def bags_of(*lengths: int, dtype: torch.dtype = torch.float64) -> list[Bag]:
+    generator = torch.Generator().manual_seed(3)
+    drawn = [torch.randn(n, WIDTH, generator=generator, dtype=torch.float64) for n in lengths]
+    return [Bag(str(k), str(k), k % 2, (3.0 + 2.0 * its).to(dtype)) for k, its in enumerate(drawn)]
+
+
+def model_of(pooling: str, level: str, classes: int = 2, **more: object) -> MILModel:
+    config = TrainConfig(pooling=pooling, level=level, hidden=8, attention_hidden=4, **{"precision": "fp64", **more})
+    model = make_model(config, WIDTH, classes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+    model.encoder.standardise(torch.full((WIDTH,), 3.0), torch.full((WIDTH,), 2.0))
+    return model
+
+
+def embeddings_of(model: MILModel, bag: Bag) -> Tensor:
+    standardised = (bag.instances - model.encoder.mean) / model.encoder.sd
+    return torch.relu(standardised @ model.encoder.project.weight.t() + model.encoder.project.bias)
+
+
+def test_gated_attention_at_embedding_level_is_the_paper_s_formula() -> None:
+    model = model_of("gated_attention", "embedding")
+    network = model.pooling.attention
+    for bag in bags_of(5, 1):
+        h = embeddings_of(model, bag)
+        score = (torch.tanh(network.content(h)) * torch.sigmoid(network.gate(h))) @ network.score.weight[0]
+        weights = torch.softmax(score, dim=0)
+        expected = functional.logsigmoid(model.classifier(weights @ h))
+        said = model.explain(pack([bag], [0]))
+        torch.testing.assert_close(said.log_prob[0, 1:], expected)
+        torch.testing.assert_close(said.attention, weights)
+
+
+def test_three_classes_with_a_head_each_are_the_formula_of_each_class() -> None:
+    model = model_of("attention", "embedding", classes=3, attention_heads="per_class")
+    (bag,) = bags_of(5)
+    h, network = embeddings_of(model, bag), model.pooling.attention
+    weights = torch.softmax(torch.tanh(network.content(h)) @ network.score.weight.t(), dim=0)
+    logits = (weights.t() @ h * model.classifier.weight).sum(1) + model.classifier.bias
+    said = model.explain(pack([bag], [0]))
+    torch.testing.assert_close(said.log_prob[0], torch.log_softmax(logits, 0))
+    torch.testing.assert_close(said.attention, weights[:, logits.argmax()])
+
+
+def test_three_classes_at_instance_level_are_the_softmax_of_their_log_odds() -> None:
+    model = model_of("mean", "instance", classes=3)
+    (bag,) = bags_of(5)
+    theta = torch.sigmoid(model.classifier(embeddings_of(model, bag))).mean(0)
+    said = model(pack([bag], [0]), None)
+    torch.testing.assert_close(said[0], torch.log_softmax(torch.logit(theta), 0))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("heads", ["shared", "per_class"])
+@pytest.mark.parametrize(("pooling", "level"), ROWS)
+def test_probabilities_and_attention_sum_to_one(pooling: str, level: str, heads: str, classes: int) -> None:
+    said = model_of(pooling, level, classes, attention_heads=heads).explain(pack(bags_of(4, 1, 7), range(3)))
+    torch.testing.assert_close(said.log_prob.exp().sum(1), torch.ones(3, dtype=torch.float64))
+    sums = torch.stack([its.sum() for its in said.attention.split([4, 1, 7])])
+    torch.testing.assert_close(sums, torch.ones(3, dtype=torch.float64))
+
+
+def test_where_no_weight_is_defined_attention_is_the_share_of_the_summed_probabilities() -> None:
+    model = model_of("noisy_or", "instance")
+    (bag,) = bags_of(4)
+    p = torch.sigmoid(model.classifier(embeddings_of(model, bag)))[:, 0]
+    torch.testing.assert_close(model.explain(pack([bag], [0])).attention, p / p.sum())
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("pooling", "level"), ROWS)
+def test_probabilities_and_gradients_are_near_those_of_double_precision(
+    pooling: str, level: str, stored: torch.dtype, precision: str, tolerance: float
+) -> None:
+    """Half precision keeps 8 bits; an instance whose ReLU falls on the other side is one of hundreds here."""
+
+    def learn(precision: str, bags: list[Bag]) -> tuple[Tensor, Tensor]:
+        model, batch = model_of(pooling, level, precision=precision), pack(bags, range(3))
+        log_prob = model(batch, Dropout(0, 0, 0.5))
+        (-log_prob.gather(1, batch.labels[:, None]).sum()).backward()
+        gradient = torch.cat([its.grad.flatten() for its in model.parameters()])
+        return log_prob.detach().double().exp(), gradient.double()
+
+    bags = bags_of(400, 300, 500, dtype=stored)
+    exact = [Bag(bag.bag_id, "", bag.label, bag.instances.double()) for bag in bags]
+    (probability, gradient), (expected, expected_gradient) = learn(precision, bags), learn("fp64", exact)
+    assert (probability - expected).abs().max() <= tolerance
+    assert (gradient - expected_gradient).norm() <= tolerance * expected_gradient.norm()
+
+
+def test_features_far_from_zero_keep_their_spread_in_half_precision() -> None:
+    """At mean 100 and sd 1 a bf16 number has steps of 0.5; centred before the cast it has steps below 0.02."""
+    bag = Bag("x", "", 1, 100.0 + torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(0)))
+    said = []
+    for precision in ("bf16", "fp32"):
+        model = model_of("attention", "embedding", precision=precision)
+        model.encoder.standardise(torch.full((WIDTH,), 100.0), torch.ones(WIDTH))
+        said.append(model.explain(pack([bag], [0])).log_prob)
+    torch.testing.assert_close(said[0], said[1], atol=0.02, rtol=0)
+    assert bag.instances.mean() > 99.0  # read, not changed
