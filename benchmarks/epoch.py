@@ -23,10 +23,11 @@ import torch
 
 from benchmarks.pooling import ATTENTION, CASES, DTYPES, HIDDEN, KEPT_MB, WIDTH, make_batch, make_step, seconds
 from milcore.config import TrainConfig
-from milcore.run import load_bags
+from milcore.mil.bags.load import load_bags
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore
-from milcore.train import LocalContext, fit
+from milcore.training.context import LocalContext
+from milcore.training.loop import fit
 
 BATCHES = 4
 

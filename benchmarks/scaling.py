@@ -40,10 +40,10 @@ import torch
 from milcore.cluster.launch import train_with, tune_with
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
-from milcore.run import prepare_run
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
-from milcore.sweep import prepare_sweep
+from milcore.training.run import prepare_run
+from milcore.training.sweep import prepare_sweep
 
 WIDTH = 1024
 BATCH = 8

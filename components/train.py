@@ -34,10 +34,10 @@ def train(
     settings = {**locals()}
     from milcore.cluster.launch import train_with
     from milcore.config import LaunchConfig, SplitConfig, pick
-    from milcore.run import MODEL, SPLITS, prepare_run
     from milcore.runtime.storage import download, join
-    from milcore.sweep import read_best
-    from milcore.training.run_folder import run_state
+    from milcore.training.run import prepare_run
+    from milcore.training.run_folder import MODEL, SPLITS, run_state
+    from milcore.training.sweep import read_best
 
     spec = prepare_run(store_uri, run_uri, read_best(sweep_uri), SplitConfig(), join(sweep_uri, SPLITS))
     train_with(run_uri, pick(LaunchConfig, settings))

@@ -90,7 +90,7 @@ def tune(
     from milcore.cluster.launch import tune_with
     from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig, pick
     from milcore.runtime.storage import join
-    from milcore.sweep import prepare_sweep
+    from milcore.training.sweep import prepare_sweep
 
     sweep_uri = join(run_uri, "tune")
     config = pick(TuneConfig, {**settings, "train": pick(TrainConfig, settings)})

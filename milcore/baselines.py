@@ -24,7 +24,8 @@ from milcore.mil.inference import attention_by_slide, explain
 from milcore.store.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
-from milcore.train import LocalContext, fit
+from milcore.training.context import LocalContext
+from milcore.training.loop import fit
 
 NO_PATCH_SCORE = Estimate(math.nan, reason="gives no score per patch")
 NO_TEST_SLIDE = Estimate(math.nan, reason="no test slide")

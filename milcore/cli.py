@@ -280,8 +280,9 @@ def train(
     split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
     launch = launch_config(locals())
     from milcore.cluster.launch import train_with
-    from milcore.folds import line
-    from milcore.run import OUT_OF_FOLD, prepare_run
+    from milcore.training.cross_validation import line
+    from milcore.training.run import prepare_run
+    from milcore.training.run_folder import OUT_OF_FOLD
 
     spec = prepare_run(store, run, settings, split_config, splits)
     train_with(run, launch)
@@ -329,7 +330,7 @@ def tune(
     split_config = parse_config(SplitConfig, given(SplitConfig, locals()))
     launch = launch_config(locals())
     from milcore.cluster.launch import tune_with
-    from milcore.sweep import prepare_sweep, read_verdict
+    from milcore.training.sweep import prepare_sweep, read_verdict
 
     prepare_sweep(store, out, sweep, split_config, splits)
     best = tune_with(out, launch)

@@ -41,7 +41,7 @@ from milcore.runtime import storage
 from milcore.runtime.progress import say, track
 from milcore.store.slide_group import SlideGroup
 from milcore.summary import or_none, summarise
-from milcore.sweep import TRIALS, read_verdict
+from milcore.training.sweep import TRIALS, read_verdict
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"

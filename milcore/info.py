@@ -3,9 +3,9 @@
 from typing import Any
 
 from milcore.errors import InputError
-from milcore.run import CONFIG, is_finished, read_spec, read_splits
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
+from milcore.training.run_folder import CONFIG, is_finished, read_spec, read_splits
 
 METRICS = "metrics.json"
 

@@ -12,11 +12,13 @@ from milcore.cohort.splits import splits_digest
 from milcore.config import RunSpec
 from milcore.errors import StoreError
 from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import Explained, explain
 from milcore.mil.model import MILModel
-from milcore.run import HISTORY, instance_digest, load_bags, load_models, model_folders, read_splits
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
+from milcore.training.run import instance_digest
+from milcore.training.run_folder import HISTORY, load_models, model_folders, read_splits
 
 ALL_FOLDS = -1
 

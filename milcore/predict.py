@@ -28,14 +28,15 @@ from milcore.measured import Rule
 from milcore.metrics.calibration import Temperature, calibrate
 from milcore.metrics.classification import Threshold
 from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.bags.load import cache_bytes, instance_rows
 from milcore.mil.bags.rows import ChainedRows
 from milcore.mil.inference import Explained, explain, instance_columns
 from milcore.mil.model import MILModel
-from milcore.run import MODEL, cache_bytes, claim_folder, instance_rows, load_models, model_folders, read_splits
 from milcore.runtime import storage
 from milcore.runtime.progress import track
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
+from milcore.training.run_folder import MODEL, claim_folder, load_models, model_folders, read_splits
 
 FREE_SETTINGS = ("default_mpp", "max_unreadable", "slide_mpp")
 RESEARCH_USE = "Research use only. Not for diagnosis."

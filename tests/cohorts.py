@@ -5,9 +5,9 @@ import pyarrow as pa
 
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.cohort.splits import splits_digest
-from milcore.run import read_splits
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
+from milcore.training.run_folder import read_splits
 
 PATCH_PX = 16
 

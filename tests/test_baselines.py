@@ -10,7 +10,7 @@ from milcore.baselines import compare, localised, shuffle_labels, slide_colour
 from milcore.cohort.splits import make_splits
 from milcore.config import SplitConfig, TrainConfig
 from milcore.mil.bags.bags import Bags
-from milcore.run import load_bags
+from milcore.mil.bags.load import load_bags
 from milcore.store.store import PatchStore
 from tests.cohorts import write_features, write_store
 

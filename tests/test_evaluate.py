@@ -19,11 +19,14 @@ from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
 from milcore.metrics.classification import choose_threshold
-from milcore.run import load_bags, prepare_run, read_splits, train_run
+from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
-from milcore.sweep import TrialResult, prepare_sweep, publish, read_verdict, trial_configs
-from milcore.train import LocalContext, fit
+from milcore.training.context import LocalContext
+from milcore.training.loop import fit
+from milcore.training.run import prepare_run, train_run
+from milcore.training.run_folder import read_splits
+from milcore.training.sweep import TrialResult, prepare_sweep, publish, read_verdict, trial_configs
 from tests.cohorts import PATCH_PX, as_folds, write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=12, batch_size=4, learning_rate=0.02)

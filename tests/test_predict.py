@@ -18,11 +18,11 @@ from milcore.errors import InputError, StoreError
 from milcore.evaluate import evaluate
 from milcore.ingestion.cohort import ingest, plan_cohort
 from milcore.predict import cohort_ingestion, predict, predict_manifest, slide_names
-from milcore.run import prepare_run, train_run
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
-from milcore.train import LocalContext
+from milcore.training.context import LocalContext
+from milcore.training.run import prepare_run, train_run
 from tests.cohorts import as_folds
 
 TRAIN = TrainConfig(hidden=8, attention_hidden=4, epochs=2, batch_size=4)

@@ -30,11 +30,12 @@ from milcore.attention import localise
 from milcore.baselines import shuffle_labels
 from milcore.config import TrainConfig, parse_config
 from milcore.mil.bags.bags import Bags
+from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import Explained, explain
-from milcore.run import load_bags
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore
-from milcore.train import FitResult, LocalContext, fit
+from milcore.training.context import LocalContext
+from milcore.training.loop import FitResult, fit
 
 CPU = torch.device("cpu")
 THRESHOLD = 0.5

@@ -15,10 +15,10 @@ import torch
 from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 
-from milcore.checkpoints import is_whole
 from milcore.runtime import storage
 from milcore.runtime.progress import EpochWatch
-from milcore.train import LocalContext, keep_checkpoint
+from milcore.training.checkpoints import is_whole
+from milcore.training.context import LocalContext, keep_checkpoint
 from milcore.training.selection import NO_VALIDATION, Validation
 
 

@@ -15,13 +15,14 @@ from milcore.encoders.extraction.batches import Step
 from milcore.encoders.extraction.encode import encode_steps, named, slides_to_encode
 from milcore.encoders.extraction.reader import EncodedSlide
 from milcore.errors import ClusterError, InputError
-from milcore.event_file import RunWatch
-from milcore.folds import train_folds
-from milcore.run import CHECKPOINTS, is_finished, read_spec, train_run
 from milcore.runtime import storage
 from milcore.runtime.progress import PatchLines
-from milcore.sweep import read_best
-from milcore.train import LocalContext
+from milcore.training.context import LocalContext
+from milcore.training.cross_validation import train_folds
+from milcore.training.run import train_run
+from milcore.training.run_folder import CHECKPOINTS, is_finished, read_spec
+from milcore.training.sweep import read_best
+from milcore.training.tensorboard import RunWatch
 
 RAYJOB = "rayjob"
 

@@ -12,11 +12,12 @@ from milcore.cluster.connect import connected, cpus, environment, wait_for_room
 from milcore.cluster.context import RayContext, calm_logging
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, MILError, UnreachableError
-from milcore.event_file import RunWatch
-from milcore.run import CHECKPOINTS, read_spec, train_run
 from milcore.runtime import storage
 from milcore.runtime.progress import say
-from milcore.train import CHECKPOINTS_KEPT
+from milcore.training.context import CHECKPOINTS_KEPT
+from milcore.training.run import train_run
+from milcore.training.run_folder import CHECKPOINTS, read_spec
+from milcore.training.tensorboard import RunWatch
 
 MAX_FAILURES = 3
 SECONDS_TO_NEXT = (5.0, 15.0, 45.0)

@@ -20,10 +20,13 @@ from milcore.cluster.context import FoldsOfTrial, TrialContext, calm_logging
 from milcore.cohort.splits import add_folds
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.mil.bags.bags import Bags
-from milcore.run import load_bags, read_splits
+from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
 from milcore.runtime.progress import say
-from milcore.sweep import (
+from milcore.training.context import LocalContext
+from milcore.training.loop import fit
+from milcore.training.run_folder import read_splits
+from milcore.training.sweep import (
     SweepSpec,
     TrialResult,
     publish,
@@ -33,7 +36,6 @@ from milcore.sweep import (
     searched,
     trial_configs,
 )
-from milcore.train import LocalContext, fit
 
 RAY_FOLDER = "trials"
 FINISHED = "finished"

@@ -12,8 +12,9 @@ from milcore.cluster.job import run_job
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError
-from milcore.run import load_models, prepare_run
 from milcore.runtime import storage
+from milcore.training.run import prepare_run
+from milcore.training.run_folder import load_models
 from tests.cohorts import write_features, write_store
 from tests.conftest import free_ports
 from tests.ray_node import Head

@@ -13,9 +13,9 @@ from milcore.cluster.train import SNAPSHOT, _drop_torn_snapshot, _EndAtRepeating
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError, MILError, StoreError, UnreachableError
 from milcore.mil.model import make_model
-from milcore.run import prepare_run, train_run
 from milcore.runtime import storage
-from milcore.train import LocalContext
+from milcore.training.context import LocalContext
+from milcore.training.run import prepare_run, train_run
 from tests.cohorts import write_features, write_store
 
 # 7 training bags in batches of 2: 4 steps an epoch, 24 in all

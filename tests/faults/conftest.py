@@ -18,9 +18,9 @@ from safetensors.torch import load
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.mil.model import make_model
-from milcore.run import prepare_run
 from milcore.runtime import storage
-from milcore.sweep import prepare_sweep
+from milcore.training.run import prepare_run
+from milcore.training.sweep import prepare_sweep
 from tests.cohorts import write_features, write_store
 from tests.faults.proxy import FaultyProxy
 

@@ -9,9 +9,9 @@ import torch
 from milcore.cohort.splits import make_splits
 from milcore.config import SplitConfig, TrainConfig
 from milcore.mil.bags.batch import pack
+from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import explain
 from milcore.mil.model import make_model
-from milcore.run import load_bags
 from tests.cohorts import write_features, write_store
 
 

@@ -8,10 +8,10 @@ from kfp import dsl
 
 from components.evaluate import evaluate
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
-from milcore.run import prepare_run, train_run
 from milcore.runtime import storage
-from milcore.sweep import TrialResult, prepare_sweep, publish
-from milcore.train import LocalContext
+from milcore.training.context import LocalContext
+from milcore.training.run import prepare_run, train_run
+from milcore.training.sweep import TrialResult, prepare_sweep, publish
 from tests.cohorts import write_features, write_store
 
 KINDS = {

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from milcore.errors import MILError
-from milcore.run import load_models
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
-from milcore.sweep import read_best
+from milcore.training.run_folder import load_models
+from milcore.training.sweep import read_best
 from pipeline import __main__ as main_module
 from tests.pipeline.conftest import Executing
 

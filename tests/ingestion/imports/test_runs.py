@@ -16,11 +16,12 @@ from milcore.evaluate import evaluate
 from milcore.info import describe
 from milcore.ingestion.imports.import_cohort import import_source
 from milcore.predict import predict
-from milcore.run import prepare_run, read_splits, train_run
 from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.store.store import PatchStore
-from milcore.train import LocalContext
+from milcore.training.context import LocalContext
+from milcore.training.run import prepare_run, train_run
+from milcore.training.run_folder import read_splits
 from tests.ingestion.imports.made import BAGS, write_h5, write_labels
 
 TRAIN = TrainConfig(features="imported", hidden=64, attention_hidden=32, epochs=40, batch_size=4, learning_rate=3e-3)

@@ -9,10 +9,12 @@ import torch
 from milcore.config import SplitConfig, TrainConfig, parse_config
 from milcore.encoders.networks.vit import VisionTransformer, VitShape
 from milcore.errors import InputError, StoreError
+from milcore.mil.bags.load import load_bags
 from milcore.mil.instance_encoders.finetune import PretrainedEncoder, learn_from
 from milcore.mil.model import make_model
-from milcore.run import load_bags, load_models, prepare_run, read_splits, train_run
-from milcore.train import LocalContext
+from milcore.training.context import LocalContext
+from milcore.training.run import prepare_run, train_run
+from milcore.training.run_folder import load_models, read_splits
 from tests.cohorts import PATCH_PX, write_store
 
 SHAPE = VitShape(

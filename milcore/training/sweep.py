@@ -14,10 +14,12 @@ from milcore import __version__
 from milcore.cohort.splits import splits_digest
 from milcore.config import Config, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import ClusterError, InputError
-from milcore.run import SPLITS, choose_splits, claim_folder, instance_digest, read_claim
+from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
-from milcore.search_space import parse_axis
 from milcore.store.store import PatchStore
+from milcore.training.run import choose_splits, instance_digest
+from milcore.training.run_folder import SPLITS, claim_folder, read_claim
+from milcore.training.search_space import parse_axis
 from milcore.training.selection import Validation
 
 TRIALS = "trials.parquet"
@@ -146,24 +148,6 @@ def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:
     if not math.isnan(result.val_auroc_se) or set(labels) != {0, 1}:
         return result
     return result._replace(val_auroc_se=auroc_standard_error(result.val_auroc, positives, len(labels) - positives))
-
-
-def auroc_standard_error(auroc: float, positives: int, negatives: int) -> float:
-    """Of an AUROC seen on so many of each class, under exponential scores.
-
-    ``var = (A (1 - A) + (p - 1) (A / (2 - A) - A^2) + (n - 1) (2 A^2 / (1 + A) - A^2)) / (p n)``
-
-    It is 0 at an AUROC of 1, however few they were; so half a pair of a positive and a negative counts as ranked
-    wrongly where none is, and as ranked rightly where all are wrong.
-
-    Source: Hanley, McNeil 1982, Radiology 143:29-36, equation 2.
-    """
-    half_a_pair = 0.5 / (positives * negatives)
-    auroc = min(max(auroc, half_a_pair), 1.0 - half_a_pair)
-    ties = (positives - 1) * (auroc / (2 - auroc) - auroc**2) + (negatives - 1) * (
-        2 * auroc**2 / (1 + auroc) - auroc**2
-    )
-    return math.sqrt(max(auroc * (1 - auroc) + ties, 0.0) / (positives * negatives))
 
 
 def judge(results: list[TrialResult]) -> Verdict:

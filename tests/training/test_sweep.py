@@ -7,18 +7,10 @@ import pytest
 
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError, StoreError
+from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
-from milcore.search_space import parse_axis
-from milcore.sweep import (
-    TrialResult,
-    auroc_standard_error,
-    judge,
-    prepare_sweep,
-    publish,
-    read_best,
-    read_sweep,
-    trial_configs,
-)
+from milcore.training.search_space import parse_axis
+from milcore.training.sweep import TrialResult, judge, prepare_sweep, publish, read_best, read_sweep, trial_configs
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3)

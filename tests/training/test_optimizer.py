@@ -4,7 +4,7 @@ import pytest
 
 from milcore.config import TrainConfig, parse_config
 from milcore.errors import InputError
-from milcore.optimisation import learning_rate
+from milcore.training.optimizer import learning_rate
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from milcore.cluster.launch import train_with
 from milcore.cohort.splits import add_folds, splits_of_fold
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import InputError
-from milcore.folds import summarise
-from milcore.run import is_finished, prepare_run, read_spec, read_splits
 from milcore.runtime import storage
+from milcore.training.cross_validation import summarise
+from milcore.training.run import prepare_run
+from milcore.training.run_folder import is_finished, read_spec, read_splits
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=2, batch_size=4)

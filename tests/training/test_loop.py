@@ -16,7 +16,8 @@ from milcore.config import TrainConfig
 from milcore.errors import MILError
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.model import make_model
-from milcore.train import LocalContext, bag_losses, fit
+from milcore.training.context import LocalContext
+from milcore.training.loop import bag_losses, fit
 
 WIDTH = 6
 CACHE = 1 << 30

@@ -14,24 +14,24 @@ import pyarrow as pa
 import torch
 
 from milcore.config import RunSpec
-from milcore.event_file import RunWatch
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import auroc_estimate
+from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import explain
-from milcore.run import (
+from milcore.runtime import storage
+from milcore.runtime.progress import figure, say
+from milcore.training.context import LocalContext
+from milcore.training.run import train_run
+from milcore.training.run_folder import (
     CHECKPOINTS,
     HISTORY,
     OUT_OF_FOLD,
     fold_folder,
-    load_bags,
     load_models,
     read_spec,
     read_splits,
-    train_run,
 )
-from milcore.runtime import storage
-from milcore.runtime.progress import figure, say
-from milcore.train import LocalContext
+from milcore.training.tensorboard import RunWatch
 
 PREDICTIONS = "predictions.parquet"
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from milcore.balance import class_weights, even_draw
+from milcore.training.class_balance import class_weights, even_draw
 
 
 def test_class_weights_are_inverse_frequencies_whose_mean_over_bags_is_one() -> None:

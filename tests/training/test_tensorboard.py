@@ -9,8 +9,8 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
-from milcore.event_file import EventFile
 from milcore.runtime import storage
+from milcore.training.tensorboard import EventFile
 
 
 def masked_crc32c(data: bytes) -> int:

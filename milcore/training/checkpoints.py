@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from milcore.optimisation import Optimisation
+from milcore.training.optimizer import Optimisation
 from milcore.training.selection import NO_VALIDATION, Validation
 
 MODEL, BEST, OPTIMIZER, EMA = (f"{name}.safetensors" for name in ("model", "best", "optimizer", "ema"))

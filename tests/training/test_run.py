@@ -8,10 +8,12 @@ import torch
 from milcore.config import SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError
 from milcore.info import describe
-from milcore.run import load_bags, load_models, prepare_run, read_splits, train_run
+from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
-from milcore.train import LocalContext
+from milcore.training.context import LocalContext
+from milcore.training.run import prepare_run, train_run
+from milcore.training.run_folder import load_models, read_splits
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3, batch_size=4)

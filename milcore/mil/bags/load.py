@@ -1,0 +1,75 @@
+"""Bags of a patch store."""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from milcore.config import TrainConfig
+from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.bags.rows import BlockRows, ChainedRows, Rows
+from milcore.mil.instance_encoders.finetune import check_patches
+from milcore.store.slide_group import Features, SlideGroup
+from milcore.store.store import PatchStore
+
+READING_THREADS = 16
+PATCHES_PER_READ = 256
+
+
+def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
+    """The bags of a split table, in its order, read from the store when asked for.
+
+    A bag is a slide or, by the config, a patient: their slides one after another, under the highest of their labels.
+    """
+    store = PatchStore(store_uri)
+    rows = splits.to_pylist()
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        slides = list(pool.map(lambda row: store.slide(row["slide_id"]), rows))
+    groups = {slide.slide_id: slide for slide in slides}
+    of_bag: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        of_bag.setdefault(row["patient_id"] if config.bag == "patient" else row["slide_id"], []).append(row)
+    entries = [
+        BagEntry(
+            bag_id,
+            its[0]["patient_id"],
+            max(row["label"] for row in its),
+            its[0]["split"],
+            tuple(row["slide_id"] for row in its),
+            tuple(len(groups[row["slide_id"]]) for row in its),
+        )
+        for bag_id, its in of_bag.items()
+    ]
+    features = functools.cache(lambda slide_id: groups[slide_id].features(str(config.features)))
+
+    def open_rows(entry: BagEntry) -> Rows:
+        if config.features is None:
+            return ChainedRows([instance_rows(groups[slide_id], config) for slide_id in entry.slides])
+        return ChainedRows([_feature_rows(features(slide_id)) for slide_id in entry.slides])
+
+    return Bags(entries, open_rows, cache_bytes(config))
+
+
+def instance_rows(slide: SlideGroup, config: TrainConfig) -> Rows:
+    """What the model sees of a slide: features (instance, feature), or patches (instance, height, width, 3) u1."""
+    if config.features is not None:
+        return _feature_rows(slide.features(config.features))
+    check_patches(config.encoder, slide)
+    return _patch_rows(slide)
+
+
+def _patch_rows(slide: SlideGroup) -> Rows:
+    return BlockRows(lambda start, stop: torch.from_numpy(slide.patches(start, stop)), len(slide), PATCHES_PER_READ)
+
+
+def _feature_rows(features: Features) -> Rows:
+    return BlockRows(
+        lambda start, stop: torch.from_numpy(features.read(start, stop)), features.shape[0], features.rows_per_chunk
+    )
+
+
+def cache_bytes(config: TrainConfig) -> int:
+    """Memory for the instances one worker keeps."""
+    return int(config.cache_mb * 1e6)
