@@ -26,7 +26,7 @@ test-long: setup
 
 # the report in headless Chromium
 test-browser: setup browser
-	$(BIN)/python -m pytest -m browser tests/report
+	$(BIN)/python -m pytest -m browser tests/evaluation/report
 
 # Chromium comes from Debian's packages, which takes root; where it is installed already nothing is fetched
 browser:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
-from milcore.report import render
-from tests.report.conftest import FLAGS
-from tests.report_example import example
+from milcore.evaluation.report import render
+from tests.evaluation.report.conftest import FLAGS
+from tests.evaluation.report.example import example
 
 FRAME = "const done = arguments[0]; requestAnimationFrame(() => setTimeout(() => done(performance.now()), 0))"
 

@@ -33,8 +33,8 @@ def evaluate(
     Returns:
         The report's URI.
     """
-    from milcore.evaluate import ATTENTION, MODEL_CARD, REPORT, download_overlays
-    from milcore.evaluate import evaluate as evaluate_run
+    from milcore.evaluation.evaluate import ATTENTION, MODEL_CARD, REPORT, download_overlays
+    from milcore.evaluation.evaluate import evaluate as evaluate_run
     from milcore.runtime.storage import download, join
 
     summary = evaluate_run(run_uri, baselines=baselines, sweep_uri=sweep_uri)

@@ -20,7 +20,7 @@ def predict(run_uri: str, slides: list[str], out_uri: str, default_mpp: float, u
         The folder.
     """
     from milcore.errors import InputError
-    from milcore.predict import predict as predict_slides
+    from milcore.evaluation.predict import predict as predict_slides
     from milcore.runtime.progress import say
 
     summary = predict_slides(run_uri, slides, out_uri, default_mpp or None, use_gpu=use_gpu)

@@ -358,7 +358,7 @@ def evaluate(
     if unknown:
         raise InputError(f"--attention got {', '.join(unknown)}; allowed: {', '.join(ATTENTION_FORMATS)}")
     forms = tuple(form for form in ATTENTION_FORMATS if form in attention.split(","))
-    from milcore.evaluate import evaluate as evaluate_run
+    from milcore.evaluation.evaluate import evaluate as evaluate_run
 
     metrics = evaluate_run(
         run,
@@ -389,8 +389,8 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Score new slides through the run's own ingestion and encoder settings; the same OUT resumes."""
-    from milcore.predict import predict as predict_files
-    from milcore.predict import predict_manifest
+    from milcore.evaluation.predict import predict as predict_files
+    from milcore.evaluation.predict import predict_manifest
 
     *slide_uris, out = slides
     if bool(slide_uris) == (manifest is not None):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from milcore.attention import percentile, png
+from milcore.evaluation.attention.maps import percentile, png
 from milcore.store.slide_group import SlideGroup
 
 GAP = 8

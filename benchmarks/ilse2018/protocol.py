@@ -26,9 +26,9 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from milcore.attention import localise
-from milcore.baselines import shuffle_labels
 from milcore.config import TrainConfig, parse_config
+from milcore.evaluation.attention.localisation import localise
+from milcore.evaluation.baselines import shuffle_labels
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import Explained, explain

@@ -12,10 +12,10 @@ from PIL import Image
 
 from milcore.config import ImportConfig, SplitConfig, TrainConfig
 from milcore.errors import StoreError
-from milcore.evaluate import evaluate
+from milcore.evaluation.evaluate import evaluate
+from milcore.evaluation.predict import predict
 from milcore.info import describe
 from milcore.ingestion.imports.import_cohort import import_source
-from milcore.predict import predict
 from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.store.store import PatchStore

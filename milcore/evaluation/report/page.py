@@ -9,11 +9,11 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from milcore.evaluation.report.charts import Axes, Point, Series, chart, interval_bar, steps
+from milcore.evaluation.report.contents import Curve, FlippingCurves, ReportData, SlideView
+from milcore.evaluation.report.pictures import data_uri, scale_bar
 from milcore.metrics.classification import Estimate
 from milcore.metrics.curves import Band
-from milcore.report.charts import Axes, Point, Series, chart, interval_bar, steps
-from milcore.report.data import Curve, FlippingCurves, ReportData, SlideView
-from milcore.report.pictures import data_uri, scale_bar
 from milcore.training.selection import NO_VALIDATION, Validation
 
 DASH = "\N{EN DASH}"
@@ -62,7 +62,7 @@ def model_card(data: ReportData) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("milcore", "report"),
+        loader=PackageLoader("milcore", "evaluation/report"),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -125,7 +125,7 @@ def _headline(data: ReportData, classes: tuple[str, ...]) -> list[tuple[str, str
 
 def _asset(name: str) -> Markup:
     """A file of this package that goes into the page as it is."""
-    return Markup(resources.files("milcore.report").joinpath(name).read_text("utf-8"))  # noqa: S704 - our own file
+    return Markup(resources.files("milcore.evaluation.report").joinpath(name).read_text("utf-8"))  # noqa: S704 - our own file
 
 
 def _charts(data: ReportData) -> list[tuple[str, str, Markup]]:

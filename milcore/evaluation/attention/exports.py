@@ -15,7 +15,7 @@ import tifffile
 from jaxtyping import UInt8
 from PIL import Image
 
-from milcore.attention import colour_of
+from milcore.evaluation.attention.maps import colour_of
 
 PIXELS_PER_PATCH = 16
 TILE = 256

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from milcore.config import TrainConfig
-from milcore.flipping import REMOVED, STEPS, evenness, flip
+from milcore.evaluation.attention.patch_flipping import REMOVED, STEPS, evenness, flip
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.model import make_model
 

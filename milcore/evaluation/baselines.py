@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from milcore.config import TrainConfig
-from milcore.measured import FLAT, InstanceLabels, localisation_estimate, localise_test
+from milcore.evaluation.attention.checks import FLAT, InstanceLabels, localisation_estimate, localise_test
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import Comparison, Estimate, auroc_estimate, mean_estimate
 from milcore.mil.bags.bags import BagEntry, Bags

@@ -4,13 +4,22 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from milcore.attention import attention_table, half_mass, heat_layer, png
-from milcore.flipping import evenness
+from milcore.evaluation.attention.maps import attention_table, half_mass, heat_layer, png
+from milcore.evaluation.attention.patch_flipping import evenness
+from milcore.evaluation.report import (
+    Curve,
+    FlippingCurves,
+    Picture,
+    ReportData,
+    ShownPatch,
+    SlideView,
+    SplitCount,
+    Sweep,
+)
+from milcore.evaluation.report.pictures import jpeg, rings
 from milcore.metrics.calibration import reliability
 from milcore.metrics.classification import Comparison, Estimate, choose_threshold, confusion, estimates
 from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
-from milcore.report import Curve, FlippingCurves, Picture, ReportData, ShownPatch, SlideView, SplitCount, Sweep
-from milcore.report.pictures import jpeg, rings
 
 UNDEFINED = Estimate(float("nan"), reason="gives no score per patch")
 

@@ -10,9 +10,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
-from milcore.report import render
-from tests.report.conftest import complaints, requested
-from tests.report_example import example
+from milcore.evaluation.report import render
+from tests.evaluation.report.conftest import complaints, requested
+from tests.evaluation.report.example import example
 
 pytestmark = pytest.mark.browser
 

@@ -13,34 +13,27 @@ import pyarrow as pa
 import torch
 from shapely.geometry.base import BaseGeometry
 
-from milcore.artifacts import Finding, slide_view, write_attention
-from milcore.baselines import compare
 from milcore.cohort.annotations import instance_labels, load_annotation
 from milcore.config import ATTENTION_FORMATS, AttentionFormat, RunSpec
-from milcore.flipping import Flipping, flip
-from milcore.measured import (
-    FLAT,
+from milcore.evaluation.attention.checks import (
     Checked,
-    Evaluated,
     InstanceLabels,
-    Measured,
-    Rule,
-    attention_warnings,
-    choose_rule,
-    flipping_estimate,
-    localisation_estimate,
-    localise_test,
-    measure,
+    check_attention,
 )
+from milcore.evaluation.attention.write import Finding, slide_view, write_attention
+from milcore.evaluation.baselines import compare
+from milcore.evaluation.decision import Rule, choose_rule, predicted_classes
+from milcore.evaluation.gather_report import report_data
+from milcore.evaluation.metrics_json import or_none, summarise
+from milcore.evaluation.report import Picture, SlideView, Sweep, model_card, render
+from milcore.evaluation.results import Evaluated
+from milcore.evaluation.run_predictions import OpenedRun, open_run
+from milcore.evaluation.scores import Measured, measure
 from milcore.metrics.classification import Comparison
-from milcore.mil.inference import attention_by_slide, instance_columns
-from milcore.opened_run import OpenedRun, open_run
-from milcore.report import Picture, SlideView, Sweep, model_card, render
-from milcore.report_data import report_data
+from milcore.mil.inference import instance_columns
 from milcore.runtime import storage
 from milcore.runtime.progress import say, track
 from milcore.store.slide_group import SlideGroup
-from milcore.summary import or_none, summarise
 from milcore.training.sweep import TRIALS, read_verdict
 
 METRICS = "metrics.json"
@@ -95,7 +88,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     regions = _regions(run, groups)
     labels = _instance_labels(groups, regions)
     measured = measure(run.part("test"), rule, run.spec.train.seed)
-    checked = _check_attention(run, rule, labels, measured)
+    checked = check_attention(run, rule, labels, measured)
     rows = [_own_row(run.spec, measured)]
     if baselines:
         say("comparing with simple models")
@@ -171,39 +164,6 @@ def _instance_labels(groups: dict[str, SlideGroup], regions: dict[str, BaseGeome
         return {slide_id: labels for slide_id, labels in found if labels is not None}
 
 
-def _check_attention(run: OpenedRun, rule: Rule, labels: InstanceLabels, measured: Measured) -> Checked:
-    """Measure attention against instance labels and against the model itself; adds to ``measured.overall``."""
-    seed, classes = run.spec.train.seed, len(run.spec.classes)
-    entries = run.part("test").entries
-    found = localise_test(attention_by_slide(run.bags, run.said), entries, labels, classes)
-    if run.spec.train.pooling == "mean":
-        measured.overall.update(localisation_auroc=FLAT, localisation_ap=FLAT, flipping_area=FLAT)
-        return Checked(found, {}, ())
-    flipped = dict(_flipped(run, rule))
-    measured.overall["localisation_auroc"] = localisation_estimate(found.bags, entries, seed)
-    measured.overall["localisation_ap"] = localisation_estimate(found.precision, entries, seed)
-    measured.overall["flipping_area"] = flipping_estimate(flipped, entries, seed)
-    said = [run.said[index] for index in run.bags.split("test")]
-    warnings = attention_warnings(said, measured.overall["localisation_auroc"], measured.overall["flipping_area"])
-    return Checked(found, flipped, tuple(warnings))
-
-
-def _flipped(run: OpenedRun, rule: Rule) -> Iterator[tuple[str, Flipping]]:
-    """The curves of every test bag that is called positive, or anything of more than two classes."""
-    called = _called(run, rule)
-    indices = [index for index, label in called.items() if label or len(run.spec.classes) > 2]
-    for index in track(indices, "flipping patches", len(indices)):
-        attention = run.said[index].attention
-        its = flip(run.models, run.bags[index], attention, called[index], run.spec.train.seed)
-        yield run.bags.entries[index].bag_id, its
-
-
-def _called(run: OpenedRun, rule: Rule) -> dict[int, int]:
-    """The class called for each test bag, by its index."""
-    calls = rule.call(run.part("test").probability)
-    return {index: int(label) for index, label in zip(run.bags.split("test"), calls, strict=True)}
-
-
 def _own_row(spec: RunSpec, measured: Measured) -> Comparison:
     source = spec.train.features or f"{spec.train.encoder}, trained end to end"
     name = f"{spec.train.pooling.replace('_', ' ')} pooling, {spec.train.level} level"
@@ -221,7 +181,7 @@ def _slide_views(
 ) -> Iterator[SlideView]:
     """Write the attention of every test slide, and an index of it, and collect what the report shows."""
     folder = storage.join(run.uri, ATTENTION)
-    called = _called(run, rule)
+    called = predicted_classes(run, rule)
     picture = Picture.for_slides(sum(len(run.bags.entries[index].slides) for index in called))
     index_rows = []
     for index in track(list(called), "attention", len(called)):

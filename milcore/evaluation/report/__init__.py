@@ -1,6 +1,6 @@
 """The report of a run: one HTML file that needs no network, and a model card. No torch; it is fed plain data."""
 
-from milcore.report.data import (
+from milcore.evaluation.report.contents import (
     Curve,
     FlippingCurves,
     Picture,
@@ -10,7 +10,7 @@ from milcore.report.data import (
     SplitCount,
     Sweep,
 )
-from milcore.report.page import model_card, render
+from milcore.evaluation.report.page import model_card, render
 
 __all__ = [
     "Curve",

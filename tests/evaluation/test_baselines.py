@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from milcore.baselines import compare, localised, shuffle_labels, slide_colour
 from milcore.cohort.splits import make_splits
 from milcore.config import SplitConfig, TrainConfig
+from milcore.evaluation.baselines import compare, localised, shuffle_labels, slide_colour
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.store.store import PatchStore

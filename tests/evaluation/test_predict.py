@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from milcore.artifacts import SUFFIXES
 from milcore.config import EncodeConfig, IngestConfig, SplitConfig, TrainConfig
 from milcore.encoders.extraction.encode import encode
 from milcore.errors import InputError, StoreError
-from milcore.evaluate import evaluate
+from milcore.evaluation.attention.write import SUFFIXES
+from milcore.evaluation.evaluate import evaluate
+from milcore.evaluation.predict import cohort_ingestion, predict, predict_manifest, slide_names
 from milcore.ingestion.cohort import ingest, plan_cohort
-from milcore.predict import cohort_ingestion, predict, predict_manifest, slide_names
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import shapely
 
+from milcore.evaluation.report import ReportData, model_card, render
+from milcore.evaluation.report.charts import HEIGHT, WIDTH, Axes, Series, chart, interval_bar, steps
+from milcore.evaluation.report.page import DASH, interval, number
+from milcore.evaluation.report.pictures import rings, scale_bar, shrink
 from milcore.metrics.classification import Estimate
-from milcore.report import ReportData, model_card, render
-from milcore.report.charts import HEIGHT, WIDTH, Axes, Series, chart, interval_bar, steps
-from milcore.report.page import DASH, interval, number
-from milcore.report.pictures import rings, scale_bar, shrink
-from tests.report_example import example
+from tests.evaluation.report.example import example
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from milcore.artifacts import write_attention
 from milcore.cohort.manifest import Slide, read_manifest
 from milcore.config import ATTENTION_FORMATS, EncodeConfig, IngestConfig, RunSpec, parse_config
 from milcore.encoders.extraction.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
-from milcore.evaluate import ATTENTION, METRICS
+from milcore.evaluation.attention.write import write_attention
+from milcore.evaluation.decision import Rule
+from milcore.evaluation.evaluate import ATTENTION, METRICS
 from milcore.ingestion.slide import ingest_slide
-from milcore.measured import Rule
 from milcore.metrics.calibration import Temperature, calibrate
 from milcore.metrics.classification import Threshold
 from milcore.mil.bags.bags import BagEntry, Bags

@@ -8,12 +8,12 @@ import pyarrow as pa
 from jaxtyping import UInt8
 from shapely.geometry.base import BaseGeometry
 
-from milcore.attention import attention_table, half_mass, heat_layer, overlay, png
-from milcore.attention_exports import geojson, heat_factor, heat_map, ome_tiff
 from milcore.config import AttentionFormat
-from milcore.flipping import evenness
-from milcore.report import Picture, ShownPatch, SlideView
-from milcore.report.pictures import jpeg, rings, shrink
+from milcore.evaluation.attention.exports import geojson, heat_factor, heat_map, ome_tiff
+from milcore.evaluation.attention.maps import attention_table, half_mass, heat_layer, overlay, png
+from milcore.evaluation.attention.patch_flipping import evenness
+from milcore.evaluation.report import Picture, ShownPatch, SlideView
+from milcore.evaluation.report.pictures import jpeg, rings, shrink
 from milcore.runtime import storage
 from milcore.store.sampling import read_patches
 from milcore.store.slide_group import SlideGroup

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from milcore.artifacts import SUFFIXES
 from milcore.cohort.manifest import Manifest
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import InputError, StoreError
-from milcore.evaluate import evaluate
+from milcore.evaluation.attention.write import SUFFIXES
+from milcore.evaluation.evaluate import evaluate
 from milcore.metrics.classification import choose_threshold
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage

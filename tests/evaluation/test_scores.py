@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from milcore.measured import Rule, attention_warnings, choose_rule, measure, roc_of
+from milcore.evaluation.attention.checks import attention_warnings
+from milcore.evaluation.decision import Rule, choose_rule
+from milcore.evaluation.run_predictions import Part
+from milcore.evaluation.scores import measure, roc_of
 from milcore.metrics.calibration import Temperature
 from milcore.metrics.classification import Estimate, Threshold
 from milcore.mil.bags.bags import BagEntry
 from milcore.mil.inference import Explained
-from milcore.opened_run import Part
 
 
 def part(labels: list[int], probability: list[float], patients: list[str]) -> Part:

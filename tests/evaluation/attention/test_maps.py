@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from milcore.attention import (
-    attention_table,
-    half_mass,
-    heat_layer,
-    localise,
-    overlay,
-    percentile,
-    png,
-)
+from milcore.evaluation.attention.localisation import localise
+from milcore.evaluation.attention.maps import attention_table, half_mass, heat_layer, overlay, percentile, png
 
 
 def table(coords, weight, size=100.0):

@@ -8,13 +8,13 @@ import torch
 
 from milcore import __version__
 from milcore.config import SPLIT_NAMES
-from milcore.flipping import REMOVED, Flipping, mean_flipping
-from milcore.measured import Evaluated
+from milcore.evaluation.attention.patch_flipping import REMOVED, Flipping, mean_flipping
+from milcore.evaluation.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, Sweep
+from milcore.evaluation.results import Evaluated
+from milcore.evaluation.run_predictions import OpenedRun, Part
 from milcore.metrics.calibration import reliability
 from milcore.metrics.classification import confusion
 from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
-from milcore.opened_run import OpenedRun, Part
-from milcore.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, Sweep
 
 RELIABILITY_BINS = 5
 

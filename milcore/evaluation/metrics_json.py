@@ -3,8 +3,13 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from milcore.config import SPLIT_NAMES
-from milcore.measured import Evaluated, own_figures, roc_of
+from milcore.evaluation.attention.patch_flipping import evenness
+from milcore.evaluation.results import Evaluated
+from milcore.evaluation.run_predictions import OpenedRun
+from milcore.evaluation.scores import roc_of
 from milcore.metrics.classification import Estimate, confusion
 
 
@@ -51,6 +56,12 @@ def summarise(found: Evaluated, report_uri: str) -> dict[str, Any]:
         "quarantined": run.store.quarantined(),
         "report": report_uri,
     }
+
+
+def own_figures(run: OpenedRun) -> dict[str, float]:
+    """The median normalised entropy of attention over test bags, NaN where there is none."""
+    even = [evenness(run.said[index].attention) for index in run.bags.split("test")]
+    return {"attention_entropy": float(np.nanmedian(even)) if even else math.nan}
 
 
 def _figures(values: dict[str, Estimate]) -> dict[str, Any]:

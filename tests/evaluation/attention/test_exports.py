@@ -12,10 +12,10 @@ import zarr
 from geojson_pydantic import FeatureCollection
 from PIL import Image
 
-from milcore.artifacts import write_attention
-from milcore.attention import RAMP, attention_table
-from milcore.attention_exports import geojson, heat_factor, heat_map, ome_tiff
 from milcore.config import ATTENTION_FORMATS
+from milcore.evaluation.attention.exports import geojson, heat_factor, heat_map, ome_tiff
+from milcore.evaluation.attention.maps import RAMP, attention_table
+from milcore.evaluation.attention.write import write_attention
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
 

@@ -1,0 +1,1 @@
+"""Attention: maps, exports, localisation and checks."""

@@ -1,0 +1,112 @@
+"""Checks of attention: entropy, localisation, patch flipping, and their warnings."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from milcore.evaluation.attention.localisation import Localisation, localise
+from milcore.evaluation.attention.patch_flipping import Flipping, evenness, flip
+from milcore.evaluation.decision import Rule, predicted_classes
+from milcore.evaluation.run_predictions import OpenedRun
+from milcore.evaluation.scores import Measured
+from milcore.metrics.classification import (
+    Estimate,
+    mean_estimate,
+)
+from milcore.mil.bags.bags import BagEntry
+from milcore.mil.inference import Explained, attention_by_slide
+from milcore.runtime.progress import track
+
+InstanceLabels = dict[str, Int[np.ndarray, " instance"]]
+FLAT = Estimate(math.nan, reason="every patch weighs the same")
+FLAT_FROM = 0.95
+NOTHING_FLIPPED = Estimate(math.nan, reason="no test slide is called positive")
+
+
+class Checked(NamedTuple):
+    """How the attention of the test split stood its checks; ``flipped`` by bag."""
+
+    localisation: Localisation
+    flipped: dict[str, Flipping]
+    warnings: tuple[str, ...]
+
+
+def check_attention(run: OpenedRun, rule: Rule, labels: InstanceLabels, measured: Measured) -> Checked:
+    """Measure attention against instance labels and against the model itself; adds to ``measured.overall``."""
+    seed, classes = run.spec.train.seed, len(run.spec.classes)
+    entries = run.part("test").entries
+    found = localise_test(attention_by_slide(run.bags, run.said), entries, labels, classes)
+    if run.spec.train.pooling == "mean":
+        measured.overall.update(localisation_auroc=FLAT, localisation_ap=FLAT, flipping_area=FLAT)
+        return Checked(found, {}, ())
+    flipped = dict(_flipped(run, rule))
+    measured.overall["localisation_auroc"] = localisation_estimate(found.bags, entries, seed)
+    measured.overall["localisation_ap"] = localisation_estimate(found.precision, entries, seed)
+    measured.overall["flipping_area"] = flipping_estimate(flipped, entries, seed)
+    said = [run.said[index] for index in run.bags.split("test")]
+    warnings = attention_warnings(said, measured.overall["localisation_auroc"], measured.overall["flipping_area"])
+    return Checked(found, flipped, tuple(warnings))
+
+
+def _flipped(run: OpenedRun, rule: Rule) -> Iterator[tuple[str, Flipping]]:
+    """The curves of every test bag that is called positive, or anything of more than two classes."""
+    called = predicted_classes(run, rule)
+    indices = [index for index, label in called.items() if label or len(run.spec.classes) > 2]
+    for index in track(indices, "flipping patches", len(indices)):
+        attention = run.said[index].attention
+        its = flip(run.models, run.bags[index], attention, called[index], run.spec.train.seed)
+        yield run.bags.entries[index].bag_id, its
+
+
+def localise_test(
+    scores: Mapping[str, Float[np.ndarray, " instance"]],
+    entries: Sequence[BagEntry],
+    labels: InstanceLabels,
+    classes: int,
+) -> Localisation:
+    """Within-bag AUROCs of the test slides that are positive or, with more than two classes, have instance labels."""
+    tested = [entry for entry in entries if entry.split == "test" and (classes > 2 or entry.label == 1)]
+    slides = [slide_id for entry in tested for slide_id in entry.slides if classes == 2 or slide_id in labels]
+    return localise({slide_id: (scores[slide_id], labels.get(slide_id)) for slide_id in slides})
+
+
+def localisation_estimate(found: Mapping[str, float], entries: Sequence[BagEntry], seed: int) -> Estimate:
+    """The mean over slides with its patient-level interval."""
+    if not found:
+        return Estimate(math.nan, reason="no positive test slide has patches of both classes by annotation")
+    patient = {slide_id: entry.patient_id for entry in entries for slide_id in entry.slides}
+    return mean_estimate(np.array(list(found.values())), [patient[name] for name in found], seed)
+
+
+def flipping_estimate(found: Mapping[str, Flipping], entries: Sequence[BagEntry], seed: int) -> Estimate:
+    """The mean area between random and most-attended-first removal, with its patient-level interval."""
+    if not found:
+        return NOTHING_FLIPPED
+    patient = {entry.bag_id: entry.patient_id for entry in entries}
+    areas = np.array([its.area for its in found.values()])
+    return mean_estimate(areas, [patient[bag_id] for bag_id in found], seed)
+
+
+def attention_warnings(said: Sequence[Explained], localisation: Estimate, flipping: Estimate) -> list[str]:
+    """Why the attention of this run should not be read as an explanation; empty where nothing speaks against it."""
+    even = [value for its in said if not math.isnan(value := evenness(its.attention))]
+    warnings = []
+    if even and float(np.median(even)) >= FLAT_FROM:
+        warnings.append(
+            f"Attention is flat: its median entropy is {np.median(even):.3f} of the largest possible. Every patch "
+            "weighs nearly the same, so the map shows noise."
+        )
+    if flipping.value <= 0 or flipping.low <= 0:
+        warnings.append(
+            "Attention is not faithful: taking out the most attended patches first lowers the probability no more "
+            f"surely than taking out random ones (area between the curves {flipping.value:.3f})."
+        )
+    if localisation.value <= 0.5 or localisation.low <= 0.5:
+        warnings.append(
+            f"Attention does not find what was annotated: localisation AUROC {localisation.value:.3f}, its interval "
+            "holds 0.5 (chance)."
+        )
+    return warnings
