@@ -9,7 +9,7 @@ every whole native tile of level 0 is a patch, at the slide's own um/px. Methods
   closed again, the way CLAM's create_patches.py stores patches (``savePatchIter_bag_hdf5`` in wsi_core/wsi_utils.py);
 - openslide_hdf5_open: the same into a dataset that has its full length from the start and stays open;
 - tiffslide_zarr: tiffslide's ``read_region`` and a Zarr array of a chunk a patch, zarr-python's default codec;
-- ours_jpeg, ours_zstd, ours_none, ours_passthrough: ``milcore.extract`` into the store's shards;
+- ours_jpeg, ours_zstd, ours_none, ours_passthrough: ``milcore.ingestion.extract`` into the store's shards;
 - ours_openslide_jpeg, ours_openslide_none: the same through the OpenSlide backend, what formats cost that have no
   native tiles; none stores raw pixels as openslide_hdf5 does;
 - bare_decode: every native tile read and decoded once and thrown away, the limit of what decodes.

@@ -74,7 +74,7 @@ def training_config(epochs: int) -> TrainConfig:
 
 def measure(store: str, run: str, config: TrainConfig, launch: LaunchConfig) -> Row:
     """One run, timed from outside and by its own history."""
-    prepare_run(store, run, config, SplitConfig(), None)
+    prepare_run(store, run, config, SplitConfig())
     started = time.time()
     train_with(run, launch)
     return seen(run, started)
@@ -96,7 +96,7 @@ def measure_side_by_side(store: str, folder: str, config: TrainConfig) -> Row:
     """Two processes with a run each, knowing nothing of each other; their speeds added."""
     runs = [f"{folder}/beside{k}" for k in range(2)]
     for run in runs:
-        prepare_run(store, run, config, SplitConfig(), None)
+        prepare_run(store, run, config, SplitConfig())
     started = time.time()
     commands = [[sys.executable, "-m", "milcore.cluster", "train", run, "--workers", "0"] for run in runs]
     for process in [subprocess.Popen(command) for command in commands]:
@@ -212,7 +212,7 @@ def sweep(folder: str, given: argparse.Namespace) -> list[Row]:
         poolings=("gated_attention",), trials=TRIALS, learning_rate_min=rate, learning_rate_max=rate, train=train
     )
     out = f"{folder}/out"
-    prepare_sweep(store, out, config, SplitConfig(), None)
+    prepare_sweep(store, out, config, SplitConfig())
     together = seconds(lambda: tune_with(out, LaunchConfig(workers=2)))
     epochs = [row["epochs"] for row in storage.read_table(f"{out}/trials.parquet").to_pylist()]
     if epochs != [TRIAL_EPOCHS] * TRIALS:
@@ -221,7 +221,7 @@ def sweep(folder: str, given: argparse.Namespace) -> list[Row]:
     for threads in (1, os.cpu_count() or 1):
         torch.set_num_threads(threads)
         run = f"{folder}/turn{threads}"
-        prepare_run(store, run, train, SplitConfig(), None)
+        prepare_run(store, run, train, SplitConfig())
         each = seconds(lambda run=run: train_with(run, LaunchConfig()))
         rows.append({"how": f"one after another, {threads} threads", "trials_per_hour": 3600 / each})
     torch.set_num_threads(1)

@@ -19,7 +19,7 @@ def finish(run_uri: str, ray_address: str, status: dsl.PipelineTaskFinalStatus) 
     from milcore.runtime.storage import join, write_json
 
     if ray_address == "rayjob":
-        from milcore.cluster.rayjob import free_run, jobs_here
+        from milcore.cluster.jobs.rayjob import free_run, jobs_here
 
         free_run(jobs_here(), os.environ["PIPELINE_RUN_ID"])
     said = {"state": status.state, "error": status.error_message, "run": status.pipeline_job_resource_name}

@@ -50,15 +50,15 @@ def ingest(
 
     from milcore.config import IngestConfig, pick
     from milcore.ingestion.cohort import ingest as ingest_cohort
-    from milcore.ingestion.cohort import summarise
-    from milcore.ingestion.partition import read_share
+    from milcore.ingestion.cohort import ingest_counts
+    from milcore.ingestion.partition import read_partition
     from milcore.runtime.progress import track
     from milcore.store.store import PatchStore
 
     index, count = (int(part) for part in shard.split("/"))
-    total = len(read_share(PatchStore(store_uri), index, count))
+    total = len(read_partition(PatchStore(store_uri), index, count))
     outcomes = ingest_cohort(store_uri, pick(IngestConfig, settings), workers, (index, count))
-    return json.dumps(summarise(track(outcomes, f"ingest {shard}", total)))
+    return json.dumps(ingest_counts(track(outcomes, f"ingest {shard}", total)))
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -19,10 +19,10 @@ def plan(manifest: str, store_uri: str, shards: int, positive: str) -> list[str]
         The shards as i/n.
     """
     from milcore.ingestion.cohort import plan_cohort
-    from milcore.ingestion.partition import write_shares
+    from milcore.ingestion.partition import write_partition
 
     count = max(1, min(shards, len(plan_cohort(manifest, store_uri, positive or None).slides)))
-    write_shares(store_uri, count)
+    write_partition(store_uri, count)
     return [f"{index}/{count}" for index in range(count)]
 
 

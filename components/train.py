@@ -39,7 +39,7 @@ def train(
     from milcore.training.run_folder import MODEL, SPLITS, run_state
     from milcore.training.sweep import read_best
 
-    spec = prepare_run(store_uri, run_uri, read_best(sweep_uri), SplitConfig(), join(sweep_uri, SPLITS))
+    spec = prepare_run(store_uri, run_uri, read_best(sweep_uri), SplitConfig(splits=join(sweep_uri, SPLITS)))
     train_with(run_uri, pick(LaunchConfig, settings))
     download(join(run_uri, MODEL), model.path)
     model.metadata.update(uri=join(run_uri, MODEL), pooling=spec.train.pooling, level=spec.train.level)

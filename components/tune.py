@@ -94,6 +94,6 @@ def tune(
 
     sweep_uri = join(run_uri, "tune")
     config = pick(TuneConfig, {**settings, "train": pick(TrainConfig, settings)})
-    prepare_sweep(store_uri, sweep_uri, config, pick(SplitConfig, settings), None)
+    prepare_sweep(store_uri, sweep_uri, config, pick(SplitConfig, settings))
     tune_with(sweep_uri, pick(LaunchConfig, settings))
     return sweep_uri

@@ -190,6 +190,9 @@ class EncodeConfig(Config):
 class SplitConfig(Config):
     """How patients are divided; a function of the manifest and these values only."""
 
+    splits: str | None = Field(
+        None, description="splits.parquet to take over, of a sweep or another run (none: patients are divided anew)"
+    )
     split_seed: Seed = Field(0, description="seed of the patient-level split (not the training seed)")
     val_fraction: Fraction = Field(0.15, description="share of patients for model selection")
     test_fraction: Fraction = Field(0.30, description="share of patients kept for the final metrics")

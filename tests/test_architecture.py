@@ -1,6 +1,7 @@
 """Who may import whom, read from the code itself."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,76 +10,41 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("milcore", "components", "pipeline")
 
-# top to bottom: a room imports rooms further down, or of its own row
-FLOORS = (
-    ("milcore.cli",),
-    ("milcore.cluster",),
-    ("milcore.predict", "milcore.evaluate"),
-    ("milcore.folds",),
-    ("milcore.artifacts", "milcore.baselines", "milcore.info", "milcore.report_data", "milcore.summary", "milcore.qc"),
-    ("milcore.measured",),
-    ("milcore.opened_run",),
-    ("milcore.run", "milcore.sweep", "milcore.search_space"),
-    (
-        "milcore.train",
-        "milcore.checkpoints",
-        "milcore.leave_one_out",
-        "milcore.flipping",
-        "milcore.explain",
-        "milcore.shares",
-    ),
-    ("milcore.model", "milcore.report"),
-    (
-        "milcore.streaming",
-        "milcore.encoders",
-        "milcore.attention",
-        "milcore.attention_exports",
-        "milcore.augment",
-        "milcore.optimisation",
-    ),
-    (
-        "milcore.bags",
-        "milcore.pooling",
-        "milcore.metrics",
-        "milcore.curves",
-        "milcore.resampled",
-        "milcore.calibration",
-        "milcore.delong",
-        "milcore.annotations",
-        "milcore.sampling",
-    ),
-    ("milcore.attention_score", "milcore.dropout", "milcore.balance", "milcore.validation"),
-    ("milcore.segments", "milcore.rows"),
-    ("milcore.import_features", "milcore.freshness"),
-    ("milcore.imports", "milcore.ingest", "milcore.synth", "milcore.splits"),
-    ("milcore.portions",),
-    ("milcore.extract", "milcore.store"),
-    ("milcore.slide_writer",),
-    ("milcore.shards", "milcore.manifest", "milcore.tiling", "milcore.tissue", "milcore.slides", "milcore.stain"),
-    ("milcore.sources",),
-    ("milcore.event_file",),
-    ("milcore.options",),
-    ("milcore.processes", "milcore.storage", "milcore.progress", "milcore.allocator"),
-    ("milcore.config",),
-    ("milcore.errors",),
-)
+# room -> the rooms it may import; a file of milcore/ itself is a room of one file
+BELOW_SLIDES = ("config", "metrics", "runtime", "errors")
+BELOW_COHORT = ("slides", *BELOW_SLIDES)
+BELOW_STORE = ("cohort", *BELOW_COHORT)
+BELOW_MIL = ("encoders", "ingestion", "store", *BELOW_STORE)
+BELOW_EVALUATION = ("training", "mil", *BELOW_MIL)
+MAY_IMPORT = {
+    "cli": ("api", "cluster", "evaluation", *BELOW_EVALUATION),
+    "api": ("cluster", "evaluation", *BELOW_EVALUATION),
+    "cluster": BELOW_EVALUATION,
+    "evaluation": BELOW_EVALUATION,
+    "training": ("mil", *BELOW_MIL),
+    "mil": BELOW_MIL,
+    "encoders": ("store", *BELOW_STORE),
+    "ingestion": ("store", *BELOW_STORE),
+    "store": BELOW_STORE,
+    "cohort": BELOW_COHORT,
+    "slides": BELOW_SLIDES,
+    "config": ("errors",),
+    "metrics": ("errors",),
+    "runtime": ("errors",),
+    "errors": (),
+}
 ONLY_IN = {
     "ray": ("milcore.cluster",),
-    "zarr": ("milcore.store", "milcore.shards"),
+    "zarr": ("milcore.store",),
     "openslide": ("milcore.slides",),
     "kfp": ("components", "pipeline"),
     "kubernetes": ("milcore.cluster",),
 }
 WITHOUT_TORCH = (
-    "milcore.config", "milcore.errors", "milcore.storage", "milcore.manifest", "milcore.splits", "milcore.slides",
-    "milcore.tissue", "milcore.tiling", "milcore.store", "milcore.shards", "milcore.ingest", "milcore.synth",
-    "milcore.slide_writer", "milcore.extract", "milcore.stain", "milcore.portions", "milcore.allocator",
-    "milcore.sources", "milcore.imports.source", "milcore.imports.places", "milcore.imports.files",
-    "milcore.imports.npz", "milcore.imports.h5", "milcore.imports.parquet", "milcore.imports.picture",
-    "milcore.metrics", "milcore.validation", "milcore.curves", "milcore.resampled", "milcore.calibration",
-    "milcore.delong",
-    "milcore.annotations", "milcore.processes", "milcore.progress", "milcore.freshness",
+    "milcore.config", "milcore.errors", "milcore.cohort", "milcore.slides", "milcore.store", "milcore.metrics",
+    "milcore.runtime", "milcore.ingestion",
 )  # fmt: skip
+WITH_TORCH = ("milcore.ingestion.imports.pt", "milcore.ingestion.imports.import_cohort")
 
 
 def module_of(path: Path) -> str:
@@ -102,15 +68,52 @@ def lies_in(module: str, room: str) -> bool:
     return module == room or module.startswith(f"{room}.")
 
 
-def floor_of(module: str) -> int:
-    return next(k for k, rooms in enumerate(FLOORS) if any(lies_in(module, room) for room in rooms))
+def room_of(module: str) -> str:
+    return module.split(".")[1]
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if lies_in(m, "milcore") and m != "milcore"])
-def test_milcore_imports_downwards(module: str) -> None:
-    for imported in imports_of(module):
-        if lies_in(imported, "milcore") and not imported.startswith("milcore.__version__"):
-            assert floor_of(imported) >= floor_of(module), f"{module} imports {imported}, which stands above it"
+def imported_files(module: str) -> set[str]:
+    """The files of milcore that a file imports: ``from room.file import name`` and ``from room import file``."""
+    names = {name for name in imports_of(module) if lies_in(name, "milcore")}
+    return {name if name in FILES else name.rpartition(".")[0] for name in names} - {"milcore", module}
+
+
+def forbidden(module: str, imported: set[str]) -> list[str]:
+    """The imports of a file of milcore that its room may not make."""
+    allowed = (room_of(module), *MAY_IMPORT[room_of(module)])
+    return sorted(name for name in imported if room_of(name) not in allowed)
+
+
+def a_circle(imports: dict[str, set[str]]) -> list[str]:
+    """Files that import each other in a ring; empty where there are none."""
+    try:
+        list(graphlib.TopologicalSorter(imports).static_order())
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+IN_ROOMS = [module for module in FILES if lies_in(module, "milcore") and module != "milcore"]
+
+
+def test_milcore_holds_the_rooms_of_the_table_and_nothing_else() -> None:
+    assert {room_of(module) for module in IN_ROOMS} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", IN_ROOMS)
+def test_a_room_imports_only_rooms_below_it(module: str) -> None:
+    assert forbidden(module, imported_files(module)) == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert a_circle({module: imported_files(module) for module in IN_ROOMS}) == []
+
+
+def test_an_import_that_runs_up_and_a_circle_are_noticed() -> None:
+    up = {"milcore.mil.model", "milcore.runtime.storage"}
+    assert forbidden("milcore.store.store", up) == ["milcore.mil.model"]
+    assert forbidden("milcore.cluster.launch", {"milcore.evaluation.evaluate"}) == ["milcore.evaluation.evaluate"]
+    assert a_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
 
 
 def test_pipeline_stands_on_components_and_components_on_milcore() -> None:
@@ -129,12 +132,14 @@ def test_a_library_is_known_in_its_rooms_only(library: str) -> None:
             assert not any(lies_in(imported, library) for imported in imports_of(module)), f"{module} imports {library}"
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if any(lies_in(m, room) for room in WITHOUT_TORCH)])
+def without_torch(module: str) -> bool:
+    return any(lies_in(module, room) for room in WITHOUT_TORCH) and module not in WITH_TORCH
+
+
+@pytest.mark.parametrize("module", list(filter(without_torch, FILES)))
 def test_rooms_below_the_model_do_not_import_torch(module: str) -> None:
-    for imported in imports_of(module):
-        assert not lies_in(imported, "torch")
-        if lies_in(imported, "milcore"):
-            assert any(lies_in(imported, room) for room in (*WITHOUT_TORCH, "milcore.__version__")), imported
+    assert not any(lies_in(imported, "torch") for imported in imports_of(module))
+    assert [name for name in imported_files(module) if not without_torch(name)] == []
 
 
 def test_the_package_imports_nothing() -> None:

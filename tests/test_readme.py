@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from milcore.cli import app
+from milcore.cli.main import app
 from tests.pipeline.conftest import StandIn, api
 
 __all__ = ["api"]  # a fixture is found by its name in the module

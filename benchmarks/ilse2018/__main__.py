@@ -28,9 +28,9 @@ from benchmarks.ilse2018.sets import Experiment, MnistBags, bags_experiment, mni
 from benchmarks.ilse2018.settings import ENCODERS_OF, LEARNING_RATE_FACTORS, protocol_of
 from benchmarks.ilse2018.table import markdown, summary, versions
 from milcore import __version__
-from milcore.cluster.connect import connected
 from milcore.cluster.launch import encode_with
-from milcore.cluster.map import map_on_ray
+from milcore.cluster.workers.connect import connected
+from milcore.cluster.workers.map import map_on_ray
 from milcore.config import POOLING_NAMES, POOLINGS_OF_PROBABILITIES, EncodeConfig, LaunchConfig, Level, PoolingName
 from milcore.errors import InputError, MILError
 from milcore.runtime import storage

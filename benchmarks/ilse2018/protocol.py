@@ -31,7 +31,7 @@ from milcore.evaluation.attention.localisation import localise
 from milcore.evaluation.baselines import shuffle_labels
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
-from milcore.mil.inference import Explained, explain
+from milcore.mil.inference import BagPrediction, predict_bags
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
@@ -118,7 +118,7 @@ def run_fold(protocol: Protocol, fold: Fold) -> FoldResult:
     selected = time.perf_counter()
     config = _with(protocol.config, chosen.settings)
     trained = [_train_member(protocol, config, bags, fold, member) for member in range(protocol.members)]
-    said = _mean([explain((its.result.model,), its.bags, bags.split("test"), CPU) for its in trained])
+    said = _mean([predict_bags((its.result.model,), its.bags, bags.split("test"), CPU) for its in trained])
     seen = [its.accuracy for its in trained if its.accuracy is not None]
     tested = bags.split("test")
     attention = {bags.entries[i].bag_id: its.attention for i, its in said.items() if bags.entries[i].label}
@@ -164,7 +164,7 @@ def inner_parts(bags: Bags, parts: int, seed: Sequence[int]) -> list[list[str]]:
 
 def holding_out(bags: Bags, held: Sequence[str], split: str) -> Bags:
     """The same bags with some training bags in another split."""
-    return bags.divided({entry.bag_id: entry.split for entry in bags.entries} | dict.fromkeys(held, split))
+    return bags.with_splits({entry.bag_id: entry.split for entry in bags.entries} | dict.fromkeys(held, split))
 
 
 def bag_statistics(instances: torch.Tensor) -> np.ndarray:
@@ -216,9 +216,13 @@ def _train_member(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fol
     if protocol.validation_parts == 0:
         return _Member(fit(config, bags, LocalContext(None, CPU)), bags, None)
     parts = inner_parts(bags, protocol.validation_parts, (fold.repeat, fold.number))
-    divided = holding_out(bags, parts[member % len(parts)], "val")
-    result = fit(config, divided, LocalContext(None, CPU))
-    return _Member(result, divided, _accuracy(divided, explain((result.model,), divided, divided.split("val"), CPU)))
+    with_splits = holding_out(bags, parts[member % len(parts)], "val")
+    result = fit(config, with_splits, LocalContext(None, CPU))
+    return _Member(
+        result,
+        with_splits,
+        _accuracy(with_splits, predict_bags((result.model,), with_splits, with_splits.split("val"), CPU)),
+    )
 
 
 class _Choice(NamedTuple):
@@ -251,10 +255,10 @@ def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> _Choice:
 
 def _left_out(config: TrainConfig, bags: Bags, part: Sequence[str]) -> dict[str, float]:
     """Probabilities of the bags of a part by a model trained without them."""
-    divided = holding_out(bags, part, "held")
-    model = fit(config, divided, LocalContext(None, CPU)).model
-    said = explain((model,), divided, divided.split("held"), CPU)
-    return {divided.entries[index].bag_id: _positive(its) for index, its in said.items()}
+    with_splits = holding_out(bags, part, "held")
+    model = fit(config, with_splits, LocalContext(None, CPU)).model
+    said = predict_bags((model,), with_splits, with_splits.split("held"), CPU)
+    return {with_splits.entries[index].bag_id: _positive(its) for index, its in said.items()}
 
 
 def _shuffled(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold) -> list[float] | None:
@@ -262,7 +266,7 @@ def _shuffled(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold) -
         return None
     random = shuffle_labels(bags, 1000 * fold.repeat + fold.number)
     model = _train_member(protocol, config, random, fold, 0).result.model
-    said = explain((model,), random, random.split("test"), CPU)
+    said = predict_bags((model,), random, random.split("test"), CPU)
     return [_positive(its) for its in said.values()]
 
 
@@ -272,9 +276,9 @@ def _localised(fold: Fold, attention: dict[str, np.ndarray]) -> dict[str, float]
     return localise({name: (its, store.slide(name).instance_labels) for name, its in attention.items()}).bags
 
 
-def _mean(members: list[dict[int, Explained]]) -> dict[int, Explained]:
+def _mean(members: list[dict[int, BagPrediction]]) -> dict[int, BagPrediction]:
     return {
-        index: Explained(
+        index: BagPrediction(
             np.concatenate([its[index].members for its in members]),
             np.mean([its[index].attention for its in members], axis=0),
         )
@@ -282,11 +286,11 @@ def _mean(members: list[dict[int, Explained]]) -> dict[int, Explained]:
     }
 
 
-def _positive(said: Explained) -> float:
+def _positive(said: BagPrediction) -> float:
     return float(said.probability[1])
 
 
-def _accuracy(bags: Bags, said: dict[int, Explained]) -> float:
+def _accuracy(bags: Bags, said: dict[int, BagPrediction]) -> float:
     return float(np.mean([(_positive(its) >= THRESHOLD) == bags.entries[index].label for index, its in said.items()]))
 
 

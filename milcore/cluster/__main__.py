@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from milcore.cluster.heartbeat import SECONDS_WITHOUT, end_without
+from milcore.cluster.jobs.heartbeat import SECONDS_WITHOUT, end_without
 from milcore.cluster.launch import encode_with, train_with, tune_with
 from milcore.config import EncodeConfig, LaunchConfig, pick
 from milcore.errors import MILError

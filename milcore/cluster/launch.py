@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from milcore.cluster.heartbeat import beating, heartbeat_uri
+from milcore.cluster.jobs.heartbeat import beating, heartbeat_uri
 from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
 from milcore.encoders.extraction.batches import Step
 from milcore.encoders.extraction.encode import encode_steps, named, slides_to_encode
@@ -39,8 +39,8 @@ def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> l
     device = "cuda" if launch.use_gpu else "cpu"
     if launch.workers == 0:
         return _encoded(encode_steps(store_uri, config, device), slides)
-    from milcore.cluster.connect import connected
-    from milcore.cluster.encode import encode_on_ray
+    from milcore.cluster.workers.connect import connected
+    from milcore.cluster.workers.encode import encode_on_ray
 
     with connected(launch):
         return _encoded(
@@ -73,7 +73,7 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
         watch = RunWatch(run_uri, read_spec(run_uri).train.epochs)
         train_run(run_uri, LocalContext(storage.join(run_uri, CHECKPOINTS), _device(launch), watch))
     else:
-        from milcore.cluster.train import train_on_ray
+        from milcore.cluster.workers.train import train_on_ray
 
         train_on_ray(run_uri, launch)
 
@@ -83,8 +83,8 @@ def _train_folds(run_uri: str, launch: LaunchConfig) -> None:
     if launch.workers == 0:
         train_folds(run_uri, _device(launch).type)
         return
-    from milcore.cluster.connect import connected
-    from milcore.cluster.map import map_on_ray
+    from milcore.cluster.workers.connect import connected
+    from milcore.cluster.workers.map import map_on_ray
 
     with connected(launch):
         train_folds(run_uri, "cuda" if launch.use_gpu else "cpu", functools.partial(map_on_ray, launch=launch))
@@ -97,7 +97,7 @@ def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
         if _is_job(launch):
             _run_elsewhere(["tune", out_uri], launch)
         else:
-            from milcore.cluster.tune import tune_on_ray
+            from milcore.cluster.workers.tune import tune_on_ray
 
             tune_on_ray(out_uri, launch)
     best = read_best(out_uri)
@@ -120,11 +120,11 @@ def _run_elsewhere(work: list[str], launch: LaunchConfig) -> None:
     arguments = (*work, *workers, "--heartbeat", heartbeat)
     with beating(heartbeat):
         if launch.ray_address == RAYJOB:
-            from milcore.cluster.rayjob import run_rayjob
+            from milcore.cluster.jobs.rayjob import run_rayjob
 
             run_rayjob(arguments, launch)
         else:
-            from milcore.cluster.job import run_job
+            from milcore.cluster.jobs.submission import run_job
 
             run_job(arguments, launch)
 

@@ -20,7 +20,7 @@ from milcore.evaluation.attention.checks import FLAT, InstanceLabels, localisati
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import Comparison, Estimate, auroc_estimate, mean_estimate
 from milcore.mil.bags.bags import BagEntry, Bags
-from milcore.mil.inference import attention_by_slide, explain
+from milcore.mil.inference import attention_by_slide, predict_bags
 from milcore.store.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
@@ -97,7 +97,7 @@ class _Trained(NamedTuple):
 def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _Trained:
     """Train without keeping anything."""
     model = fit(config, bags, LocalContext(None, device)).model
-    said = explain([model], bags, bags.split("test"), device)
+    said = predict_bags([model], bags, bags.split("test"), device)
     entries = [bags.entries[index] for index in said]
     if not entries:
         return _Trained(NO_TEST_SLIDE, {})

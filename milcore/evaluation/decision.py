@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from milcore.evaluation.run_predictions import OpenedRun, Part
+from milcore.evaluation.run_predictions import RunPredictions, SplitPredictions
 from milcore.metrics.calibration import Temperature, fit_temperature
 from milcore.metrics.classification import (
     Threshold,
@@ -13,7 +13,7 @@ from milcore.metrics.classification import (
 )
 
 
-class Rule(NamedTuple):
+class DecisionRule(NamedTuple):
     """How probabilities become calls and calibrated probabilities; ``threshold`` is None for more than two classes."""
 
     threshold: Threshold | None
@@ -27,15 +27,15 @@ class Rule(NamedTuple):
         return (probability[:, 1] >= self.threshold.value).astype(np.int64)
 
 
-def choose_rule(val: Part) -> Rule:
+def choose_rule(val: SplitPredictions) -> DecisionRule:
     """Threshold and temperature from the validation split alone."""
     temperature = fit_temperature(val.labels, val.probability)
     if val.probability.shape[1] > 2:
-        return Rule(None, temperature)
-    return Rule(choose_threshold(val.labels, val.probability[:, 1]), temperature)
+        return DecisionRule(None, temperature)
+    return DecisionRule(choose_threshold(val.labels, val.probability[:, 1]), temperature)
 
 
-def predicted_classes(run: OpenedRun, rule: Rule) -> dict[int, int]:
+def predicted_classes(run: RunPredictions, rule: DecisionRule) -> dict[int, int]:
     """The predicted class of each test bag, by its index."""
-    calls = rule.call(run.part("test").probability)
+    calls = rule.call(run.split("test").probability)
     return {index: int(label) for index, label in zip(run.bags.split("test"), calls, strict=True)}

@@ -16,19 +16,19 @@ from shapely.geometry.base import BaseGeometry
 from milcore.cohort.annotations import instance_labels, load_annotation
 from milcore.config import ATTENTION_FORMATS, AttentionFormat, RunSpec
 from milcore.evaluation.attention.checks import (
-    Checked,
+    AttentionChecks,
     InstanceLabels,
     check_attention,
 )
 from milcore.evaluation.attention.write import Finding, slide_view, write_attention
 from milcore.evaluation.baselines import compare
-from milcore.evaluation.decision import Rule, choose_rule, predicted_classes
+from milcore.evaluation.decision import DecisionRule, choose_rule, predicted_classes
 from milcore.evaluation.gather_report import report_data
-from milcore.evaluation.metrics_json import or_none, summarise
+from milcore.evaluation.metrics_json import metrics_json, or_none
 from milcore.evaluation.report import Picture, SlideView, Sweep, model_card, render
-from milcore.evaluation.results import Evaluated
-from milcore.evaluation.run_predictions import OpenedRun, open_run
-from milcore.evaluation.scores import Measured, measure
+from milcore.evaluation.results import Evaluation
+from milcore.evaluation.run_predictions import RunPredictions, open_run
+from milcore.evaluation.scores import SplitMetrics, measure
 from milcore.metrics.classification import Comparison
 from milcore.mil.inference import instance_columns
 from milcore.runtime import storage
@@ -49,7 +49,7 @@ class Forms(NamedTuple):
     """How attention is written: the files, and whether they tell what the model says without each instance."""
 
     formats: Sequence[AttentionFormat]
-    without_each: bool
+    with_leave_one_out: bool
 
 
 def evaluate(  # noqa: PLR0913 - one keyword per option of the command
@@ -58,7 +58,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     baselines: bool = True,
     sweep_uri: str | None = None,
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
-    without_each: bool = False,
+    with_leave_one_out: bool = False,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
@@ -68,7 +68,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         baselines: also train and show the rows the model has to beat.
         sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
         attention_formats: the forms of each test slide's attention.
-        without_each: also tell for each instance of them what the model says without it; seconds a slide.
+        with_leave_one_out: also the change of the log-odds without each instance; seconds a slide.
         use_gpu: compute on a CUDA device.
 
     Returns:
@@ -82,20 +82,20 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     device = torch.device("cuda" if use_gpu else "cpu")
     sweep = None if sweep_uri is None else _sweep(sweep_uri)
     run = open_run(storage.absolute(run_uri), device)
-    rule = choose_rule(run.part("val"))
+    rule = choose_rule(run.split("val"))
     storage.write_table(storage.join(run.uri, PREDICTIONS), _predictions(run))
     groups = _groups(run)
     regions = _regions(run, groups)
     labels = _instance_labels(groups, regions)
-    measured = measure(run.part("test"), rule, run.spec.train.seed)
+    measured = measure(run.split("test"), rule, run.spec.train.seed)
     checked = check_attention(run, rule, labels, measured)
     rows = [_own_row(run.spec, measured)]
     if baselines:
         say("comparing with simple models")
         rows += compare(run.spec.train, run.as_split, run.store, labels, device)
-    views = tuple(_slide_views(run, rule, regions, checked, Forms(attention_formats, without_each)))
-    found = Evaluated(run, rule, measured, checked, rows)
-    summary = summarise(found, storage.join(run.uri, REPORT))
+    views = tuple(_slide_views(run, rule, regions, checked, Forms(attention_formats, with_leave_one_out)))
+    found = Evaluation(run, rule, measured, checked, rows)
+    summary = metrics_json(found, storage.join(run.uri, REPORT))
     data = report_data(found, views, sweep)
     storage.write_bytes(storage.join(run.uri, MODEL_CARD), model_card(data).encode())
     storage.write_bytes(storage.join(run.uri, REPORT), render(data).encode())
@@ -117,7 +117,7 @@ def _sweep(sweep_uri: str) -> Sweep:
     return Sweep(storage.read_table(storage.join(sweep_uri, TRIALS)), read_verdict(sweep_uri).line)
 
 
-def _predictions(run: OpenedRun) -> pa.Table:
+def _predictions(run: RunPredictions) -> pa.Table:
     entries = run.bags.entries
     said = np.array([run.said[index].probability for index in range(len(entries))])
     columns = {
@@ -133,7 +133,7 @@ def _predictions(run: OpenedRun) -> pa.Table:
     return pa.table(columns | of_class)
 
 
-def _groups(run: OpenedRun) -> dict[str, SlideGroup]:
+def _groups(run: RunPredictions) -> dict[str, SlideGroup]:
     """The slides that may hold positive instances, of training and test; their attributes are read at the same time."""
     classes = len(run.spec.classes)
     entries = [entry for entry in run.bags.entries if entry.label == 1 or classes > 2]
@@ -142,7 +142,7 @@ def _groups(run: OpenedRun) -> dict[str, SlideGroup]:
         return dict(zip(names, pool.map(run.store.slide, names), strict=True))
 
 
-def _regions(run: OpenedRun, groups: dict[str, SlideGroup]) -> dict[str, BaseGeometry]:
+def _regions(run: RunPredictions, groups: dict[str, SlideGroup]) -> dict[str, BaseGeometry]:
     """Annotated regions of these slides."""
     manifest = run.store.manifest()
     annotated = [slide for slide in map(manifest.slide, groups) if slide.annotation is not None]
@@ -164,7 +164,7 @@ def _instance_labels(groups: dict[str, SlideGroup], regions: dict[str, BaseGeome
         return {slide_id: labels for slide_id, labels in found if labels is not None}
 
 
-def _own_row(spec: RunSpec, measured: Measured) -> Comparison:
+def _own_row(spec: RunSpec, measured: SplitMetrics) -> Comparison:
     source = spec.train.features or f"{spec.train.encoder}, trained end to end"
     name = f"{spec.train.pooling.replace('_', ' ')} pooling, {spec.train.level} level"
     values = measured.overall
@@ -173,10 +173,10 @@ def _own_row(spec: RunSpec, measured: Measured) -> Comparison:
 
 
 def _slide_views(
-    run: OpenedRun,
-    rule: Rule,
+    run: RunPredictions,
+    rule: DecisionRule,
     regions: dict[str, BaseGeometry],
-    checked: Checked,
+    checked: AttentionChecks,
     forms: Forms,
 ) -> Iterator[SlideView]:
     """Write the attention of every test slide, and an index of it, and collect what the report shows."""
@@ -186,7 +186,9 @@ def _slide_views(
     index_rows = []
     for index in track(list(called), "attention", len(called)):
         entry, said = run.bags.entries[index], run.said[index]
-        behind = instance_columns(run.models, run.bags[index], called[index], without_each=forms.without_each)
+        behind = instance_columns(
+            run.models, run.bags[index], called[index], with_leave_one_out=forms.with_leave_one_out
+        )
         parts = {name: entry.by_slide(values) for name, values in behind.items()}
         for slide_id, weight in entry.by_slide(said.attention).items():
             slide = run.store.slide(slide_id)
@@ -197,7 +199,7 @@ def _slide_views(
                 label=entry.label,
                 called=called[index],
                 probabilities=tuple(said.probability.tolist()),
-                spread=float(said.spread[called[index]]) if run.spec.folds else None,
+                spread=float(said.std[called[index]]) if run.spec.folds else None,
                 attention=weight,
                 region=regions.get(slide_id) if entry.label or len(run.spec.classes) > 2 else None,
                 localisation=checked.localisation.bags.get(slide_id),

@@ -10,8 +10,8 @@ from milcore import __version__
 from milcore.config import SPLIT_NAMES
 from milcore.evaluation.attention.patch_flipping import REMOVED, Flipping, mean_flipping
 from milcore.evaluation.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, Sweep
-from milcore.evaluation.results import Evaluated
-from milcore.evaluation.run_predictions import OpenedRun, Part
+from milcore.evaluation.results import Evaluation
+from milcore.evaluation.run_predictions import RunPredictions, SplitPredictions
 from milcore.metrics.calibration import reliability
 from milcore.metrics.classification import confusion
 from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
@@ -19,10 +19,10 @@ from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
 RELIABILITY_BINS = 5
 
 
-def report_data(found: Evaluated, views: tuple[SlideView, ...], sweep: Sweep | None) -> ReportData:
+def report_data(found: Evaluation, views: tuple[SlideView, ...], sweep: Sweep | None) -> ReportData:
     """All of a report, from a run that was evaluated."""
     run, rule, measured, checked, rows = found
-    test = run.part("test")
+    test = run.split("test")
     roc, recall = _curves(test, run.spec.classes, run.spec.train.seed)
     return ReportData(
         title=run.uri.rsplit("/", 1)[-1],
@@ -56,7 +56,7 @@ def report_data(found: Evaluated, views: tuple[SlideView, ...], sweep: Sweep | N
     )
 
 
-def _curves(test: Part, classes: tuple[str, ...], seed: int) -> tuple[tuple[Curve, ...], tuple[Curve, ...]]:
+def _curves(test: SplitPredictions, classes: tuple[str, ...], seed: int) -> tuple[tuple[Curve, ...], tuple[Curve, ...]]:
     """ROC and precision-recall curves of the positive class of two with their bands, or of every class."""
     if len(classes) == 2:
         positive = test.probability[:, 1]
@@ -70,7 +70,7 @@ def _curves(test: Part, classes: tuple[str, ...], seed: int) -> tuple[tuple[Curv
     return tuple(rocs), tuple(recalls)
 
 
-def _reliability(test: Part) -> list[tuple[float, float, int]]:
+def _reliability(test: SplitPredictions) -> list[tuple[float, float, int]]:
     """Of the positive class of two, of the likeliest one of more."""
     if test.probability.shape[1] == 2:
         return reliability(test.labels, test.probability[:, 1], RELIABILITY_BINS)
@@ -85,13 +85,13 @@ def _flipping(flipped: Mapping[str, Flipping]) -> FlippingCurves | None:
     return FlippingCurves(len(flipped), REMOVED.tolist(), *(curve.tolist() for curve in mean))
 
 
-def _count(run: OpenedRun, split: str) -> SplitCount:
-    part = run.part(split)
+def _count(run: RunPredictions, split: str) -> SplitCount:
+    part = run.split(split)
     of_class = np.bincount(part.labels, minlength=len(run.spec.classes))
     return SplitCount(split, len(set(part.patients)), tuple(of_class.tolist()))
 
 
-def _provenance(run: OpenedRun) -> dict[str, str]:
+def _provenance(run: RunPredictions) -> dict[str, str]:
     first = run.store.slide(run.bags.entries[0].slides[0])
     features, encoder = run.spec.train.features, run.spec.train.encoder
     patch_mpp = first.attrs.get("mpp", {}).get("patch")

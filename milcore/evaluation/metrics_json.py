@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from milcore.config import SPLIT_NAMES
-from milcore.evaluation.attention.patch_flipping import evenness
-from milcore.evaluation.results import Evaluated
-from milcore.evaluation.run_predictions import OpenedRun
+from milcore.evaluation.attention.patch_flipping import normalised_entropy
+from milcore.evaluation.results import Evaluation
+from milcore.evaluation.run_predictions import RunPredictions
 from milcore.evaluation.scores import roc_of
 from milcore.metrics.classification import Estimate, confusion
 
 
-def summarise(found: Evaluated, report_uri: str) -> dict[str, Any]:
+def metrics_json(found: Evaluation, report_uri: str) -> dict[str, Any]:
     """The content of ``metrics.json``.
 
     Args:
@@ -21,7 +21,7 @@ def summarise(found: Evaluated, report_uri: str) -> dict[str, Any]:
         report_uri: where the report of it lies.
     """
     run, rule, measured, checked, rows = found
-    test = run.part("test")
+    test = run.split("test")
     classes = run.spec.classes
     delong = measured.auroc_delong
     return {
@@ -41,7 +41,7 @@ def summarise(found: Evaluated, report_uri: str) -> dict[str, Any]:
         "classes": list(classes),
         "folds": run.spec.folds,
         "bag": run.spec.train.bag,
-        "slides": {split: sum(len(entry.slides) for entry in run.part(split).entries) for split in SPLIT_NAMES},
+        "slides": {split: sum(len(entry.slides) for entry in run.split(split).entries) for split in SPLIT_NAMES},
         "localised": len(checked.localisation.bags),
         "not_localised": checked.localisation.left_out,
         "flipped": len(checked.flipped),
@@ -58,9 +58,9 @@ def summarise(found: Evaluated, report_uri: str) -> dict[str, Any]:
     }
 
 
-def own_figures(run: OpenedRun) -> dict[str, float]:
+def own_figures(run: RunPredictions) -> dict[str, float]:
     """The median normalised entropy of attention over test bags, NaN where there is none."""
-    even = [evenness(run.said[index].attention) for index in run.bags.split("test")]
+    even = [normalised_entropy(run.said[index].attention) for index in run.bags.split("test")]
     return {"attention_entropy": float(np.nanmedian(even)) if even else math.nan}
 
 

@@ -22,7 +22,7 @@ from milcore.config import ATTENTION_FORMATS, EncodeConfig, IngestConfig, RunSpe
 from milcore.encoders.extraction.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.attention.write import write_attention
-from milcore.evaluation.decision import Rule
+from milcore.evaluation.decision import DecisionRule
 from milcore.evaluation.evaluate import ATTENTION, METRICS
 from milcore.ingestion.slide import ingest_slide
 from milcore.metrics.calibration import Temperature, calibrate
@@ -30,7 +30,7 @@ from milcore.metrics.classification import Threshold
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.load import cache_bytes, instance_rows
 from milcore.mil.bags.rows import ChainedRows
-from milcore.mil.inference import Explained, explain, instance_columns
+from milcore.mil.inference import BagPrediction, instance_columns, predict_bags
 from milcore.mil.model import MILModel
 from milcore.runtime import storage
 from milcore.runtime.progress import track
@@ -50,7 +50,7 @@ class _Scorer(NamedTuple):
     models: tuple[MILModel, ...]
     ingest: IngestConfig
     encode: EncodeConfig | None
-    rule: Rule | None
+    rule: DecisionRule | None
     device: torch.device
 
 
@@ -178,14 +178,14 @@ def _ready(run_uri: str, default_mpp: float | None, device: torch.device) -> _Sc
     return _Scorer(spec, models, config, _encoding(spec, store.slide(slide_ids[0]), device), _rule(run_uri), device)
 
 
-def _rule(run_uri: str) -> Rule | None:
+def _rule(run_uri: str) -> DecisionRule | None:
     """What evaluation chose on validation."""
     uri = storage.join(run_uri, METRICS)
     if not storage.exists(uri):
         return None
     said = storage.read_json(uri)
     threshold = None if said["threshold"] is None else Threshold(said["threshold"], said["threshold_origin"])
-    return Rule(threshold, Temperature(said["temperature"], said["temperature_origin"]))
+    return DecisionRule(threshold, Temperature(said["temperature"], said["temperature_origin"]))
 
 
 def _encoding(spec: RunSpec, slide: SlideGroup, device: torch.device) -> EncodeConfig | None:
@@ -255,7 +255,7 @@ def _score(scorer: _Scorer, slides: list[Slide], out_uri: str) -> Iterator[dict[
             for its, outcome in zip(slides, outcomes, strict=True)
             if outcome.status == "ok"
         ]
-        said = _explain(scorer, slides[0].patient_id, groups, out_uri) if groups else None
+        said = _predict_bags(scorer, slides[0].patient_id, groups, out_uri) if groups else None
         patches = {group.slide_id: len(group) for group in groups}
         for slide, outcome in zip(slides, outcomes, strict=True):
             members = said.members.tolist() if said is not None and slide.slide_id in patches else None
@@ -271,17 +271,17 @@ def _encoded(scorer: _Scorer, store: PatchStore, slide_id: str) -> SlideGroup:
     return store.slide(slide_id)
 
 
-def _explain(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri: str) -> Explained:
+def _predict_bags(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri: str) -> BagPrediction:
     """Ask the models of a bag, and write the attention of its slides."""
     config = scorer.spec.train
     names, lengths = tuple(group.slide_id for group in groups), tuple(len(group) for group in groups)
     entry = BagEntry(bag_id, bag_id, 0, "test", names, lengths)
     rows = ChainedRows([instance_rows(group, config) for group in groups])
     bags = Bags([entry], lambda _: rows, cache_bytes(config))
-    said = explain(scorer.models, bags, [0], scorer.device)[0]
+    said = predict_bags(scorer.models, bags, [0], scorer.device)[0]
     called = _called(scorer, said)
     label = said.likeliest if called is None else called
-    behind = instance_columns(scorer.models, bags[0], label, without_each=False)
+    behind = instance_columns(scorer.models, bags[0], label, with_leave_one_out=False)
     parts = {name: entry.by_slide(values) for name, values in behind.items()}
     for group, weight in zip(groups, entry.by_slide(said.attention).values(), strict=True):
         more = {name: values[group.slide_id] for name, values in parts.items()}
@@ -293,7 +293,7 @@ def _row(scorer: _Scorer, found: dict[str, Any]) -> dict[str, Any]:
     """What is published of a slide; a quarantined one has no probability but a reason."""
     names = scorer.spec.classes
     row = {name: found[name] for name in ("slide_id", "patient_id", "uri", "status")}
-    said = Explained(np.array(found["members"]), np.empty(0)) if found["members"] else None
+    said = BagPrediction(np.array(found["members"]), np.empty(0)) if found["members"] else None
     called = None if said is None else _called(scorer, said)
     row["called"] = None if called is None else names[called]
     columns = {"probability": 1} if len(names) == 2 else {f"probability_{name}": k for k, name in enumerate(names)}
@@ -301,15 +301,15 @@ def _row(scorer: _Scorer, found: dict[str, Any]) -> dict[str, Any]:
         row[column] = None if said is None else float(said.probability[label])
         row[column.replace("probability", "calibrated")] = None if said is None else _calibrated(scorer, said, label)
     shown = 1 if len(names) == 2 or said is None else said.likeliest
-    row["spread"] = float(said.spread[shown]) if said is not None and scorer.spec.folds else None
+    row["spread"] = float(said.std[shown]) if said is not None and scorer.spec.folds else None
     return row | {"patches": found["patches"], "reason": found["reason"]}
 
 
-def _called(scorer: _Scorer, said: Explained) -> int | None:
+def _called(scorer: _Scorer, said: BagPrediction) -> int | None:
     return None if scorer.rule is None else int(scorer.rule.call(said.probability[None])[0])
 
 
-def _calibrated(scorer: _Scorer, said: Explained, label: int) -> float | None:
+def _calibrated(scorer: _Scorer, said: BagPrediction, label: int) -> float | None:
     if scorer.rule is None:
         return None
     return float(calibrate(said.probability[None], scorer.rule.temperature.value)[0, label])

@@ -13,7 +13,7 @@ from milcore.config import RunSpec
 from milcore.errors import StoreError
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.load import load_bags
-from milcore.mil.inference import Explained, explain
+from milcore.mil.inference import BagPrediction, predict_bags
 from milcore.mil.model import MILModel
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
@@ -23,7 +23,7 @@ from milcore.training.run_folder import HISTORY, load_models, model_folders, rea
 ALL_FOLDS = -1
 
 
-class Part(NamedTuple):
+class SplitPredictions(NamedTuple):
     """The bags of a split, their labels and what the run says of them."""
 
     entries: list[BagEntry]
@@ -36,7 +36,7 @@ class Part(NamedTuple):
         return [entry.patient_id for entry in self.entries]
 
 
-class OpenedRun(NamedTuple):
+class RunPredictions(NamedTuple):
     """A finished run, its bags, and what its models say of every one of them.
 
     Args:
@@ -52,16 +52,16 @@ class OpenedRun(NamedTuple):
     store: PatchStore
     bags: Bags
     as_split: Bags
-    said: dict[int, Explained]
+    said: dict[int, BagPrediction]
     folds: dict[int, int]
 
-    def part(self, split: str) -> Part:
+    def split(self, split: str) -> SplitPredictions:
         """The bags of a split; in a run of folds ``val`` holds every bag that some fold was validated on."""
         indices = self.bags.split(split)
         entries = [self.bags.entries[index] for index in indices]
         labels = np.array([entry.label for entry in entries], dtype=np.int64)
         said = np.array([self.said[index].probability for index in indices], dtype=np.float64)
-        return Part(entries, labels, said.reshape(len(entries), len(self.spec.classes)))
+        return SplitPredictions(entries, labels, said.reshape(len(entries), len(self.spec.classes)))
 
     def fold(self, index: int) -> int:
         """The fold whose model judged a bag; -1 (all) for a test bag of a run of folds, 0 in a plain run."""
@@ -77,7 +77,7 @@ class OpenedRun(NamedTuple):
         return pa.concat_tables(tables)
 
 
-def open_run(run_uri: str, device: torch.device) -> OpenedRun:
+def open_run(run_uri: str, device: torch.device) -> RunPredictions:
     """Read a run, make sure that it stands on what it was trained on, and run its models over all bags.
 
     Raises:
@@ -95,10 +95,12 @@ def open_run(run_uri: str, device: torch.device) -> OpenedRun:
         )
     as_split = load_bags(spec.store_uri, spec.train, splits)
     folds = _folds(as_split, splits) if spec.folds else {}
-    bags = as_split.divided({its.bag_id: "val" if k in folds else its.split for k, its in enumerate(as_split.entries)})
-    said = explain(models, bags, range(len(bags)), device)
+    bags = as_split.with_splits(
+        {its.bag_id: "val" if k in folds else its.split for k, its in enumerate(as_split.entries)}
+    )
+    said = predict_bags(models, bags, range(len(bags)), device)
     judged = {index: its.by(folds[index]) if index in folds else its for index, its in said.items()}
-    return OpenedRun(run_uri, spec, models, store, bags, as_split, judged, folds)
+    return RunPredictions(run_uri, spec, models, store, bags, as_split, judged, folds)
 
 
 def _folds(bags: Bags, splits: pa.Table) -> dict[int, int]:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from milcore.evaluation.decision import Rule
-from milcore.evaluation.run_predictions import Part
+from milcore.evaluation.decision import DecisionRule
+from milcore.evaluation.run_predictions import SplitPredictions
 from milcore.metrics.calibration import calibrate
 from milcore.metrics.classification import (
     Estimate,
@@ -23,7 +23,7 @@ from milcore.metrics.curves import RocCurve, roc_curve
 from milcore.metrics.delong import delong
 
 
-class Measured(NamedTuple):
+class SplitMetrics(NamedTuple):
     """Figures of the test split: of bags, of single classes (more than two), of patients, and with temperature."""
 
     overall: dict[str, Estimate]
@@ -33,7 +33,7 @@ class Measured(NamedTuple):
     auroc_delong: Estimate
 
 
-def measure(test: Part, rule: Rule, seed: int) -> Measured:
+def measure(test: SplitPredictions, rule: DecisionRule, seed: int) -> SplitMetrics:
     """Every figure of the test split.
 
     Args:
@@ -46,19 +46,19 @@ def measure(test: Part, rule: Rule, seed: int) -> Measured:
         found = class_estimates(test.labels, test.probability, test.patients, seed)
         after = class_estimates(test.labels, warm, test.patients, seed).overall
         unknown = Estimate(math.nan, reason="defined for two classes")
-        return Measured(found.overall, found.of_class, {}, _calibration(after), unknown)
+        return SplitMetrics(found.overall, found.of_class, {}, _calibration(after), unknown)
     positive = test.probability[:, 1]
     overall = estimates(test.labels, positive, test.patients, rule.threshold.value, seed)
     after = estimates(test.labels, warm[:, 1], test.patients, 0.5, seed)
     analytic = delong(test.labels, positive, test.patients)
-    return Measured(overall, (), _of_patients(test, rule.threshold, seed), _calibration(after), analytic)
+    return SplitMetrics(overall, (), _of_patients(test, rule.threshold, seed), _calibration(after), analytic)
 
 
 def _calibration(found: dict[str, Estimate]) -> dict[str, Estimate]:
     return {name: found[name] for name in ("brier", "ece")}
 
 
-def _of_patients(test: Part, threshold: Threshold, seed: int) -> dict[str, Estimate]:
+def _of_patients(test: SplitPredictions, threshold: Threshold, seed: int) -> dict[str, Estimate]:
     """Empty where every patient has one bag."""
     patients = sorted(set(test.patients))
     if len(patients) == len(test.entries):
@@ -70,7 +70,7 @@ def _of_patients(test: Part, threshold: Threshold, seed: int) -> dict[str, Estim
     return estimates(labels, probability, patients, threshold.value, seed)
 
 
-def roc_of(part: Part) -> RocCurve:
+def roc_of(part: SplitPredictions) -> RocCurve:
     """Of the positive class of two; with more, of all one-against-rest decisions together (micro-average)."""
     classes = part.probability.shape[1]
     if classes == 2:

@@ -12,7 +12,7 @@ from typing import Any
 from milcore.cohort.manifest import Manifest, Slide, read_manifest
 from milcore.config import IngestConfig
 from milcore.errors import InputError, MILError
-from milcore.ingestion.partition import read_share
+from milcore.ingestion.partition import read_partition
 from milcore.ingestion.slide import SlideOutcome, ingest_slide, killed
 from milcore.runtime.processes import map_in_processes
 from milcore.store.store import PatchStore
@@ -38,7 +38,7 @@ def ingest(
     store_uri: str,
     config: IngestConfig,
     workers: int,
-    shard: tuple[int, int] = (0, 1),
+    partition: tuple[int, int] = (0, 1),
     map_slides: SlideMap | None = None,
 ) -> Iterator[SlideOutcome]:
     """Ingest the cohort of a store, yielding each slide's outcome as it ends.
@@ -47,14 +47,14 @@ def ingest(
         store_uri: a store that ``plan_cohort`` gave its manifest.
         config: how a slide becomes patches.
         workers: cores to use: a process a slide, and threads in them where slides are fewer; 0 works in this process.
-        shard: (i, n): only the i-th of n shares of the slides.
+        partition: (i, n): only the i-th of n partitions of the slides.
         map_slides: deals slides to workers elsewhere, in place of processes here.
 
     Raises:
-        InputError: a shard that is none.
+        InputError: there is no such partition.
     """
     store = PatchStore(store_uri)
-    slides = read_share(store, *shard)
+    slides = read_partition(store, *partition)
     processes = max(1, min(workers, len(slides)))
     work = partial(_ingest_in_worker, store_uri=store_uri, config=config, threads=max(1, workers // processes))
     if map_slides is not None:
@@ -65,7 +65,7 @@ def ingest(
         yield from map_in_processes(work, slides, processes, lambda slide: killed(slide, store, config))
 
 
-def summarise(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:
+def ingest_counts(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:
     """What became of every slide: ``ok`` ids, ``quarantined`` ids with reasons, and counts."""
     outcomes = list(outcomes)
     return {
@@ -77,7 +77,7 @@ def summarise(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:
 
 
 def account(store_uri: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join the summaries of all shards of a cohort.
+    """Join the summaries of all partitions of a cohort.
 
     Raises:
         MILError: a slide of the cohort stands in none of them.

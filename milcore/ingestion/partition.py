@@ -30,7 +30,7 @@ def divide(sizes: Sequence[int], count: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def write_shares(store_uri: str, count: int) -> None:
+def write_partition(store_uri: str, count: int) -> None:
     """Divide the store's cohort and keep the division in the store."""
     store = PatchStore(store_uri)
     slides = store.manifest().slides
@@ -40,14 +40,14 @@ def write_shares(store_uri: str, count: int) -> None:
     storage.write_json(_uri(store, count), shares)
 
 
-def read_share(store: PatchStore, index: int, count: int) -> list[Slide]:
+def read_partition(store: PatchStore, index: int, count: int) -> list[Slide]:
     """The slides of one share, in manifest order; every count-th of them where the cohort was not divided by size.
 
     Raises:
         InputError: a share that is none.
     """
     if not 0 <= index < count:
-        raise InputError(f"shard {index} of {count}; allowed: 0 <= index < count")
+        raise InputError(f"partition: expected 0 <= index < {count}, got {index}; allowed: 0 to {count - 1}")
     slides = store.manifest().slides
     try:
         shares = storage.read_json(_uri(store, count))

@@ -14,7 +14,7 @@ from milcore.mil.leave_one_out import leave_one_out
 from milcore.mil.model import MILModel
 
 
-class Explained(NamedTuple):
+class BagPrediction(NamedTuple):
     """What a run says of a bag.
 
     Args:
@@ -32,7 +32,7 @@ class Explained(NamedTuple):
         return mean
 
     @property
-    def spread(self) -> Float[np.ndarray, " class"]:
+    def std(self) -> Float[np.ndarray, " class"]:
         """Standard deviation over the models, 0 for one."""
         deviation: np.ndarray = self.members.std(axis=0)
         return deviation
@@ -42,9 +42,9 @@ class Explained(NamedTuple):
         """The class of highest probability."""
         return int(self.probability.argmax())
 
-    def by(self, member: int) -> "Explained":
+    def by(self, member: int) -> "BagPrediction":
         """What one of the models says; attention stays that of all."""
-        return Explained(self.members[member : member + 1], self.attention)
+        return BagPrediction(self.members[member : member + 1], self.attention)
 
 
 class InstanceValues(NamedTuple):
@@ -54,7 +54,7 @@ class InstanceValues(NamedTuple):
     probability: Float[np.ndarray, " instance"] | None
 
 
-def attention_by_slide(bags: Bags, said: dict[int, Explained]) -> dict[str, Float[np.ndarray, " instance"]]:
+def attention_by_slide(bags: Bags, said: dict[int, BagPrediction]) -> dict[str, Float[np.ndarray, " instance"]]:
     """The attention of each slide of the explained bags, as shares of its bag's."""
     return {
         slide_id: attention
@@ -63,9 +63,9 @@ def attention_by_slide(bags: Bags, said: dict[int, Explained]) -> dict[str, Floa
     }
 
 
-def explain(
+def predict_bags(
     models: Sequence[MILModel], bags: Bags, indices: Sequence[int], device: torch.device
-) -> dict[int, Explained]:
+) -> dict[int, BagPrediction]:
     """Run every model over bags, without dropout.
 
     Args:
@@ -74,24 +74,24 @@ def explain(
         indices: of the bags to explain.
         device: where to compute.
     """
-    said: dict[int, Explained] = {}
+    said: dict[int, BagPrediction] = {}
     for model in models:
-        for index, (probability, attention) in _explain(model, bags, indices, device).items():
+        for index, (probability, attention) in _predict_bags(model, bags, indices, device).items():
             before = said.get(index)
             members = probability[None] if before is None else np.vstack([before.members, probability])
-            said[index] = Explained(members, attention if before is None else before.attention + attention)
-    return {index: Explained(its.members, its.attention / len(models)) for index, its in said.items()}
+            said[index] = BagPrediction(members, attention if before is None else before.attention + attention)
+    return {index: BagPrediction(its.members, its.attention / len(models)) for index, its in said.items()}
 
 
 @torch.no_grad()
-def _explain(
+def _predict_bags(
     model: MILModel, bags: Bags, indices: Sequence[int], device: torch.device
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     model.to(device).eval()
     groups = micro_batches(indices, bags.lengths, model.instance_budget(bags.instance()))
     said: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for group, batch in zip(groups, bags.batches(groups), strict=True):
-        output = model.explain(batch)
+        output = model.predict_bags(batch)
         probability = output.log_prob.double().exp().cpu().numpy()
         weights = np.split(output.attention.double().cpu().numpy(), np.cumsum([bags.lengths[i] for i in group])[:-1])
         said |= dict(zip(group, zip(probability, weights, strict=True), strict=True))
@@ -116,7 +116,7 @@ def instance_values(models: Sequence[MILModel], bag: Bag, label: int) -> Instanc
 
 
 def instance_columns(
-    models: Sequence[MILModel], bag: Bag, label: int, *, without_each: bool
+    models: Sequence[MILModel], bag: Bag, label: int, *, with_leave_one_out: bool
 ) -> dict[str, Float[np.ndarray, " instance"]]:
     """What lies behind a bag's attention: ``score`` and ``instance_probability`` where the models have them.
 
@@ -124,11 +124,11 @@ def instance_columns(
         models: of one run, on one device.
         bag: walked over in chunks.
         label: the class it is called.
-        without_each: also ``leave_one_out``, the log-odds of that class less those without the instance.
+        with_leave_one_out: also ``leave_one_out``, the log-odds of that class less those without the instance.
     """
     score, probability = instance_values(models, bag, label)
     columns = {"score": score, "instance_probability": probability}
-    if without_each:
+    if with_leave_one_out:
         columns["leave_one_out"] = _left_out(models, bag, label)
     return {name: values for name, values in columns.items() if values is not None}
 
@@ -138,7 +138,7 @@ def _left_out(models: Sequence[MILModel], bag: Bag, label: int) -> Float[np.ndar
     found = []
     for model in models:
         without = leave_one_out(model, bag).double().cpu()
-        whole = model.explain(pack([bag], [0])).log_prob.double().cpu()
+        whole = model.predict_bags(pack([bag], [0])).log_prob.double().cpu()
         found.append((_log_odds(whole, label) - _log_odds(without, label)).numpy())
     change: np.ndarray = np.mean(found, axis=0)
     return change
@@ -151,7 +151,7 @@ def _log_odds(log_prob: torch.Tensor, label: int) -> torch.Tensor:
 
 def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:
     batch = pack([bag], [0])
-    walk = model.walk(batch)
+    walk = model.chunk_plan(batch)
     lift = model.lifter(batch.instances[:1].dtype, None)
     chunks = (lift(batch.chunk(*span, walk.device)) for span in batch.spans(walk.rows))
     parts = [(its.scores, its.logit) for its in chunks]

@@ -27,7 +27,7 @@ Merge = Callable[[Summary, Summary], Summary]
 def leave_one_out(model: MILModel, bag: Bag) -> Float[Tensor, "instance class"]:
     """Log-probabilities of the bag without each instance, without dropout; NaN for the only instance of a bag."""
     batch = pack([bag], [0])
-    walk = model.walk(batch)
+    walk = model.chunk_plan(batch)
     spans = batch.spans(walk.rows)
     lift, pooling = model.lifter(batch.instances[:1].dtype, None), model.pooling
 

@@ -28,7 +28,7 @@ from milcore.mil.dropout import Dropout
 from milcore.mil.instance_encoders.finetune import PretrainedEncoder
 from milcore.mil.instance_encoders.table import TrainableEncoder, trainable_encoder
 from milcore.mil.pooling.pooling import POOLINGS, PoolingShape, Summary, log_sigmoids
-from milcore.mil.pooling.streaming import Walk, summarise
+from milcore.mil.pooling.streaming import ChunkPlan, pool_batch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 MEASURED_INSTANCES = 64
@@ -85,18 +85,18 @@ class MILModel(nn.Module):
 
     def forward(self, batch: BagBatch, dropout: Dropout | None) -> Float[Tensor, "bag class"]:
         """Log-probabilities of each bag; ``dropout`` is None outside training."""
-        return self.log_prob(self._summarise(batch, dropout))
+        return self.log_prob(self._pool(batch, dropout))
 
     @torch.no_grad()
-    def explain(self, batch: BagBatch) -> BagOutput:
+    def predict_bags(self, batch: BagBatch) -> BagOutput:
         """Log-probabilities and attention, without dropout and in constant memory: every chunk is lifted twice.
 
         With attention heads per class, an instance's weight is that of the head of its bag's likeliest class. Noisy-or
         and noisy-and weigh nothing: there it is the instance's share of the bag's summed probabilities of that class.
         """
-        summary = self._summarise(batch, None)
+        summary = self._pool(batch, None)
         log_prob = self.log_prob(summary)
-        lift, walk = self.lifter(batch.instances[:1].dtype, None), self.walk(batch)
+        lift, walk = self.lifter(batch.instances[:1].dtype, None), self.chunk_plan(batch)
         chunks = (batch.chunk(*span, walk.device) for span in batch.spans(walk.rows))
         columns = torch.cat([self._weights(lift(chunk), summary, chunk) for chunk in chunks])
         segments = Segments.whole(batch.lengths).to(walk.device)
@@ -152,21 +152,21 @@ class MILModel(nn.Module):
             return of_class[:, :, 0]
         return torch.log_softmax(of_class[:, 1] - of_class[:, 0], dim=1)
 
-    def walk(self, batch: BagBatch) -> Walk:
+    def chunk_plan(self, batch: BagBatch) -> ChunkPlan:
         """How this batch is walked over."""
         device = self.classifier.weight.device
         budget = self.instance_budget(batch.instances[:1])
         rows = self.encoder.rows_per_chunk(batch.instances[:1]) * (GPU_CHUNKS if device.type == "cuda" else 1)
-        return Walk(min(rows, budget), len(batch.instances) > budget, device)
+        return ChunkPlan(min(rows, budget), len(batch.instances) > budget, device)
 
-    def _summarise(self, batch: BagBatch, dropout: Dropout | None) -> Summary:
+    def _pool(self, batch: BagBatch, dropout: Dropout | None) -> Summary:
         lift = self.lifter(batch.instances[:1].dtype, dropout)
 
         def lift_bags(chunk: Chunk) -> Summary:
             lifted = lift(chunk)
             return self.pooling.lift(lifted.scores, lifted.values, chunk.segments)
 
-        return summarise(self.pooling, lift_bags, batch, self.walk(batch))
+        return pool_batch(self.pooling, lift_bags, batch, self.chunk_plan(batch))
 
     def _classify(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag class"]:
         """One embedding for all classes, or one per class, which only its own row of the classifier reads."""

@@ -15,17 +15,17 @@ class Group(NamedTuple):
 
     bags: list[int]
     weights: list[float]
-    spread: bool
+    split_over_ranks: bool
 
 
-class Share(NamedTuple):
+class RankBatch(NamedTuple):
     """A rank's groups of a global batch, and the sum of the batch's class weights."""
 
     groups: list[Group]
     batch_weight: float
 
 
-def share_of(  # noqa: PLR0913 - plain numbers, so that it can be told from them alone
+def rank_batch(  # noqa: PLR0913 - plain numbers, so that it can be told from them alone
     batch: Sequence[int],
     *,
     lengths: Sequence[int],
@@ -33,7 +33,7 @@ def share_of(  # noqa: PLR0913 - plain numbers, so that it can be told from them
     budget: int,
     rank: int,
     world_size: int,
-) -> Share:
+) -> RankBatch:
     """The groups of a rank.
 
     A bag within the budget is one rank's; a larger one is computed on by all ranks, each holding a part. Those come
@@ -48,12 +48,12 @@ def share_of(  # noqa: PLR0913 - plain numbers, so that it can be told from them
         world_size: ranks in all.
     """
     total = sum(weights[index] for index in batch)
-    spread = [index for index in batch if world_size > 1 and lengths[index] > max(budget, world_size)]
-    rest = [index for index in batch if index not in spread]
-    groups = [Group([index], [weights[index] / total], spread=True) for index in spread]
+    split_over_ranks = [index for index in batch if world_size > 1 and lengths[index] > max(budget, world_size)]
+    rest = [index for index in batch if index not in split_over_ranks]
+    groups = [Group([index], [weights[index] / total], split_over_ranks=True) for index in split_over_ranks]
     groups += [
-        Group(hand, [world_size * weights[index] / total for index in hand], spread=False)
+        Group(hand, [world_size * weights[index] / total for index in hand], split_over_ranks=False)
         for hand in micro_batches(deal(rest, lengths, world_size)[rank], lengths, budget)
     ]
     # a rank left without any joins the all-reduce with somebody's bag and a zero loss
-    return Share(groups or [Group(list(batch[:1]), [0.0], spread=False)], total)
+    return RankBatch(groups or [Group(list(batch[:1]), [0.0], split_over_ranks=False)], total)

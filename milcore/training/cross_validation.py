@@ -17,7 +17,7 @@ from milcore.config import RunSpec
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import auroc_estimate
 from milcore.mil.bags.load import load_bags
-from milcore.mil.inference import explain
+from milcore.mil.inference import predict_bags
 from milcore.runtime import storage
 from milcore.runtime.progress import figure, say
 from milcore.training.context import LocalContext
@@ -63,7 +63,7 @@ def train_fold(run_uri: str, device: str, fold: int) -> int:
     train_run(folder, LocalContext(storage.join(folder, CHECKPOINTS), where, watch))
     spec, models = load_models(folder)
     bags = load_bags(spec.store_uri, spec.train, read_splits(folder))
-    said = explain(models, bags, bags.split("test"), where)
+    said = predict_bags(models, bags, bags.split("test"), where)
     entries = [bags.entries[index] for index in said]
     table = pa.table(
         {
@@ -86,12 +86,12 @@ def publish_folds(run_uri: str, spec: RunSpec) -> dict[str, Any]:
     storage.write_table(storage.join(run_uri, PREDICTIONS), said)
     histories = [storage.read_table(storage.join(folder, HISTORY)) for folder in folders]
     storage.write_table(storage.join(run_uri, HISTORY), pa.concat_tables(map(_with_fold, histories, range(spec.folds))))
-    summary = summarise(said, spec)
+    summary = out_of_fold_summary(said, spec)
     storage.write_json(storage.join(run_uri, OUT_OF_FOLD), summary)
     return summary
 
 
-def summarise(said: pa.Table, spec: RunSpec) -> dict[str, Any]:
+def out_of_fold_summary(said: pa.Table, spec: RunSpec) -> dict[str, Any]:
     """The AUROC of all slides left out, pooled, with its patient-level interval, and that of each fold.
 
     Models of different folds are on one scale only roughly, so the pooled figure may lie below the mean of the folds'.

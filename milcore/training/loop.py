@@ -30,7 +30,7 @@ from milcore.mil.dropout import Dropout
 from milcore.mil.instance_encoders.features import FeatureEncoder
 from milcore.mil.model import MILModel, emulates_bf16, make_model
 from milcore.runtime.progress import say
-from milcore.training.batching import Share, share_of
+from milcore.training.batching import RankBatch, rank_batch
 from milcore.training.checkpoints import HistoryRow, Progress, load_checkpoint, save_checkpoint
 from milcore.training.class_balance import class_weights, even_draw
 from milcore.training.context import TrainContext
@@ -153,15 +153,15 @@ class _Loop:
             MILError: the loss is not finite.
         """
         started = time.perf_counter()
-        shares = [self._share(batch) for batch in self._batches(epoch)]
-        packed = _Watched(self.bags.batches(group.bags for share in shares for group in share.groups))
+        rank_batches = [self._rank_batch(batch) for batch in self._batches(epoch)]
+        packed = _Watched(self.bags.batches(group.bags for dealt in rank_batches for group in dealt.groups))
         dropout = Dropout(self.config.seed, epoch, self.config.dropout)
         loss = 0.0
-        for step, share in enumerate(shares):
-            loss += self._backward(share, packed, dropout) * share.batch_weight
-            self.training.step(epoch + step / len(shares))
+        for step, dealt in enumerate(rank_batches):
+            loss += self._backward(dealt, packed, dropout) * dealt.batch_weight
+            self.training.step(epoch + step / len(rank_batches))
         loss, waiting = self._sum_over_ranks(loss, packed.waiting_s)
-        loss /= sum(share.batch_weight for share in shares)
+        loss /= sum(dealt.batch_weight for dealt in rank_batches)
         if not math.isfinite(loss):
             raise MILError(f"epoch {epoch}: the training loss is {loss}; lower learning_rate or use precision fp32")
         elapsed = time.perf_counter() - started
@@ -227,8 +227,8 @@ class _Loop:
             indices = even_draw(indices, [self.bags.entries[index].label for index in indices], seed, epoch)
         return global_batches(indices, self.config.batch_size, seed, epoch)
 
-    def _share(self, batch: list[int]) -> Share:
-        return share_of(
+    def _rank_batch(self, batch: list[int]) -> RankBatch:
+        return rank_batch(
             batch,
             lengths=self.lengths,
             weights=self.weights,
@@ -237,14 +237,14 @@ class _Loop:
             world_size=self.ctx.world_size,
         )
 
-    def _backward(self, share: Share, packed: Iterator[BagBatch], dropout: Dropout) -> float:
+    def _backward(self, dealt: RankBatch, packed: Iterator[BagBatch], dropout: Dropout) -> float:
         """The gradient of the global batch's mean loss; returns this rank's part of that loss."""
         self.training.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for place, (group, full) in enumerate(zip(share.groups, packed, strict=False), start=1):
-            whole = full.drawn(self.most, dropout.seed, dropout.epoch)
-            batch = whole.part(self.ctx.rank, self.ctx.world_size) if group.spread else whole
-            with self._synchronised(last=place == len(share.groups)):
+        for place, (group, full) in enumerate(zip(dealt.groups, packed, strict=False), start=1):
+            whole = full.subsample(self.most, dropout.seed, dropout.epoch)
+            batch = whole.rank_slice(self.ctx.rank, self.ctx.world_size) if group.split_over_ranks else whole
+            with self._synchronised(last=place == len(dealt.groups)):
                 log_prob: Tensor = self.replica(batch, dropout)
                 labels = batch.labels.to(self.ctx.device)
                 losses = bag_losses(log_prob, labels, self.config.label_smoothing)

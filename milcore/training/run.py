@@ -35,24 +35,22 @@ from milcore.training.run_folder import (
 )
 
 
-def prepare_run(
-    store_uri: str, run_uri: str, config: TrainConfig, split_config: SplitConfig, splits_uri: str | None
-) -> RunSpec:
+def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config: SplitConfig) -> RunSpec:
     """Write what the run is: ``splits.parquet`` and ``config.json``, with folds in each of their folders too.
 
     Args:
         store_uri: patch store to train on.
         run_uri: the run folder; one that already holds this very run is taken up again.
         config: the model and its training.
-        split_config: how to split the store's patients; not read when ``splits_uri`` is given.
-        splits_uri: a splits.parquet to take over, so that nothing tuned on is ever tested on.
+        split_config: how to split the store's patients, or the splits.parquet to take over, so that nothing tuned on
+            is ever tested on.
 
     Raises:
         InputError: the folder holds another run, or the split cannot be trained on.
         StoreError: slides lack what is to be trained on.
     """
     store = PatchStore(storage.absolute(store_uri))
-    splits = choose_splits(store, split_config, splits_uri)
+    splits = choose_splits(store, split_config)
     if not split_config.folds:
         return _claim_run(store, run_uri, config, splits, folds=0)
     splits = add_folds(splits, split_config)
@@ -77,7 +75,7 @@ def _claim_run(store: PatchStore, run_uri: str, config: TrainConfig, splits: pa.
     return spec
 
 
-def choose_splits(store: PatchStore, split_config: SplitConfig, splits_uri: str | None) -> pa.Table:
+def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
     """The split of the store's usable slides: drawn from the whole manifest, or taken over from a file.
 
     Raises:
@@ -89,7 +87,7 @@ def choose_splits(store: PatchStore, split_config: SplitConfig, splits_uri: str 
         raise InputError(
             f"the manifest has one class ({', '.join(manifest.classes)}); allowed: at least 2; add slides of another"
         )
-    splits = make_splits(manifest, split_config) if splits_uri is None else storage.read_table(splits_uri)
+    splits = make_splits(manifest, config) if config.splits is None else storage.read_table(config.splits)
     check_splits(splits)
     statuses = store.statuses()
     unfinished = [slide_id for slide_id, status in statuses.items() if status is None]
@@ -99,12 +97,12 @@ def choose_splits(store: PatchStore, split_config: SplitConfig, splits_uri: str 
             f"({', '.join(unfinished[:5])} …); run `milcore ingest` or `milcore import` again"
         )
     usable = [slide_id for slide_id, status in statuses.items() if status and status.state == "ok"]
-    if splits_uri is not None and "fold" in splits.column_names:
+    if config.splits is not None and "fold" in splits.column_names:
         splits = splits.drop_columns(["fold"])
     absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
     if absent:
         raise InputError(
-            f"{splits_uri} lacks {len(absent)} slides of the store ({', '.join(absent[:5])} …); make it anew"
+            f"{config.splits} lacks {len(absent)} slides of the store ({', '.join(absent[:5])} …); make it anew"
         )
     splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
     labels = {row["label"] for row in splits.to_pylist() if row["split"] == "train"}

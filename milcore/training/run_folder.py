@@ -1,6 +1,7 @@
 """The run folder: its paths, its ``config.json``, and how it is read again."""
 
 import json
+from typing import Any
 
 import pyarrow as pa
 from safetensors.torch import load, save
@@ -85,6 +86,11 @@ def read_claim(kind: type[C], uri: str, what: str, command: str) -> C:
     except FileNotFoundError:
         raise InputError(f"no {what} at {uri} ({CONFIG} is missing); run milcore {command} first") from None
     return parse_config(kind, values)
+
+
+def read_out_of_fold(run_uri: str) -> dict[str, Any]:
+    """Figures of the slides that a finished run of folds left out, from ``out_of_fold.json``."""
+    return dict(storage.read_json(storage.join(run_uri, OUT_OF_FOLD)))
 
 
 def read_splits(run_uri: str) -> pa.Table:

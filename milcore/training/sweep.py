@@ -64,17 +64,14 @@ class Verdict(NamedTuple):
     line: str
 
 
-def prepare_sweep(
-    store_uri: str, out_uri: str, config: TuneConfig, split_config: SplitConfig, splits_uri: str | None
-) -> SweepSpec:
+def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config: SplitConfig) -> SweepSpec:
     """Write what the sweep is: ``splits.parquet`` and ``config.json``.
 
     Args:
         store_uri: patch store to train on.
         out_uri: the sweep folder; one that already holds this very sweep is taken up again.
         config: the trials and the training they share.
-        split_config: how to split the store's patients; not read when ``splits_uri`` is given.
-        splits_uri: a splits.parquet to take over.
+        split_config: how to split the store's patients, or the splits.parquet to take over.
 
     Raises:
         InputError: the folder holds another sweep, or the split has nothing to train or choose on.
@@ -83,7 +80,7 @@ def prepare_sweep(
     trial_configs(config)
     store_uri = storage.absolute(store_uri)
     store = PatchStore(store_uri)
-    splits = choose_splits(store, split_config, splits_uri)
+    splits = choose_splits(store, split_config)
     if "val" not in splits.column("split").to_pylist():
         raise InputError("the split has no validation slides, so no trial is better than another; raise val_fraction")
     spec = SweepSpec(
@@ -111,6 +108,11 @@ def read_best(out_uri: str) -> TrainConfig | None:
     """The settings the sweep chose; None until it is finished."""
     uri = storage.join(out_uri, BEST)
     return parse_config(TrainConfig, storage.read_json(uri)) if storage.exists(uri) else None
+
+
+def splits_uri(out_uri: str) -> str:
+    """The ``splits.parquet`` of a sweep."""
+    return storage.join(out_uri, SPLITS)
 
 
 def trial_configs(config: TuneConfig) -> list[TrainConfig]:

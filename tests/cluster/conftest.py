@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from milcore.cluster.connect import connected
+from milcore.cluster.workers.connect import connected
 from milcore.config import LaunchConfig
 from tests.ray_node import Head, head_node
 

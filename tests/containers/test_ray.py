@@ -9,7 +9,7 @@ import pytest
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig
 from milcore.runtime import storage
-from tests.cluster.test_train import TRAIN, distance, epochs_seen, prepared
+from tests.cluster.workers.test_train import TRAIN, distance, epochs_seen, prepared
 from tests.containers.conftest import CONFINED, Engine, env_flags
 
 LONG = TRAIN.model_copy(update={"epochs": 400, "checkpoint_every": 5, "learning_rate": 0.001, "patience": 400})

@@ -50,7 +50,7 @@ def run_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_features(store)
     annotate(store, folder)
     run = str(folder / "run")
-    prepare_run(store.uri, run, TRAIN, SplitConfig(), None)
+    prepare_run(store.uri, run, TRAIN, SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))
     return run
 
@@ -114,7 +114,7 @@ def test_test_labels_choose_nothing(tmp_path: Path) -> None:
     """
     store = write_store(str(tmp_path / "store"), slides=24)
     write_features(store)
-    prepare_run(store.uri, str(tmp_path / "plan"), TRAIN, SplitConfig(val_fraction=0.4), None)
+    prepare_run(store.uri, str(tmp_path / "plan"), TRAIN, SplitConfig(val_fraction=0.4))
     rows = read_splits(str(tmp_path / "plan")).to_pylist()
     next(row for row in rows if row["split"] == "val" and row["label"])["label"] = 0
     turned = [row | {"label": 1 - row["label"]} if row["split"] == "test" else row for row in rows]
@@ -132,14 +132,14 @@ def selected(store_uri: str, splits: list[dict[str, object]], folder: Path) -> t
     splits_uri, run, out = (str(folder / name) for name in ("splits.parquet", "run", "sweep"))
     storage.write_table(splits_uri, pa.Table.from_pylist(splits))
     tune = TuneConfig(poolings=("attention", "max"), trials=2, train=TRAIN)
-    spec = prepare_sweep(store_uri, out, tune, SplitConfig(), splits_uri)
+    spec = prepare_sweep(store_uri, out, tune, SplitConfig(splits=splits_uri))
     bags = load_bags(store_uri, TRAIN, read_splits(out))
     ended = []
     for k, trial in enumerate(trial_configs(tune)):
         said = fit(trial, bags, LocalContext(None, torch.device("cpu")))
         ended.append(TrialResult(k, trial.pooling, trial.learning_rate, said.best_epoch, *said.best, "ok", None))
     best = publish(out, spec, ended)
-    prepare_run(store_uri, run, best, SplitConfig(), splits_uri)
+    prepare_run(store_uri, run, best, SplitConfig(splits=splits_uri))
     train_run(run, LocalContext(None, torch.device("cpu")))
     summary = evaluate(run, baselines=False)
     chosen = {name: summary[name] for name in ("threshold", "threshold_origin", "temperature", "temperature_origin")}
@@ -155,7 +155,7 @@ def test_a_run_whose_instances_changed_is_refused(tmp_path: Path) -> None:
     write_features(store)
     run = str(tmp_path / "run")
     config = TRAIN.model_copy(update={"epochs": 1})
-    prepare_run(store.uri, run, config, SplitConfig(), None)
+    prepare_run(store.uri, run, config, SplitConfig())
     with pytest.raises(InputError, match="is not finished"):
         evaluate(run)
     train_run(run, LocalContext(None, torch.device("cpu")))
@@ -175,7 +175,7 @@ def test_a_bag_of_a_patient_s_slides_is_trained_and_told_slide_by_slide(tmp_path
     store.write_manifest(Manifest.from_table(table.set_column(place, table.schema.field(place), pa.array(patients))))
     run = str(tmp_path / "run")
     config = TRAIN.model_copy(update={"bag": "patient"})
-    prepare_run(store.uri, run, config, SplitConfig(), None)
+    prepare_run(store.uri, run, config, SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))
     summary = evaluate(run)
     rows = storage.read_table(f"{run}/predictions.parquet").to_pylist()
@@ -202,7 +202,7 @@ def test_three_classes_are_told_apart_and_each_against_the_rest(tmp_path: Path) 
         colour[0, its.label] = 1.0
         store.slide(its.slide_id).write_features("mean_rgb", colour, {"encoder": "by hand", "weights_digest": "0" * 64})
     run = str(tmp_path / "run")
-    prepare_run(store.uri, run, TRAIN.model_copy(update={"epochs": 10, "learning_rate": 0.05}), SplitConfig(), None)
+    prepare_run(store.uri, run, TRAIN.model_copy(update={"epochs": 10, "learning_rate": 0.05}), SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))
     summary = evaluate(run)
     table = storage.read_table(f"{run}/predictions.parquet")
@@ -222,10 +222,10 @@ def test_three_classes_are_told_apart_and_each_against_the_rest(tmp_path: Path) 
 def test_a_run_of_folds_is_judged_held_out_and_tested_together(run_uri: str, tmp_path: Path) -> None:
     spec, splits = storage.read_json(f"{run_uri}/config.json"), f"{run_uri}/splits.parquet"
     other = str(tmp_path / "other")
-    prepare_run(spec["store_uri"], other, TRAIN.model_copy(update={"seed": 5}), SplitConfig(), splits)
+    prepare_run(spec["store_uri"], other, TRAIN.model_copy(update={"seed": 5}), SplitConfig(splits=splits))
     train_run(other, LocalContext(None, torch.device("cpu")))
     folded = as_folds([run_uri, other], str(tmp_path / "folded"))
-    summary = evaluate(folded, attention_formats=("parquet",), without_each=True)
+    summary = evaluate(folded, attention_formats=("parquet",), with_leave_one_out=True)
     assert summary["comparison"][1]["auroc"] is not None
     evaluate(other, baselines=False, attention_formats=("parquet",))
     evaluate(run_uri, baselines=False, attention_formats=("parquet",))
@@ -259,7 +259,7 @@ def test_attention_of_a_model_trained_on_shuffled_labels_is_warned_of(run_uri: s
     storage.write_table(str(tmp_path / "splits.parquet"), pa.Table.from_pylist(rows))
     store_uri, run = storage.read_json(f"{run_uri}/config.json")["store_uri"], str(tmp_path / "run")
     config = TRAIN.model_copy(update={"epochs": 1, "learning_rate": 1e-4})
-    prepare_run(store_uri, run, config, SplitConfig(), str(tmp_path / "splits.parquet"))
+    prepare_run(store_uri, run, config, SplitConfig(splits=str(tmp_path / "splits.parquet")))
     train_run(run, LocalContext(None, torch.device("cpu")))
     warned = evaluate(run, baselines=False)
     assert any(warning.startswith("Attention is flat") for warning in warned["warnings"])

@@ -49,7 +49,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan_cohort(str(folder / "manifest.csv"), store)
     assert all(outcome.status == "ok" for outcome in ingest(store, IngestConfig(patch_size=64), 0))
     assert len(list(encode(store, EncodeConfig()))) == SLIDES
-    prepare_run(store, str(folder / "run"), TRAIN, SplitConfig(), None)
+    prepare_run(store, str(folder / "run"), TRAIN, SplitConfig())
     train_run(str(folder / "run"), LocalContext(None, torch.device("cpu")))
     evaluate(str(folder / "run"), baselines=False)
     return folder
@@ -128,7 +128,7 @@ def test_features_of_another_encoder_cannot_be_repeated(cohort: Path, tmp_path: 
             name, slide.features(name).read(0, len(slide)), slide.feature_attrs(name) | {"weights_digest": "0"}
         )
     run = str(tmp_path / "run")
-    prepare_run(store.uri, run, TRAIN.model_copy(update={"epochs": 1}), SplitConfig(), None)
+    prepare_run(store.uri, run, TRAIN.model_copy(update={"epochs": 1}), SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))
     with pytest.raises(
         StoreError, match="encoder efficientnet_lite0 here has another weights_digest than the one that"
@@ -175,7 +175,7 @@ def test_folds_speak_together_and_their_spread_is_told(cohort: Path, tmp_path: P
     made = []
     for seed in (0, 1):
         run = str(tmp_path / f"run{seed}")
-        prepare_run(str(cohort / "store"), run, TRAIN.model_copy(update={"seed": seed}), SplitConfig(), None)
+        prepare_run(str(cohort / "store"), run, TRAIN.model_copy(update={"seed": seed}), SplitConfig())
         train_run(run, LocalContext(None, torch.device("cpu")))
         made.append(run)
     folded = as_folds(made, str(tmp_path / "folded"))
@@ -189,7 +189,7 @@ def test_folds_speak_together_and_their_spread_is_told(cohort: Path, tmp_path: P
 
 def test_slides_of_a_patient_are_one_bag_where_the_run_s_are(cohort: Path, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    prepare_run(str(cohort / "store"), run, TRAIN.model_copy(update={"bag": "patient"}), SplitConfig(), None)
+    prepare_run(str(cohort / "store"), run, TRAIN.model_copy(update={"bag": "patient"}), SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))
     rows = "".join(f"s{k},{cohort}/s{k}.tiff,p{k // 2}\n" for k in range(3))
     (tmp_path / "new.csv").write_text(f"slide_id,uri,patient_id\n{rows}")

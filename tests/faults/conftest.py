@@ -134,7 +134,7 @@ def prepared(folder_uri: str) -> str:
     """A run folder beside its store."""
     store, run = storage.join(folder_uri, "store"), storage.join(folder_uri, "run")
     write_features(write_store(store))
-    prepare_run(store, run, TRAIN, SplitConfig(), None)
+    prepare_run(store, run, TRAIN, SplitConfig())
     return run
 
 
@@ -142,7 +142,7 @@ def prepared_sweep(folder_uri: str) -> str:
     """A sweep folder beside its store."""
     store, out = storage.join(folder_uri, "store"), storage.join(folder_uri, "sweep")
     write_features(write_store(store))
-    prepare_sweep(store, out, SWEEP, SplitConfig(), None)
+    prepare_sweep(store, out, SWEEP, SplitConfig())
     return out
 
 

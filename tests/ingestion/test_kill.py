@@ -23,11 +23,11 @@ SLIDES = 3
 SHARD_MB = 50 * 64 * 64 * 3 / 1e6 + 1e-4
 CHILD = """
 import sys
-import milcore.shards
+import milcore.store.shards
 from milcore.config import IngestConfig
-from milcore.ingest import ingest
-from milcore.storage import exists
-milcore.shards.SHARD_MB = float(sys.argv[3])
+from milcore.ingestion.cohort import ingest
+from milcore.runtime.storage import exists
+milcore.store.shards.SHARD_MB = float(sys.argv[3])
 exists(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

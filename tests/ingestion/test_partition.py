@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from milcore.errors import InputError
 from milcore.ingestion.cohort import plan_cohort
-from milcore.ingestion.partition import divide, read_share, write_shares
+from milcore.ingestion.partition import divide, read_partition, write_partition
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
 
@@ -43,11 +43,11 @@ def store(tmp_path: Path) -> PatchStore:
 
 
 def _ids(store: PatchStore, index: int, count: int) -> list[str]:
-    return [slide.slide_id for slide in read_share(store, index, count)]
+    return [slide.slide_id for slide in read_partition(store, index, count)]
 
 
 def test_a_written_division_is_what_every_step_reads(store: PatchStore, tmp_path: Path) -> None:
-    write_shares(store.uri, 2)
+    write_partition(store.uri, 2)
     (tmp_path / "1.svs").write_bytes(bytes(1))
     assert [_ids(store, k, 2) for k in range(2)] == [["s0", "s1", "s5", "s6"], ["s2", "s3", "s4"]]
 
@@ -56,5 +56,5 @@ def test_without_a_division_of_this_cohort_every_n_th_is_taken(store: PatchStore
     assert _ids(store, 1, 3) == ["s1", "s4"]
     storage.write_json(storage.join(store.uri, "shares", "3.json"), [["s0"], ["s1"], ["other"]])
     assert _ids(store, 1, 3) == ["s1", "s4"]
-    with pytest.raises(InputError, match="shard 3 of 3"):
-        read_share(store, 3, 3)
+    with pytest.raises(InputError, match="partition: expected 0 <= index < 3, got 3"):
+        read_partition(store, 3, 3)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import milcore
-from milcore.cluster.profile import ClusterProfile
+from milcore.cluster.jobs.profile import ClusterProfile
 from milcore.config import parse_config
 from tests.k8s.conftest import violations
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from milcore.cluster.profile import ClusterProfile, Nodes, read_profile
-from milcore.cluster.rayjob_spec import Owner, Work, digest, job_key, rayjob, rayjob_spec
+from milcore.cluster.jobs.profile import ClusterProfile, Nodes, read_profile
+from milcore.cluster.jobs.rayjob_spec import Owner, Work, digest, job_key, rayjob, rayjob_spec
 from milcore.config import LaunchConfig
 from milcore.errors import InputError
 from tests.k8s.conftest import violations

@@ -7,12 +7,12 @@ import pytest
 import yaml
 from kubernetes import client
 
-from milcore.cluster.kube import RayJobs
-from milcore.cluster.profile import ClusterProfile
-from milcore.cluster.rayjob import Launcher, Surroundings, free_run
-from milcore.cluster.rayjob_spec import Owner, Work
+from milcore.cluster.jobs.kubernetes import RayJobs
+from milcore.cluster.jobs.profile import ClusterProfile
+from milcore.cluster.jobs.rayjob import Launcher, Surroundings, free_run
+from milcore.cluster.jobs.rayjob_spec import Owner, Work
 from milcore.errors import ClusterError
-from tests.cluster.kuberay import Call, FakeKubeRay, serving
+from tests.cluster.jobs.kuberay import Call, FakeKubeRay, serving
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 WORK = Work("run-1", "train", ("train", "s3://b/run"), 2, use_gpu=False)

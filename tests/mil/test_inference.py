@@ -10,7 +10,7 @@ from milcore.cohort.splits import make_splits
 from milcore.config import SplitConfig, TrainConfig
 from milcore.mil.bags.batch import pack
 from milcore.mil.bags.load import load_bags
-from milcore.mil.inference import explain
+from milcore.mil.inference import predict_bags
 from milcore.mil.model import make_model
 from tests.cohorts import write_features, write_store
 
@@ -22,11 +22,11 @@ def test_bags_explained_together_or_alone_are_the_same(tmp_path: Path, memory_mb
     config = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, activation_mb=memory_mb)
     bags = load_bags(store.uri, config, make_splits(store.manifest(), SplitConfig()))
     model = make_model(config, 3, classes=2)
-    said = explain([model], bags, [4, 0, 7], torch.device("cpu"))
+    said = predict_bags([model], bags, [4, 0, 7], torch.device("cpu"))
     assert list(said) == [4, 0, 7]
     for index, its in said.items():
         with torch.no_grad():
-            alone = model.explain(pack([bags[index]], [index]))
+            alone = model.predict_bags(pack([bags[index]], [index]))
         np.testing.assert_allclose(its.probability, alone.log_prob[0].exp().numpy(), atol=1e-6)
         np.testing.assert_allclose(its.attention, alone.attention.numpy(), atol=1e-6)
         assert its.attention.sum() == pytest.approx(1.0)

@@ -49,7 +49,7 @@ def test_gated_attention_at_embedding_level_is_the_paper_s_formula() -> None:
         score = (torch.tanh(network.content(h)) * torch.sigmoid(network.gate(h))) @ network.score.weight[0]
         weights = torch.softmax(score, dim=0)
         expected = functional.logsigmoid(model.classifier(weights @ h))
-        said = model.explain(pack([bag], [0]))
+        said = model.predict_bags(pack([bag], [0]))
         torch.testing.assert_close(said.log_prob[0, 1:], expected)
         torch.testing.assert_close(said.attention, weights)
 
@@ -60,7 +60,7 @@ def test_three_classes_with_a_head_each_are_the_formula_of_each_class() -> None:
     h, network = embeddings_of(model, bag), model.pooling.attention
     weights = torch.softmax(torch.tanh(network.content(h)) @ network.score.weight.t(), dim=0)
     logits = (weights.t() @ h * model.classifier.weight).sum(1) + model.classifier.bias
-    said = model.explain(pack([bag], [0]))
+    said = model.predict_bags(pack([bag], [0]))
     torch.testing.assert_close(said.log_prob[0], torch.log_softmax(logits, 0))
     torch.testing.assert_close(said.attention, weights[:, logits.argmax()])
 
@@ -77,7 +77,7 @@ def test_three_classes_at_instance_level_are_the_softmax_of_their_log_odds() -> 
 @pytest.mark.parametrize("heads", ["shared", "per_class"])
 @pytest.mark.parametrize(("pooling", "level"), ROWS)
 def test_probabilities_and_attention_sum_to_one(pooling: str, level: str, heads: str, classes: int) -> None:
-    said = model_of(pooling, level, classes, attention_heads=heads).explain(pack(bags_of(4, 1, 7), range(3)))
+    said = model_of(pooling, level, classes, attention_heads=heads).predict_bags(pack(bags_of(4, 1, 7), range(3)))
     torch.testing.assert_close(said.log_prob.exp().sum(1), torch.ones(3, dtype=torch.float64))
     sums = torch.stack([its.sum() for its in said.attention.split([4, 1, 7])])
     torch.testing.assert_close(sums, torch.ones(3, dtype=torch.float64))
@@ -87,7 +87,7 @@ def test_where_no_weight_is_defined_attention_is_the_share_of_the_summed_probabi
     model = model_of("noisy_or", "instance")
     (bag,) = bags_of(4)
     p = torch.sigmoid(model.classifier(embeddings_of(model, bag)))[:, 0]
-    torch.testing.assert_close(model.explain(pack([bag], [0])).attention, p / p.sum())
+    torch.testing.assert_close(model.predict_bags(pack([bag], [0])).attention, p / p.sum())
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
@@ -119,6 +119,6 @@ def test_features_far_from_zero_keep_their_spread_in_half_precision() -> None:
     for precision in ("bf16", "fp32"):
         model = model_of("attention", "embedding", precision=precision)
         model.encoder.standardise(torch.full((WIDTH,), 100.0), torch.ones(WIDTH))
-        said.append(model.explain(pack([bag], [0])).log_prob)
+        said.append(model.predict_bags(pack([bag], [0])).log_prob)
     torch.testing.assert_close(said[0], said[1], atol=0.02, rtol=0)
     assert bag.instances.mean() > 99.0  # read, not changed

@@ -27,9 +27,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     store = write_store(str(folder / "store"), slides=20)
     write_features(store)
     train = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3, batch_size=4)
-    spec = prepare_sweep(store.uri, str(folder / "run/tune"), TuneConfig(trials=1, train=train), SplitConfig(), None)
+    spec = prepare_sweep(store.uri, str(folder / "run/tune"), TuneConfig(trials=1, train=train), SplitConfig())
     best = publish(str(folder / "run/tune"), spec, [TrialResult(0, "max", 1e-3, 3, 0.4, 0.9, "ok", None)])
-    prepare_run(store.uri, str(folder / "run"), best, SplitConfig(), str(folder / "run/tune/splits.parquet"))
+    prepare_run(store.uri, str(folder / "run"), best, SplitConfig(splits=str(folder / "run/tune/splits.parquet")))
     train_run(str(folder / "run"), LocalContext(None, torch.device("cpu")))
     return str(folder / "run")
 

@@ -10,7 +10,7 @@ from milcore.cohort.splits import add_folds, splits_of_fold
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import InputError
 from milcore.runtime import storage
-from milcore.training.cross_validation import summarise
+from milcore.training.cross_validation import out_of_fold_summary
 from milcore.training.run import prepare_run
 from milcore.training.run_folder import is_finished, read_spec, read_splits
 from tests.cohorts import write_features, write_store
@@ -76,8 +76,8 @@ def test_the_pooled_auroc_is_that_of_all_slides_left_out(tmp_path: Path) -> None
         }
     )
     write_features(write_store(str(tmp_path / "store")))
-    spec = prepare_run(str(tmp_path / "store"), str(tmp_path / "run"), TRAIN, SplitConfig(folds=2), None)
-    summary = summarise(said, spec)
+    spec = prepare_run(str(tmp_path / "store"), str(tmp_path / "run"), TRAIN, SplitConfig(folds=2))
+    summary = out_of_fold_summary(said, spec)
     assert summary["auroc"] == pytest.approx(3.5 / 6)
     assert summary["fold_auroc"] == [1.0, 0.5]
     assert summary["interval"][0] <= 3.5 / 6 <= summary["interval"][1]
@@ -86,7 +86,7 @@ def test_the_pooled_auroc_is_that_of_all_slides_left_out(tmp_path: Path) -> None
 def test_folds_end_with_a_model_each_and_a_prediction_of_every_slide_left_out(tmp_path: Path) -> None:
     store, run = str(tmp_path / "store"), str(tmp_path / "run")
     write_features(write_store(store, slides=16))
-    prepare_run(store, run, TRAIN, SplitConfig(folds=3, test_fraction=0.25), None)
+    prepare_run(store, run, TRAIN, SplitConfig(folds=3, test_fraction=0.25))
     train_with(run, LaunchConfig())
     assert is_finished(run)
     assert read_spec(run).folds == 3

@@ -225,7 +225,7 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept() -> None:
 
 def bags_without_validation() -> Bags:
     bags = ragged_bags()
-    return bags.divided({entry.bag_id: "train" for entry in bags.entries})
+    return bags.with_splits({entry.bag_id: "train" for entry in bags.entries})
 
 
 def test_smoothed_losses_are_those_worked_by_hand() -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from milcore.config import TrainConfig
-from milcore.dropout import Dropout
-from milcore.model import make_model
-from milcore.run import load_bags
+from milcore.mil.dropout import Dropout
+from milcore.mil.model import make_model
+from milcore.mil.bags.load import load_bags
 import pyarrow as pa
 
 def resident_mb(field):

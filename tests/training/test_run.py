@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from milcore.cli.info import describe
 from milcore.config import SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError
-from milcore.info import describe
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
@@ -28,7 +28,7 @@ def store_uri(tmp_path: Path) -> str:
 
 
 def trained(store_uri: str, run_uri: str, config: TrainConfig = TRAIN) -> None:
-    prepare_run(store_uri, run_uri, config, SplitConfig(), None)
+    prepare_run(store_uri, run_uri, config, SplitConfig())
     train_run(run_uri, LocalContext(storage.join(run_uri, "checkpoints"), CPU))
 
 
@@ -39,7 +39,7 @@ def test_a_published_model_reads_back_and_speaks_of_every_bag(store_uri: str, tm
     bags = load_bags(spec.store_uri, spec.train, read_splits(run))
     assert len(bags) == 12
     for batch in bags.batches([[0, 1], [2]]):
-        output = model.explain(batch)
+        output = model.predict_bags(batch)
         torch.testing.assert_close(output.log_prob.exp().sum(1), torch.ones(len(batch.labels)))
         torch.testing.assert_close(output.attention.sum(), torch.tensor(float(len(batch.labels))))
 
@@ -65,30 +65,28 @@ def test_a_finished_run_is_left_as_it_is(store_uri: str, tmp_path: Path) -> None
 
 def test_a_folder_of_another_run_is_refused_and_the_difference_named(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    prepare_run(store_uri, run, TRAIN, SplitConfig(), None)
+    prepare_run(store_uri, run, TRAIN, SplitConfig())
     with pytest.raises(InputError, match=r"train\.pooling was 'gated_attention', now 'max'"):
-        prepare_run(store_uri, run, TRAIN.model_copy(update={"pooling": "max"}), SplitConfig(), None)
+        prepare_run(store_uri, run, TRAIN.model_copy(update={"pooling": "max"}), SplitConfig())
 
 
 def test_another_split_in_the_same_folder_is_refused(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    prepare_run(store_uri, run, TRAIN, SplitConfig(), None)
+    prepare_run(store_uri, run, TRAIN, SplitConfig())
     with pytest.raises(InputError, match="splits_digest"):
-        prepare_run(store_uri, run, TRAIN, SplitConfig(split_seed=1), None)
+        prepare_run(store_uri, run, TRAIN, SplitConfig(split_seed=1))
 
 
 def test_a_splits_file_is_taken_over(store_uri: str, tmp_path: Path) -> None:
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    prepare_run(store_uri, first, TRAIN, SplitConfig(split_seed=3), None)
-    prepare_run(store_uri, second, TRAIN, SplitConfig(), storage.join(first, "splits.parquet"))
+    prepare_run(store_uri, first, TRAIN, SplitConfig(split_seed=3))
+    prepare_run(store_uri, second, TRAIN, SplitConfig(splits=storage.join(first, "splits.parquet")))
     assert read_splits(second).equals(read_splits(first))
 
 
 def test_features_that_are_not_there_are_named_with_the_command_that_makes_them(store_uri: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"12 of 12 slides have no features/other .*milcore encode"):
-        prepare_run(
-            store_uri, str(tmp_path / "run"), TRAIN.model_copy(update={"features": "other"}), SplitConfig(), None
-        )
+        prepare_run(store_uri, str(tmp_path / "run"), TRAIN.model_copy(update={"features": "other"}), SplitConfig())
 
 
 def test_a_store_with_slides_that_never_ended_is_not_trained_on(store_uri: str, tmp_path: Path) -> None:
@@ -99,9 +97,9 @@ def test_a_store_with_slides_that_never_ended_is_not_trained_on(store_uri: str, 
     storage.remove(store.group_uri(quarantined))
     store.quarantine(quarantined, "blurred", {})
     with pytest.raises(StoreError, match=rf"1 of 12 slides .* neither ok nor quarantined \({absent} .*milcore ingest"):
-        prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig(), None)
+        prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig())
     store.quarantine(absent, "torn", {})
-    prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig(), None)
+    prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig())
     assert len(read_splits(str(tmp_path / "run"))) == 10
 
 
@@ -113,7 +111,7 @@ def test_patches_train_the_conv_encoder_end_to_end(store_uri: str, tmp_path: Pat
 
 def test_an_unfinished_run_has_no_model(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    prepare_run(store_uri, run, TRAIN, SplitConfig(), None)
+    prepare_run(store_uri, run, TRAIN, SplitConfig())
     with pytest.raises(InputError, match="not finished"):
         load_models(run)
     with pytest.raises(InputError, match="no run at"):

@@ -57,7 +57,7 @@ def test_trials_share_every_other_setting() -> None:
 
 
 def test_the_highest_auroc_is_best_and_loss_breaks_ties(store_uri: str, tmp_path: Path) -> None:
-    spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig(), None)
+    spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig())
     best = publish(str(tmp_path / "out"), spec, [result(2, 0.3, 0.9), result(0, 0.1, 0.7), result(1, 0.4, 0.9)])
     assert best == trial_configs(SWEEP)[2] == read_best(str(tmp_path / "out"))
     rows = storage.read_table(str(tmp_path / "out" / "trials.parquet")).to_pylist()
@@ -69,7 +69,7 @@ def test_the_highest_auroc_is_best_and_loss_breaks_ties(store_uri: str, tmp_path
 
 
 def test_a_failed_trial_is_kept_with_its_reason_and_never_chosen(store_uri: str, tmp_path: Path) -> None:
-    spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig(), None)
+    spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig())
     failed = result(1, 0.0, state="failed")
     best = publish(str(tmp_path / "out"), spec, [result(0, 0.5, math.nan), failed, result(2, 0.6, math.nan)])
     assert best == trial_configs(SWEEP)[0]
@@ -78,7 +78,7 @@ def test_a_failed_trial_is_kept_with_its_reason_and_never_chosen(store_uri: str,
 
 
 def test_missing_trials_and_none_that_succeeded_are_errors(store_uri: str, tmp_path: Path) -> None:
-    spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig(), None)
+    spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig())
     with pytest.raises(ClusterError, match=r"1 of 3 trials have no result \(\[1\]\)"):
         publish(str(tmp_path / "out"), spec, [result(0, 0.5), result(2, 0.5)])
     with pytest.raises(ClusterError, match="all 3 trials failed; the first: RuntimeError: broke"):
@@ -88,20 +88,20 @@ def test_missing_trials_and_none_that_succeeded_are_errors(store_uri: str, tmp_p
 
 def test_the_same_sweep_is_taken_up_and_another_is_refused(store_uri: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    spec = prepare_sweep(store_uri, out, SWEEP, SplitConfig(), None)
-    assert prepare_sweep(store_uri, out, SWEEP, SplitConfig(), None) == spec == read_sweep(out)
+    spec = prepare_sweep(store_uri, out, SWEEP, SplitConfig())
+    assert prepare_sweep(store_uri, out, SWEEP, SplitConfig()) == spec == read_sweep(out)
     with pytest.raises(InputError, match=r"tune\.trials was 3, now 4"):
-        prepare_sweep(store_uri, out, SWEEP.model_copy(update={"trials": 4}), SplitConfig(), None)
+        prepare_sweep(store_uri, out, SWEEP.model_copy(update={"trials": 4}), SplitConfig())
     with pytest.raises(InputError, match="splits_digest"):
-        prepare_sweep(store_uri, out, SWEEP, SplitConfig(split_seed=1), None)
+        prepare_sweep(store_uri, out, SWEEP, SplitConfig(split_seed=1))
 
 
 def test_a_sweep_without_validation_slides_or_features_is_refused(store_uri: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="raise val_fraction"):
-        prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig(val_fraction=0.0), None)
+        prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig(val_fraction=0.0))
     other = SWEEP.model_copy(update={"train": TRAIN.model_copy(update={"features": "absent"})})
     with pytest.raises(StoreError, match="features/absent"):
-        prepare_sweep(store_uri, str(tmp_path / "out"), other, SplitConfig(), None)
+        prepare_sweep(store_uri, str(tmp_path / "out"), other, SplitConfig())
 
 
 def test_a_folder_that_is_no_sweep_is_named(tmp_path: Path) -> None:
@@ -145,7 +145,6 @@ def test_a_value_that_cannot_be_trained_is_refused_before_the_first_trial(store_
             str(tmp_path / "out"),
             SWEEP.model_copy(update={"search": ("dropout=0.1,7",)}),
             SplitConfig(),
-            None,
         )
     assert not (tmp_path / "out").exists()
 
@@ -173,7 +172,7 @@ def test_the_winner_is_called_better_only_beyond_the_standard_error_of_the_diffe
 
 
 def test_settings_that_were_drawn_are_columns_of_the_table(store_uri: str, tmp_path: Path) -> None:
-    spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig(), None)
+    spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig())
     said = [result(k, 0.5)._replace(searched=(("hidden", 8 * k), ("ema_decay", 0.5))) for k in range(3)]
     publish(str(tmp_path / "out"), spec, said)
     rows = storage.read_table(str(tmp_path / "out" / "trials.parquet")).to_pylist()

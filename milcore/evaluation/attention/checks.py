@@ -8,16 +8,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from milcore.evaluation.attention.localisation import Localisation, localise
-from milcore.evaluation.attention.patch_flipping import Flipping, evenness, flip
-from milcore.evaluation.decision import Rule, predicted_classes
-from milcore.evaluation.run_predictions import OpenedRun
-from milcore.evaluation.scores import Measured
+from milcore.evaluation.attention.patch_flipping import Flipping, flip, normalised_entropy
+from milcore.evaluation.decision import DecisionRule, predicted_classes
+from milcore.evaluation.run_predictions import RunPredictions
+from milcore.evaluation.scores import SplitMetrics
 from milcore.metrics.classification import (
     Estimate,
     mean_estimate,
 )
 from milcore.mil.bags.bags import BagEntry
-from milcore.mil.inference import Explained, attention_by_slide
+from milcore.mil.inference import BagPrediction, attention_by_slide
 from milcore.runtime.progress import track
 
 InstanceLabels = dict[str, Int[np.ndarray, " instance"]]
@@ -26,7 +26,7 @@ FLAT_FROM = 0.95
 NOTHING_FLIPPED = Estimate(math.nan, reason="no test slide is called positive")
 
 
-class Checked(NamedTuple):
+class AttentionChecks(NamedTuple):
     """How the attention of the test split stood its checks; ``flipped`` by bag."""
 
     localisation: Localisation
@@ -34,24 +34,26 @@ class Checked(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def check_attention(run: OpenedRun, rule: Rule, labels: InstanceLabels, measured: Measured) -> Checked:
+def check_attention(
+    run: RunPredictions, rule: DecisionRule, labels: InstanceLabels, measured: SplitMetrics
+) -> AttentionChecks:
     """Measure attention against instance labels and against the model itself; adds to ``measured.overall``."""
     seed, classes = run.spec.train.seed, len(run.spec.classes)
-    entries = run.part("test").entries
+    entries = run.split("test").entries
     found = localise_test(attention_by_slide(run.bags, run.said), entries, labels, classes)
     if run.spec.train.pooling == "mean":
         measured.overall.update(localisation_auroc=FLAT, localisation_ap=FLAT, flipping_area=FLAT)
-        return Checked(found, {}, ())
+        return AttentionChecks(found, {}, ())
     flipped = dict(_flipped(run, rule))
     measured.overall["localisation_auroc"] = localisation_estimate(found.bags, entries, seed)
     measured.overall["localisation_ap"] = localisation_estimate(found.precision, entries, seed)
     measured.overall["flipping_area"] = flipping_estimate(flipped, entries, seed)
     said = [run.said[index] for index in run.bags.split("test")]
     warnings = attention_warnings(said, measured.overall["localisation_auroc"], measured.overall["flipping_area"])
-    return Checked(found, flipped, tuple(warnings))
+    return AttentionChecks(found, flipped, tuple(warnings))
 
 
-def _flipped(run: OpenedRun, rule: Rule) -> Iterator[tuple[str, Flipping]]:
+def _flipped(run: RunPredictions, rule: DecisionRule) -> Iterator[tuple[str, Flipping]]:
     """The curves of every test bag that is called positive, or anything of more than two classes."""
     called = predicted_classes(run, rule)
     indices = [index for index, label in called.items() if label or len(run.spec.classes) > 2]
@@ -90,9 +92,9 @@ def flipping_estimate(found: Mapping[str, Flipping], entries: Sequence[BagEntry]
     return mean_estimate(areas, [patient[bag_id] for bag_id in found], seed)
 
 
-def attention_warnings(said: Sequence[Explained], localisation: Estimate, flipping: Estimate) -> list[str]:
+def attention_warnings(said: Sequence[BagPrediction], localisation: Estimate, flipping: Estimate) -> list[str]:
     """Why the attention of this run should not be read as an explanation; empty where nothing speaks against it."""
-    even = [value for its in said if not math.isnan(value := evenness(its.attention))]
+    even = [value for its in said if not math.isnan(value := normalised_entropy(its.attention))]
     warnings = []
     if even and float(np.median(even)) >= FLAT_FROM:
         warnings.append(

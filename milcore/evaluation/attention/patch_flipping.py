@@ -116,7 +116,7 @@ def _block_summaries(
     return [[functools.reduce(model.pooling.merge, its) for its in order] for order in parts]
 
 
-def evenness(attention: Float[np.ndarray, " instance"]) -> float:
+def normalised_entropy(attention: Float[np.ndarray, " instance"]) -> float:
     """``-sum a log a / log n``: 1 if every instance weighs the same, 0 if one has it all; NaN for one instance."""
     if len(attention) < 2:
         return math.nan

@@ -11,7 +11,7 @@ from shapely.geometry.base import BaseGeometry
 from milcore.config import AttentionFormat
 from milcore.evaluation.attention.exports import geojson, heat_factor, heat_map, ome_tiff
 from milcore.evaluation.attention.maps import attention_table, half_mass, heat_layer, overlay, png
-from milcore.evaluation.attention.patch_flipping import evenness
+from milcore.evaluation.attention.patch_flipping import normalised_entropy
 from milcore.evaluation.report import Picture, ShownPatch, SlideView
 from milcore.evaluation.report.pictures import jpeg, rings, shrink
 from milcore.runtime import storage
@@ -119,7 +119,7 @@ def slide_view(slide: SlideGroup, finding: Finding, table: pa.Table, picture: Pi
         mpp=_mpp(slide),
         instances=len(slide),
         half_mass=half_mass(finding.attention),
-        entropy=evenness(finding.attention),
+        entropy=normalised_entropy(finding.attention),
         localisation=finding.localisation,
         thumbnail=None if thumbnail is None else jpeg(thumbnail, JPEG_QUALITY),
         heat=None if thumbnail is None else png(_heat(thumbnail, slide, table)),

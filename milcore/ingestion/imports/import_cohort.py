@@ -13,7 +13,7 @@ import numpy as np
 from milcore.cohort.manifest import Slide
 from milcore.config import ImportConfig, ImportFormat
 from milcore.errors import InputError, SlideError, UnreachableSlideError
-from milcore.ingestion.cohort import summarise
+from milcore.ingestion.cohort import ingest_counts
 from milcore.ingestion.imports.h5 import open_h5
 from milcore.ingestion.imports.npz import open_bags, open_patches
 from milcore.ingestion.imports.parquet import open_table
@@ -62,7 +62,7 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> dict
     outcomes = [_import_slide(slide, source, store, config) for slide in track(slides, "import", len(slides))]
     outcomes = _quarantine_odd_widths(store, outcomes)
     return {
-        **summarise(outcomes),
+        **ingest_counts(outcomes),
         "features": config.name if what != PATCHES else None,
         "unlabelled": list(source.unlabelled),
         "without_picture": _without_picture(store),

@@ -90,7 +90,7 @@ class Bags:
         """Indices of the bags of one split."""
         return [index for index, entry in enumerate(self.entries) if entry.split == name]
 
-    def divided(self, split_of: Mapping[str, str]) -> "Bags":
+    def with_splits(self, split_of: Mapping[str, str]) -> "Bags":
         """The same bags, and the same memory of them, under other splits.
 
         Args:

@@ -51,7 +51,7 @@ class BagBatch:
     position: Int[Tensor, " instance"]
     labels: Int[Tensor, " bag"]
     keys: Int[Tensor, " bag"]
-    spread: bool
+    split_over_ranks: bool
 
     def spans(self, rows: int) -> list[tuple[int, int]]:
         """The batch cut into runs of at most so many rows."""
@@ -72,7 +72,7 @@ class BagBatch:
             first,
         )
 
-    def drawn(self, most: int, seed: int, epoch: int) -> "BagBatch":
+    def subsample(self, most: int, seed: int, epoch: int) -> "BagBatch":
         """At most so many instances of each bag; (seed, epoch, bag) says which, whatever else is in the batch."""
         if max(self.lengths) <= most:
             return self
@@ -89,7 +89,7 @@ class BagBatch:
             position=self.position[places],
         )
 
-    def part(self, rank: int, world_size: int) -> "BagBatch":
+    def rank_slice(self, rank: int, world_size: int) -> "BagBatch":
         """The share of a rank when every bag is cut into equal runs, one per worker.
 
         Raises:
@@ -109,7 +109,7 @@ class BagBatch:
             torch.cat([self.position[slice(*run)] for run in runs]),
             self.labels,
             self.keys,
-            spread=True,
+            split_over_ranks=True,
         )
 
 
@@ -137,5 +137,5 @@ def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
         torch.from_numpy(ragged(lengths)[1]),
         torch.tensor([bag.label for bag in bags]),
         torch.tensor(list(keys), dtype=torch.int64),
-        spread=False,
+        split_over_ranks=False,
     )

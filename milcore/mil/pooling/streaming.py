@@ -29,7 +29,7 @@ CHUNKS_PER_RELEASE = 8
 Lift = Callable[[Chunk], Summary]
 
 
-class Walk(NamedTuple):
+class ChunkPlan(NamedTuple):
     """How a batch is walked over: rows of a chunk, whether the activations of all exceed the budget, and where."""
 
     rows: int
@@ -37,7 +37,7 @@ class Walk(NamedTuple):
     device: torch.device
 
 
-def summarise(pooling: Pooling, lift: Lift, batch: BagBatch, walk: Walk) -> Summary:
+def pool_batch(pooling: Pooling, lift: Lift, batch: BagBatch, walk: ChunkPlan) -> Summary:
     """The summary of every bag of a batch.
 
     Args:
@@ -52,10 +52,10 @@ def summarise(pooling: Pooling, lift: Lift, batch: BagBatch, walk: Walk) -> Summ
         summary = _walk(pooling, lift, _winners(batch, pooling.winners(first), walk), walk)
     else:
         summary = _walk(pooling, lift, batch, walk)
-    return _merge_over_ranks(pooling, summary) if batch.spread else summary
+    return _merge_over_ranks(pooling, summary) if batch.split_over_ranks else summary
 
 
-def _walk(pooling: Pooling, lift: Lift, batch: BagBatch, walk: Walk) -> Summary:
+def _walk(pooling: Pooling, lift: Lift, batch: BagBatch, walk: ChunkPlan) -> Summary:
     lifted = itertools.count(1)
 
     def lift_span(span: tuple[int, int]) -> tuple[int, Summary]:
@@ -109,7 +109,7 @@ def _stack(parts: Sequence[Summary]) -> Summary:
     return parts[0] if len(parts) == 1 else tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
-def _winners(batch: BagBatch, places: Int[Tensor, "bag value"], walk: Walk) -> BagBatch:
+def _winners(batch: BagBatch, places: Int[Tensor, "bag value"], walk: ChunkPlan) -> BagBatch:
     """The batch without the instances that are at none of these places of their bags."""
     ends = torch.tensor(batch.lengths).cumsum(0)
     starts = ends - torch.tensor(batch.lengths)

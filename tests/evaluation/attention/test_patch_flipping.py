@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from milcore.config import TrainConfig
-from milcore.evaluation.attention.patch_flipping import REMOVED, STEPS, evenness, flip
+from milcore.evaluation.attention.patch_flipping import REMOVED, STEPS, flip, normalised_entropy
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.model import make_model
 
@@ -59,5 +59,5 @@ def test_where_one_instance_decides_its_removal_is_the_whole_area() -> None:
     [([0.25] * 4, 1.0), ([1.0, 0.0, 0.0], 0.0), ([0.5, 0.5, 0.0, 0.0], 0.5)],
 )
 def test_evenness_is_entropy_over_the_largest_possible(attention: list[float], expected: float) -> None:
-    assert evenness(np.array(attention)) == pytest.approx(expected)
-    assert math.isnan(evenness(np.ones(1)))
+    assert normalised_entropy(np.array(attention)) == pytest.approx(expected)
+    assert math.isnan(normalised_entropy(np.ones(1)))

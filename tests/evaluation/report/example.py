@@ -5,7 +5,7 @@ import pyarrow as pa
 import shapely
 
 from milcore.evaluation.attention.maps import attention_table, half_mass, heat_layer, png
-from milcore.evaluation.attention.patch_flipping import evenness
+from milcore.evaluation.attention.patch_flipping import normalised_entropy
 from milcore.evaluation.report import (
     Curve,
     FlippingCurves,
@@ -63,7 +63,7 @@ def slide_view(
     heat = png(heat_layer(thumbnail.shape[:2], (8000, 6000), table))
     return SlideView(
         f"case-{k:02d}-s1", f"case-{k:02d}", label, called, (1 - probability, probability), None, (8000, 6000), 0.5,
-        len(coords), half_mass(weight), evenness(weight), 0.93 if label else None, jpeg(thumbnail, 80), heat,
+        len(coords), half_mass(weight), normalised_entropy(weight), 0.93 if label else None, jpeg(thumbnail, 80), heat,
         rings(region, 10.0), most, least,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from milcore.cli import app
+from milcore.cli.main import app
 from milcore.config import ImportConfig, ImportFormat
 from milcore.errors import InputError
 from milcore.ingestion.imports.import_cohort import IMPORTS, import_source

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from milcore.cli.info import describe
 from milcore.config import ImportConfig, SplitConfig, TrainConfig
 from milcore.errors import StoreError
 from milcore.evaluation.evaluate import evaluate
 from milcore.evaluation.predict import predict
-from milcore.info import describe
 from milcore.ingestion.imports.import_cohort import import_source
 from milcore.runtime import storage
 from milcore.slides import open_slide
@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 
 def trained(store: str, run: str, config: TrainConfig = TRAIN, *, baselines: bool = False) -> dict[str, Any]:
     """Train and evaluate as ``milcore train --workers 0`` and ``milcore evaluate`` do."""
-    prepare_run(store, run, config, SplitConfig(), None)
+    prepare_run(store, run, config, SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))
     return evaluate(run, baselines=baselines)
 
@@ -140,7 +140,7 @@ def test_bags_without_places_are_trained_and_evaluated_without_a_heat_map(tmp_pa
     with pytest.raises(
         StoreError, match=r"slides were imported without patches .* train on their features by --features"
     ):
-        prepare_run(store, str(tmp_path / "run2"), TrainConfig(features=None, encoder="conv"), SplitConfig(), None)
+        prepare_run(store, str(tmp_path / "run2"), TrainConfig(features=None, encoder="conv"), SplitConfig())
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -43,7 +43,7 @@ def test_a_chunk_knows_its_bags_and_the_places_of_its_rows() -> None:
 @given(st.lists(st.integers(3, 20), min_size=1, max_size=5), st.integers(1, 3))
 def test_parts_of_all_ranks_hold_every_row_once_in_its_place(lengths: list[int], world_size: int) -> None:
     batch = pack([bag_of(length) for length in lengths], range(len(lengths)))
-    parts = [batch.part(rank, world_size) for rank in range(world_size)]
+    parts = [batch.rank_slice(rank, world_size) for rank in range(world_size)]
     assert [sum(each) for each in zip(*(part.lengths for part in parts), strict=True)] == lengths
     for k in range(len(lengths)):
         places = [part.position.split(part.lengths)[k].tolist() for part in parts]
@@ -54,7 +54,7 @@ def test_parts_of_all_ranks_hold_every_row_once_in_its_place(lengths: list[int],
 
 def test_instances_are_drawn_by_bag_and_epoch_and_keep_their_places() -> None:
     batch = pack([bag_of(3), bag_of(40), bag_of(50)], [7, 8, 9])
-    drawn, again, later = (batch.drawn(10, seed=1, epoch=epoch) for epoch in (0, 0, 1))
+    drawn, again, later = (batch.subsample(10, seed=1, epoch=epoch) for epoch in (0, 0, 1))
     assert drawn.lengths == (3, 10, 10)
     first, second, third = drawn.position.split(drawn.lengths)
     assert first.tolist() == [0, 1, 2]
@@ -63,15 +63,15 @@ def test_instances_are_drawn_by_bag_and_epoch_and_keep_their_places() -> None:
     assert torch.equal(drawn.instances[5:20], drawn.instances[:][5:20])
     assert torch.equal(drawn.position, again.position)
     assert not torch.equal(drawn.position, later.position)
-    alone = pack([bag_of(50)], [9]).drawn(10, seed=1, epoch=0)
+    alone = pack([bag_of(50)], [9]).subsample(10, seed=1, epoch=0)
     assert torch.equal(alone.position, third)
-    assert batch.drawn(50, seed=1, epoch=0) is batch
+    assert batch.subsample(50, seed=1, epoch=0) is batch
 
 
 def test_every_instance_is_drawn_as_often_as_any_other() -> None:
     """Of 40, 10 are drawn: each in a quarter of 2,000 epochs, within five standard deviations."""
     batch = pack([bag_of(40)], [0])
-    seen = np.bincount(np.concatenate([batch.drawn(10, 0, epoch).position.numpy() for epoch in range(2000)]))
+    seen = np.bincount(np.concatenate([batch.subsample(10, 0, epoch).position.numpy() for epoch in range(2000)]))
     assert np.abs(seen - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
 
 

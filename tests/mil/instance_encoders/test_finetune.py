@@ -58,7 +58,7 @@ def test_the_last_blocks_learn_and_what_comes_after_them() -> None:
 def test_a_run_changes_the_last_block_alone_and_is_loaded_again(tmp_path: Path, uni: str) -> None:
     store = write_store(str(tmp_path / "store"), slides=8)
     run, settings = str(tmp_path / "run"), config(uni, train_blocks=1)
-    prepare_run(store.uri, run, settings, SplitConfig(), None)
+    prepare_run(store.uri, run, settings, SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))
     before = PretrainedEncoder(uni, 8, 1).network.state_dict()
     after = load_models(run)[1][0].encoder.network.state_dict()
@@ -73,13 +73,13 @@ def test_a_run_changes_the_last_block_alone_and_is_loaded_again(tmp_path: Path, 
 
 def test_chunks_that_are_recomputed_give_the_gradient_of_the_whole(tmp_path: Path, uni: str) -> None:
     store = write_store(str(tmp_path / "store"), slides=6, patches=20)
-    prepare_run(store.uri, str(tmp_path / "run"), config(uni), SplitConfig(), None)
+    prepare_run(store.uri, str(tmp_path / "run"), config(uni), SplitConfig())
     bags = load_bags(store.uri, config(uni), read_splits(str(tmp_path / "run")))
     gradients = []
     for activation_mb in (1000.0, 0.001):
         model = make_model(config(uni, precision="fp64", activation_mb=activation_mb), 3, classes=2)
         (batch,) = bags.batches([(0, 1, 2)])
-        assert model.walk(batch).oversized == (activation_mb < 1)
+        assert model.chunk_plan(batch).oversized == (activation_mb < 1)
         loss = -model(batch, None).gather(1, batch.labels[:, None]).sum()
         loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
@@ -90,7 +90,7 @@ def test_chunks_that_are_recomputed_give_the_gradient_of_the_whole(tmp_path: Pat
 
 def test_patches_at_another_scale_are_refused_in_training_too(tmp_path: Path, uni: str) -> None:
     store = write_store(str(tmp_path / "store"), slides=6)
-    prepare_run(store.uri, str(tmp_path / "run"), config(uni.replace(",mpp=any", "")), SplitConfig(), None)
+    prepare_run(store.uri, str(tmp_path / "run"), config(uni.replace(",mpp=any", "")), SplitConfig())
     with pytest.raises(StoreError, match=r"does not say its um/px, and the encoder expects 0\.5"):
         train_run(str(tmp_path / "run"), LocalContext(None, torch.device("cpu")))
 

@@ -107,7 +107,7 @@ def _learn_as_rank(rank: int, folder: str) -> None:
     said = {}
     for (name, case), budget in itertools.product(CASES.items(), (KEPT, RECOMPUTED)):
         replica = DistributedDataParallel(model_of(*case, budget, 5))
-        part = pack(spread_bags(case[0]), range(2)).part(rank, 2)
+        part = pack(spread_bags(case[0]), range(2)).rank_slice(rank, 2)
         said[f"{name} {budget}"] = learn(replica, part)
     torch.save(said, f"{folder}/{rank}.pt")
     dist.barrier()
@@ -135,7 +135,7 @@ def test_bags_split_over_two_processes_learn_what_one_process_does(
 
 def test_a_bag_smaller_than_the_workers_cannot_be_spread() -> None:
     with pytest.raises(ValueError, match="2 instances cannot be spread over 3 workers"):
-        pack([Bag("x", "x", 1, torch.zeros(2, WIDTH))], [0]).part(0, 3)
+        pack([Bag("x", "x", 1, torch.zeros(2, WIDTH))], [0]).rank_slice(0, 3)
 
 
 def test_max_pooling_recomputes_only_the_instances_that_won() -> None:
@@ -160,5 +160,5 @@ def test_the_budget_counts_what_the_backward_pass_keeps() -> None:
     model = make_model(config, WIDTH, classes=2)
     each = 1_000_000 / model.instance_budget(torch.zeros(1, WIDTH))
     assert 4 * (11 + 24 + 16) <= each <= 4 * (11 + 24 + 16) + 40
-    assert model.walk(pack([Bag("x", "x", 1, torch.zeros(20_000, WIDTH))], [0])).oversized
-    assert not model.walk(pack([Bag("x", "x", 1, torch.zeros(2_000, WIDTH))], [0])).oversized
+    assert model.chunk_plan(pack([Bag("x", "x", 1, torch.zeros(20_000, WIDTH))], [0])).oversized
+    assert not model.chunk_plan(pack([Bag("x", "x", 1, torch.zeros(2_000, WIDTH))], [0])).oversized

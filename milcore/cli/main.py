@@ -15,19 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from milcore import __version__
-from milcore.config import (
-    ATTENTION_FORMATS,
-    EncodeConfig,
-    ImportConfig,
-    IngestConfig,
-    LaunchConfig,
-    SplitConfig,
-    TrainConfig,
-    TuneConfig,
-    parse_config,
-)
-from milcore.errors import InputError, MILError
-from milcore.options import (
+from milcore.cli.options import (
     ActivationMemory,
     AsJson,
     BagUnit,
@@ -53,6 +41,18 @@ from milcore.options import (
     sweep_settings,
     train_config,
 )
+from milcore.config import (
+    ATTENTION_FORMATS,
+    EncodeConfig,
+    ImportConfig,
+    IngestConfig,
+    LaunchConfig,
+    SplitConfig,
+    TrainConfig,
+    TuneConfig,
+    parse_config,
+)
+from milcore.errors import InputError, MILError
 from milcore.runtime import storage
 from milcore.runtime.progress import figure, say, track
 
@@ -126,8 +126,8 @@ def slide_map(ray_address: str | None, workers: int) -> Iterator[Any]:
     if ray_address is None:
         yield None
         return
-    from milcore.cluster.connect import connected
-    from milcore.cluster.map import map_on_ray
+    from milcore.cluster.workers.connect import connected
+    from milcore.cluster.workers.map import map_on_ray
 
     launch = parse_config(LaunchConfig, {"ray_address": ray_address, "workers": max(1, workers)})
     with connected(launch):
@@ -161,7 +161,7 @@ def ingest(
     """Cut the slides of a manifest into patches; a bad slide is quarantined with its reason, the others go on."""
     config = parse_config(IngestConfig, given(IngestConfig, locals()))
     from milcore.ingestion.cohort import ingest as ingest_cohort
-    from milcore.ingestion.cohort import plan_cohort, summarise
+    from milcore.ingestion.cohort import ingest_counts, plan_cohort
     from milcore.ingestion.overview import write_cohort_page
 
     cohort = plan_cohort(manifest, store, positive)
@@ -169,7 +169,7 @@ def ingest(
         outcomes = list(
             track(ingest_cohort(store, config, workers, map_slides=map_slides), "ingest", len(cohort.slides))
         )
-    summary = summarise(outcomes)
+    summary = ingest_counts(outcomes)
     for slide_id, reason in summary["quarantined"].items():
         say(f"quarantined {slide_id}: {reason}")
     summary["page"] = write_cohort_page(store)
@@ -284,7 +284,7 @@ def train(
     from milcore.training.run import prepare_run
     from milcore.training.run_folder import OUT_OF_FOLD
 
-    spec = prepare_run(store, run, settings, split_config, splits)
+    spec = prepare_run(store, run, settings, split_config)
     train_with(run, launch)
     summary: dict[str, Any] = {"run": run, "train": settings.model_dump(mode="json")}
     if spec.folds:
@@ -332,7 +332,7 @@ def tune(
     from milcore.cluster.launch import tune_with
     from milcore.training.sweep import prepare_sweep, read_verdict
 
-    prepare_sweep(store, out, sweep, split_config, splits)
+    prepare_sweep(store, out, sweep, split_config)
     best = tune_with(out, launch)
     verdict = read_verdict(out)
     summary = {"best": best.model_dump(mode="json"), "verdict": verdict._asdict(), "out": out}
@@ -347,7 +347,7 @@ def evaluate(
     attention: Annotated[str, typer.Option(help="forms of each test slide's attention, commas between")] = ",".join(
         ATTENTION_FORMATS
     ),
-    without_each: Annotated[
+    with_leave_one_out: Annotated[
         bool, typer.Option("--without-each", help="also tell what the model says without each patch; seconds a slide")
     ] = False,
     use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
@@ -365,7 +365,7 @@ def evaluate(
         baselines=baselines,
         sweep_uri=sweep,
         attention_formats=forms,
-        without_each=without_each,
+        with_leave_one_out=with_leave_one_out,
         use_gpu=use_gpu,
     )
     figures = ", ".join(f"{name} {figure(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc"))
@@ -412,7 +412,7 @@ def info(
     uri: Annotated[str, typer.Argument(metavar="URI", help="a patch store or a run folder")], as_json: AsJson = False
 ) -> None:
     """Say what a patch store or a run folder holds."""
-    from milcore.info import describe
+    from milcore.cli.info import describe
 
     summary = describe(uri)
     finish(summary, "\n".join(f"{name}: {value}" for name, value in summary.items()), as_json)

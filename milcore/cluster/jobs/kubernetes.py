@@ -14,7 +14,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError
 
-from milcore.cluster.rayjob_spec import SUBMITTER, Json
+from milcore.cluster.jobs.rayjob_spec import SUBMITTER, Json
 from milcore.errors import ClusterError
 
 T = TypeVar("T")

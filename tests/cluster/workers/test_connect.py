@@ -2,7 +2,7 @@
 
 import pytest
 
-from milcore.cluster.connect import connected
+from milcore.cluster.workers.connect import connected
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from tests.conftest import free_ports

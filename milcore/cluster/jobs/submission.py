@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from milcore.cluster.connect import handed_on
-from milcore.cluster.leaving import on_leaving
+from milcore.cluster.jobs.signals import on_leaving
+from milcore.cluster.workers.connect import handed_on
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime.progress import say

@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from milcore.cluster.kube import RayJobs, connect
-from milcore.cluster.leaving import on_leaving
-from milcore.cluster.profile import ClusterProfile, read_profile
-from milcore.cluster.rayjob_spec import (
+from milcore.cluster.jobs.kubernetes import RayJobs, connect
+from milcore.cluster.jobs.profile import ClusterProfile, read_profile
+from milcore.cluster.jobs.rayjob_spec import (
     DIGEST,
     RUN_LABEL,
     Json,
@@ -32,6 +31,7 @@ from milcore.cluster.rayjob_spec import (
     rayjob_spec,
     short_hash,
 )
+from milcore.cluster.jobs.signals import on_leaving
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime.progress import say

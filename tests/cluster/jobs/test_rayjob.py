@@ -17,13 +17,13 @@ import pytest
 import yaml
 from kubernetes import client
 
-from milcore.cluster.heartbeat import beating
-from milcore.cluster.kube import RayJobs
-from milcore.cluster.profile import ClusterProfile
-from milcore.cluster.rayjob import Launcher, Surroundings, free_run, judge
-from milcore.cluster.rayjob_spec import Owner, Work, job_key
+from milcore.cluster.jobs.heartbeat import beating
+from milcore.cluster.jobs.kubernetes import RayJobs
+from milcore.cluster.jobs.profile import ClusterProfile
+from milcore.cluster.jobs.rayjob import Launcher, Surroundings, free_run, judge
+from milcore.cluster.jobs.rayjob_spec import Owner, Work, job_key
 from milcore.errors import ClusterError, InputError
-from tests.cluster.kuberay import Call, FakeKubeRay, Fault, serving
+from tests.cluster.jobs.kuberay import Call, FakeKubeRay, Fault, serving
 
 WORK = Work("run-1", "train", ("train", "s3://b/run", "--workers", "2"), 2, use_gpu=False)
 HERE = Surroundings("run-1", "mil", Owner("pod-1", "uid-1"), None)
@@ -350,7 +350,7 @@ def test_a_driver_nobody_waits_for_ends_itself(tmp_path: Path) -> None:
     """A terminated run whose pod is kept: no handler ran, and the owner still exists."""
     program = """
         import sys, time
-        from milcore.cluster.heartbeat import end_without
+        from milcore.cluster.jobs.heartbeat import end_without
         end_without(sys.argv[1], 1.0)
         time.sleep(60)
     """

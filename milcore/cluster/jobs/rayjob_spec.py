@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from milcore.cluster.profile import ClusterProfile, Nodes
+from milcore.cluster.jobs.profile import ClusterProfile, Nodes
 
 Json = dict[str, Any]
 

@@ -15,8 +15,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
-from milcore.cluster.connect import connected, environment, room, wait_for_room
-from milcore.cluster.context import FoldsOfTrial, TrialContext, calm_logging
+from milcore.cluster.workers.connect import connected, environment, room, wait_for_room
+from milcore.cluster.workers.context import FoldsOfTrial, TrialContext, calm_logging
 from milcore.cohort.splits import add_folds
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.mil.bags.bags import Bags
@@ -148,7 +148,7 @@ def _without_fold(out_uri: str, bags: Bags, fold: int) -> Bags:
     splits = read_splits(out_uri)
     dealt = SplitConfig(split_seed=tune_config.tune_seed, folds=tune_config.objective_folds)
     fold_of = {row["patient_id"]: row["fold"] for row in add_folds(splits, dealt).to_pylist()}
-    return bags.divided({its.bag_id: "val" if fold_of[its.patient_id] == fold else "train" for its in bags.entries})
+    return bags.with_splits({its.bag_id: "val" if fold_of[its.patient_id] == fold else "train" for its in bags.entries})
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,8 +14,8 @@ import ray
 import torch
 from torch import nn
 
-from milcore.cluster.encode import SlideEncoder, encode_on_ray, share_of
 from milcore.cluster.launch import encode_with
+from milcore.cluster.workers.encode import SlideEncoder, encode_on_ray, share_of
 from milcore.config import EncodeConfig, LaunchConfig
 from milcore.encoders.extraction.batches import Step
 from milcore.encoders.extraction.encode import Work, encode, slides_to_encode
@@ -101,7 +101,7 @@ def test_a_killed_actor_costs_only_the_slide_it_was_at(
 ) -> None:
     """Another is killed while it loads the encoder, and costs none."""
     store = write_store(str(tmp_path / "store"), slides=SLIDES, patches=PATCHES)
-    monkeypatch.setattr("milcore.cluster.encode.SlideEncoder", mortal(tmp_path, deaths_loading=1))
+    monkeypatch.setattr("milcore.cluster.workers.encode.SlideEncoder", mortal(tmp_path, deaths_loading=1))
     config = EncodeConfig(encoder=slow_encoder, name="slow", patches_per_batch=4)
     computed, ended, killed = 0, [], False
     for step in encode_on_ray(Work(store.uri, config, "cpu"), slides_to_encode(store.uri), TWO):
@@ -141,7 +141,7 @@ def test_a_third_death_on_loading_ends_the_run(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = write_store(str(tmp_path / "store"), slides=1)
-    monkeypatch.setattr("milcore.cluster.encode.SlideEncoder", mortal(tmp_path, deaths_loading=3))
+    monkeypatch.setattr("milcore.cluster.workers.encode.SlideEncoder", mortal(tmp_path, deaths_loading=3))
     with pytest.raises(ClusterError, match="3 Ray workers died while they loaded the encoder"):
         list(encode_on_ray(Work(store.uri, EncodeConfig(), "cpu"), slides_to_encode(store.uri), ONE))
 

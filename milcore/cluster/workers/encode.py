@@ -62,7 +62,7 @@ class SlideEncoder:
             yield slide_id
 
 
-class Share(NamedTuple):
+class EncoderResources(NamedTuple):
     """What one actor has of the cluster."""
 
     actors: int
@@ -73,7 +73,7 @@ class Share(NamedTuple):
 class _Worker:
     """The driver's side of one actor: the slides it holds and the reference to what it says next."""
 
-    def __init__(self, work: Work, share: Share) -> None:
+    def __init__(self, work: Work, share: EncoderResources) -> None:
         remote: Any = ray.remote  # its types know functions only
         kind = remote(num_cpus=share.cpus, num_gpus=share.gpus, max_concurrency=2)(SlideEncoder)
         self.actor = kind.remote(work, share.cpus)
@@ -140,7 +140,7 @@ def encode_on_ray(work: Work, slides: dict[str, int], launch: LaunchConfig) -> I
             ray.kill(worker.actor)
 
 
-def share_of(launch: LaunchConfig) -> Share:
+def share_of(launch: LaunchConfig) -> EncoderResources:
     """Actors, and the CPUs and GPUs of each: the cluster's divided by the workers, none larger than its smallest node.
 
     Raises:
@@ -153,7 +153,7 @@ def share_of(launch: LaunchConfig) -> Share:
         raise ClusterError("--use-gpu: the Ray cluster has no GPU; start its workers with one or leave the flag out")
     most = gpus if launch.use_gpu else sum(cpus)
     actors = max(1, min(launch.workers, most))
-    return Share(actors, max(1, min(sum(cpus) // actors, min(cpus, default=1))), int(launch.use_gpu))
+    return EncoderResources(actors, max(1, min(sum(cpus) // actors, min(cpus, default=1))), int(launch.use_gpu))
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ import torch
 from ray.exceptions import ActorDiedError
 from safetensors.torch import load
 
-from milcore.cluster.connect import wait_for_room
 from milcore.cluster.launch import train_with
-from milcore.cluster.train import SNAPSHOT, _drop_torn_snapshot, _EndAtRepeating, would_repeat
+from milcore.cluster.workers.connect import wait_for_room
+from milcore.cluster.workers.train import SNAPSHOT, _drop_torn_snapshot, _EndAtRepeating, would_repeat
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError, MILError, StoreError, UnreachableError
 from milcore.mil.model import make_model
@@ -31,7 +31,7 @@ def prepared(folder_uri: str, name: str, config: TrainConfig = TRAIN) -> str:
     store, run = storage.join(folder_uri, "store"), storage.join(folder_uri, name)
     if not storage.exists(storage.join(store, "manifest.parquet")):
         write_features(write_store(store))
-    prepare_run(store, run, config, SplitConfig(), None)
+    prepare_run(store, run, config, SplitConfig())
     return run
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from milcore.cluster.job import run_job
+from milcore.cluster.jobs.submission import run_job
 from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError
@@ -25,7 +25,7 @@ TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3,
 def prepared(folder_uri: str) -> str:
     store, run = storage.join(folder_uri, "store"), storage.join(folder_uri, "run")
     write_features(write_store(store))
-    prepare_run(store, run, TRAIN, SplitConfig(), None)
+    prepare_run(store, run, TRAIN, SplitConfig())
     return run
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from milcore.cluster.map import map_on_ray
+from milcore.cluster.workers.map import map_on_ray
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, StoreError
 

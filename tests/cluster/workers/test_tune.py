@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from milcore.cluster.launch import tune_with
-from milcore.cluster.tune import gpu_share
+from milcore.cluster.workers.tune import gpu_share
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
@@ -20,7 +20,7 @@ TWO = LaunchConfig(workers=2)
 def prepared(folder_uri: str, config: TuneConfig) -> str:
     store, out = storage.join(folder_uri, "store"), storage.join(folder_uri, "out")
     write_features(write_store(store))
-    prepare_sweep(store, out, config, SplitConfig(), None)
+    prepare_sweep(store, out, config, SplitConfig())
     return out
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from milcore.cli import app, main
+from milcore.cli.main import app, main
 from milcore.config import TrainConfig
 from tests.cohorts import write_features, write_store
 
@@ -18,7 +18,7 @@ SMALL = ["--features", "mean_rgb", "--epochs", "2", "--batch-size", "4"]
 
 
 def milcore(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "from milcore.cli import main; main()"
+    program = "from milcore.cli.main import main; main()"
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
 
 

@@ -1,4 +1,4 @@
-"""Training a prepared run on Ray Train workers, the loop itself being ``milcore.train``'s."""
+"""Training a prepared run on Ray Train workers, the loop itself being ``milcore.training.loop``'s."""
 
 import logging
 import time
@@ -8,8 +8,8 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from milcore.cluster.connect import connected, cpus, environment, wait_for_room
-from milcore.cluster.context import RayContext, calm_logging
+from milcore.cluster.workers.connect import connected, cpus, environment, wait_for_room
+from milcore.cluster.workers.context import RayContext, calm_logging
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, MILError, UnreachableError
 from milcore.runtime import storage

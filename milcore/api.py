@@ -1,0 +1,448 @@
+"""The verbs of milcore, as the command line, the pipeline's components and notebooks call them.
+
+Each takes URIs and the config classes of ``milcore.config``, keeps its result in storage and does only what is missing
+there. Imports are inside functions, so that naming a verb costs nothing: torch and Ray are imported where they compute.
+"""
+
+# ruff: noqa: PLC0415 - see above
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from milcore.config import (
+    ATTENTION_FORMATS,
+    AttentionFormat,
+    EncodeConfig,
+    ImportConfig,
+    IngestConfig,
+    LaunchConfig,
+    RunSpec,
+    SplitConfig,
+    TrainConfig,
+    TuneConfig,
+    parse_config,
+)
+from milcore.errors import InputError
+
+if TYPE_CHECKING:
+    from milcore.training.sweep import Verdict
+
+
+class EncodeReport(NamedTuple):
+    """The features of a store: their name, the slides that have them, and patches in all."""
+
+    name: str
+    slides: list[str]
+    patches: int
+
+
+class TrainReport(NamedTuple):
+    """A finished run; ``out_of_fold`` holds the figures of slides left out, for a run of folds."""
+
+    run_uri: str
+    spec: RunSpec
+    out_of_fold: dict[str, Any] | None
+
+    @property
+    def line(self) -> str:
+        """The run, and for folds their pooled AUROC, in one line."""
+        from milcore.training.cross_validation import line
+
+        return f"trained {self.run_uri}" + (f": {line(self.out_of_fold)}" if self.out_of_fold else "")
+
+
+class TuneReport(NamedTuple):
+    """A finished sweep: the settings it chose, and how sure the choice is."""
+
+    out_uri: str
+    best: TrainConfig
+    verdict: "Verdict"
+
+
+def synthesise(out: str, slides: int, seed: int, workers: int) -> tuple[list[str], str]:
+    """Write a cohort of synthetic slides; their ids, and the URI of its manifest.
+
+    Args:
+        out: folder of the cohort.
+        slides: how many.
+        seed: the same seed gives the same bytes.
+        workers: processes on this machine.
+    """
+    from milcore.cohort.synthetic.generate import synthesise
+    from milcore.runtime import storage
+    from milcore.runtime.progress import track
+
+    slide_ids = list(track(synthesise(out, slides, seed, workers), "synth", slides))
+    return slide_ids, storage.join(storage.absolute(out), "manifest.csv")
+
+
+def check_manifest(manifest_uri: str, positive: str | None) -> None:
+    """Read a manifest and refuse a bad one.
+
+    Raises:
+        InputError: every bad row.
+    """
+    from milcore.cohort.manifest import read_manifest
+
+    read_manifest(manifest_uri, positive)
+
+
+def ingest(  # noqa: PLR0913 - one keyword per option of the command
+    manifest_uri: str,
+    store_uri: str,
+    config: IngestConfig,
+    *,
+    positive: str | None = None,
+    workers: int = 0,
+    ray_address: str | None = None,
+) -> dict[str, Any]:
+    """Cut the slides of a manifest into patches; a bad slide is quarantined with its reason, the others go on.
+
+    Args:
+        manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
+        store_uri: patch store to make or go on with.
+        config: how a slide becomes patches.
+        positive: class name that counts as positive; None: the later by name.
+        workers: processes on this machine, or Ray workers; 0 works in this process.
+        ray_address: ``local`` or host:port of a Ray cluster to deal slides to.
+
+    Returns:
+        ``ok`` ids, ``quarantined`` ids with reasons, counts, and ``page``, the URI of the cohort's overview.
+
+    Raises:
+        InputError: every bad row of the manifest.
+    """
+    from milcore.ingestion.cohort import ingest as ingest_cohort
+    from milcore.ingestion.cohort import ingest_counts, plan_cohort
+    from milcore.ingestion.overview import write_cohort_page
+    from milcore.runtime.progress import track
+
+    cohort = plan_cohort(manifest_uri, store_uri, positive)
+    with _slide_map(ray_address, workers) as map_slides:
+        outcomes = ingest_cohort(store_uri, config, workers, map_slides=map_slides)
+        counts = ingest_counts(track(outcomes, "ingest", len(cohort.slides)))
+    return counts | {"page": write_cohort_page(store_uri)}
+
+
+@contextlib.contextmanager
+def _slide_map(ray_address: str | None, workers: int) -> Iterator[Callable[..., Any] | None]:
+    """Ray's map for as long as the context; None where no cluster is named."""
+    if ray_address is None:
+        yield None
+        return
+    from milcore.cluster.workers.connect import connected
+    from milcore.cluster.workers.map import map_on_ray
+
+    launch = parse_config(LaunchConfig, {"ray_address": ray_address, "workers": max(1, workers)})
+    with connected(launch):
+        yield partial(map_on_ray, launch=launch)
+
+
+def plan_ingestion(manifest_uri: str, store_uri: str, positive: str | None, partitions: int) -> list[str]:
+    """Make a manifest the store's cohort and divide it by the sizes of its slides, before a fan-out.
+
+    Args:
+        manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
+        store_uri: patch store to make or go on with.
+        positive: class name that counts as positive; None: the later by name.
+        partitions: how many at most; never more than slides.
+
+    Returns:
+        The partitions as ``i/n``.
+
+    Raises:
+        InputError: every bad row of the manifest.
+    """
+    from milcore.ingestion.cohort import plan_cohort
+    from milcore.ingestion.partition import write_partition
+
+    count = max(1, min(partitions, len(plan_cohort(manifest_uri, store_uri, positive).slides)))
+    write_partition(store_uri, count)
+    return [f"{index}/{count}" for index in range(count)]
+
+
+def ingest_partition(store_uri: str, partition: str, config: IngestConfig, workers: int) -> dict[str, Any]:
+    """Ingest one partition of a planned cohort.
+
+    Args:
+        store_uri: store that ``plan_ingestion`` gave its cohort.
+        partition: ``i/n``, one of those it returned.
+        config: how a slide becomes patches.
+        workers: processes on this machine; 0 works in this process.
+
+    Returns:
+        ``ok`` ids, ``quarantined`` ids with reasons, and counts.
+    """
+    from milcore.ingestion.cohort import ingest as ingest_cohort
+    from milcore.ingestion.cohort import ingest_counts
+    from milcore.ingestion.partition import read_partition
+    from milcore.runtime.progress import track
+    from milcore.store.store import PatchStore
+
+    index, count = (int(part) for part in partition.split("/"))
+    slides = len(read_partition(PatchStore(store_uri), index, count))
+    outcomes = ingest_cohort(store_uri, config, workers, (index, count))
+    return ingest_counts(track(outcomes, f"ingest {partition}", slides))
+
+
+def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the counts of all partitions, after the fan-in, and write the cohort's overview.
+
+    Args:
+        store_uri: patch store.
+        counts: what ``ingest_partition`` returned for each.
+
+    Returns:
+        The same for the whole cohort, and ``page``, the URI of its overview.
+
+    Raises:
+        MILError: a slide of the cohort stands in none of them.
+        InputError: no slide is ok.
+    """
+    from milcore.ingestion.cohort import account
+    from milcore.ingestion.overview import write_cohort_page
+    from milcore.runtime.progress import say
+
+    page = write_cohort_page(store_uri)
+    say(f"cohort: {page}")
+    return account(store_uri, counts) | {"page": page}
+
+
+def store_state(store_uri: str) -> str:
+    """Digest of a store's slides and patches as they are now; a new one while any is missing."""
+    from milcore.ingestion.fingerprint import store_state
+
+    return store_state(store_uri)
+
+
+def import_cohort(source_uri: str, store_uri: str, config: ImportConfig) -> dict[str, Any]:
+    """Make a store of features or patches made elsewhere; a bad slide is quarantined with its reason.
+
+    Args:
+        source_uri: a file, or a folder with a file per slide.
+        store_uri: patch store to make or go on with.
+        config: what made the source, and how it is read.
+
+    Returns:
+        ``ok`` ids, ``quarantined`` ids with reasons, ``without_picture``, ``unlabelled`` files, and counts.
+    """
+    from milcore.ingestion.imports.import_cohort import import_source
+
+    return import_source(source_uri, store_uri, config)
+
+
+def encode(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> EncodeReport:
+    """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are.
+
+    Args:
+        store_uri: patch store.
+        config: the encoder and the name of its features.
+        launch: where to compute.
+    """
+    from milcore.cluster.launch import encode_with
+    from milcore.encoders.extraction.encode import named
+
+    config = named(config)
+    encoded = encode_with(store_uri, config, launch)
+    return EncodeReport(str(config.name), [s.slide_id for s in encoded], sum(s.patches for s in encoded))
+
+
+def train(store_uri: str, run_uri: str, config: TrainConfig, splits: SplitConfig, launch: LaunchConfig) -> TrainReport:
+    """Train attention-MIL on a store, once or in folds; the same run folder resumes.
+
+    Args:
+        store_uri: patch store.
+        run_uri: run folder to make or go on with.
+        config: the model and its training.
+        splits: how patients are divided, or the file that says so.
+        launch: where to compute.
+
+    Raises:
+        InputError: the folder holds another run, or the split cannot be trained on.
+        StoreError: slides lack what is to be trained on.
+    """
+    from milcore.cluster.launch import train_with
+    from milcore.training.run import prepare_run
+    from milcore.training.run_folder import read_out_of_fold
+
+    spec = prepare_run(store_uri, run_uri, config, splits)
+    train_with(run_uri, launch)
+    return TrainReport(run_uri, spec, read_out_of_fold(run_uri) if spec.folds else None)
+
+
+def train_best(store_uri: str, run_uri: str, sweep_uri: str, launch: LaunchConfig) -> TrainReport:
+    """Train the settings that a sweep chose, on the sweep's split.
+
+    Args:
+        store_uri: patch store.
+        run_uri: run folder to make or go on with.
+        sweep_uri: a finished sweep.
+        launch: where to compute.
+
+    Raises:
+        InputError: the sweep is not finished.
+    """
+    from milcore.training.sweep import read_best, splits_uri
+
+    best = read_best(sweep_uri)
+    if best is None:
+        raise InputError(f"the sweep at {sweep_uri} has no best.json; run milcore tune first")
+    return train(store_uri, run_uri, best, SplitConfig(splits=splits_uri(sweep_uri)), launch)
+
+
+def download_model(run_uri: str, path: str) -> str:
+    """Copy the published weights of a run of one model to a local file; their URI."""
+    from milcore.runtime import storage
+    from milcore.training.run_folder import MODEL
+
+    uri = storage.join(run_uri, MODEL)
+    storage.download(uri, path)
+    return uri
+
+
+def run_state(run_uri: str) -> str:
+    """Digest of a run's weights and of what was published of it; a new one while any is missing."""
+    from milcore.training.run_folder import run_state
+
+    return run_state(run_uri)
+
+
+def tune(store_uri: str, out_uri: str, config: TuneConfig, splits: SplitConfig, launch: LaunchConfig) -> TuneReport:
+    """Sweep pooling, learning rate and more on validation; the same sweep folder resumes.
+
+    Args:
+        store_uri: patch store.
+        out_uri: sweep folder to make or go on with.
+        config: the trials and the training they share.
+        splits: how patients are divided, or the file that says so.
+        launch: where to compute.
+
+    Raises:
+        InputError: the folder holds another sweep, or the split has nothing to train or choose on.
+        StoreError: slides lack what is to be trained on.
+    """
+    from milcore.cluster.launch import tune_with
+    from milcore.training.sweep import prepare_sweep, read_verdict
+
+    prepare_sweep(store_uri, out_uri, config, splits)
+    best = tune_with(out_uri, launch)
+    return TuneReport(out_uri, best, read_verdict(out_uri))
+
+
+def evaluate(  # noqa: PLR0913 - one keyword per option of the command
+    run_uri: str,
+    *,
+    baselines: bool = True,
+    sweep_uri: str | None = None,
+    attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
+    with_leave_one_out: bool = False,
+    use_gpu: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a run and write its predictions, metrics, attention, report and model card.
+
+    Args:
+        run_uri: a finished run, of one model or of folds.
+        baselines: also train and show the rows the model has to beat.
+        sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
+        attention_formats: the forms of each test slide's attention.
+        with_leave_one_out: also the change of the log-odds without each instance; seconds a slide.
+        use_gpu: compute on a CUDA device.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        InputError: the run is not finished, or an annotation cannot be read.
+        StoreError: the store or the splits are not those the run was trained on.
+    """
+    from milcore.evaluation.evaluate import evaluate
+
+    return evaluate(
+        run_uri,
+        baselines=baselines,
+        sweep_uri=sweep_uri,
+        attention_formats=attention_formats,
+        with_leave_one_out=with_leave_one_out,
+        use_gpu=use_gpu,
+    )
+
+
+def download_evaluation(run_uri: str, report: str, model_card: str, attention: str) -> dict[str, str]:
+    """Copy report, model card and attention overlays of an evaluated run to local paths.
+
+    Args:
+        run_uri: the run.
+        report: file to write.
+        model_card: file to write.
+        attention: folder to write.
+
+    Returns:
+        Their URIs by ``report``, ``model_card`` and ``attention``.
+    """
+    from milcore.evaluation.evaluate import ATTENTION, MODEL_CARD, REPORT, download_overlays
+    from milcore.runtime import storage
+
+    storage.download(storage.join(run_uri, REPORT), report)
+    storage.download(storage.join(run_uri, MODEL_CARD), model_card)
+    download_overlays(run_uri, attention)
+    names = {"report": REPORT, "model_card": MODEL_CARD, "attention": ATTENTION}
+    return {name: storage.join(run_uri, file) for name, file in names.items()}
+
+
+def predict(  # noqa: PLR0913 - one keyword per option of the command
+    run_uri: str,
+    slides: Sequence[str],
+    out_uri: str,
+    *,
+    manifest_uri: str | None = None,
+    default_mpp: float | None = None,
+    use_gpu: bool = False,
+) -> dict[str, Any]:
+    """Score new slides through a run's own ingestion and encoder settings; the same folder resumes.
+
+    Args:
+        run_uri: a finished run.
+        slides: URIs of slides; empty with a manifest.
+        out_uri: folder for predictions and attention.
+        manifest_uri: in place of slides: CSV or Parquet with slide_id, uri; also patient_id, mpp.
+        default_mpp: um/px of slides that carry none; None: as the run's cohort has it.
+        use_gpu: compute on a CUDA device.
+
+    Returns:
+        ``ok`` and ``quarantined`` slides.
+
+    Raises:
+        InputError: slides and a manifest, or neither of them.
+    """
+    from milcore.evaluation.predict import predict as predict_files
+    from milcore.evaluation.predict import predict_manifest
+
+    if bool(slides) == (manifest_uri is not None):
+        raise InputError(
+            f"predict: expected slides or a manifest, got {len(slides)} slides and manifest {manifest_uri!r} beside "
+            f"RUN {run_uri!r} and OUT {out_uri!r}; allowed: RUN SLIDE… OUT or RUN OUT --manifest FILE; name slides "
+            "or a manifest"
+        )
+    if manifest_uri is not None:
+        return predict_manifest(run_uri, manifest_uri, out_uri, default_mpp, use_gpu=use_gpu)
+    return predict_files(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
+
+
+def finish_pipeline_run(run_uri: str, ray_address: str, status: dict[str, Any]) -> None:
+    """Free what a pipeline run still holds on the cluster and write ``status.json`` into its run folder.
+
+    Args:
+        run_uri: run folder.
+        ray_address: as the steps have it; with ``rayjob``, clusters of the run named by PIPELINE_RUN_ID are deleted.
+        status: how the steps ended.
+    """
+    from milcore.runtime import storage
+
+    if ray_address == "rayjob":
+        from milcore.cluster.jobs.rayjob import free_run, jobs_here
+
+        free_run(jobs_here(), os.environ["PIPELINE_RUN_ID"])
+    storage.write_json(storage.join(run_uri, "status.json"), status)

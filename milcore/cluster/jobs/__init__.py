@@ -1,0 +1,1 @@
+"""Ray jobs: submission, KubeRay RayJobs, heartbeat."""

@@ -1,0 +1,1 @@
+"""Ray workers: training, sweeping, encoding and mapping."""
