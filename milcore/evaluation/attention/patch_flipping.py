@@ -100,7 +100,7 @@ def _block_summaries(
     model: MILModel, batch: BagBatch, blocks: Int[np.ndarray, "order instance"], steps: int
 ) -> list[list[Summary]]:
     """For each order the summary of each block."""
-    walk, lift = model.walk(batch), model.lifter(batch.instances[:1].dtype, None)
+    walk, lift = model.chunk_plan(batch), model.lifter(batch.instances[:1].dtype, None)
     parts: list[list[list[Summary]]] = [[[] for _ in range(steps)] for _ in blocks]
     for start, stop in batch.spans(walk.rows):
         lifted = lift(batch.chunk(start, stop, walk.device))
