@@ -10,19 +10,19 @@ def encode(
     store_uri: str,
     outcomes: str,
     encoder: str,
-    patches_per_batch: int,
+    settings: str,
     workers: int,
     use_gpu: bool,
     ray_address: str,
     cluster_profile: str,
 ) -> str:
-    """Compute the features of every slide that lacks them.
+    """Compute features of every slide with a frozen encoder.
 
     Args:
         store_uri: the patch store.
-        outcomes: of the slides, from the step before.
-        encoder: the frozen encoder: NAME[@URI], torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI.
-        patches_per_batch: patches in one forward pass of the encoder on a GPU; a CPU takes at most 16 on each core.
+        outcomes: result of the fan-in, which is over when this step starts.
+        encoder: NAME[@URI], torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI.
+        settings: JSON of settings that are no parameters; those under encode count here.
         workers: Ray workers; 0 computes in the step.
         use_gpu: one GPU a worker.
         ray_address: local, rayjob, http(s)://host:8265 or host:port.
@@ -31,11 +31,9 @@ def encode(
     Returns:
         The name of the features.
     """
-    settings = {**locals()}
-    from milcore.cluster.launch import encode_with
-    from milcore.config import EncodeConfig, LaunchConfig, pick
-    from milcore.encoders.extraction.encode import named
+    parameters = {**locals()}
+    from milcore import api
+    from milcore.config import pipeline_configs
 
-    config = named(pick(EncodeConfig, settings))
-    encode_with(store_uri, config, pick(LaunchConfig, settings))
-    return str(config.name)
+    configs = pipeline_configs(parameters, settings)
+    return api.encode(store_uri, configs.encode, configs.launch).name

@@ -1,4 +1,4 @@
-"""What is published of a run."""
+"""Evaluation of a finished run."""
 
 from kfp import dsl
 
@@ -33,19 +33,15 @@ def evaluate(
     Returns:
         The report's URI.
     """
-    from milcore.evaluation.evaluate import ATTENTION, MODEL_CARD, REPORT, download_overlays
-    from milcore.evaluation.evaluate import evaluate as evaluate_run
-    from milcore.runtime.storage import download, join
+    from milcore import api
 
-    summary = evaluate_run(run_uri, baselines=baselines, sweep_uri=sweep_uri)
+    summary = api.evaluate(run_uri, baselines=baselines, sweep_uri=sweep_uri)
     for name, value in summary.items():
         if isinstance(value, float):
             metrics.log_metric(name, value)
     classification.log_roc_curve(*summary["roc"].values())
     classification.log_confusion_matrix(summary["classes"], summary["confusion"])
-    for output, name in ((report, REPORT), (model_card, MODEL_CARD)):
-        download(join(run_uri, name), output.path)
-        output.metadata["uri"] = join(run_uri, name)
-    download_overlays(run_uri, attention.path)
-    attention.metadata["uri"] = join(run_uri, ATTENTION)
-    return join(run_uri, REPORT)
+    uris = api.download_evaluation(run_uri, report.path, model_card.path, attention.path)
+    for output, name in ((report, "report"), (model_card, "model_card"), (attention, "attention")):
+        output.metadata["uri"] = uris[name]
+    return uris["report"]

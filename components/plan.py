@@ -6,36 +6,70 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def plan(manifest: str, store_uri: str, shards: int, positive: str) -> list[str]:
-    """Check the manifest, make it the store's cohort and divide it by the sizes of its slides.
+def plan(
+    manifest: str,
+    store_uri: str,
+    partitions: int,
+    positive: str,
+    mpp: float,
+    patch_size: int,
+    default_mpp: float,
+    encoder: str,
+    poolings: str,
+    learning_rate_min: float,
+    learning_rate_max: float,
+    trials: int,
+    bag: str,
+    epochs: int,
+    workers: int,
+    use_gpu: bool,
+    ray_address: str,
+    cluster_profile: str,
+    settings: str,
+) -> list[str]:
+    """Check manifest and settings, make the store's cohort and divide it by the sizes of its slides.
 
     Args:
         manifest: CSV or Parquet with slide_id, uri, label and optional columns.
         store_uri: the patch store.
-        shards: how many ingest steps share the slides.
+        partitions: how many ingest steps share the slides.
         positive: class name that counts as positive; empty: the later by name.
+        mpp: target resolution in um/px; like all that follows, checked here for the steps to come.
+        patch_size: patch edge in px at the target mpp.
+        default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
+        encoder: the frozen encoder.
+        poolings: names parted by commas.
+        learning_rate_min: lower end of the log-uniform range.
+        learning_rate_max: upper end of the log-uniform range.
+        trials: trials of the sweep.
+        bag: a bag is a slide, or all slides of a patient.
+        epochs: most passes over the training bags.
+        workers: Ray workers.
+        use_gpu: one GPU a worker.
+        ray_address: local, rayjob, http(s)://host:8265 or host:port.
+        cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
+        settings: JSON of settings that are no parameters, a key per config.
 
     Returns:
-        The shards as i/n.
+        The partitions as i/n.
     """
-    from milcore.ingestion.cohort import plan_cohort
-    from milcore.ingestion.partition import write_partition
+    parameters = {**locals()}
+    from milcore import api
 
-    count = max(1, min(shards, len(plan_cohort(manifest, store_uri, positive or None).slides)))
-    write_partition(store_uri, count)
-    return [f"{index}/{count}" for index in range(count)]
+    api.check_settings(parameters, settings)
+    return api.plan_ingestion(manifest, store_uri, positive or None, partitions)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def survey(store_uri: str) -> str:
-    """See what lies in storage now, so that Kubeflow reuses earlier results only where they still stand.
+    """Digest the slides and patches in storage, so that Kubeflow reuses results only where they still hold.
 
     Args:
         store_uri: the patch store, planned.
 
     Returns:
-        Digest of the slides and of the patches made of them; one never seen before while anything is missing.
+        Digest of the slides and of the patches made of them; a new one while anything is missing.
     """
-    from milcore.ingestion.fingerprint import store_state
+    from milcore import api
 
-    return store_state(store_uri)
+    return api.store_state(store_uri)

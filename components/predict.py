@@ -19,13 +19,6 @@ def predict(run_uri: str, slides: list[str], out_uri: str, default_mpp: float, u
     Returns:
         The folder.
     """
-    from milcore.errors import InputError
-    from milcore.evaluation.predict import predict as predict_slides
-    from milcore.runtime.progress import say
+    from milcore import api
 
-    summary = predict_slides(run_uri, slides, out_uri, default_mpp or None, use_gpu=use_gpu)
-    for slide_id, reason in summary["quarantined"].items():
-        say(f"quarantined {slide_id}: {reason}")
-    if not summary["ok"]:
-        raise InputError(f"none of {len(slides)} slides could be scored; the reasons stand above")
-    return out_uri
+    return api.score_slides(run_uri, slides, out_uri, default_mpp=default_mpp or None, use_gpu=use_gpu)

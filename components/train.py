@@ -29,18 +29,14 @@ def train(
         model: the published weights, by reference.
 
     Returns:
-        Digest of the run as it stands; one never seen before while its evaluation is missing.
+        Digest of the run as it stands; a new one while its evaluation is missing.
     """
-    settings = {**locals()}
-    from milcore.cluster.launch import train_with
-    from milcore.config import LaunchConfig, SplitConfig, pick
-    from milcore.runtime.storage import download, join
-    from milcore.training.run import prepare_run
-    from milcore.training.run_folder import MODEL, SPLITS, run_state
-    from milcore.training.sweep import read_best
+    parameters = {**locals()}
+    from milcore import api
+    from milcore.config import pipeline_configs
 
-    spec = prepare_run(store_uri, run_uri, read_best(sweep_uri), SplitConfig(splits=join(sweep_uri, SPLITS)))
-    train_with(run_uri, pick(LaunchConfig, settings))
-    download(join(run_uri, MODEL), model.path)
-    model.metadata.update(uri=join(run_uri, MODEL), pooling=spec.train.pooling, level=spec.train.level)
-    return run_state(run_uri)
+    report = api.train_best(store_uri, run_uri, sweep_uri, pipeline_configs(parameters, "").launch)
+    settings = report.spec.train
+    uri = api.download_model(run_uri, model.path)
+    model.metadata.update(uri=uri, pooling=settings.pooling, level=settings.level)
+    return api.run_state(run_uri)

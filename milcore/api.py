@@ -8,7 +8,7 @@ there. Imports are inside functions, so that naming a verb costs nothing: torch 
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,7 @@ from milcore.config import (
     TrainConfig,
     TuneConfig,
     parse_config,
+    pipeline_configs,
 )
 from milcore.errors import InputError
 
@@ -196,7 +197,7 @@ def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[s
         counts: what ``ingest_partition`` returned for each.
 
     Returns:
-        The same for the whole cohort, and ``page``, the URI of its overview.
+        The same for the whole cohort.
 
     Raises:
         MILError: a slide of the cohort stands in none of them.
@@ -206,9 +207,33 @@ def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[s
     from milcore.ingestion.overview import write_cohort_page
     from milcore.runtime.progress import say
 
-    page = write_cohort_page(store_uri)
-    say(f"cohort: {page}")
-    return account(store_uri, counts) | {"page": page}
+    say(f"cohort: {write_cohort_page(store_uri)}")
+    summary = account(store_uri, counts)
+    for slide_id, reason in summary["quarantined"].items():
+        say(f"quarantined {slide_id}: {reason}")
+    return summary
+
+
+def check_settings(parameters: Mapping[str, object], settings: str) -> None:
+    """Refuse bad parameters and settings of a pipeline before its first slide is read.
+
+    Args:
+        parameters: values by name.
+        settings: JSON of settings that are no parameters.
+
+    Raises:
+        InputError: one line naming what is unknown, out of range, or given twice.
+    """
+    from milcore.training.sweep import trial_configs
+
+    trial_configs(pipeline_configs(parameters, settings).tune)
+
+
+def sweep_uri(run_uri: str) -> str:
+    """The folder of the sweep that chooses a pipeline run's settings."""
+    from milcore.runtime import storage
+
+    return storage.join(run_uri, "tune")
 
 
 def store_state(store_uri: str) -> str:
@@ -429,6 +454,31 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
     if manifest_uri is not None:
         return predict_manifest(run_uri, manifest_uri, out_uri, default_mpp, use_gpu=use_gpu)
     return predict_files(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
+
+
+def score_slides(run_uri: str, slides: Sequence[str], out_uri: str, *, default_mpp: float | None, use_gpu: bool) -> str:
+    """Score slides as ``predict`` does, listing those in quarantine; the folder.
+
+    Args:
+        run_uri: a finished run.
+        slides: URIs of slides.
+        out_uri: folder for predictions and attention.
+        default_mpp: um/px of slides that carry none; None: as the run's cohort has it.
+        use_gpu: compute on a CUDA device.
+
+    Raises:
+        InputError: no slide could be scored.
+    """
+    from milcore.runtime.progress import say
+
+    summary = predict(run_uri, slides, out_uri, default_mpp=default_mpp, use_gpu=use_gpu)
+    for slide_id, reason in summary["quarantined"].items():
+        say(f"quarantined {slide_id}: {reason}")
+    if not summary["ok"]:
+        raise InputError(
+            f"predict: expected slides that can be scored, got none of {len(slides)}; see the reasons above"
+        )
+    return out_uri
 
 
 def finish_pipeline_run(run_uri: str, ray_address: str, status: dict[str, Any]) -> None:

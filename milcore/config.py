@@ -4,11 +4,14 @@ A name here is the name everywhere: CLI flag, pipeline parameter, component argu
 Imports pydantic and the standard library only, so that compiling the pipeline needs neither torch nor ray.
 """
 
+import json
 import re
-from typing import Annotated, Literal, Self, TypeVar, get_args
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -58,6 +61,24 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+def _split_at(separator: str) -> Callable[[object], object]:
+    """A validator that takes a text, or several, for a tuple: the command line and the pipelines give texts."""
+
+    def parts(value: object) -> object:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            return value
+        return tuple(part.strip() for text in texts for part in text.split(separator) if part.strip())
+
+    return parts
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_at(","))]
+PoolingNames = Annotated[tuple[PoolingName, ...], BeforeValidator(_split_at(","))]
+# commas part the values of one axis
+SearchAxes = Annotated[tuple[str, ...], BeforeValidator(_split_at(";"))]
+
+
 class Config(BaseModel):
     """Base of all settings: frozen, and an unknown name is an error."""
 
@@ -71,8 +92,8 @@ def check_encoder(encoder: str) -> str:
     if word in names or (word in kinds and encoder.startswith(f"{word}:")):
         return encoder
     raise ValueError(
-        f"no such encoder; allowed: {', '.join(names)}, each with @URI for a copy of its weights, or "
-        f"{', '.join(f'{kind}:…' for kind in kinds)}"
+        f"expected an encoder, got {encoder!r}; allowed: {', '.join(names)}, each with @URI for a copy of its weights, "
+        f"or {', '.join(f'{kind}:…' for kind in kinds)}"
     )
 
 
@@ -84,8 +105,8 @@ def sees_patches(encoder: str) -> bool:
 def _check_level(pooling: PoolingName, level: Level) -> None:
     if pooling in POOLINGS_OF_PROBABILITIES and level != "instance":
         raise ValueError(
-            f"pooling {pooling} at {level} level; allowed: level instance; it combines probabilities, and the columns "
-            "of an embedding are none"
+            f"level: expected instance with pooling {pooling}, got {level}; allowed: instance; {pooling} combines "
+            "probabilities, and the columns of an embedding are none"
         )
 
 
@@ -118,8 +139,8 @@ class IngestConfig(Config):
     def _what_is_passed_through_keeps_its_stains(self) -> Self:
         if self.stain_normalisation != "none" and self.codec == "passthrough":
             raise ValueError(
-                f"stain_normalisation {self.stain_normalisation} with codec passthrough, which stores the slide's own "
-                "bytes; allowed: codec jpeg, zstd or none"
+                f"codec: expected one that stores normalised pixels with stain_normalisation "
+                f"{self.stain_normalisation}, got passthrough; allowed: jpeg, zstd, none"
             )
         return self
 
@@ -135,7 +156,7 @@ class ImportConfig(Config):
         "for clam, trident and pt, whose files hold no label",
     )
     positive: str | None = Field(None, description="class name that counts as positive (none: the later by name)")
-    positive_instances: tuple[str, ...] = Field(
+    positive_instances: Names = Field(
         (), description="classes of patches-npz's cls that make an instance positive, commas between"
     )
     xy: PlaceInPatch = Field("centre", description="what xy of patches-npz says of a patch")
@@ -148,8 +169,9 @@ class ImportConfig(Config):
         if (self.format in FORMATS_WITHOUT_LABELS) != (self.labels is not None):
             apart = ", ".join(FORMATS_WITHOUT_LABELS)
             raise ValueError(
-                f"format {self.format} got labels={self.labels!r}; allowed: a table of labels with {apart} and none "
-                "with the others, which hold their own; give or drop --labels"
+                f"labels: expected {'a table' if self.labels is None else 'none'} with format {self.format}, got "
+                f"{self.labels!r}; allowed: a table with {apart}, none with the others, which hold their own; give or "
+                "drop --labels"
             )
         return self
 
@@ -157,8 +179,8 @@ class ImportConfig(Config):
     def _classes_of_instances_stand_in_patches_npz(self) -> Self:
         if self.positive_instances and self.format != "patches-npz":
             raise ValueError(
-                f"format {self.format} got positive_instances={','.join(self.positive_instances)}; allowed: with "
-                "patches-npz only; drop --positive-instances"
+                f"positive_instances: expected none with format {self.format}, got "
+                f"{','.join(self.positive_instances)}; allowed: with patches-npz only; drop --positive-instances"
             )
         return self
 
@@ -203,15 +225,17 @@ class SplitConfig(Config):
     @model_validator(mode="after")
     def _has_no_fold_or_several(self) -> Self:
         if self.folds == 1:
-            raise ValueError("folds 1 would leave every patient out; allowed: 0 (one model) or at least 2")
+            raise ValueError(
+                "folds: expected 0 or at least 2, got 1, which leaves every patient out; allowed: 0 (one model), 2 …"
+            )
         return self
 
     @model_validator(mode="after")
     def _leaves_training_patients(self) -> Self:
         if self.val_fraction + self.test_fraction >= 1.0:
             raise ValueError(
-                f"val_fraction + test_fraction = {self.val_fraction + self.test_fraction:g} leaves no patient to train "
-                "on; allowed: a sum below 1"
+                "val_fraction + test_fraction: expected a sum below 1, got "
+                f"{self.val_fraction + self.test_fraction:g}, which leaves no patient to train on; allowed: 0 to <1"
             )
         return self
 
@@ -289,15 +313,25 @@ class TrainConfig(Config):
     def _has_one_source_of_instances(self) -> Self:
         if (self.features is None) != sees_patches(self.encoder):
             raise ValueError(
-                f"got features={self.features!r} and encoder={self.encoder!r}; allowed: linear or mlp with "
-                "features, any other encoder, such as conv or lenet5, without features (it sees patches)"
+                f"encoder: expected one that takes {'patches' if self.features is None else 'features'}, got "
+                f"features={self.features!r} and encoder={self.encoder!r}; allowed: linear or mlp with features, any "
+                "other encoder, such as conv or lenet5, without features (it takes patches)"
             )
         if self.augment and self.encoder in (*FEATURE_ENCODERS, "lenet5"):
-            raise ValueError(f"augment with encoder {self.encoder}; allowed: conv, or one with weights of its own")
+            raise ValueError(
+                f"augment: expected false with encoder {self.encoder}, got true; allowed: with conv, or an encoder "
+                "with pretrained weights"
+            )
         if self.feature_form != "standardised" and sees_patches(self.encoder):
-            raise ValueError(f"feature_form {self.feature_form} with encoder {self.encoder}; allowed: linear or mlp")
+            raise ValueError(
+                f"feature_form: expected standardised with encoder {self.encoder}, got {self.feature_form}; allowed: "
+                "others with linear or mlp"
+            )
         if self.train_blocks is not None and self.encoder in get_args(TrainableEncoderName):
-            raise ValueError(f"train_blocks with encoder {self.encoder}; allowed: an encoder with weights of its own")
+            raise ValueError(
+                f"train_blocks: expected none with encoder {self.encoder}, got {self.train_blocks}; allowed: with an "
+                "encoder that has pretrained weights"
+            )
         return self
 
     @field_validator("encoder")
@@ -314,7 +348,8 @@ class TrainConfig(Config):
     def _warms_up_within_its_epochs(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warmup_epochs {self.warmup_epochs:g} of {self.epochs} epochs; allowed: fewer than all of them"
+                f"warmup_epochs: expected fewer than the {self.epochs} epochs, got {self.warmup_epochs:g}; allowed: 0 "
+                f"to below {self.epochs}"
             )
         return self
 
@@ -327,17 +362,17 @@ class TrainConfig(Config):
 class TuneConfig(Config):
     """A sweep over pooling, learning rate and any other training setting around one TrainConfig."""
 
-    poolings: tuple[PoolingName, ...] = Field(
-        ("max", "mean", "attention", "gated_attention"), min_length=1, description="poolings to try"
+    poolings: PoolingNames = Field(
+        ("max", "mean", "attention", "gated_attention"), min_length=1, description="poolings to try, commas between"
     )
     learning_rate_min: PositiveFloat = Field(5e-5, description="lower end of the log-uniform learning-rate range")
     learning_rate_max: PositiveFloat = Field(1e-3, description="upper end of the log-uniform learning-rate range")
     trials: PositiveInt = Field(8, description="trials in all, dealt to the poolings in turn")
     tune_seed: Seed = Field(0, description="seed of what is drawn")
-    search: tuple[str, ...] = Field(
+    search: SearchAxes = Field(
         (),
         description="other training settings to draw, each NAME=A,B,C (one of) or NAME=LOW..HIGH (uniform, with :log "
-        "log-uniform)",
+        "log-uniform); several are repeated, or parted by semicolons",
     )
     objective_folds: int = Field(
         0,
@@ -350,14 +385,17 @@ class TuneConfig(Config):
     @model_validator(mode="after")
     def _has_no_fold_or_several(self) -> Self:
         if self.objective_folds == 1:
-            raise ValueError("objective_folds 1 leaves nothing to train on; allowed: 0 or at least 2")
+            raise ValueError(
+                "objective_folds: expected 0 or at least 2, got 1, which leaves nothing to train on; allowed: 0, 2 …"
+            )
         return self
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> Self:
         if self.learning_rate_min > self.learning_rate_max:
             raise ValueError(
-                f"learning_rate_min {self.learning_rate_min:g} is above learning_rate_max {self.learning_rate_max:g}"
+                f"learning_rate_min: expected at most learning_rate_max {self.learning_rate_max:g}, got "
+                f"{self.learning_rate_min:g}; allowed: a lower end of the range below its upper end"
             )
         return self
 
@@ -417,12 +455,112 @@ def pick(kind: type[C], values: dict[str, object]) -> C:
 
 
 def _one_line(kind: type[Config], error: ValidationError) -> str:
+    """Every problem as ``NAME: expected …, got …; allowed: …``, parted by semicolons."""
     problems = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"unknown setting; allowed: {', '.join(kind.model_fields)}"
-        got = "" if not name or problem["type"] == "extra_forbidden" else f" (got {problem['input']!r})"
-        problems.append(f"{name}: {message}{got}" if name else message)
+            message = f"expected a setting, got {name!r}; allowed: {', '.join(kind.model_fields)}"
+        elif problem["type"] == "missing":
+            message = "expected a value, got none"
+        elif problem["type"] != "value_error":
+            message = f"expected {message.removeprefix('Input should be ')}, got {problem['input']!r}"
+        problems.append(f"{name}: {message}" if name else message)
     return "; ".join(problems)
+
+
+class PipelineConfigs(NamedTuple):
+    """The configs of a pipeline's steps; ``settings`` has a key for each but launch, whose fields are parameters."""
+
+    ingest: IngestConfig
+    encode: EncodeConfig
+    split: SplitConfig
+    train: TrainConfig
+    tune: TuneConfig
+    launch: LaunchConfig
+
+
+# fields that no key of ``settings`` may hold, and why
+NOT_IN_SETTINGS = {
+    ("tune", "train"): "the key train holds them",
+    ("split", "splits"): "the pipeline divides the patients of its own store",
+    ("split", "folds"): "the pipeline trains one model; milcore train --folds makes several",
+}
+# fields of a config that a pipeline's parameter of the same name does not mean
+OTHER_MEANING = {("train", "encoder"): "a pipeline's encoder is the frozen one"}
+
+
+def parameter_default(kind: type[Config], name: str) -> Any:
+    """The default of a field as a pipeline's parameter: tuples as one text, None as the zero of its type."""
+    default = kind.model_fields[name].default
+    if isinstance(default, tuple):
+        return (";" if name == "search" else ",").join(default)
+    return {"default_mpp": 0.0}.get(name, "") if default is None else default
+
+
+def pipeline_configs(parameters: Mapping[str, object], settings: str) -> PipelineConfigs:
+    """The configs of a pipeline's steps from its parameters and its ``settings``, all of them checked.
+
+    Args:
+        parameters: values by name; those that are fields of a config go into it, others are left alone.
+        settings: empty, or JSON such as ``{"train": {"hidden": 256}, "encode": {"patches_per_batch": 32}}``.
+
+    Raises:
+        InputError: one line naming what is no JSON, unknown, out of range, or set both here and by a parameter.
+    """
+    kinds = PipelineConfigs.__annotations__
+    sections = _sections(settings, kinds)
+    values = {name: _joined(name, kind, parameters, sections.get(name, {})) for name, kind in kinds.items()}
+    train = values["train"]
+    if "encoder" in train and sees_patches(str(train["encoder"])):
+        train["features"] = None
+    configs = {name: _parse_section(name, kind, values[name]) for name, kind in kinds.items() if name != "tune"}
+    configs["tune"] = _parse_section("tune", TuneConfig, values["tune"] | {"train": configs["train"]})
+    return PipelineConfigs(**configs)
+
+
+def _sections(settings: str, kinds: Mapping[str, Any]) -> dict[str, dict[str, object]]:
+    example = """'{"train": {"hidden": 256}}'"""
+    try:
+        sections = json.loads(settings) if settings.strip() else {}
+    except ValueError as error:
+        raise InputError(f"settings: expected JSON such as {example}, got {settings!r} ({error})") from None
+    if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
+        raise InputError(f"settings: expected an object of objects such as {example}, got {settings!r}")
+    allowed = [name for name in kinds if name != "launch"]
+    unknown = ", ".join(name for name in sections if name not in allowed)
+    if unknown:
+        raise InputError(f"settings: expected a config, got {unknown}; allowed: {', '.join(allowed)}")
+    return sections
+
+
+def _joined(
+    section: str, kind: type[Config], parameters: Mapping[str, object], settings: dict[str, object]
+) -> dict[str, object]:
+    """Values for a config: the settings' where they name a field, else the parameters'."""
+    for name in settings:
+        if (section, name) in NOT_IN_SETTINGS:
+            raise InputError(f"settings: {section}.{name} cannot be set here: {NOT_IN_SETTINGS[section, name]}")
+    values = {
+        name: parameters[name]
+        for name in kind.model_fields
+        if name in parameters and (section, name) not in OTHER_MEANING
+    }
+    for name, value in values.items():
+        if name in settings and value != parameter_default(kind, name):
+            raise InputError(
+                f"settings: {section}.{name} is given twice, got {settings[name]!r} in settings and {value!r} as a "
+                "parameter; allowed: one of them; drop the other"
+            )
+        if kind.model_fields[name].default is None and not value:
+            values[name] = None
+    return values | settings
+
+
+def _parse_section(section: str, kind: type[C], values: dict[str, object]) -> C:
+    """Parse a section's values; an error names it."""
+    try:
+        return parse_config(kind, values)
+    except InputError as error:
+        raise InputError(f"{section}.{error}") from None

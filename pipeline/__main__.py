@@ -18,15 +18,8 @@ from kfp import compiler, local
 from kfp.dsl.base_component import BaseComponent
 
 from components import IMAGE
-from milcore.config import (
-    EncodeConfig,
-    IngestConfig,
-    LaunchConfig,
-    SplitConfig,
-    TrainConfig,
-    TuneConfig,
-    pick,
-)
+from milcore import api
+from milcore.config import pipeline_configs
 from milcore.errors import MILError
 from pipeline.dag import NAME, attention_mil
 from pipeline.predict import predict
@@ -61,10 +54,8 @@ def compile_pipeline(given: dict[str, Any]) -> None:
 
 def run(given: dict[str, Any]) -> None:
     """Run the pipeline's steps on this machine, one process each; the same run_uri resumes."""
-    from milcore.cohort.manifest import read_manifest  # noqa: PLC0415 - compiling works without what reading tables needs
-
-    _check_settings(given)
-    read_manifest(given["manifest"], given["positive"] or None)
+    pipeline_configs(given, given["settings"])
+    api.check_manifest(given["manifest"], given["positive"] or None)
     # the runner warns of images that may lack the steps' package; here the steps import this very one
     warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
     with tempfile.TemporaryDirectory() as root, _own_print():
@@ -86,23 +77,10 @@ def _own_print() -> Iterator[None]:
         builtins.print = ours
 
 
-def _check_settings(given: dict[str, Any]) -> None:
-    """Refuse bad settings before the first step starts."""
-    settings = {**given}
-    for name, apart in (("poolings", ","), ("search", ";")):
-        if name in given:
-            settings[name] = tuple(filter(None, given[name].split(apart)))
-    settings["default_mpp"] = given.get("default_mpp") or None
-    for kind in (IngestConfig, SplitConfig, TuneConfig, LaunchConfig):
-        pick(kind, settings)
-    pick(TrainConfig, {name: value for name, value in settings.items() if name != "encoder"})
-    pick(EncodeConfig, settings)
-
-
 def submit(given: dict[str, Any]) -> None:
     """Send a pipeline to a Kubeflow Pipelines API and print the run's id; with --wait, follow it to its end."""
     pipeline = PIPELINES[given["pipeline"] or NAME]
-    _check_settings(given)
+    pipeline_configs(given, given.get("settings", ""))
     hand_in(with_image(pipeline, given["image"]), _arguments(pipeline, given), given)
 
 

@@ -1,35 +1,110 @@
-"""The options of commands, and the settings that a command line gives.
+"""The options of commands: one for every field of the config classes that a command takes.
 
-Flag, description and default of an option come from the config class that holds the setting.
+Flag, type, description and default come from the config class, so a field that is added there is an option at once.
 """
 
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
-from milcore.config import (
-    Config,
-    LaunchConfig,
-    SplitConfig,
-    TrainConfig,
-    TuneConfig,
-    parse_config,
-    sees_patches,
-)
+from milcore.config import Config, TrainConfig, parse_config, sees_patches
 from milcore.errors import InputError
 from milcore.runtime import storage
 
+# flags that are not the field's name
+FLAGS = {"poolings": "--pooling"}
 
-def setting(kind: type[Config], name: str, *flags: str) -> Any:
-    """The option of a setting: its flag, and its description and default from the config class."""
-    field: FieldInfo = kind.model_fields[name]
+Values = dict[str, object]
+AsJson = Annotated[bool, typer.Option("--json", help="end with one JSON object on the last line of stdout")]
+Store = Annotated[str, typer.Argument(metavar="STORE", help="patch store: a folder or s3:// URI")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder: a folder or s3:// URI; the same one resumes")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="JSON of training settings, such as best.json")]
+
+
+def options_of(
+    *, leave_out: Mapping[str, str] | None = None, descriptions: Mapping[str, str] | None = None, **kinds: type[Config]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for every field of config classes.
+
+    Each keyword names a parameter of the command and the class whose fields stand in its place on the command line; the
+    command gets a dict of the values that were given. The other fields keep the config's default.
+
+    Args:
+        leave_out: fields without an option, and the reason.
+        descriptions: those that differ from the config's.
+        kinds: config classes by parameter.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        fields = {parameter: _fields(kind, leave_out or {}) for parameter, kind in kinds.items()}
+        parameters = list(_parameters(command, kinds, fields, descriptions or {}))
+
+        @functools.wraps(command)
+        def run(**values: object) -> None:
+            sections = {
+                parameter: {name: value for name in names if (value := values.pop(name)) not in (None, [])}
+                for parameter, names in fields.items()
+            }
+            command(**values, **sections)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _fields(kind: type[Config], leave_out: Mapping[str, str]) -> list[str]:
+    return [name for name in kind.model_fields if name not in leave_out]
+
+
+def _parameters(
+    command: Callable[..., None],
+    kinds: Mapping[str, type[Config]],
+    fields: Mapping[str, list[str]],
+    descriptions: Mapping[str, str],
+) -> Iterator[inspect.Parameter]:
+    """The command's own parameters, with those of a config in the place of its dict."""
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name not in kinds:
+            yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            continue
+        kind = kinds[parameter.name]
+        for name in fields[parameter.name]:
+            required = kind.model_fields[name].is_required()
+            annotation = Annotated[_type_of(kind.model_fields[name]), option(kind, name, descriptions.get(name))]
+            default = inspect.Parameter.empty if required else None
+            yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _type_of(field: FieldInfo) -> Any:
+    """The type of an option: a text for what config parses, a list of texts for a tuple; None is not given."""
+    inner = list(_types_in(field.annotation))
+    kind: Any = list[str] if tuple in inner else next((kind for kind in (bool, int, float) if kind in inner), str)
+    return kind if field.is_required() else kind | None
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    """The type, and those inside of it, without what annotates them."""
+    yield get_origin(annotation) or annotation
+    inner = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    for each in inner:
+        yield from _types_in(each)
+
+
+def option(kind: type[Config], name: str, description: str | None = None) -> Any:
+    """The option of a field: flag, description, allowed values and default from the config class."""
+    field = kind.model_fields[name]
     choices = [str(choice) for choice in _literals(field.annotation)]
     allowed = f" ({', '.join(choices)})" if choices else ""
-    silent = field.is_required() or field.default in (None, False, ())
-    default = "" if silent else f" [default: {_shown(field.default)}]"
-    flag = flags or (f"--{name.replace('_', '-')}",)
-    return typer.Option(*flag, help=f"{field.description}{allowed}{default}", show_default=False)
+    silent = field.is_required() or any(field.default is none for none in (None, False, (), ""))
+    default = "" if silent else f" [default: {_text_of(field.default)}]"
+    flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+    return typer.Option(flag, help=f"{description or field.description}{allowed}{default}", show_default=False)
 
 
 def _literals(annotation: object) -> list[object]:
@@ -39,38 +114,12 @@ def _literals(annotation: object) -> list[object]:
     return [value for inner in get_args(annotation) for value in _literals(inner)]
 
 
-def _shown(value: object) -> str:
+def _text_of(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else f"{value}"
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="end with one JSON object on the last line of stdout")]
-Store = Annotated[str, typer.Argument(metavar="STORE", help="patch store: a folder or s3:// URI")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder: a folder or s3:// URI; the same one resumes")]
-Profile = Annotated[str, setting(LaunchConfig, "cluster_profile")]
-RayAddress = Annotated[str, setting(LaunchConfig, "ray_address")]
-Workers = Annotated[int, setting(LaunchConfig, "workers")]
-UseGpu = Annotated[bool, setting(LaunchConfig, "use_gpu")]
-Features = Annotated[str | None, setting(TrainConfig, "features")]
-TrainableEncoder = Annotated[str | None, setting(TrainConfig, "encoder")]
-BagUnit = Annotated[str | None, setting(TrainConfig, "bag")]
-ActivationMemory = Annotated[float | None, setting(TrainConfig, "activation_mb")]
-CacheMemory = Annotated[float | None, setting(TrainConfig, "cache_mb")]
-PoolingLevel = Annotated[str | None, setting(TrainConfig, "level")]
-Epochs = Annotated[int | None, setting(TrainConfig, "epochs")]
-BatchSize = Annotated[int | None, setting(TrainConfig, "batch_size")]
-Seed = Annotated[int | None, setting(TrainConfig, "seed")]
-Splits = Annotated[str | None, typer.Option(help="splits.parquet to take over, of a sweep or another run")]
-SplitSeed = Annotated[int | None, setting(SplitConfig, "split_seed")]
-ConfigFile = Annotated[str | None, typer.Option("--config", help="JSON of training settings, such as best.json")]
-
-
-def launch_config(options: dict[str, Any]) -> LaunchConfig:
-    """Where to compute, checked."""
-    return parse_config(LaunchConfig, given(LaunchConfig, options))
-
-
-def train_config(file: str | None, flags: dict[str, object]) -> TrainConfig:
-    """Training settings: the file's where there is one, with what the command line names in their place."""
+def train_config(file: str | None, flags: Values) -> TrainConfig:
+    """Training settings: the file's where there is one, with those of the command line in their place."""
     values = _read_settings(file) if file is not None else {}
     if "encoder" in flags and sees_patches(str(flags["encoder"])):
         flags = {"features": None, **flags}
@@ -79,27 +128,14 @@ def train_config(file: str | None, flags: dict[str, object]) -> TrainConfig:
     return parse_config(TrainConfig, {**values, **flags})
 
 
-def sweep_settings(file: str | None, options: dict[str, Any]) -> dict[str, object]:
-    """Settings of a sweep, and inside them those of the training its trials share."""
-    train = train_config(file, given(TrainConfig, options))
-    sweep = given(TuneConfig, options) | {"train": train.model_dump()}
-    if "poolings" in sweep:
-        sweep["poolings"] = tuple(str(sweep["poolings"]).split(","))
-    return sweep
-
-
-def _read_settings(uri: str) -> dict[str, object]:
+def _read_settings(uri: str) -> Values:
+    expected = "--config: expected a JSON object of training settings"
     try:
         values = storage.read_json(uri)
     except FileNotFoundError:
-        raise InputError(f"--config: nothing at {uri}; allowed: a JSON file of training settings") from None
+        raise InputError(f"{expected}, got nothing at {uri}; allowed: a JSON file, such as best.json") from None
     except ValueError as error:
-        raise InputError(f"--config: {uri} is not JSON ({error}); allowed: a JSON object of settings") from None
+        raise InputError(f"{expected}, got no JSON at {uri} ({error}); allowed: a JSON object of settings") from None
     if not isinstance(values, dict):
-        raise InputError(f"--config: {uri} holds a {type(values).__name__}; allowed: a JSON object of settings")
+        raise InputError(f"{expected}, got a {type(values).__name__} at {uri}; allowed: a JSON object of settings")
     return values
-
-
-def given(kind: type[Config], options: dict[str, Any]) -> dict[str, object]:
-    """The settings of a kind that the command line names; the others keep the config's default."""
-    return {name: options[name] for name in kind.model_fields if options.get(name) is not None}

@@ -83,7 +83,7 @@ def test_the_same_command_goes_on_where_it_stopped(
         (["--bags", "absent.npz"], "absent.npz cannot be read"),
         (["--bags", "text.npz"], "cannot be read as .npz"),
         (["--bags", "set.npz", "--folds", "text.npz"], "cannot be read as .npz"),
-        (["--bags", "set.npz", "--pooling", "median"], "pooling: Input should be 'max'"),
+        (["--bags", "set.npz", "--pooling", "median"], "pooling: expected 'max'"),
         (["--bags", "set.npz", "--pooling", "noisy_or"], "allowed: level instance"),
         (["--bags", "set.npz", "--encoder", "conv"], "--encoder conv with --bags; allowed: mlp, linear"),
     ],

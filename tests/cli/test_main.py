@@ -105,7 +105,7 @@ def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, t
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["train", "STORE", "OUT", "--pooling", "median"], "pooling: Input should be 'max'"),
+        (["train", "STORE", "OUT", "--pooling", "median"], "pooling: expected 'max'"),
         (["train", "STORE", "OUT", "--features", "uni"], "16 of 16 slides have no features/uni"),
         (
             ["train", "STORE", "OUT", "--features", "mean_rgb", "--encoder", "conv"],

@@ -23,8 +23,8 @@ from tests.pipeline.conftest import Executing
 SLIDES = 14
 EDGE_PX = 320
 SETTINGS = [
-    "--shards", "2", "--patch-size", "64", "--trials", "2", "--poolings", "max,attention", "--epochs", "3",
-    "--hidden", "16", "--attention-hidden", "8", "--workers", "2", "--baselines", "false",
+    "--partitions", "2", "--patch-size", "64", "--trials", "2", "--poolings", "max,attention", "--epochs", "3",
+    "--settings", '{"train": {"hidden": 16, "attention_hidden": 8}}', "--workers", "2", "--baselines", "false",
 ]  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -118,8 +118,19 @@ def test_killed_in_the_middle_it_redoes_only_what_is_missing(folder_uri: str, tm
     ("manifest", "arguments", "line"),
     [
         ("slide_id,label\ns1,0\n", [], "lacks the column(s) uri"),
-        ("slide_id,uri,label\ns1,a.svs,0\n", ["--learning-rate-min", "1"], "is above learning_rate_max"),
-        ("slide_id,uri,label\ns1,a.svs,0\n", ["--poolings", "median"], "poolings.0: Input should be 'max'"),
+        (
+            "slide_id,uri,label\ns1,a.svs,0\n",
+            ["--learning-rate-min", "1"],
+            "learning_rate_min: expected at most learning_rate_max 0.001, got 1",
+        ),
+        ("slide_id,uri,label\ns1,a.svs,0\n", ["--poolings", "median"], "tune.poolings.0: expected 'max', 'mean'"),
+        (
+            "slide_id,uri,label\ns1,a.svs,0\n",
+            ["--settings", '{"train": {"hiden": 1}}'],
+            "train.hiden: expected a setting",
+        ),
+        ("slide_id,uri,label\ns1,a.svs,0\n", ["--settings", '{"train": {"epochs": 4}}'], "train.epochs is given twice"),
+        ("slide_id,uri,label\ns1,a.svs,0\n", ["--settings", '{"encode": {"name": "a b"}}'], "encode.name: expected"),
     ],
 )
 def test_bad_input_is_refused_before_the_first_step(

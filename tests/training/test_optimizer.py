@@ -27,5 +27,5 @@ def test_the_learning_rate_rises_then_falls_by_half_a_cosine_or_stays(
 
 
 def test_a_warm_up_that_never_ends_is_refused() -> None:
-    with pytest.raises(InputError, match=r"warmup_epochs 3 of 3 epochs; allowed: fewer"):
+    with pytest.raises(InputError, match=r"warmup_epochs: expected fewer than the 3 epochs, got 3"):
         parse_config(TrainConfig, {"warmup_epochs": 3.0, "epochs": 3})

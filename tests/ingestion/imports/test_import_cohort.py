@@ -72,7 +72,7 @@ def test_the_table_of_formats_has_the_names_of_the_setting() -> None:
         (["--format", "bags-npz", "--labels", "x.csv"], "got labels='x.csv'"),
         (["--format", "clam", "--labels", "absent.csv"], "manifest absent.csv cannot be read"),
         (["--format", "parquet", "--positive-instances", "a"], "allowed: with patches-npz only"),
-        (["--format", "csv"], "Input should be 'bags-npz'"),
+        (["--format", "csv"], "format: expected 'bags-npz'"),
         (["--format", "bags-npz"], "cannot be read as .npz"),
         (["--format", "parquet"], "cannot be read as Parquet"),
         (["--format", "clam", "--labels", "LABELS"], "holds no .h5 or .hdf5 file, nor does its folder h5_files"),

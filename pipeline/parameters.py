@@ -1,0 +1,73 @@
+"""The parameters of the pipelines: their groups and descriptions, those of settings from the config classes."""
+
+from collections.abc import Callable, Iterator
+
+from milcore.config import Config, EncodeConfig, IngestConfig, LaunchConfig, TrainConfig, TuneConfig
+
+ZERO_IS_NONE = {"default_mpp": "0: none"}
+# group -> parameter -> its description, or the config class that describes it
+PARAMETERS: dict[str, dict[str, str | type[Config]]] = {
+    "Cohort": {
+        "manifest": "CSV or Parquet with slide_id, uri, label and optional columns, at a path or s3:// URI",
+        "store_uri": "patch store to make or go on with",
+        "run_uri": "run folder; the same one resumes",
+        "positive": "class name that counts as positive; empty: the later by name",
+        "partitions": "ingest steps that share the slides",
+    },
+    "Ingestion": {
+        "mpp": IngestConfig,
+        "patch_size": IngestConfig,
+        "default_mpp": IngestConfig,
+        "ingest_workers": "processes of each ingest step",
+    },
+    "Encoding": {
+        "encoder": EncodeConfig,
+        "encode_workers": "Ray workers of the encode step; 0 computes in the step",
+        "features": "name of the features to train on",
+    },
+    "Training": {
+        "poolings": TuneConfig,
+        "learning_rate_min": TuneConfig,
+        "learning_rate_max": TuneConfig,
+        "trials": TuneConfig,
+        "bag": TrainConfig,
+        "epochs": TrainConfig,
+        "baselines": "also train and show what the model has to beat",
+        "settings": "every other setting, as JSON with a key per config (ingest, encode, split, train, tune), such as "
+        '{"train": {"hidden": 256}, "encode": {"patches_per_batch": 32}}',
+    },
+    "Cluster": {
+        "workers": "Ray workers of the run, and trials of the sweep at a time; 0 computes in the step",
+        "use_gpu": LaunchConfig,
+        "ray_address": LaunchConfig,
+        "cluster_profile": LaunchConfig,
+        "step_cpus": "CPUs of each step, such as 2",
+        "step_memory": "memory of each step, such as 8Gi",
+        "step_gpus": "GPUs of each step that trains or encodes in itself, such as 1",
+    },
+}
+
+
+def described(about: str, names: list[str]) -> str:
+    """The docstring of a pipeline function with these parameters, each under its group's name."""
+    lines = dict(_lines())
+    return "\n".join([about, "", "Args:", *(f"    {name}: {lines[name]}" for name in names)])
+
+
+def _lines() -> Iterator[tuple[str, str]]:
+    for group, parameters in PARAMETERS.items():
+        for name, description in parameters.items():
+            text = description if isinstance(description, str) else description.model_fields[name].description
+            zero = f"; {ZERO_IS_NONE[name]}" if name in ZERO_IS_NONE else ""
+            yield name, f"{group}: {text}{zero}."
+
+
+def with_description(about: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a pipeline function its docstring: what it does, and each parameter's description."""
+
+    def describe(function: Callable[..., None]) -> Callable[..., None]:
+        code = function.__code__
+        function.__doc__ = described(about, list(code.co_varnames[: code.co_argcount]))
+        return function
+
+    return describe
