@@ -88,7 +88,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     regions = _regions(run, groups)
     labels = _instance_labels(groups, regions)
     measured = measure(run.split("test"), rule, run.spec.train.seed)
-    checked = check_attention(run, rule, labels, measured)
+    checked = check_attention(run, rule, labels)
+    measured = measured._replace(overall=measured.overall | checked.estimates)
     rows = [_own_row(run.spec, measured)]
     if baselines:
         say("comparing with simple models")

@@ -45,7 +45,7 @@ def report_data(found: Evaluation, views: tuple[SlideView, ...], sweep: Sweep | 
         precision_recall=recall,
         confusion=confusion(test.labels, rule.call(test.probability), len(run.spec.classes)),
         reliability=_reliability(test),
-        flipping=_flipping(checked.flipped),
+        flipping=_flipping(checked.flipping),
         history=run.history(),
         folds=run.spec.folds,
         sweep=sweep,

@@ -44,7 +44,7 @@ def metrics_json(found: Evaluation, report_uri: str) -> dict[str, Any]:
         "slides": {split: sum(len(entry.slides) for entry in run.split(split).entries) for split in SPLIT_NAMES},
         "localised": len(checked.localisation.bags),
         "not_localised": checked.localisation.left_out,
-        "flipped": len(checked.flipped),
+        "flipped": len(checked.flipping),
         "comparison": [
             {
                 "name": row.name,

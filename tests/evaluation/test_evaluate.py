@@ -16,8 +16,11 @@ from safetensors.torch import load
 from milcore.cohort.manifest import Manifest
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import InputError, StoreError
+from milcore.evaluation.attention.checks import check_attention
 from milcore.evaluation.attention.write import SUFFIXES
+from milcore.evaluation.decision import choose_rule
 from milcore.evaluation.evaluate import evaluate
+from milcore.evaluation.run_predictions import open_run
 from milcore.metrics.classification import choose_threshold
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
@@ -101,6 +104,17 @@ def test_attention_of_every_test_slide_lies_at_its_place(run_uri: str, summary: 
     assert picture.shape == (PATCH_PX, 6 * PATCH_PX, 3)
     yellow = picture[..., 0].astype(int) - picture[..., 2]
     assert yellow[8, 2 * PATCH_PX + 8] == yellow.max()
+
+
+def test_attention_checks_return_their_estimates_in_the_order_of_the_metrics(
+    run_uri: str, summary: dict[str, object]
+) -> None:
+    run = open_run(run_uri, torch.device("cpu"))
+    checks = check_attention(run, choose_rule(run.split("val")), {})
+    assert tuple(checks.estimates) == ("localisation_auroc", "localisation_ap", "flipping_area")
+    assert [name for name in summary if name in checks.estimates] == list(checks.estimates)
+    assert checks.estimates["flipping_area"].value == summary["flipping_area"]
+    assert checks.estimates["localisation_auroc"].reason is not None
 
 
 def test_without_baselines_only_the_model_is_compared(run_uri: str, summary: dict[str, object]) -> None:

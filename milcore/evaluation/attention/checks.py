@@ -11,11 +11,7 @@ from milcore.evaluation.attention.localisation import Localisation, localise
 from milcore.evaluation.attention.patch_flipping import Flipping, flip, normalised_entropy
 from milcore.evaluation.decision import DecisionRule, predicted_classes
 from milcore.evaluation.run_predictions import RunPredictions
-from milcore.evaluation.scores import SplitMetrics
-from milcore.metrics.classification import (
-    Estimate,
-    mean_estimate,
-)
+from milcore.metrics.classification import Estimate, mean_estimate
 from milcore.mil.bags.bags import BagEntry
 from milcore.mil.inference import BagPrediction, attention_by_slide
 from milcore.runtime.progress import track
@@ -23,37 +19,43 @@ from milcore.runtime.progress import track
 InstanceLabels = dict[str, Int[np.ndarray, " instance"]]
 FLAT = Estimate(math.nan, reason="every patch weighs the same")
 FLAT_FROM = 0.95
+ESTIMATES = ("localisation_auroc", "localisation_ap", "flipping_area")
 NOTHING_FLIPPED = Estimate(math.nan, reason="no test slide is called positive")
 
 
 class AttentionChecks(NamedTuple):
-    """How the attention of the test split stood its checks; ``flipped`` by bag."""
+    """Checks of the attention over the test split.
 
+    Args:
+        estimates: ``localisation_auroc``, ``localisation_ap`` and ``flipping_area``, in this order.
+        localisation: within-slide AUROC and average precision of each slide.
+        flipping: curves of each bag that is predicted positive, or of all bags with more than two classes.
+        warnings: reasons not to read this attention as an explanation.
+    """
+
+    estimates: dict[str, Estimate]
     localisation: Localisation
-    flipped: dict[str, Flipping]
+    flipping: dict[str, Flipping]
     warnings: tuple[str, ...]
 
 
-def check_attention(
-    run: RunPredictions, rule: DecisionRule, labels: InstanceLabels, measured: SplitMetrics
-) -> AttentionChecks:
-    """Measure attention against instance labels and against the model itself; adds to ``measured.overall``."""
-    seed, classes = run.spec.train.seed, len(run.spec.classes)
+def check_attention(run: RunPredictions, rule: DecisionRule, labels: InstanceLabels) -> AttentionChecks:
+    """Check the test split's attention against instance labels and against the model's own predictions."""
     entries = run.split("test").entries
-    found = localise_test(attention_by_slide(run.bags, run.said), entries, labels, classes)
+    localisation = localise_test(attention_by_slide(run.bags, run.said), entries, labels, len(run.spec.classes))
     if run.spec.train.pooling == "mean":
-        measured.overall.update(localisation_auroc=FLAT, localisation_ap=FLAT, flipping_area=FLAT)
-        return AttentionChecks(found, {}, ())
-    flipped = dict(_flipped(run, rule))
-    measured.overall["localisation_auroc"] = localisation_estimate(found.bags, entries, seed)
-    measured.overall["localisation_ap"] = localisation_estimate(found.precision, entries, seed)
-    measured.overall["flipping_area"] = flipping_estimate(flipped, entries, seed)
-    said = [run.said[index] for index in run.bags.split("test")]
-    warnings = attention_warnings(said, measured.overall["localisation_auroc"], measured.overall["flipping_area"])
-    return AttentionChecks(found, flipped, tuple(warnings))
+        return AttentionChecks(dict.fromkeys(ESTIMATES, FLAT), localisation, {}, ())
+    flipping = dict(_flipping_curves(run, rule))
+    seed = run.spec.train.seed
+    auroc = localisation_estimate(localisation.bags, entries, seed)
+    precision = localisation_estimate(localisation.precision, entries, seed)
+    area = flipping_estimate(flipping, entries, seed)
+    warnings = attention_warnings([run.said[index] for index in run.bags.split("test")], auroc, area)
+    estimates = dict(zip(ESTIMATES, (auroc, precision, area), strict=True))
+    return AttentionChecks(estimates, localisation, flipping, tuple(warnings))
 
 
-def _flipped(run: RunPredictions, rule: DecisionRule) -> Iterator[tuple[str, Flipping]]:
+def _flipping_curves(run: RunPredictions, rule: DecisionRule) -> Iterator[tuple[str, Flipping]]:
     """The curves of every test bag that is called positive, or anything of more than two classes."""
     called = predicted_classes(run, rule)
     indices = [index for index, label in called.items() if label or len(run.spec.classes) > 2]

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import uuid
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,7 @@ def geojson(slide_id: str, table: pa.Table) -> bytes:
     return json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":")).encode()
 
 
-def _feature(name: str, row: dict[str, float], colour: list[int]) -> dict[str, object]:
+def _feature(name: str, row: dict[str, Any], colour: list[int]) -> dict[str, object]:
     left, top = row["x"], row["y"]
     right, bottom = left + row["size"], top + row["size"]
     ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
