@@ -1,4 +1,4 @@
-"""Slides to patches, one partition of the cohort a step, and the step after the fan-in."""
+"""Slides to patches: a step for each partition, and the step after the fan-in."""
 
 from kfp import dsl
 
@@ -16,7 +16,9 @@ def ingest(
     settings: str,
     workers: int,
 ) -> str:
-    """Cut the slides of a partition into patches; a bad slide is quarantined and never fails the step.
+    """Cut the slides of a partition into patches.
+
+    A bad slide is quarantined and never fails the step.
 
     Args:
         store_uri: the patch store, planned.
@@ -43,7 +45,9 @@ def ingest(
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def gather(store_uri: str, outcomes: list[str]) -> str:
-    """Account for every slide of the cohort and write its overview; fails when none is ok.
+    """Account for every slide of the cohort and write its overview.
+
+    Fails when no slide is ok.
 
     Args:
         store_uri: the patch store.

@@ -27,7 +27,7 @@ def plan(
     cluster_profile: str,
     settings: str,
 ) -> list[str]:
-    """Check manifest and settings, make the store's cohort and divide it by the sizes of its slides.
+    """Check manifest and settings, and divide the cohort by the sizes of its slides.
 
     Args:
         manifest: CSV or Parquet with slide_id, uri, label and optional columns.
@@ -62,7 +62,9 @@ def plan(
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def survey(store_uri: str) -> str:
-    """Digest the slides and patches in storage, so that Kubeflow reuses results only where they still hold.
+    """Digest the slides and patches in storage.
+
+    With it Kubeflow reuses results only where they still hold.
 
     Args:
         store_uri: the patch store, planned.

@@ -7,7 +7,9 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def predict(run_uri: str, slides: list[str], out_uri: str, default_mpp: float, use_gpu: bool) -> str:
-    """Score slides through the run's own ingestion and encoder settings; a bad slide is quarantined with its reason.
+    """Score slides through the run's own ingestion and encoder settings.
+
+    A bad slide is quarantined with its reason.
 
     Args:
         run_uri: a finished run.

@@ -1,4 +1,4 @@
-"""The verbs of milcore, as the command line, the pipeline's components and notebooks call them.
+"""The verbs of milcore, for the command line, the components and notebooks.
 
 Each takes URIs and the config classes of ``milcore.config``, keeps its result in storage and does only what is missing
 there. Imports are inside functions, so that naming a verb costs nothing: torch and Ray are imported where they compute.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class EncodeReport(NamedTuple):
-    """The features of a store: their name, the slides that have them, and patches in all."""
+    """Features of a store: name, slides that have them, patches in all."""
 
     name: str
     slides: list[str]
@@ -41,7 +41,10 @@ class EncodeReport(NamedTuple):
 
 
 class TrainReport(NamedTuple):
-    """A finished run; ``out_of_fold`` holds the figures of slides left out, for a run of folds."""
+    """A finished run.
+
+    ``out_of_fold`` holds the figures of the slides that folds left out; None for a run of one model.
+    """
 
     run_uri: str
     spec: RunSpec
@@ -100,7 +103,9 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     workers: int = 0,
     ray_address: str | None = None,
 ) -> dict[str, Any]:
-    """Cut the slides of a manifest into patches; a bad slide is quarantined with its reason, the others go on.
+    """Cut the slides of a manifest into patches.
+
+    A bad slide is quarantined with its reason, the others go on.
 
     Args:
         manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
@@ -143,7 +148,9 @@ def _slide_map(ray_address: str | None, workers: int) -> Iterator[Callable[..., 
 
 
 def plan_ingestion(manifest_uri: str, store_uri: str, positive: str | None, partitions: int) -> list[str]:
-    """Make a manifest the store's cohort and divide it by the sizes of its slides, before a fan-out.
+    """Make a manifest the store's cohort and divide it for a fan-out.
+
+    Partitions are of about equal work, by the sizes of the slides.
 
     Args:
         manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
@@ -237,14 +244,16 @@ def sweep_uri(run_uri: str) -> str:
 
 
 def store_state(store_uri: str) -> str:
-    """Digest of a store's slides and patches as they are now; a new one while any is missing."""
+    """Digest of a store's slides and patches; a new one while any is missing."""
     from milcore.ingestion.fingerprint import store_state
 
     return store_state(store_uri)
 
 
 def import_cohort(source_uri: str, store_uri: str, config: ImportConfig) -> dict[str, Any]:
-    """Make a store of features or patches made elsewhere; a bad slide is quarantined with its reason.
+    """Make a store of features or patches made elsewhere.
+
+    A bad slide is quarantined with its reason.
 
     Args:
         source_uri: a file, or a folder with a file per slide.
@@ -260,7 +269,9 @@ def import_cohort(source_uri: str, store_uri: str, config: ImportConfig) -> dict
 
 
 def encode(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> EncodeReport:
-    """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are.
+    """Compute features/<name> of every slide with a frozen encoder.
+
+    Slides that have them are left as they are.
 
     Args:
         store_uri: patch store.
@@ -319,7 +330,7 @@ def train_best(store_uri: str, run_uri: str, sweep_uri: str, launch: LaunchConfi
 
 
 def download_model(run_uri: str, path: str) -> str:
-    """Copy the published weights of a run of one model to a local file; their URI."""
+    """Copy the published weights of a run to a local file; their URI."""
     from milcore.runtime import storage
     from milcore.training.run_folder import MODEL
 
@@ -329,7 +340,7 @@ def download_model(run_uri: str, path: str) -> str:
 
 
 def run_state(run_uri: str) -> str:
-    """Digest of a run's weights and of what was published of it; a new one while any is missing."""
+    """Digest of a run's published files; a new one while any is missing."""
     from milcore.training.run_folder import run_state
 
     return run_state(run_uri)
@@ -426,7 +437,9 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
     default_mpp: float | None = None,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
-    """Score new slides through a run's own ingestion and encoder settings; the same folder resumes.
+    """Score new slides through a run's own ingestion and encoder settings.
+
+    The same folder resumes.
 
     Args:
         run_uri: a finished run.
@@ -482,7 +495,7 @@ def score_slides(run_uri: str, slides: Sequence[str], out_uri: str, *, default_m
 
 
 def finish_pipeline_run(run_uri: str, ray_address: str, status: dict[str, Any]) -> None:
-    """Free what a pipeline run still holds on the cluster and write ``status.json`` into its run folder.
+    """Free the clusters of a pipeline run and write ``status.json`` into its folder.
 
     Args:
         run_uri: run folder.

@@ -62,7 +62,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _split_at(separator: str) -> Callable[[object], object]:
-    """A validator that takes a text, or several, for a tuple: the command line and the pipelines give texts."""
+    """A validator that splits texts into the parts of a tuple.
+
+    The command line and the pipelines give texts.
+    """
 
     def parts(value: object) -> object:
         texts = [value] if isinstance(value, str) else value
@@ -86,7 +89,10 @@ class Config(BaseModel):
 
 
 def check_encoder(encoder: str) -> str:
-    """A spec string whose first word is an encoder; the rest is checked when it is loaded (``encoders/spec.py``)."""
+    """A spec string whose first word is an encoder.
+
+    The rest is checked when it is loaded (``encoders/spec.py``).
+    """
     names, kinds = get_args(EncoderName), get_args(EncoderKind)
     word = re.split(r"[@,:]", encoder, maxsplit=1)[0]
     if word in names or (word in kinds and encoder.startswith(f"{word}:")):
@@ -98,7 +104,7 @@ def check_encoder(encoder: str) -> str:
 
 
 def sees_patches(encoder: str) -> bool:
-    """Whether a trained encoder takes patches; else features."""
+    """True where a trained encoder takes patches, false where it takes features."""
     return encoder not in FEATURE_ENCODERS
 
 
@@ -111,7 +117,7 @@ def _check_level(pooling: PoolingName, level: Level) -> None:
 
 
 class IngestConfig(Config):
-    """How a slide becomes patches."""
+    """Settings of ingestion: from a slide to patches."""
 
     mpp: PositiveFloat = Field(0.5, description="target resolution in um/px")
     patch_size: int = Field(256, ge=16, le=4096, description="patch edge in px at the target mpp")
@@ -146,7 +152,7 @@ class IngestConfig(Config):
 
 
 class ImportConfig(Config):
-    """How instances made elsewhere become a store."""
+    """Settings of an import: from instances made elsewhere to a store."""
 
     format: ImportFormat = Field(description="what made SOURCE")
     name: str = Field("imported", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="features/<name> to write")
@@ -186,7 +192,7 @@ class ImportConfig(Config):
 
 
 class EncodeConfig(Config):
-    """How patches become frozen features."""
+    """Settings of feature extraction by a frozen encoder."""
 
     encoder: str = Field(
         "efficientnet_lite0",
@@ -210,7 +216,7 @@ class EncodeConfig(Config):
 
 
 class SplitConfig(Config):
-    """How patients are divided; a function of the manifest and these values only."""
+    """Settings of the split of patients; with the manifest they determine it."""
 
     splits: str | None = Field(
         None, description="splits.parquet to take over, of a sweep or another run (none: patients are divided anew)"
@@ -241,7 +247,10 @@ class SplitConfig(Config):
 
 
 class TrainConfig(Config):
-    """The MIL model and how it is trained. Launch settings (workers, devices) are not here: they change no weight."""
+    """The MIL model and its training.
+
+    Launch settings (workers, devices) are not here: they change no weight.
+    """
 
     features: str | None = Field(
         "efficientnet_lite0", description="features/<name> of the store to train on (none: from patches)"
@@ -407,7 +416,7 @@ class TuneConfig(Config):
 
 
 class LaunchConfig(Config):
-    """Where and on how many workers a step computes; changes no result."""
+    """The machines and workers that compute a step; they change no result."""
 
     ray_address: str = Field(
         "local",
@@ -422,7 +431,10 @@ class LaunchConfig(Config):
 
 
 class RunSpec(Config):
-    """What a run folder is: written to its ``config.json`` before training, and compared when the folder is reused."""
+    """The ``config.json`` of a run folder.
+
+    Written before training, and compared when the folder is used again.
+    """
 
     milcore_version: str
     store_uri: str
@@ -446,7 +458,7 @@ def parse_config(kind: type[C], values: dict[str, object]) -> C:
 
 
 def pick(kind: type[C], values: dict[str, object]) -> C:
-    """Build a config from those of the values that are its settings; other names are left alone.
+    """Build a config from those of the values that are its settings.
 
     Raises:
         InputError: one line naming every field that is out of range.
@@ -471,7 +483,10 @@ def _one_line(kind: type[Config], error: ValidationError) -> str:
 
 
 class PipelineConfigs(NamedTuple):
-    """The configs of a pipeline's steps; ``settings`` has a key for each but launch, whose fields are parameters."""
+    """The configs of a pipeline's steps.
+
+    ``settings`` has a key for each but launch, whose fields are parameters.
+    """
 
     ingest: IngestConfig
     encode: EncodeConfig
@@ -492,7 +507,10 @@ OTHER_MEANING = {("train", "encoder"): "a pipeline's encoder is the frozen one"}
 
 
 def parameter_default(kind: type[Config], name: str) -> Any:
-    """The default of a field as a pipeline's parameter: tuples as one text, None as the zero of its type."""
+    """The default of a field as a pipeline's parameter.
+
+    Tuples are one text, None is the zero of its type.
+    """
     default = kind.model_fields[name].default
     if isinstance(default, tuple):
         return (";" if name == "search" else ",").join(default)
@@ -500,7 +518,7 @@ def parameter_default(kind: type[Config], name: str) -> Any:
 
 
 def pipeline_configs(parameters: Mapping[str, object], settings: str) -> PipelineConfigs:
-    """The configs of a pipeline's steps from its parameters and its ``settings``, all of them checked.
+    """Build the configs of a pipeline's steps from its parameters and ``settings``.
 
     Args:
         parameters: values by name; those that are fields of a config go into it, others are left alone.

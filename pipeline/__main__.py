@@ -1,4 +1,6 @@
-"""``python -m pipeline compile | run | submit``: YAML for the Kubeflow UI, a run here, a run on a cluster.
+"""``python -m pipeline compile | run | submit``.
+
+YAML for the Kubeflow UI, a run on this machine, a run on a cluster.
 
 ``compile`` and ``submit`` take ``--pipeline attention-mil | attention-mil-sweep | attention-mil-predict``.
 """
@@ -9,7 +11,7 @@ import contextlib
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,10 @@ from milcore.errors import MILError
 from pipeline.dag import NAME, attention_mil
 from pipeline.predict import predict
 from pipeline.steps import with_image
-from pipeline.submission import hand_in
+from pipeline.submission import submit_pipeline
 from pipeline.sweep import sweep
 
-PIPELINES: dict[str, BaseComponent] = {its.name: its for its in (attention_mil, sweep, predict)}
+PIPELINES: dict[str, BaseComponent] = {pipeline.name: pipeline for pipeline in (attention_mil, sweep, predict)}
 FOLDER = Path(__file__).parent
 
 
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def compile_pipeline(given: dict[str, Any]) -> None:
-    """Write the YAML that the Kubeflow UI takes: of the pipeline that is named, else of all."""
+    """Write the YAML for the Kubeflow UI, of one pipeline or of all."""
     one = given["pipeline"] or (NAME if given["out"] else None)
     names = [one] if one else list(PIPELINES)
     for name in names:
@@ -69,7 +71,10 @@ def run(given: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _own_print() -> Iterator[None]:
-    """Keep ``print`` ours: the runner swaps it for an indenting one in each of its threads, and two can leave it so."""
+    """Restore ``print`` after the runner.
+
+    It swaps it for an indenting one in each of its threads, and two can leave it so.
+    """
     ours = builtins.print
     try:
         yield
@@ -78,10 +83,13 @@ def _own_print() -> Iterator[None]:
 
 
 def submit(given: dict[str, Any]) -> None:
-    """Send a pipeline to a Kubeflow Pipelines API and print the run's id; with --wait, follow it to its end."""
+    """Send a pipeline to a Kubeflow Pipelines API and print the run's id.
+
+    With --wait, follow it to its end.
+    """
     pipeline = PIPELINES[given["pipeline"] or NAME]
     pipeline_configs(given, given.get("settings", ""))
-    hand_in(with_image(pipeline, given["image"]), _arguments(pipeline, given), given)
+    submit_pipeline(with_image(pipeline, given["image"]), _arguments(pipeline, given), given)
 
 
 def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +148,10 @@ def _parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
 
 def _add_parameters(command: argparse.ArgumentParser, pipeline: BaseComponent) -> None:
     """One flag for every parameter of the pipeline."""
-    described = {its.arg_name: its.description for its in docstring_parser.parse(pipeline.pipeline_func.__doc__).params}
+    descriptions = {
+        parameter.arg_name: parameter.description
+        for parameter in docstring_parser.parse(pipeline.pipeline_func.__doc__).params
+    }
     for name, spec in pipeline.component_spec.inputs.items():
         default = "" if spec.default in {None, ""} else f" [default: {spec.default}]"
         command.add_argument(
@@ -148,7 +159,7 @@ def _add_parameters(command: argparse.ArgumentParser, pipeline: BaseComponent) -
             required=not spec.optional,
             type=TYPES[spec.type],
             default=spec.default,
-            help=f"{described[name]}{default}",
+            help=f"{descriptions[name]}{default}",
         )
 
 
@@ -158,7 +169,7 @@ def _boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-TYPES = {
+TYPES: dict[str, Callable[[str], Any]] = {
     "List[String]": lambda text: text.split(","),
     "String": str,
     "Integer": int,

@@ -1,4 +1,6 @@
-"""The pipeline: plan, ingest fanned out over partitions, gather, encode, tune, train with the best settings, evaluate.
+"""The pipeline from slides to report.
+
+Plan, ingest fanned out over partitions, gather, encode, tune, train with the best settings, evaluate.
 
 A parameter bears the name of its setting and reads its default from the config class; ``settings`` takes the settings
 that are no parameters. Steps keep their results at URIs and do only what is missing there. Kubeflow's cache knows

@@ -1,4 +1,7 @@
-"""The parameters of the pipelines: their groups and descriptions, those of settings from the config classes."""
+"""The parameters of the pipelines: their groups and descriptions.
+
+A setting is described by its config class.
+"""
 
 from collections.abc import Callable, Iterator
 

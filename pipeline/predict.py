@@ -17,7 +17,9 @@ def predict(
     step_memory: str = "8Gi",
     step_gpus: str = "0",
 ) -> str:
-    """Score new slides through a finished run's own ingestion and encoder settings. Research use only.
+    """Score new slides by a finished run.
+
+    Through its own ingestion and encoder settings. Research use only.
 
     Args:
         run_uri: a finished run.
@@ -33,4 +35,5 @@ def predict(
         The folder.
     """
     scored = predict_slides(run_uri=run_uri, slides=slides, out_uri=out_uri, default_mpp=default_mpp, use_gpu=use_gpu)
-    return sized(step(scored), step_cpus, step_memory, step_gpus).output
+    output: str = sized(step(scored), step_cpus, step_memory, step_gpus).output
+    return output

@@ -1,4 +1,4 @@
-"""What every step of the pipelines has in common: image, credentials, retries, who it is, and how a run ends."""
+"""Image, credentials, retries and resources of every step, and the exit handler."""
 
 import functools
 import inspect
@@ -46,7 +46,10 @@ def step(task: dsl.PipelineTask, *, cached: bool = False, retried: bool = True) 
 
 
 def launcher(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """A step that may compute elsewhere: it knows its pod, Ray token and cluster profile; never cached."""
+    """A step that may compute on a cluster; never cached.
+
+    It has the name of its pod, the Ray token and the cluster profile.
+    """
     step(task)
     kubernetes.use_secret_as_env(task, RAY_SECRET, RAY_KEYS, optional=True)
     kubernetes.use_config_map_as_volume(task, PROFILE_CONFIG, PROFILE_FOLDER, optional=True)
@@ -54,15 +57,21 @@ def launcher(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def sized(task: dsl.PipelineTask, cpus: str, memory: str, gpus: str | None = None) -> dsl.PipelineTask:
-    """The task with its resources requested and limited; each may be a parameter of the pipeline."""
+    """The task with its resources requested and limited.
+
+    Each may be a parameter of the pipeline.
+    """
     # kfp 2.17 hands what only resources name into no loop and no exit handler; what a task's inputs name, it does
-    task.channel_inputs.extend(its for its in (cpus, memory, gpus) if isinstance(its, PipelineChannel))
+    task.channel_inputs.extend(size for size in (cpus, memory, gpus) if isinstance(size, PipelineChannel))
     task.set_cpu_request(cpus).set_cpu_limit(cpus).set_memory_request(memory).set_memory_limit(memory)
     return task if gpus is None else task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpus)
 
 
 def ends_with_finish(function: Callable[..., None]) -> Callable[..., None]:
-    """The pipeline function inside an exit handler that frees the run's clusters and writes its final status."""
+    """The pipeline function inside an exit handler.
+
+    The handler frees the run's clusters and writes its final status.
+    """
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)

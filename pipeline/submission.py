@@ -1,4 +1,4 @@
-"""A run on a Kubeflow Pipelines API: handed in, followed to its end, its report brought here."""
+"""Submission of a run to a Kubeflow Pipelines API, and following it."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError
 
 from milcore.errors import InputError, MILError
 
-SECONDS_BETWEEN_LOOKS = 5.0
+SECONDS_BETWEEN_CALLS = 5.0
 # how long an API may stay away while a run is followed
 SECONDS_AWAY = 300.0
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "ERROR", "CANCELED")
@@ -24,15 +24,18 @@ SERVER_ERROR = 500
 TOO_MANY_REQUESTS = 429
 
 
-def hand_in(pipeline: BaseComponent, arguments: dict[str, Any], given: dict[str, Any]) -> None:
-    """Start a run and print its id; with ``wait``, print its states until it has ended, and fetch its report.
+def submit_pipeline(pipeline: BaseComponent, arguments: dict[str, Any], given: dict[str, Any]) -> None:
+    """Start a run and print its id.
+
+    With ``wait``, print its states until it has ended, and fetch its report.
+
 
     Raises:
         InputError: there is no token file where one is named.
         MILError: the API refuses or does not answer, the run fails, or it takes longer than ``wait``.
     """
     credentials = _credentials(given["token_file"])
-    with _clear(given["host"]):
+    with _one_line_errors(given["host"]):
         with warnings.catch_warnings():
             # that it is for version 2 of the API
             warnings.filterwarnings("ignore", category=FutureWarning)
@@ -49,7 +52,10 @@ def hand_in(pipeline: BaseComponent, arguments: dict[str, Any], given: dict[str,
 
 
 def _credentials(file: str | None) -> ServiceAccountTokenVolumeCredentials | None:
-    """Those of a token file, which is read again for every call, since a pod's is renewed while a run is followed."""
+    """Credentials of a token file.
+
+    It is read again for every call, since the token of a pod is renewed while a run is followed.
+    """
     path = file or os.environ.get(KF_PIPELINES_SA_TOKEN_ENV)
     if path is None:
         return None
@@ -61,32 +67,34 @@ def _credentials(file: str | None) -> ServiceAccountTokenVolumeCredentials | Non
 
 
 @contextlib.contextmanager
-def _clear(host: str | None) -> Iterator[None]:
-    """What the API or the way to it refuses, in one line."""
+def _one_line_errors(host: str | None) -> Iterator[None]:
+    """Turn what the API or the connection to it refuses into one line."""
     where = host or "the cluster's own address"
     try:
         yield
     except ApiException as error:
-        said = " ".join(str(error.body or error.reason).split())
+        reason = " ".join(str(error.body or error.reason).split())
         raise MILError(
-            f"the Kubeflow Pipelines API at {where} refuses: {error.status} {said}; a token goes in by --token-file, a "
-            "profile by --namespace"
+            f"the Kubeflow Pipelines API at {where} refuses: {error.status} {reason}; a token goes in by --token-file, "
+            "a profile by --namespace"
         ) from None
     except (HTTPError, OSError) as error:
         raise MILError(f"no Kubeflow Pipelines API answers at {where}: {error}; give its address by --host") from None
 
 
 def _wait(client: Client, run_id: str, seconds: int) -> None:
-    """Print the run's state whenever it changes, until it has ended; an API that is away is asked again."""
+    """Print the run's state whenever it changes, until it has ended.
+
+    An API that does not answer is asked again.
+    """
     state, until = None, time.monotonic() + seconds
     while state not in ENDED:
         if time.monotonic() > until:
             raise MILError(f"run {run_id} is {state} after {seconds} s; it goes on without this command")
         if state is not None:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        seen = _state(client, run_id)
-        if seen != state:
-            state = seen
+            time.sleep(SECONDS_BETWEEN_CALLS)
+        before, state = state, _state(client, run_id)
+        if state != before:
             print(state, flush=True)
     if state != "SUCCEEDED":
         raise MILError(f"run {run_id} ended as {state}; its steps and logs are in the Kubeflow UI")
@@ -98,11 +106,11 @@ def _state(client: Client, run_id: str) -> str:
         try:
             return str(client.get_run(run_id).state)
         except (ApiException, HTTPError, OSError) as error:
-            passing = not isinstance(error, ApiException) or error.status >= SERVER_ERROR
-            if not (passing or error.status == TOO_MANY_REQUESTS) or time.monotonic() > until:
-                said = " ".join(str(error).split())
-                raise MILError(f"lost run {run_id}, which goes on without this command: {said}") from None
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+            status = error.status if isinstance(error, ApiException) else SERVER_ERROR
+            if (status < SERVER_ERROR and status != TOO_MANY_REQUESTS) or time.monotonic() > until:
+                reason = " ".join(str(error).split())
+                raise MILError(f"lost run {run_id}, which goes on without this command: {reason}") from None
+        time.sleep(SECONDS_BETWEEN_CALLS)
 
 
 def _download_report(run_uri: str, file: str) -> None:

@@ -4,6 +4,7 @@ Its parameters are those of the sweep's step, with the defaults and descriptions
 """
 
 import inspect
+from typing import Any
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -25,7 +26,7 @@ def _sweep() -> BaseComponent:
     features = inspect.Parameter("features", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=FEATURES, annotation=str)
     parameters = [*shared, features]
 
-    def sweep(*arguments: object) -> None:
+    def sweep(*arguments: Any) -> None:
         values = dict(zip((parameter.name for parameter in parameters), arguments, strict=True))
         sizes = [values.pop(name) for name in SIZES]
         sized(launcher(tune(**values)), *sizes)

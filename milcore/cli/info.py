@@ -1,4 +1,4 @@
-"""What a patch store or a run folder holds, in a few figures."""
+"""Figures of a patch store or a run folder."""
 
 from typing import Any
 

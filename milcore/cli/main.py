@@ -1,4 +1,6 @@
-"""The command line: every command takes URIs and ends with its result; ``--json`` makes that one JSON object.
+"""The command line ``milcore``.
+
+Every command takes URIs and ends with its result; ``--json`` makes that one JSON object.
 
 Exit codes: 0 every slide accounted for and at least one usable; 2 bad input, one clear line; 3 no slide usable; 1 a
 failure that is not the input's.
@@ -40,7 +42,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; an error raised on purpose becomes one line and its exit code."""
+    """Run the command line; a MILError becomes one line and its exit code."""
     try:
         app()
     except MILError as error:
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 def finish(summary: dict[str, Any], line: str, as_json: bool, code: int = 0) -> None:
-    """End a command with its result, as a line for a person or as one JSON object."""
+    """End a command with its result, as a line or as JSON."""
     typer.echo(json.dumps(summary, sort_keys=True) if as_json else line)
     if code:
         raise typer.Exit(code)
@@ -105,7 +107,10 @@ def ingest(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cut the slides of a manifest into patches; a bad slide is quarantined with its reason, the others go on."""
+    """Cut the slides of a manifest into patches.
+
+    A bad slide is quarantined with its reason, the others go on.
+    """
     ingest_config = parse_config(IngestConfig, config)
     summary = api.ingest(manifest, store, ingest_config, positive=positive, workers=workers, ray_address=ray_address)
     _list_quarantined(summary)
@@ -121,7 +126,10 @@ def import_(
     config: Values,
     as_json: AsJson = False,
 ) -> None:
-    """Make a store of features or patches made elsewhere; a bad slide is quarantined with its reason."""
+    """Make a store of features or patches made elsewhere.
+
+    A bad slide is quarantined with its reason.
+    """
     summary = api.import_cohort(source, store, parse_config(ImportConfig, config))
     _list_quarantined(summary)
     for slide_id, reason in summary["without_picture"].items():
@@ -136,7 +144,10 @@ def import_(
 @app.command()
 @options_of(config=EncodeConfig, launch=LaunchConfig)
 def encode(store: Store, config: Values, launch: Values, as_json: AsJson = False) -> None:
-    """Compute features/<name> of every slide with a frozen encoder; slides that have them are left as they are."""
+    """Compute features/<name> of every slide with a frozen encoder.
+
+    Slides that have them are left as they are.
+    """
     report = api.encode(store, parse_config(EncodeConfig, config), parse_config(LaunchConfig, launch))
     summary = {"features": report.name, "slides": report.slides, "patches": report.patches}
     finish(summary, f"features/{report.name}: {len(report.slides)} slides, {report.patches} patches", as_json)
@@ -188,7 +199,10 @@ def tune(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sweep pooling, learning rate and more on validation; ends with best.json and splits.parquet for milcore train."""
+    """Sweep pooling, learning rate and more on validation.
+
+    Ends with best.json and splits.parquet for milcore train.
+    """
     tune_config = parse_config(TuneConfig, sweep | {"train": train_config(config, settings)})
     splits = parse_config(SplitConfig, split)
     report = api.tune(store, out, tune_config, splits, parse_config(LaunchConfig, launch))
@@ -212,7 +226,10 @@ def evaluate(
     use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict, measure on the untouched test split, check and draw attention, and write the report."""
+    """Measure a run on the untouched test split, check and draw its attention.
+
+    Writes predictions, metrics, attention and the report into the run folder.
+    """
     unknown = sorted(set(attention.split(",")) - set(ATTENTION_FORMATS))
     if unknown:
         raise InputError(
@@ -246,7 +263,10 @@ def predict(
     use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score new slides through the run's own ingestion and encoder settings; the same OUT resumes."""
+    """Score new slides through the run's own ingestion and encoder settings.
+
+    The same OUT resumes.
+    """
     *uris, out = slides
     summary = api.predict(run, uris, out, manifest_uri=manifest, default_mpp=mpp, use_gpu=use_gpu)
     _list_quarantined(summary)

@@ -1,4 +1,4 @@
-"""The options of commands: one for every field of the config classes that a command takes.
+"""The options of commands: one for every field of their config classes.
 
 Flag, type, description and default come from the config class, so a field that is added there is an option at once.
 """
@@ -68,7 +68,7 @@ def _parameters(
     fields: Mapping[str, list[str]],
     descriptions: Mapping[str, str],
 ) -> Iterator[inspect.Parameter]:
-    """The command's own parameters, with those of a config in the place of its dict."""
+    """The command's own parameters, those of a config in its place."""
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name not in kinds:
             yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -76,13 +76,17 @@ def _parameters(
         kind = kinds[parameter.name]
         for name in fields[parameter.name]:
             required = kind.model_fields[name].is_required()
-            annotation = Annotated[_type_of(kind.model_fields[name]), option(kind, name, descriptions.get(name))]
+            help_and_flag = option(kind, name, descriptions.get(name))
+            annotation: Any = Annotated.__class_getitem__((_type_of(kind.model_fields[name]), help_and_flag))  # type: ignore[attr-defined]
             default = inspect.Parameter.empty if required else None
             yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _type_of(field: FieldInfo) -> Any:
-    """The type of an option: a text for what config parses, a list of texts for a tuple; None is not given."""
+    """The type of an option; None where it is not given.
+
+    A text for what the config parses, a list of texts for a tuple.
+    """
     inner = list(_types_in(field.annotation))
     kind: Any = list[str] if tuple in inner else next((kind for kind in (bool, int, float) if kind in inner), str)
     return kind if field.is_required() else kind | None
@@ -97,7 +101,7 @@ def _types_in(annotation: Any) -> Iterator[Any]:
 
 
 def option(kind: type[Config], name: str, description: str | None = None) -> Any:
-    """The option of a field: flag, description, allowed values and default from the config class."""
+    """The option of a field: flag, description, allowed values and default."""
     field = kind.model_fields[name]
     choices = [str(choice) for choice in _literals(field.annotation)]
     allowed = f" ({', '.join(choices)})" if choices else ""
@@ -119,7 +123,7 @@ def _text_of(value: object) -> str:
 
 
 def train_config(file: str | None, flags: Values) -> TrainConfig:
-    """Training settings: the file's where there is one, with those of the command line in their place."""
+    """Training settings of a file, overridden by those of the command line."""
     values = _read_settings(file) if file is not None else {}
     if "encoder" in flags and sees_patches(str(flags["encoder"])):
         flags = {"features": None, **flags}

@@ -21,7 +21,7 @@ PLACES = ["--manifest", "s3://b/m.csv", "--store-uri", "s3://b/store", "--run-ur
 def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No settings of this machine, and no waiting."""
     monkeypatch.setattr(Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
-    monkeypatch.setattr(submission, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(submission, "SECONDS_BETWEEN_CALLS", 0.01)
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
 
 
