@@ -19,8 +19,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    return [text for its, text in found if its == language]
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for marked, text in fences if marked == language]
 
 
 def test_the_snippet_submits_the_pipeline(api: str, tmp_path: Path) -> None:
@@ -53,23 +53,21 @@ def test_every_make_target_shown_is_in_the_makefile() -> None:
 
 def test_every_file_and_folder_of_the_tree_is_there() -> None:
     tree = next(block for block in blocks("") if block.startswith("pipeline/"))
-    folder = ROOT
+    folders = [ROOT]
     for line in tree.splitlines():
         place, _, rest = line.strip().partition(" ")
-        if not line.startswith(" "):
-            folder = ROOT / place
-            assert folder.is_dir(), place
-        else:
-            assert (folder / place).exists(), place
-            for other in re.findall(r"\b(\w+\.py)\b", rest):
-                assert (folder / other).exists(), other
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = [*folders[: depth + 1], folders[depth] / place]
+        assert folders[-1].exists(), line
+        for file in re.findall(r"\b(\w+\.py)\b", rest):
+            assert (folders[-1] / file).exists(), line
 
 
 def test_every_room_of_milcore_stands_in_the_tree() -> None:
     tree = next(block for block in blocks("") if block.startswith("pipeline/"))
     for path in (ROOT / "milcore").iterdir():
-        if path.suffix == ".py" and path.name != "__init__.py":
-            assert path.name in tree, path.name
+        if not path.name.startswith("_") and path.name != "py.typed":
+            assert f"  {path.name}{'/' if path.is_dir() else ''} " in tree, path.name
 
 
 def test_every_link_leads_to_a_file() -> None:
