@@ -11,9 +11,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import s3fs
 import torch
+
+# other tests run on the same cores, so that how long an example takes says nothing
+hypothesis.settings.register_profile("milcore", deadline=None)
+hypothesis.settings.load_profile("milcore")
 
 
 @pytest.hookimpl(trylast=True)  # folders mark their tests first

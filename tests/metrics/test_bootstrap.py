@@ -11,7 +11,7 @@ from milcore.metrics.bootstrap import patient_weights, weighted_auroc, weighted_
 from milcore.metrics.classification import point_values
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=30), st.integers(0, 5))
 def test_weighted_values_equal_scikit_learn_on_repeated_slides(rows, seed):
     """A row of weights means the same as a data set in which each slide is repeated that often."""

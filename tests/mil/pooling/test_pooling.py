@@ -89,7 +89,7 @@ def test_a_pooling_of_probabilities_refuses_the_embedding_level(name: str) -> No
     assert TrainConfig(pooling=name, level="instance").pooling == name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=40),
     seed=st.integers(0, 1000),
