@@ -212,12 +212,12 @@ def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[s
     """
     from milcore.ingestion.cohort import account
     from milcore.ingestion.overview import write_cohort_page
-    from milcore.runtime.progress import say
+    from milcore.runtime.progress import log_line
 
-    say(f"cohort: {write_cohort_page(store_uri)}")
+    log_line(f"cohort: {write_cohort_page(store_uri)}")
     summary = account(store_uri, counts)
     for slide_id, reason in summary["quarantined"].items():
-        say(f"quarantined {slide_id}: {reason}")
+        log_line(f"quarantined {slide_id}: {reason}")
     return summary
 
 
@@ -482,11 +482,11 @@ def score_slides(run_uri: str, slides: Sequence[str], out_uri: str, *, default_m
     Raises:
         InputError: no slide could be scored.
     """
-    from milcore.runtime.progress import say
+    from milcore.runtime.progress import log_line
 
     summary = predict(run_uri, slides, out_uri, default_mpp=default_mpp, use_gpu=use_gpu)
     for slide_id, reason in summary["quarantined"].items():
-        say(f"quarantined {slide_id}: {reason}")
+        log_line(f"quarantined {slide_id}: {reason}")
     if not summary["ok"]:
         raise InputError(
             f"predict: expected slides that can be scored, got none of {len(slides)}; see the reasons above"

@@ -34,7 +34,7 @@ from milcore.cluster.workers.map import map_on_ray
 from milcore.config import POOLING_NAMES, POOLINGS_OF_PROBABILITIES, EncodeConfig, LaunchConfig, Level, PoolingName
 from milcore.errors import InputError, MILError
 from milcore.runtime import storage
-from milcore.runtime.progress import say, track
+from milcore.runtime.progress import log_line, track
 from milcore.store.store import PatchStore
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     try:
         rows = list(measure(given))
     except MILError as error:
-        say(f"ilse2018: {error.line}")
+        log_line(f"ilse2018: {error.line}")
         sys.exit(error.exit_code)
     print(markdown(rows))
     if given.json:

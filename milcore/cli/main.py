@@ -27,7 +27,7 @@ from milcore.config import (
     parse_config,
 )
 from milcore.errors import InputError, MILError
-from milcore.runtime.progress import figure, say
+from milcore.runtime.progress import format_metric, log_line
 
 CPUS = len(os.sched_getaffinity(0))
 NONE_OK = 3
@@ -46,7 +46,7 @@ def main() -> None:
     try:
         app()
     except MILError as error:
-        say(f"milcore: {error.line}")
+        log_line(f"milcore: {error.line}")
         sys.exit(error.exit_code)
 
 
@@ -65,7 +65,7 @@ def _show_version(wanted: bool) -> None:
 
 def _list_quarantined(summary: dict[str, Any]) -> None:
     for slide_id, reason in summary["quarantined"].items():
-        say(f"quarantined {slide_id}: {reason}")
+        log_line(f"quarantined {slide_id}: {reason}")
 
 
 @app.callback()
@@ -133,10 +133,10 @@ def import_(
     summary = api.import_cohort(source, store, parse_config(ImportConfig, config))
     _list_quarantined(summary)
     for slide_id, reason in summary["without_picture"].items():
-        say(f"no picture of {slide_id}: {reason}")
+        log_line(f"no picture of {slide_id}: {reason}")
     if summary["unlabelled"]:
         first, count = ", ".join(summary["unlabelled"][:5]), len(summary["unlabelled"])
-        say(f"left out, being in no row of the labels: {count} file(s), {first}{' …' if count > 5 else ''}")
+        log_line(f"left out, being in no row of the labels: {count} file(s), {first}{' …' if count > 5 else ''}")
     line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} instances"
     finish(summary, line, as_json, code=0 if summary["ok"] else NONE_OK)
 
@@ -244,7 +244,9 @@ def evaluate(
         with_leave_one_out=without_each,
         use_gpu=use_gpu,
     )
-    figures = ", ".join(f"{name} {figure(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc"))
+    figures = ", ".join(
+        f"{name} {format_metric(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc")
+    )
     finish(metrics, f"test split: {figures}; report {metrics['report']}", as_json)
 
 

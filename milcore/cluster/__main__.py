@@ -8,7 +8,7 @@ from milcore.cluster.jobs.heartbeat import SECONDS_WITHOUT, end_without
 from milcore.cluster.launch import encode_with, train_with, tune_with
 from milcore.config import EncodeConfig, LaunchConfig, pick
 from milcore.errors import MILError
-from milcore.runtime.progress import say
+from milcore.runtime.progress import log_line
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             train_with(uri, launch)
     except MILError as error:
-        say(f"milcore: {' '.join(str(error).splitlines())}")
+        log_line(f"milcore: {' '.join(str(error).splitlines())}")
         return error.exit_code
     return 0
 

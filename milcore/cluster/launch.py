@@ -16,7 +16,7 @@ from milcore.encoders.extraction.encode import encode_steps, named, slides_to_en
 from milcore.encoders.extraction.reader import EncodedSlide
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
-from milcore.runtime.progress import PatchLines
+from milcore.runtime.progress import PatchProgress
 from milcore.training.context import LocalContext
 from milcore.training.cross_validation import train_folds
 from milcore.training.run import train_run
@@ -51,7 +51,7 @@ def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> l
 def _encoded(steps: Iterator[Step], slides: dict[str, int]) -> list[EncodedSlide]:
     """The slides as they end, while progress is shown in patches."""
     encoded: list[EncodedSlide] = []
-    lines = PatchLines("encode", sum(slides.values()))
+    lines = PatchProgress("encode", sum(slides.values()))
     for step in steps:
         lines.show(step.patches, step.slide.patches if step.slide is not None and step.slide.skipped else 0)
         encoded += [step.slide] if step.slide is not None else []

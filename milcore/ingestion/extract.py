@@ -20,7 +20,7 @@ from milcore.ingestion.stain import Normaliser
 from milcore.ingestion.tiling import TilePlan
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.slides import SlideReader, read_area
-from milcore.slides.reader import JpegTiles, LevelBox, Pixels, WordReader, level_box
+from milcore.slides.reader import BgrxReader, JpegTiles, LevelBox, Pixels, level_box
 from milcore.store.jpeg_codec import encode_patch
 
 PATCHES_A_RUN = 8
@@ -115,15 +115,15 @@ def _maker(reader: SlideReader, plan: TilePlan, config: IngestConfig, storing: S
         tiles = reader  # as the checker sees it inside the function
         return lambda corner: _own_tile(tiles, corner, plan, config.patch_size) or from_patch(corner)
     exact = _scale_is_a_level(reader, plan, config.patch_size)
-    if storing.codec == "jpeg" and exact and not normalise and isinstance(reader, WordReader):
+    if storing.codec == "jpeg" and exact and not normalise and isinstance(reader, BgrxReader):
         words = reader
         return lambda corner: encode(_words(words, corner, plan, config.patch_size))
     return from_patch
 
 
-def _words(reader: WordReader, corner: Corner, plan: TilePlan, edge: int) -> Pixels:
+def _words(reader: BgrxReader, corner: Corner, plan: TilePlan, edge: int) -> Pixels:
     box = _box(reader, corner, plan, edge)
-    return reader.read_words(int(box.left), int(box.top), box.level, edge, edge)
+    return reader.read_bgrx(int(box.left), int(box.top), box.level, edge, edge)
 
 
 def _patch(reader: SlideReader, corner: Corner, plan: TilePlan, config: IngestConfig) -> Pixels:
@@ -150,7 +150,7 @@ def _own_tile(reader: JpegTiles, corner: Corner, plan: TilePlan, edge: int) -> b
     return reader.jpeg_tile(int(box.left), int(box.top), box.level, edge, edge)
 
 
-def _box(reader: SlideReader | JpegTiles | WordReader, corner: Corner, plan: TilePlan, edge: int) -> LevelBox:
+def _box(reader: SlideReader | JpegTiles | BgrxReader, corner: Corner, plan: TilePlan, edge: int) -> LevelBox:
     return level_box(reader.level_downsamples, corner, (plan.size_level0,) * 2, plan.size_level0 / edge)
 
 

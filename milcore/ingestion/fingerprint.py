@@ -8,7 +8,7 @@ from typing import Any
 
 from milcore.errors import SlideError
 from milcore.runtime.digest import digest, unique_digest
-from milcore.slides.source import see
+from milcore.slides.source import source_version
 from milcore.store.store import PatchStore
 
 
@@ -22,7 +22,7 @@ def store_state(store_uri: str) -> str:
         if status is None or status.attrs.get("retry"):
             return unique_digest()
         try:
-            seen = see(slide.uri)._asdict()
+            seen = source_version(slide.uri)._asdict()
         except SlideError:
             return unique_digest()
         if store.source(slide.slide_id) != seen:

@@ -12,12 +12,12 @@ from milcore.ingestion.extract import choose_codec, extract, sample
 from milcore.ingestion.stain import Normaliser, estimate
 from milcore.ingestion.tiling import TilePlan, plan_tiles, tile_size_level0
 from milcore.ingestion.tissue import METHOD, Mask, tissue_mask
-from milcore.runtime.progress import say
-from milcore.slides import RemoteFile, SlideReader, find_in_place, open_slide
+from milcore.runtime.progress import log_line
+from milcore.slides import RemoteFile, SlideReader, find_remote_slide, open_slide
 from milcore.slides.mpp import COARSEST_MPP, FINEST_MPP, SAME_SCALE
 from milcore.slides.reader import Pixels
 from milcore.slides.resample import area_resize
-from milcore.slides.source import fetch, see
+from milcore.slides.source import fetch, source_version
 from milcore.store.store import PatchStore, SlideStatus
 from milcore.store.writer import SlideWriter
 
@@ -49,7 +49,7 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads:
     parameters = _parameters(slide, config)
     attrs: dict[str, Any] = {"parameters": parameters, "source": {"uri": slide.uri}}
     try:
-        seen = see(slide.uri)
+        seen = source_version(slide.uri)
         before = store.status(slide.slide_id)
         if before and _still_good(before, parameters) and store.source(slide.slide_id) == seen._asdict():
             return _outcome(slide, before, skipped=True)
@@ -70,7 +70,7 @@ def _ingest_reached(work: _Work, attrs: dict[str, Any], before: SlideStatus | No
     """
     slide = work.slide
     with contextlib.ExitStack() as stack:
-        remote = find_in_place(slide.uri, work.config.reader)
+        remote = find_remote_slide(slide.uri, work.config.reader)
         if remote is None:
             path, sha256 = fetch(slide.uri, stack)
             attrs["source"] = {"uri": slide.uri, "size": path.stat().st_size, "sha256": sha256}
@@ -230,7 +230,7 @@ def _set_aside(slide: Slide, store: PatchStore, reason: str, attrs: dict[str, An
     """Quarantine a slide until the next time; one that is there all the same, by another process or before, stays."""
     now = store.status(slide.slide_id)
     if now and now.state == "ok" and _still_good(now, attrs["parameters"]):
-        say(f"{slide.slide_id}: {reason}; the patches that the store has of it stay")
+        log_line(f"{slide.slide_id}: {reason}; the patches that the store has of it stay")
         return _outcome(slide, now, skipped=True)
     store.quarantine(slide.slide_id, reason, attrs | {"retry": True}, keep=True)
     return SlideOutcome(slide.slide_id, "quarantined", reason, 0, skipped=False)

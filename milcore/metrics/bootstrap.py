@@ -60,7 +60,7 @@ def weighted_auroc(
     return ranking_values(weights, labels == 1, scores)[0]
 
 
-class Ranked(NamedTuple):
+class ScoreGroups(NamedTuple):
     """Weights of positive and negative slides in groups of equal score, from the highest down, summed up."""
 
     hits: Float[np.ndarray, "resample group"]
@@ -74,7 +74,7 @@ class Ranked(NamedTuple):
         weights: Float[np.ndarray, "resample slide"],
         positive: Bool[np.ndarray, " slide"],
         scores: Float[np.ndarray, " slide"],
-    ) -> "Ranked":
+    ) -> "ScoreGroups":
         """One sort for all rows."""
         order = np.argsort(-scores, kind="stable")
         starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
@@ -93,7 +93,7 @@ def ranking_values(
     if not len(scores):
         nothing = np.full(len(weights), math.nan)
         return nothing, nothing
-    its = Ranked.of(weights, positive, scores)
+    its = ScoreGroups.of(weights, positive, scores)
     all_hits, all_alarms = its.hits_above[:, -1], its.alarms_above[:, -1]
     area = ratio((its.alarms * (its.hits_above - its.hits / 2)).sum(axis=1), all_hits * all_alarms)
     at_group = np.nan_to_num(ratio(its.hits_above, its.hits_above + its.alarms_above))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn import metrics as sk
 
-from milcore.metrics.bootstrap import RESAMPLES, Ranked, patient_weights, ratio
+from milcore.metrics.bootstrap import RESAMPLES, ScoreGroups, patient_weights, ratio
 
 BAND_POINTS = 101
 
@@ -44,7 +44,7 @@ def curve_bands(
     """The pointwise bands of the ROC and of the precision-recall curve from resampled patients; empty for one class."""
     if len(np.unique(labels)) < 2:
         return Band([], [], []), Band([], [], [])
-    ranked = Ranked.of(patient_weights(patients, RESAMPLES, seed), labels == 1, probability)
+    ranked = ScoreGroups.of(patient_weights(patients, RESAMPLES, seed), labels == 1, probability)
     both = (ranked.hits_above[:, -1] > 0) & (ranked.alarms_above[:, -1] > 0)
     hits, alarms = ranked.hits_above[both], ranked.alarms_above[both]
     recall, alarm_rate = hits / hits[:, -1:], alarms / alarms[:, -1:]

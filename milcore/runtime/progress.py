@@ -34,22 +34,22 @@ def _track_in_lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         if now - last >= SECONDS_BETWEEN_LINES or (done == total and now - start >= 2.0):
             last = now
             left_s = (now - start) / done * (total - done)
-            say(
+            log_line(
                 f"{label}: {done}/{total}, {now - start:.0f} s, {done / (now - start):.2g}/s, about {left_s:.0f} s left"
             )
 
 
-def figure(value: float | None) -> str:
+def format_metric(value: float | None) -> str:
     """A metric as a person reads it; None is one that is not defined here."""
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """One line of progress."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
 
 
-class EpochWatch(Protocol):
+class EpochObserver(Protocol):
     """Who is shown the epochs of a training run as they end."""
 
     def show(self, epoch: int, metrics: dict[str, float]) -> None:
@@ -57,7 +57,7 @@ class EpochWatch(Protocol):
         ...
 
 
-class EpochLines:
+class EpochProgress:
     """A line per epoch of training, at most one every five seconds, and always the first."""
 
     def __init__(self, epochs: int, label: str = "") -> None:
@@ -79,10 +79,10 @@ class EpochLines:
         learnt = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_auroc"))
         speed = f"{metrics['train_bags_per_sec']:.3g} bags/s, {metrics['train_waiting']:.0%} waiting for data"
         times = f"{elapsed_s:.0f} s, at most {left_s:.0f} s left"
-        say(f"{self._label}epoch {epoch + 1}/{self._epochs}: {learnt}, {speed}, {times}")
+        log_line(f"{self._label}epoch {epoch + 1}/{self._epochs}: {learnt}, {speed}, {times}")
 
 
-class PatchLines:
+class PatchProgress:
     """A line every few seconds: patches done, patches per second, and how long the rest will take."""
 
     def __init__(self, label: str, total: int) -> None:
@@ -101,4 +101,4 @@ class PatchLines:
         speed = self._done / (now - self._start)
         minutes, seconds = divmod(round(max(0, self._left) / speed), 60)
         done = self._total - self._left
-        say(f"{self._label}: {done}/{self._total} patches, {speed:.3g}/s, {minutes}:{seconds:02d} min to go")
+        log_line(f"{self._label}: {done}/{self._total} patches, {speed:.3g}/s, {minutes}:{seconds:02d} min to go")

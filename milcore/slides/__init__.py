@@ -13,7 +13,7 @@ from milcore.slides.openslide import OpenSlideReader
 from milcore.slides.reader import SlideReader, read_area
 from milcore.slides.tiff import TiffReader
 
-__all__ = ["READERS", "RemoteFile", "SlideReader", "find_in_place", "open_slide", "read_area"]
+__all__ = ["READERS", "RemoteFile", "SlideReader", "find_remote_slide", "open_slide", "read_area"]
 
 # the first that recognises a file reads it
 READERS: dict[ReaderName, type[SlideReader]] = {
@@ -23,7 +23,7 @@ READERS: dict[ReaderName, type[SlideReader]] = {
 }
 
 
-def find_in_place(uri: str, reader: ReaderChoice = "auto") -> RemoteFile | None:
+def find_remote_slide(uri: str, reader: ReaderChoice = "auto") -> RemoteFile | None:
     """A remote slide whose tiles can be read from where it lies; None where it must be copied first.
 
     Raises:
@@ -38,7 +38,7 @@ def open_slide(path: SlideFile, reader: ReaderChoice = "auto") -> Iterator[Slide
     """A slide open for as long as the context lasts.
 
     Args:
-        path: of the slide's file; or what ``find_in_place`` found.
+        path: of the slide's file; or what ``find_remote_slide`` found.
         reader: auto is the first backend that knows the format.
 
     Raises:

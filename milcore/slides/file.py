@@ -11,14 +11,14 @@ from typing import BinaryIO, Protocol, Self
 
 from milcore.errors import UnreachableSlideError
 from milcore.runtime import storage
-from milcore.slides.source import reach
-from milcore.slides.tile_cache import Kept
+from milcore.slides.source import with_retries
+from milcore.slides.tile_cache import LruCache
 
 BLOCK_MB = 2
-BLOCKS_KEPT = 32
+CACHED_BLOCKS = 32
 
 
-class BytesAt(Protocol):
+class ByteReader(Protocol):
     """An open file. Threads may read it at the same time."""
 
     def read(self, offset: int, size: int) -> bytes:
@@ -57,7 +57,7 @@ class RemoteFile:
     def __init__(self, uri: str, size: int, etag: str) -> None:
         self.uri, self.size, self.etag = uri, size, etag
         self._block = int(BLOCK_MB * (1 << 20))
-        self._blocks: Kept[int, bytes] = Kept(self._fetch, BLOCKS_KEPT)
+        self._blocks: LruCache[int, bytes] = LruCache(self._fetch, CACHED_BLOCKS)
 
     @classmethod
     def find(cls, uri: str) -> Self | None:
@@ -68,8 +68,8 @@ class RemoteFile:
         """
         if storage.is_local(uri):
             return None
-        etag = reach(uri, lambda: storage.etag(uri))
-        return cls(uri, reach(uri, lambda: storage.stat(uri)).size, etag) if etag else None
+        etag = with_retries(uri, lambda: storage.etag(uri))
+        return cls(uri, with_retries(uri, lambda: storage.stat(uri)).size, etag) if etag else None
 
     def check_unchanged(self) -> None:
         """Refuse an object that was replaced while it was read.
@@ -77,7 +77,7 @@ class RemoteFile:
         Raises:
             UnreachableSlideError: it was.
         """
-        if reach(self.uri, lambda: storage.etag(self.uri)) != self.etag:
+        if with_retries(self.uri, lambda: storage.etag(self.uri)) != self.etag:
             raise UnreachableSlideError(f"{self.uri} was replaced while it was read; ingest again")
 
     def read(self, offset: int, size: int) -> bytes:
@@ -98,7 +98,7 @@ class RemoteFile:
 
     def _fetch(self, number: int) -> bytes:
         start = number * self._block
-        return reach(self.uri, lambda: storage.read_range(self.uri, start, min(start + self._block, self.size)))
+        return with_retries(self.uri, lambda: storage.read_range(self.uri, start, min(start + self._block, self.size)))
 
 
 class _Stream(io.RawIOBase):
@@ -127,11 +127,11 @@ class _Stream(io.RawIOBase):
 SlideFile = Path | RemoteFile
 
 
-def bytes_of(file: SlideFile) -> BytesAt:
+def open_bytes(file: SlideFile) -> ByteReader:
     """The file, to be read at any place."""
     return LocalFile(file) if isinstance(file, Path) else file
 
 
-def stream_of(file: SlideFile) -> BinaryIO:
+def open_stream(file: SlideFile) -> BinaryIO:
     """The file as a binary stream."""
     return file.open("rb") if isinstance(file, Path) else io.BufferedReader(_Stream(file))

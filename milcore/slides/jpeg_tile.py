@@ -54,7 +54,7 @@ def read_header(data: bytes) -> Header:
     return Header(width, height, data[frame.start + 9], progressive, jfif, segments, segments[-1].stop)
 
 
-def ordinary_file(data: bytes, header: Header, tables: bytes | None, *, rgb: bool) -> bytes:
+def standalone_jpeg(data: bytes, header: Header, tables: bytes | None, *, rgb: bool) -> bytes:
     """The tile as a JPEG file that any decoder shows in its true colours.
 
     Args:

@@ -29,7 +29,7 @@ def square_mpp(x: float | None, y: float | None) -> float | None:
     return (x + y) / 2.0
 
 
-def number(text: str | None) -> float | None:
+def parse_number(text: str | None) -> float | None:
     """A number with a point or a comma; None where there is none."""
     try:
         return None if text is None else float(text.strip().replace(",", "."))
@@ -40,7 +40,7 @@ def number(text: str | None) -> float | None:
 def aperio_mpp(description: str) -> float | None:
     """um/px in the text Aperio writes."""
     found = _APERIO_MPP.search(description)
-    return number(found[1]) if found else None
+    return parse_number(found[1]) if found else None
 
 
 def ome_mpp(xml: str) -> tuple[float | None, float | None]:
@@ -54,7 +54,7 @@ def ome_mpp(xml: str) -> tuple[float | None, float | None]:
         return None, None
     sizes = []
     for axis in "XY":
-        size = number(pixels.get(f"PhysicalSize{axis}"))
+        size = parse_number(pixels.get(f"PhysicalSize{axis}"))
         unit = _UM_PER_OME_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         sizes.append(None if size is None or unit is None else size * unit)
     return sizes[0], sizes[1]

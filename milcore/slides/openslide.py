@@ -14,8 +14,8 @@ from openslide import lowlevel
 from PIL import Image
 
 from milcore.errors import SlideError
-from milcore.slides.mpp import number, square_mpp
-from milcore.slides.reader import Pixels, draw_thumbnail, whole_downsample
+from milcore.slides.mpp import parse_number, square_mpp
+from milcore.slides.reader import Pixels, draw_thumbnail, level_downsample
 
 _OPAQUE = 0xFF000000
 
@@ -30,7 +30,7 @@ class OpenSlideReader:
         width, height = self._slide.dimensions
         self.size = (width, height)
         self.level_downsamples: tuple[float, ...] = tuple(
-            whole_downsample(self.size, level) for level in self._slide.level_dimensions
+            level_downsample(self.size, level) for level in self._slide.level_dimensions
         )
         self.mpp = _mpp(self._slide.properties)
         self.icc = _icc(self._slide)
@@ -46,11 +46,11 @@ class OpenSlideReader:
         Raises:
             SlideError: they cannot be read; other places still can.
         """
-        words = self.read_words(x, y, level, width, height)
+        words = self.read_bgrx(x, y, level, width, height)
         packed = Image.frombuffer("RGB", (width, height), words, "raw", "BGRX", 0, 1).tobytes()
         return np.frombuffer(packed, np.uint8).reshape(height, width, 3)
 
-    def read_words(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
+    def read_bgrx(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
         """What ``read`` reads as OpenSlide paints it, shape (height, width, 4): blue, green, red and a spare byte.
 
         Raises:
@@ -103,7 +103,7 @@ def premultiplied_on_white(words: Pixels) -> Pixels:
 
 
 def _mpp(properties: Mapping[str, str]) -> float | None:
-    return square_mpp(*(number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"))
+    return square_mpp(*(parse_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"))
 
 
 def _icc(slide: openslide.OpenSlide) -> bytes | None:

@@ -76,12 +76,12 @@ class JpegTiles(Protocol):
 
 
 @runtime_checkable
-class WordReader(Protocol):
+class BgrxReader(Protocol):
     """A reader whose library paints words of blue, green, red and a spare byte, which JPEG takes as they are."""
 
     level_downsamples: tuple[float, ...]
 
-    def read_words(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
+    def read_bgrx(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
         """What ``read`` reads, shape (height, width, 4), without the copy that packs it.
 
         Raises:
@@ -148,7 +148,7 @@ def read_area(
     return area_resize(pixels, (max(0.0, left), max(0.0, top), right, bottom), size)
 
 
-def whole_downsample(size: tuple[int, int], level_size: tuple[int, int]) -> float:
+def level_downsample(size: tuple[int, int], level_size: tuple[int, int]) -> float:
     """How many level-0 px a px of a level spans: the whole number that explains its rounded size, else the mean."""
     ratio = (size[0] / level_size[0] + size[1] / level_size[1]) / 2.0
     whole = round(ratio)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 RETRY_WAITS_S = (2.0,)
 
 
-class Seen(NamedTuple):
+class SourceVersion(NamedTuple):
     """A source and what identifies its version without reading it."""
 
     uri: str
@@ -22,13 +22,13 @@ class Seen(NamedTuple):
     version: str
 
 
-def see(uri: str) -> Seen:
+def source_version(uri: str) -> SourceVersion:
     """What identifies the version of a file.
 
     Raises:
         UnreachableSlideError: it cannot be reached.
     """
-    return reach(uri, lambda: Seen(uri, *storage.stat(uri)))
+    return with_retries(uri, lambda: SourceVersion(uri, *storage.stat(uri)))
 
 
 def fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
@@ -37,10 +37,10 @@ def fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
     Raises:
         UnreachableSlideError: it cannot be reached.
     """
-    return reach(uri, lambda: _fetch(uri, stack))
+    return with_retries(uri, lambda: _fetch(uri, stack))
 
 
-def reach(uri: str, action: Callable[[], T]) -> T:
+def with_retries(uri: str, action: Callable[[], T]) -> T:
     """The action's result, tried again with growing waits while the storage fails.
 
     Raises:

@@ -19,10 +19,10 @@ import tifffile
 
 from milcore.errors import SlideError
 from milcore.slides import jpeg_tile
-from milcore.slides.file import SlideFile, bytes_of, stream_of
+from milcore.slides.file import SlideFile, open_bytes, open_stream
 from milcore.slides.mpp import aperio_mpp, ome_mpp, square_mpp, tag_mpp
-from milcore.slides.reader import Pixels, draw_thumbnail, on_white, whole_downsample
-from milcore.slides.tile_cache import Kept, Place
+from milcore.slides.reader import Pixels, draw_thumbnail, level_downsample, on_white
+from milcore.slides.tile_cache import LruCache, TileIndex
 
 _RGB, _YCBCR = 2, 6
 _JPEG, _JPEG2000, _APERIO_JPEG2000, _WEBP = 7, 34712, 33005, 50001
@@ -31,7 +31,7 @@ _JPEG_COLOURS = {_RGB: 2, _YCBCR: 3}
 _BYTE_CODECS = frozenset({1, 5, 8, 32773, 32946, 34926, 50000})
 _CODECS = _BYTE_CODECS | {_JPEG, _JPEG2000, _APERIO_JPEG2000, _WEBP, 34927}
 _STITCHED = ("is_ndpi", "is_scn", "is_bif", "is_philips")
-KEPT_MB = 256.0
+TILE_CACHE_MB = 256.0
 _LARGEST_TILE_PX = 4096
 _MOST_PAGES = 64
 # what tifffile and the codecs raise on damaged bytes; none of them is a fault of the program
@@ -54,11 +54,11 @@ class TiffReader:
             _check(self._levels[0])
             self.size = (self._levels[0].width, self._levels[0].height)
             self.level_downsamples = tuple(
-                whole_downsample(self.size, (level.width, level.height)) for level in self._levels
+                level_downsample(self.size, (level.width, level.height)) for level in self._levels
             )
-        self._file = bytes_of(path)
+        self._file = open_bytes(path)
         tile_mb = max(level.tile_width * level.tile_height * 3 for level in self._levels) / 1e6
-        self._kept: Kept[Place, Pixels] = Kept(self._decode, max(2, int(KEPT_MB / tile_mb)))
+        self._kept: LruCache[TileIndex, Pixels] = LruCache(self._decode, max(2, int(TILE_CACHE_MB / tile_mb)))
 
     @staticmethod
     def recognises(path: SlideFile) -> bool:
@@ -88,7 +88,7 @@ class TiffReader:
                 left, top = column * its.tile_width, row * its.tile_height
                 x0, y0 = max(x, left), max(y, top)
                 x1, y1 = min(right, left + its.tile_width), min(bottom, top + its.tile_height)
-                tile = self._kept.get(Place(level, column, row))
+                tile = self._kept.get(TileIndex(level, column, row))
                 pixels[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
         return pixels
 
@@ -106,7 +106,7 @@ class TiffReader:
         header = its.header(data)
         if (header.width, header.height, header.components) != (width, height, 3):
             return None
-        return jpeg_tile.ordinary_file(data, header, its.tables, rgb=its.photometric == _RGB and not header.jfif)
+        return jpeg_tile.standalone_jpeg(data, header, its.tables, rgb=its.photometric == _RGB and not header.jfif)
 
     def thumbnail(self, max_edge: int) -> Pixels:
         """The whole slide with its longer edge at most ``max_edge`` px."""
@@ -116,14 +116,14 @@ class TiffReader:
         """Release the file."""
         self._file.close()
 
-    def _whole_tile(self, x: int, y: int, level: int, width: int, height: int) -> Place | None:
+    def _whole_tile(self, x: int, y: int, level: int, width: int, height: int) -> TileIndex | None:
         """The tile that is exactly this place, wholly inside the slide."""
         its = self._levels[level]
         exact = (width, height) == (its.tile_width, its.tile_height) and not x % width and not y % height
         inside = x >= 0 and y >= 0 and x + width <= its.width and y + height <= its.height
-        return Place(level, x // width, y // height) if exact and inside else None
+        return TileIndex(level, x // width, y // height) if exact and inside else None
 
-    def _tile_bytes(self, place: Place) -> bytes:
+    def _tile_bytes(self, place: TileIndex) -> bytes:
         level = self._levels[place.level]
         index = level.index(place)
         size = level.sizes[index]
@@ -134,7 +134,7 @@ class TiffReader:
             raise SlideError(f"tile {place.column}, {place.row} of level {place.level} lies outside the file")
         return data
 
-    def _decode(self, place: Place) -> Pixels:
+    def _decode(self, place: TileIndex) -> Pixels:
         level = self._levels[place.level]
         data = self._tile_bytes(place)
         if not data:
@@ -165,7 +165,7 @@ class _Level:
         if max(self.tile_width, self.tile_height) > _LARGEST_TILE_PX:
             raise SlideError(f"tiles of {self.tile_width} x {self.tile_height} px; allowed: up to {_LARGEST_TILE_PX}")
 
-    def index(self, place: Place) -> int:
+    def index(self, place: TileIndex) -> int:
         """Number of the tile in the file's order."""
         return place.row * self._columns + place.column
 
@@ -177,7 +177,7 @@ class _Level:
             self._header = data[: header.scan], header
         return header
 
-    def missing(self, place: Place) -> Pixels:
+    def missing(self, place: TileIndex) -> Pixels:
         """A tile without bytes: a place never scanned, and white; in Aperio's files a fault of the encoder."""
         if self._aperio:
             raise SlideError(f"tile {place.column}, {place.row} of level {place.level} is missing")
@@ -212,7 +212,7 @@ def _opened(file: SlideFile) -> Iterator[tifffile.TiffFile]:
     logger = logging.getLogger("tifffile")
     before, logger.disabled = logger.disabled, True
     try:
-        with stream_of(file) as stream, tifffile.TiffFile(stream) as tiff:
+        with open_stream(file) as stream, tifffile.TiffFile(stream) as tiff:
             yield tiff
     finally:
         logger.disabled = before

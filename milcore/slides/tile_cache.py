@@ -14,7 +14,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Place(NamedTuple):
+class TileIndex(NamedTuple):
     """A tile: its level, and its column and row in that level's grid."""
 
     level: int
@@ -22,7 +22,7 @@ class Place(NamedTuple):
     row: int
 
 
-class Kept(Generic[K, V]):
+class LruCache(Generic[K, V]):
     """The results used last.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from milcore.runtime import storage
-from milcore.runtime.progress import EpochWatch, say
+from milcore.runtime.progress import EpochObserver, log_line
 from milcore.training.checkpoints import is_whole
 
 CHECKPOINTS_KEPT = 2
@@ -41,7 +41,7 @@ class LocalContext:
     rank = 0
     world_size = 1
 
-    def __init__(self, checkpoints_uri: str | None, device: torch.device, watch: EpochWatch | None = None) -> None:
+    def __init__(self, checkpoints_uri: str | None, device: torch.device, watch: EpochObserver | None = None) -> None:
         self.device = device
         self._uri = checkpoints_uri
         self._watch = watch
@@ -64,7 +64,7 @@ class LocalContext:
                 if is_whole(folder):
                     yield folder
                     return
-                say(f"checkpoint {name} is not whole; looking for an older one")
+                log_line(f"checkpoint {name} is not whole; looking for an older one")
         yield None
 
 
@@ -81,6 +81,6 @@ def keep_checkpoint(folder: Path, uri: str) -> bool:
     try:
         storage.upload_folder(folder, uri)
     except storage.IO_ERRORS as error:
-        say(f"no checkpoint at {uri}: {error}; training goes on from memory")
+        log_line(f"no checkpoint at {uri}: {error}; training goes on from memory")
         return False
     return True

@@ -19,7 +19,7 @@ from milcore.metrics.classification import auroc_estimate
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import predict_bags
 from milcore.runtime import storage
-from milcore.runtime.progress import figure, say
+from milcore.runtime.progress import format_metric, log_line
 from milcore.training.context import LocalContext
 from milcore.training.run import train_run
 from milcore.training.run_folder import (
@@ -52,7 +52,7 @@ def train_folds(run_uri: str, device: str, fan_out: FanOut = map) -> dict[str, A
     spec = read_spec(run_uri)
     work = functools.partial(train_fold, run_uri, device)
     for done, fold in enumerate(fan_out(work, range(spec.folds)), start=1):
-        say(f"fold {fold} is trained; {done} of {spec.folds}")
+        log_line(f"fold {fold} is trained; {done} of {spec.folds}")
     return publish_folds(run_uri, spec)
 
 
@@ -116,7 +116,7 @@ def out_of_fold_summary(said: pa.Table, spec: RunSpec) -> dict[str, Any]:
 def line(summary: dict[str, Any]) -> str:
     """What a person reads of it."""
     within = "" if summary["interval"] is None else " ({:.3f} to {:.3f})".format(*summary["interval"])
-    return f"{summary['folds']} models; pooled AUROC of the slides left out {figure(summary['auroc'])}{within}"
+    return f"{summary['folds']} models; pooled AUROC of the slides left out {format_metric(summary['auroc'])}{within}"
 
 
 def _with_fold(history: pa.Table, fold: int) -> pa.Table:

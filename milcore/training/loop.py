@@ -29,7 +29,7 @@ from milcore.mil.bags.dealing import deal, global_batches, micro_batches
 from milcore.mil.dropout import Dropout
 from milcore.mil.instance_encoders.features import FeatureEncoder
 from milcore.mil.model import MILModel, emulates_bf16, make_model
-from milcore.runtime.progress import say
+from milcore.runtime.progress import log_line
 from milcore.training.batching import RankBatch, rank_batch
 from milcore.training.checkpoints import HistoryRow, Progress, load_checkpoint, save_checkpoint
 from milcore.training.class_balance import class_weights, even_draw
@@ -59,7 +59,9 @@ def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
         MILError: the loss is not finite.
     """
     if ctx.rank == 0 and config.precision == "bf16" and emulates_bf16(ctx.device):
-        say("warning: precision bf16: this CPU has no bf16 products and emulates them, many times slower than fp32")
+        log_line(
+            "warning: precision bf16: this CPU has no bf16 products and emulates them, many times slower than fp32"
+        )
     loop = _Loop(config, bags, ctx)
     progress = loop.start()
     for epoch in range(progress.epochs_done, config.epochs):

@@ -13,7 +13,7 @@ from typing import Any
 import google_crc32c
 
 from milcore.runtime import storage
-from milcore.runtime.progress import EpochLines, say
+from milcore.runtime.progress import EpochProgress, log_line
 
 # ruff: noqa: PLC0415 - tensorboardX imports a cloud's storage client, for seconds
 
@@ -49,7 +49,7 @@ class EventFile:
             self._in_place = storage.is_local(self._uri)
         except storage.IO_ERRORS as error:
             self._in_place = False  # it may hold a part of the new bytes
-            say(f"no TensorBoard figures of epoch {epoch + 1} yet: {error}")
+            log_line(f"no TensorBoard figures of epoch {epoch + 1} yet: {error}")
 
     def _append(self, new: bytes) -> None:
         if not self._in_place:
@@ -83,7 +83,7 @@ class RunWatch:
     """
 
     def __init__(self, run_uri: str, epochs: int, label: str = "") -> None:
-        self._watches = (EpochLines(epochs, label), EventFile(run_uri))
+        self._watches = (EpochProgress(epochs, label), EventFile(run_uri))
 
     def show(self, epoch: int, metrics: dict[str, float]) -> None:
         """Show an epoch to both."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milcore.runtime.progress import PatchLines
+from milcore.runtime.progress import PatchProgress
 
 
 def test_patches_per_second_and_the_time_left_are_told_by_what_was_computed(
@@ -11,7 +11,7 @@ def test_patches_per_second_and_the_time_left_are_told_by_what_was_computed(
     """1,000 patches, 200 of them found done: 120 computed in 6 s are 20/s, and 680 are left, 34 s of work."""
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    lines = PatchLines("encode", 1000)
+    lines = PatchProgress("encode", 1000)
     lines.show(0, 200)
     clock[0] = 103.0
     lines.show(60, 0)

@@ -17,9 +17,9 @@ from milcore.ingestion.extract import Storing, extract
 from milcore.ingestion.slide import ingest_slide
 from milcore.ingestion.tiling import plan_tiles
 from milcore.runtime import storage
-from milcore.slides import RemoteFile, find_in_place, open_slide
+from milcore.slides import RemoteFile, find_remote_slide, open_slide
 from milcore.slides import file as slide_file
-from milcore.slides.file import stream_of
+from milcore.slides.file import open_stream
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
 
@@ -38,7 +38,7 @@ def slide(tmp_path: Path) -> Path:
 def in_memory(slide: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteFile:
     """The slide in a remote file system of one process, read by blocks of 1,000 bytes of which two are kept."""
     monkeypatch.setattr(slide_file, "BLOCK_MB", 1_000 / (1 << 20) + 1e-9)
-    monkeypatch.setattr(slide_file, "BLOCKS_KEPT", 2)
+    monkeypatch.setattr(slide_file, "CACHED_BLOCKS", 2)
     uri = f"memory://{uuid.uuid4().hex}/a.tiff"
     storage.write_bytes(uri, slide.read_bytes())
     return RemoteFile(uri, slide.stat().st_size, "e")
@@ -49,7 +49,7 @@ def test_any_place_is_read(slide: Path, in_memory: RemoteFile) -> None:
     for _ in range(200):
         start, size = generator.randrange(len(data) + 10), generator.randrange(5_000)
         assert in_memory.read(start, size) == data[start : start + size]
-    with stream_of(in_memory) as stream:
+    with open_stream(in_memory) as stream:
         stream.seek(-1_500, 2)
         assert stream.read() == data[-1_500:]
         stream.seek(8)
@@ -96,7 +96,7 @@ def test_a_slide_on_s3_is_read_where_it_lies(
 def test_what_was_replaced_while_it_was_read_is_told(slide: Path, s3: str) -> None:
     uri = f"{s3}/{uuid.uuid4().hex}/a.tiff"
     storage.write_bytes(uri, slide.read_bytes())
-    file = find_in_place(uri)
+    file = find_remote_slide(uri)
     assert file is not None
     file.check_unchanged()
     storage.write_bytes(uri, slide.read_bytes() + b"0")
@@ -107,5 +107,5 @@ def test_what_was_replaced_while_it_was_read_is_told(slide: Path, s3: str) -> No
 def test_what_needs_another_reader_is_copied(s3: str, tmp_path: Path) -> None:
     uri = f"{s3}/{uuid.uuid4().hex}/a.png"
     storage.write_bytes(uri, b"\x89PNG and so on")
-    assert find_in_place(uri) is None
-    assert find_in_place(str(tmp_path / "a.tiff")) is None
+    assert find_remote_slide(uri) is None
+    assert find_remote_slide(str(tmp_path / "a.tiff")) is None

@@ -34,7 +34,7 @@ from milcore.cluster.jobs.rayjob_spec import (
 from milcore.cluster.jobs.signals import on_leaving
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
-from milcore.runtime.progress import say
+from milcore.runtime.progress import log_line
 
 SECONDS_BETWEEN_LOOKS = 5.0
 # how long the job's status and its deployment's may contradict each other; KubeRay itself decides after 300 s
@@ -104,7 +104,7 @@ def free_run(jobs: RayJobs, run_id: str) -> list[str]:
     names = [str(job["metadata"]["name"]) for job in jobs.labelled({RUN_LABEL: short_hash(run_id)})]
     for name in names:
         jobs.delete(name)
-        say(f"deleted RayJob {name}")
+        log_line(f"deleted RayJob {name}")
     return names
 
 
@@ -147,7 +147,7 @@ class Launcher:
             except RayJobError as error:
                 if not left:
                     raise
-                say(f"{error}; trying again in {SECONDS_BEFORE_NEXT:.0f} s ({left} left)")
+                log_line(f"{error}; trying again in {SECONDS_BEFORE_NEXT:.0f} s ({left} left)")
                 self._pause(SECONDS_BEFORE_NEXT)
             else:
                 return
@@ -164,7 +164,7 @@ class Launcher:
         body = rayjob(name, self._work, spec, self._profile, self._here.owner)
         # refused as existing, it was made by a try whose answer got lost
         self._jobs.create(body)
-        say(f"RayJob {name} in namespace {self._jobs.namespace}: {spec['entrypoint']}")
+        log_line(f"RayJob {name} in namespace {self._jobs.namespace}: {spec['entrypoint']}")
         return name
 
     def _adopt(self, job: Json, wanted: str) -> bool:
@@ -178,7 +178,7 @@ class Launcher:
         owners = [owner_reference(self._here.owner)] if self._here.owner else []
         adopted = self._jobs.change_owners(name, owners)
         if adopted:
-            say(f"RayJob {name} is there already: following it")
+            log_line(f"RayJob {name} is there already: following it")
         return adopted
 
     def _follow(self, name: str) -> None:
@@ -189,11 +189,11 @@ class Launcher:
                 raise RayJobError(f"RayJob {name} was deleted while it was followed")
             status = job.get("status", {})
             for line in self._jobs.log_since(name, shown):
-                say(line.text)
+                log_line(line.text)
                 shown = line.when
             if (now := _state_line(status)) != seen:
                 seen = now
-                say(f"RayJob {name}: {now}")
+                log_line(f"RayJob {name}: {now}")
             if not status.get("jobStatus") and look % LOOKS_BETWEEN_WARNINGS == 0:
                 self._say_why_it_waits(name, warned)
             verdict = judge(status)
@@ -209,7 +209,7 @@ class Launcher:
         for warning in self._jobs.warnings(name):
             if warning not in warned:
                 warned.add(warning)
-                say(f"RayJob {name} waits: {warning}")
+                log_line(f"RayJob {name} waits: {warning}")
 
     def _failure(self, name: str, verdict: Verdict) -> Exception:
         code = EXIT_CODE.search(verdict.reason)

@@ -14,7 +14,7 @@ from milcore.cluster.jobs.signals import on_leaving
 from milcore.cluster.workers.connect import handed_on
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
-from milcore.runtime.progress import say
+from milcore.runtime.progress import log_line
 
 SECONDS_BETWEEN_LOOKS = 1.0
 LOOKS_LOST_IN_A_ROW = 60
@@ -57,12 +57,12 @@ def _submit(client: JobSubmissionClient, job_id: str, entrypoint: str) -> None:
     """Start the job, unless it runs; one of that name that has ended makes room."""
     before = next((job for job in client.list_jobs() if job.submission_id == job_id), None)
     if before is not None and not before.status.is_terminal():
-        say(f"Ray job {job_id} runs already: following it")
+        log_line(f"Ray job {job_id} runs already: following it")
         return
     if before is not None:
         client.delete_job(job_id)
     client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": handed_on()})
-    say(f"Ray job {job_id}: {entrypoint}")
+    log_line(f"Ray job {job_id}: {entrypoint}")
 
 
 def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
@@ -81,7 +81,7 @@ def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
         lost = 0
         end = len(log) if job.status.is_terminal() else log.rfind("\n") + 1
         for line in log[shown:end].splitlines():
-            say(line)
+            log_line(line)
         shown = max(shown, end)
         if job.status.is_terminal():
             return job

@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
-from milcore.runtime.progress import say
+from milcore.runtime.progress import log_line
 
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -86,7 +86,7 @@ def wait_for_room(workers: int, resources: Mapping[str, float], seconds: float =
     if room(resources) >= workers:
         return
     each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
-    say(f"waiting for {workers} workers' place ({each} each); the cluster has place for {room(resources)}")
+    log_line(f"waiting for {workers} workers' place ({each} each); the cluster has place for {room(resources)}")
     asked = placement_group([dict(resources)] * workers)
     try:
         for _ in range(math.ceil(seconds)):

@@ -16,7 +16,7 @@ from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 
 from milcore.runtime import storage
-from milcore.runtime.progress import EpochWatch
+from milcore.runtime.progress import EpochObserver
 from milcore.training.checkpoints import is_whole
 from milcore.training.context import LocalContext, keep_checkpoint
 from milcore.training.selection import NO_VALIDATION, Validation
@@ -36,7 +36,7 @@ class RayContext:
         watch: is shown epochs as they end, on rank 0.
     """
 
-    def __init__(self, checkpoints_uri: str, watch: EpochWatch) -> None:
+    def __init__(self, checkpoints_uri: str, watch: EpochObserver) -> None:
         worker = ray.train.get_context()
         self.rank: int = worker.get_world_rank()
         self.world_size: int = worker.get_world_size()

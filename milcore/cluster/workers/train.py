@@ -13,7 +13,7 @@ from milcore.cluster.workers.context import RayContext, calm_logging
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, MILError, UnreachableError
 from milcore.runtime import storage
-from milcore.runtime.progress import say
+from milcore.runtime.progress import log_line
 from milcore.training.context import CHECKPOINTS_KEPT
 from milcore.training.run import train_run
 from milcore.training.run_folder import CHECKPOINTS, read_spec
@@ -62,7 +62,7 @@ def _fit(run_uri: str, launch: LaunchConfig, epochs: int) -> None:
             cause = error.controller_failure if isinstance(error, ray.train.ControllerError) else error
             if wait_s is None or not isinstance(cause, storage.IO_ERRORS):
                 raise
-            say(f"{_line(cause)}; going on from the last checkpoint in {wait_s:g} s")
+            log_line(f"{_line(cause)}; going on from the last checkpoint in {wait_s:g} s")
             time.sleep(wait_s)
         else:
             return

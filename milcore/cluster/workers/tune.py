@@ -22,7 +22,7 @@ from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
-from milcore.runtime.progress import say
+from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
 from milcore.training.loop import fit
 from milcore.training.run_folder import read_splits
@@ -64,7 +64,7 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
         wait_for_room(1, _reserved(launch))
         results = _results(spec, _tuner(out_uri, spec, launch).fit())
     best = publish(out_uri, spec, results)
-    say(read_verdict(out_uri).line)
+    log_line(read_verdict(out_uri).line)
     for folder in (RAY_FOLDER, FINISHED):
         storage.remove(storage.join(out_uri, folder))
     return best
@@ -208,7 +208,7 @@ class _FinishedTrials(tune.Callback):
                 {name: seen[name] for name in FIGURES if name in seen},
             )
         except storage.IO_ERRORS as error:
-            say(f"the figures of this trial are in Tune's snapshot only: {error}")
+            log_line(f"the figures of this trial are in Tune's snapshot only: {error}")
         figures = f"validation AUROC {seen['val_auroc']:.3f}, loss {seen['val_loss']:.4f}, {seen['epochs']} epochs"
         self._say(trial, figures + (", trained before" if KEPT in seen else ""))
 
@@ -221,4 +221,4 @@ class _FinishedTrials(tune.Callback):
         number = trial.config["trial"]
         settings = self._configs[number]
         drawn = f"{settings.pooling}, learning rate {settings.learning_rate:.2g}"
-        say(f"{self._ended}/{len(self._configs)} trials: trial {number}, {drawn}: {how}")
+        log_line(f"{self._ended}/{len(self._configs)} trials: trial {number}, {drawn}: {how}")

@@ -16,7 +16,7 @@ from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.ingestion.imports.coords import place
 from milcore.ingestion.imports.source import Array, Instances, Source
 from milcore.runtime import storage
-from milcore.slides.source import fetch, see
+from milcore.slides.source import fetch, source_version
 
 
 class FileKind(NamedTuple):
@@ -65,7 +65,7 @@ def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
             path, sha256 = fetch(file_of(slide), stack)
             return _instances(kind.parse(path), sha256, config)
 
-    return Source(manifest, lambda slide: see(file_of(slide))._asdict(), read, "float16", tuple(unlabelled))
+    return Source(manifest, lambda slide: source_version(file_of(slide))._asdict(), read, "float16", tuple(unlabelled))
 
 
 def _files(uri: str, kind: FileKind) -> dict[str, str]:

@@ -12,7 +12,7 @@ from milcore.ingestion.slide import thumbnail_edge
 from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.slides.reader import Pixels
-from milcore.slides.source import reach, see
+from milcore.slides.source import source_version, with_retries
 
 
 class Picture(NamedTuple):
@@ -32,7 +32,7 @@ class NoPicture(NamedTuple):
 def see_slide(slide: Slide) -> dict[str, Any] | None:
     """Size and version of the slide's own file; None where there is none or it cannot be reached."""
     try:
-        return see(slide.uri)._asdict() if slide.uri else None
+        return source_version(slide.uri)._asdict() if slide.uri else None
     except UnreachableSlideError:
         return None
 
@@ -48,8 +48,8 @@ def take_picture(slide: Slide, patch_size_level0: float | None) -> Picture | NoP
         return NoPicture(None)
     with contextlib.ExitStack() as stack:
         try:
-            see(slide.uri)
-            path = reach(slide.uri, lambda: stack.enter_context(storage.local_file(slide.uri)))
+            source_version(slide.uri)
+            path = with_retries(slide.uri, lambda: stack.enter_context(storage.local_file(slide.uri)))
             reader = stack.enter_context(open_slide(path))
             edge = thumbnail_edge(reader.size, patch_size_level0 or max(reader.size))
             return Picture(reader.size, reader.mpp, reader.thumbnail(edge))
