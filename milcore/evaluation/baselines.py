@@ -1,7 +1,7 @@
-"""What simple models reach on the same split: the rows a result must beat to mean something.
+"""Baselines on the run's own split: mean pooling, colour, and shuffled labels.
 
-Fitted on training patients (the trained rows select their epoch on validation like the run itself), measured on test.
-Nothing here is published as a model.
+They are fitted on training patients (those that are trained select their epoch on validation like the run itself) and
+evaluated on the test split. None of them is published as a model.
 """
 
 import math
@@ -43,14 +43,14 @@ _SHUFFLED_NOTE = "this model trained on labels dealt out at random: what luck lo
 def compare(
     config: TrainConfig, bags: Bags, store: PatchStore, instance_labels: InstanceLabels, device: torch.device
 ) -> Iterator[Comparison]:
-    """The rows beside the model's own, as they come.
+    """Train and evaluate the baselines one by one.
 
     Args:
         config: of the run; its seed also draws the shuffled labels and the patches whose colour is read.
         bags: of the run, all splits.
         store: the patches whose colour is read; where an import has none, the rows of colour say so.
         instance_labels: of annotated slides.
-        device: where the trained rows are trained.
+        device: of the baselines that are trained.
     """
     if (config.pooling, config.level) != ("mean", "embedding"):
         mean = _train(config.model_copy(update={"pooling": "mean", "level": "embedding"}), bags, device)
@@ -61,52 +61,60 @@ def compare(
     else:
         yield Comparison("slide colour", _SLIDE_COLOUR_NOTE, NO_PIXELS, NO_PATCH_SCORE)
         yield Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, NO_PIXELS)
-    luck = _train(config, shuffle_labels(bags, config.seed), device)
-    places = FLAT if config.pooling == "mean" else localised(luck.attention, bags, instance_labels, config.seed)
-    yield Comparison("shuffled training labels", _SHUFFLED_NOTE, luck.auroc, places)
+    shuffled = _train(config, shuffle_labels(bags, config.seed), device)
+    localisation = (
+        FLAT
+        if config.pooling == "mean"
+        else estimate_localisation(shuffled.attention, bags, instance_labels, config.seed)
+    )
+    yield Comparison("shuffled training labels", _SHUFFLED_NOTE, shuffled.auroc, localisation)
 
 
-def localised(
+def estimate_localisation(
     scores: dict[str, Float[np.ndarray, " instance"]], bags: Bags, labels: InstanceLabels, seed: int
 ) -> Estimate:
-    """Mean over positive test bags of the within-bag AUROC of scores, with its patient-level interval."""
-    found = localise_test(scores, bags.entries, labels, bags.classes)
-    return localisation_estimate(found.bags, bags.entries, seed)
+    """Mean within-slide AUROC of scores over positive test slides, with its patient-level interval."""
+    localisation = localise_test(scores, bags.entries, labels, bags.classes)
+    return localisation_estimate(localisation.bags, bags.entries, seed)
 
 
 def shuffle_labels(bags: Bags, seed: int) -> Bags:
-    """The same bags with labels permuted inside training and inside validation; test labels stay as they are."""
+    """The same bags with labels permuted inside training and inside validation.
+
+    Test labels stay as they are.
+    """
     random = np.random.default_rng(seed)
     labels = [entry.label for entry in bags.entries]
     for split in ("train", "val"):
-        places = bags.split(split)
-        for place, label in zip(places, random.permutation([labels[k] for k in places]), strict=True):
-            labels[place] = int(label)
+        indices = bags.split(split)
+        for index, label in zip(indices, random.permutation([labels[k] for k in indices]), strict=True):
+            labels[index] = int(label)
     entries = [entry._replace(label=label) for entry, label in zip(bags.entries, labels, strict=True)]
-    place_of = {entry.bag_id: k for k, entry in enumerate(entries)}
-    return Bags(entries, lambda entry: bags[place_of[entry.bag_id]].instances, bags.cache_bytes)
+    index_of = {entry.bag_id: k for k, entry in enumerate(entries)}
+    return Bags(entries, lambda entry: bags[index_of[entry.bag_id]].instances, bags.cache_bytes)
 
 
-class _Trained(NamedTuple):
-    """What a freshly trained model says of the test bags."""
+class _TestResult(NamedTuple):
+    """Test AUROC and attention of a trained baseline."""
 
     auroc: Estimate
     attention: dict[str, Float[np.ndarray, " instance"]]
 
 
-def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _Trained:
-    """Train without keeping anything."""
+def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _TestResult:
+    """Train a model, writing nothing, and evaluate it on the test bags."""
     model = fit(config, bags, LocalContext(None, device)).model
-    said = predict_bags([model], bags, bags.split("test"), device)
-    entries = [bags.entries[index] for index in said]
+    predictions = predict_bags([model], bags, bags.split("test"), device)
+    entries = [bags.entries[index] for index in predictions]
     if not entries:
-        return _Trained(NO_TEST_SLIDE, {})
-    probability = np.array([its.probability for its in said.values()])
-    return _Trained(auroc_estimate(*_truth(entries, probability), config.seed), attention_by_slide(bags, said))
+        return _TestResult(NO_TEST_SLIDE, {})
+    probability = np.array([prediction.probability for prediction in predictions.values()])
+    estimate = auroc_estimate(*_metric_inputs(entries, probability), config.seed)
+    return _TestResult(estimate, attention_by_slide(bags, predictions))
 
 
 def _slide_colour(entries: Sequence[BagEntry], store: PatchStore, seed: int) -> Comparison:
-    """Logistic regression on mean and standard deviation of a slide's RGB against the slide's label."""
+    """Logistic regression of the slide's label on mean and deviation of its RGB."""
     train = [entry for entry in entries if entry.split == "train"]
     test = [entry for entry in entries if entry.split == "test"]
     if not test:
@@ -114,18 +122,19 @@ def _slide_colour(entries: Sequence[BagEntry], store: PatchStore, seed: int) -> 
     colours = {entry.bag_id: _bag_colour(entry, store, seed) for entry in (*train, *test)}
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit([colours[entry.bag_id] for entry in train], [entry.label for entry in train])
-    score = model.predict_proba([colours[entry.bag_id] for entry in test])
-    return Comparison("slide colour", _SLIDE_COLOUR_NOTE, auroc_estimate(*_truth(test, score), seed), NO_PATCH_SCORE)
+    probability = model.predict_proba([colours[entry.bag_id] for entry in test])
+    estimate = auroc_estimate(*_metric_inputs(test, probability), seed)
+    return Comparison("slide colour", _SLIDE_COLOUR_NOTE, estimate, NO_PATCH_SCORE)
 
 
 def _bag_colour(entry: BagEntry, store: PatchStore, seed: int) -> Float[np.ndarray, "6"]:
-    """The mean over the bag's slides."""
+    """Mean of ``slide_colour`` over the bag's slides."""
     mean: np.ndarray = np.mean([slide_colour(store.slide(slide_id), seed) for slide_id in entry.slides], axis=0)
     return mean
 
 
 def slide_colour(slide: SlideGroup, seed: int) -> Float[np.ndarray, "6"]:
-    """Mean and standard deviation of red, green and blue over a sample of the slide's patches."""
+    """Mean and standard deviation of RGB over a sample of the slide's patches."""
     patches = read_patches(slide, sample_runs(len(slide), slide.slide_id, seed))
     mean = np.mean([patch.mean(axis=(0, 1)) for patch in patches], axis=0)
     square = np.mean([np.square(patch, dtype=np.float64).mean(axis=(0, 1)) for patch in patches], axis=0)
@@ -135,26 +144,27 @@ def slide_colour(slide: SlideGroup, seed: int) -> Float[np.ndarray, "6"]:
 def _patch_colour(
     entries: Sequence[BagEntry], store: PatchStore, instance_labels: InstanceLabels, seed: int
 ) -> Comparison:
-    """Logistic regression on a patch's mean RGB against annotated patches."""
-    drawn = {
+    """Logistic regression of a patch's annotation on its mean RGB."""
+    samples = {
         split: [
             _PatchColours.draw(store.slide(slide_id), entry.patient_id, instance_labels[slide_id], seed)
             for entry in entries
             for slide_id in entry.slides
-            if entry.split == split and _has_both(instance_labels.get(slide_id))
+            if entry.split == split and _has_both_classes(instance_labels.get(slide_id))
         ]
         for split in ("train", "test")
     }
-    if not drawn["train"] or not drawn["test"]:
+    if not samples["train"] or not samples["test"]:
         reason = "no annotated patches of both classes in training or in test"
         return Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, Estimate(math.nan, reason=reason))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(
-        np.concatenate([its.rgb for its in drawn["train"]]), np.concatenate([its.labels for its in drawn["train"]])
+        np.concatenate([sample.rgb for sample in samples["train"]]),
+        np.concatenate([sample.labels for sample in samples["train"]]),
     )
-    areas = np.array([auroc(its.labels, model.decision_function(its.rgb)) for its in drawn["test"]])
-    found = mean_estimate(areas, [its.patient_id for its in drawn["test"]], seed)
-    return Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, found)
+    areas = np.array([auroc(sample.labels, model.decision_function(sample.rgb)) for sample in samples["test"]])
+    estimate = mean_estimate(areas, [sample.patient_id for sample in samples["test"]], seed)
+    return Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, estimate)
 
 
 class _PatchColours(NamedTuple):
@@ -172,12 +182,12 @@ class _PatchColours(NamedTuple):
         return cls(patient_id, patches.mean(axis=(1, 2)), labels[indices])
 
 
-def _has_both(labels: Int[np.ndarray, " instance"] | None) -> bool:
+def _has_both_classes(labels: Int[np.ndarray, " instance"] | None) -> bool:
     return labels is not None and {0, 1} <= set(np.unique(labels).tolist())
 
 
-def _truth(
+def _metric_inputs(
     entries: Sequence[BagEntry], scores: Float[np.ndarray, "slide class"]
 ) -> tuple[Int[np.ndarray, " slide"], Float[np.ndarray, "slide class"], list[str]]:
-    """Labels, scores and patients, as the metrics take them."""
+    """Labels, scores and patients, the arguments of a metric."""
     return np.array([entry.label for entry in entries]), scores, [entry.patient_id for entry in entries]

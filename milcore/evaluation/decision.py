@@ -7,20 +7,20 @@ from jaxtyping import Float, Int
 
 from milcore.evaluation.run_predictions import RunPredictions, SplitPredictions
 from milcore.metrics.calibration import Temperature, fit_temperature
-from milcore.metrics.classification import (
-    Threshold,
-    choose_threshold,
-)
+from milcore.metrics.classification import Threshold, choose_threshold
 
 
 class DecisionRule(NamedTuple):
-    """How probabilities become calls and calibrated probabilities; ``threshold`` is None for more than two classes."""
+    """Classification threshold and calibration temperature.
+
+    ``threshold`` is None for more than two classes: the most probable class is predicted.
+    """
 
     threshold: Threshold | None
     temperature: Temperature
 
-    def call(self, probability: Float[np.ndarray, "bag class"]) -> Int[np.ndarray, " bag"]:
-        """The class called for each bag: by threshold, or the likeliest."""
+    def predict(self, probability: Float[np.ndarray, "bag class"]) -> Int[np.ndarray, " bag"]:
+        """Predicted class of each bag, by threshold or the most probable one."""
         if self.threshold is None:
             likeliest: np.ndarray = probability.argmax(axis=1)
             return likeliest
@@ -28,7 +28,7 @@ class DecisionRule(NamedTuple):
 
 
 def choose_rule(val: SplitPredictions) -> DecisionRule:
-    """Threshold and temperature from the validation split alone."""
+    """Choose threshold and temperature on the validation split alone."""
     temperature = fit_temperature(val.labels, val.probability)
     if val.probability.shape[1] > 2:
         return DecisionRule(None, temperature)
@@ -36,6 +36,6 @@ def choose_rule(val: SplitPredictions) -> DecisionRule:
 
 
 def predicted_classes(run: RunPredictions, rule: DecisionRule) -> dict[int, int]:
-    """The predicted class of each test bag, by its index."""
-    calls = rule.call(run.split("test").probability)
-    return {index: int(label) for index, label in zip(run.bags.split("test"), calls, strict=True)}
+    """Predicted class of each test bag, by its index."""
+    predicted = rule.predict(run.split("test").probability)
+    return {index: int(label) for index, label in zip(run.bags.split("test"), predicted, strict=True)}

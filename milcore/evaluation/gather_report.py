@@ -1,4 +1,4 @@
-"""Gathers what the report shows of an evaluated run."""
+"""Contents of the report of an evaluated run."""
 
 import platform
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
 RELIABILITY_BINS = 5
 
 
-def report_data(found: Evaluation, views: tuple[SlideView, ...], sweep: Sweep | None) -> ReportData:
-    """All of a report, from a run that was evaluated."""
-    run, rule, measured, checked, rows = found
+def report_data(evaluation: Evaluation, views: tuple[SlideView, ...], sweep: Sweep | None) -> ReportData:
+    """Contents of the report of an evaluated run."""
+    run, rule, metrics, checks, comparison = evaluation
     test = run.split("test")
     roc, recall = _curves(test, run.spec.classes, run.spec.train.seed)
     return ReportData(
@@ -29,23 +29,23 @@ def report_data(found: Evaluation, views: tuple[SlideView, ...], sweep: Sweep | 
         classes=run.spec.classes,
         bag=run.spec.train.bag,
         counts=tuple(_count(run, split) for split in SPLIT_NAMES if run.bags.split(split)),
-        metrics=measured.overall,
-        auroc_delong=measured.auroc_delong,
-        of_class=measured.of_class,
-        of_patients=measured.of_patients,
+        metrics=metrics.overall,
+        auroc_delong=metrics.auroc_delong,
+        of_class=metrics.of_class,
+        of_patients=metrics.of_patients,
         threshold=rule.threshold,
         temperature=rule.temperature.value,
         temperature_origin=rule.temperature.origin,
-        calibrated=measured.calibrated,
-        localised=len(checked.localisation.bags),
-        not_localised=checked.localisation.left_out,
-        warnings=checked.warnings,
-        comparison=tuple(rows),
+        calibrated=metrics.calibrated,
+        localised=len(checks.localisation.bags),
+        not_localised=checks.localisation.left_out,
+        warnings=checks.warnings,
+        comparison=tuple(comparison),
         roc=roc,
         precision_recall=recall,
-        confusion=confusion(test.labels, rule.call(test.probability), len(run.spec.classes)),
+        confusion=confusion(test.labels, rule.predict(test.probability), len(run.spec.classes)),
         reliability=_reliability(test),
-        flipping=_flipping(checked.flipping),
+        flipping=_mean_curves(checks.flipping),
         history=run.history(),
         folds=run.spec.folds,
         sweep=sweep,
@@ -57,7 +57,10 @@ def report_data(found: Evaluation, views: tuple[SlideView, ...], sweep: Sweep | 
 
 
 def _curves(test: SplitPredictions, classes: tuple[str, ...], seed: int) -> tuple[tuple[Curve, ...], tuple[Curve, ...]]:
-    """ROC and precision-recall curves of the positive class of two with their bands, or of every class."""
+    """ROC and precision-recall curves: of the positive class of two, or of every class.
+
+    With two classes a curve has the band of its resamples.
+    """
     if len(classes) == 2:
         positive = test.probability[:, 1]
         roc_band, recall_band = curve_bands(test.labels, positive, test.patients, seed)
@@ -65,30 +68,30 @@ def _curves(test: SplitPredictions, classes: tuple[str, ...], seed: int) -> tupl
         recall = precision_recall(test.labels, positive)
         return (Curve(classes[1], roc, roc_band),), (Curve(classes[1], recall, recall_band),)
     of_class = [(name, (test.labels == k).astype(np.int64), test.probability[:, k]) for k, name in enumerate(classes)]
-    rocs = [Curve(name, list(zip(*roc_curve(its, p)[:2], strict=True)), None) for name, its, p in of_class]
-    recalls = [Curve(name, precision_recall(its, p), None) for name, its, p in of_class]
+    rocs = [Curve(name, list(zip(*roc_curve(y, p)[:2], strict=True)), None) for name, y, p in of_class]
+    recalls = [Curve(name, precision_recall(y, p), None) for name, y, p in of_class]
     return tuple(rocs), tuple(recalls)
 
 
 def _reliability(test: SplitPredictions) -> list[tuple[float, float, int]]:
-    """Of the positive class of two, of the likeliest one of more."""
+    """Reliability of the positive class of two, of the most probable one of more."""
     if test.probability.shape[1] == 2:
         return reliability(test.labels, test.probability[:, 1], RELIABILITY_BINS)
     right = (test.probability.argmax(axis=1) == test.labels).astype(np.int64)
     return reliability(right, test.probability.max(axis=1), RELIABILITY_BINS)
 
 
-def _flipping(flipped: Mapping[str, Flipping]) -> FlippingCurves | None:
-    if not flipped:
+def _mean_curves(flipping: Mapping[str, Flipping]) -> FlippingCurves | None:
+    if not flipping:
         return None
-    mean = mean_flipping(list(flipped.values()))
-    return FlippingCurves(len(flipped), REMOVED.tolist(), *(curve.tolist() for curve in mean))
+    mean = mean_flipping(list(flipping.values()))
+    return FlippingCurves(len(flipping), REMOVED.tolist(), *(curve.tolist() for curve in mean))
 
 
-def _count(run: RunPredictions, split: str) -> SplitCount:
-    part = run.split(split)
-    of_class = np.bincount(part.labels, minlength=len(run.spec.classes))
-    return SplitCount(split, len(set(part.patients)), tuple(of_class.tolist()))
+def _count(run: RunPredictions, name: str) -> SplitCount:
+    split = run.split(name)
+    of_class = np.bincount(split.labels, minlength=len(run.spec.classes))
+    return SplitCount(name, len(set(split.patients)), tuple(of_class.tolist()))
 
 
 def _provenance(run: RunPredictions) -> dict[str, str]:
@@ -96,16 +99,16 @@ def _provenance(run: RunPredictions) -> dict[str, str]:
     features, encoder = run.spec.train.features, run.spec.train.encoder
     patch_mpp = first.attrs.get("mpp", {}).get("patch")
     patches = f"{first.patch_size or 'unknown'} px" + ("" if patch_mpp is None else f" at {patch_mpp:g} µm/px")
-    made = {} if features is None else first.feature_attrs(features)
+    attrs = {} if features is None else first.feature_attrs(features)
     return {
         "Run": run.uri,
         "Store": run.spec.store_uri,
         "Patches": patches if first.imported is None else f"{patches}, imported as {first.imported['format']}",
-        "Instances": f"{sum(run.bags.lengths)} in {sum(len(its.slides) for its in run.bags.entries)} slides",
+        "Instances": f"{sum(run.bags.lengths)} in {sum(len(entry.slides) for entry in run.bags.entries)} slides",
         "Instances, sha256": run.spec.instance_digest,
         "Splits, sha256": run.spec.splits_digest,
-        "Encoder": "not ours: features were imported" if "imported" in made else str(made.get("encoder", encoder)),
-        **({"Encoder weights, sha256": str(made["weights_digest"])} if "weights_digest" in made else {}),
+        "Encoder": "not ours: features were imported" if "imported" in attrs else str(attrs.get("encoder", encoder)),
+        **({"Encoder weights, sha256": str(attrs["weights_digest"])} if "weights_digest" in attrs else {}),
         **({"Models": f"{run.spec.folds}, one per fold; probabilities are their mean"} if run.spec.folds else {}),
         "Trained with": f"milcore {run.spec.milcore_version}",
         "Evaluated with": f"milcore {__version__}, torch {torch.__version__}, Python {platform.python_version()}",

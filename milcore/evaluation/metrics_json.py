@@ -1,4 +1,4 @@
-"""What an evaluation found, as one JSON object."""
+"""Results of an evaluation as one JSON object."""
 
 import math
 from typing import Any
@@ -13,68 +13,70 @@ from milcore.evaluation.scores import roc_of
 from milcore.metrics.classification import Estimate, confusion
 
 
-def metrics_json(found: Evaluation, report_uri: str) -> dict[str, Any]:
+def metrics_json(evaluation: Evaluation, report_uri: str) -> dict[str, Any]:
     """The content of ``metrics.json``.
 
     Args:
-        found: what evaluation found.
-        report_uri: where the report of it lies.
+        evaluation: of one run.
+        report_uri: of its report.
     """
-    run, rule, measured, checked, rows = found
+    run, rule, metrics, checks, comparison = evaluation
     test = run.split("test")
     classes = run.spec.classes
-    delong = measured.auroc_delong
+    delong = metrics.auroc_delong
     return {
-        **_figures(measured.overall),
-        **{f"{name}_calibrated": or_none(its.value) for name, its in measured.calibrated.items()},
-        **{name: or_none(value) for name, value in own_figures(run).items()},
+        **_metric_entries(metrics.overall),
+        **{f"{name}_calibrated": nan_to_none(estimate.value) for name, estimate in metrics.calibrated.items()},
+        "attention_entropy": nan_to_none(attention_entropy(run)),
         "auroc_delong": None if math.isnan(delong.low) else [delong.low, delong.high],
-        "per_class": {name: _figures(its) for name, its in zip(classes, measured.of_class, strict=False)},
-        "patients": _figures(measured.of_patients),
-        "warnings": list(checked.warnings),
+        "per_class": {name: _metric_entries(values) for name, values in zip(classes, metrics.of_class, strict=False)},
+        "patients": _metric_entries(metrics.of_patients),
+        "warnings": list(checks.warnings),
         "threshold": None if rule.threshold is None else rule.threshold.value,
         "threshold_origin": "the likeliest class is called" if rule.threshold is None else rule.threshold.origin,
         "temperature": rule.temperature.value,
         "temperature_origin": rule.temperature.origin,
-        "confusion": confusion(test.labels, rule.call(test.probability), len(classes)),
+        "confusion": confusion(test.labels, rule.predict(test.probability), len(classes)),
         "roc": roc_of(test)._asdict(),
         "classes": list(classes),
         "folds": run.spec.folds,
         "bag": run.spec.train.bag,
         "slides": {split: sum(len(entry.slides) for entry in run.split(split).entries) for split in SPLIT_NAMES},
-        "localised": len(checked.localisation.bags),
-        "not_localised": checked.localisation.left_out,
-        "flipped": len(checked.flipping),
+        "localised": len(checks.localisation.bags),
+        "not_localised": checks.localisation.left_out,
+        "flipped": len(checks.flipping),
         "comparison": [
             {
                 "name": row.name,
-                "auroc": or_none(row.auroc.value),
-                "localisation_auroc": or_none(row.localisation_auroc.value),
+                "auroc": nan_to_none(row.auroc.value),
+                "localisation_auroc": nan_to_none(row.localisation_auroc.value),
             }
-            for row in rows
+            for row in comparison
         ],
         "quarantined": run.store.quarantined(),
         "report": report_uri,
     }
 
 
-def own_figures(run: RunPredictions) -> dict[str, float]:
-    """The median normalised entropy of attention over test bags, NaN where there is none."""
-    even = [normalised_entropy(run.said[index].attention) for index in run.bags.split("test")]
-    return {"attention_entropy": float(np.nanmedian(even)) if even else math.nan}
+def attention_entropy(run: RunPredictions) -> float:
+    """Median normalised entropy of attention over test bags, NaN where there are none."""
+    entropies = [normalised_entropy(run.predictions[index].attention) for index in run.bags.split("test")]
+    return float(np.nanmedian(entropies)) if entropies else math.nan
 
 
-def _figures(values: dict[str, Estimate]) -> dict[str, Any]:
-    """Values, intervals and reasons; nothing where there is no value at all."""
-    if not values:
+def _metric_entries(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    """Values, intervals and reasons; empty where there is no metric."""
+    if not estimates:
         return {}
     return {
-        **{name: or_none(its.value) for name, its in values.items()},
-        "intervals": {name: [its.low, its.high] for name, its in values.items() if not math.isnan(its.low)},
-        "reasons": {name: its.reason for name, its in values.items() if its.reason is not None},
+        **{name: nan_to_none(estimate.value) for name, estimate in estimates.items()},
+        "intervals": {
+            name: [estimate.low, estimate.high] for name, estimate in estimates.items() if not math.isnan(estimate.low)
+        },
+        "reasons": {name: estimate.reason for name, estimate in estimates.items() if estimate.reason is not None},
     }
 
 
-def or_none(value: float) -> float | None:
-    """JSON has no NaN."""
+def nan_to_none(value: float) -> float | None:
+    """The value, None for NaN, which JSON lacks."""
     return None if math.isnan(value) else value

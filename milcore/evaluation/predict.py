@@ -1,8 +1,8 @@
-"""Scores new slides with a finished run, through the ingestion and encoder settings that the run was trained on.
+"""Predict new slides with a finished run and its ingestion and encoder settings.
 
-Each bag passes through a temporary store of its own, so that the cohort's store stays what the run was trained on. What
-is found is written bag by bag, and a slide that has not changed is not scored again. A slide that cannot be used is
-quarantined with its reason; the others go on.
+Each bag passes through a temporary store of its own, so that the cohort's store stays as the run was trained on it.
+Results are written bag by bag, and a slide that has not changed is not scored again. A slide that cannot be used is
+quarantined with its reason; the others are scored.
 """
 
 import csv
@@ -44,7 +44,10 @@ SLIDES = "slides"
 
 
 class _Scorer(NamedTuple):
-    """A run made ready for new slides; ``rule`` is None where the run has not been evaluated."""
+    """Models and settings of a run that score new slides.
+
+    ``rule`` is None where the run has not been evaluated; ``encode`` is None where the models take patches.
+    """
 
     spec: RunSpec
     models: tuple[MILModel, ...]
@@ -60,20 +63,22 @@ def predict(
     """Score slide files, each a patient of its own: ``predict_slides``.
 
     Raises:
-        InputError: the run is not finished, no slide is named, or ``out_uri`` holds what another run said.
+        InputError: the run is not finished, no slide is named, or ``out_uri`` holds predictions of another run.
         StoreError: the cohort was not ingested or encoded in one way that could be repeated.
     """
     if not slide_uris:
         raise InputError("no slide to predict; name at least one file")
     uris = [storage.absolute(uri) for uri in slide_uris]
-    slides = [_unlabelled(name, uri) for name, uri in zip(slide_names(uris), uris, strict=True)]
+    slides = [_slide_without_label(name, uri) for name, uri in zip(slide_names(uris), uris, strict=True)]
     return predict_slides(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
 
 
 def predict_manifest(
     run_uri: str, manifest_uri: str, out_uri: str, default_mpp: float | None = None, *, use_gpu: bool = False
 ) -> dict[str, Any]:
-    """Score every slide of a manifest, whose labels, where it has any, are not read: ``predict_slides``.
+    """Score every slide of a manifest: ``predict_slides``.
+
+    Labels, where the manifest has any, are not read.
 
     Raises:
         InputError: the manifest has bad rows, or as ``predict``.
@@ -86,16 +91,16 @@ def predict_manifest(
 def predict_slides(
     run_uri: str, slides: Sequence[Slide], out_uri: str, default_mpp: float | None, *, use_gpu: bool
 ) -> dict[str, Any]:
-    """Score slides; write ``predictions.csv``, ``predictions.json`` and each slide's attention below ``out_uri``.
+    """Score slides and write their predictions and attention below ``out_uri``.
 
-    A row per slide: probability (one column per class if more than two), the same calibrated by the run's temperature,
-    the standard deviation over the folds' models, and the class called. Where the run's bags are patients, all slides
-    of a patient share their row's figures.
+    Writes ``predictions.csv`` and ``predictions.json`` with a row per slide: probability (one column per class if more
+    than two), the same calibrated by the run's temperature, the standard deviation over the folds' models, and the
+    predicted class. Where the run's bags are patients, all slides of a patient share the values of their bag.
 
     Args:
-        run_uri: a finished run; without an evaluation there is no class called and nothing calibrated.
+        run_uri: a finished run; without an evaluation there is no predicted class and no calibrated probability.
         slides: to score.
-        out_uri: folder to write into; what it already says of an unchanged slide is kept.
+        out_uri: folder to write into; its results for unchanged slides are reused.
         default_mpp: um/px of slides that carry none; None takes the cohort's own default.
         use_gpu: compute on a CUDA device.
 
@@ -103,11 +108,13 @@ def predict_slides(
         The content of ``predictions.json``: ``ok`` (slide ids), ``quarantined`` (id to reason) and ``slides``.
     """
     run_uri, device = storage.absolute(run_uri), torch.device("cuda" if use_gpu else "cpu")
-    scorer = _ready(run_uri, default_mpp, device)
-    claim_folder(out_uri, {"run": run_uri, "models_sha256": _digest(run_uri, scorer.spec), "default_mpp": default_mpp})
-    bags = _bags(slides, scorer.spec)
-    found = [row for bag in track(bags, "predict", len(bags)) for row in _predict_bag(scorer, bag, out_uri)]
-    rows = [_row(scorer, its) for its in found]
+    scorer = _load_scorer(run_uri, default_mpp, device)
+    claim_folder(
+        out_uri, {"run": run_uri, "models_sha256": _models_digest(run_uri, scorer.spec), "default_mpp": default_mpp}
+    )
+    bags = _group_by_bag(slides, scorer.spec)
+    records = [record for bag in track(bags, "predict", len(bags)) for record in _bag_records(scorer, bag, out_uri)]
+    rows = [_row(scorer, record) for record in records]
     summary = {
         "run": run_uri,
         "classes": list(scorer.spec.classes),
@@ -126,7 +133,10 @@ def predict_slides(
 
 
 def slide_names(uris: Sequence[str]) -> list[str]:
-    """A slide id for each file: its name without suffix, made safe, numbered where two are alike."""
+    """A unique slide id for each file, from its name without suffix.
+
+    Characters that an id cannot hold become ``_``; equal names are numbered.
+    """
     names: list[str] = []
     for uri in uris:
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(uri).stem).lstrip("._-") or "slide"
@@ -136,24 +146,24 @@ def slide_names(uris: Sequence[str]) -> list[str]:
 
 
 def cohort_ingestion(store: PatchStore, slide_ids: Sequence[str]) -> IngestConfig:
-    """The settings with which all slides of a cohort were cut into patches.
+    """Ingestion settings that all slides of a cohort share.
 
     Raises:
-        StoreError: they were cut with different ones, or elsewhere.
+        StoreError: the slides were ingested with different settings, or imported.
     """
     statuses = store.statuses()
-    held = [status.attrs for name in slide_ids if (status := statuses.get(name)) is not None]
-    if any("imported" in attrs for attrs in held):
+    slide_attrs = [status.attrs for name in slide_ids if (status := statuses.get(name)) is not None]
+    if any("imported" in attrs for attrs in slide_attrs):
         raise StoreError(
-            f"the slides of {store.uri} were imported: what made them elsewhere cannot be repeated on a new slide; "
+            f"the slides of {store.uri} were imported: their ingestion cannot be repeated on a new slide; "
             "allowed: a run on a store of milcore ingest; import new slides beside the others and evaluate"
         )
-    found = [attrs["parameters"] for attrs in held]
-    if not found:
+    settings = [attrs["parameters"] for attrs in slide_attrs]
+    if not settings:
         raise StoreError(f"{store.uri} holds none of the run's slides; its ingestion settings cannot be repeated")
-    first = found[0]
+    first = settings[0]
     differing = sorted(
-        {name for its in found for name in first if name not in FREE_SETTINGS and its[name] != first[name]}
+        {name for other in settings for name in first if name not in FREE_SETTINGS and other[name] != first[name]}
     )
     if differing:
         raise StoreError(
@@ -163,44 +173,46 @@ def cohort_ingestion(store: PatchStore, slide_ids: Sequence[str]) -> IngestConfi
     return parse_config(IngestConfig, {name: value for name, value in first.items() if name != "slide_mpp"})
 
 
-def _unlabelled(slide_id: str, uri: str) -> Slide:
-    # the label is asked for by the manifest's form; nothing on this path reads it
+def _slide_without_label(slide_id: str, uri: str) -> Slide:
+    # Slide requires a label; prediction does not read it
     return Slide(slide_id, uri, label=0, patient_id=slide_id, site="", mpp=None, split=None, annotation=None)
 
 
-def _ready(run_uri: str, default_mpp: float | None, device: torch.device) -> _Scorer:
+def _load_scorer(run_uri: str, default_mpp: float | None, device: torch.device) -> _Scorer:
     spec, models = load_models(run_uri)
     store = PatchStore(spec.store_uri)
     slide_ids = read_splits(run_uri)["slide_id"].to_pylist()
     config = cohort_ingestion(store, slide_ids)
     if default_mpp is not None:
         config = parse_config(IngestConfig, config.model_dump() | {"default_mpp": default_mpp})
-    return _Scorer(spec, models, config, _encoding(spec, store.slide(slide_ids[0]), device), _rule(run_uri), device)
+    return _Scorer(
+        spec, models, config, _encode_config(spec, store.slide(slide_ids[0]), device), _decision_rule(run_uri), device
+    )
 
 
-def _rule(run_uri: str) -> DecisionRule | None:
-    """What evaluation chose on validation."""
+def _decision_rule(run_uri: str) -> DecisionRule | None:
+    """Decision rule that evaluation chose on validation."""
     uri = storage.join(run_uri, METRICS)
     if not storage.exists(uri):
         return None
-    said = storage.read_json(uri)
-    threshold = None if said["threshold"] is None else Threshold(said["threshold"], said["threshold_origin"])
-    return DecisionRule(threshold, Temperature(said["temperature"], said["temperature_origin"]))
+    metrics = storage.read_json(uri)
+    threshold = None if metrics["threshold"] is None else Threshold(metrics["threshold"], metrics["threshold_origin"])
+    return DecisionRule(threshold, Temperature(metrics["temperature"], metrics["temperature_origin"]))
 
 
-def _encoding(spec: RunSpec, slide: SlideGroup, device: torch.device) -> EncodeConfig | None:
-    """The encoder of the run's features, checked to be the same weights; None where the model sees patches.
+def _encode_config(spec: RunSpec, slide: SlideGroup, device: torch.device) -> EncodeConfig | None:
+    """Encoder settings of the run's features; None where the model takes patches.
 
     Raises:
-        StoreError: the encoder here is another one.
+        StoreError: the encoder installed here has other weights or another transform.
     """
     if spec.train.features is None:
         return None
-    made = slide.feature_attrs(spec.train.features)
-    config = parse_config(EncodeConfig, {"encoder": made["encoder"], "name": spec.train.features})
+    attrs = slide.feature_attrs(spec.train.features)
+    config = parse_config(EncodeConfig, {"encoder": attrs["encoder"], "name": spec.train.features})
     encoder = load_encoder(config.encoder, device.type)
-    here = {"weights_digest": encoder.weights_digest, "transform": encoder.transform}
-    changed = [name for name, value in here.items() if made[name] != value]
+    installed = {"weights_digest": encoder.weights_digest, "transform": encoder.transform}
+    changed = [name for name, value in installed.items() if attrs[name] != value]
     if changed:
         raise StoreError(
             f"encoder {config.encoder} here has another {', '.join(changed)} than the one that made "
@@ -209,35 +221,42 @@ def _encoding(spec: RunSpec, slide: SlideGroup, device: torch.device) -> EncodeC
     return config
 
 
-def _digest(run_uri: str, spec: RunSpec) -> str:
-    """Sha256 over the run's model files."""
+def _models_digest(run_uri: str, spec: RunSpec) -> str:
+    """SHA-256 over the run's model files."""
     models = [storage.read_bytes(storage.join(folder, MODEL)) for folder in model_folders(run_uri, spec.folds)]
     return hashlib.sha256(b"".join(models)).hexdigest()
 
 
-def _bags(slides: Sequence[Slide], spec: RunSpec) -> list[list[Slide]]:
+def _group_by_bag(slides: Sequence[Slide], spec: RunSpec) -> list[list[Slide]]:
     """The slides of each bag, in order of first appearance."""
-    of_bag: dict[str, list[Slide]] = {}
+    bags: dict[str, list[Slide]] = {}
     for slide in slides:
-        of_bag.setdefault(slide.patient_id if spec.train.bag == "patient" else slide.slide_id, []).append(slide)
-    return list(of_bag.values())
+        bags.setdefault(slide.patient_id if spec.train.bag == "patient" else slide.slide_id, []).append(slide)
+    return list(bags.values())
 
 
-def _predict_bag(scorer: _Scorer, slides: list[Slide], out_uri: str) -> list[dict[str, Any]]:
-    """What is known of each slide of a bag, from before or scored now."""
-    seen = [_seen(slide) for slide in slides]
-    places = [storage.join(out_uri, SLIDES, f"{slide.slide_id}.json") for slide in slides]
-    before = [storage.read_json(uri) if storage.exists(uri) else {} for uri in places]
-    if all(its.get("seen") == now and its["status"] == "ok" for its, now in zip(before, seen, strict=True)):
-        return before
-    found = [its | {"seen": now} for its, now in zip(_score(scorer, slides, out_uri), seen, strict=True)]
-    for uri, its in zip(places, found, strict=True):
-        storage.write_json(uri, its)
-    return found
+def _bag_records(scorer: _Scorer, slides: list[Slide], out_uri: str) -> list[dict[str, Any]]:
+    """Records of a bag's slides, reused where no slide has changed."""
+    versions = [_source_version(slide) for slide in slides]
+    uris = [storage.join(out_uri, SLIDES, f"{slide.slide_id}.json") for slide in slides]
+    stored = [storage.read_json(uri) if storage.exists(uri) else {} for uri in uris]
+    if all(
+        record.get("seen") == version and record["status"] == "ok"
+        for record, version in zip(stored, versions, strict=True)
+    ):
+        return stored
+    computed = _score_slides(scorer, slides, out_uri)
+    records = [record | {"seen": version} for record, version in zip(computed, versions, strict=True)]
+    for uri, record in zip(uris, records, strict=True):
+        storage.write_json(uri, record)
+    return records
 
 
-def _seen(slide: Slide) -> list[object]:
-    """What tells a slide from another of its id; a file that cannot be looked at is tried again."""
+def _source_version(slide: Slide) -> list[object]:
+    """URI, patient, mpp, and the file's size and version where reachable.
+
+    A slide whose file cannot be reached is scored again.
+    """
     try:
         size, version = storage.stat(slide.uri)
     except storage.IO_ERRORS:
@@ -245,74 +264,75 @@ def _seen(slide: Slide) -> list[object]:
     return [slide.uri, slide.patient_id, slide.mpp, size, version]
 
 
-def _score(scorer: _Scorer, slides: list[Slide], out_uri: str) -> Iterator[dict[str, Any]]:
-    """Ingest and encode the slides of a bag, and ask the models once for all that are usable."""
+def _score_slides(scorer: _Scorer, slides: list[Slide], out_uri: str) -> Iterator[dict[str, Any]]:
+    """Ingest and encode the slides of a bag, then predict all usable ones together."""
     with tempfile.TemporaryDirectory() as folder:
         store = PatchStore(folder)
         outcomes = [ingest_slide(slide, store, scorer.ingest) for slide in slides]
         groups = [
-            _encoded(scorer, store, its.slide_id)
-            for its, outcome in zip(slides, outcomes, strict=True)
+            _encode_group(scorer, store, slide.slide_id)
+            for slide, outcome in zip(slides, outcomes, strict=True)
             if outcome.status == "ok"
         ]
-        said = _predict_bags(scorer, slides[0].patient_id, groups, out_uri) if groups else None
+        prediction = _predict_bag(scorer, slides[0].patient_id, groups, out_uri) if groups else None
         patches = {group.slide_id: len(group) for group in groups}
         for slide, outcome in zip(slides, outcomes, strict=True):
-            members = said.members.tolist() if said is not None and slide.slide_id in patches else None
+            members = prediction.members.tolist() if prediction is not None and slide.slide_id in patches else None
             yield {
                 "slide_id": slide.slide_id, "patient_id": slide.patient_id, "uri": slide.uri, "status": outcome.status,
                 "members": members, "patches": patches.get(slide.slide_id, 0), "reason": outcome.reason,
             }  # fmt: skip
 
 
-def _encoded(scorer: _Scorer, store: PatchStore, slide_id: str) -> SlideGroup:
+def _encode_group(scorer: _Scorer, store: PatchStore, slide_id: str) -> SlideGroup:
     if scorer.encode is not None:
         encode_slide(store.uri, scorer.encode, scorer.device.type, slide_id)
     return store.slide(slide_id)
 
 
-def _predict_bags(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri: str) -> BagPrediction:
-    """Ask the models of a bag, and write the attention of its slides."""
+def _predict_bag(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri: str) -> BagPrediction:
+    """Predict a bag and write the attention of its slides."""
     config = scorer.spec.train
     names, lengths = tuple(group.slide_id for group in groups), tuple(len(group) for group in groups)
     entry = BagEntry(bag_id, bag_id, 0, "test", names, lengths)
     rows = ChainedRows([instance_rows(group, config) for group in groups])
     bags = Bags([entry], lambda _: rows, cache_bytes(config))
-    said = predict_bags(scorer.models, bags, [0], scorer.device)[0]
-    called = _called(scorer, said)
-    label = said.likeliest if called is None else called
-    behind = instance_columns(scorer.models, bags[0], label, with_leave_one_out=False)
-    parts = {name: entry.by_slide(values) for name, values in behind.items()}
-    for group, weight in zip(groups, entry.by_slide(said.attention).values(), strict=True):
-        more = {name: values[group.slide_id] for name, values in parts.items()}
-        write_attention(storage.join(out_uri, ATTENTION), group, weight, ATTENTION_FORMATS, more)
-    return said
+    prediction = predict_bags(scorer.models, bags, [0], scorer.device)[0]
+    predicted_class = _predicted_class(scorer, prediction)
+    label = prediction.likeliest if predicted_class is None else predicted_class
+    of_bag = instance_columns(scorer.models, bags[0], label, with_leave_one_out=False)
+    columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
+    for group, weight in zip(groups, entry.by_slide(prediction.attention).values(), strict=True):
+        of_slide = {name: values[group.slide_id] for name, values in columns.items()}
+        write_attention(storage.join(out_uri, ATTENTION), group, weight, ATTENTION_FORMATS, of_slide)
+    return prediction
 
 
-def _row(scorer: _Scorer, found: dict[str, Any]) -> dict[str, Any]:
-    """What is published of a slide; a quarantined one has no probability but a reason."""
+def _row(scorer: _Scorer, record: dict[str, Any]) -> dict[str, Any]:
+    """Row of a slide in the predictions, without probability where it is quarantined."""
     names = scorer.spec.classes
-    row = {name: found[name] for name in ("slide_id", "patient_id", "uri", "status")}
-    said = BagPrediction(np.array(found["members"]), np.empty(0)) if found["members"] else None
-    called = None if said is None else _called(scorer, said)
-    row["called"] = None if called is None else names[called]
+    row = {name: record[name] for name in ("slide_id", "patient_id", "uri", "status")}
+    prediction = BagPrediction(np.array(record["members"]), np.empty(0)) if record["members"] else None
+    predicted_class = None if prediction is None else _predicted_class(scorer, prediction)
+    row["called"] = None if predicted_class is None else names[predicted_class]
     columns = {"probability": 1} if len(names) == 2 else {f"probability_{name}": k for k, name in enumerate(names)}
     for column, label in columns.items():
-        row[column] = None if said is None else float(said.probability[label])
-        row[column.replace("probability", "calibrated")] = None if said is None else _calibrated(scorer, said, label)
-    shown = 1 if len(names) == 2 or said is None else said.likeliest
-    row["spread"] = float(said.std[shown]) if said is not None and scorer.spec.folds else None
-    return row | {"patches": found["patches"], "reason": found["reason"]}
+        calibrated = column.replace("probability", "calibrated")
+        row[column] = None if prediction is None else float(prediction.probability[label])
+        row[calibrated] = None if prediction is None else _calibrated_probability(scorer, prediction, label)
+    shown = 1 if len(names) == 2 or prediction is None else prediction.likeliest
+    row["spread"] = float(prediction.std[shown]) if prediction is not None and scorer.spec.folds else None
+    return row | {"patches": record["patches"], "reason": record["reason"]}
 
 
-def _called(scorer: _Scorer, said: BagPrediction) -> int | None:
-    return None if scorer.rule is None else int(scorer.rule.call(said.probability[None])[0])
+def _predicted_class(scorer: _Scorer, prediction: BagPrediction) -> int | None:
+    return None if scorer.rule is None else int(scorer.rule.predict(prediction.probability[None])[0])
 
 
-def _calibrated(scorer: _Scorer, said: BagPrediction, label: int) -> float | None:
+def _calibrated_probability(scorer: _Scorer, prediction: BagPrediction, label: int) -> float | None:
     if scorer.rule is None:
         return None
-    return float(calibrate(said.probability[None], scorer.rule.temperature.value)[0, label])
+    return float(calibrate(prediction.probability[None], scorer.rule.temperature.value)[0, label])
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:

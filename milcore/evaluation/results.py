@@ -7,16 +7,19 @@ from milcore.evaluation.attention.checks import AttentionChecks
 from milcore.evaluation.decision import DecisionRule
 from milcore.evaluation.run_predictions import RunPredictions
 from milcore.evaluation.scores import SplitMetrics
-from milcore.metrics.classification import (
-    Comparison,
-)
+from milcore.metrics.classification import Comparison
 
 
 class Evaluation(NamedTuple):
-    """Everything that was found of a run; ``rows`` are the model's own and those it is compared with."""
+    """Results of the evaluation of one run.
+
+    Args:
+        metrics: of the test split, with those of attention.
+        comparison: row of the run's own model, then those of the baselines.
+    """
 
     run: RunPredictions
     rule: DecisionRule
-    measured: SplitMetrics
-    checked: AttentionChecks
-    rows: Sequence[Comparison]
+    metrics: SplitMetrics
+    checks: AttentionChecks
+    comparison: Sequence[Comparison]

@@ -1,4 +1,4 @@
-"""A finished run, opened for evaluation: what its models say of every bag, and by which of them a bag may be judged."""
+"""A finished run with its models' predictions for every bag."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ ALL_FOLDS = -1
 
 
 class SplitPredictions(NamedTuple):
-    """The bags of a split, their labels and what the run says of them."""
+    """Bags of one split, their labels and predicted probabilities."""
 
     entries: list[BagEntry]
     labels: Int[np.ndarray, " bag"]
@@ -37,13 +37,14 @@ class SplitPredictions(NamedTuple):
 
 
 class RunPredictions(NamedTuple):
-    """A finished run, its bags, and what its models say of every one of them.
+    """A finished run, its bags and a prediction for each of them.
 
     Args:
         as_split: the bags in the run's own split. In a run of folds ``bags`` has none to train on, and simple models
             are fitted on these.
-        folds: the fold that was validated on a bag, by its index; empty for a plain run. Such a bag is judged by that
-            fold's model alone, which never saw it; a test bag by all of them.
+        predictions: by the bag's index.
+        folds: the fold whose validation split holds a bag, by the bag's index; empty for a plain run. Such a bag has
+            the prediction of that fold's model alone, which was not trained on it; a test bag the mean of all models.
     """
 
     uri: str
@@ -52,19 +53,25 @@ class RunPredictions(NamedTuple):
     store: PatchStore
     bags: Bags
     as_split: Bags
-    said: dict[int, BagPrediction]
+    predictions: dict[int, BagPrediction]
     folds: dict[int, int]
 
     def split(self, split: str) -> SplitPredictions:
-        """The bags of a split; in a run of folds ``val`` holds every bag that some fold was validated on."""
+        """Bags and predictions of one split.
+
+        In a run of folds ``val`` holds the validation bags of all folds.
+        """
         indices = self.bags.split(split)
         entries = [self.bags.entries[index] for index in indices]
         labels = np.array([entry.label for entry in entries], dtype=np.int64)
-        said = np.array([self.said[index].probability for index in indices], dtype=np.float64)
-        return SplitPredictions(entries, labels, said.reshape(len(entries), len(self.spec.classes)))
+        probability = np.array([self.predictions[index].probability for index in indices], dtype=np.float64)
+        return SplitPredictions(entries, labels, probability.reshape(len(entries), len(self.spec.classes)))
 
     def fold(self, index: int) -> int:
-        """The fold whose model judged a bag; -1 (all) for a test bag of a run of folds, 0 in a plain run."""
+        """Fold whose model predicted a bag.
+
+        -1 (all folds) for a test bag of a run of folds, 0 in a plain run.
+        """
         return self.folds.get(index, ALL_FOLDS) if self.spec.folds else 0
 
     def history(self) -> pa.Table:
@@ -72,13 +79,13 @@ class RunPredictions(NamedTuple):
         tables = []
         for fold, folder in enumerate(model_folders(self.uri, self.spec.folds)):
             table = storage.read_table(storage.join(folder, HISTORY))
-            place = table.schema.get_field_index("fold")
-            tables.append(table.set_column(place, "fold", pa.array([fold] * len(table), pa.int32())))
+            column = table.schema.get_field_index("fold")
+            tables.append(table.set_column(column, "fold", pa.array([fold] * len(table), pa.int32())))
         return pa.concat_tables(tables)
 
 
 def open_run(run_uri: str, device: torch.device) -> RunPredictions:
-    """Read a run, make sure that it stands on what it was trained on, and run its models over all bags.
+    """Read a run, verify its store and splits, and predict all bags.
 
     Raises:
         InputError: the run is not finished.
@@ -96,15 +103,15 @@ def open_run(run_uri: str, device: torch.device) -> RunPredictions:
     as_split = load_bags(spec.store_uri, spec.train, splits)
     folds = _folds(as_split, splits) if spec.folds else {}
     bags = as_split.with_splits(
-        {its.bag_id: "val" if k in folds else its.split for k, its in enumerate(as_split.entries)}
+        {entry.bag_id: "val" if k in folds else entry.split for k, entry in enumerate(as_split.entries)}
     )
-    said = predict_bags(models, bags, range(len(bags)), device)
-    judged = {index: its.by(folds[index]) if index in folds else its for index, its in said.items()}
-    return RunPredictions(run_uri, spec, models, store, bags, as_split, judged, folds)
+    predictions = predict_bags(models, bags, range(len(bags)), device)
+    predictions |= {index: predictions[index].by(fold) for index, fold in folds.items()}
+    return RunPredictions(run_uri, spec, models, store, bags, as_split, predictions, folds)
 
 
 def _folds(bags: Bags, splits: pa.Table) -> dict[int, int]:
-    """The fold that was validated on each bag outside the test split."""
-    held = splits.filter(pc.not_equal(splits["split"], "test"))
-    fold_of = dict(zip(held["slide_id"].to_pylist(), held["fold"].to_pylist(), strict=True))
-    return {k: fold_of[its.slides[0]] for k, its in enumerate(bags.entries) if its.slides[0] in fold_of}
+    """Fold whose validation split holds each bag, for bags outside the test split."""
+    rows = splits.filter(pc.not_equal(splits["split"], "test"))
+    fold_of = dict(zip(rows["slide_id"].to_pylist(), rows["fold"].to_pylist(), strict=True))
+    return {k: fold_of[entry.slides[0]] for k, entry in enumerate(bags.entries) if entry.slides[0] in fold_of}

@@ -8,7 +8,7 @@ import torch
 
 from milcore.cohort.splits import make_splits
 from milcore.config import SplitConfig, TrainConfig
-from milcore.evaluation.baselines import compare, localised, shuffle_labels, slide_colour
+from milcore.evaluation.baselines import compare, estimate_localisation, shuffle_labels, slide_colour
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.store.store import PatchStore
@@ -32,7 +32,7 @@ def labels_of(bags: Bags) -> dict[str, np.ndarray]:
 def test_shuffling_keeps_test_labels_and_the_count_in_each_split(cohort: tuple[PatchStore, Bags]) -> None:
     bags = cohort[1]
     shuffled = shuffle_labels(bags, seed=1)
-    before, after = ([entry.label for entry in its.entries] for its in (bags, shuffled))
+    before, after = ([entry.label for entry in split_bags.entries] for split_bags in (bags, shuffled))
     for split in ("train", "val", "test"):
         assert sum(before[k] for k in bags.split(split)) == sum(after[k] for k in bags.split(split))
     assert [before[k] for k in bags.split("test")] == [after[k] for k in bags.split("test")]
@@ -70,5 +70,8 @@ def test_without_annotations_patch_colour_says_why_it_is_missing(cohort: tuple[P
 def test_localisation_counts_positive_test_bags_only(cohort: tuple[PatchStore, Bags]) -> None:
     bags = cohort[1]
     perfect = {entry.bag_id: np.where(DARK_PATCH == 1, 0.9, 0.02) for entry in bags.entries}
-    assert localised(perfect, bags, labels_of(bags), 0).value == 1.0
-    assert localised(perfect, bags, {}, 0).reason == "no positive test slide has patches of both classes by annotation"
+    assert estimate_localisation(perfect, bags, labels_of(bags), 0).value == 1.0
+    assert (
+        estimate_localisation(perfect, bags, {}, 0).reason
+        == "no positive test slide has patches of both classes by annotation"
+    )

@@ -63,7 +63,7 @@ def summary(run_uri: str) -> dict[str, object]:
     return evaluate(run_uri)
 
 
-def test_a_cohort_that_differs_in_one_patch_is_told_apart_and_the_patch_found(summary: dict[str, object]) -> None:
+def test_a_cohort_that_differs_in_one_patch_is_classified_and_the_patch_localised(summary: dict[str, object]) -> None:
     assert summary["auroc"] == 1.0
     assert summary["localisation_auroc"] == 1.0
     assert summary["localised"] == 3
@@ -150,8 +150,8 @@ def selected(store_uri: str, splits: list[dict[str, object]], folder: Path) -> t
     bags = load_bags(store_uri, TRAIN, read_splits(out))
     ended = []
     for k, trial in enumerate(trial_configs(tune)):
-        said = fit(trial, bags, LocalContext(None, torch.device("cpu")))
-        ended.append(TrialResult(k, trial.pooling, trial.learning_rate, said.best_epoch, *said.best, "ok", None))
+        fitted = fit(trial, bags, LocalContext(None, torch.device("cpu")))
+        ended.append(TrialResult(k, trial.pooling, trial.learning_rate, fitted.best_epoch, *fitted.best, "ok", None))
     best = publish(out, spec, ended)
     prepare_run(store_uri, run, best, SplitConfig(splits=splits_uri))
     train_run(run, LocalContext(None, torch.device("cpu")))
@@ -178,7 +178,7 @@ def test_a_run_whose_instances_changed_is_refused(tmp_path: Path) -> None:
         evaluate(run)
 
 
-def test_a_bag_of_a_patient_s_slides_is_trained_and_told_slide_by_slide(tmp_path: Path) -> None:
+def test_a_bag_of_a_patient_s_slides_is_trained_and_explained_slide_by_slide(tmp_path: Path) -> None:
     """Twenty slides of ten patients, two each with one label: a prediction per patient, attention per slide."""
     store = write_store(str(tmp_path / "store"), slides=20)
     write_features(store)
@@ -204,27 +204,29 @@ def test_a_bag_of_a_patient_s_slides_is_trained_and_told_slide_by_slide(tmp_path
     assert sum(table["weight"].to_numpy().sum() for table in tables) == pytest.approx(len(tested) / 2)
 
 
-def test_three_classes_are_told_apart_and_each_against_the_rest(tmp_path: Path) -> None:
+def test_three_classes_are_separated_and_each_against_the_rest(tmp_path: Path) -> None:
     """Class c is the number of dark patches; the likeliest class is called."""
     store = write_store(str(tmp_path / "store"), slides=36)
     rows = [row | {"label": k % 3} for k, row in enumerate(store.manifest().to_table().to_pylist())]
     slides = Manifest.from_table(store.manifest().to_table()).slides
-    relabelled = tuple(dataclasses.replace(its, label=row["label"]) for its, row in zip(slides, rows, strict=True))
+    relabelled = tuple(dataclasses.replace(slide, label=row["label"]) for slide, row in zip(slides, rows, strict=True))
     store.write_manifest(Manifest(relabelled, ("adenoma", "benign", "carcinoma")))
-    for its in relabelled:
+    for slide in relabelled:
         colour = np.full((6, 3), 0.2, np.float16)
-        colour[0, its.label] = 1.0
-        store.slide(its.slide_id).write_features("mean_rgb", colour, {"encoder": "by hand", "weights_digest": "0" * 64})
+        colour[0, slide.label] = 1.0
+        store.slide(slide.slide_id).write_features(
+            "mean_rgb", colour, {"encoder": "by hand", "weights_digest": "0" * 64}
+        )
     run = str(tmp_path / "run")
     prepare_run(store.uri, run, TRAIN.model_copy(update={"epochs": 10, "learning_rate": 0.05}), SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))
     summary = evaluate(run)
     table = storage.read_table(f"{run}/predictions.parquet")
-    said = np.stack([table[f"probability_{name}"].to_numpy() for name in summary["classes"]], axis=1)
-    np.testing.assert_allclose(said.sum(axis=1), 1.0, atol=1e-6)
+    probability = np.stack([table[f"probability_{name}"].to_numpy() for name in summary["classes"]], axis=1)
+    np.testing.assert_allclose(probability.sum(axis=1), 1.0, atol=1e-6)
     test = np.array(table["split"].to_pylist()) == "test"
     truth = table["label"].to_numpy()[test]
-    assert summary["accuracy"] == pytest.approx(np.mean(said[test].argmax(axis=1) == truth))
+    assert summary["accuracy"] == pytest.approx(np.mean(probability[test].argmax(axis=1) == truth))
     assert summary["accuracy"] == summary["auroc"] == summary["per_class"]["carcinoma"]["auroc"] == 1.0
     assert np.trace(summary["confusion"]) == test.sum()
     assert summary["threshold"] is None
@@ -246,13 +248,13 @@ def test_a_run_of_folds_is_judged_held_out_and_tested_together(run_uri: str, tmp
     alone = [storage.read_table(f"{uri}/predictions.parquet").to_pylist() for uri in (run_uri, other)]
     together = storage.read_table(f"{folded}/predictions.parquet").to_pylist()
     for row, *each in zip(together, *alone, strict=True):
-        said = [its["probability"] for its in each]
+        of_runs = [other["probability"] for other in each]
         if row["split"] == "test":
             assert row["fold"] == -1
-            assert row["probability"] == pytest.approx(np.mean(said), abs=1e-6)
+            assert row["probability"] == pytest.approx(np.mean(of_runs), abs=1e-6)
         else:
             assert row["split"] == "val"
-            assert row["probability"] == pytest.approx(said[row["fold"]], abs=1e-6)
+            assert row["probability"] == pytest.approx(of_runs[row["fold"]], abs=1e-6)
     assert summary["folds"] == 2
     tested = next(row["slide_id"] for row in together if row["split"] == "test" and row["label"])
     table = storage.read_table(f"{folded}/attention/{tested}.parquet")

@@ -56,12 +56,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_slide_of_the_cohort_gets_the_probability_that_evaluation_gave_it(cohort: Path, tmp_path: Path) -> None:
-    found = predict(str(cohort / "run"), [str(cohort / "s3.tiff")], str(tmp_path))
+    summary = predict(str(cohort / "run"), [str(cohort / "s3.tiff")], str(tmp_path))
     known = {row["slide_id"]: row for row in storage.read_table(str(cohort / "run/predictions.parquet")).to_pylist()}
-    assert found["ok"] == ["s3"]
-    row = found["slides"][0]
+    assert summary["ok"] == ["s3"]
+    row = summary["slides"][0]
     assert row["probability"] == pytest.approx(known["s3"]["probability"], abs=1e-6)
-    assert row["called"] == str(int(row["probability"] >= found["threshold"]))
+    assert row["called"] == str(int(row["probability"] >= summary["threshold"]))
     known_temperature = storage.read_json(str(cohort / "run/metrics.json"))["temperature"]
     odds = row["probability"] / (1 - row["probability"])
     assert row["calibrated"] == pytest.approx(odds ** (1 / known_temperature) / (1 + odds ** (1 / known_temperature)))
@@ -76,19 +76,19 @@ def test_a_slide_of_the_cohort_gets_the_probability_that_evaluation_gave_it(coho
 def test_every_file_is_accounted_for_in_csv_and_json(cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.tiff").write_bytes(b"")
     slides = [str(cohort / "s1.tiff"), str(tmp_path / "empty.tiff"), str(tmp_path / "absent.tiff")]
-    found = predict(str(cohort / "run"), slides, str(tmp_path / "out"))
-    assert found["ok"] == ["s1"]
-    assert set(found["quarantined"]) == {"empty", "absent"}
-    assert "there is no such file" in found["quarantined"]["absent"]
-    assert json.loads((tmp_path / "out/predictions.json").read_text()) == found
+    summary = predict(str(cohort / "run"), slides, str(tmp_path / "out"))
+    assert summary["ok"] == ["s1"]
+    assert set(summary["quarantined"]) == {"empty", "absent"}
+    assert "there is no such file" in summary["quarantined"]["absent"]
+    assert json.loads((tmp_path / "out/predictions.json").read_text()) == summary
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/predictions.csv").read_text())))
     assert [(row["slide_id"], row["status"]) for row in rows] == [
         ("s1", "ok"),
         ("empty", "quarantined"),
         ("absent", "quarantined"),
     ]
-    assert float(rows[0]["probability"]) == found["slides"][0]["probability"]
-    assert found["notice"].startswith("Research use only")
+    assert float(rows[0]["probability"]) == summary["slides"][0]["probability"]
+    assert summary["notice"].startswith("Research use only")
 
 
 def test_a_slide_without_mpp_needs_one(cohort: Path, tmp_path: Path) -> None:
@@ -164,24 +164,24 @@ def test_a_manifest_is_scored_and_taken_up_again_where_it_was(cohort: Path, tmp_
     assert second["ok"] == ["a", "b", "c"]
     assert (tmp_path / "out/slides/a.json").stat().st_mtime_ns == before
     known = {row["slide_id"]: row for row in storage.read_table(f"{run}/predictions.parquet").to_pylist()}
-    said = [row["probability"] for row in second["slides"]]
-    assert said == pytest.approx([known[name]["probability"] for name in ("s0", "s1", "s2")], abs=1e-6)
+    probability = [row["probability"] for row in second["slides"]]
+    assert probability == pytest.approx([known[name]["probability"] for name in ("s0", "s1", "s2")], abs=1e-6)
     with pytest.raises(InputError, match=r"default_mpp was None, now 0\.25"):
         predict_manifest(run, str(tmp_path / "new.csv"), out, 0.25)
 
 
-def test_folds_speak_together_and_their_spread_is_told(cohort: Path, tmp_path: Path) -> None:
+def test_folds_predict_their_mean_and_report_its_spread(cohort: Path, tmp_path: Path) -> None:
     """Two folds: the run's model and one of another seed; the ensemble says their mean."""
-    made = []
+    runs = []
     for seed in (0, 1):
         run = str(tmp_path / f"run{seed}")
         prepare_run(str(cohort / "store"), run, TRAIN.model_copy(update={"seed": seed}), SplitConfig())
         train_run(run, LocalContext(None, torch.device("cpu")))
-        made.append(run)
-    folded = as_folds(made, str(tmp_path / "folded"))
+        runs.append(run)
+    folded = as_folds(runs, str(tmp_path / "folded"))
     evaluate(folded, baselines=False, attention_formats=("png",))
     slide = str(cohort / "s1.tiff")
-    alone = [predict(run, [slide], str(tmp_path / f"out{k}"))["slides"][0]["probability"] for k, run in enumerate(made)]
+    alone = [predict(run, [slide], str(tmp_path / f"out{k}"))["slides"][0]["probability"] for k, run in enumerate(runs)]
     row = predict(folded, [slide], str(tmp_path / "out"))["slides"][0]
     assert row["probability"] == pytest.approx(np.mean(alone), abs=1e-6)
     assert row["spread"] == pytest.approx(np.std(alone), abs=1e-6)
@@ -193,8 +193,8 @@ def test_slides_of_a_patient_are_one_bag_where_the_run_s_are(cohort: Path, tmp_p
     train_run(run, LocalContext(None, torch.device("cpu")))
     rows = "".join(f"s{k},{cohort}/s{k}.tiff,p{k // 2}\n" for k in range(3))
     (tmp_path / "new.csv").write_text(f"slide_id,uri,patient_id\n{rows}")
-    found = predict_manifest(run, str(tmp_path / "new.csv"), str(tmp_path / "out"))["slides"]
-    assert found[0]["probability"] == found[1]["probability"] != found[2]["probability"]
-    assert found[0]["called"] is None
+    slides = predict_manifest(run, str(tmp_path / "new.csv"), str(tmp_path / "out"))["slides"]
+    assert slides[0]["probability"] == slides[1]["probability"] != slides[2]["probability"]
+    assert slides[0]["called"] is None
     weights = [storage.read_table(str(tmp_path / f"out/attention/s{k}.parquet"))["weight"].to_numpy() for k in (0, 1)]
     assert np.concatenate(weights).sum() == pytest.approx(1.0)

@@ -20,7 +20,7 @@ InstanceLabels = dict[str, Int[np.ndarray, " instance"]]
 FLAT = Estimate(math.nan, reason="every patch weighs the same")
 FLAT_FROM = 0.95
 ESTIMATES = ("localisation_auroc", "localisation_ap", "flipping_area")
-NOTHING_FLIPPED = Estimate(math.nan, reason="no test slide is called positive")
+NO_FLIPPING = Estimate(math.nan, reason="no test slide is called positive")
 
 
 class AttentionChecks(NamedTuple):
@@ -42,7 +42,7 @@ class AttentionChecks(NamedTuple):
 def check_attention(run: RunPredictions, rule: DecisionRule, labels: InstanceLabels) -> AttentionChecks:
     """Check the test split's attention against instance labels and against the model's own predictions."""
     entries = run.split("test").entries
-    localisation = localise_test(attention_by_slide(run.bags, run.said), entries, labels, len(run.spec.classes))
+    localisation = localise_test(attention_by_slide(run.bags, run.predictions), entries, labels, len(run.spec.classes))
     if run.spec.train.pooling == "mean":
         return AttentionChecks(dict.fromkeys(ESTIMATES, FLAT), localisation, {}, ())
     flipping = dict(_flipping_curves(run, rule))
@@ -50,19 +50,19 @@ def check_attention(run: RunPredictions, rule: DecisionRule, labels: InstanceLab
     auroc = localisation_estimate(localisation.bags, entries, seed)
     precision = localisation_estimate(localisation.precision, entries, seed)
     area = flipping_estimate(flipping, entries, seed)
-    warnings = attention_warnings([run.said[index] for index in run.bags.split("test")], auroc, area)
+    warnings = attention_warnings([run.predictions[index] for index in run.bags.split("test")], auroc, area)
     estimates = dict(zip(ESTIMATES, (auroc, precision, area), strict=True))
     return AttentionChecks(estimates, localisation, flipping, tuple(warnings))
 
 
 def _flipping_curves(run: RunPredictions, rule: DecisionRule) -> Iterator[tuple[str, Flipping]]:
-    """The curves of every test bag that is called positive, or anything of more than two classes."""
-    called = predicted_classes(run, rule)
-    indices = [index for index, label in called.items() if label or len(run.spec.classes) > 2]
+    """Curves of each test bag predicted positive, of all with more classes."""
+    predicted = predicted_classes(run, rule)
+    indices = [index for index, label in predicted.items() if label or len(run.spec.classes) > 2]
     for index in track(indices, "flipping patches", len(indices)):
-        attention = run.said[index].attention
-        its = flip(run.models, run.bags[index], attention, called[index], run.spec.train.seed)
-        yield run.bags.entries[index].bag_id, its
+        attention = run.predictions[index].attention
+        curves = flip(run.models, run.bags[index], attention, predicted[index], run.spec.train.seed)
+        yield run.bags.entries[index].bag_id, curves
 
 
 def localise_test(
@@ -71,36 +71,40 @@ def localise_test(
     labels: InstanceLabels,
     classes: int,
 ) -> Localisation:
-    """Within-bag AUROCs of the test slides that are positive or, with more than two classes, have instance labels."""
-    tested = [entry for entry in entries if entry.split == "test" and (classes > 2 or entry.label == 1)]
-    slides = [slide_id for entry in tested for slide_id in entry.slides if classes == 2 or slide_id in labels]
+    """Localisation of scores in the test slides that may hold positive patches.
+
+    Those slides are positive or, with more than two classes, have instance labels.
+    """
+    candidates = [entry for entry in entries if entry.split == "test" and (classes > 2 or entry.label == 1)]
+    slides = [slide_id for entry in candidates for slide_id in entry.slides if classes == 2 or slide_id in labels]
     return localise({slide_id: (scores[slide_id], labels.get(slide_id)) for slide_id in slides})
 
 
-def localisation_estimate(found: Mapping[str, float], entries: Sequence[BagEntry], seed: int) -> Estimate:
+def localisation_estimate(by_slide: Mapping[str, float], entries: Sequence[BagEntry], seed: int) -> Estimate:
     """The mean over slides with its patient-level interval."""
-    if not found:
+    if not by_slide:
         return Estimate(math.nan, reason="no positive test slide has patches of both classes by annotation")
     patient = {slide_id: entry.patient_id for entry in entries for slide_id in entry.slides}
-    return mean_estimate(np.array(list(found.values())), [patient[name] for name in found], seed)
+    return mean_estimate(np.array(list(by_slide.values())), [patient[slide_id] for slide_id in by_slide], seed)
 
 
-def flipping_estimate(found: Mapping[str, Flipping], entries: Sequence[BagEntry], seed: int) -> Estimate:
-    """The mean area between random and most-attended-first removal, with its patient-level interval."""
-    if not found:
-        return NOTHING_FLIPPED
+def flipping_estimate(by_bag: Mapping[str, Flipping], entries: Sequence[BagEntry], seed: int) -> Estimate:
+    """Mean area between random and most-attended-first removal, with its patient-level interval."""
+    if not by_bag:
+        return NO_FLIPPING
     patient = {entry.bag_id: entry.patient_id for entry in entries}
-    areas = np.array([its.area for its in found.values()])
-    return mean_estimate(areas, [patient[bag_id] for bag_id in found], seed)
+    areas = np.array([curves.area for curves in by_bag.values()])
+    return mean_estimate(areas, [patient[bag_id] for bag_id in by_bag], seed)
 
 
-def attention_warnings(said: Sequence[BagPrediction], localisation: Estimate, flipping: Estimate) -> list[str]:
-    """Why the attention of this run should not be read as an explanation; empty where nothing speaks against it."""
-    even = [value for its in said if not math.isnan(value := normalised_entropy(its.attention))]
+def attention_warnings(predictions: Sequence[BagPrediction], localisation: Estimate, flipping: Estimate) -> list[str]:
+    """Reasons not to read this attention as an explanation; empty where none applies."""
+    entropies = [normalised_entropy(prediction.attention) for prediction in predictions]
+    defined = [entropy for entropy in entropies if not math.isnan(entropy)]
     warnings = []
-    if even and float(np.median(even)) >= FLAT_FROM:
+    if defined and float(np.median(defined)) >= FLAT_FROM:
         warnings.append(
-            f"Attention is flat: its median entropy is {np.median(even):.3f} of the largest possible. Every patch "
+            f"Attention is flat: its median entropy is {np.median(defined):.3f} of the largest possible. Every patch "
             "weighs nearly the same, so the map shows noise."
         )
     if flipping.value <= 0 or flipping.low <= 0:

@@ -1,7 +1,7 @@
-"""Attention in the forms other programs read: GeoJSON tiles and a pyramidal OME-TIFF heat map, both for QuPath. No I/O.
+"""GeoJSON tiles and a pyramidal OME-TIFF heat map of attention, for QuPath.
 
-Places are level-0 px. The heat map has one pixel per ``2**k`` level-0 px, from the same origin, and says so by its
-physical pixel size: a viewer that knows scales lays it over the slide.
+No I/O. Coordinates are level-0 px. The heat map has one pixel per ``2**k`` level-0 px, from the same origin, and
+carries its physical pixel size, so that a viewer that knows scales lays it over the slide.
 """
 
 import io
@@ -21,7 +21,7 @@ from milcore.evaluation.attention.maps import colour_of
 PIXELS_PER_PATCH = 16
 TILE = 256
 UM_PER_CM = 10_000.0
-MEASURED = {
+MEASUREMENTS = {
     "weight": "Attention weight",
     "percentile": "Attention percentile",
     "score": "Attention score",
@@ -31,14 +31,14 @@ MEASURED = {
 
 
 def geojson(slide_id: str, table: pa.Table) -> bytes:
-    """A FeatureCollection (RFC 7946) of a QuPath tile per patch, its figures as measurements.
+    """FeatureCollection (RFC 7946) with a QuPath tile per patch, its values as measurements.
 
     Coordinates are level-0 px, x to the right and y down, as QuPath takes them; the standard's longitude and latitude
     do not apply to a slide.
 
     Args:
         slide_id: the ids of the features are derived from it.
-        table: of ``attention_table``, with places.
+        table: of ``attention_table``, with coordinates.
     """
     colours = np.rint(colour_of(table["weight"].to_numpy())).astype(int).tolist()
     features = [
@@ -52,8 +52,8 @@ def _feature(name: str, row: dict[str, Any], colour: list[int]) -> dict[str, obj
     left, top = row["x"], row["y"]
     right, bottom = left + row["size"], top + row["size"]
     ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-    measured = {
-        title: row[key] for key, title in MEASURED.items() if row.get(key) is not None and math.isfinite(row[key])
+    measurements = {
+        title: row[key] for key, title in MEASUREMENTS.items() if row.get(key) is not None and math.isfinite(row[key])
     }
     return {
         "type": "Feature",
@@ -62,23 +62,28 @@ def _feature(name: str, row: dict[str, Any], colour: list[int]) -> dict[str, obj
         "properties": {
             "objectType": "tile",
             "color": colour,
-            "measurements": {title: float(f"{value:.6g}") for title, value in measured.items()},
+            "measurements": {title: float(f"{value:.6g}") for title, value in measurements.items()},
         },
     }
 
 
 def heat_factor(patch_size_level0: float) -> int:
-    """Level-0 px under one pixel of the heat map: the power of two that leaves a patch 16 to 32 px, at least 1."""
+    """Level-0 px under one pixel of the heat map.
+
+    The power of two that leaves a patch 16 to 32 px, at least 1.
+    """
     factor: int = 2 ** max(0, math.floor(math.log2(patch_size_level0 / PIXELS_PER_PATCH)))
     return factor
 
 
 def heat_map(size_level0: tuple[int, int], table: pa.Table) -> UInt8[np.ndarray, "row column 3"]:
-    """Attention in colour on white, ``ceil(size / heat_factor)`` px, colour following weight / largest weight.
+    """Attention in colour on white, one pixel per ``heat_factor`` level-0 px.
+
+    The picture is ``ceil(size / heat_factor)`` px; colour follows weight / largest weight.
 
     Args:
         size_level0: (width, height) of the slide, level-0 px.
-        table: of ``attention_table``, with places.
+        table: of ``attention_table``, with coordinates.
     """
     factor = heat_factor(float(table["size"][0].as_py()))
     width, height = (math.ceil(edge / factor) for edge in size_level0)
@@ -94,7 +99,9 @@ def heat_map(size_level0: tuple[int, int], table: pa.Table) -> UInt8[np.ndarray,
 
 
 def ome_tiff(slide_id: str, picture: UInt8[np.ndarray, "row column 3"], factor: int, mpp: float | None) -> bytes:
-    """A tiled, losslessly compressed OME-TIFF with its halvings as SubIFDs; equal input gives equal bytes.
+    """Tiled, losslessly compressed OME-TIFF with its halvings as SubIFDs.
+
+    Equal input gives equal bytes.
 
     Args:
         slide_id: the image's name.
@@ -126,8 +133,17 @@ def ome_tiff(slide_id: str, picture: UInt8[np.ndarray, "row column 3"], factor: 
 
 def _ome_metadata(slide_id: str, factor: int, mpp: float | None) -> dict[str, object]:
     name = f"attention of {slide_id}"
-    about: dict[str, object] = {"axes": "YXS", "Name": name, "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, name)}"}
+    metadata: dict[str, object] = {
+        "axes": "YXS",
+        "Name": name,
+        "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, name)}",
+    }
     if mpp is None:
-        return about
+        return metadata
     size = mpp * factor
-    return about | {"PhysicalSizeX": size, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": size, "PhysicalSizeYUnit": "µm"}
+    return metadata | {
+        "PhysicalSizeX": size,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": size,
+        "PhysicalSizeYUnit": "µm",
+    }

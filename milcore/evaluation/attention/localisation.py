@@ -12,13 +12,13 @@ from milcore.metrics.auroc import auroc
 
 @dataclass(frozen=True, slots=True)
 class Localisation:
-    """How well attention finds annotated patches.
+    """Agreement of attention with annotated patches.
 
     Args:
-        auroc: the mean of the within-bag AUROCs.
-        bags: each bag's AUROC.
-        precision: each bag's average precision.
-        left_out: why a bag has neither.
+        auroc: mean of the within-bag AUROCs.
+        bags: AUROC of each bag.
+        precision: average precision of each bag.
+        left_out: reason of each bag that has neither.
     """
 
     auroc: float
@@ -30,7 +30,9 @@ class Localisation:
 def localise(
     bags: dict[str, tuple[Float[np.ndarray, " instance"], Int[np.ndarray, " instance"] | None]],
 ) -> Localisation:
-    """``mean over bags of AUROC(weight against instance label)``; NaN where no bag can be used.
+    """Compare attention with instance labels inside each bag.
+
+    ``mean over bags of AUROC(weight against instance label)``; NaN where no bag can be used.
 
     Args:
         bags: for every positive test bag, its attention weights and instance labels (1, 0, -1 left out; None if the bag

@@ -1,7 +1,8 @@
-"""Attention of one slide: as a table, as a picture aligned to level 0, and held against instance labels. No I/O.
+"""Attention of one slide as a table and as a picture.
 
-Attention says which patches the pooling weighed, as shares of one slide's whole. It is not a probability of disease:
-weights of a negative slide sum to 1 just the same, and weights of two slides cannot be compared.
+Pictures are aligned to level 0. No I/O. Attention is the weight of each patch in the pooling, as a share of one slide's
+whole. It is not a probability of disease: weights of a negative slide sum to 1 just the same, and weights of two slides
+cannot be compared.
 
 Boxes are (x, y, x + size, y + size) in level-0 px; axis words: instance, row, column, channel.
 """
@@ -38,16 +39,18 @@ def attention_table(
     size_level0: float | None,
     weight: Float[np.ndarray, " instance"],
     tissue: Float[np.ndarray, " instance"] | None,
-    more: Mapping[str, Float[np.ndarray, " instance"]] | None = None,
+    extra_columns: Mapping[str, Float[np.ndarray, " instance"]] | None = None,
 ) -> pa.Table:
-    """One row per patch, in the store's order: x, y, size (level-0 px), weight, percentile, tissue, those known.
+    """One row per patch, in the store's order.
+
+    Columns x, y, size (level-0 px), weight, percentile and tissue; those unknown are left out.
 
     Args:
         coords: upper left corners (x, y), level-0 px.
         size_level0: patch edge, level-0 px; None like coords.
         weight: shares of the slide's attention, summing to 1.
         tissue: share of each tile that is tissue, 0 to 1.
-        more: further columns, such as ``score``.
+        extra_columns: by name, such as ``score``.
     """
     columns = {}
     if coords is not None:
@@ -58,18 +61,24 @@ def attention_table(
     columns["percentile"] = pa.array(percentile(weight), pa.float64())
     if tissue is not None:
         columns["tissue"] = pa.array(tissue, pa.float32())
-    columns |= {name: pa.array(values, pa.float64()) for name, values in (more or {}).items()}
+    columns |= {name: pa.array(values, pa.float64()) for name, values in (extra_columns or {}).items()}
     return pa.table(columns)
 
 
 def percentile(weight: Float[np.ndarray, " instance"]) -> Float[np.ndarray, " instance"]:
-    """``100 (rank - 1/2) / n`` with equal weights sharing their mean rank: 50 everywhere when attention is flat."""
+    """Percentile rank of each weight, 0 to 100.
+
+    ``100 (rank - 1/2) / n`` with equal weights sharing their mean rank: 50 everywhere when attention is flat.
+    """
     ranks: np.ndarray = 100.0 * (rankdata(weight) - 0.5) / max(len(weight), 1)
     return ranks
 
 
 def half_mass(weight: Float[np.ndarray, " instance"]) -> int:
-    """The fewest patches that hold half of the attention: near n / 2 when it is flat, 1 when one patch decides."""
+    """Smallest number of patches that hold half of the attention.
+
+    Near n / 2 when it is flat, 1 when one patch decides.
+    """
     total = np.cumsum(np.sort(weight)[::-1])
     return int(np.searchsorted(total, 0.5 * total[-1] - 1e-12)) + 1
 
@@ -79,7 +88,9 @@ def heat_layer(
     size_level0: tuple[int, int],
     table: pa.Table,
 ) -> UInt8[np.ndarray, "row column 4"]:
-    """Attention as a transparent picture at thumbnail scale: colour and opacity follow weight / largest weight.
+    """Attention as a transparent picture at thumbnail scale.
+
+    Colour and opacity follow weight / largest weight.
 
     Args:
         shape: (rows, columns) of the thumbnail, px.
@@ -97,7 +108,10 @@ def heat_layer(
 
 
 def colour_of(weight: Float[np.ndarray, " instance"]) -> Float[np.ndarray, "instance 3"]:
-    """Red, green and blue, 0 to 255, of each weight as a share of the largest."""
+    """Viridis colour of each weight as a share of the largest.
+
+    Red, green and blue, 0 to 255.
+    """
     place = weight / max(weight.max(initial=0.0), 1e-300) * (len(RAMP) - 1)
     colour: np.ndarray = np.stack([np.interp(place, np.arange(len(RAMP)), channel) for channel in RAMP.T], axis=1)
     return colour
@@ -106,9 +120,10 @@ def colour_of(weight: Float[np.ndarray, " instance"]) -> Float[np.ndarray, "inst
 def thumbnail_boxes(
     shape: tuple[int, int], size_level0: tuple[int, int], table: pa.Table
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Left, top, right, bottom of each patch in thumbnail px, each edge rounded; never thinner than one pixel.
+    """Left, top, right, bottom of each patch in thumbnail px.
 
-    A patch may begin outside the slide (one around a place at its edge): left and top are cut to the picture.
+    Each edge is rounded; no box is thinner than one pixel. A patch may begin outside the slide (one centred at
+    the slide's edge): left and top are cut to the picture.
     """
     scale_x, scale_y = shape[1] / size_level0[0], shape[0] / size_level0[1]
     x, y, size = table["x"].to_numpy(), table["y"].to_numpy(), table["size"].to_numpy()
@@ -121,7 +136,10 @@ def thumbnail_boxes(
 def overlay(
     thumbnail: UInt8[np.ndarray, "row column 3"], layer: UInt8[np.ndarray, "row column 4"]
 ) -> UInt8[np.ndarray, "row column 3"]:
-    """``(1 - a) thumbnail + a layer`` with a = 0.7 of the layer's own opacity."""
+    """Blend an attention layer over a thumbnail.
+
+    ``(1 - a) thumbnail + a layer`` with a = 0.7 of the layer's own opacity.
+    """
     opacity = 0.7 * layer[..., 3:].astype(np.float64) / 255
     blend: np.ndarray = np.rint((1 - opacity) * thumbnail + opacity * layer[..., :3]).astype(np.uint8)
     return blend

@@ -1,4 +1,4 @@
-"""What attention leaves behind for one slide: the files in the run folder and the view in the report."""
+"""Attention files and report view of one slide."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from milcore.config import AttentionFormat
 from milcore.evaluation.attention.exports import geojson, heat_factor, heat_map, ome_tiff
 from milcore.evaluation.attention.maps import attention_table, half_mass, heat_layer, overlay, png
 from milcore.evaluation.attention.patch_flipping import normalised_entropy
-from milcore.evaluation.report import Picture, ShownPatch, SlideView
+from milcore.evaluation.report import PictureSizes, ShownPatch, SlideView
 from milcore.evaluation.report.pictures import jpeg, rings, shrink
 from milcore.runtime import storage
 from milcore.store.sampling import read_patches
@@ -26,20 +26,22 @@ SUFFIXES: dict[AttentionFormat, str] = {
 }  # fmt: skip
 
 
-class Finding(NamedTuple):
-    """What is known of a slide beside its patches.
+class SlideResult(NamedTuple):
+    """Label, prediction, attention and annotation of one slide.
 
     Args:
-        called: the class the model calls it.
+        probabilities: of every class.
+        std: standard deviation of the predicted class's probability over the folds, None for one model.
+        attention: share of each patch, in the store's order.
         region: annotated area, level-0 px, None without one.
         localisation: within-slide AUROC of attention against instance labels, None where undefined.
     """
 
     patient_id: str
     label: int
-    called: int
+    predicted_class: int
     probabilities: tuple[float, ...]
-    spread: float | None
+    std: float | None
     attention: np.ndarray
     region: BaseGeometry | None
     localisation: float | None
@@ -50,42 +52,44 @@ def write_attention(
     slide: SlideGroup,
     weight: np.ndarray,
     formats: Sequence[AttentionFormat],
-    more: Mapping[str, np.ndarray] | None = None,
+    extra_columns: Mapping[str, np.ndarray] | None = None,
 ) -> pa.Table:
-    """Write ``<slide_id>.<form>`` in every form asked for; those that draw, only where places are known.
+    """Write ``<slide_id>.<suffix>`` in each format and return the table of attention.
+
+    Formats that draw are written only where the coordinates of patches are known.
 
     Args:
         folder_uri: the run's ``attention`` folder.
         slide: in the store.
         weight: shares of attention in the store's order.
         formats: ``parquet`` and ``zarr`` hold a row per patch in the store's order.
-        more: further columns of the table.
+        extra_columns: of the table, by name.
     """
     coords, size = (slide.coords, slide.size_level0) if slide.has_coords else (None, None)
-    table = attention_table(coords, size, weight, slide.tissue, more)
-    for form in formats:
-        if form == "parquet":
+    table = attention_table(coords, size, weight, slide.tissue, extra_columns)
+    for file_format in formats:
+        if file_format == "parquet":
             storage.write_table(storage.join(folder_uri, f"{slide.slide_id}.parquet"), table)
             continue
-        if form == "zarr":
+        if file_format == "zarr":
             columns = {name: table[name].to_numpy() for name in table.column_names}
             uri = storage.join(folder_uri, f"{slide.slide_id}.zarr")
             write_columns(uri, columns, {"slide_id": slide.slide_id, "rows": "as in the store's patches"})
             continue
-        data = _file(form, slide, table)
+        data = _picture_file(file_format, slide, table)
         if data is not None:
-            storage.write_bytes(storage.join(folder_uri, f"{slide.slide_id}.{SUFFIXES[form]}"), data)
+            storage.write_bytes(storage.join(folder_uri, f"{slide.slide_id}.{SUFFIXES[file_format]}"), data)
     return table
 
 
-def _file(form: AttentionFormat, slide: SlideGroup, table: pa.Table) -> bytes | None:
-    """The file in one form; None where it needs places and there are none."""
+def _picture_file(file_format: AttentionFormat, slide: SlideGroup, table: pa.Table) -> bytes | None:
+    """The file in one format; None where the coordinates of patches are unknown."""
     canvas = _canvas(slide)
     if canvas is None or not len(table):
         return None
-    if form == "png":
+    if file_format == "png":
         return png(overlay(canvas, _heat(canvas, slide, table)))
-    if form == "geojson":
+    if file_format == "geojson":
         return geojson(slide.slide_id, table)
     size = _size_level0(slide)
     return None if size is None else ome_tiff(
@@ -93,41 +97,39 @@ def _file(form: AttentionFormat, slide: SlideGroup, table: pa.Table) -> bytes | 
     )  # fmt: skip
 
 
-def slide_view(slide: SlideGroup, finding: Finding, table: pa.Table, picture: Picture) -> SlideView:
-    """The slide as the report shows it.
+def slide_view(slide: SlideGroup, result: SlideResult, table: pa.Table, sizes: PictureSizes) -> SlideView:
+    """View of one slide in the report.
 
     Args:
         slide: in the store.
-        finding: what the model and the annotation say.
+        result: of the slide.
         table: of ``write_attention``.
-        picture: how large its pictures may be.
+        sizes: of its pictures.
     """
     canvas = _canvas(slide)
-    thumbnail = None if canvas is None else shrink(canvas, picture.thumbnail_edge)
+    thumbnail = None if canvas is None else shrink(canvas, sizes.thumbnail_edge)
     size = _size_level0(slide)
-    order = np.argsort(-finding.attention, kind="stable").tolist()
-    shown = min(picture.patches, len(order))
-    lowest = order[::-1][: min(picture.patches, max(len(order) - shown, 0))]
+    order = np.argsort(-result.attention, kind="stable").tolist()
+    shown = min(sizes.patches, len(order))
+    lowest = order[::-1][: min(sizes.patches, max(len(order) - shown, 0))]
     return SlideView(
         slide_id=slide.slide_id,
-        patient_id=finding.patient_id,
-        label=finding.label,
-        called=finding.called,
-        probabilities=finding.probabilities,
-        spread=finding.spread,
+        patient_id=result.patient_id,
+        label=result.label,
+        predicted_class=result.predicted_class,
+        probabilities=result.probabilities,
+        std=result.std,
         size_level0=size,
         mpp=_mpp(slide),
         instances=len(slide),
-        half_mass=half_mass(finding.attention),
-        entropy=normalised_entropy(finding.attention),
-        localisation=finding.localisation,
+        half_mass=half_mass(result.attention),
+        entropy=normalised_entropy(result.attention),
+        localisation=result.localisation,
         thumbnail=None if thumbnail is None else jpeg(thumbnail, JPEG_QUALITY),
         heat=None if thumbnail is None else png(_heat(thumbnail, slide, table)),
-        outline=()
-        if finding.region is None or size is None
-        else rings(finding.region, size[0] / picture.thumbnail_edge),
-        patches=_patches(slide, finding.attention, order[:shown], picture),
-        lowest=_patches(slide, finding.attention, lowest, picture),
+        outline=() if result.region is None or size is None else rings(result.region, size[0] / sizes.thumbnail_edge),
+        patches=_patches(slide, result.attention, order[:shown], sizes),
+        lowest=_patches(slide, result.attention, lowest, sizes),
     )
 
 
@@ -141,7 +143,10 @@ def _mpp(slide: SlideGroup) -> float | None:
 
 
 def _canvas(slide: SlideGroup) -> UInt8[np.ndarray, "row column 3"] | None:
-    """What attention is drawn on: the thumbnail, white where an import has places only, None without places."""
+    """Background of the attention picture; None where the coordinates of patches are unknown.
+
+    The thumbnail, or white where an import has coordinates only.
+    """
     if not slide.has_coords:
         return None
     if slide.has_thumbnail:
@@ -156,8 +161,10 @@ def _heat(thumbnail: UInt8[np.ndarray, "row column 3"], slide: SlideGroup, table
     return heat_layer((thumbnail.shape[0], thumbnail.shape[1]), (width, height), table)
 
 
-def _patches(slide: SlideGroup, weight: np.ndarray, places: Sequence[int], picture: Picture) -> tuple[ShownPatch, ...]:
-    if not slide.has_patches or not places:
+def _patches(
+    slide: SlideGroup, weight: np.ndarray, indices: Sequence[int], sizes: PictureSizes
+) -> tuple[ShownPatch, ...]:
+    if not slide.has_patches or not indices:
         return ()
     return tuple(
         ShownPatch(
@@ -165,7 +172,7 @@ def _patches(slide: SlideGroup, weight: np.ndarray, places: Sequence[int], pictu
             y=int(slide.coords[k, 1]) if slide.has_coords else None,
             size=slide.size_level0 if slide.has_coords else None,
             times_mean=float(weight[k] * len(weight) / weight.sum()),
-            jpeg=jpeg(shrink(pixels, picture.patch_edge), JPEG_QUALITY),
+            jpeg=jpeg(shrink(pixels, sizes.patch_edge), JPEG_QUALITY),
         )
-        for k, pixels in zip(places, read_patches(slide, places), strict=True)
+        for k, pixels in zip(indices, read_patches(slide, indices), strict=True)
     )

@@ -1,9 +1,12 @@
-"""The report of a run: one HTML file that needs no network, and a model card. No torch; it is fed plain data."""
+"""Report and model card of a run from plain data, without torch.
+
+The report is one HTML file that needs no network.
+"""
 
 from milcore.evaluation.report.contents import (
     Curve,
     FlippingCurves,
-    Picture,
+    PictureSizes,
     ReportData,
     ShownPatch,
     SlideView,
@@ -15,7 +18,7 @@ from milcore.evaluation.report.page import model_card, render
 __all__ = [
     "Curve",
     "FlippingCurves",
-    "Picture",
+    "PictureSizes",
     "ReportData",
     "ShownPatch",
     "SlideView",

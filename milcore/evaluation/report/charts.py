@@ -1,4 +1,7 @@
-"""Small charts as inline SVG: they print sharply, need no script, and say in words what they show."""
+"""Small charts as inline SVG.
+
+They print sharply, need no script and carry a description in words.
+"""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line (or, where ``dots`` is set, single points of those radii in px) under a CSS class."""
+    """A line under a CSS class, or points where ``dots`` gives radii in px."""
 
     name: str
     style: str
@@ -26,7 +29,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Labels, ranges and ticks; ``diagonal`` draws the line of no skill or of perfect calibration."""
+    """Labels, ranges and ticks of a pair of axes.
+
+    ``diagonal`` draws the line of no skill or of perfect calibration.
+    """
 
     x_label: str
     y_label: str
@@ -37,12 +43,12 @@ class Axes:
     diagonal: bool
 
     def x(self, value: float) -> float:
-        """Place on the picture, px from the left."""
+        """Horizontal position in the picture, px from the left."""
         low, high = self.x_range
         return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
-        """Place on the picture, px from the top."""
+        """Vertical position in the picture, px from the top."""
         low, high = self.y_range
         return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
@@ -53,15 +59,15 @@ def chart(axes: Axes, series: list[Series], description: str, *, legend: bool = 
     Args:
         axes: ranges and ticks.
         series: drawn in order.
-        description: what a reader who cannot see it should know.
+        description: in words, for readers who cannot see the chart.
         legend: write the names of the lines below the axes, a line each.
     """
-    named = [its for its in series if its.style != "band"] if legend else []
+    named = [line for line in series if line.style != "band"] if legend else []
     height = HEIGHT + LEGEND_LINE * len(named)
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(description)}">',
         *_frame(axes),
-        *(part for its in series for part in _draw(axes, its)),
+        *(part for line in series for part in _draw(axes, line)),
         *_legend(named),
         "</svg>",
     ]
@@ -95,10 +101,10 @@ def _frame(axes: Axes) -> list[str]:
 
 def _legend(series: list[Series]) -> list[str]:
     parts = []
-    for k, its in enumerate(series):
+    for k, line in enumerate(series):
         y = HEIGHT + LEGEND_LINE * (k + 0.5)
-        parts.append(f'<line class="{its.style}" x1="{LEFT + 8}" x2="{LEFT + 30}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{LEFT + 36}" y="{y + 4}">{escape(its.name)}</text>')
+        parts.append(f'<line class="{line.style}" x1="{LEFT + 8}" x2="{LEFT + 30}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="tick" x="{LEFT + 36}" y="{y + 4}">{escape(line.name)}</text>')
     return parts
 
 
@@ -114,19 +120,19 @@ def _draw(axes: Axes, series: Series) -> list[str]:
 
 def steps(most: float, count: int) -> tuple[float, ...]:
     """Round ticks from 0 to at most ``most``, about ``count`` of them."""
-    raw = most / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(k * power for k in (1, 2, 5, 10) if k * power >= raw * (1 - 1e-9))
+    smallest = most / count
+    power = 10.0 ** math.floor(math.log10(smallest))
+    step = next(k * power for k in (1, 2, 5, 10) if k * power >= smallest * (1 - 1e-9))
     return tuple(round(k * step, 10) for k in range(int(most / step + 1e-9) + 1))
 
 
 def interval_bar(estimate: Estimate) -> Markup:
-    """A value and its interval on a line from 0 to 1, chance (0.5) marked."""
-    place = {name: round(4 + 152 * getattr(estimate, name), 1) for name in ("value", "low", "high")}
+    """Value and interval on a line from 0 to 1, chance (0.5) marked."""
+    x = {name: round(4 + 152 * getattr(estimate, name), 1) for name in ("value", "low", "high")}
     return Markup(  # noqa: S704 - numbers only
         '<svg class="interval" viewBox="0 0 160 18" aria-hidden="true">'
         '<line class="grid" x1="4" x2="156" y1="9" y2="9"/>'
         '<line class="chance" x1="80" x2="80" y1="1" y2="17"/>'
-        f'<line class="range" x1="{place["low"]}" x2="{place["high"]}" y1="9" y2="9"/>'
-        f'<circle class="value" cx="{place["value"]}" cy="9" r="4"/></svg>'
+        f'<line class="range" x1="{x["low"]}" x2="{x["high"]}" y1="9" y2="9"/>'
+        f'<circle class="value" cx="{x["value"]}" cy="9" r="4"/></svg>'
     )

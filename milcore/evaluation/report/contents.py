@@ -1,4 +1,4 @@
-"""What the report shows, as plain data: made by evaluation, or by hand in a test."""
+"""Contents of the report as plain data."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """How large a slide's pictures are: edges in px, and how many patches are shown at either end."""
+class PictureSizes:
+    """Sizes of a slide's pictures: edges in px, patches shown at either end."""
 
     thumbnail_edge: int
     patch_edge: int
     patches: int
 
     @classmethod
-    def for_slides(cls, slides: int) -> "Picture":
-        """As large as keeps a report of so many slides quick to open."""
+    def for_slides(cls, slides: int) -> "PictureSizes":
+        """Largest sizes with which a report of so many slides opens quickly."""
         return cls(760, 176, 6) if slides <= FEW_SLIDES else cls(480, 112, 3)
 
 
@@ -29,10 +29,10 @@ FEW_SLIDES = 60
 
 @dataclass(frozen=True, slots=True)
 class ShownPatch:
-    """One of a slide's most, or least, attended patches.
+    """One of the most or least attended patches of a slide.
 
     Args:
-        x: left edge, level-0 px; None, like y and size, where the patch's place is unknown.
+        x: left edge, level-0 px; None, like y and size, where the patch's coordinates are unknown.
         y: upper edge, level-0 px.
         size: edge, level-0 px.
         times_mean: attention weight over the slide's mean weight.
@@ -48,19 +48,18 @@ class ShownPatch:
 
 @dataclass(frozen=True, slots=True)
 class SlideView:
-    """One test slide: what it is, what the model says of it, and where it looked.
+    """One test slide: label, prediction, attention and pictures.
 
     Args:
-        called: the class it is called.
         probabilities: of every class.
-        spread: standard deviation of the called class's probability over the folds, None for one model.
+        std: standard deviation of the predicted class's probability over the folds, None for one model.
         size_level0: (width, height), level-0 px, None where unknown.
         mpp: um/px at level 0, None where unknown.
         instances: patches of the slide.
-        half_mass: the fewest patches that hold half of the attention.
-        entropy: of attention over the largest possible, 1 where it is flat.
+        half_mass: smallest number of patches that hold half of the attention.
+        entropy: of attention over the largest possible, 1 where attention is flat.
         localisation: within-slide AUROC of attention against the annotation, None where undefined.
-        thumbnail: JPEG file, white where the store has places but no picture, None where it has neither.
+        thumbnail: JPEG file, white where the store has coordinates but no picture, None where neither.
         heat: PNG file with transparency, the thumbnail's size; None like thumbnail.
         outline: rings of the annotated regions, level-0 px.
         patches: most attended first.
@@ -70,9 +69,9 @@ class SlideView:
     slide_id: str
     patient_id: str
     label: int
-    called: int
+    predicted_class: int
     probabilities: tuple[float, ...]
-    spread: float | None
+    std: float | None
     size_level0: tuple[int, int] | None
     mpp: float | None
     instances: int
@@ -87,24 +86,27 @@ class SlideView:
 
     @property
     def error(self) -> float:
-        """``1 - probability of the true class``: 0 is certain and right, 1 certain and wrong."""
+        """``1 - probability of the true class``.
+
+        0 is certain and right, 1 is certain and wrong.
+        """
         return 1.0 - self.probabilities[self.label]
 
     @property
     def picture_bytes(self) -> int:
-        """Of all its pictures."""
+        """Size of all pictures of the slide."""
         patches = [patch.jpeg for patch in (*self.patches, *self.lowest)]
         return sum(len(picture) for picture in (self.thumbnail, self.heat, *patches) if picture is not None)
 
     @property
     def shown_probability(self) -> float:
-        """Of the positive class of two, of the called one of more."""
-        return self.probabilities[1 if len(self.probabilities) == 2 else self.called]
+        """Probability of the positive class of two, of the predicted one of more."""
+        return self.probabilities[1 if len(self.probabilities) == 2 else self.predicted_class]
 
 
 @dataclass(frozen=True, slots=True)
 class SplitCount:
-    """How many patients, and bags of each class, a split holds."""
+    """Number of patients, and of bags of each class, in a split."""
 
     split: str
     patients: int
@@ -112,13 +114,13 @@ class SplitCount:
 
     @property
     def bags(self) -> int:
-        """Of all classes."""
+        """Bags of all classes."""
         return sum(self.of_class)
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A curve of one class, with the band of its resamples (empty where none was drawn)."""
+    """Curve of one class, with the band of its resamples where there is one."""
 
     name: str
     points: Points
@@ -127,7 +129,15 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class FlippingCurves:
-    """Mean probability of the called class by the share of patches taken out, over so many bags."""
+    """Mean probability of the predicted class by the share of patches removed.
+
+    Args:
+        bags: number of bags in the mean.
+        removed: share of patches removed, 0 to 1.
+        most: most attended patches removed first.
+        least: least attended patches removed first.
+        random: mean over random orders.
+    """
 
     bags: int
     removed: list[float]
@@ -138,7 +148,7 @@ class FlippingCurves:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """The trials of which this run's settings are the best, and whether that one can be told from the next."""
+    """Trials of the sweep whose best settings this run has, and its verdict."""
 
     trials: pa.Table
     verdict: str
@@ -146,17 +156,17 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """All of a report.
+    """Contents of one report.
 
     Args:
-        bag: what a bag is, ``slide`` or ``patient``.
+        bag: unit of a bag, ``slide`` or ``patient``.
         metrics: test values by name.
         of_class: test values by name of each class of more than two, empty for two.
         of_patients: test values of patients, empty where bags are patients'.
         calibrated: Brier score and ECE after temperature scaling.
         threshold: None for more than two classes.
-        warnings: why attention should not be read as an explanation.
-        flipping: None where no bag could be followed.
+        warnings: reasons not to read attention as an explanation.
+        flipping: None where no bag has curves.
         folds: models of the run, 0 for a plain run.
         sweep: None where the settings came from no sweep.
     """

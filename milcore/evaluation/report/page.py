@@ -1,4 +1,7 @@
-"""Renders ``ReportData`` as one HTML file and as a model card. Style, script and pictures are inside the file."""
+"""HTML report and model card from ``ReportData``.
+
+The report is one file; style, script and pictures are inside it.
+"""
 
 import math
 from collections.abc import Sequence
@@ -51,13 +54,16 @@ PER_CLASS = ("auroc", "auprc", "sensitivity", "specificity", "f1")
 
 
 def render(data: ReportData) -> str:
-    """The report as HTML: no request leaves it, and it reads in print and without script."""
-    return _environment().get_template("report.html.j2").render(_view(data))
+    """The report as HTML.
+
+    It sends no request, and reads in print and without script.
+    """
+    return _environment().get_template("report.html.j2").render(_template_values(data))
 
 
 def model_card(data: ReportData) -> str:
     """The model card as Markdown."""
-    return _environment().get_template("MODEL_CARD.md.j2").render(_view(data))
+    return _environment().get_template("MODEL_CARD.md.j2").render(_template_values(data))
 
 
 def _environment() -> Environment:
@@ -89,7 +95,7 @@ def interval(estimate: Estimate) -> str:
     return "" if math.isnan(estimate.low) else f"{estimate.low:.2f} {DASH} {estimate.high:.2f}"
 
 
-def _view(data: ReportData) -> dict[str, Any]:
+def _template_values(data: ReportData) -> dict[str, Any]:
     classes = ("negative", "positive") if data.classes == ("0", "1") else data.classes
     return {
         "data": data,
@@ -101,7 +107,8 @@ def _view(data: ReportData) -> dict[str, Any]:
         "script": _asset("report.js"),
         "headline": _headline(data, classes),
         "per_class": [
-            (name, [its[metric] for metric in PER_CLASS]) for name, its in zip(classes, data.of_class, strict=False)
+            (name, [estimates[metric] for metric in PER_CLASS])
+            for name, estimates in zip(classes, data.of_class, strict=False)
         ],
         "charts": _charts(data),
         "slides": sorted(data.slides, key=lambda slide: (-slide.error, slide.slide_id)),
@@ -115,7 +122,7 @@ def _view(data: ReportData) -> dict[str, Any]:
 
 
 def _headline(data: ReportData, classes: tuple[str, ...]) -> list[tuple[str, str, str, Estimate]]:
-    """(name, title, what it means, value) of every metric that this run has."""
+    """(name, title, note, value) of every metric of this run."""
     words = {"positive": classes[-1], "negative": classes[0], "bag": data.bag}
     notes = {name: note.format(**words) for name, _, note in HEADLINE}
     if len(classes) > 2:
@@ -124,12 +131,12 @@ def _headline(data: ReportData, classes: tuple[str, ...]) -> list[tuple[str, str
 
 
 def _asset(name: str) -> Markup:
-    """A file of this package that goes into the page as it is."""
+    """File of this package that goes into the page unchanged."""
     return Markup(resources.files("milcore.evaluation.report").joinpath(name).read_text("utf-8"))  # noqa: S704 - our own file
 
 
 def _charts(data: ReportData) -> list[tuple[str, str, Markup]]:
-    """(title, caption, picture) of every chart that has something to show."""
+    """(title, caption, picture) of every chart that has data."""
     charts = []
     band = " Shaded: 95 % of resampled patients." if len(data.classes) == 2 else ""
     if any(curve.points for curve in data.roc):
@@ -150,7 +157,7 @@ def _charts(data: ReportData) -> list[tuple[str, str, Markup]]:
         caption = f"Mean over {data.flipping.bags} test {data.bag}s. Below random: attention tells what decides."
         charts.append(("Patch flipping", caption, _flipping(data.flipping)))
     training = [
-        (title, caption, _training(data.history, name)) for title, name, caption in _TRAINING if _has(data, name)
+        (title, caption, _training(data.history, name)) for title, name, caption in _TRAINING if _has_metric(data, name)
     ]
     return charts + training
 
@@ -162,19 +169,22 @@ _TRAINING = (
 _CALIBRATION = "Mean probability against the share that came true, test bags in five bins; area = bags."
 
 
-def _has(data: ReportData, metric: str) -> bool:
+def _has_metric(data: ReportData, metric: str) -> bool:
     return metric in data.history["metric"].to_pylist()
 
 
 def _curves(curves: Sequence[Curve], axes: Axes, words: str) -> Markup:
-    """Curves of classes; a band below, and names at the lines where there are several."""
-    series = [Series("band", "band", _outline(its.band)) for its in curves if its.band is not None and its.band.x]
-    series += [Series(its.name, f"line-model class-{k % 6}", its.points) for k, its in enumerate(curves) if its.points]
+    """Chart of the classes' curves over their bands, with a legend for several."""
+    bands = [curve.band for curve in curves if curve.band is not None and curve.band.x]
+    series = [Series("band", "band", _outline(band)) for band in bands]
+    series += [
+        Series(curve.name, f"line-model class-{k % 6}", curve.points) for k, curve in enumerate(curves) if curve.points
+    ]
     return chart(axes, series, words, legend=len(curves) > 1)
 
 
 def _outline(band: Band) -> list[Point]:
-    """Along the upper edge and back along the lower."""
+    """Outline of a band: along the upper edge and back along the lower."""
     upper, lower = zip(band.x, band.high, strict=True), zip(band.x, band.low, strict=True)
     return [*upper, *reversed(list(lower))]
 
@@ -216,11 +226,13 @@ def _training(history: pa.Table, metric: str) -> Markup:
 
 
 def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
-    """Columns that say something, rows, and the one that ranks first on validation: the sweep's choice."""
+    """Columns with any value, rows, and the row that ranks first on validation."""
     names = [str(name) for name in table.column_names if table[name].null_count < len(table)]
     rows = table.to_pylist()
-    said = [Validation(row["val_loss"], row["val_auroc"]) if row["state"] == "ok" else NO_VALIDATION for row in rows]
-    ranks = [validation.rank for validation in said]
+    validations = [
+        Validation(row["val_loss"], row["val_auroc"]) if row["state"] == "ok" else NO_VALIDATION for row in rows
+    ]
+    ranks = [validation.rank for validation in validations]
     return names, rows, ranks.index(min(ranks))
 
 

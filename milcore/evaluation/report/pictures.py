@@ -1,4 +1,4 @@
-"""Pictures made small for one HTML file: JPEG for tissue, data URIs, and what is drawn over a thumbnail."""
+"""Pictures for one HTML file: shrunk JPEG, data URIs, outlines and scale bar."""
 
 import base64
 import io
@@ -12,7 +12,10 @@ from shapely.geometry.base import BaseGeometry
 
 
 def shrink(pixels: UInt8[np.ndarray, "row column 3"], edge: int) -> UInt8[np.ndarray, "row column 3"]:
-    """The picture with its longer edge at most ``edge`` px, averaged down, never enlarged."""
+    """The picture averaged down to a longer edge of at most ``edge`` px.
+
+    It is never enlarged.
+    """
     rows, columns = pixels.shape[:2]
     factor = min(1.0, edge / max(rows, columns))
     size = max(round(columns * factor), 1), max(round(rows * factor), 1)
@@ -27,7 +30,7 @@ def jpeg(pixels: UInt8[np.ndarray, "row column 3"], quality: int) -> bytes:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """The file as text that a browser reads without a request."""
+    """Data URI of a file, which a browser reads without a request."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -45,7 +48,9 @@ def rings(region: BaseGeometry, tolerance: float) -> tuple[tuple[tuple[float, fl
 
 
 def scale_bar(width: int, mpp: float) -> tuple[float, str]:
-    """Length (level-0 px) and text of a bar of 1, 2 or 5 times a power of ten, at most a quarter of the slide's width.
+    """Length (level-0 px) and text of a scale bar.
+
+    1, 2 or 5 times a power of ten in um, at most a quarter of the slide's width.
 
     Args:
         width: of the slide, level-0 px.

@@ -56,7 +56,7 @@ def test_the_known_patch_lies_at_its_place_in_every_form(folder) -> None:
     assert group["score"][place] == pytest.approx(np.log(WEIGHT[KNOWN]))
     assert group.attrs["complete"]
     features = json.loads((folder / "s.geojson").read_bytes())["features"]
-    top = max(features, key=lambda its: its["properties"]["measurements"]["Attention weight"])
+    top = max(features, key=lambda feature: feature["properties"]["measurements"]["Attention weight"])
     assert top["geometry"]["coordinates"][0][0] == [LEFT, TOP]
     assert top["geometry"]["coordinates"][0][2] == [LEFT + EDGE, TOP + EDGE]
     with tifffile.TiffFile(folder / "s.ome.tiff") as tiff:
@@ -103,9 +103,9 @@ def test_a_larger_map_has_its_halvings_and_equal_input_gives_equal_bytes() -> No
     size = (20_001, 9_000)
     coords = np.array([(0, 0), (19_000, 8_000)])
     table = attention_table(coords, 100.0, np.array([0.3, 0.7]), None)
-    made = [ome_tiff("s", heat_map(size, table), heat_factor(100.0), 0.5) for _ in range(2)]
-    assert made[0] == made[1]
-    with tifffile.TiffFile(io.BytesIO(made[0])) as tiff:
+    files = [ome_tiff("s", heat_map(size, table), heat_factor(100.0), 0.5) for _ in range(2)]
+    assert files[0] == files[1]
+    with tifffile.TiffFile(io.BytesIO(files[0])) as tiff:
         widths = [level.pages[0].imagewidth for level in tiff.series[0].levels]
     assert widths == [5001, 2501, 1251, 626, 313, 157]
 

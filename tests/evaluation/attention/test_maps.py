@@ -60,7 +60,7 @@ def test_overlay_leaves_uncovered_pixels_alone():
 
 
 def test_localisation_is_the_mean_over_bags_and_counts_what_it_leaves_out():
-    found = localise(
+    localisation = localise(
         {
             "perfect": (np.array([0.7, 0.2, 0.1]), np.array([1, 0, 0])),
             "half": (np.array([0.4, 0.4, 0.2]), np.array([1, 0, -1])),
@@ -68,8 +68,11 @@ def test_localisation_is_the_mean_over_bags_and_counts_what_it_leaves_out():
             "bare": (np.array([0.5, 0.5]), None),
         }
     )
-    assert found.auroc == pytest.approx(0.75)
-    assert found.bags == {"perfect": 1.0, "half": 0.5}
-    assert found.precision == {"perfect": 1.0, "half": 0.5}
-    assert found.left_out == {"one class": "annotation leaves one class of patches only", "bare": "no annotation"}
+    assert localisation.auroc == pytest.approx(0.75)
+    assert localisation.bags == {"perfect": 1.0, "half": 0.5}
+    assert localisation.precision == {"perfect": 1.0, "half": 0.5}
+    assert localisation.left_out == {
+        "one class": "annotation leaves one class of patches only",
+        "bare": "no annotation",
+    }
     assert math.isnan(localise({}).auroc)

@@ -25,16 +25,16 @@ def test_each_step_is_the_bag_without_the_blocks_before(pooling: str, level: str
     ]
     for model in models:
         model.encoder.rows_per_chunk = lambda _: 11
-    found = flip(models, Bag("x", "", 0, rows), attention, 1, seed=0)
+    flipping = flip(models, Bag("x", "", 0, rows), attention, 1, seed=0)
     steps = min(STEPS, instances)
-    for order, curve in ((np.argsort(-attention), found.most), (np.argsort(attention), found.least)):
+    for order, curve in ((np.argsort(-attention), flipping.most), (np.argsort(attention), flipping.least)):
         for step in range(steps):
             gone = math.ceil(step * instances / steps)
             left = rows[np.sort(order[gone:])]
             with torch.no_grad():
                 expected = np.mean([m(pack([Bag("", "", 0, left)], [0]), None)[0, 1].exp() for m in models])
             assert np.interp(step / steps, REMOVED, curve) == pytest.approx(expected, abs=1e-5)
-    assert found.most[0] == pytest.approx(found.least[0]) == pytest.approx(found.random[0])
+    assert flipping.most[0] == pytest.approx(flipping.least[0]) == pytest.approx(flipping.random[0])
 
 
 def test_where_one_instance_decides_its_removal_is_the_whole_area() -> None:
@@ -47,17 +47,17 @@ def test_where_one_instance_decides_its_removal_is_the_whole_area() -> None:
             parameter.fill_(1.0)
         model.classifier.bias.fill_(-6.0)
     attention = np.where(np.arange(40) == 17, 1.0, 0.0)
-    found = flip([model], Bag("x", "", 0, rows), attention, 1, seed=0)
-    assert found.most[0] > 0.9
-    assert np.all(found.most[1:] < 0.2)
-    assert np.all(found.least > 0.9)
-    assert 0.2 < found.area < 0.7  # random: the bright one goes half-way on average
+    flipping = flip([model], Bag("x", "", 0, rows), attention, 1, seed=0)
+    assert flipping.most[0] > 0.9
+    assert np.all(flipping.most[1:] < 0.2)
+    assert np.all(flipping.least > 0.9)
+    assert 0.2 < flipping.area < 0.7  # random: the bright one goes half-way on average
 
 
 @pytest.mark.parametrize(
     ("attention", "expected"),
     [([0.25] * 4, 1.0), ([1.0, 0.0, 0.0], 0.0), ([0.5, 0.5, 0.0, 0.0], 0.5)],
 )
-def test_evenness_is_entropy_over_the_largest_possible(attention: list[float], expected: float) -> None:
+def test_normalised_entropy_is_entropy_over_the_largest_possible(attention: list[float], expected: float) -> None:
     assert normalised_entropy(np.array(attention)) == pytest.approx(expected)
     assert math.isnan(normalised_entropy(np.ones(1)))

@@ -36,7 +36,7 @@ def requested(browser: Chrome) -> list[str]:
     """Every URL that pages have asked for since the last call; the browser's own start page is no page."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    return [its["request"]["url"] for its in sent if not its["documentURL"].startswith("chrome://")]
+    return [params["request"]["url"] for params in sent if not params["documentURL"].startswith("chrome://")]
 
 
 def complaints(browser: Chrome) -> list[str]:

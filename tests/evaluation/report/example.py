@@ -9,7 +9,7 @@ from milcore.evaluation.attention.patch_flipping import normalised_entropy
 from milcore.evaluation.report import (
     Curve,
     FlippingCurves,
-    Picture,
+    PictureSizes,
     ReportData,
     ShownPatch,
     SlideView,
@@ -36,10 +36,10 @@ def tissue(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
 
 
 def slide_view(
-    k: int, truth: tuple[int, int], probability: float, picture: Picture, rng: np.random.Generator
+    k: int, truth: tuple[int, int], probability: float, sizes: PictureSizes, rng: np.random.Generator
 ) -> SlideView:
-    label, called = truth
-    thumbnail = tissue(rng, picture.thumbnail_edge * 3 // 4, picture.thumbnail_edge)
+    label, predicted = truth
+    thumbnail = tissue(rng, sizes.thumbnail_edge * 3 // 4, sizes.thumbnail_edge)
     tile = 256.0
     coords = np.array([(int(x * tile), int(y * tile)) for y in range(23) for x in range(31)])
     column, row = ((coords + 128) * thumbnail.shape[1] // 8000).T
@@ -53,16 +53,16 @@ def slide_view(
         tuple(
             ShownPatch(
                 int(coords[i][0]), int(coords[i][1]), tile, float(weight[i] * len(weight)),
-                jpeg(tissue(rng, picture.patch_edge, picture.patch_edge), 82),
+                jpeg(tissue(rng, sizes.patch_edge, sizes.patch_edge), 82),
             )
-            for i in places[: picture.patches]
+            for i in places[: sizes.patches]
         )
         for places in (order, order[::-1])
     )  # fmt: skip
     region = shapely.Point(*(centre + 128.0)).buffer(600.0) if label else shapely.Polygon()
     heat = png(heat_layer(thumbnail.shape[:2], (8000, 6000), table))
     return SlideView(
-        f"case-{k:02d}-s1", f"case-{k:02d}", label, called, (1 - probability, probability), None, (8000, 6000), 0.5,
+        f"case-{k:02d}-s1", f"case-{k:02d}", label, predicted, (1 - probability, probability), None, (8000, 6000), 0.5,
         len(coords), half_mass(weight), normalised_entropy(weight), 0.93 if label else None, jpeg(thumbnail, 80), heat,
         rings(region, 10.0), most, least,
     )  # fmt: skip
@@ -74,10 +74,10 @@ def example(slides: int) -> ReportData:
     labels = np.arange(slides) % 2
     probability = np.clip(0.5 + (labels - 0.5) * 0.55 + rng.normal(0, 0.2, slides), 0.01, 0.99)
     threshold = choose_threshold(labels, probability)
-    called = (probability >= threshold.value).astype(int)
-    picture = Picture.for_slides(slides)
+    predicted = (probability >= threshold.value).astype(int)
+    sizes = PictureSizes.for_slides(slides)
     views = tuple(
-        slide_view(k, (int(labels[k]), int(called[k])), float(probability[k]), picture, rng) for k in range(slides)
+        slide_view(k, (int(labels[k]), int(predicted[k])), float(probability[k]), sizes, rng) for k in range(slides)
     )
     patients = [view.patient_id for view in views]
     metrics = estimates(labels, probability, patients, threshold.value, seed=0)
@@ -105,7 +105,7 @@ def example(slides: int) -> ReportData:
         comparison=comparison(metrics),
         roc=(Curve("tumour", list(zip(*roc_curve(labels, probability)[:2], strict=True)), roc_band),),
         precision_recall=(Curve("tumour", precision_recall(labels, probability), recall_band),),
-        confusion=confusion(labels, called, 2),
+        confusion=confusion(labels, predicted, 2),
         reliability=reliability(labels, probability, 5),
         flipping=flipping(positive),
         history=history(),

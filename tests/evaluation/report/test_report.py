@@ -170,8 +170,8 @@ def test_rings_follow_holes_and_parts():
     region = shapely.union_all(
         [shapely.box(0, 0, 10, 10).difference(shapely.box(4, 4, 6, 6)), shapely.box(50, 50, 60, 60)]
     )
-    found = rings(region, 0.1)
-    assert sorted(len(ring) for ring in found) == [5, 5, 5]
+    outline = rings(region, 0.1)
+    assert sorted(len(ring) for ring in outline) == [5, 5, 5]
     assert rings(shapely.Polygon(), 0.1) == ()
 
 
