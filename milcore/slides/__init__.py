@@ -1,4 +1,7 @@
-"""Slides: one protocol, one file per backend, and the pyramid writer. The only room that imports openslide."""
+"""Slide readers, one per backend behind one protocol, and the pyramid writer.
+
+The only room that imports openslide.
+"""
 
 import contextlib
 import struct
@@ -15,7 +18,7 @@ from milcore.slides.tiff import TiffReader
 
 __all__ = ["READERS", "RemoteFile", "SlideReader", "find_remote_slide", "open_slide", "read_area"]
 
-# the first that recognises a file reads it
+# tried in this order: the first backend that recognises a file reads it
 READERS: dict[ReaderName, type[SlideReader]] = {
     "tiff": TiffReader,
     "openslide": OpenSlideReader,
@@ -24,10 +27,10 @@ READERS: dict[ReaderName, type[SlideReader]] = {
 
 
 def find_remote_slide(uri: str, reader: ReaderChoice = "auto") -> RemoteFile | None:
-    """A remote slide whose tiles can be read from where it lies; None where it must be copied first.
+    """A remote tiled TIFF, read in place; None where it must be copied.
 
     Raises:
-        UnreachableSlideError: it cannot be reached.
+        UnreachableSlideError: the storage cannot be read.
     """
     file = RemoteFile.find(uri) if reader in {"auto", "tiff"} else None
     return file if file is not None and file.size and TiffReader.recognises(file) else None
@@ -35,14 +38,14 @@ def find_remote_slide(uri: str, reader: ReaderChoice = "auto") -> RemoteFile | N
 
 @contextlib.contextmanager
 def open_slide(path: SlideFile, reader: ReaderChoice = "auto") -> Iterator[SlideReader]:
-    """A slide open for as long as the context lasts.
+    """Open a slide; it is closed when the context ends.
 
     Args:
-        path: of the slide's file; or what ``find_remote_slide`` found.
-        reader: auto is the first backend that knows the format.
+        path: of the slide's file; or the result of ``find_remote_slide``.
+        reader: auto is the first backend that recognises the format.
 
     Raises:
-        SlideError: why it cannot be opened; the text is the quarantine reason.
+        SlideError: the file cannot be opened; the text is the quarantine reason.
     """
     slide = TiffReader(path) if isinstance(path, RemoteFile) else _backend(path, reader)(path)
     try:
@@ -60,10 +63,10 @@ def _backend(path: Path, reader: ReaderChoice) -> type[SlideReader]:
         if backend.recognises(path):
             return backend
     with path.open("rb") as file:
-        raise SlideError(_unknown(file.read(16), size, [name for name, _ in backends]))
+        raise SlideError(_unrecognised_reason(file.read(16), size, [name for name, _ in backends]))
 
 
-def _unknown(head: bytes, size: int, tried: list[str]) -> str:
+def _unrecognised_reason(head: bytes, size: int, tried: list[str]) -> str:
     directory = _tiff_directory(head)
     if directory is not None and directory >= size:
         return f"truncated: the TIFF directory lies at byte {directory:,} of a file of {size:,} bytes"
@@ -71,7 +74,7 @@ def _unknown(head: bytes, size: int, tried: list[str]) -> str:
 
 
 def _tiff_directory(head: bytes) -> int | None:
-    """Byte offset of the first directory of a TIFF or BigTIFF; None if the file is neither."""
+    """Byte offset of the first directory of a TIFF or BigTIFF; else None."""
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 16:
         return None

@@ -1,7 +1,7 @@
-"""The bytes of a slide's file at a place: from this disk, or from an object store where it lies, by ranges.
+"""Random access to the bytes of a slide file, local or remote.
 
-A remote file is read in blocks, of which the last few are kept: memory does not grow with the slide, and a row of
-tiles, which mostly lie beside one another, is one request.
+A remote file is read by ranges, in blocks of which the last few are cached: memory does not grow with the slide, and a
+row of tiles, which mostly lie beside one another, is one request.
 """
 
 import io
@@ -19,25 +19,25 @@ CACHED_BLOCKS = 32
 
 
 class ByteReader(Protocol):
-    """An open file. Threads may read it at the same time."""
+    """An open file with random access. Threads may read it at the same time."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """So many bytes from a place; fewer where the file ends."""
+        """``size`` bytes from ``offset`` on; fewer at the end of the file."""
         ...
 
     def close(self) -> None:
-        """Release it."""
+        """Release the file."""
         ...
 
 
 class LocalFile:
-    """A file of this disk."""
+    """A file on the local disk."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> bytes:
-        """So many bytes from a place; fewer where the file ends."""
+        """``size`` bytes from ``offset`` on; fewer at the end of the file."""
         return os.pread(self._file, size, offset)
 
     def close(self) -> None:
@@ -46,12 +46,12 @@ class LocalFile:
 
 
 class RemoteFile:
-    """An object that stays where it is.
+    """An object in remote storage, read in place.
 
     Args:
         uri: of the object.
         size: in bytes.
-        etag: names its content.
+        etag: of its content.
     """
 
     def __init__(self, uri: str, size: int, etag: str) -> None:
@@ -61,10 +61,10 @@ class RemoteFile:
 
     @classmethod
     def find(cls, uri: str) -> Self | None:
-        """The object, where it is remote and its storage names its content (ETag).
+        """The object at a URI; None for a local file or storage without ETags.
 
         Raises:
-            UnreachableSlideError: it cannot be reached.
+            UnreachableSlideError: the storage cannot be read.
         """
         if storage.is_local(uri):
             return None
@@ -72,16 +72,16 @@ class RemoteFile:
         return cls(uri, with_retries(uri, lambda: storage.stat(uri)).size, etag) if etag else None
 
     def check_unchanged(self) -> None:
-        """Refuse an object that was replaced while it was read.
+        """Check that the object still has the ETag it was opened with.
 
         Raises:
-            UnreachableSlideError: it was.
+            UnreachableSlideError: the object was replaced while it was read.
         """
         if with_retries(self.uri, lambda: storage.etag(self.uri)) != self.etag:
             raise UnreachableSlideError(f"{self.uri} was replaced while it was read; ingest again")
 
     def read(self, offset: int, size: int) -> bytes:
-        """So many bytes from a place; fewer where the file ends.
+        """``size`` bytes from ``offset`` on; fewer at the end of the file.
 
         Raises:
             UnreachableSlideError: the storage fails, several times.
@@ -94,7 +94,7 @@ class RemoteFile:
         return data[offset - first * self._block : stop - first * self._block]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no connection stays open."""
 
     def _fetch(self, number: int) -> bytes:
         start = number * self._block
@@ -102,7 +102,7 @@ class RemoteFile:
 
 
 class _Stream(io.RawIOBase):
-    """A remote file as what tifffile reads directories from."""
+    """A remote file as a raw stream, for tifffile."""
 
     def __init__(self, file: RemoteFile) -> None:
         self._file, self._at = file, 0
@@ -117,7 +117,7 @@ class _Stream(io.RawIOBase):
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
         return self._at
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # what io.BufferedReader hands in
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # io.BufferedReader passes a memoryview
         data = self._file.read(self._at, len(buffer))
         buffer[: len(data)] = data
         self._at += len(data)
@@ -128,10 +128,10 @@ SlideFile = Path | RemoteFile
 
 
 def open_bytes(file: SlideFile) -> ByteReader:
-    """The file, to be read at any place."""
+    """Open the file for random access."""
     return LocalFile(file) if isinstance(file, Path) else file
 
 
 def open_stream(file: SlideFile) -> BinaryIO:
-    """The file as a binary stream."""
+    """Open the file as a binary stream."""
     return file.open("rb") if isinstance(file, Path) else io.BufferedReader(_Stream(file))

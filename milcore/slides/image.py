@@ -1,6 +1,7 @@
-"""Plain images (PNG, JPEG, untiled TIFF) through Pillow: one level, no scale of their own, decoded whole.
+"""Reader of plain images (PNG, JPEG, untiled TIFF) through Pillow.
 
-Decoding whole is why large ones are refused: they belong into a tiled pyramidal TIFF.
+They have one level and no um/px. They are decoded whole, so large ones are refused: those belong in a tiled pyramidal
+TIFF.
 """
 
 import warnings
@@ -17,10 +18,13 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 class FlatImageReader:
-    """One image, decoded. Its ``mpp`` is None: dots per inch of a plain image say nothing of the microscope."""
+    """One plain image, decoded whole.
+
+    Its ``mpp`` is None: dots per inch of a plain image are unrelated to the microscope.
+    """
 
     def __init__(self, path: Path) -> None:
-        with _opened(path) as image:
+        with _open_image(path) as image:
             if image.mode not in _MODES:
                 raise SlideError(f"image of mode {image.mode}; allowed: 8 bits per channel ({', '.join(_MODES)})")
             self.backend = f"flat:{str(image.format).lower()}"
@@ -32,17 +36,21 @@ class FlatImageReader:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether Pillow knows the file as an image of these formats."""
+        """True where Pillow recognises the file as PNG, JPEG or TIFF."""
         try:
-            with _opened(path):
+            with _open_image(path):
                 return True
         except UnidentifiedImageError:
             return False
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
-        """Pixels (height, width, 3) from px (x, y); white outside the image. There is one level."""
+        """Read pixels (height, width, 3) from px (x, y), white outside the image.
+
+        Raises:
+            SlideError: the level is not 0.
+        """
         if level != 0:
-            raise SlideError(f"level {level} of a plain image; it has level 0 only")
+            raise SlideError(f"level {level} of a plain image; allowed: 0")
         patch = np.full((height, width, 3), 255, np.uint8)
         left, top = max(0, x), max(0, y)
         inside = self._pixels[top : max(top, y + height), left : max(left, x + width)]
@@ -54,11 +62,15 @@ class FlatImageReader:
         return draw_thumbnail(self, max_edge)
 
     def close(self) -> None:
-        """Nothing to release: the pixels are in memory."""
+        """Do nothing: the pixels are in memory, the file is closed."""
 
 
-def _opened(path: Path) -> Image.Image:
-    """Open without decoding; Pillow's guard against decompression bombs becomes the reason."""
+def _open_image(path: Path) -> Image.Image:
+    """Open an image without decoding it.
+
+    Raises:
+        SlideError: it has more px than Pillow's limit against decompression bombs.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,8 +1,8 @@
-"""JPEG tiles as a TIFF keeps them, and the same tile as an ordinary JPEG file, its compressed pixels untouched.
+"""JPEG tiles of a TIFF, made standalone JPEG files without recompression.
 
-A TIFF may hold quantisation and Huffman tables once for all tiles, and tells the colour space by its photometric tag
+A TIFF may store quantisation and Huffman tables once for all tiles, and give the colour space by its photometric tag
 alone. The surprise: put together naively, an RGB tile decodes to false colours, since a decoder takes three components
-for YCbCr; an Adobe APP14 segment tells it otherwise, but only where no JFIF segment stands before.
+for YCbCr; an Adobe APP14 segment overrides that, but only where no JFIF segment stands before it.
 """
 
 import re
@@ -18,7 +18,7 @@ _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 class Segment(NamedTuple):
-    """A header segment: its marker and where it lies, marker included."""
+    """A header segment: its marker, and its byte range with the marker."""
 
     marker: int
     start: int
@@ -26,7 +26,10 @@ class Segment(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What stands before the compressed pixels, which begin at ``scan``; width and height in px."""
+    """The header of a JPEG.
+
+    Width and height are in px; ``scan`` is the offset of the compressed pixels.
+    """
 
     width: int
     height: int
@@ -44,54 +47,62 @@ def read_header(data: bytes) -> Header:
         SlideError: it is no JPEG of 8 bits a sample with a known frame, or ends early.
     """
     segments = _segments(data)
-    frame = next((its for its in segments if its.marker in _FRAMES), None)
+    frame = next((segment for segment in segments if segment.marker in _FRAMES), None)
     if frame is None or frame.stop - frame.start < 10 or data[frame.start + 4] != 8:
         raise SlideError("a tile is no JPEG of 8 bits a sample")
     height = int.from_bytes(data[frame.start + 5 : frame.start + 7])
     width = int.from_bytes(data[frame.start + 7 : frame.start + 9])
-    jfif = any(its.marker == _APP0 and data[its.start + 4 : its.start + 8] == b"JFIF" for its in segments)
+    jfif = any(
+        segment.marker == _APP0 and data[segment.start + 4 : segment.start + 8] == b"JFIF" for segment in segments
+    )
     progressive = frame.marker == _PROGRESSIVE
     return Header(width, height, data[frame.start + 9], progressive, jfif, segments, segments[-1].stop)
 
 
 def standalone_jpeg(data: bytes, header: Header, tables: bytes | None, *, rgb: bool) -> bytes:
-    """The tile as a JPEG file that any decoder shows in its true colours.
+    """The tile as a JPEG file that every decoder shows in true colours.
 
     Args:
         data: the tile's bytes.
-        header: of them.
+        header: of ``data``.
         tables: the TIFF's JPEGTables, from SOI to EOI.
-        rgb: whether its components are red, green and blue (False: YCbCr).
+        rgb: True where the components are red, green and blue, False where YCbCr.
 
     Raises:
-        SlideError: it is no whole JPEG.
+        SlideError: the compressed pixels are damaged or end early.
     """
     _check_scan(data, header)
-    kept = [data[its.start : its.stop] for its in header.segments if its.marker not in (_APP0, _APP14)]
+    segments = [data[part.start : part.stop] for part in header.segments if part.marker not in (_APP0, _APP14)]
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x00" if rgb else b"\x01")
-    return b"".join([b"\xff\xd8", adobe, tables[2:-2] if tables else b"", *kept, data[header.scan :]])
+    return b"".join([b"\xff\xd8", adobe, tables[2:-2] if tables else b"", *segments, data[header.scan :]])
 
 
 def _segments(data: bytes) -> tuple[Segment, ...]:
-    """The segments from after SOI through SOS."""
+    """The header segments after SOI, up to and with SOS."""
     if data[:2] != bytes((0xFF, _SOI)):
         raise SlideError(f"a tile is no JPEG: it begins {data[:2]!r}")
-    found: list[Segment] = []
+    segments: list[Segment] = []
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == 0xFF:  # a fill byte
             at += 1
             continue
         stop = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        found.append(Segment(data[at + 1], at, stop))
+        segments.append(Segment(data[at + 1], at, stop))
         if data[at + 1] == _SOS:
-            return tuple(found)
+            return tuple(segments)
         at = stop
     raise SlideError("a tile's JPEG header is damaged or ends early")
 
 
 def _check_scan(data: bytes, header: Header) -> None:
-    """Refuse pixels that end early or hold what no encoder writes; that they decode is not checked."""
+    """Check that the compressed pixels run to EOI without other markers.
+
+    Nothing is decoded.
+
+    Raises:
+        SlideError: they do not.
+    """
     if header.progressive:
         whole = data.rstrip(b"\x00").endswith(bytes((0xFF, _EOI)))
     else:

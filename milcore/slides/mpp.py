@@ -1,7 +1,7 @@
-"""Microns per pixel out of what slides write: tags in inch or cm, Aperio's text, OME's XML, commas for points.
+"""Microns per pixel from TIFF resolution tags, Aperio descriptions and OME-XML.
 
-The surprise: many a TIFF carries a screen's or printer's resolution. What no microscope has (outside 0.02 to 20 um/px)
-counts as telling nothing.
+Tags are in px per inch or cm; numbers may have a comma for the point. The surprise: many TIFFs carry the resolution of
+a screen or printer, so values that no microscope has (outside 0.02 to 20 um/px) count as unknown.
 """
 
 import re
@@ -17,10 +17,10 @@ _APERIO_MPP = re.compile(r"\bMPP\s*=\s*([0-9]+(?:[.,][0-9]+)?(?:[eE][+-]?[0-9]+)
 
 
 def square_mpp(x: float | None, y: float | None) -> float | None:
-    """One um/px of both directions; None where they tell nothing a microscope could have.
+    """Mean um/px of both axes; None where unknown or outside a microscope's range.
 
     Raises:
-        SlideError: they differ by more than 2 %.
+        SlideError: the axes differ by more than 2 %.
     """
     if x is None or y is None or not all(FINEST_MPP <= mpp <= COARSEST_MPP for mpp in (x, y)):
         return None
@@ -30,7 +30,7 @@ def square_mpp(x: float | None, y: float | None) -> float | None:
 
 
 def parse_number(text: str | None) -> float | None:
-    """A number with a point or a comma; None where there is none."""
+    """Number written with a point or a comma; None for other text."""
     try:
         return None if text is None else float(text.strip().replace(",", "."))
     except ValueError:
@@ -38,13 +38,13 @@ def parse_number(text: str | None) -> float | None:
 
 
 def aperio_mpp(description: str) -> float | None:
-    """um/px in the text Aperio writes."""
-    found = _APERIO_MPP.search(description)
-    return parse_number(found[1]) if found else None
+    """um/px in the image description of an Aperio slide; None where absent."""
+    match = _APERIO_MPP.search(description)
+    return parse_number(match[1]) if match else None
 
 
 def ome_mpp(xml: str) -> tuple[float | None, float | None]:
-    """um/px of the first image in OME-XML, in x and y."""
+    """um/px of the first image in OME-XML, in x and y; None where absent."""
     try:
         root = ET.fromstring(xml)  # noqa: S314 - as above
     except (ET.ParseError, ValueError):
@@ -61,11 +61,16 @@ def ome_mpp(xml: str) -> tuple[float | None, float | None]:
 
 
 def tag_mpp(resolution: tuple[int, int] | None, unit: int) -> float | None:
-    """um/px of a TIFF resolution tag (px per unit as a fraction; unit 2 is inch, 3 is cm)."""
+    """um/px of a TIFF resolution tag; None where absent.
+
+    Args:
+        resolution: px per unit, as a fraction.
+        unit: 2 is inch, 3 is cm.
+    """
     if resolution is None or unit not in _UM_PER_UNIT or 0 in resolution:
         return None
     return _UM_PER_UNIT[unit] * resolution[1] / resolution[0]
 
 
-# scales this close (as a share) count as equal: resampling would blur and move nothing
+# scales whose ratio is this close to 1 count as equal: resampling would only blur
 SAME_SCALE = 0.005

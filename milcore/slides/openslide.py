@@ -1,7 +1,8 @@
-"""Slides through OpenSlide: Aperio, Hamamatsu, Leica, MIRAX, Philips, Ventana, DICOM, and tiled pyramidal TIFF.
+"""Reader of slides through OpenSlide.
 
-The surprise: after one unreadable tile OpenSlide refuses every later read on the same handle, to all threads, so a read
-that fails is tried once more on a handle of its own.
+Aperio, Hamamatsu, Leica, MIRAX, Philips, Ventana, DICOM, and tiled pyramidal TIFF. The surprise: after one unreadable
+tile OpenSlide refuses every later read on the same handle, in all threads, so a read that fails is repeated once on a
+new handle.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ _OPAQUE = 0xFF000000
 
 
 class OpenSlideReader:
-    """One slide, open in OpenSlide."""
+    """One slide opened with OpenSlide."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,36 +38,36 @@ class OpenSlideReader:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether OpenSlide knows the file's format."""
+        """True where OpenSlide recognises the file's format."""
         return openslide.OpenSlide.detect_format(str(path)) is not None
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
-        """Pixels (height, width, 3) of a level from its px (x, y); white outside the slide.
+        """Read pixels (height, width, 3) of a level, white outside the slide.
 
         Raises:
-            SlideError: they cannot be read; other places still can.
+            SlideError: the pixels cannot be read; other regions still can.
         """
-        words = self.read_bgrx(x, y, level, width, height)
-        packed = Image.frombuffer("RGB", (width, height), words, "raw", "BGRX", 0, 1).tobytes()
+        bgrx = self.read_bgrx(x, y, level, width, height)
+        packed = Image.frombuffer("RGB", (width, height), bgrx, "raw", "BGRX", 0, 1).tobytes()
         return np.frombuffer(packed, np.uint8).reshape(height, width, 3)
 
     def read_bgrx(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
-        """What ``read`` reads as OpenSlide paints it, shape (height, width, 4): blue, green, red and a spare byte.
+        """Read BGRX pixels (height, width, 4): blue, green, red, a spare byte.
 
         Raises:
-            SlideError: the pixels cannot be read; other places still can.
+            SlideError: the pixels cannot be read; other regions still can.
         """
-        place = (x, y, level, width, height)
+        region = (x, y, level, width, height)
         try:
-            return _paint(self._slide, *place)
+            return _paint(self._slide, *region)
         except openslide.OpenSlideError:
-            fresh = self._open()  # this thread's failure, or another's earlier one: a handle of its own tells
+            new_slide = self._open()  # the error may be an earlier one of another region: a new handle has none
         try:
-            words = _paint(fresh, *place)
+            bgrx = _paint(new_slide, *region)
         except openslide.OpenSlideError as error:
             raise SlideError(f"unreadable at ({x}, {y}), level {level}: {error}") from None
-        self._slide = fresh  # the old handle is freed when no other thread reads through it
-        return words
+        self._slide = new_slide  # the old handle is freed when no other thread reads through it
+        return bgrx
 
     def thumbnail(self, max_edge: int) -> Pixels:
         """The whole slide with its longer edge at most ``max_edge`` px."""
@@ -83,23 +84,23 @@ class OpenSlideReader:
             raise SlideError(f"OpenSlide cannot open it: {error}") from None
 
 
-def _paint(  # noqa: PLR0913, PLR0917 - a slide and a place in it
+def _paint(  # noqa: PLR0913, PLR0917 - a slide and a region of it
     slide: openslide.OpenSlide, x: int, y: int, level: int, width: int, height: int
 ) -> Pixels:
-    left, top = (round(at * slide.level_downsamples[level]) for at in (x, y))
-    words = np.empty((height, width, 4), np.uint8)
-    target = (ctypes.c_uint32 * (height * width)).from_buffer(words.data)
-    # the wrapped function turns words into RGBA, a twentieth of all work where they are to become a JPEG
+    left, top = (round(edge * slide.level_downsamples[level]) for edge in (x, y))
+    bgra = np.empty((height, width, 4), np.uint8)
+    target = (ctypes.c_uint32 * (height * width)).from_buffer(bgra.data)
+    # the wrapped function converts to RGBA, a twentieth of all work where the pixels are to become a JPEG
     lowlevel._read_region(slide._osr, target, left, top, level, width, height)  # noqa: SLF001
-    return premultiplied_on_white(words)
+    return premultiplied_on_white(bgra)
 
 
-def premultiplied_on_white(words: Pixels) -> Pixels:
-    """Words (h, w, 4), colours multiplied by the fourth, alpha: what is not all opaque lets white through."""
-    if np.bitwise_and.reduce(words.view(np.uint32), axis=None) >= _OPAQUE:
-        return words
-    shown = words[..., :3].astype(np.uint16) + (255 - words[..., 3:])
-    return np.dstack([np.minimum(shown, 255).astype(np.uint8), np.full_like(words[..., 3:], 255)])
+def premultiplied_on_white(bgra: Pixels) -> Pixels:
+    """Premultiplied pixels (h, w, 4), alpha last, composited on white."""
+    if np.bitwise_and.reduce(bgra.view(np.uint32), axis=None) >= _OPAQUE:
+        return bgra
+    colours = bgra[..., :3].astype(np.uint16) + (255 - bgra[..., 3:])
+    return np.dstack([np.minimum(colours, 255).astype(np.uint8), np.full_like(bgra[..., 3:], 255)])
 
 
 def _mpp(properties: Mapping[str, str]) -> float | None:

@@ -1,7 +1,7 @@
-"""What a slide is to the rest of milcore: a size, a scale, levels, and pixels on request.
+"""Protocol of slide readers, and reads at any scale through it.
 
-``read_area`` is the one way from level-0 places to pixels of any scale, and ``draw_thumbnail`` shows the whole slide,
-both in memory that does not grow with the slide. Sizes are (width, height).
+``read_area`` reads a level-0 rectangle at any scale, and ``draw_thumbnail`` the whole slide, both in memory that does
+not grow with the slide. Sizes are (width, height).
 """
 
 import math
@@ -18,7 +18,7 @@ from milcore.slides.resample import area_resize
 
 _BLOCK_PX = 2048
 _SMALLEST_BLOCK_PX = 256
-_MOST_HOLES = 1000
+_MAX_UNREADABLE_BLOCKS = 1000
 _EPSILON = 1e-6
 
 Pixels = npt.NDArray[np.uint8]
@@ -27,7 +27,8 @@ Pixels = npt.NDArray[np.uint8]
 class SlideReader(Protocol):
     """One open slide. Threads may read it at the same time.
 
-    ``backend`` tells the reader and the vendor; ``icc`` is the colour profile, which is kept but not applied.
+    ``backend`` names reader and vendor; ``mpp`` is um/px of level 0, None where unknown; ``icc`` is the colour profile,
+    which is kept but not applied; ``level_downsamples`` is level-0 px per px of each level.
     """
 
     backend: str
@@ -40,14 +41,21 @@ class SlideReader(Protocol):
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether this backend knows the file's format."""
+        """True where this backend recognises the file's format."""
         ...
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
-        """Pixels (height, width, 3) of a level from its px (x, y); white outside the slide.
+        """Read pixels (height, width, 3) of a level, white outside the slide.
+
+        Args:
+            x: left edge, px of the level.
+            y: top edge, px of the level.
+            level: to read from.
+            width: px.
+            height: px.
 
         Raises:
-            SlideError: they cannot be read; other places still can.
+            SlideError: the pixels cannot be read; other regions still can.
         """
         ...
 
@@ -62,12 +70,19 @@ class SlideReader(Protocol):
 
 @runtime_checkable
 class JpegTiles(Protocol):
-    """A reader that can hand out a slide's own compressed tiles."""
+    """A reader with access to the compressed JPEG tiles of a slide."""
 
     level_downsamples: tuple[float, ...]
 
     def jpeg_tile(self, x: int, y: int, level: int, width: int, height: int) -> bytes | None:
-        """The bytes of a place, in px of a level, that is exactly one JPEG tile, as an ordinary file; else None.
+        """Standalone JPEG file of a region that is exactly one tile; else None.
+
+        Args:
+            x: left edge, px of the level.
+            y: top edge, px of the level.
+            level: to read from.
+            width: px.
+            height: px.
 
         Raises:
             SlideError: the tile is damaged.
@@ -77,15 +92,18 @@ class JpegTiles(Protocol):
 
 @runtime_checkable
 class BgrxReader(Protocol):
-    """A reader whose library paints words of blue, green, red and a spare byte, which JPEG takes as they are."""
+    """A reader whose library paints blue, green, red and a spare byte per px.
+
+    A JPEG encoder takes such pixels as they are.
+    """
 
     level_downsamples: tuple[float, ...]
 
     def read_bgrx(self, x: int, y: int, level: int, width: int, height: int) -> Pixels:
-        """What ``read`` reads, shape (height, width, 4), without the copy that packs it.
+        """As ``read``, but BGRX pixels (height, width, 4), without the copy to RGB.
 
         Raises:
-            SlideError: the pixels cannot be read; other places still can.
+            SlideError: the pixels cannot be read; other regions still can.
         """
         ...
 
@@ -103,9 +121,10 @@ class LevelBox(NamedTuple):
 def level_box(
     downsamples: tuple[float, ...], corner: tuple[float, float], extent: tuple[float, float], scale: float
 ) -> LevelBox:
-    """Where a rectangle of level-0 px lies in the level nearest to a scale and not coarser.
+    """A level-0 rectangle in px of the level to read at a scale.
 
-    Where that level's scale is within 0.5 % of the one asked, its pixels are to be taken as they are, from whole px.
+    That is the coarsest level that is not coarser than the scale. Where its scale is within 0.5 % of the one asked, the
+    box has whole px, to be read without resampling.
 
     Args:
         downsamples: of the levels.
@@ -126,9 +145,10 @@ def level_box(
 def read_area(
     reader: SlideReader, corner: tuple[float, float], extent: tuple[float, float], size: tuple[int, int]
 ) -> Pixels:
-    """A rectangle of the slide at the scale ``extent / size``: the nearest finer level, area-resampled.
+    """Read a rectangle at the scale ``extent / size``.
 
-    Where the level's scale is within 0.5 % of the one asked, its pixels are returned as they are.
+    It is area-resampled from the coarsest level that is not coarser than that scale; where that level's
+    scale is within 0.5 % of the one asked, its pixels are returned as they are.
 
     Args:
         reader: the slide.
@@ -149,15 +169,19 @@ def read_area(
 
 
 def level_downsample(size: tuple[int, int], level_size: tuple[int, int]) -> float:
-    """How many level-0 px a px of a level spans: the whole number that explains its rounded size, else the mean."""
+    """Level-0 px per px of a level.
+
+    The integer that gives the level's size by rounding each edge up or down, where there is one; else the mean ratio of
+    the edges.
+    """
     ratio = (size[0] / level_size[0] + size[1] / level_size[1]) / 2.0
     whole = round(ratio)
-    fits = all(edge // whole <= its <= -(-edge // whole) for edge, its in zip(size, level_size, strict=True))
+    fits = all(edge // whole <= short <= -(-edge // whole) for edge, short in zip(size, level_size, strict=True))
     return float(whole) if fits else ratio
 
 
 def on_white(rgba: Pixels) -> Pixels:
-    """Pixels (h, w, 4) laid on white, shape (h, w, 3)."""
+    """RGBA pixels (h, w, 4) composited on white, shape (h, w, 3)."""
     if rgba[..., 3].min() == 255:
         return rgba[..., :3]
     alpha = rgba[..., 3:].astype(np.uint16)
@@ -165,19 +189,22 @@ def on_white(rgba: Pixels) -> Pixels:
 
 
 def finer_level(downsamples: tuple[float, ...], scale: float) -> int:
-    """The level of the largest downsample that is not above ``scale`` (by more than 0.5 %); level 0 if all are."""
+    """The coarsest level not coarser than ``scale``; level 0 if all are coarser.
+
+    A downsample up to 0.5 % above ``scale`` counts as equal.
+    """
     fine = [level for level, downsample in enumerate(downsamples) if downsample <= scale * (1.0 + SAME_SCALE)]
     return max(fine, key=lambda level: downsamples[level], default=0)
 
 
 def draw_thumbnail(reader: SlideReader, max_edge: int) -> Pixels:
-    """The whole slide with its longer edge at most ``max_edge`` px, block by block.
+    """The whole slide with its longer edge at most ``max_edge`` px, read by blocks.
 
-    A place that cannot be read takes the colour of the nearest one that can, so that what lies around it decides
-    whether it counts as tissue.
+    An unreadable block takes the colour of the nearest readable px, so that its surroundings decide whether it counts
+    as tissue.
 
     Raises:
-        SlideError: nothing, or too little, can be read.
+        SlideError: no block, or too few, can be read.
     """
     scale = max(1.0, max(reader.size) / max_edge)
     width, height = (max(1, round(edge / scale)) for edge in reader.size)
@@ -187,19 +214,19 @@ def draw_thumbnail(reader: SlideReader, max_edge: int) -> Pixels:
 
 
 class _Canvas:
-    """A thumbnail being painted: a block too large or unreadable is painted by quarters."""
+    """Pixels of a thumbnail; a block too large or unreadable is read by quarters."""
 
     def __init__(self, reader: SlideReader, width: int, height: int) -> None:
         self._reader = reader
         self._pixels = np.full((height, width, 3), 255, np.uint8)
-        self._hole = np.zeros((height, width), bool)
-        self._holes = 0
+        self._unreadable = np.zeros((height, width), bool)
+        self._unreadable_blocks = 0
         self._scale = (reader.size[0] / width, reader.size[1] / height)
         level = finer_level(reader.level_downsamples, self._scale[0])
         self._step = self._scale[0] / reader.level_downsamples[level]
 
     def paint(self, left: int, top: int, right: int, bottom: int) -> None:
-        """Paint a block, in px of the thumbnail."""
+        """Read a block, given in px of the thumbnail, into the canvas."""
         edge_px = max(right - left, bottom - top) * self._step
         if edge_px > _BLOCK_PX and max(right - left, bottom - top) > 1:
             self._quarter(left, top, right, bottom)
@@ -215,15 +242,19 @@ class _Canvas:
             if edge_px > _SMALLEST_BLOCK_PX and max(size) > 1:
                 self._quarter(left, top, right, bottom)
             else:
-                self._leave(left, top, right, bottom, error)
+                self._mark_unreadable(left, top, right, bottom, error)
 
     def filled(self) -> Pixels:
-        """The thumbnail, each hole in the colour of the nearest painted place."""
-        if self._hole.all():
+        """The thumbnail, unreadable px in the colour of the nearest readable one.
+
+        Raises:
+            SlideError: no block could be read.
+        """
+        if self._unreadable.all():
             raise SlideError("no part of the slide can be read")
-        if not self._holes:
+        if not self._unreadable_blocks:
             return self._pixels
-        nearest = ndimage.distance_transform_edt(self._hole, return_distances=False, return_indices=True)
+        nearest = ndimage.distance_transform_edt(self._unreadable, return_distances=False, return_indices=True)
         return np.asarray(self._pixels[tuple(nearest)])
 
     def _quarter(self, left: int, top: int, right: int, bottom: int) -> None:
@@ -233,8 +264,8 @@ class _Canvas:
                 if x0 < x1 and y0 < y1:
                     self.paint(x0, y0, x1, y1)
 
-    def _leave(self, left: int, top: int, right: int, bottom: int, error: SlideError) -> None:
-        self._hole[top:bottom, left:right] = True
-        self._holes += 1
-        if self._holes > _MOST_HOLES:
-            raise SlideError(f"more than {_MOST_HOLES} places of the slide are unreadable: {error}")
+    def _mark_unreadable(self, left: int, top: int, right: int, bottom: int, error: SlideError) -> None:
+        self._unreadable[top:bottom, left:right] = True
+        self._unreadable_blocks += 1
+        if self._unreadable_blocks > _MAX_UNREADABLE_BLOCKS:
+            raise SlideError(f"more than {_MAX_UNREADABLE_BLOCKS} blocks of the slide are unreadable: {error}")

@@ -1,9 +1,9 @@
-"""Area resampling: every output pixel is the mean of the input area it covers, fractions of pixels weighted.
+"""Area resampling: every output px is the mean of the input area it covers.
 
-Pillow's BOX filter would not do: it counts whole pixels and so dislocates edges at scales that are no integer. Where
-the scale is an integer and the box begins at a whole px, Pillow's ``reduce`` is that mean. Where the image shrinks
-fourfold or more (thumbnails) it takes the first step for speed, and an edge that cuts one of its cells, at most half an
-output px wide, sees the cell's mean. Axis words: row, column, rgb.
+Fractions of pixels are weighted. Pillow's BOX filter would not do: it counts whole pixels and so dislocates edges at
+scales that are no integer. Where the scale is an integer and the box begins at a whole px, Pillow's ``reduce`` is that
+mean. Where the image shrinks fourfold or more (thumbnails), ``reduce`` takes the first step for speed: an edge that
+cuts one of its cells, at most half an output px wide, gets the cell's mean. Axis words: row, column, rgb.
 """
 
 from functools import lru_cache
@@ -17,7 +17,9 @@ from scipy import sparse
 def area_resize(
     pixels: npt.NDArray[np.uint8], box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
-    """``out[i, j]`` = mean of ``pixels`` over the j-th of ``width`` and i-th of ``height`` equal parts of the box.
+    """Resample a box of an image to a size, by area.
+
+    ``out[i, j]`` = mean of ``pixels`` over the j-th of ``width`` and i-th of ``height`` equal parts of the box.
 
     Args:
         pixels: shape (row, column, rgb).
@@ -43,7 +45,7 @@ def area_resize(
 
 @lru_cache(maxsize=64)
 def _means(length: int, begin: float, end: float, parts: int) -> sparse.csr_matrix:
-    """The matrix (parts, length) that takes the mean over each of equal intervals of [begin, end)."""
+    """Matrix (parts, length) of means over ``parts`` equal intervals of [begin, end)."""
     edges = np.linspace(begin, end, parts + 1)
     first = np.floor(edges[:-1]).astype(np.intp)
     taps = np.arange(int(np.ceil((end - begin) / parts)) + 1)

@@ -1,4 +1,4 @@
-"""Reaching the file of a slide: what identifies its version, a copy on this disk, the reason where there is none."""
+"""Source files of slides: version, local copy, retries while the storage fails."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ RETRY_WAITS_S = (2.0,)
 
 
 class SourceVersion(NamedTuple):
-    """A source and what identifies its version without reading it."""
+    """URI, size in bytes and version (ETag or modification time) of a source file."""
 
     uri: str
     size: int
@@ -23,28 +23,34 @@ class SourceVersion(NamedTuple):
 
 
 def source_version(uri: str) -> SourceVersion:
-    """What identifies the version of a file.
+    """Size and version of a source file, without reading it.
 
     Raises:
-        UnreachableSlideError: it cannot be reached.
+        UnreachableSlideError: the storage cannot be read.
     """
     return with_retries(uri, lambda: SourceVersion(uri, *storage.stat(uri)))
 
 
 def fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
-    """A local file of the source for as long as the stack, and its sha256.
+    """Path of a local copy of the source, and its sha256.
+
+    A remote source's copy lasts until ``stack`` closes; a local source is its own copy.
 
     Raises:
-        UnreachableSlideError: it cannot be reached.
+        UnreachableSlideError: the storage cannot be read.
     """
     return with_retries(uri, lambda: _fetch(uri, stack))
 
 
 def with_retries(uri: str, action: Callable[[], T]) -> T:
-    """The action's result, tried again with growing waits while the storage fails.
+    """Result of an action, repeated after ``RETRY_WAITS_S`` while the storage fails.
+
+    Args:
+        uri: named in errors.
+        action: reads from the storage.
 
     Raises:
-        UnreachableSlideError: it failed for good, or each time.
+        UnreachableSlideError: the file does not exist or may not be read, or every attempt failed.
     """
     for wait_s in (*RETRY_WAITS_S, None):
         try:

@@ -1,7 +1,7 @@
-"""What was made last kept for a while (decoded tiles, blocks of a remote file), so that each is made once.
+"""A bounded, thread-safe LRU cache of decoded tiles and of blocks of remote files.
 
-What is kept is bounded; patches come row by row, so what one row of patches needs is what must fit. Threads may ask at
-the same time: the first makes it, the others wait for it.
+Patches are read row by row, so the tiles that one row of patches needs must fit. Where threads ask for one key at the
+same time, the first computes the result and the others wait for it.
 """
 
 import threading
@@ -15,7 +15,7 @@ V = TypeVar("V")
 
 
 class TileIndex(NamedTuple):
-    """A tile: its level, and its column and row in that level's grid."""
+    """Level of a tile, and its column and row in that level's grid."""
 
     level: int
     column: int
@@ -23,35 +23,35 @@ class TileIndex(NamedTuple):
 
 
 class LruCache(Generic[K, V]):
-    """The results used last.
+    """The most recently used results of a function.
 
     Args:
-        make: the result for a key; what it raises is raised again to whoever asks for that key.
-        most: results to keep.
+        compute: the result for a key; its exception is raised in every thread that asks for that key.
+        capacity: results to keep.
     """
 
-    def __init__(self, make: Callable[[K], V], most: int) -> None:
-        self._make, self._most = make, most
-        self._kept: OrderedDict[K, Future[V]] = OrderedDict()
+    def __init__(self, compute: Callable[[K], V], capacity: int) -> None:
+        self._compute, self._capacity = compute, capacity
+        self._futures: OrderedDict[K, Future[V]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: K) -> V:
-        """The result, shared by all who ask: not to be written to."""
+        """The result for a key. It is shared between threads: read only."""
         with self._lock:
-            kept = self._kept.get(key)
-            mine = kept is None
-            if kept is None:
-                kept = self._kept[key] = Future()
-                if len(self._kept) > self._most:
-                    self._kept.popitem(last=False)
+            future = self._futures.get(key)
+            is_new = future is None
+            if future is None:
+                future = self._futures[key] = Future()
+                if len(self._futures) > self._capacity:
+                    self._futures.popitem(last=False)
             else:
-                self._kept.move_to_end(key)
-        if mine:
-            self._fill(key, kept)
-        return kept.result()
+                self._futures.move_to_end(key)
+        if is_new:
+            self._fill(key, future)
+        return future.result()
 
     def _fill(self, key: K, future: Future[V]) -> None:
         try:
-            future.set_result(self._make(key))
-        except BaseException as error:  # noqa: BLE001 - it reaches the caller, and those who wait for the same key
+            future.set_result(self._compute(key))
+        except BaseException as error:  # noqa: BLE001 - raised in this thread and in those that wait for the key
             future.set_exception(error)

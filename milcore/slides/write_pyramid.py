@@ -1,4 +1,4 @@
-"""Writes a tiled, JPEG-compressed, pyramidal TIFF: synthetic slides and heat maps.
+"""Writer of tiled, JPEG-compressed, pyramidal TIFFs: synthetic slides and heat maps.
 
 Every level is a page of its own, each after the first marked as a reduced image, so OpenSlide opens the file as
 ``generic-tiff`` and takes um/px from the resolution tags. Equal pixels and settings give equal bytes: no clock, no host
@@ -28,10 +28,10 @@ def write_pyramid(
     levels: int,
     quality: int = 85,
 ) -> None:
-    """Write an image and its ``levels - 1`` successive halvings; level k measures ``ceil(size / 2**k)`` px.
+    """Write an image and its ``levels - 1`` successive halvings.
 
-    Each reduced px is the mean of the 2 x 2 px under it. Peak memory beside ``pixels``: less than twice its size. The
-    file becomes a BigTIFF where the uncompressed levels would pass 4 GiB.
+    Level k measures ``ceil(size / 2**k)`` px. Each reduced px is the mean of the 2 x 2 px under it. Peak memory beside
+    ``pixels``: less than twice its size. The file becomes a BigTIFF where the uncompressed levels would pass 4 GiB.
 
     Args:
         target: local file, or a binary stream that can seek.
@@ -83,9 +83,12 @@ def _halvings(
 
 
 def _tiles(image: UInt8[np.ndarray, "row column rgb"]) -> Iterator[UInt8[np.ndarray, "row column rgb"]]:
-    """Tiles in TIFF order; those that reach over the right or lower edge repeat the last px, so no edge rings."""
+    """Tiles in TIFF order.
+
+    Tiles over the right or lower edge repeat the last px, so that JPEG makes no ringing at the slide's edge.
+    """
     for top in range(0, image.shape[0], TILE):
         for left in range(0, image.shape[1], TILE):
-            part = image[top : top + TILE, left : left + TILE]
-            missing = ((0, TILE - part.shape[0]), (0, TILE - part.shape[1]), (0, 0))
-            yield np.pad(part, missing, mode="edge") if part.shape[:2] != (TILE, TILE) else np.ascontiguousarray(part)
+            tile = image[top : top + TILE, left : left + TILE]
+            padding = ((0, TILE - tile.shape[0]), (0, TILE - tile.shape[1]), (0, 0))
+            yield np.pad(tile, padding, mode="edge") if tile.shape[:2] != (TILE, TILE) else np.ascontiguousarray(tile)

@@ -1,4 +1,4 @@
-"""A remote slide read in place: the same pixels, nothing copied, no fault of the storage taken for damage."""
+"""Remote slides read in place: the pixels of a local file, no copy, storage errors told from damage."""
 
 import contextlib
 import random
@@ -44,7 +44,7 @@ def in_memory(slide: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteFile:
     return RemoteFile(uri, slide.stat().st_size, "e")
 
 
-def test_any_place_is_read(slide: Path, in_memory: RemoteFile) -> None:
+def test_any_byte_range_is_read(slide: Path, in_memory: RemoteFile) -> None:
     data, generator = slide.read_bytes(), random.Random(0)  # noqa: S311 - places, not a secret
     for _ in range(200):
         start, size = generator.randrange(len(data) + 10), generator.randrange(5_000)
@@ -57,9 +57,9 @@ def test_any_place_is_read(slide: Path, in_memory: RemoteFile) -> None:
 
 
 def test_pixels_are_those_of_a_local_file(slide: Path, in_memory: RemoteFile) -> None:
-    with open_slide(slide) as local, open_slide(in_memory) as its:
-        assert (its.size, its.mpp, its.level_downsamples) == (local.size, local.mpp, local.level_downsamples)
-        np.testing.assert_array_equal(its.read(100, 50, 0, 600, 500), local.read(100, 50, 0, 600, 500))
+    with open_slide(slide) as local, open_slide(in_memory) as remote:
+        assert (remote.size, remote.mpp, remote.level_downsamples) == (local.size, local.mpp, local.level_downsamples)
+        np.testing.assert_array_equal(remote.read(100, 50, 0, 600, 500), local.read(100, 50, 0, 600, 500))
 
 
 def test_a_failing_storage_is_no_damaged_tile(in_memory: RemoteFile) -> None:
@@ -82,9 +82,9 @@ def test_a_slide_on_s3_is_read_where_it_lies(
     storage.write_bytes(uri, slide.read_bytes())
     store, config = PatchStore(str(tmp_path / "store")), IngestConfig(patch_size=64)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))  # a copy would have nowhere to go
-    slides = [Slide(name, its, 0, "p", "", None, None, None) for name, its in (("far", uri), ("near", str(slide)))]
-    outcomes = [ingest_slide(its, store, config) for its in slides]
-    assert [(its.status, its.patches, its.reason) for its in outcomes] == [("ok", 140, None)] * 2
+    slides = [Slide(name, path, 0, "p", "", None, None, None) for name, path in (("far", uri), ("near", str(slide)))]
+    outcomes = [ingest_slide(entry, store, config) for entry in slides]
+    assert [(outcome.status, outcome.patches, outcome.reason) for outcome in outcomes] == [("ok", 140, None)] * 2
     far, near = store.slide("far"), store.slide("near")
     assert far.patches_digest == near.patches_digest
     assert far.attrs["source"] == {"uri": uri, "size": slide.stat().st_size, "etag": storage.etag(uri)}
@@ -93,7 +93,7 @@ def test_a_slide_on_s3_is_read_where_it_lies(
     assert not ingest_slide(slides[0], store, config).skipped
 
 
-def test_what_was_replaced_while_it_was_read_is_told(slide: Path, s3: str) -> None:
+def test_an_object_replaced_while_it_is_read_is_refused(slide: Path, s3: str) -> None:
     uri = f"{s3}/{uuid.uuid4().hex}/a.tiff"
     storage.write_bytes(uri, slide.read_bytes())
     file = find_remote_slide(uri)
@@ -104,7 +104,7 @@ def test_what_was_replaced_while_it_was_read_is_told(slide: Path, s3: str) -> No
         file.check_unchanged()
 
 
-def test_what_needs_another_reader_is_copied(s3: str, tmp_path: Path) -> None:
+def test_slides_of_other_readers_and_local_ones_are_not_read_remotely(s3: str, tmp_path: Path) -> None:
     uri = f"{s3}/{uuid.uuid4().hex}/a.png"
     storage.write_bytes(uri, b"\x89PNG and so on")
     assert find_remote_slide(uri) is None

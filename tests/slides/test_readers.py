@@ -1,4 +1,4 @@
-"""Every backend in the table keeps one contract; what cannot be opened says why."""
+"""The contract of every backend in the table, and the reasons of files that cannot be opened."""
 
 import contextlib
 import struct
@@ -78,14 +78,14 @@ def test_an_area_is_read_at_any_scale(reader: SlideReader) -> None:
     assert np.abs(patch - slow).max() <= 4
 
 
-def test_openslide_tells_scale_and_levels_and_a_plain_image_none(tmp_path: Path) -> None:
+def test_a_pyramid_has_scale_and_levels_and_a_plain_image_neither(tmp_path: Path) -> None:
     with open_slide(_make("openslide", tmp_path), "openslide") as slide, open_slide(_make("flat", tmp_path)) as image:
         assert slide.mpp == pytest.approx(0.25, rel=1e-3)
         assert slide.level_downsamples == pytest.approx((1.0, 2.0, 4.0), rel=1e-2)
         assert (image.mpp, image.level_downsamples) == (None, (1.0,))
 
 
-def test_what_openslide_paints_is_laid_on_white() -> None:
+def test_openslide_s_premultiplied_pixels_are_composited_on_white() -> None:
     """Its colours come multiplied by alpha: half opaque black is grey, nothing is white."""
     words = np.array([[[9, 8, 7, 255], [0, 0, 0, 128], [0, 0, 0, 0], [100, 50, 0, 128]]], np.uint8)
     np.testing.assert_array_equal(
@@ -104,14 +104,14 @@ def test_the_nearest_finer_level_is_read(scale: float, level: int) -> None:
 def test_thumbnails_of_large_slides_are_drawn_block_by_block(tmp_path: Path) -> None:
     """No read of a 5000 x 3000 plain image is larger than a block of 2048 px."""
     Image.new("RGB", (5000, 3000), (10, 200, 30)).save(tmp_path / "a.png", compress_level=1)
-    with contextlib.closing(_Watched(tmp_path / "a.png")) as watched:
-        thumbnail = watched.thumbnail(500)
+    with contextlib.closing(_RecordingReader(tmp_path / "a.png")) as reader:
+        thumbnail = reader.thumbnail(500)
         assert thumbnail.shape == (300, 500, 3)
         assert (thumbnail == (10, 200, 30)).all()
-        assert max(max(size) for size in watched.reads) <= 2049
+        assert max(max(size) for size in reader.reads) <= 2049
 
 
-class _Watched(FlatImageReader):
+class _RecordingReader(FlatImageReader):
     """A reader that notes the sizes it was asked for, and cannot read inside ``broken`` (x0, y0, x1, y1)."""
 
     broken: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -130,17 +130,17 @@ class _Watched(FlatImageReader):
 
 def test_an_unreadable_place_of_a_thumbnail_takes_its_surroundings_colour(tmp_path: Path) -> None:
     Image.new("RGB", (2000, 1500), (200, 100, 150)).save(tmp_path / "a.png")
-    with contextlib.closing(_Watched(tmp_path / "a.png")) as watched:
-        watched.broken = (300, 300, 500, 400)
-        assert (watched.thumbnail(200) == (200, 100, 150)).all()
+    with contextlib.closing(_RecordingReader(tmp_path / "a.png")) as reader:
+        reader.broken = (300, 300, 500, 400)
+        assert (reader.thumbnail(200) == (200, 100, 150)).all()
 
 
-def test_a_slide_of_which_nothing_can_be_read_says_so(tmp_path: Path) -> None:
+def test_a_slide_without_a_readable_block_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (600, 600)).save(tmp_path / "a.png")
-    with contextlib.closing(_Watched(tmp_path / "a.png")) as watched:
-        watched.broken = (0, 0, 600, 600)
+    with contextlib.closing(_RecordingReader(tmp_path / "a.png")) as reader:
+        reader.broken = (0, 0, 600, 600)
         with pytest.raises(SlideError, match="no part of the slide"):
-            watched.thumbnail(200)
+            reader.thumbnail(200)
 
 
 @pytest.mark.parametrize("backend", ["openslide", "tiff"])
@@ -172,13 +172,13 @@ def test_reading_goes_on_after_an_unreadable_tile(shared_data: Path, backend: Re
         (struct.pack(">2sHHHQ", b"MM", 43, 8, 0, 7777) + bytes(50), "truncated: .* byte 7,777 of a file of 66 bytes"),
     ],
 )
-def test_what_is_no_slide_is_told(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_files_that_are_no_slides_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.svs").write_bytes(content)
     with pytest.raises(SlideError, match=reason), open_slide(tmp_path / "a.svs"):
         pass
 
 
-def test_a_plain_image_too_large_to_decode_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_image_too_large_to_decode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (300, 100)).save(tmp_path / "a.png")
     for limit in (20_000, 1_000):  # Pillow warns above its limit and raises above twice that
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -186,7 +186,7 @@ def test_a_plain_image_too_large_to_decode_is_told(tmp_path: Path, monkeypatch: 
             pass
 
 
-def test_a_truncated_plain_image_is_told(tmp_path: Path) -> None:
+def test_a_truncated_plain_image_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])

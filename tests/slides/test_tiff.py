@@ -1,4 +1,4 @@
-"""Tiles of every compression and layout read here are what tifffile, an independent reader, makes of them."""
+"""Tiles of every compression and layout equal those of tifffile, an independent reader."""
 
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,9 @@ def _check(path: Path) -> None:
         {"compression": "webp", "compressionargs": {"level": 80}},
         {"compression": "jpeg", "compressionargs": {"level": 80}},
     ],
-    ids=lambda how: "-".join(str(its) for its in how.values()) or "none",
+    ids=lambda how: "-".join(str(value) for value in how.values()) or "none",
 )
-def test_every_compression_is_what_tifffile_reads(tmp_path: Path, pixels: np.ndarray, how: dict[str, Any]) -> None:
+def test_every_compression_equals_tifffile(tmp_path: Path, pixels: np.ndarray, how: dict[str, Any]) -> None:
     _write(tmp_path / "a.tiff", pixels, **how)
     _check(tmp_path / "a.tiff")
 
@@ -97,24 +97,26 @@ def test_levels_of_an_ome_tiff_lie_in_subifds(tmp_path: Path, pixels: np.ndarray
     ],
     ids=["grey", "deep", "channels"],
 )
-def test_what_is_no_8_bit_colour_is_told(tmp_path: Path, values: np.ndarray, photometric: str, reason: str) -> None:
+def test_images_other_than_8_bit_colour_are_refused(
+    tmp_path: Path, values: np.ndarray, photometric: str, reason: str
+) -> None:
     tifffile.imwrite(tmp_path / "a.tiff", values, tile=(EDGE, EDGE), photometric=photometric, planarconfig=1)
     with pytest.raises(SlideError, match=reason), open_slide(tmp_path / "a.tiff"):
         pass
 
 
-def test_a_tile_that_claims_the_whole_disk_is_told(tmp_path: Path, pixels: np.ndarray) -> None:
-    """Its length in the directory is damaged; nothing of that size is asked of memory."""
+def test_a_tile_with_a_damaged_byte_count_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    """Its length in the directory is damaged; no memory of that size is allocated."""
     _write(tmp_path / "a.tiff", pixels)
     with tifffile.TiffFile(tmp_path / "a.tiff", mode="r+") as tiff:
         tiff.pages[0].tags["TileByteCounts"].overwrite([2**32 - 1] + [EDGE * EDGE * 3] * 11, dtype=4)
     with open_slide(tmp_path / "a.tiff") as slide:
-        with pytest.raises(SlideError, match=r"tile 0, 0 of level 0 is told to have 4,294,967,295 bytes"):
+        with pytest.raises(SlideError, match=r"tile 0, 0 of level 0 has 4,294,967,295 bytes by the TIFF directory"):
             slide.read(0, 0, 0, EDGE, EDGE)
         assert slide.read(EDGE, 0, 0, EDGE, EDGE).shape == (EDGE, EDGE, 3)
 
 
-def test_a_level_without_pixels_is_none(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_a_level_without_pixels_is_left_out(tmp_path: Path, pixels: np.ndarray) -> None:
     """Its width in the directory is damaged; the other level is read, and alone it is no slide."""
     with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
         for level in (pixels[:2, :2], pixels):

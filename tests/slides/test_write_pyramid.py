@@ -1,4 +1,4 @@
-"""The pyramid writer: what OpenSlide sees of its files, and what it refuses."""
+"""The pyramid writer: its files as OpenSlide reads them, and the input it refuses."""
 
 import io
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_equal_pixels_give_equal_bytes_in_a_file_and_in_a_stream(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("pixels", "mpp", "levels", "told"),
+    ("pixels", "mpp", "levels", "message"),
     [
         (np.zeros((8, 8), np.uint8), 0.5, 1, r"\(row, column, 3\), got uint8 \(8, 8\)"),
         (np.zeros((8, 8, 3), np.float32), 0.5, 1, "got float32"),
@@ -75,6 +75,6 @@ def test_equal_pixels_give_equal_bytes_in_a_file_and_in_a_stream(tmp_path: Path)
         (np.zeros((8, 8, 3), np.uint8), 0.5, 0, "at least 1 level, got 0"),
     ],
 )
-def test_what_cannot_be_a_pyramid_is_refused(pixels: np.ndarray, mpp: float, levels: int, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_unusable_pixels_and_settings_are_refused(pixels: np.ndarray, mpp: float, levels: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         write_pyramid(io.BytesIO(), pixels, mpp, levels)
