@@ -150,11 +150,7 @@ def _log_odds(log_prob: torch.Tensor, label: int) -> torch.Tensor:
 
 
 def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:
-    batch = pack([bag], [0])
-    walk = model.chunk_plan(batch)
-    lift = model.lifter(batch.instances[:1].dtype, None)
-    chunks = (lift(batch.chunk(*span, walk.device)) for span in batch.spans(walk.rows))
-    parts = [(its.scores, its.logit) for its in chunks]
+    parts = [(lifted.scores, lifted.logit) for lifted in model.lift_chunks(pack([bag], [0]))]
     scores, logits = (torch.cat(each).double() for each in zip(*parts, strict=True))
     return InstanceValues(
         scores[:, min(label, scores.shape[1] - 1)].cpu().numpy() if scores.shape[1] else None,

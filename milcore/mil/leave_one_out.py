@@ -19,37 +19,42 @@ from torch import Tensor
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.model import MILModel
 from milcore.mil.pooling.pooling import Summary
+from milcore.mil.pooling.streaming import ChunkPlan
 
 Merge = Callable[[Summary, Summary], Summary]
 
 
 @torch.no_grad()
-def leave_one_out(model: MILModel, bag: Bag) -> Float[Tensor, "instance class"]:
-    """Log-probabilities of the bag without each instance, without dropout; NaN for the only instance of a bag."""
-    batch = pack([bag], [0])
-    walk = model.chunk_plan(batch)
-    spans = batch.spans(walk.rows)
-    lift, pooling = model.lifter(batch.instances[:1].dtype, None), model.pooling
+def leave_one_out(model: MILModel, bag: Bag, plan: ChunkPlan | None = None) -> Float[Tensor, "instance class"]:
+    """Log-probabilities of the bag without each instance; NaN for the only instance of a bag.
 
-    def summaries(span: tuple[int, int], *, each: bool) -> Summary:
-        chunk = batch.chunk(*span, walk.device)
-        lifted = lift(chunk)
-        return pooling.lift(lifted.scores, lifted.values, chunk.segments.each_row() if each else chunk.segments)
+    Without dropout.
 
-    whole = [summaries(span, each=False) for span in spans]
-    before = [None, *itertools.accumulate(whole[:-1], pooling.merge)]
-    after = [None, *itertools.accumulate(whole[:0:-1], pooling.merge)][::-1]
-    said = []
-    for span, *around in zip(spans, before, after, strict=True):
-        inside = _all_but_each(summaries(span, each=True), pooling.merge)
-        said.append(_log_prob(model, inside, [its for its in around if its is not None], span[1] - span[0]))
-    return torch.cat(said)
+    Args:
+        model: in evaluation mode.
+        bag: read chunk by chunk, twice.
+        plan: of the chunks, by default the model's.
+    """
+    batch, pooling = pack([bag], [0]), model.pooling
+    plan = plan or model.chunk_plan(batch)
+    summaries = [
+        pooling.lift(lifted.scores, lifted.values, lifted.chunk.segments) for lifted in model.lift_chunks(batch, plan)
+    ]
+    before = [None, *itertools.accumulate(summaries[:-1], pooling.merge)]
+    after = [None, *itertools.accumulate(summaries[:0:-1], pooling.merge)][::-1]
+    log_probs = []
+    for lifted, *around in zip(model.lift_chunks(batch, plan), before, after, strict=True):
+        rows = pooling.lift(lifted.scores, lifted.values, lifted.chunk.segments.each_row())
+        others = _all_but_each(rows, pooling.merge)
+        outside = [summary for summary in around if summary is not None]
+        log_probs.append(_log_prob(model, others, outside, len(lifted.scores)))
+    return torch.cat(log_probs)
 
 
 def _log_prob(model: MILModel, inside: Summary | None, outside: list[Summary], rows: int) -> Tensor:
-    """Of the merges of a chunk's rows without one, row by row, and the chunks around it."""
-    spread = [tuple(each.expand(rows, *each.shape[1:]) for each in its) for its in outside]
-    parts = spread if inside is None else [inside, *spread]
+    """Log-probabilities of a chunk's rows without one, merged row by row with the chunks around it."""
+    repeated = [tuple(tensor.expand(rows, *tensor.shape[1:]) for tensor in summary) for summary in outside]
+    parts = repeated if inside is None else [inside, *repeated]
     if not parts:
         return torch.full((1, model.classes), torch.nan)
     *others, summary = parts

@@ -11,7 +11,7 @@ taken in the precision of the config by weights that are cast once per pass; bag
 Axes: bag, class, instance, key (embedding width), head, value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,8 +25,8 @@ from milcore.mil.augmentation import augment
 from milcore.mil.bags.batch import Bag, BagBatch, Chunk, pack
 from milcore.mil.bags.segments import Segments, at_least_fp32, segment_sum
 from milcore.mil.dropout import Dropout
-from milcore.mil.instance_encoders.finetune import PretrainedEncoder
-from milcore.mil.instance_encoders.table import TrainableEncoder, trainable_encoder
+from milcore.mil.instance_encoders.protocol import InstanceEncoder
+from milcore.mil.instance_encoders.table import trainable_encoder
 from milcore.mil.pooling.pooling import POOLINGS, PoolingShape, Summary, log_sigmoids
 from milcore.mil.pooling.streaming import ChunkPlan, pool_batch
 
@@ -42,9 +42,10 @@ class BagOutput(NamedTuple):
     attention: Float[Tensor, " instance"]
 
 
-class Lifted(NamedTuple):
-    """The instances of a chunk as the pooling takes them; no logits at embedding level."""
+class LiftedChunk(NamedTuple):
+    """Instances of a chunk as the pooling takes them; no logits at embedding level."""
 
+    chunk: Chunk
     scores: Float[Tensor, "instance head"]
     values: Float[Tensor, "instance value"]
     logit: Float[Tensor, "instance class"]
@@ -69,7 +70,7 @@ class MILModel(nn.Module):
         self.dtype = DTYPES[config.precision]
         self.activation_bytes = int(config.activation_mb * 1e6)
         self.augment = config.augment
-        self.encoder: TrainableEncoder = trainable_encoder(config, width)
+        self.encoder: InstanceEncoder = trainable_encoder(config, width)
         self.pooling = POOLINGS[config.pooling](
             PoolingShape(
                 width=config.hidden,
@@ -83,9 +84,17 @@ class MILModel(nn.Module):
         self.classifier = nn.Linear(config.hidden, logits)
         self._budget: int | None = None
 
-    def forward(self, batch: BagBatch, dropout: Dropout | None) -> Float[Tensor, "bag class"]:
-        """Log-probabilities of each bag; ``dropout`` is None outside training."""
-        return self.log_prob(self._pool(batch, dropout))
+    def forward(
+        self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan | None = None
+    ) -> Float[Tensor, "bag class"]:
+        """Log-probabilities of the classes of each bag.
+
+        Args:
+            batch: of bags.
+            dropout: None outside training.
+            plan: by default ``chunk_plan(batch)``.
+        """
+        return self.log_prob(self._pool(batch, dropout, plan or self.chunk_plan(batch)))
 
     @torch.no_grad()
     def predict_bags(self, batch: BagBatch) -> BagOutput:
@@ -94,12 +103,11 @@ class MILModel(nn.Module):
         With attention heads per class, an instance's weight is that of the head of its bag's likeliest class. Noisy-or
         and noisy-and weigh nothing: there it is the instance's share of the bag's summed probabilities of that class.
         """
-        summary = self._pool(batch, None)
+        plan = self.chunk_plan(batch)
+        summary = self._pool(batch, None, plan)
         log_prob = self.log_prob(summary)
-        lift, walk = self.lifter(batch.instances[:1].dtype, None), self.chunk_plan(batch)
-        chunks = (batch.chunk(*span, walk.device) for span in batch.spans(walk.rows))
-        columns = torch.cat([self._weights(lift(chunk), summary, chunk) for chunk in chunks])
-        segments = Segments.whole(batch.lengths).to(walk.device)
+        columns = torch.cat([self._weights(lifted, summary) for lifted in self.lift_chunks(batch, plan)])
+        segments = Segments.whole(batch.lengths).to(plan.device)
         chosen = log_prob.argmax(dim=1) if columns.shape[1] > 1 else torch.zeros_like(log_prob[:, 0], dtype=torch.int64)
         weight = columns.gather(1, chosen[segments.bag, None])
         return BagOutput(log_prob, (weight / segment_sum(weight, segments)[segments.bag])[:, 0])
@@ -117,7 +125,18 @@ class MILModel(nn.Module):
             self._budget = max(1, self.activation_bytes // each)
         return self._budget
 
-    def lifter(self, stored: torch.dtype, dropout: Dropout | None) -> Callable[[Chunk], Lifted]:
+    def lift_chunks(self, batch: BagBatch, plan: ChunkPlan | None = None) -> Iterator[LiftedChunk]:
+        """Lift the chunks of a batch one after another, without dropout.
+
+        Args:
+            batch: read chunk by chunk.
+            plan: by default ``chunk_plan(batch)``.
+        """
+        plan = plan or self.chunk_plan(batch)
+        lift = self.lifter(batch.instances[:1].dtype, None)
+        return (lift(batch.chunk(*span, plan.device)) for span in batch.spans(plan.rows))
+
+    def lifter(self, stored: torch.dtype, dropout: Dropout | None) -> Callable[[Chunk], LiftedChunk]:
         """What the pooling takes of a chunk, by weights that are cast now, once for all chunks of a pass.
 
         Args:
@@ -128,16 +147,16 @@ class MILModel(nn.Module):
         score = self.pooling.scorer(self.dtype)
         classifier = [each.to(self.dtype) for each in (self.classifier.weight, self.classifier.bias)]
 
-        def lift(chunk: Chunk) -> Lifted:
+        def lift(chunk: Chunk) -> LiftedChunk:
             mask, instances = None, chunk.instances
             if dropout is not None:
                 mask = dropout.draw(chunk.bag_keys, chunk.segments, self.hidden)
                 instances = augment(chunk, dropout) if self.augment else instances
             embeddings = embed(instances, mask)
             if self.level == "embedding":
-                return Lifted(score(embeddings), embeddings, embeddings[:, :0])
+                return LiftedChunk(chunk, score(embeddings), embeddings, embeddings[:, :0])
             logit = at_least_fp32(functional.linear(embeddings, *classifier))
-            return Lifted(score(embeddings), self.pooling.instance_values(logit), logit)
+            return LiftedChunk(chunk, score(embeddings), self.pooling.instance_values(logit), logit)
 
         return lift
 
@@ -159,14 +178,14 @@ class MILModel(nn.Module):
         rows = self.encoder.rows_per_chunk(batch.instances[:1]) * (GPU_CHUNKS if device.type == "cuda" else 1)
         return ChunkPlan(min(rows, budget), len(batch.instances) > budget, device)
 
-    def _pool(self, batch: BagBatch, dropout: Dropout | None) -> Summary:
+    def _pool(self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan) -> Summary:
         lift = self.lifter(batch.instances[:1].dtype, dropout)
 
         def lift_bags(chunk: Chunk) -> Summary:
             lifted = lift(chunk)
             return self.pooling.lift(lifted.scores, lifted.values, chunk.segments)
 
-        return pool_batch(self.pooling, lift_bags, batch, self.chunk_plan(batch))
+        return pool_batch(self.pooling, lift_bags, batch, plan)
 
     def _classify(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag class"]:
         """One embedding for all classes, or one per class, which only its own row of the classifier reads."""
@@ -177,7 +196,8 @@ class MILModel(nn.Module):
         of_class: Tensor = (by_head * self.classifier.weight).sum(dim=2) + self.classifier.bias
         return of_class
 
-    def _weights(self, lifted: Lifted, summary: Summary, chunk: Chunk) -> Float[Tensor, "instance column"]:
+    def _weights(self, lifted: LiftedChunk, summary: Summary) -> Float[Tensor, "instance column"]:
+        chunk = lifted.chunk
         bags = slice(chunk.first_bag, chunk.first_bag + chunk.segments.bags)
         here = tuple(each[bags] for each in summary)
         weights = self.pooling.weights(lifted.scores, lifted.values, here, chunk.segments)
@@ -210,8 +230,7 @@ def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = MILModel(config, width, classes)
-        kept = model.encoder.pretrained() if isinstance(model.encoder, PretrainedEncoder) else []
-        kept_ids = {id(parameter) for parameter in kept}
+        kept_ids = {id(parameter) for parameter in model.encoder.pretrained()}
         for parameter in (each for each in model.parameters() if id(each) not in kept_ids):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)

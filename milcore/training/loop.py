@@ -27,7 +27,6 @@ from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.batch import BagBatch
 from milcore.mil.bags.dealing import deal, global_batches, micro_batches
 from milcore.mil.dropout import Dropout
-from milcore.mil.instance_encoders.features import FeatureEncoder
 from milcore.mil.model import MILModel, emulates_bf16, make_model
 from milcore.runtime.progress import log_line
 from milcore.training.batching import RankBatch, rank_batch
@@ -140,8 +139,7 @@ class _Loop:
         with self.ctx.restore() as folder:
             if folder is not None:
                 return load_checkpoint(folder, self.training)
-        if isinstance(self.model.encoder, FeatureEncoder):
-            self.model.encoder.standardise(*self._feature_statistics())
+        self.model.encoder.prepare(self._feature_statistics)
         return Progress()
 
     def train_epoch(self, epoch: int) -> dict[str, float]:

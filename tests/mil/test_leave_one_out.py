@@ -8,6 +8,7 @@ from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.leave_one_out import leave_one_out
 from milcore.mil.model import make_model
 from milcore.mil.pooling.pooling import POOLINGS
+from milcore.mil.pooling.streaming import ChunkPlan
 
 ROWS = [
     (name, level)
@@ -24,11 +25,11 @@ def test_it_equals_the_bag_without_each_instance(pooling: str, level: str, chunk
     rows = torch.randn(23, 9)
     config = TrainConfig(pooling=pooling, level=level, hidden=16, attention_hidden=8, attention_heads="per_class")
     model = make_model(config, 9, classes=3)
-    model.encoder.rows_per_chunk = lambda _: chunk_rows
     without = [torch.cat([rows[:i], rows[i + 1 :]]) for i in range(23)]
     with torch.no_grad():
-        expected = model(pack([Bag(str(i), "", 0, its) for i, its in enumerate(without)], range(23)), None)
-    torch.testing.assert_close(leave_one_out(model, Bag("x", "", 0, rows)), expected, atol=1e-5, rtol=0)
+        expected = model(pack([Bag(str(i), "", 0, instances) for i, instances in enumerate(without)], range(23)), None)
+    plan = ChunkPlan(chunk_rows, oversized=False, device=torch.device("cpu"))
+    torch.testing.assert_close(leave_one_out(model, Bag("x", "", 0, rows), plan), expected, atol=1e-5, rtol=0)
 
 
 def test_the_only_instance_of_a_bag_leaves_nothing_to_say() -> None:

@@ -110,15 +110,13 @@ def _block_summaries(
     model: MILModel, batch: BagBatch, blocks: Int[np.ndarray, "order instance"], steps: int
 ) -> list[list[Summary]]:
     """Pooling summary of each block, for each order."""
-    plan, lift = model.chunk_plan(batch), model.lifter(batch.instances[:1].dtype, None)
     chunk_summaries: list[list[list[Summary]]] = [[[] for _ in range(steps)] for _ in blocks]
-    for start, stop in batch.spans(plan.rows):
-        lifted = lift(batch.chunk(start, stop, plan.device))
-        for order, block in enumerate(blocks[:, start:stop]):
+    for lifted in model.lift_chunks(batch):
+        for order, block in enumerate(blocks[:, lifted.chunk.rows]):
             block_indices, counts = np.unique(block, return_counts=True)
             rows = torch.from_numpy(np.argsort(block, kind="stable"))
-            segments = Segments.of(counts, batch.position[start:stop][rows]).to(plan.device)
-            rows = rows.to(plan.device)
+            segments = Segments.of(counts, batch.position[lifted.chunk.rows][rows]).to(lifted.values.device)
+            rows = rows.to(lifted.values.device)
             summary = model.pooling.lift(lifted.scores[rows], lifted.values[rows], segments)
             for k, index in enumerate(block_indices):
                 chunk_summaries[order][index].append(tuple(tensor[k : k + 1] for tensor in summary))

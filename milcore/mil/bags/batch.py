@@ -25,12 +25,21 @@ class Bag:
 
 
 class Chunk(NamedTuple):
-    """Consecutive rows of a batch; ``segments`` and ``bag_keys`` are those of the bags ``first_bag`` and on."""
+    """Consecutive rows of a batch, on a device.
+
+    Args:
+        instances: of these rows.
+        segments: of the bags they belong to.
+        bag_keys: of the same bags.
+        first_bag: number in the batch of the first of these bags.
+        rows: place in the batch.
+    """
 
     instances: Tensor
     segments: Segments
     bag_keys: Int[Tensor, " bag"]
     first_bag: int
+    rows: slice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +79,7 @@ class BagBatch:
             Segments.of(here, self.position[start:stop]).to(device),
             self.keys[bags].to(device, non_blocking=True),
             first,
+            slice(start, stop),
         )
 
     def subsample(self, most: int, seed: int, epoch: int) -> "BagBatch":

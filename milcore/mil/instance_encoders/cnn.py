@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from milcore.mil.dropout import Mask, drop
+from milcore.mil.instance_encoders.protocol import FeatureStatistics
 
 PIXELS_PER_CHUNK = 1 << 17
 
@@ -62,6 +63,14 @@ class PixelEncoder(nn.Module):
             return embeddings if mask is None else drop(embeddings * scale, mask)
 
         return embed
+
+    def pretrained(self) -> list[nn.Parameter]:
+        """None: every layer begins with random weights."""
+        return []
+
+    def prepare(self, statistics: FeatureStatistics) -> None:
+        """Nothing to set up: pixels are scaled by constants."""
+        del statistics
 
 
 def conv(hidden: int) -> PixelEncoder:

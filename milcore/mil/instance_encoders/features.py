@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from milcore.config import FeatureForm
 from milcore.mil.dropout import Mask
+from milcore.mil.instance_encoders.protocol import FeatureStatistics
 
 INSTANCES_PER_CHUNK = 4096
 ROWS_PER_CAST = 512
@@ -88,6 +89,14 @@ class FeatureEncoder(nn.Module):
         if stored != dtype and dtype == torch.bfloat16:
             return functools.partial(_centre, mean=self.mean, dtype=dtype), _Layer.of(weight, bias, dtype)
         return functools.partial(_cast, dtype=dtype), _Layer.of(weight, bias - weight @ self.mean, dtype)
+
+    def pretrained(self) -> list[nn.Parameter]:
+        """None: every layer begins with random weights."""
+        return []
+
+    def prepare(self, statistics: FeatureStatistics) -> None:
+        """Standardise by the statistics of the training bags."""
+        self.standardise(*statistics())
 
     def standardise(self, mean: Float[Tensor, " feature"], sd: Float[Tensor, " feature"]) -> None:
         """Take over the statistics of the training bags; a constant feature is left as it is."""

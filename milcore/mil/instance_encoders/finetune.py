@@ -18,6 +18,7 @@ from milcore.encoders.frozen import make, scale_of
 from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, StoreError
 from milcore.mil.dropout import Mask, drop
+from milcore.mil.instance_encoders.protocol import FeatureStatistics
 from milcore.store.slide_group import SlideGroup
 
 PATCHES_PER_CHUNK = 8
@@ -51,6 +52,10 @@ class PretrainedEncoder(nn.Module):
     def pretrained(self) -> list[nn.Parameter]:
         """The parameters that begin as they are, not drawn."""
         return list(self.network.parameters())
+
+    def prepare(self, statistics: FeatureStatistics) -> None:
+        """Nothing to set up: pixels are scaled by the network's own constants."""
+        del statistics
 
     def rows_per_chunk(self, instance: UInt8[Tensor, "instance height width 3"]) -> int:
         """Patches that are computed on at once."""

@@ -10,14 +10,13 @@ from milcore.config import FeatureForm, TrainConfig
 from milcore.mil.instance_encoders.cnn import PixelEncoder, conv, lenet5
 from milcore.mil.instance_encoders.features import FeatureEncoder, linear, mlp
 from milcore.mil.instance_encoders.finetune import PretrainedEncoder
-
-TrainableEncoder = FeatureEncoder | PixelEncoder | PretrainedEncoder
+from milcore.mil.instance_encoders.protocol import InstanceEncoder
 
 ON_FEATURES: dict[str, Callable[[int, int, FeatureForm], FeatureEncoder]] = {"linear": linear, "mlp": mlp}
 ON_PATCHES: dict[str, Callable[[int], PixelEncoder]] = {"conv": conv, "lenet5": lenet5}
 
 
-def trainable_encoder(config: TrainConfig, width: int) -> TrainableEncoder:
+def trainable_encoder(config: TrainConfig, width: int) -> InstanceEncoder:
     """The encoder that a model learns: of a table, or one with weights of its own.
 
     Args:

@@ -99,8 +99,8 @@ def test_patches_at_another_scale_are_refused_in_training_too(tmp_path: Path, un
     ("changes", "message"),
     [
         ({"features": "f"}, "allowed: linear or mlp with features"),
-        ({"encoder": "convolution"}, "no such encoder"),
-        ({"encoder": "conv", "train_blocks": 1}, "train_blocks with encoder conv"),
+        ({"encoder": "convolution"}, "expected an encoder, got 'convolution'"),
+        ({"encoder": "conv", "train_blocks": 1}, "train_blocks: expected none with encoder conv"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, object], message: str) -> None:

@@ -17,11 +17,13 @@ from milcore.mil.bags.rows import BlockRows
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, make_model
 from milcore.mil.pooling.pooling import POOLINGS
+from milcore.mil.pooling.streaming import ChunkPlan
 
 WIDTH = 11
 LENGTHS = (3, 130, 1, 64, 200, 5)
 DROPOUT = Dropout(seed=1, epoch=2, rate=0.5)
-KEPT, RECOMPUTED = 1_000_000, 7
+CPU = torch.device("cpu")
+WHOLE = ChunkPlan(10_000, oversized=False, device=CPU)
 
 
 def model_config(pooling: str, level: str, **more: object) -> TrainConfig:
@@ -51,20 +53,20 @@ def bags_for(config: TrainConfig, lengths: tuple[int, ...] = LENGTHS) -> list[Ba
         rows = [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for shape in shapes]
     else:
         rows = [torch.randn(length, WIDTH, generator=generator) for length in lengths]
-    return [Bag(str(k), str(k), k % 2, its) for k, its in enumerate(rows)]
+    return [Bag(str(k), str(k), k % 2, instances) for k, instances in enumerate(rows)]
 
 
-def model_of(config: TrainConfig, classes: int, budget: int, chunk_rows: int) -> MILModel:
-    """A model that keeps the activations of at most ``budget`` instances."""
-    model = make_model(config, WIDTH, classes)
-    model.encoder.rows_per_chunk = lambda _: chunk_rows
-    model._budget = budget
-    return model
+def chunks_of(rows: int, *, recomputed: bool) -> ChunkPlan:
+    return ChunkPlan(rows, recomputed, CPU)
 
 
-def learn(model: torch.nn.Module, batch: BagBatch) -> tuple[Tensor, Tensor]:
+def model_of(config: TrainConfig, classes: int) -> MILModel:
+    return make_model(config, WIDTH, classes)
+
+
+def learn(model: torch.nn.Module, batch: BagBatch, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
     """Log-probabilities and the gradient of the batch's loss, as one vector."""
-    log_prob = model(batch, DROPOUT)
+    log_prob = model(batch, DROPOUT, plan)
     (-log_prob.gather(1, batch.labels[:, None]).sum()).backward()
     return log_prob.detach(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
@@ -77,60 +79,60 @@ def assert_alike(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
 def test_chunks_and_recomputed_chunks_learn_what_one_packed_batch_does(case: tuple[TrainConfig, int]) -> None:
     """Dropout on; chunks end inside bags and at their ends, and a bag goes on over several chunks."""
     batch = pack(bags_for(case[0]), range(len(LENGTHS)))
-    whole = learn(model_of(*case, KEPT, 10_000), batch)
-    assert_alike(learn(model_of(*case, KEPT, 67), batch), whole)
-    assert_alike(learn(model_of(*case, RECOMPUTED, 3), batch), whole)
+    whole = learn(model_of(*case), batch, WHOLE)
+    assert_alike(learn(model_of(*case), batch, chunks_of(67, recomputed=False)), whole)
+    assert_alike(learn(model_of(*case), batch, chunks_of(3, recomputed=True)), whole)
 
 
 def test_a_packed_batch_learns_the_sum_of_its_bags(case: tuple[TrainConfig, int]) -> None:
-    bags, model = bags_for(case[0]), model_of(*case, KEPT, 10_000)
-    alone = [learn(model, pack([bag], [k])) for k, bag in enumerate(bags)]  # gradients add up in the model
-    together = learn(model_of(*case, KEPT, 10_000), pack(bags, range(len(bags))))
+    bags, model = bags_for(case[0]), model_of(*case)
+    alone = [learn(model, pack([bag], [k]), WHOLE) for k, bag in enumerate(bags)]  # gradients add up in the model
+    together = learn(model_of(*case), pack(bags, range(len(bags))), WHOLE)
     assert_alike((torch.cat([log_prob for log_prob, _ in alone]), alone[-1][1]), together)
 
 
 def test_rows_still_to_be_read_learn_what_rows_in_memory_do(case: tuple[TrainConfig, int]) -> None:
     data = bags_for(case[0])[4].instances
     unread = BlockRows(lambda start, stop: data[start:stop], len(data), 4)
-    model = model_of(*case, RECOMPUTED, 3)
-    expected = learn(model_of(*case, KEPT, 10_000), pack([Bag("x", "x", 1, data)], [5]))
-    assert_alike(learn(model, pack([Bag("x", "x", 1, unread)], [5])), expected)
+    expected = learn(model_of(*case), pack([Bag("x", "x", 1, data)], [5]), WHOLE)
+    in_chunks = learn(model_of(*case), pack([Bag("x", "x", 1, unread)], [5]), chunks_of(3, recomputed=True))
+    assert_alike(in_chunks, expected)
 
 
-def spread_bags(config: TrainConfig) -> list[Bag]:
+def split_bags(config: TrainConfig) -> list[Bag]:
     return bags_for(config, (130, 7))
 
 
 def _learn_as_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    said = {}
-    for (name, case), budget in itertools.product(CASES.items(), (KEPT, RECOMPUTED)):
-        replica = DistributedDataParallel(model_of(*case, budget, 5))
-        part = pack(spread_bags(case[0]), range(2)).rank_slice(rank, 2)
-        said[f"{name} {budget}"] = learn(replica, part)
-    torch.save(said, f"{folder}/{rank}.pt")
+    outcomes = {}
+    for (name, case), recomputed in itertools.product(CASES.items(), (False, True)):
+        replica = DistributedDataParallel(model_of(*case))
+        part = pack(split_bags(case[0]), range(2)).rank_slice(rank, 2)
+        outcomes[f"{name} {recomputed}"] = learn(replica, part, chunks_of(5, recomputed=recomputed))
+    torch.save(outcomes, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def of_two_processes() -> list[dict[str, tuple[Tensor, Tensor]]]:
-    """What each of two processes learns that hold halves of the bags."""
+    """Log-probabilities and gradients of each of two processes that have half of every bag."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_learn_as_rank, (folder,), nprocs=2, start_method="spawn", join=True)
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("budget", [KEPT, RECOMPUTED])
+@pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_bags_split_over_two_processes_learn_what_one_process_does(
-    name: str, budget: int, of_two_processes: list[dict[str, tuple[Tensor, Tensor]]]
+    name: str, recomputed: bool, of_two_processes: list[dict[str, tuple[Tensor, Tensor]]]
 ) -> None:
     """Under DistributedDataParallel, whose mean over ranks must not halve the parts' gradients."""
-    expected = learn(model_of(*CASES[name], KEPT, 10_000), pack(spread_bags(CASES[name][0]), range(2)))
-    for said in of_two_processes:
-        assert_alike(said[f"{name} {budget}"], expected)
+    expected = learn(model_of(*CASES[name]), pack(split_bags(CASES[name][0]), range(2)), WHOLE)
+    for outcomes in of_two_processes:
+        assert_alike(outcomes[f"{name} {recomputed}"], expected)
 
 
 def test_a_bag_smaller_than_the_workers_cannot_be_spread() -> None:
@@ -141,17 +143,20 @@ def test_a_bag_smaller_than_the_workers_cannot_be_spread() -> None:
 def test_max_pooling_recomputes_only_the_instances_that_won() -> None:
     """At instance level a bag's gradient comes from one instance; the other 199 are not lifted again."""
     config = model_config("max", "instance")
-    model = model_of(config, 2, RECOMPUTED, 50)
-    seen: list[int] = []
+    model = model_of(config, 2)
+    rows_with_gradient: list[int] = []
     embedder = model.encoder.embedder
 
     def counting(dtype: torch.dtype, stored: torch.dtype, scale: float):
         embed = embedder(dtype, stored, scale)
-        return lambda rows, mask: (seen.append(len(rows)) if torch.is_grad_enabled() else None, embed(rows, mask))[1]
+        return lambda rows, mask: (
+            rows_with_gradient.append(len(rows)) if torch.is_grad_enabled() else None,
+            embed(rows, mask),
+        )[1]
 
     model.encoder.embedder = counting
-    learn(model, pack(bags_for(config)[4:5], [0]))
-    assert sum(seen) == 2  # in the forward pass that is thrown away and once more for its gradient
+    learn(model, pack(bags_for(config)[4:5], [0]), chunks_of(7, recomputed=True))
+    assert sum(rows_with_gradient) == 2  # in the forward pass that is thrown away and once more for its gradient
 
 
 def test_the_budget_counts_what_the_backward_pass_keeps() -> None:
