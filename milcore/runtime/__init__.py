@@ -1,1 +1,1 @@
-"""What every room builds on: storage, progress, processes, memory, digests."""
+"""Storage, progress, processes, memory and digests for all other packages."""

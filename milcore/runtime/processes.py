@@ -1,6 +1,7 @@
-"""Work dealt to processes of this machine, none of it lost when a process is killed (out of memory, say).
+"""Map over local processes that survives a killed process.
 
-Processes are spawned, never forked: open file systems and threads do not survive a fork.
+No item is lost when a process is killed, by lack of memory for instance. Processes are spawned, never forked: open file
+systems and threads do not survive a fork.
 """
 
 import contextlib
@@ -21,14 +22,14 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 def map_in_processes(
     function: Callable[[I], R], items: Iterable[I], workers: int, killed: Callable[[I], R]
 ) -> Iterator[R]:
-    """The result of every item, as they come.
+    """Results of a function over items, in order of completion.
 
-    When a process dies, the items in work are tried again, each alone in a process of its own: the one that kills that
-    too is answered by ``killed``, the others were bystanders.
+    When a process dies, each item in work is repeated alone in a process of its own: an item whose process dies again
+    gets the result of ``killed``; the others did not cause the death.
 
     Args:
         function: importable; its arguments and results are pickled.
-        items: what to work on.
+        items: arguments, one per call.
         workers: processes at a time.
         killed: the result of an item whose process died twice.
 
@@ -40,14 +41,14 @@ def map_in_processes(
         while waiting:
             for suspect in (yield from _until_broken(function, waiting, workers)):
                 alone = deque([suspect])
-                still = yield from _until_broken(function, alone, 1)
-                yield from (killed(item) for item in still)
+                killers = yield from _until_broken(function, alone, 1)
+                yield from (killed(item) for item in killers)
 
 
 def _until_broken(function: Callable[[I], R], waiting: deque[I], workers: int) -> Generator[R, None, list[I]]:
-    """Work through ``waiting``, emptying it; if a process dies stop, and return the items in work then.
+    """Empty ``waiting``; if a process dies, stop and return the items in work.
 
-    No more items than processes are handed out at a time, so that few are under suspicion.
+    No more items than processes are submitted at a time, so that few are suspected.
     """
     running: dict[Future[R], I] = {}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -67,7 +68,7 @@ def _until_broken(function: Callable[[I], R], waiting: deque[I], workers: int) -
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Processes started meanwhile compute on one thread: they are the parallelism."""
+    """Let processes started in this context compute on one thread each."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:

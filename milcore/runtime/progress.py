@@ -1,4 +1,4 @@
-"""What a person sees: progress of anything that takes longer than two seconds, on standard error, and figures.
+"""Progress on standard error, for work longer than two seconds.
 
 A bar on a terminal; in logs (a Kubernetes pod, a file) one plain line every few seconds.
 """
@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """Hand items through, showing how many of ``total`` have passed."""
+    """Yield the items, showing how many of ``total`` are done."""
     console = Console(stderr=True)
     if console.is_terminal:
         with Progress(console=console, transient=False) as progress:
@@ -40,25 +40,28 @@ def _track_in_lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 
 def format_metric(value: float | None) -> str:
-    """A metric as a person reads it; None is one that is not defined here."""
+    """A metric with three decimals, or ``undefined`` for None."""
     return "undefined" if value is None else f"{value:.3f}"
 
 
 def log_line(line: str) -> None:
-    """One line of progress."""
+    """Print one line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
 
 
 class EpochObserver(Protocol):
-    """Who is shown the epochs of a training run as they end."""
+    """Observer of the epochs of a training run, called as each ends."""
 
     def show(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Take an epoch's figures, ``<split>_<metric>`` each."""
+        """Show the metrics of an epoch, named ``<split>_<metric>``."""
         ...
 
 
 class EpochProgress:
-    """A line per epoch of training, at most one every five seconds, and always the first."""
+    """Log lines of training epochs.
+
+    At most one every five seconds, and always the first and the last epoch.
+    """
 
     def __init__(self, epochs: int, label: str = "") -> None:
         self._epochs = epochs
@@ -68,7 +71,7 @@ class EpochProgress:
         self._last = -SECONDS_BETWEEN_LINES
 
     def show(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Show loss, validation, speed, the share of time waiting for data, and how long the rest may take."""
+        """Log loss, validation metrics, speed, data-waiting share and time left."""
         now = time.monotonic()
         self._shown += 1
         if now - self._last < SECONDS_BETWEEN_LINES and epoch + 1 < self._epochs:
@@ -76,24 +79,32 @@ class EpochProgress:
         self._last = now
         elapsed_s = now - self._start
         left_s = elapsed_s / self._shown * (self._epochs - epoch - 1)
-        learnt = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_auroc"))
+        values = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_auroc"))
         speed = f"{metrics['train_bags_per_sec']:.3g} bags/s, {metrics['train_waiting']:.0%} waiting for data"
         times = f"{elapsed_s:.0f} s, at most {left_s:.0f} s left"
-        log_line(f"{self._label}epoch {epoch + 1}/{self._epochs}: {learnt}, {speed}, {times}")
+        log_line(f"{self._label}epoch {epoch + 1}/{self._epochs}: {values}, {speed}, {times}")
 
 
 class PatchProgress:
-    """A line every few seconds: patches done, patches per second, and how long the rest will take."""
+    """Log lines of patches done, patches per second and time left.
+
+    At most one every five seconds.
+    """
 
     def __init__(self, label: str, total: int) -> None:
         self._label, self._left, self._done = label, total, 0
         self._total = total
         self._start = self._last = time.monotonic()
 
-    def show(self, computed: int, found: int) -> None:
-        """Count patches: those computed now, which tell the speed, and those found done already."""
+    def show(self, computed: int, skipped: int) -> None:
+        """Count patches and log a line when one is due.
+
+        Args:
+            computed: patches computed since the last call; the speed is theirs.
+            skipped: patches whose result existed already.
+        """
         self._done += computed
-        self._left -= computed + found
+        self._left -= computed + skipped
         now = time.monotonic()
         if now - self._last < SECONDS_BETWEEN_LINES or not self._done:
             return

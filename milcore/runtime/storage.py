@@ -1,6 +1,6 @@
-"""Reading and writing whole objects at URIs, local or remote, through fsspec.
+"""Read and write whole objects at URIs, local or remote, through fsspec.
 
-Everything milcore publishes outside a Zarr group passes here. Writes are atomic: a reader sees the old object, the new
+All output of milcore outside Zarr groups is written here. Writes are atomic: a reader sees the old object, the new
 one, or none. Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` …).
 """
 
@@ -20,52 +20,57 @@ import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 
-# what a filesystem may raise: s3fs lets botocore's own errors (no credentials, no connection) pass as they are
+# errors of filesystems: s3fs does not wrap botocore's own (no credentials, no connection)
 IO_ERRORS = (OSError, BotoCoreError)
 
 
 class SourceStat(NamedTuple):
-    """What identifies a version of an object without reading it."""
+    """Size in bytes and version of an object."""
 
     size: int
     version: str
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of a URI and the path inside it; listings are never cached, since others write too."""
+    """The fsspec filesystem of a URI and the path inside it.
+
+    Listings are never cached, since other processes write too.
+    """
     remote = "://" in uri and not uri.startswith("file://")
     fs, path = url_to_fs(uri, **({"use_listings_cache": False} if remote else {}))
     return fs, path
 
 
 def is_local(uri: str) -> bool:
-    """Whether the URI names a path of this machine."""
+    """The URI is a local path."""
     return "://" not in uri or uri.startswith("file://")
 
 
 def absolute(uri: str) -> str:
-    """The URI without a trailing slash; a local path made absolute and without ``file://``."""
+    """The URI without trailing slash; local paths absolute and without ``file://``."""
     if is_local(uri):
         return str(Path(uri.removeprefix("file://")).resolve())
     return uri.rstrip("/")
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of something below another."""
+    """The URI of a path below another URI."""
     return posixpath.join(uri.rstrip("/"), *parts)
 
 
 def exists(uri: str) -> bool:
-    """Whether an object (not a folder) stands at the URI."""
+    """True where the URI is an object, not a folder."""
     fs, path = filesystem(uri)
     return bool(fs.isfile(path))
 
 
 def stat(uri: str) -> SourceStat:
-    """Size in bytes and version (ETag where the store has one, else modification time) of an object.
+    """Size in bytes and version of an object, without reading it.
+
+    The version is the ETag where the store has one, else the modification time.
 
     Raises:
-        FileNotFoundError: nothing stands there.
+        FileNotFoundError: there is no object.
     """
     fs, path = filesystem(uri)
     info = fs.info(path)
@@ -74,28 +79,31 @@ def stat(uri: str) -> SourceStat:
 
 
 def etag(uri: str) -> str | None:
-    """What the storage itself calls the content of an object; None where it has no name for it, as on a disk.
+    """ETag of an object; None where the storage has none, as a local disk.
 
     Raises:
-        FileNotFoundError: nothing stands there.
+        FileNotFoundError: there is no object.
     """
     fs, path = filesystem(uri)
     return str(stat(uri).version) if {"ETag", "etag"} & fs.info(path).keys() else None
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole object."""
+    """Read a whole object."""
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write the whole object atomically, making local folders as needed."""
+    """Write a whole object atomically; local folders are made as needed."""
     write_parts(uri, [data])
 
 
 def write_parts(uri: str, parts: Sequence[bytes]) -> None:
-    """As ``write_bytes``, of an object given in parts; a local one is never put together in memory."""
+    """Write an object from parts, as ``write_bytes`` does.
+
+    The parts of a local object are not joined in memory.
+    """
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.pipe_file(path, parts[0] if len(parts) == 1 else b"".join(parts))
@@ -108,42 +116,48 @@ def write_parts(uri: str, parts: Sequence[bytes]) -> None:
             file.writelines(parts)
         partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)  # what a full disk left of it would keep it full
+        partial.unlink(missing_ok=True)  # on a full disk a partial file would stay and keep it full
 
 
 def read_range(uri: str, start: int, end: int | None) -> bytes:
-    """Bytes ``start`` to ``end`` (exclusive; None is the object's end, from which a negative start counts)."""
+    """Read bytes ``start`` to ``end`` of an object.
+
+    Args:
+        uri: of the object.
+        start: first byte; negative counts from the end.
+        end: exclusive; None is the end of the object.
+    """
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path, start=start, end=end))
 
 
 def read_all(uris: Sequence[str]) -> dict[str, bytes]:
-    """Those of the objects that exist, read concurrently where the filesystem can."""
+    """Read all objects that exist, concurrently where the filesystem can."""
     if not uris:
         return {}
     fs, _ = filesystem(uris[0])
     paths = {filesystem(uri)[1]: uri for uri in uris}
-    found = fs.cat(list(paths), on_error="omit")
-    return {paths[path]: bytes(data) for path, data in found.items()}
+    contents = fs.cat(list(paths), on_error="omit")
+    return {paths[path]: bytes(data) for path, data in contents.items()}
 
 
 def read_json(uri: str) -> Any:
-    """The parsed JSON object."""
+    """Read and parse a JSON object."""
     return json.loads(read_bytes(uri))
 
 
 def write_json(uri: str, value: object) -> None:
-    """Write JSON with sorted keys and a final newline: equal values give equal bytes."""
+    """Write a value as JSON with sorted keys: equal values give equal bytes."""
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_table(uri: str) -> pa.Table:
-    """A Parquet object as a table."""
+    """Read a Parquet object."""
     return parse_table(read_bytes(uri))
 
 
 def parse_table(data: bytes) -> pa.Table:
-    """The bytes of a Parquet object as a table."""
+    """Parse the bytes of a Parquet object."""
     return pq.read_table(pa.BufferReader(data))
 
 
@@ -155,36 +169,37 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 
 def names(uri: str) -> list[str]:
-    """Sorted names directly below a folder; empty where there is none."""
+    """Sorted names directly below a folder; empty where the folder is missing."""
     fs, path = filesystem(uri)
     try:
-        found = fs.ls(path, detail=False)
+        paths = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
-    children = {str(name).rstrip("/") for name in found} - {path.rstrip("/")}
+    children = {str(child).rstrip("/") for child in paths} - {path.rstrip("/")}
     return sorted(posixpath.basename(child) for child in children)
 
 
 def files(uri: str) -> set[str]:
-    """URIs of all objects below a folder, at any depth, written as ``join`` would; never the folder itself.
+    """URIs of all objects below a folder, at any depth, as ``join`` gives them.
 
-    s3fs names the folder where its first object comes between an empty listing and a second look.
+    The folder itself is left out: s3fs lists it where its first object is written between an empty listing and a second
+    one.
     """
     fs, path = filesystem(uri)
     below = f"{path.rstrip('/')}/"
-    found = (str(name) for name in fs.find(path))
-    return {join(uri, name.removeprefix(below)) for name in found if name.startswith(below) and not name.endswith("/")}
+    paths = (str(child) for child in fs.find(path))
+    return {join(uri, child.removeprefix(below)) for child in paths if child.startswith(below) and child[-1] != "/"}
 
 
 def remove(uri: str) -> None:
-    """Remove an object or a whole folder; nothing there is no error."""
+    """Remove an object or a whole folder, if it exists."""
     fs, path = filesystem(uri)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
 
 
 def remove_all(uris: Iterable[str]) -> None:
-    """Remove objects; those that are not there are no error."""
+    """Remove the objects that exist."""
     for uri in sorted(uris):
         remove(uri)
 
@@ -196,7 +211,7 @@ def upload_folder(folder: Path, uri: str) -> None:
 
 
 def download(uri: str, path: str) -> None:
-    """Copy one object, streamed, to a local path."""
+    """Copy one object to a local path, streamed."""
     fs, source_path = filesystem(uri)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with fs.open(source_path, "rb") as source, Path(path).open("wb") as sink:
@@ -204,7 +219,7 @@ def download(uri: str, path: str) -> None:
 
 
 def download_folder(uri: str, path: str) -> None:
-    """Copy every file of a flat folder into a local one."""
+    """Copy every file of a flat folder into a local folder."""
     Path(path).mkdir(parents=True, exist_ok=True)
     for name in names(uri):
         download(join(uri, name), str(Path(path, name)))
@@ -212,7 +227,10 @@ def download_folder(uri: str, path: str) -> None:
 
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
-    """A flat folder's files on the local disk: itself if local, else a copy that lasts as long as the context."""
+    """Local folder with a flat folder's files.
+
+    A local folder is itself; of a remote one, a copy that is removed when the context ends.
+    """
     if is_local(uri):
         yield Path(absolute(uri))
         return
@@ -223,7 +241,10 @@ def local_folder(uri: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_file(uri: str) -> Iterator[Path]:
-    """One object on the local disk: itself if local, else a streamed copy that lasts as long as the context."""
+    """Local file with an object's content.
+
+    A local object is itself; of a remote one, a streamed copy that is removed when the context ends.
+    """
     if is_local(uri):
         yield Path(absolute(uri))
         return

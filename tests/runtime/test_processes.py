@@ -24,13 +24,13 @@ def _square_or_die(item: int, marks: str) -> int:
 @pytest.mark.parametrize(
     ("items", "expected"), [(range(5), [-3, 0, 1, 4, 16]), (range(4, 8), [16, 25, 36, 49])], ids=["always", "once"]
 )
-def test_every_item_is_answered_though_a_process_is_killed(items: range, expected: list[int], tmp_path: Path) -> None:
+def test_every_item_has_a_result_though_a_process_is_killed(items: range, expected: list[int], tmp_path: Path) -> None:
     """Apart, since an item that dies on its own after it was in work beside another's death counts as dead twice."""
     work = partial(_square_or_die, marks=str(tmp_path))
     assert sorted(map_in_processes(work, items, 2, lambda item: -item)) == expected
 
 
-def test_what_the_work_raises_is_raised_and_the_environment_put_back(
+def test_exceptions_of_the_function_are_raised_and_the_environment_is_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")

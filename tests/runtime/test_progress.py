@@ -1,14 +1,14 @@
-"""What a person is told while patches are computed."""
+"""Log lines while patches are computed."""
 
 import pytest
 
 from milcore.runtime.progress import PatchProgress
 
 
-def test_patches_per_second_and_the_time_left_are_told_by_what_was_computed(
+def test_patches_per_second_and_the_time_left_count_computed_patches_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1,000 patches, 200 of them found done: 120 computed in 6 s are 20/s, and 680 are left, 34 s of work."""
+    """1,000 patches, 200 of them skipped: 120 computed in 6 s are 20/s, and 680 are left, 34 s of work."""
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     lines = PatchProgress("encode", 1000)

@@ -45,14 +45,14 @@ def test_files_are_all_objects_below_a_folder(folder_uri):
 
 
 def test_a_folder_that_appears_while_it_is_listed_is_none_of_its_files(s3, monkeypatch):
-    """Told to be a file of its own, it would be removed whole as something left over."""
+    """Listed as a file, it would be removed whole as a leftover."""
     uri = storage.join(s3, uuid.uuid4().hex)
     listed = s3fs.S3FileSystem._lsdir
 
     async def written_meanwhile(self, path, *rest, **more):
-        found = [] if more.get("delimiter") == "" else await listed(self, path, *rest, **more)
+        listing = [] if more.get("delimiter") == "" else await listed(self, path, *rest, **more)
         await self._pipe_file(f"{path}/object", b"x")
-        return found
+        return listing
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_lsdir", written_meanwhile)
     assert storage.files(uri) == set()
@@ -63,7 +63,7 @@ def test_a_folder_is_not_an_object(folder_uri):
     assert not storage.exists(storage.join(folder_uri, "a"))
 
 
-def test_what_another_writes_is_seen_at_once(folder_uri):
+def test_objects_of_another_writer_are_listed_at_once(folder_uri):
     uri = storage.join(folder_uri, "late")
     assert storage.names(folder_uri) == []
     assert not storage.exists(uri)
@@ -75,7 +75,7 @@ def test_what_another_writes_is_seen_at_once(folder_uri):
     assert storage.exists(uri)
 
 
-def test_stat_tells_size_and_changes_with_the_content(folder_uri):
+def test_stat_has_the_size_and_changes_with_the_content(folder_uri):
     uri = storage.join(folder_uri, "object")
     storage.write_bytes(uri, b"12345")
     first = storage.stat(uri)
