@@ -29,7 +29,7 @@ from milcore.config import (
 from milcore.errors import InputError
 
 if TYPE_CHECKING:
-    from milcore.training.sweep import Verdict
+    from milcore.training.sweep import SweepVerdict
 
 
 class EncodeReport(NamedTuple):
@@ -63,7 +63,7 @@ class TuneReport(NamedTuple):
 
     out_uri: str
     best: TrainConfig
-    verdict: "Verdict"
+    verdict: "SweepVerdict"
 
 
 def synthesise(out: str, slides: int, seed: int, workers: int) -> tuple[list[str], str]:
@@ -238,9 +238,9 @@ def check_settings(parameters: Mapping[str, object], settings: str) -> None:
 
 def sweep_uri(run_uri: str) -> str:
     """The folder of the sweep that chooses a pipeline run's settings."""
-    from milcore.runtime import storage
+    from milcore.training.run_folder import Run
 
-    return storage.join(run_uri, "tune")
+    return Run(run_uri).sweep_uri
 
 
 def store_state(store_uri: str) -> str:
@@ -302,11 +302,11 @@ def train(store_uri: str, run_uri: str, config: TrainConfig, splits: SplitConfig
     """
     from milcore.cluster.launch import train_with
     from milcore.training.run import prepare_run
-    from milcore.training.run_folder import read_out_of_fold
+    from milcore.training.run_folder import Run
 
     spec = prepare_run(store_uri, run_uri, config, splits)
     train_with(run_uri, launch)
-    return TrainReport(run_uri, spec, read_out_of_fold(run_uri) if spec.folds else None)
+    return TrainReport(run_uri, spec, Run(run_uri).out_of_fold() if spec.folds else None)
 
 
 def train_best(store_uri: str, run_uri: str, sweep_uri: str, launch: LaunchConfig) -> TrainReport:
@@ -321,29 +321,30 @@ def train_best(store_uri: str, run_uri: str, sweep_uri: str, launch: LaunchConfi
     Raises:
         InputError: the sweep is not finished.
     """
-    from milcore.training.sweep import read_best, splits_uri
+    from milcore.training.sweep import Sweep
 
-    best = read_best(sweep_uri)
+    sweep = Sweep(sweep_uri)
+    best = sweep.best()
     if best is None:
         raise InputError(f"the sweep at {sweep_uri} has no best.json; run milcore tune first")
-    return train(store_uri, run_uri, best, SplitConfig(splits=splits_uri(sweep_uri)), launch)
+    return train(store_uri, run_uri, best, SplitConfig(splits=sweep.splits_uri), launch)
 
 
 def download_model(run_uri: str, path: str) -> str:
     """Copy the published weights of a run to a local file; their URI."""
     from milcore.runtime import storage
-    from milcore.training.run_folder import MODEL
+    from milcore.training.run_folder import Run
 
-    uri = storage.join(run_uri, MODEL)
+    uri = Run(run_uri).model_uri
     storage.download(uri, path)
     return uri
 
 
 def run_state(run_uri: str) -> str:
     """Digest of a run's published files; a new one while any is missing."""
-    from milcore.training.run_folder import run_state
+    from milcore.training.run_folder import Run
 
-    return run_state(run_uri)
+    return Run(run_uri).state()
 
 
 def tune(store_uri: str, out_uri: str, config: TuneConfig, splits: SplitConfig, launch: LaunchConfig) -> TuneReport:
@@ -361,11 +362,11 @@ def tune(store_uri: str, out_uri: str, config: TuneConfig, splits: SplitConfig, 
         StoreError: slides lack what is to be trained on.
     """
     from milcore.cluster.launch import tune_with
-    from milcore.training.sweep import prepare_sweep, read_verdict
+    from milcore.training.sweep import Sweep, prepare_sweep
 
     prepare_sweep(store_uri, out_uri, config, splits)
     best = tune_with(out_uri, launch)
-    return TuneReport(out_uri, best, read_verdict(out_uri))
+    return TuneReport(out_uri, best, Sweep(out_uri).verdict())
 
 
 def evaluate(  # noqa: PLR0913 - one keyword per option of the command
@@ -418,14 +419,15 @@ def download_evaluation(run_uri: str, report: str, model_card: str, attention: s
     Returns:
         Their URIs by ``report``, ``model_card`` and ``attention``.
     """
-    from milcore.evaluation.evaluate import ATTENTION, MODEL_CARD, REPORT, download_overlays
+    from milcore.evaluation.evaluate import download_overlays
     from milcore.runtime import storage
+    from milcore.training.run_folder import Run
 
-    storage.download(storage.join(run_uri, REPORT), report)
-    storage.download(storage.join(run_uri, MODEL_CARD), model_card)
+    run = Run(run_uri)
+    storage.download(run.report_uri, report)
+    storage.download(run.model_card_uri, model_card)
     download_overlays(run_uri, attention)
-    names = {"report": REPORT, "model_card": MODEL_CARD, "attention": ATTENTION}
-    return {name: storage.join(run_uri, file) for name, file in names.items()}
+    return {"report": run.report_uri, "model_card": run.model_card_uri, "attention": run.attention_uri}
 
 
 def predict(  # noqa: PLR0913 - one keyword per option of the command
@@ -503,9 +505,10 @@ def finish_pipeline_run(run_uri: str, ray_address: str, status: dict[str, Any]) 
         status: how the steps ended.
     """
     from milcore.runtime import storage
+    from milcore.training.run_folder import Run
 
     if ray_address == "rayjob":
-        from milcore.cluster.jobs.rayjob import free_run, jobs_here
+        from milcore.cluster.jobs.rayjob import connect_rayjobs, delete_run_jobs
 
-        free_run(jobs_here(), os.environ["PIPELINE_RUN_ID"])
-    storage.write_json(storage.join(run_uri, "status.json"), status)
+        delete_run_jobs(connect_rayjobs(), os.environ["PIPELINE_RUN_ID"])
+    storage.write_json(Run(run_uri).status_uri, status)

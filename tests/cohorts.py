@@ -7,7 +7,7 @@ from milcore.cohort.manifest import Manifest, Slide
 from milcore.cohort.splits import splits_digest
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
-from milcore.training.run_folder import read_splits
+from milcore.training.run_folder import Run
 
 PATCH_PX = 16
 
@@ -42,7 +42,7 @@ def write_features(store: PatchStore, name: str = "mean_rgb") -> None:
 def as_folds(run_uris: list[str], uri: str) -> str:
     """A run of folds made of finished plain runs on one split; the slides outside test are dealt to the folds."""
     spec = storage.read_json(f"{run_uris[0]}/config.json")
-    rows = read_splits(run_uris[0]).to_pylist()
+    rows = Run(run_uris[0]).splits().to_pylist()
     folds = [-1 if row["split"] == "test" else k % len(run_uris) for k, row in enumerate(rows)]
     splits = pa.Table.from_pylist(rows).append_column("fold", pa.array(folds))
     storage.write_table(f"{uri}/splits.parquet", splits)

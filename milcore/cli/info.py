@@ -5,9 +5,7 @@ from typing import Any
 from milcore.errors import InputError
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
-from milcore.training.run_folder import CONFIG, is_finished, read_spec, read_splits
-
-METRICS = "metrics.json"
+from milcore.training.run_folder import Run
 
 
 def describe(uri: str) -> dict[str, Any]:
@@ -18,9 +16,9 @@ def describe(uri: str) -> dict[str, Any]:
     """
     if storage.exists(storage.join(uri, "manifest.parquet")):
         return _describe_store(uri)
-    if storage.exists(storage.join(uri, CONFIG)):
-        return _describe_run(uri)
-    raise InputError(f"{uri} is neither a patch store (no manifest.parquet) nor a run folder (no {CONFIG})")
+    if storage.exists(Run(uri).config_uri):
+        return _describe_run(Run(uri))
+    raise InputError(f"{uri} is neither a patch store (no manifest.parquet) nor a run folder (no config.json)")
 
 
 def _describe_store(uri: str) -> dict[str, Any]:
@@ -40,16 +38,15 @@ def _describe_store(uri: str) -> dict[str, Any]:
     }
 
 
-def _describe_run(uri: str) -> dict[str, Any]:
-    spec = read_spec(uri)
-    split = read_splits(uri).column("split").to_pylist()
-    metrics_uri = storage.join(uri, METRICS)
+def _describe_run(run: Run) -> dict[str, Any]:
+    spec = run.spec()
+    split = run.splits().column("split").to_pylist()
     return {
         "kind": "run",
-        "finished": is_finished(uri),
+        "finished": run.is_finished(),
         "store_uri": spec.store_uri,
         "classes": list(spec.classes),
         "slides": {name: split.count(name) for name in sorted(set(split))},
         "train": spec.train.model_dump(mode="json"),
-        "metrics": storage.read_json(metrics_uri) if storage.exists(metrics_uri) else None,
+        "metrics": run.metrics(),
     }

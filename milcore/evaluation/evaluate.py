@@ -21,7 +21,7 @@ from milcore.evaluation.baselines import compare
 from milcore.evaluation.decision import DecisionRule, choose_rule, predicted_classes
 from milcore.evaluation.gather_report import report_data
 from milcore.evaluation.metrics_json import metrics_json, nan_to_none
-from milcore.evaluation.report import PictureSizes, SlideView, Sweep, model_card, render
+from milcore.evaluation.report import PictureSizes, SlideView, SweepTable, model_card, render
 from milcore.evaluation.results import Evaluation
 from milcore.evaluation.run_predictions import RunPredictions, open_run
 from milcore.evaluation.scores import SplitMetrics, measure
@@ -30,14 +30,9 @@ from milcore.mil.inference import instance_columns
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line, track
 from milcore.store.slide_group import SlideGroup
-from milcore.training.sweep import TRIALS, read_verdict
+from milcore.training.run_folder import Run
+from milcore.training.sweep import Sweep
 
-METRICS = "metrics.json"
-PREDICTIONS = "predictions.parquet"
-ATTENTION = "attention"
-INDEX = "index.json"
-REPORT = "report.html"
-MODEL_CARD = "MODEL_CARD.md"
 READING_THREADS = 16
 
 
@@ -76,10 +71,11 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         StoreError: the store or the splits are not those the run was trained on.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
-    sweep = None if sweep_uri is None else _sweep(sweep_uri)
-    run = open_run(storage.absolute(run_uri), device)
+    sweep = None if sweep_uri is None else _sweep_table(sweep_uri)
+    folder = Run(storage.absolute(run_uri))
+    run = open_run(folder.uri, device)
     rule = choose_rule(run.split("val"))
-    storage.write_table(storage.join(run.uri, PREDICTIONS), _predictions_table(run))
+    storage.write_table(folder.predictions_uri, _predictions_table(run))
     groups = _groups(run)
     regions = _regions(run, groups)
     labels = _instance_labels(groups, regions)
@@ -92,11 +88,11 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         comparison += compare(run.spec.train, run.as_split, run.store, labels, device)
     views = tuple(_slide_views(run, rule, regions, checks, AttentionOutputs(attention_formats, with_leave_one_out)))
     evaluation = Evaluation(run, rule, metrics, checks, comparison)
-    summary = metrics_json(evaluation, storage.join(run.uri, REPORT))
+    summary = metrics_json(evaluation, folder.report_uri)
     data = report_data(evaluation, views, sweep)
-    storage.write_bytes(storage.join(run.uri, MODEL_CARD), model_card(data).encode())
-    storage.write_bytes(storage.join(run.uri, REPORT), render(data).encode())
-    storage.write_json(storage.join(run.uri, METRICS), summary)
+    storage.write_bytes(folder.model_card_uri, model_card(data).encode())
+    storage.write_bytes(folder.report_uri, render(data).encode())
+    storage.write_json(folder.metrics_uri, summary)
     for warning in checks.warnings:
         log_line(f"warning: {warning}")
     return summary
@@ -107,14 +103,16 @@ def download_overlays(run_uri: str, folder: str) -> None:
 
     Attention in other formats stays at its URI.
     """
-    uri = storage.join(run_uri, ATTENTION)
-    for name in storage.names(uri):
-        if name == INDEX or name.endswith(".png"):
-            storage.download(storage.join(uri, name), f"{folder}/{name}")
+    run = Run(run_uri)
+    for name in storage.names(run.attention_uri):
+        uri = storage.join(run.attention_uri, name)
+        if uri == run.attention_index_uri or name.endswith(".png"):
+            storage.download(uri, f"{folder}/{name}")
 
 
-def _sweep(sweep_uri: str) -> Sweep:
-    return Sweep(storage.read_table(storage.join(sweep_uri, TRIALS)), read_verdict(sweep_uri).line)
+def _sweep_table(sweep_uri: str) -> SweepTable:
+    sweep = Sweep(sweep_uri)
+    return SweepTable(sweep.trials(), sweep.verdict().line)
 
 
 def _predictions_table(run: RunPredictions) -> pa.Table:
@@ -161,7 +159,7 @@ def _instance_labels(groups: dict[str, SlideGroup], regions: dict[str, BaseGeome
 
     def read(slide: SlideGroup) -> np.ndarray | None:
         if slide.slide_id in regions and slide.has_coords:
-            return instance_labels(slide.coords, slide.size_level0, regions[slide.slide_id])
+            return instance_labels(slide.coords, slide.patch_size_level0, regions[slide.slide_id])
         return None if slide.instance_labels is None else slide.instance_labels.astype(np.int64)
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
@@ -188,7 +186,7 @@ def _slide_views(
 
     Ends with an index of all of them, ``index.json``.
     """
-    folder = storage.join(run.uri, ATTENTION)
+    folder = Run(run.uri)
     predicted = predicted_classes(run, rule)
     sizes = PictureSizes.for_slides(sum(len(run.bags.entries[index].slides) for index in predicted))
     index_rows = []
@@ -201,7 +199,7 @@ def _slide_views(
         for slide_id, weight in entry.by_slide(prediction.attention).items():
             slide = run.store.slide(slide_id)
             of_slide = {name: values[slide_id] for name, values in columns.items()}
-            table = write_attention(folder, slide, weight, outputs.formats, of_slide)
+            table = write_attention(folder.attention_uri, slide, weight, outputs.formats, of_slide)
             result = SlideResult(
                 patient_id=entry.patient_id,
                 label=entry.label,
@@ -216,4 +214,4 @@ def _slide_views(
             row = {"slide_id": slide_id, "bag": entry.bag_id, "called": run.spec.classes[predicted_class]}
             index_rows.append(row | {"probabilities": result.probabilities, "entropy": nan_to_none(view.entropy)})
             yield view
-    storage.write_json(storage.join(folder, INDEX), index_rows)
+    storage.write_json(folder.attention_index_uri, index_rows)

@@ -9,7 +9,7 @@ import torch
 from milcore import __version__
 from milcore.config import SPLIT_NAMES
 from milcore.evaluation.attention.patch_flipping import REMOVED, Flipping, mean_flipping
-from milcore.evaluation.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, Sweep
+from milcore.evaluation.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, SweepTable
 from milcore.evaluation.results import Evaluation
 from milcore.evaluation.run_predictions import RunPredictions, SplitPredictions
 from milcore.metrics.calibration import reliability
@@ -19,7 +19,7 @@ from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
 RELIABILITY_BINS = 5
 
 
-def report_data(evaluation: Evaluation, views: tuple[SlideView, ...], sweep: Sweep | None) -> ReportData:
+def report_data(evaluation: Evaluation, views: tuple[SlideView, ...], sweep: SweepTable | None) -> ReportData:
     """Contents of the report of an evaluated run."""
     run, rule, metrics, checks, comparison = evaluation
     test = run.split("test")
@@ -97,13 +97,13 @@ def _count(run: RunPredictions, name: str) -> SplitCount:
 def _provenance(run: RunPredictions) -> dict[str, str]:
     first = run.store.slide(run.bags.entries[0].slides[0])
     features, encoder = run.spec.train.features, run.spec.train.encoder
-    patch_mpp = first.attrs.get("mpp", {}).get("patch")
+    patch_mpp, origin = first.record.patch_mpp, first.record.import_origin
     patches = f"{first.patch_size or 'unknown'} px" + ("" if patch_mpp is None else f" at {patch_mpp:g} µm/px")
     attrs = {} if features is None else first.feature_attrs(features)
     return {
         "Run": run.uri,
         "Store": run.spec.store_uri,
-        "Patches": patches if first.imported is None else f"{patches}, imported as {first.imported['format']}",
+        "Patches": patches if origin is None else f"{patches}, imported as {origin.format}",
         "Instances": f"{sum(run.bags.lengths)} in {sum(len(entry.slides) for entry in run.bags.entries)} slides",
         "Instances, sha256": run.spec.instance_digest,
         "Splits, sha256": run.spec.splits_digest,

@@ -23,7 +23,6 @@ from milcore.encoders.extraction.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.attention.write import write_attention
 from milcore.evaluation.decision import DecisionRule
-from milcore.evaluation.evaluate import ATTENTION, METRICS
 from milcore.ingestion.slide import ingest_slide
 from milcore.metrics.calibration import Temperature, calibrate
 from milcore.metrics.classification import Threshold
@@ -36,7 +35,7 @@ from milcore.runtime import storage
 from milcore.runtime.progress import track
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
-from milcore.training.run_folder import MODEL, claim_folder, load_models, model_folders, read_splits
+from milcore.training.run_folder import Run, claim_folder
 
 FREE_SETTINGS = ("default_mpp", "max_unreadable", "slide_mpp")
 RESEARCH_USE = "Research use only. Not for diagnosis."
@@ -151,14 +150,14 @@ def cohort_ingestion(store: PatchStore, slide_ids: Sequence[str]) -> IngestConfi
     Raises:
         StoreError: the slides were ingested with different settings, or imported.
     """
-    statuses = store.statuses()
-    slide_attrs = [status.attrs for name in slide_ids if (status := statuses.get(name)) is not None]
-    if any("imported" in attrs for attrs in slide_attrs):
+    records = store.records()
+    of_run = [record for name in slide_ids if (record := records.get(name)) is not None]
+    if any(record.import_origin is not None for record in of_run):
         raise StoreError(
             f"the slides of {store.uri} were imported: their ingestion cannot be repeated on a new slide; "
             "allowed: a run on a store of milcore ingest; import new slides beside the others and evaluate"
         )
-    settings = [attrs["parameters"] for attrs in slide_attrs]
+    settings = [record.parameters for record in of_run if record.parameters is not None]
     if not settings:
         raise StoreError(f"{store.uri} holds none of the run's slides; its ingestion settings cannot be repeated")
     first = settings[0]
@@ -179,23 +178,23 @@ def _slide_without_label(slide_id: str, uri: str) -> Slide:
 
 
 def _load_scorer(run_uri: str, default_mpp: float | None, device: torch.device) -> _Scorer:
-    spec, models = load_models(run_uri)
+    run = Run(run_uri)
+    spec, models = run.spec(), run.models()
     store = PatchStore(spec.store_uri)
-    slide_ids = read_splits(run_uri)["slide_id"].to_pylist()
+    slide_ids = run.splits()["slide_id"].to_pylist()
     config = cohort_ingestion(store, slide_ids)
     if default_mpp is not None:
         config = parse_config(IngestConfig, config.model_dump() | {"default_mpp": default_mpp})
     return _Scorer(
-        spec, models, config, _encode_config(spec, store.slide(slide_ids[0]), device), _decision_rule(run_uri), device
+        spec, models, config, _encode_config(spec, store.slide(slide_ids[0]), device), _decision_rule(run), device
     )
 
 
-def _decision_rule(run_uri: str) -> DecisionRule | None:
+def _decision_rule(run: Run) -> DecisionRule | None:
     """Decision rule that evaluation chose on validation."""
-    uri = storage.join(run_uri, METRICS)
-    if not storage.exists(uri):
+    metrics = run.metrics()
+    if metrics is None:
         return None
-    metrics = storage.read_json(uri)
     threshold = None if metrics["threshold"] is None else Threshold(metrics["threshold"], metrics["threshold_origin"])
     return DecisionRule(threshold, Temperature(metrics["temperature"], metrics["temperature_origin"]))
 
@@ -223,7 +222,7 @@ def _encode_config(spec: RunSpec, slide: SlideGroup, device: torch.device) -> En
 
 def _models_digest(run_uri: str, spec: RunSpec) -> str:
     """SHA-256 over the run's model files."""
-    models = [storage.read_bytes(storage.join(folder, MODEL)) for folder in model_folders(run_uri, spec.folds)]
+    models = [storage.read_bytes(member.model_uri) for member in Run(run_uri).members(spec.folds)]
     return hashlib.sha256(b"".join(models)).hexdigest()
 
 
@@ -304,7 +303,7 @@ def _predict_bag(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri
     columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
     for group, weight in zip(groups, entry.by_slide(prediction.attention).values(), strict=True):
         of_slide = {name: values[group.slide_id] for name, values in columns.items()}
-        write_attention(storage.join(out_uri, ATTENTION), group, weight, ATTENTION_FORMATS, of_slide)
+        write_attention(storage.join(out_uri, "attention"), group, weight, ATTENTION_FORMATS, of_slide)
     return prediction
 
 

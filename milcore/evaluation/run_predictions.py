@@ -17,8 +17,9 @@ from milcore.mil.inference import BagPrediction, predict_bags
 from milcore.mil.model import MILModel
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
+from milcore.training.history import with_fold
 from milcore.training.run import instance_digest
-from milcore.training.run_folder import HISTORY, load_models, model_folders, read_splits
+from milcore.training.run_folder import Run
 
 ALL_FOLDS = -1
 
@@ -76,12 +77,9 @@ class RunPredictions(NamedTuple):
 
     def history(self) -> pa.Table:
         """Columns fold, epoch, split, metric, value of all folds."""
-        tables = []
-        for fold, folder in enumerate(model_folders(self.uri, self.spec.folds)):
-            table = storage.read_table(storage.join(folder, HISTORY))
-            column = table.schema.get_field_index("fold")
-            tables.append(table.set_column(column, "fold", pa.array([fold] * len(table), pa.int32())))
-        return pa.concat_tables(tables)
+        members = Run(self.uri).members(self.spec.folds)
+        histories = [storage.read_table(member.history_uri) for member in members]
+        return pa.concat_tables(map(with_fold, histories, range(len(members))))
 
 
 def open_run(run_uri: str, device: torch.device) -> RunPredictions:
@@ -91,8 +89,8 @@ def open_run(run_uri: str, device: torch.device) -> RunPredictions:
         InputError: the run is not finished.
         StoreError: the store or the splits are not those the run was trained on.
     """
-    spec, models = load_models(run_uri)
-    splits = read_splits(run_uri)
+    run = Run(run_uri)
+    spec, models, splits = run.spec(), run.models(), run.splits()
     store = PatchStore(spec.store_uri)
     if splits_digest(splits) != spec.splits_digest:
         raise StoreError(f"the splits of {run_uri} are not those it was trained with; train again in another folder")

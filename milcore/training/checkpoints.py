@@ -8,26 +8,18 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from milcore.training.history import HistoryRow
 from milcore.training.optimizer import Optimisation
 from milcore.training.selection import NO_VALIDATION, Validation
 
 MODEL, BEST, OPTIMIZER, EMA = (f"{name}.safetensors" for name in ("model", "best", "optimizer", "ema"))
 STATE = "state.json"
-
-
-class HistoryRow(NamedTuple):
-    """One number seen in training."""
-
-    epoch: int
-    split: str
-    metric: str
-    value: float
 
 
 @dataclass

@@ -21,19 +21,10 @@ from milcore.mil.inference import predict_bags
 from milcore.runtime import storage
 from milcore.runtime.progress import format_metric, log_line
 from milcore.training.context import LocalContext
+from milcore.training.history import with_fold
 from milcore.training.run import train_run
-from milcore.training.run_folder import (
-    CHECKPOINTS,
-    HISTORY,
-    OUT_OF_FOLD,
-    fold_folder,
-    load_models,
-    read_spec,
-    read_splits,
-)
+from milcore.training.run_folder import Run
 from milcore.training.tensorboard import RunWatch
-
-PREDICTIONS = "predictions.parquet"
 
 FanOut = Callable[[Callable[[int], int], Iterable[int]], Iterable[int]]
 
@@ -49,7 +40,7 @@ def train_folds(run_uri: str, device: str, fan_out: FanOut = map) -> dict[str, A
     Returns:
         The content of ``out_of_fold.json``.
     """
-    spec = read_spec(run_uri)
+    spec = Run(run_uri).spec()
     work = functools.partial(train_fold, run_uri, device)
     for done, fold in enumerate(fan_out(work, range(spec.folds)), start=1):
         log_line(f"fold {fold} is trained; {done} of {spec.folds}")
@@ -58,13 +49,13 @@ def train_folds(run_uri: str, device: str, fan_out: FanOut = map) -> dict[str, A
 
 def train_fold(run_uri: str, device: str, fold: int) -> int:
     """Train a fold and write what it says of the slides it left out; returns the fold."""
-    folder, where = fold_folder(run_uri, fold), torch.device(device)
-    watch = RunWatch(folder, read_spec(folder).train.epochs, f"fold {fold}, ")
-    train_run(folder, LocalContext(storage.join(folder, CHECKPOINTS), where, watch))
-    spec, models = load_models(folder)
-    bags = load_bags(spec.store_uri, spec.train, read_splits(folder))
-    said = predict_bags(models, bags, bags.split("test"), where)
-    entries = [bags.entries[index] for index in said]
+    run, where = Run(run_uri).fold(fold), torch.device(device)
+    spec = run.spec()
+    watch = RunWatch(run.uri, spec.train.epochs, f"fold {fold}, ")
+    train_run(run.uri, LocalContext(run.checkpoints_uri, where, watch))
+    bags = load_bags(spec.store_uri, spec.train, run.splits())
+    predictions = predict_bags(run.models(), bags, bags.split("test"), where)
+    entries = [bags.entries[index] for index in predictions]
     table = pa.table(
         {
             "slide_id": pa.array([";".join(entry.slides) for entry in entries], pa.string()),
@@ -72,22 +63,22 @@ def train_fold(run_uri: str, device: str, fold: int) -> int:
             "label": pa.array([entry.label for entry in entries], pa.int64()),
             "split": pa.array(["val"] * len(entries), pa.string()),
             "fold": pa.array([fold] * len(entries), pa.int32()),
-            "probability": pa.array([its.probability[1] for its in said.values()], pa.float64()),
+            "probability": pa.array([prediction.probability[1] for prediction in predictions.values()], pa.float64()),
         }
     )
-    storage.write_table(storage.join(folder, PREDICTIONS), table)
+    storage.write_table(run.predictions_uri, table)
     return fold
 
 
 def publish_folds(run_uri: str, spec: RunSpec) -> dict[str, Any]:
     """Write predictions and history of all folds into the run folder, and ``out_of_fold.json`` last."""
-    folders = [fold_folder(run_uri, fold) for fold in range(spec.folds)]
-    said = pa.concat_tables([storage.read_table(storage.join(folder, PREDICTIONS)) for folder in folders])
-    storage.write_table(storage.join(run_uri, PREDICTIONS), said)
-    histories = [storage.read_table(storage.join(folder, HISTORY)) for folder in folders]
-    storage.write_table(storage.join(run_uri, HISTORY), pa.concat_tables(map(_with_fold, histories, range(spec.folds))))
-    summary = out_of_fold_summary(said, spec)
-    storage.write_json(storage.join(run_uri, OUT_OF_FOLD), summary)
+    run = Run(run_uri)
+    predictions = pa.concat_tables([storage.read_table(run.fold(fold).predictions_uri) for fold in range(spec.folds)])
+    storage.write_table(run.predictions_uri, predictions)
+    histories = [storage.read_table(run.fold(fold).history_uri) for fold in range(spec.folds)]
+    storage.write_table(run.history_uri, pa.concat_tables(map(with_fold, histories, range(spec.folds))))
+    summary = out_of_fold_summary(predictions, spec)
+    storage.write_json(run.out_of_fold_uri, summary)
     return summary
 
 
@@ -117,11 +108,6 @@ def line(summary: dict[str, Any]) -> str:
     """What a person reads of it."""
     within = "" if summary["interval"] is None else " ({:.3f} to {:.3f})".format(*summary["interval"])
     return f"{summary['folds']} models; pooled AUROC of the slides left out {format_metric(summary['auroc'])}{within}"
-
-
-def _with_fold(history: pa.Table, fold: int) -> pa.Table:
-    place = history.schema.get_field_index("fold")
-    return history.set_column(place, "fold", pa.array(np.full(len(history), fold), pa.int32()))
 
 
 def _or_none(value: float) -> float | None:

@@ -30,9 +30,10 @@ from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, emulates_bf16, make_model
 from milcore.runtime.progress import log_line
 from milcore.training.batching import RankBatch, rank_batch
-from milcore.training.checkpoints import HistoryRow, Progress, load_checkpoint, save_checkpoint
+from milcore.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from milcore.training.class_balance import class_weights, even_draw
 from milcore.training.context import TrainContext
+from milcore.training.history import HistoryRow
 from milcore.training.optimizer import Optimisation
 from milcore.training.selection import Validation
 

@@ -20,19 +20,10 @@ from milcore.runtime import storage
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore
 from milcore.training.context import TrainContext
+from milcore.training.history import history_table
 from milcore.training.loop import fit
-from milcore.training.run_folder import (
-    HISTORY,
-    MODEL,
-    SPLITS,
-    claim_folder,
-    fold_folder,
-    history_table,
-    is_finished,
-    model_bytes,
-    read_spec,
-    read_splits,
-)
+from milcore.training.model_file import model_bytes
+from milcore.training.run_folder import Run, claim_folder
 
 
 def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config: SplitConfig) -> RunSpec:
@@ -49,18 +40,18 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
         InputError: the folder holds another run, or the split cannot be trained on.
         StoreError: slides lack what is to be trained on.
     """
-    store = PatchStore(storage.absolute(store_uri))
+    store, run = PatchStore(storage.absolute(store_uri)), Run(run_uri)
     splits = choose_splits(store, split_config)
     if not split_config.folds:
-        return _claim_run(store, run_uri, config, splits, folds=0)
+        return _claim_run(store, run, config, splits, folds=0)
     splits = add_folds(splits, split_config)
-    spec = _claim_run(store, run_uri, config, splits, split_config.folds)
+    spec = _claim_run(store, run, config, splits, split_config.folds)
     for fold in range(spec.folds):
-        _claim_run(store, fold_folder(run_uri, fold), config, splits_of_fold(splits, fold, split_config), folds=0)
+        _claim_run(store, run.fold(fold), config, splits_of_fold(splits, fold, split_config), folds=0)
     return spec
 
 
-def _claim_run(store: PatchStore, run_uri: str, config: TrainConfig, splits: pa.Table, folds: int) -> RunSpec:
+def _claim_run(store: PatchStore, run: Run, config: TrainConfig, splits: pa.Table, folds: int) -> RunSpec:
     spec = RunSpec(
         milcore_version=__version__,
         store_uri=store.uri,
@@ -70,8 +61,8 @@ def _claim_run(store: PatchStore, run_uri: str, config: TrainConfig, splits: pa.
         train=config,
         folds=folds,
     )
-    claim_folder(run_uri, spec.model_dump(mode="json"))
-    storage.write_table(storage.join(run_uri, SPLITS), splits)
+    claim_folder(run.uri, spec.model_dump(mode="json"))
+    storage.write_table(run.splits_uri, splits)
     return spec
 
 
@@ -89,14 +80,14 @@ def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
         )
     splits = make_splits(manifest, config) if config.splits is None else storage.read_table(config.splits)
     check_splits(splits)
-    statuses = store.statuses()
-    unfinished = [slide_id for slide_id, status in statuses.items() if status is None]
+    records = store.records()
+    unfinished = [slide_id for slide_id, record in records.items() if record is None]
     if unfinished:
         raise StoreError(
-            f"{len(unfinished)} of {len(statuses)} slides of {store.uri} are neither ok nor quarantined "
+            f"{len(unfinished)} of {len(records)} slides of {store.uri} are neither ok nor quarantined "
             f"({', '.join(unfinished[:5])} …); run `milcore ingest` or `milcore import` again"
         )
-    usable = [slide_id for slide_id, status in statuses.items() if status and status.state == "ok"]
+    usable = [slide_id for slide_id, record in records.items() if record and record.status == "ok"]
     if config.splits is not None and "fold" in splits.column_names:
         splits = splits.drop_columns(["fold"])
     absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
@@ -151,15 +142,16 @@ def train_run(run_uri: str, ctx: TrainContext) -> None:
     Raises:
         UnreachableError: the folder cannot be written to, by rank 0.
     """
-    if is_finished(run_uri):
+    run = Run(run_uri)
+    if run.is_finished():
         return
     keep_freed_memory()
-    spec = read_spec(run_uri)
-    result = fit(spec.train, load_bags(spec.store_uri, spec.train, read_splits(run_uri)), ctx)
+    spec = run.spec()
+    result = fit(spec.train, load_bags(spec.store_uri, spec.train, run.splits()), ctx)
     if ctx.rank == 0:
         try:
-            storage.write_table(storage.join(run_uri, HISTORY), history_table(result.history))
-            storage.write_bytes(storage.join(run_uri, MODEL), model_bytes(result.model, result.best_epoch))
+            storage.write_table(run.history_uri, history_table(result.history))
+            storage.write_bytes(run.model_uri, model_bytes(result.model, result.best_epoch))
         except storage.IO_ERRORS as error:
             raise UnreachableError(
                 f"{run_uri} cannot be written to ({error}); make room or wait, then run the same command again: it "

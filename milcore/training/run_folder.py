@@ -1,56 +1,183 @@
-"""The run folder: its paths, its ``config.json``, and how it is read again."""
+"""The run folder: paths of its files, its ``config.json``, and reading what was published.
+
+``config.json`` identifies the run: the same settings resume it, others are refused.
+"""
 
 import json
-from typing import Any
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from safetensors.torch import load, save
 
-from milcore import __version__
-from milcore.config import C, RunSpec, TrainConfig, parse_config
+from milcore.config import C, RunSpec, parse_config
 from milcore.errors import InputError
-from milcore.mil.model import MILModel, make_model
 from milcore.runtime import storage
 from milcore.runtime.digest import digest, unique_digest
-from milcore.training.checkpoints import HistoryRow
 
-PUBLISHED = ("config.json", "splits.parquet", "model.safetensors", "metrics.json", "predictions.parquet", "report.html")
-
-
-def run_state(run_uri: str) -> str:
-    """Digest of a run's weights and of what was published of it."""
-    try:
-        found = {name: storage.stat(storage.join(run_uri, name)) for name in PUBLISHED}
-    except FileNotFoundError:
-        return unique_digest()
-    return digest(found)
+if TYPE_CHECKING:
+    from milcore.mil.model import MILModel
 
 
-CONFIG = "config.json"
-SPLITS = "splits.parquet"
-MODEL = "model.safetensors"
-HISTORY = "history.parquet"
-CHECKPOINTS = "checkpoints"
-FOLDS = "folds"
-OUT_OF_FOLD = "out_of_fold.json"
+@dataclass(frozen=True)
+class Run:
+    """A run folder, of one model or of folds.
+
+    Args:
+        uri: the folder.
+    """
+
+    uri: str
+
+    @property
+    def config_uri(self) -> str:
+        """``config.json``: store, instances, splits and training settings."""
+        return config_uri(self.uri)
+
+    @property
+    def splits_uri(self) -> str:
+        """``splits.parquet``: label and split of every slide."""
+        return storage.join(self.uri, "splits.parquet")
+
+    @property
+    def checkpoints_uri(self) -> str:
+        """Folder of checkpoints, one folder per epoch."""
+        return storage.join(self.uri, "checkpoints")
+
+    @property
+    def tensorboard_uri(self) -> str:
+        """Folder of TensorBoard event files."""
+        return storage.join(self.uri, "tensorboard")
+
+    @property
+    def history_uri(self) -> str:
+        """``history.parquet``: fold, epoch, split, metric, value."""
+        return storage.join(self.uri, "history.parquet")
+
+    @property
+    def model_uri(self) -> str:
+        """``model.safetensors``: the weights, written last in training."""
+        return storage.join(self.uri, "model.safetensors")
+
+    @property
+    def out_of_fold_uri(self) -> str:
+        """``out_of_fold.json``: metrics of a run of folds, written last in training."""
+        return storage.join(self.uri, "out_of_fold.json")
+
+    @property
+    def predictions_uri(self) -> str:
+        """``predictions.parquet``: probabilities of every bag."""
+        return storage.join(self.uri, "predictions.parquet")
+
+    @property
+    def metrics_uri(self) -> str:
+        """``metrics.json``: metrics of the test split."""
+        return storage.join(self.uri, "metrics.json")
+
+    @property
+    def attention_uri(self) -> str:
+        """Folder with the attention of each test slide."""
+        return storage.join(self.uri, "attention")
+
+    @property
+    def attention_index_uri(self) -> str:
+        """``attention/index.json``: a row per test slide."""
+        return storage.join(self.attention_uri, "index.json")
+
+    @property
+    def report_uri(self) -> str:
+        """``report.html``: the evaluation as one page."""
+        return storage.join(self.uri, "report.html")
+
+    @property
+    def model_card_uri(self) -> str:
+        """``MODEL_CARD.md``."""
+        return storage.join(self.uri, "MODEL_CARD.md")
+
+    @property
+    def sweep_uri(self) -> str:
+        """Folder of the sweep that chooses a pipeline run's settings."""
+        return storage.join(self.uri, "tune")
+
+    @property
+    def status_uri(self) -> str:
+        """``status.json``: how the steps of a pipeline run ended."""
+        return storage.join(self.uri, "status.json")
+
+    def fold(self, fold: int) -> "Run":
+        """The run of one fold, in ``folds/<fold>``."""
+        return Run(storage.join(self.uri, "folds", str(fold)))
+
+    def members(self, folds: int) -> list["Run"]:
+        """The run of each model: every fold, or this run where there are none."""
+        return [self.fold(fold) for fold in range(folds)] or [self]
+
+    def spec(self) -> RunSpec:
+        """The content of ``config.json``.
+
+        Raises:
+            InputError: the folder holds no run.
+        """
+        return read_claim(RunSpec, self.uri, "run", "train")
+
+    def splits(self) -> pa.Table:
+        """Columns slide_id, patient_id, label, split; also fold in a run of folds."""
+        return storage.read_table(self.splits_uri)
+
+    def is_finished(self) -> bool:
+        """True where the model, or the models of all folds, are published."""
+        return any(storage.exists(uri) for uri in (self.model_uri, self.out_of_fold_uri))
+
+    def models(self) -> tuple["MILModel", ...]:
+        """The published models on the CPU, in evaluation mode: one, or one per fold.
+
+        Raises:
+            InputError: the run, or one of its folds, is not finished.
+        """
+        from milcore.training.model_file import load_model  # noqa: PLC0415 - torch is imported only for weights
+
+        spec = self.spec()
+        uris = [member.model_uri for member in self.members(spec.folds)]
+        for uri in uris:
+            if not storage.exists(uri):
+                raise InputError(f"the run at {self.uri} is not finished ({uri} is missing); run milcore train again")
+        return tuple(load_model(uri, spec.train) for uri in uris)
+
+    def out_of_fold(self) -> dict[str, Any]:
+        """Metrics of a finished run of folds, each slide predicted by the fold that left it out."""
+        return dict(storage.read_json(self.out_of_fold_uri))
+
+    def metrics(self) -> dict[str, Any] | None:
+        """The content of ``metrics.json``; None before the run is evaluated."""
+        return dict(storage.read_json(self.metrics_uri)) if storage.exists(self.metrics_uri) else None
+
+    def state(self) -> str:
+        """Digest of the published files; a new one while any is missing."""
+        uris = (
+            self.config_uri, self.splits_uri, self.model_uri, self.metrics_uri, self.predictions_uri, self.report_uri,
+        )  # fmt: skip
+        try:
+            stats = {posixpath.basename(uri): storage.stat(uri) for uri in uris}
+        except FileNotFoundError:
+            return unique_digest()
+        return digest(stats)
 
 
-def fold_folder(run_uri: str, fold: int) -> str:
-    """The folder of a fold: a run of its own."""
-    return storage.join(run_uri, FOLDS, str(fold))
+def config_uri(folder_uri: str) -> str:
+    """The ``config.json`` of a run, a sweep or a folder of predictions."""
+    return storage.join(folder_uri, "config.json")
 
 
 def claim_folder(uri: str, spec: dict[str, object]) -> None:
-    """Write ``config.json`` into a new folder, or check that the folder was made for the same one.
+    """Write ``config.json`` into a new folder, or check that it holds the same.
 
     Raises:
-        InputError: it was made for another; every setting that differs is named.
+        InputError: it holds another; every setting that differs is named.
     """
-    config_uri = storage.join(uri, CONFIG)
-    if not storage.exists(config_uri):
-        storage.write_json(config_uri, spec)
+    if not storage.exists(config_uri(uri)):
+        storage.write_json(config_uri(uri), spec)
         return
-    before, now = _flat(storage.read_json(config_uri)), _flat(json.loads(json.dumps(spec)))
+    before, now = _flatten(storage.read_json(config_uri(uri))), _flatten(json.loads(json.dumps(spec)))
     changed = [
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before | now)
@@ -60,102 +187,31 @@ def claim_folder(uri: str, spec: dict[str, object]) -> None:
         raise InputError(f"{uri} holds another run ({'; '.join(changed)}); take another folder or the same settings")
 
 
-def read_spec(run_uri: str) -> RunSpec:
-    """What the run is.
-
-    Raises:
-        InputError: no run folder stands there.
-    """
-    return read_claim(RunSpec, run_uri, "run", "train")
-
-
-def read_claim(kind: type[C], uri: str, what: str, command: str) -> C:
-    """The ``config.json`` that ``claim_folder`` wrote.
+def read_claim(kind: type[C], uri: str, noun: str, command: str) -> C:
+    """Read the ``config.json`` that ``claim_folder`` wrote.
 
     Args:
         kind: its class.
         uri: the folder.
-        what: what the folder is called in an error.
+        noun: name of such a folder in an error.
         command: the ``milcore`` command that makes such a folder.
 
     Raises:
-        InputError: nobody claimed the folder.
+        InputError: the folder has none.
     """
     try:
-        values = storage.read_json(storage.join(uri, CONFIG))
+        values = storage.read_json(config_uri(uri))
     except FileNotFoundError:
-        raise InputError(f"no {what} at {uri} ({CONFIG} is missing); run milcore {command} first") from None
+        raise InputError(f"no {noun} at {uri} (config.json is missing); run milcore {command} first") from None
     return parse_config(kind, values)
 
 
-def read_out_of_fold(run_uri: str) -> dict[str, Any]:
-    """Figures of the slides that a finished run of folds left out, from ``out_of_fold.json``."""
-    return dict(storage.read_json(storage.join(run_uri, OUT_OF_FOLD)))
-
-
-def read_splits(run_uri: str) -> pa.Table:
-    """The split of the run."""
-    return storage.read_table(storage.join(run_uri, SPLITS))
-
-
-def is_finished(run_uri: str) -> bool:
-    """Whether the run has published its model, or the models of all its folds."""
-    return any(storage.exists(storage.join(run_uri, name)) for name in (MODEL, OUT_OF_FOLD))
-
-
-def history_table(history: list[HistoryRow]) -> pa.Table:
-    """Columns fold (0), epoch, split, metric, value."""
-    return pa.table(
-        {
-            "fold": pa.array([0] * len(history), pa.int32()),
-            "epoch": pa.array([row.epoch for row in history], pa.int32()),
-            "split": pa.array([row.split for row in history], pa.string()),
-            "metric": pa.array([row.metric for row in history], pa.string()),
-            "value": pa.array([row.value for row in history], pa.float64()),
-        }
-    )
-
-
-def load_models(run_uri: str) -> tuple[RunSpec, tuple[MILModel, ...]]:
-    """The published models of a run, on the CPU and in evaluation mode: one, or one per fold.
-
-    Raises:
-        InputError: the run, or one of its folds, is not finished.
-    """
-    spec = read_spec(run_uri)
-    uris = [storage.join(folder, MODEL) for folder in model_folders(run_uri, spec.folds)]
-    for uri in uris:
-        if not storage.exists(uri):
-            raise InputError(f"the run at {run_uri} is not finished ({uri} is missing); run milcore train again")
-    return spec, tuple(_load_model(uri, spec.train) for uri in uris)
-
-
-def model_folders(run_uri: str, folds: int) -> list[str]:
-    """Where a run keeps its models and their histories: the run folder itself, or ``folds/<k>`` in it."""
-    return [storage.join(run_uri, FOLDS, str(fold)) for fold in range(folds)] or [run_uri]
-
-
-def _load_model(uri: str, config: TrainConfig) -> MILModel:
-    weights = load(storage.read_bytes(uri))
-    width = len(weights["encoder.mean"]) if "encoder.mean" in weights else 0
-    logits = len(weights["classifier.bias"])
-    model = make_model(config, width, classes=2 if logits == 1 else logits)
-    model.load_state_dict(weights)
-    return model.eval()
-
-
-def model_bytes(model: MILModel, best_epoch: int) -> bytes:
-    """The bytes of ``model.safetensors``; its metadata names the epoch."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    data: bytes = save(tensors, metadata={"milcore_version": __version__, "best_epoch": str(best_epoch)})
-    return data
-
-
-def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings by dotted names."""
     flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

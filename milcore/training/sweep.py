@@ -6,6 +6,7 @@
 
 import math
 import random
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -18,13 +19,10 @@ from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from milcore.training.run import choose_splits, instance_digest
-from milcore.training.run_folder import SPLITS, claim_folder, read_claim
+from milcore.training.run_folder import claim_folder, config_uri, read_claim
 from milcore.training.search_space import parse_axis
 from milcore.training.selection import Validation
 
-TRIALS = "trials.parquet"
-BEST = "best.json"
-VERDICT = "verdict.json"
 SEPARABLE_AT = 1.96
 
 
@@ -53,7 +51,7 @@ class TrialResult(NamedTuple):
     searched: tuple[tuple[str, object], ...] = ()
 
 
-class Verdict(NamedTuple):
+class SweepVerdict(NamedTuple):
     """Whether the best trial can be told from the next one, and the arithmetic of it, in a line too."""
 
     best: int
@@ -62,6 +60,66 @@ class Verdict(NamedTuple):
     standard_error: float | None
     separable: bool
     line: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep folder.
+
+    Args:
+        uri: the folder.
+    """
+
+    uri: str
+
+    @property
+    def config_uri(self) -> str:
+        """``config.json``: store, instances, splits and trials."""
+        return config_uri(self.uri)
+
+    @property
+    def splits_uri(self) -> str:
+        """``splits.parquet``: label and split of every slide."""
+        return storage.join(self.uri, "splits.parquet")
+
+    @property
+    def trials_uri(self) -> str:
+        """``trials.parquet``: a row per trial."""
+        return storage.join(self.uri, "trials.parquet")
+
+    @property
+    def verdict_uri(self) -> str:
+        """``verdict.json``: the best trial beside the next one."""
+        return storage.join(self.uri, "verdict.json")
+
+    @property
+    def best_uri(self) -> str:
+        """``best.json``: settings of the best trial, written last."""
+        return storage.join(self.uri, "best.json")
+
+    def spec(self) -> SweepSpec:
+        """The content of ``config.json``.
+
+        Raises:
+            InputError: the folder holds no sweep.
+        """
+        return read_claim(SweepSpec, self.uri, "sweep", "tune")
+
+    def splits(self) -> pa.Table:
+        """Columns slide_id, patient_id, label, split."""
+        return storage.read_table(self.splits_uri)
+
+    def best(self) -> TrainConfig | None:
+        """Settings of the best trial; None until the sweep is finished."""
+        return parse_config(TrainConfig, storage.read_json(self.best_uri)) if storage.exists(self.best_uri) else None
+
+    def trials(self) -> pa.Table:
+        """A row per trial of a finished sweep."""
+        return storage.read_table(self.trials_uri)
+
+    def verdict(self) -> SweepVerdict:
+        """The best trial of a finished sweep beside the next one."""
+        return SweepVerdict(**storage.read_json(self.verdict_uri))
 
 
 def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config: SplitConfig) -> SweepSpec:
@@ -91,28 +149,8 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
         tune=config,
     )
     claim_folder(out_uri, spec.model_dump(mode="json"))
-    storage.write_table(storage.join(out_uri, SPLITS), splits)
+    storage.write_table(Sweep(out_uri).splits_uri, splits)
     return spec
-
-
-def read_sweep(out_uri: str) -> SweepSpec:
-    """What the sweep is.
-
-    Raises:
-        InputError: no sweep folder stands there.
-    """
-    return read_claim(SweepSpec, out_uri, "sweep", "tune")
-
-
-def read_best(out_uri: str) -> TrainConfig | None:
-    """The settings the sweep chose; None until it is finished."""
-    uri = storage.join(out_uri, BEST)
-    return parse_config(TrainConfig, storage.read_json(uri)) if storage.exists(uri) else None
-
-
-def splits_uri(out_uri: str) -> str:
-    """The ``splits.parquet`` of a sweep."""
-    return storage.join(out_uri, SPLITS)
 
 
 def trial_configs(config: TuneConfig) -> list[TrainConfig]:
@@ -152,7 +190,7 @@ def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:
     return result._replace(val_auroc_se=auroc_standard_error(result.val_auroc, positives, len(labels) - positives))
 
 
-def judge(results: list[TrialResult]) -> Verdict:
+def judge(results: list[TrialResult]) -> SweepVerdict:
     """The best trial, called better than the next one only if their AUROCs differ by more than 1.96 standard errors.
 
     The trials saw the same patients, which makes the difference surer than two standard errors added in squares say:
@@ -163,18 +201,18 @@ def judge(results: list[TrialResult]) -> Verdict:
         key=lambda result: (Validation(result.val_loss, result.val_auroc).rank, result.trial),
     )
     if not others:
-        return Verdict(first.trial, None, None, None, separable=True, line=f"trial {first.trial} is the only one")
+        return SweepVerdict(first.trial, None, None, None, separable=True, line=f"trial {first.trial} is the only one")
     second = others[0]
     difference = first.val_auroc - second.val_auroc
     error = math.hypot(first.val_auroc_se, second.val_auroc_se)
     if math.isnan(difference) or math.isnan(error):
         line = f"trial {first.trial} ranks first; without AUROC and its error nothing says whether by chance"
-        return Verdict(first.trial, second.trial, None, None, separable=False, line=line)
+        return SweepVerdict(first.trial, second.trial, None, None, separable=False, line=line)
     separable = difference > SEPARABLE_AT * error
     called = "better" if separable else "first but not separable (try more patients or --objective-folds)"
     above = f"AUROC {difference:.3f} above trial {second.trial}, standard error {error:.3f}"
     line = f"trial {first.trial} is {called}; {above}"
-    return Verdict(first.trial, second.trial, difference, error, separable, line)
+    return SweepVerdict(first.trial, second.trial, difference, error, separable, line)
 
 
 def publish(out_uri: str, spec: SweepSpec, results: list[TrialResult]) -> TrainConfig:
@@ -184,19 +222,15 @@ def publish(out_uri: str, spec: SweepSpec, results: list[TrialResult]) -> TrainC
         ClusterError: trials are missing, or none succeeded.
     """
     _check_all_ended(spec.tune.trials, results)
-    splits = storage.read_table(storage.join(out_uri, SPLITS))
+    sweep = Sweep(out_uri)
+    splits = sweep.splits()
     judged = [with_standard_error(result, splits) for result in sorted(results)]
-    storage.write_table(storage.join(out_uri, TRIALS), _table(judged))
+    storage.write_table(sweep.trials_uri, _table(judged))
     verdict = judge(judged)
-    storage.write_json(storage.join(out_uri, VERDICT), verdict._asdict())
-    chosen = trial_configs(spec.tune)[verdict.best]
-    storage.write_json(storage.join(out_uri, BEST), chosen.model_dump(mode="json"))
-    return chosen
-
-
-def read_verdict(out_uri: str) -> Verdict:
-    """Whether the best trial of a finished sweep can be told from the next one."""
-    return Verdict(**storage.read_json(storage.join(out_uri, VERDICT)))
+    storage.write_json(sweep.verdict_uri, verdict._asdict())
+    best = trial_configs(spec.tune)[verdict.best]
+    storage.write_json(sweep.best_uri, best.model_dump(mode="json"))
+    return best
 
 
 def _table(results: list[TrialResult]) -> pa.Table:

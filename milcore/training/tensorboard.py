@@ -14,10 +14,9 @@ import google_crc32c
 
 from milcore.runtime import storage
 from milcore.runtime.progress import EpochProgress, log_line
+from milcore.training.run_folder import Run
 
 # ruff: noqa: PLC0415 - tensorboardX imports a cloud's storage client, for seconds
-
-TENSORBOARD = "tensorboard"
 
 
 class EventFile:
@@ -28,7 +27,7 @@ class EventFile:
     """
 
     def __init__(self, run_uri: str) -> None:
-        self._uri = storage.join(run_uri, TENSORBOARD, f"events.out.tfevents.{time.time_ns()}")
+        self._uri = storage.join(Run(run_uri).tensorboard_uri, f"events.out.tfevents.{time.time_ns()}")
         self._written = b""
         self._in_place = False
 

@@ -28,8 +28,8 @@ from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.loop import fit
 from milcore.training.run import prepare_run, train_run
-from milcore.training.run_folder import read_splits
-from milcore.training.sweep import TrialResult, prepare_sweep, publish, read_verdict, trial_configs
+from milcore.training.run_folder import Run
+from milcore.training.sweep import Sweep, TrialResult, prepare_sweep, publish, trial_configs
 from tests.cohorts import PATCH_PX, as_folds, write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=12, batch_size=4, learning_rate=0.02)
@@ -85,14 +85,14 @@ def test_every_slide_is_predicted_once_and_the_threshold_is_validation_s(
     table = storage.read_table(f"{run_uri}/predictions.parquet")
     assert table.column_names == ["slide_id", "patient_id", "label", "split", "fold", "probability"]
     rows = table.to_pylist()
-    assert [row["slide_id"] for row in rows] == read_splits(run_uri)["slide_id"].to_pylist()
+    assert [row["slide_id"] for row in rows] == Run(run_uri).splits()["slide_id"].to_pylist()
     val = [row for row in rows if row["split"] == "val"]
     labels, probability = np.array([r["label"] for r in val]), np.array([r["probability"] for r in val])
     assert summary["threshold"] == choose_threshold(labels, probability).value
 
 
 def test_attention_of_every_test_slide_lies_at_its_place(run_uri: str, summary: dict[str, object]) -> None:
-    tested = [row["slide_id"] for row in read_splits(run_uri).to_pylist() if row["split"] == "test"]
+    tested = [row["slide_id"] for row in Run(run_uri).splits().to_pylist() if row["split"] == "test"]
     names = storage.names(f"{run_uri}/attention")
     assert names == sorted(["index.json"] + [f"{name}.{form}" for name in tested for form in SUFFIXES.values()])
     positive = next(slide_id for slide_id in tested if int(slide_id[1:]) % 2)
@@ -129,7 +129,7 @@ def test_test_labels_choose_nothing(tmp_path: Path) -> None:
     store = write_store(str(tmp_path / "store"), slides=24)
     write_features(store)
     prepare_run(store.uri, str(tmp_path / "plan"), TRAIN, SplitConfig(val_fraction=0.4))
-    rows = read_splits(str(tmp_path / "plan")).to_pylist()
+    rows = Run(str(tmp_path / "plan")).splits().to_pylist()
     next(row for row in rows if row["split"] == "val" and row["label"])["label"] = 0
     turned = [row | {"label": 1 - row["label"]} if row["split"] == "test" else row for row in rows]
     (chosen, metrics), (chosen_turned, metrics_turned) = (
@@ -147,7 +147,7 @@ def selected(store_uri: str, splits: list[dict[str, object]], folder: Path) -> t
     storage.write_table(splits_uri, pa.Table.from_pylist(splits))
     tune = TuneConfig(poolings=("attention", "max"), trials=2, train=TRAIN)
     spec = prepare_sweep(store_uri, out, tune, SplitConfig(splits=splits_uri))
-    bags = load_bags(store_uri, TRAIN, read_splits(out))
+    bags = load_bags(store_uri, TRAIN, Sweep(out).splits())
     ended = []
     for k, trial in enumerate(trial_configs(tune)):
         fitted = fit(trial, bags, LocalContext(None, torch.device("cpu")))
@@ -157,7 +157,7 @@ def selected(store_uri: str, splits: list[dict[str, object]], folder: Path) -> t
     train_run(run, LocalContext(None, torch.device("cpu")))
     summary = evaluate(run, baselines=False)
     chosen = {name: summary[name] for name in ("threshold", "threshold_origin", "temperature", "temperature_origin")}
-    chosen |= {"settings": best, "trials": ended, "verdict": read_verdict(out)}
+    chosen |= {"settings": best, "trials": ended, "verdict": Sweep(out).verdict()}
     weights = load(storage.read_bytes(f"{run}/model.safetensors"))  # the file's header has no fixed order
     chosen |= {"weights": {name: value.tolist() for name, value in weights.items()}}
     chosen |= {"probability": storage.read_table(f"{run}/predictions.parquet")["probability"].to_pylist()}
@@ -266,7 +266,7 @@ def test_attention_of_a_model_trained_on_shuffled_labels_is_warned_of(run_uri: s
     summary = evaluate(run_uri, baselines=False)
     assert summary["localisation_auroc"] == 1.0
     assert summary["flipping_area"] > 0.0
-    rows = read_splits(run_uri).to_pylist()
+    rows = Run(run_uri).splits().to_pylist()
     for split in ("train", "val"):
         places = [k for k, row in enumerate(rows) if row["split"] == split]
         # half of each class changes sides, so that nothing can be learnt

@@ -15,8 +15,8 @@ from PIL import Image
 from milcore.errors import MILError
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
-from milcore.training.run_folder import load_models
-from milcore.training.sweep import read_best
+from milcore.training.run_folder import Run
+from milcore.training.sweep import Sweep
 from pipeline import __main__ as main_module
 from tests.pipeline.conftest import Executing
 
@@ -60,7 +60,7 @@ def check_outcome(folder_uri: str) -> None:
     store, run = PatchStore(storage.join(folder_uri, "store")), storage.join(folder_uri, "run")
     assert store.slide_ids() == [f"s{k:02d}" for k in range(SLIDES)]
     assert list(store.quarantined()) == ["broken"]
-    assert load_models(run)[0].train == read_best(storage.join(run, "tune"))
+    assert Run(run).spec().train == Sweep(storage.join(run, "tune")).best()
     published = {"config.json", "splits.parquet", "model.safetensors", "history.parquet", "metrics.json",
                  "predictions.parquet", "report.html", "MODEL_CARD.md", "attention", "tune"}  # fmt: skip
     assert published <= set(storage.names(run))

@@ -12,7 +12,7 @@ from milcore.errors import InputError
 from milcore.runtime import storage
 from milcore.training.cross_validation import out_of_fold_summary
 from milcore.training.run import prepare_run
-from milcore.training.run_folder import is_finished, read_spec, read_splits
+from milcore.training.run_folder import Run
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=2, batch_size=4)
@@ -88,14 +88,14 @@ def test_folds_end_with_a_model_each_and_a_prediction_of_every_slide_left_out(tm
     write_features(write_store(store, slides=16))
     prepare_run(store, run, TRAIN, SplitConfig(folds=3, test_fraction=0.25))
     train_with(run, LaunchConfig())
-    assert is_finished(run)
-    assert read_spec(run).folds == 3
+    assert Run(run).is_finished()
+    assert Run(run).spec().folds == 3
     for fold in range(3):
         assert {"model.safetensors", "history.parquet"} <= set(storage.names(f"{run}/folds/{fold}"))
-    outside = [row["slide_id"] for row in read_splits(run).to_pylist() if row["split"] != "test"]
+    outside = [row["slide_id"] for row in Run(run).splits().to_pylist() if row["split"] != "test"]
     said = storage.read_table(f"{run}/predictions.parquet").to_pylist()
     assert sorted(row["slide_id"] for row in said) == sorted(outside)
-    fold_of = {row["slide_id"]: row["fold"] for row in read_splits(run).to_pylist()}
+    fold_of = {row["slide_id"]: row["fold"] for row in Run(run).splits().to_pylist()}
     assert all(row["fold"] == fold_of[row["slide_id"]] for row in said)
     assert set(storage.read_table(f"{run}/history.parquet")["fold"].to_pylist()) == {0, 1, 2}
     before = storage.stat(f"{run}/out_of_fold.json")

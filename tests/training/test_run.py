@@ -13,7 +13,7 @@ from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.run import prepare_run, train_run
-from milcore.training.run_folder import load_models, read_splits
+from milcore.training.run_folder import Run
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3, batch_size=4)
@@ -35,8 +35,8 @@ def trained(store_uri: str, run_uri: str, config: TrainConfig = TRAIN) -> None:
 def test_a_published_model_reads_back_and_speaks_of_every_bag(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     trained(store_uri, run)
-    spec, (model,) = load_models(run)
-    bags = load_bags(spec.store_uri, spec.train, read_splits(run))
+    spec, (model,) = Run(run).spec(), Run(run).models()
+    bags = load_bags(spec.store_uri, spec.train, Run(run).splits())
     assert len(bags) == 12
     for batch in bags.batches([[0, 1], [2]]):
         output = model.predict_bags(batch)
@@ -81,7 +81,7 @@ def test_a_splits_file_is_taken_over(store_uri: str, tmp_path: Path) -> None:
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     prepare_run(store_uri, first, TRAIN, SplitConfig(split_seed=3))
     prepare_run(store_uri, second, TRAIN, SplitConfig(splits=storage.join(first, "splits.parquet")))
-    assert read_splits(second).equals(read_splits(first))
+    assert Run(second).splits().equals(Run(first).splits())
 
 
 def test_features_that_are_not_there_are_named_with_the_command_that_makes_them(store_uri: str, tmp_path: Path) -> None:
@@ -100,22 +100,22 @@ def test_a_store_with_slides_that_never_ended_is_not_trained_on(store_uri: str, 
         prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig())
     store.quarantine(absent, "torn", {})
     prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig())
-    assert len(read_splits(str(tmp_path / "run"))) == 10
+    assert len(Run(str(tmp_path / "run")).splits()) == 10
 
 
 def test_patches_train_the_conv_encoder_end_to_end(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     trained(store_uri, run, TRAIN.model_copy(update={"features": None, "encoder": "conv", "epochs": 1}))
-    assert "encoder.layers.0.weight" in load_models(run)[1][0].state_dict()
+    assert "encoder.layers.0.weight" in Run(run).models()[0].state_dict()
 
 
 def test_an_unfinished_run_has_no_model(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     prepare_run(store_uri, run, TRAIN, SplitConfig())
     with pytest.raises(InputError, match="not finished"):
-        load_models(run)
+        Run(run).models()
     with pytest.raises(InputError, match="no run at"):
-        load_models(str(tmp_path / "nowhere"))
+        Run(str(tmp_path / "nowhere")).models()
 
 
 def test_store_and_run_are_described(store_uri: str, tmp_path: Path) -> None:

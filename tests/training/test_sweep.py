@@ -10,7 +10,7 @@ from milcore.errors import ClusterError, InputError, StoreError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
 from milcore.training.search_space import parse_axis
-from milcore.training.sweep import TrialResult, judge, prepare_sweep, publish, read_best, read_sweep, trial_configs
+from milcore.training.sweep import Sweep, TrialResult, judge, prepare_sweep, publish, trial_configs
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3)
@@ -59,7 +59,7 @@ def test_trials_share_every_other_setting() -> None:
 def test_the_highest_auroc_is_best_and_loss_breaks_ties(store_uri: str, tmp_path: Path) -> None:
     spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig())
     best = publish(str(tmp_path / "out"), spec, [result(2, 0.3, 0.9), result(0, 0.1, 0.7), result(1, 0.4, 0.9)])
-    assert best == trial_configs(SWEEP)[2] == read_best(str(tmp_path / "out"))
+    assert best == trial_configs(SWEEP)[2] == Sweep(str(tmp_path / "out")).best()
     rows = storage.read_table(str(tmp_path / "out" / "trials.parquet")).to_pylist()
     assert [(row["trial"], row["val_loss"], row["state"]) for row in rows] == [
         (0, 0.1, "ok"),
@@ -83,13 +83,13 @@ def test_missing_trials_and_none_that_succeeded_are_errors(store_uri: str, tmp_p
         publish(str(tmp_path / "out"), spec, [result(0, 0.5), result(2, 0.5)])
     with pytest.raises(ClusterError, match="all 3 trials failed; the first: RuntimeError: broke"):
         publish(str(tmp_path / "out"), spec, [result(k, 0.0, state="failed") for k in range(3)])
-    assert read_best(str(tmp_path / "out")) is None
+    assert Sweep(str(tmp_path / "out")).best() is None
 
 
 def test_the_same_sweep_is_taken_up_and_another_is_refused(store_uri: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     spec = prepare_sweep(store_uri, out, SWEEP, SplitConfig())
-    assert prepare_sweep(store_uri, out, SWEEP, SplitConfig()) == spec == read_sweep(out)
+    assert prepare_sweep(store_uri, out, SWEEP, SplitConfig()) == spec == Sweep(out).spec()
     with pytest.raises(InputError, match=r"tune\.trials was 3, now 4"):
         prepare_sweep(store_uri, out, SWEEP.model_copy(update={"trials": 4}), SplitConfig())
     with pytest.raises(InputError, match="splits_digest"):
@@ -106,7 +106,7 @@ def test_a_sweep_without_validation_slides_or_features_is_refused(store_uri: str
 
 def test_a_folder_that_is_no_sweep_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run milcore tune first"):
-        read_sweep(str(tmp_path))
+        Sweep(str(tmp_path)).spec()
 
 
 def test_any_training_setting_is_drawn_by_name_and_changes_nothing_of_the_others() -> None:

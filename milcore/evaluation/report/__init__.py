@@ -11,7 +11,7 @@ from milcore.evaluation.report.contents import (
     ShownPatch,
     SlideView,
     SplitCount,
-    Sweep,
+    SweepTable,
 )
 from milcore.evaluation.report.page import model_card, render
 
@@ -23,7 +23,7 @@ __all__ = [
     "ShownPatch",
     "SlideView",
     "SplitCount",
-    "Sweep",
+    "SweepTable",
     "model_card",
     "render",
 ]

@@ -147,7 +147,7 @@ class FlippingCurves:
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
+class SweepTable:
     """Trials of the sweep whose best settings this run has, and its verdict."""
 
     trials: pa.Table
@@ -194,7 +194,7 @@ class ReportData:
     flipping: FlippingCurves | None
     history: pa.Table
     folds: int
-    sweep: Sweep | None
+    sweep: SweepTable | None
     slides: tuple[SlideView, ...]
     quarantined: dict[str, str]
     provenance: dict[str, str]

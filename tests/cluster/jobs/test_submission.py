@@ -14,7 +14,7 @@ from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
 from milcore.training.run import prepare_run
-from milcore.training.run_folder import load_models
+from milcore.training.run_folder import Run
 from tests.cohorts import write_features, write_store
 from tests.conftest import free_ports
 from tests.ray_node import Head
@@ -34,7 +34,7 @@ def test_a_job_trains_on_s3_and_its_log_is_shown(
 ) -> None:
     run = prepared(storage.join(s3, tmp_path.name))
     train_with(run, LaunchConfig(ray_address=standing_ray.dashboard, workers=2))
-    assert load_models(run)[0].train == TRAIN
+    assert Run(run).spec().train == TRAIN
     shown = capfd.readouterr().err
     assert "python -m milcore.cluster train" in shown
     assert "epoch 3/3" in shown
@@ -65,4 +65,4 @@ def test_a_process_joins_the_cluster_by_its_address(standing_ray: Head, s3: str,
     command = [sys.executable, "-m", "milcore.cluster", "train", run, "--workers", "2"]
     ended = subprocess.run([*command, "--ray-address", standing_ray.gcs], check=False, env=dict(os.environ))
     assert ended.returncode == 0
-    assert load_models(run)[0].train == TRAIN
+    assert Run(run).spec().train == TRAIN

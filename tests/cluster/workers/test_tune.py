@@ -9,7 +9,7 @@ from milcore.cluster.workers.tune import gpu_share
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
-from milcore.training.sweep import prepare_sweep, read_sweep, trial_configs
+from milcore.training.sweep import Sweep, prepare_sweep, trial_configs
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=4, batch_size=4, checkpoint_every=1)
@@ -59,7 +59,7 @@ def test_a_sweep_over_folds_scores_by_their_mean_and_says_its_error(local_ray: N
     assert {name: rows[1][name] for name in known.keys() - {"score"}}.items() <= known.items()
     assert all(row["val_auroc_se"] >= 0.0 or row["epochs"] for row in rows)
     assert any(row["val_auroc_se"] >= 0.0 for row in (rows[0], rows[2]))
-    assert [row["hidden"] for row in rows] == [trial.hidden for trial in trial_configs(read_sweep(out).tune)]
+    assert [row["hidden"] for row in rows] == [trial.hidden for trial in trial_configs(Sweep(out).spec().tune)]
 
 
 def test_trials_that_cannot_learn_are_reported_with_their_reason(local_ray: None, tmp_path: Path) -> None:

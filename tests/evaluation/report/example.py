@@ -14,7 +14,7 @@ from milcore.evaluation.report import (
     ShownPatch,
     SlideView,
     SplitCount,
-    Sweep,
+    SweepTable,
 )
 from milcore.evaluation.report.pictures import jpeg, rings
 from milcore.metrics.calibration import reliability
@@ -110,7 +110,9 @@ def example(slides: int) -> ReportData:
         flipping=flipping(positive),
         history=history(),
         folds=0,
-        sweep=Sweep(trials(), "trial 3 is first but not separable; AUROC 0.000 above trial 2, standard error 0.010"),
+        sweep=SweepTable(
+            trials(), "trial 3 is first but not separable; AUROC 0.000 above trial 2, standard error 0.010"
+        ),
         slides=views,
         quarantined={
             "case-40-s1": "no mpp: neither in the file nor in the manifest; give --default-mpp or a column mpp",

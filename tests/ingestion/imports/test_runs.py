@@ -21,7 +21,7 @@ from milcore.slides import open_slide
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.run import prepare_run, train_run
-from milcore.training.run_folder import read_splits
+from milcore.training.run_folder import Run
 from tests.ingestion.imports.made import BAGS, write_h5, write_labels
 
 TRAIN = TrainConfig(features="imported", hidden=64, attention_hidden=32, epochs=40, batch_size=4, learning_rate=3e-3)
@@ -99,7 +99,7 @@ def test_attention_lies_at_the_patch_that_makes_an_imported_slide_positive(
     assert (len(summary["ok"]), summary["without_picture"]) == (16, {})
     metrics = trained(store, run)
     assert metrics["auroc"] == 1.0
-    tested = [row["slide_id"] for row in read_splits(run).to_pylist() if row["split"] == "test" and row["label"]]
+    tested = [row["slide_id"] for row in Run(run).splits().to_pylist() if row["split"] == "test" and row["label"]]
     picture = peak(run, tested[0], (2220, 2967), place)
     blank = (picture == 255).all(axis=2)
     attrs = PatchStore(store).slide(tested[0]).attrs

@@ -14,7 +14,7 @@ from milcore.mil.instance_encoders.finetune import PretrainedEncoder, learn_from
 from milcore.mil.model import make_model
 from milcore.training.context import LocalContext
 from milcore.training.run import prepare_run, train_run
-from milcore.training.run_folder import load_models, read_splits
+from milcore.training.run_folder import Run
 from tests.cohorts import PATCH_PX, write_store
 
 SHAPE = VitShape(
@@ -61,7 +61,7 @@ def test_a_run_changes_the_last_block_alone_and_is_loaded_again(tmp_path: Path, 
     prepare_run(store.uri, run, settings, SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))
     before = PretrainedEncoder(uni, 8, 1).network.state_dict()
-    after = load_models(run)[1][0].encoder.network.state_dict()
+    after = Run(run).models()[0].encoder.network.state_dict()
     changed = {
         name.removeprefix("network.").split(".")[1] for name in before if not torch.equal(before[name], after[name])
     }
@@ -74,7 +74,7 @@ def test_a_run_changes_the_last_block_alone_and_is_loaded_again(tmp_path: Path, 
 def test_chunks_that_are_recomputed_give_the_gradient_of_the_whole(tmp_path: Path, uni: str) -> None:
     store = write_store(str(tmp_path / "store"), slides=6, patches=20)
     prepare_run(store.uri, str(tmp_path / "run"), config(uni), SplitConfig())
-    bags = load_bags(store.uri, config(uni), read_splits(str(tmp_path / "run")))
+    bags = load_bags(store.uri, config(uni), Run(str(tmp_path / "run")).splits())
     gradients = []
     for activation_mb in (1000.0, 0.001):
         model = make_model(config(uni, precision="fp64", activation_mb=activation_mb), 3, classes=2)
