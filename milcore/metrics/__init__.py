@@ -1,1 +1,1 @@
-"""Metrics and their intervals: numpy, scipy, scikit-learn; no torch."""
+"""Metrics and their confidence intervals, without torch."""

@@ -1,6 +1,6 @@
-"""What validation says of a model while it trains, and the area under the ROC curve that it is chosen by.
+"""Area under the ROC curve, its mean over classes and its standard error.
 
-Apart from ``metrics`` so that a worker that only trains does not wait for what computes intervals and curves.
+A module of its own, so that a training worker need not import scikit-learn and scipy for intervals and curves.
 """
 
 import math
@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 
 
 def auroc(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"]) -> float:
-    """``P(score of a positive > score of a negative) + P(equal) / 2``.
+    """Area under the ROC curve.
 
-    ``(R - p (p + 1) / 2) / (p n)``, R being the sum of the positives' ranks, equal scores sharing the mean of theirs.
+    ``P(score of a positive > score of a negative) + P(equal) / 2 = (R - p (p + 1) / 2) / (p n)``, R being the sum of
+    the ranks of the p positives, where equal scores share the mean of their ranks, and n the number of negatives.
     NaN where one class is missing, or a score is NaN. Source: Hanley, McNeil 1982, Radiology 143:29-36.
     """
     positives = int(np.count_nonzero(labels == 1))
@@ -25,7 +26,10 @@ def auroc(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"]
 
 
 def macro_auroc(labels: Int[np.ndarray, " bag"], scores: Float[np.ndarray, "bag class"]) -> float:
-    """AUROC of class 1 of two; with more, the mean over the classes of one against the rest, absent ones left out."""
+    """AUROC of class 1 of two; with more classes, the one-vs-rest mean.
+
+    Classes without a bag are left out of the mean.
+    """
     if scores.shape[1] == 2:
         return auroc(labels, scores[:, 1])
     areas = [auroc((labels == c).astype(np.int64), scores[:, c]) for c in range(scores.shape[1]) if np.any(labels == c)]
@@ -33,12 +37,17 @@ def macro_auroc(labels: Int[np.ndarray, " bag"], scores: Float[np.ndarray, "bag 
 
 
 def auroc_standard_error(auroc: float, positives: int, negatives: int) -> float:
-    """Of an AUROC seen on so many of each class, under exponential scores.
+    """Standard error of an AUROC under exponential scores.
 
     ``var = (A (1 - A) + (p - 1) (A / (2 - A) - A^2) + (n - 1) (2 A^2 / (1 + A) - A^2)) / (p n)``
 
-    It is 0 at an AUROC of 1, however few they were; so half a pair of a positive and a negative counts as ranked
-    wrongly where none is, and as ranked rightly where all are wrong.
+    The formula gives 0 at an AUROC of 0 or 1, however few the slides; so there half a pair of a positive and a negative
+    counts as ranked the other way.
+
+    Args:
+        auroc: A, 0 to 1.
+        positives: number p of positives.
+        negatives: number n of negatives.
 
     Source: Hanley, McNeil 1982, Radiology 143:29-36, equation 2.
     """

@@ -1,8 +1,8 @@
-"""The metrics of a split in many resamples at once. No torch, no I/O.
+"""Metrics of a split in many bootstrap resamples at once. No torch, no I/O.
 
 A resample is a row of weights: how often each slide occurs in it. The unit that is drawn is the patient: two slides of
-one patient are not independent. What scikit-learn says of one split is written here for a matrix of such rows, so that
-all resamples are one array expression.
+one patient are not independent. The metrics are scikit-learn's, over a matrix of such rows, so that all resamples are
+one array expression.
 
 Axis words: slide, patient, resample, group (slides of one score).
 """
@@ -19,7 +19,10 @@ RESAMPLES = 2000
 
 
 def patient_weights(patients: list[str], resamples: int, seed: int) -> Float[np.ndarray, "resample slide"]:
-    """How often each slide occurs when n of n patients are drawn with replacement, each with all its slides."""
+    """Number of times each slide occurs in each resample of the patients.
+
+    n of n patients are drawn with replacement, each with all its slides.
+    """
     names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     return np.asarray(draws[:, patient], dtype=np.float64)
@@ -29,21 +32,30 @@ def weighted_values(
     weights: Float[np.ndarray, "resample slide"],
     labels: Int[np.ndarray, " slide"],
     probability: Float[np.ndarray, " slide"],
-    called: Bool[np.ndarray, " slide"],
+    predicted: Bool[np.ndarray, " slide"],
 ) -> dict[str, Float[np.ndarray, " resample"]]:
-    """The metrics of ``point_values`` for every row of slide weights at once; NaN in rows that lack a class."""
+    """The metrics of ``point_values`` for every row of slide weights.
+
+    NaN in rows that lack a class.
+
+    Args:
+        weights: of the slides in each resample.
+        labels: 0 or 1.
+        probability: of the positive class, 0 to 1.
+        predicted: True where a slide is predicted positive.
+    """
     positive = labels == 1
-    hit, miss = weights @ (positive & called), weights @ (positive & ~called)
-    alarm, reject = weights @ (~positive & called), weights @ (~positive & ~called)
+    tp, fn = weights @ (positive & predicted), weights @ (positive & ~predicted)
+    fp, tn = weights @ (~positive & predicted), weights @ (~positive & ~predicted)
     total = weights.sum(axis=1)
-    sensitivity, specificity = ratio(hit, hit + miss), ratio(reject, alarm + reject)
+    sensitivity, specificity = ratio(tp, tp + fn), ratio(tn, fp + tn)
     area, precision = ranking_values(weights, positive, probability)
     return {
         "auroc": area,
         "auprc": precision,
-        "accuracy": ratio(hit + reject, total),
+        "accuracy": ratio(tp + tn, total),
         "balanced_accuracy": (sensitivity + specificity) / 2,
-        "f1": np.where(np.isnan(area), math.nan, ratio(2 * hit, 2 * hit + alarm + miss)),
+        "f1": np.where(np.isnan(area), math.nan, ratio(2 * tp, 2 * tp + fp + fn)),
         "sensitivity": sensitivity,
         "specificity": specificity,
         "brier": ratio(weights @ (probability - labels) ** 2, total),
@@ -61,12 +73,16 @@ def weighted_auroc(
 
 
 class ScoreGroups(NamedTuple):
-    """Weights of positive and negative slides in groups of equal score, from the highest down, summed up."""
+    """Weights of positives and negatives by score, from the highest score down.
 
-    hits: Float[np.ndarray, "resample group"]
-    alarms: Float[np.ndarray, "resample group"]
-    hits_above: Float[np.ndarray, "resample group"]
-    alarms_above: Float[np.ndarray, "resample group"]
+    ``positives`` and ``negatives`` are weights of slides that share a score, ``true_positives`` and ``false_positives``
+    their cumulative sums: those of a threshold at that score.
+    """
+
+    positives: Float[np.ndarray, "resample group"]
+    negatives: Float[np.ndarray, "resample group"]
+    true_positives: Float[np.ndarray, "resample group"]
+    false_positives: Float[np.ndarray, "resample group"]
 
     @classmethod
     def of(
@@ -75,13 +91,13 @@ class ScoreGroups(NamedTuple):
         positive: Bool[np.ndarray, " slide"],
         scores: Float[np.ndarray, " slide"],
     ) -> "ScoreGroups":
-        """One sort for all rows."""
+        """Group the slides by score, with one sort for all resamples."""
         order = np.argsort(-scores, kind="stable")
         starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
-        ranked = weights[:, order]
-        hits = np.add.reduceat(ranked * positive[order], starts, axis=1)
-        alarms = np.add.reduceat(ranked * ~positive[order], starts, axis=1)
-        return cls(hits, alarms, hits.cumsum(axis=1), alarms.cumsum(axis=1))
+        sorted_weights = weights[:, order]
+        positives = np.add.reduceat(sorted_weights * positive[order], starts, axis=1)
+        negatives = np.add.reduceat(sorted_weights * ~positive[order], starts, axis=1)
+        return cls(positives, negatives, positives.cumsum(axis=1), negatives.cumsum(axis=1))
 
 
 def ranking_values(
@@ -89,19 +105,21 @@ def ranking_values(
     positive: Bool[np.ndarray, " slide"],
     scores: Float[np.ndarray, " slide"],
 ) -> tuple[Float[np.ndarray, " resample"], Float[np.ndarray, " resample"]]:
-    """AUROC and average precision per row."""
+    """AUROC and average precision of each resample; NaN in rows that lack a class."""
     if not len(scores):
-        nothing = np.full(len(weights), math.nan)
-        return nothing, nothing
-    its = ScoreGroups.of(weights, positive, scores)
-    all_hits, all_alarms = its.hits_above[:, -1], its.alarms_above[:, -1]
-    area = ratio((its.alarms * (its.hits_above - its.hits / 2)).sum(axis=1), all_hits * all_alarms)
-    at_group = np.nan_to_num(ratio(its.hits_above, its.hits_above + its.alarms_above))
-    precision = ratio((its.hits * at_group).sum(axis=1), all_hits)
-    return area, np.where(all_alarms > 0, precision, math.nan)
+        undefined = np.full(len(weights), math.nan)
+        return undefined, undefined
+    groups = ScoreGroups.of(weights, positive, scores)
+    tp, fp = groups.true_positives, groups.false_positives
+    all_positives, all_negatives = tp[:, -1], fp[:, -1]
+    area = ratio((groups.negatives * (tp - groups.positives / 2)).sum(axis=1), all_positives * all_negatives)
+    precision_at_group = np.nan_to_num(ratio(tp, tp + fp))
+    average_precision = ratio((groups.positives * precision_at_group).sum(axis=1), all_positives)
+    return area, np.where(all_negatives > 0, average_precision, math.nan)
 
 
-def ratio(top: Float[np.ndarray, "..."], bottom: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """``top / bottom``, NaN where bottom is 0."""
-    quotient: np.ndarray = np.divide(top, bottom, out=np.full(np.shape(top), math.nan), where=bottom != 0)
+def ratio(numerator: Float[np.ndarray, "..."], denominator: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """``numerator / denominator``, NaN where the denominator is 0."""
+    nan = np.full(np.shape(numerator), math.nan)
+    quotient: np.ndarray = np.divide(numerator, denominator, out=nan, where=denominator != 0)
     return quotient

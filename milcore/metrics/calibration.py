@@ -1,6 +1,6 @@
-"""Whether a probability of 0.8 comes true in 8 of 10 slides, and a temperature that makes it so. No torch, no I/O.
+"""Calibration error, reliability curve and temperature scaling of probabilities.
 
-Bins are of equal width on 0 to 1. Axis words: slide, resample, class.
+No torch, no I/O. Bins are of equal width on 0 to 1. Axis words: slide, resample, class.
 """
 
 import math
@@ -17,7 +17,7 @@ SMALLEST_PROBABILITY = 1e-7
 
 
 class Temperature(NamedTuple):
-    """What log-probabilities are divided by before they are normalised again, and how it was chosen."""
+    """Divisor of log-probabilities in temperature scaling, and how it was chosen."""
 
     value: float
     origin: str
@@ -26,10 +26,10 @@ class Temperature(NamedTuple):
 def reliability(
     labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], bins: int
 ) -> list[tuple[float, float, int]]:
-    """(mean probability, share of positives, slides) of each filled bin of equal width."""
+    """(mean probability, share of positives, slides) of each bin that has slides."""
     index = _bin(probability, bins)
-    filled = [index == k for k in range(bins) if np.any(index == k)]
-    return [(float(probability[k].mean()), float(labels[k].mean()), int(k.sum())) for k in filled]
+    members = [index == k for k in range(bins) if np.any(index == k)]
+    return [(float(probability[k].mean()), float(labels[k].mean()), int(k.sum())) for k in members]
 
 
 def calibration_error(
@@ -37,22 +37,24 @@ def calibration_error(
     labels: Int[np.ndarray, " slide"],
     probability: Float[np.ndarray, " slide"],
 ) -> Float[np.ndarray, " resample"]:
-    """Expected calibration error ``sum_b |sum_(i in b) w_i (p_i - y_i)| / sum_i w_i`` for every row of weights.
+    """Expected calibration error (ECE) for every row of weights.
 
-    NaN where a row weighs nothing. Source: Naeini, Cooper, Hauskrecht 2015, with ten bins.
+    ``sum_b |sum_(i in b) w_i (p_i - y_i)| / sum_i w_i``; NaN where all weights of a row are 0. Source: Naeini, Cooper,
+    Hauskrecht 2015, with ten bins.
     """
     index = _bin(probability, ECE_BINS)
     gap = probability - labels
-    apart = sum(np.abs(weights @ np.where(index == k, gap, 0.0)) for k in range(ECE_BINS))
+    gaps = sum(np.abs(weights @ np.where(index == k, gap, 0.0)) for k in range(ECE_BINS))
     total = weights.sum(axis=1)
-    error: np.ndarray = np.divide(apart, total, out=np.full(len(weights), math.nan), where=total != 0)
+    error: np.ndarray = np.divide(gaps, total, out=np.full(len(weights), math.nan), where=total != 0)
     return error
 
 
 def fit_temperature(labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, "slide class"]) -> Temperature:
-    """``argmin_T - mean log softmax(log p / T)[label]``, on validation; 1 where no T is best.
+    """Temperature of least cross-entropy on validation; 1 where none is best.
 
-    Slides that are all called right pull T to 0: the sharper the better, which says nothing of how sure to be.
+    ``argmin_T - mean log softmax(log p / T)[label]``. Where all slides are predicted right, T goes to 0: the loss falls
+    with sharper probabilities and does not measure calibration.
 
     Args:
         labels: class of each slide.
@@ -76,7 +78,10 @@ def fit_temperature(labels: Int[np.ndarray, " slide"], probability: Float[np.nda
 
 
 def calibrate(probability: Float[np.ndarray, "slide class"], temperature: float) -> Float[np.ndarray, "slide class"]:
-    """``softmax(log p / T)``: the order of slides and classes stays, the confidence changes."""
+    """Temperature scaling, ``softmax(log p / T)``.
+
+    The order of a slide's classes stays, and of two classes that of slides; the confidence changes.
+    """
     scaled: np.ndarray = softmax(_logits(probability) / temperature, axis=1)
     return scaled
 

@@ -3,8 +3,8 @@
 Two classes are measured on the probability of the positive one. With more, each class is measured against the rest, and
 the whole by the means over the classes ("macro").
 
-Point values come from scikit-learn, intervals from the same definitions over resampled patients (``resampled``). A
-metric that a split cannot define (one class only) is NaN and says why; it is never 0 or 1 by convention.
+Point values come from scikit-learn, intervals from the same definitions over resampled patients (``bootstrap``). A
+metric that a split cannot define (one class only) is NaN with a reason; it is never 0 or 1 by convention.
 
 Axis words: slide, patient, resample, class.
 """
@@ -40,7 +40,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The probability from which a slide is called positive, and how it was chosen."""
+    """Lowest probability of a slide predicted positive, and how it was chosen."""
 
     value: float
     origin: str
@@ -48,7 +48,7 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One row of the comparison table: what was fitted, and how it does on the test split."""
+    """One row of the table that compares models on the test split."""
 
     name: str
     note: str
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def choose_threshold(labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"]) -> Threshold:
-    """The threshold of largest balanced accuracy on validation; among equals the one nearest to 0.5.
+    """Threshold of largest balanced accuracy on validation; of equals, nearest to 0.5.
 
     Candidates are 0.5 and the midpoints between neighbouring probabilities, so that a threshold never sits on a slide.
     """
@@ -65,8 +65,8 @@ def choose_threshold(labels: Int[np.ndarray, " slide"], probability: Float[np.nd
         return Threshold(0.5, "0.5 by default: the validation split holds fewer than two classes")
     scores = np.unique(probability)
     candidates = np.append((scores[1:] + scores[:-1]) / 2, 0.5)
-    called = probability[None, :] >= candidates[:, None]
-    balanced = (called[:, labels == 1].mean(axis=1) + (~called[:, labels == 0]).mean(axis=1)) / 2
+    predicted = probability[None, :] >= candidates[:, None]
+    balanced = (predicted[:, labels == 1].mean(axis=1) + (~predicted[:, labels == 0]).mean(axis=1)) / 2
     best = candidates[np.isclose(balanced, balanced.max())]
     value = float(best[np.argmin(np.abs(best - 0.5))])
     return Threshold(value, "largest balanced accuracy on the validation split")
@@ -79,25 +79,28 @@ def estimates(
     threshold: float,
     seed: int,
 ) -> dict[str, Estimate]:
-    """Every slide-level metric of a split of two classes with its 95 % interval from resampled patients.
+    """Slide-level metrics of two classes with 95 % intervals from resampled patients.
 
     Args:
         labels: 0 or 1.
         probability: of the positive class, 0 to 1.
         patients: the patient of each slide.
-        threshold: a slide is called positive from here on; chosen on another split.
+        threshold: lowest probability predicted positive; chosen on another split.
         seed: of the resampling.
     """
-    called = probability >= threshold
-    values = point_values(labels, probability, called)
+    predicted = probability >= threshold
+    values = point_values(labels, probability, predicted)
     if not len(labels):
         return {name: Estimate(math.nan, reason=NO_SLIDE) for name in values}
-    spread = weighted_values(patient_weights(patients, RESAMPLES, seed), labels, probability, called)
-    return {name: estimate(values[name], spread[name]) for name in values}
+    resampled = weighted_values(patient_weights(patients, RESAMPLES, seed), labels, probability, predicted)
+    return {name: estimate(values[name], resampled[name]) for name in values}
 
 
 class ClassEstimates(NamedTuple):
-    """Metrics of more than two classes: of each against the rest, and their means with those of all."""
+    """Metrics of more than two classes.
+
+    ``of_class`` are those of each class against the rest, ``overall`` their means and the metrics of all classes.
+    """
 
     overall: dict[str, Estimate]
     of_class: tuple[dict[str, Estimate], ...]
@@ -106,10 +109,10 @@ class ClassEstimates(NamedTuple):
 def class_estimates(
     labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, "slide class"], patients: list[str], seed: int
 ) -> ClassEstimates:
-    """Every slide-level metric of a split, the likeliest class being called.
+    """Slide-level metrics of several classes; the likeliest class is predicted.
 
     ``auroc``, ``auprc``, ``balanced_accuracy`` (the mean sensitivity) and ``f1`` are means over the classes that the
-    split, or the resample, holds. Brier score: ``mean sum_c (p_c - y_c)^2``; ECE: of the called class's probability.
+    split, or the resample, holds. Brier score: ``mean sum_c (p_c - y_c)^2``; ECE: of the predicted class's probability.
 
     Args:
         labels: class of each slide.
@@ -117,23 +120,23 @@ def class_estimates(
         patients: the patient of each slide.
         seed: of the resampling.
     """
-    called = probability.argmax(axis=1)
+    predicted = probability.argmax(axis=1)
     weights = patient_weights(patients, RESAMPLES, seed) if len(labels) else np.zeros((0, 0))
     one = np.ones((1, len(labels)))
-    points, spreads = (
+    points, resampled = (
         [
-            weighted_values(rows, (labels == c).astype(np.int64), probability[:, c], called == c)
+            weighted_values(rows, (labels == c).astype(np.int64), probability[:, c], predicted == c)
             for c in _classes(probability)
         ]
         for rows in (one, weights)
     )
     reason = None if len(labels) else NO_SLIDE
     of_class = tuple(
-        {name: estimate(float(point[name][0]), spread[name], reason or NO_CLASS) for name in PER_CLASS}
-        for point, spread in zip(points, spreads, strict=True)
+        {name: estimate(float(point[name][0]), values[name], reason or NO_CLASS) for name in PER_CLASS}
+        for point, values in zip(points, resampled, strict=True)
     )
     macro = {
-        name: estimate(float(_mean(points, part)[0]), _mean(spreads, part), reason) for name, part in MACRO.items()
+        name: estimate(float(_mean(points, part)[0]), _mean(resampled, part), reason) for name, part in MACRO.items()
     }
     return ClassEstimates(macro | _of_all(labels, probability, weights), of_class)
 
@@ -143,10 +146,10 @@ def _classes(probability: Float[np.ndarray, "slide class"]) -> range:
 
 
 def _mean(of_class: list[dict[str, np.ndarray]], name: str) -> Float[np.ndarray, " resample"]:
-    """Over the classes that are there; NaN where none is."""
-    values = np.stack([its[name] for its in of_class])
-    there = ~np.isnan(values)
-    return ratio(np.where(there, values, 0.0).sum(axis=0), there.sum(axis=0).astype(np.float64))
+    """Mean of a metric over the classes where it is defined; else NaN."""
+    values = np.stack([metrics[name] for metrics in of_class])
+    defined = ~np.isnan(values)
+    return ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0).astype(np.float64))
 
 
 def _of_all(
@@ -169,12 +172,14 @@ def _of_all(
 
 
 def estimate(value: float, resampled: Float[np.ndarray, " resample"], reason: str | None = None) -> Estimate:
-    """The value with the 2.5th and 97.5th percentile of its resamples; resamples where it is undefined are left out.
+    """A metric with the 2.5th and 97.5th percentile of its resamples.
+
+    Resamples where it is undefined are left out.
 
     Args:
         value: NaN where undefined.
-        resampled: the same of every resample.
-        reason: why the value is NaN where it is; None says that the split holds one class.
+        resampled: the metric in every resample.
+        reason: of an undefined value; None stands for ``ONE_CLASS``.
     """
     defined = resampled[~np.isnan(resampled)]
     if math.isnan(value) or not len(defined):
@@ -200,25 +205,28 @@ def auroc_estimate(
 
 
 def point_values(
-    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], called: Bool[np.ndarray, " slide"]
+    labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], predicted: Bool[np.ndarray, " slide"]
 ) -> dict[str, float]:
-    """The metrics of a split by scikit-learn; NaN where one class is missing, save accuracy, Brier score and ECE."""
+    """Metrics of a split by scikit-learn.
+
+    Where a class is missing, all but accuracy, Brier score and ECE are NaN.
+    """
     both = len(np.unique(labels)) == 2
     return {
         "auroc": auroc(labels, probability),
         "auprc": float(sk.average_precision_score(labels, probability)) if both else math.nan,
-        "accuracy": float(sk.accuracy_score(labels, called)) if len(labels) else math.nan,
-        "balanced_accuracy": float(sk.balanced_accuracy_score(labels, called)) if both else math.nan,
-        "f1": float(sk.f1_score(labels, called, zero_division=0.0)) if both else math.nan,
-        "sensitivity": float(sk.recall_score(labels, called)) if both else math.nan,
-        "specificity": float(sk.recall_score(labels, called, pos_label=0)) if both else math.nan,
+        "accuracy": float(sk.accuracy_score(labels, predicted)) if len(labels) else math.nan,
+        "balanced_accuracy": float(sk.balanced_accuracy_score(labels, predicted)) if both else math.nan,
+        "f1": float(sk.f1_score(labels, predicted, zero_division=0.0)) if both else math.nan,
+        "sensitivity": float(sk.recall_score(labels, predicted)) if both else math.nan,
+        "specificity": float(sk.recall_score(labels, predicted, pos_label=0)) if both else math.nan,
         "brier": float(sk.brier_score_loss(labels, probability, pos_label=1)) if len(labels) else math.nan,
         "ece": float(calibration_error(np.ones((1, len(labels))), labels, probability)[0]),
     }
 
 
-def confusion(labels: Int[np.ndarray, " slide"], called: Int[np.ndarray, " slide"], classes: int) -> list[list[int]]:
-    """Slide counts, row = true class, column = called class."""
+def confusion(labels: Int[np.ndarray, " slide"], predicted: Int[np.ndarray, " slide"], classes: int) -> list[list[int]]:
+    """Confusion matrix of slide counts: row = true class, column = predicted class."""
     counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (labels, called), 1)
+    np.add.at(counts, (labels, predicted), 1)
     return [[int(n) for n in row] for row in counts]

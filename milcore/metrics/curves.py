@@ -1,6 +1,6 @@
-"""ROC and precision-recall curves of a split, with the bands of their resamples. No torch, no I/O.
+"""ROC and precision-recall curves of a split, with bootstrap bands.
 
-A curve is that of scikit-learn; a split of one class has none, and its curve is empty.
+Curves are scikit-learn's; a split of one class has an empty one. No torch, no I/O.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,10 @@ BAND_POINTS = 101
 
 
 class RocCurve(NamedTuple):
-    """Points from (0, 0) to (1, 1), and the lowest probability called positive at each; empty for one class."""
+    """Points of a ROC curve, from (0, 0) to (1, 1).
+
+    Empty for a split of one class. ``threshold`` is the lowest probability predicted positive at each point.
+    """
 
     false_positive_rate: list[float]
     true_positive_rate: list[float]
@@ -23,15 +26,18 @@ class RocCurve(NamedTuple):
 
 
 def roc_curve(labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"]) -> RocCurve:
-    """The ROC curve of a split; the threshold of (0, 0), infinite by definition, is given as 1."""
+    """ROC curve of a split.
+
+    The threshold of (0, 0), infinite by definition, is given as 1.
+    """
     if len(np.unique(labels)) < 2:
         return RocCurve([], [], [])
-    alarm, hit, threshold = sk.roc_curve(labels, probability)
-    return RocCurve(alarm.tolist(), hit.tolist(), np.minimum(threshold, 1.0).tolist())
+    fpr, tpr, threshold = sk.roc_curve(labels, probability)
+    return RocCurve(fpr.tolist(), tpr.tolist(), np.minimum(threshold, 1.0).tolist())
 
 
 class Band(NamedTuple):
-    """Where 95 % of the resampled curves run at each x."""
+    """2.5th and 97.5th percentile of the resampled curves at each x."""
 
     x: list[float]
     low: list[float]
@@ -41,19 +47,22 @@ class Band(NamedTuple):
 def curve_bands(
     labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"], patients: list[str], seed: int
 ) -> tuple[Band, Band]:
-    """The pointwise bands of the ROC and of the precision-recall curve from resampled patients; empty for one class."""
+    """Pointwise 95 % bands of the ROC and the precision-recall curve.
+
+    From resampled patients; empty for one class.
+    """
     if len(np.unique(labels)) < 2:
         return Band([], [], []), Band([], [], [])
-    ranked = ScoreGroups.of(patient_weights(patients, RESAMPLES, seed), labels == 1, probability)
-    both = (ranked.hits_above[:, -1] > 0) & (ranked.alarms_above[:, -1] > 0)
-    hits, alarms = ranked.hits_above[both], ranked.alarms_above[both]
-    recall, alarm_rate = hits / hits[:, -1:], alarms / alarms[:, -1:]
-    precision = np.nan_to_num(ratio(hits, hits + alarms), nan=1.0)
+    groups = ScoreGroups.of(patient_weights(patients, RESAMPLES, seed), labels == 1, probability)
+    both = (groups.true_positives[:, -1] > 0) & (groups.false_positives[:, -1] > 0)
+    tp, fp = groups.true_positives[both], groups.false_positives[both]
+    tpr, fpr = tp / tp[:, -1:], fp / fp[:, -1:]
+    precision = np.nan_to_num(ratio(tp, tp + fp), nan=1.0)
     x = np.linspace(0.0, 1.0, BAND_POINTS)
-    roc = np.stack([np.interp(x, np.r_[0.0, a], np.r_[0.0, r]) for a, r in zip(alarm_rate, recall, strict=True)])
-    # at a recall that no group ends on, the precision of the next group reached
-    at = [np.searchsorted(row, x - 1e-12) for row in recall]
-    pr = np.stack([row[np.minimum(places, len(row) - 1)] for row, places in zip(precision, at, strict=True)])
+    roc = np.stack([np.interp(x, np.r_[0.0, f], np.r_[0.0, t]) for f, t in zip(fpr, tpr, strict=True)])
+    # at a recall between two groups, the precision of the next group
+    indices = [np.searchsorted(row, x - 1e-12) for row in tpr]
+    pr = np.stack([row[np.minimum(index, len(row) - 1)] for row, index in zip(precision, indices, strict=True)])
     return _band(x, roc), _band(x, pr)
 
 
@@ -65,7 +74,7 @@ def _band(x: np.ndarray, curves: Float[np.ndarray, "resample x"]) -> Band:
 def precision_recall(
     labels: Int[np.ndarray, " slide"], probability: Float[np.ndarray, " slide"]
 ) -> list[tuple[float, float]]:
-    """(recall, precision) from recall 0 up; empty for one class."""
+    """Points (recall, precision) from recall 0 up; empty for one class."""
     if len(np.unique(labels)) < 2:
         return []
     precision, recall, _ = sk.precision_recall_curve(labels, probability)

@@ -1,4 +1,4 @@
-"""The analytic interval of AUROC, beside the bootstrap's.
+"""Analytic confidence interval of AUROC by DeLong, for slides clustered in patients.
 
 DeLong's variance takes slides as independent. Slides of one patient are not: their placements are summed per patient
 first, which for one slide each is DeLong's own formula.
@@ -17,7 +17,7 @@ from milcore.metrics.classification import ONE_CLASS, Estimate
 
 
 def delong(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"], patients: list[str]) -> Estimate:
-    """AUROC A with ``A +- 1.96 sqrt(var)``, cut to 0 and 1.
+    """AUROC A with the interval ``A +- 1.96 sqrt(var)``, clipped to 0 and 1.
 
     With V(i) the share of slides of the other class that slide i is ranked right against (ties half), m and n the
     numbers of positives and negatives (of all, or of patient k), and sums over patients::
@@ -35,24 +35,27 @@ def delong(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slide"
     placements = _placements(scores, positive)
     area = float(placements[positive].mean())
     _, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    over = np.bincount(patient[positive], placements[positive] - area, minlength=patient.max() + 1)
-    under = np.bincount(patient[~positive], placements[~positive] - area, minlength=patient.max() + 1)
-    of_positive, of_negative = (len(np.unique(patient[of])) for of in (positive, ~positive))
-    if min(of_positive, of_negative) < 2:
+    sums_pos = np.bincount(patient[positive], placements[positive] - area, minlength=patient.max() + 1)
+    sums_neg = np.bincount(patient[~positive], placements[~positive] - area, minlength=patient.max() + 1)
+    i10, i01 = (len(np.unique(patient[slides])) for slides in (positive, ~positive))
+    if min(i10, i01) < 2:
         return Estimate(area)
-    count = len(over)
-    s10 = of_positive / ((of_positive - 1) * m) * float(over @ over)
-    s01 = of_negative / ((of_negative - 1) * n) * float(under @ under)
-    s11 = count / (count - 1) * float(over @ under)
-    half = float(norm.ppf(0.975)) * math.sqrt(max(s10 / m + s01 / n + 2 * s11 / (m * n), 0.0))
-    return Estimate(area, max(area - half, 0.0), min(area + half, 1.0))
+    count = len(sums_pos)
+    s10 = i10 / ((i10 - 1) * m) * float(sums_pos @ sums_pos)
+    s01 = i01 / ((i01 - 1) * n) * float(sums_neg @ sums_neg)
+    s11 = count / (count - 1) * float(sums_pos @ sums_neg)
+    half_width = float(norm.ppf(0.975)) * math.sqrt(max(s10 / m + s01 / n + 2 * s11 / (m * n), 0.0))
+    return Estimate(area, max(area - half_width, 0.0), min(area + half_width, 1.0))
 
 
 def _placements(scores: Float[np.ndarray, " slide"], positive: np.ndarray) -> Float[np.ndarray, " slide"]:
-    """By ranks: the rank among all less the rank in the own class is the number of the other class below."""
-    own = np.empty(len(scores))
-    own[positive], own[~positive] = rankdata(scores[positive]), rankdata(scores[~positive])
-    below = rankdata(scores) - own
+    """V(i) of each slide, from ranks.
+
+    The rank among all slides less the rank in the own class is the number of slides of the other class below.
+    """
+    rank_in_class = np.empty(len(scores))
+    rank_in_class[positive], rank_in_class[~positive] = rankdata(scores[positive]), rankdata(scores[~positive])
+    below = rankdata(scores) - rank_in_class
     others = np.where(positive, (~positive).sum(), positive.sum())
     share: np.ndarray = below / others
     return np.where(positive, share, 1.0 - share)

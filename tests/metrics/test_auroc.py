@@ -38,5 +38,11 @@ def test_of_several_classes_it_is_the_mean_over_those_present() -> None:
 
 
 def test_a_higher_area_ranks_first_then_a_smaller_loss_and_nothing_ranks_last() -> None:
-    seen = [NO_VALIDATION, Validation(0.3, 0.8), Validation(0.5, 0.9), Validation(0.2, 0.8), Validation(0.9, math.nan)]
-    assert sorted(seen, key=lambda its: its.rank) == [seen[2], seen[3], seen[1], seen[4], seen[0]]
+    epochs = [
+        NO_VALIDATION,
+        Validation(0.3, 0.8),
+        Validation(0.5, 0.9),
+        Validation(0.2, 0.8),
+        Validation(0.9, math.nan),
+    ]
+    assert sorted(epochs, key=lambda validation: validation.rank) == [epochs[k] for k in (2, 3, 1, 4, 0)]

@@ -17,7 +17,7 @@ def test_weighted_values_equal_scikit_learn_on_repeated_slides(rows, seed):
     """A row of weights means the same as a data set in which each slide is repeated that often."""
     labels, probability = np.array([r[0] for r in rows]), np.array([r[1] / 5 for r in rows])
     weights = np.random.default_rng(seed).integers(0, 3, size=(4, len(rows))).astype(float)
-    found = weighted_values(weights, labels, probability, probability >= 0.5)
+    resampled = weighted_values(weights, labels, probability, probability >= 0.5)
     for row in range(len(weights)):
         repeat = weights[row].astype(int)
         if not repeat.sum():
@@ -25,10 +25,10 @@ def test_weighted_values_equal_scikit_learn_on_repeated_slides(rows, seed):
         repeated = np.repeat(labels, repeat), np.repeat(probability, repeat)
         if len(np.unique(repeated[0])) == 2:
             for name, value in point_values(*repeated, repeated[1] >= 0.5).items():
-                assert found[name][row] == pytest.approx(value), name
+                assert resampled[name][row] == pytest.approx(value), name
         else:
-            assert math.isnan(found["auroc"][row])
-            assert math.isnan(found["auprc"][row])
+            assert math.isnan(resampled["auroc"][row])
+            assert math.isnan(resampled["auprc"][row])
 
 
 def test_weights_draw_whole_patients_as_many_as_there_are():
@@ -42,6 +42,6 @@ def test_weights_draw_whole_patients_as_many_as_there_are():
 
 def test_a_row_that_lacks_a_class_has_no_auroc():
     weights = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
-    found = weighted_auroc(weights, np.array([0, 0, 1]), np.array([0.1, 0.9, 0.5]))
-    assert math.isnan(found[0])
-    assert found[1] == 1.0
+    areas = weighted_auroc(weights, np.array([0, 0, 1]), np.array([0.1, 0.9, 0.5]))
+    assert math.isnan(areas[0])
+    assert areas[1] == 1.0
