@@ -1,26 +1,29 @@
-"""``python -m milcore.cluster train RUN | tune OUT | encode STORE``: what a Ray job runs; the folders are prepared."""
+"""Entry point of a Ray job: train, tune or encode a prepared folder.
+
+``python -m milcore.cluster train RUN | tune OUT | encode STORE``
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from milcore.cluster.jobs.heartbeat import SECONDS_WITHOUT, end_without
-from milcore.cluster.launch import encode_with, train_with, tune_with
+from milcore.cluster.jobs.heartbeat import SECONDS_WITHOUT_HEARTBEAT, exit_without_heartbeat
+from milcore.cluster.launch import encode_with, field_flag, train_with, tune_with
 from milcore.config import EncodeConfig, LaunchConfig, pick
 from milcore.errors import MILError
 from milcore.runtime.progress import log_line
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one step; the exit code, after one clear line if it failed."""
-    given = vars(_parser().parse_args(arguments))
-    step, uri = given.pop("step"), given.pop("uri")
+    """Run one step and return the exit code; errors are one logged line."""
+    values = vars(_parser().parse_args(arguments))
+    step, uri = values.pop("step"), values.pop("uri")
     try:
-        launch = pick(LaunchConfig, given)
-        if given["heartbeat"]:
-            end_without(given["heartbeat"], given["heartbeat_seconds"])
+        launch = pick(LaunchConfig, values)
+        if values["heartbeat"]:
+            exit_without_heartbeat(values["heartbeat"], values["heartbeat_seconds"])
         if step == "encode":
-            encode_with(uri, pick(EncodeConfig, given), launch)
+            encode_with(uri, pick(EncodeConfig, values), launch)
         elif step == "tune":
             tune_with(uri, launch)
         else:
@@ -39,14 +42,27 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("uri", metavar=folder)
         command.add_argument("--workers", type=int, default=LaunchConfig().workers)
         command.add_argument("--use-gpu", action="store_true")
-        command.add_argument("--ray-address", default="auto", help="the cluster the job runs on, unless told otherwise")
-        command.add_argument("--heartbeat", help="URI of what whoever waits for this job keeps changing")
-        command.add_argument("--heartbeat-seconds", type=float, default=SECONDS_WITHOUT, help="end this job without it")
+        command.add_argument("--ray-address", default="auto", help="address of Ray (auto: the cluster of this job)")
+        command.add_argument("--heartbeat", help="URI of the heartbeat that this job's follower writes")
+        command.add_argument(
+            "--heartbeat-seconds",
+            type=float,
+            default=SECONDS_WITHOUT_HEARTBEAT,
+            help="seconds without a heartbeat after which this job exits",
+        )
         if step == "encode":
-            command.add_argument("--encoder", default=EncodeConfig().encoder)
-            command.add_argument("--name", default=None)
-            command.add_argument("--patches-per-batch", type=int, default=EncodeConfig().patches_per_batch)
+            _add_encode_flags(command)
     return parser
+
+
+def _add_encode_flags(command: argparse.ArgumentParser) -> None:
+    """Add a flag for every field of EncodeConfig.
+
+    The config parses the values and has the defaults.
+    """
+    for name, field in EncodeConfig.model_fields.items():
+        description = (field.description or "").replace("%", "%%")
+        command.add_argument(field_flag(name), default=argparse.SUPPRESS, help=description)
 
 
 if __name__ == "__main__":

@@ -8,26 +8,26 @@ import pytest
 import yaml
 
 from milcore.cluster.jobs.profile import ClusterProfile, Nodes, read_profile
-from milcore.cluster.jobs.rayjob_spec import Owner, Work, digest, job_key, rayjob, rayjob_spec
+from milcore.cluster.jobs.rayjob_spec import JobRequest, Owner, job_key, rayjob, rayjob_spec, spec_digest
 from milcore.config import LaunchConfig
 from milcore.errors import InputError
 from tests.k8s.conftest import violations
 
-WORK = Work("run", "train", ("train", "s3://b/run"), 6, use_gpu=False)
+REQUEST = JobRequest("run", "train", ("train", "s3://b/run"), 6, use_gpu=False)
 FULL = ClusterProfile(
     image_pull_policy="Always", image_pull_secrets=("registry",), queue="team", priority_class="low",
     head_node_selector={"pool": "cpu"},
     gpu_nodes=Nodes(gpus=2, node_selector={"pool": "gpu"}, tolerations=({"key": "gpu", "operator": "Exists"},)),
 )  # fmt: skip
 CASES = {
-    "defaults": (WORK, ClusterProfile()),
-    "everything": (WORK._replace(use_gpu=True), FULL),
+    "defaults": (REQUEST, ClusterProfile()),
+    "everything": (REQUEST._replace(use_gpu=True), FULL),
 }
 
 
-def made(work: Work, profile: ClusterProfile) -> dict[str, Any]:
-    spec = rayjob_spec(work, profile, "registry/milcore:1")
-    return rayjob(f"{job_key(work)}-r0", work, spec, profile, Owner("pod", "uid"))
+def made(request: JobRequest, profile: ClusterProfile) -> dict[str, Any]:
+    spec = rayjob_spec(request, profile, "registry/milcore:1")
+    return rayjob(f"{job_key(request)}-r0", request, spec, profile, Owner("pod", "uid"))
 
 
 @pytest.fixture(params=CASES)
@@ -97,8 +97,8 @@ def test_every_pod_passes_pod_security_restricted_and_istio_leaves_it_alone(job:
 
 def test_nodes_come_when_needed_but_all_at_once_from_a_queue() -> None:
     bounds = []
-    for work, profile in CASES.values():
-        (group,) = rayjob_spec(work, profile, "i")["rayClusterSpec"]["workerGroupSpecs"]
+    for request, profile in CASES.values():
+        (group,) = rayjob_spec(request, profile, "i")["rayClusterSpec"]["workerGroupSpecs"]
         bounds.append((group["groupName"], group["minReplicas"], group["replicas"], group["maxReplicas"]))
     assert bounds == [("cpu", 0, 0, 2), ("gpu", 3, 3, 3)]
     job = made(*CASES["everything"])
@@ -107,8 +107,8 @@ def test_nodes_come_when_needed_but_all_at_once_from_a_queue() -> None:
 
 
 def test_only_an_autoscaling_head_gets_a_token_of_the_kubernetes_api() -> None:
-    for (work, profile), expected in zip(CASES.values(), (True, False), strict=True):
-        mounts = [pod["spec"]["automountServiceAccountToken"] for pod in pods(made(work, profile))]
+    for (request, profile), expected in zip(CASES.values(), (True, False), strict=True):
+        mounts = [pod["spec"]["automountServiceAccountToken"] for pod in pods(made(request, profile))]
         assert mounts == [False, expected, False]
 
 
@@ -122,25 +122,27 @@ def test_gpu_workers_ask_for_gpus_where_they_are() -> None:
 
 
 def test_more_workers_than_the_profile_has_room_for() -> None:
-    with pytest.raises(InputError, match="workers 17 need 5 nodes of 4; allowed: max_nodes 4"):
-        rayjob_spec(WORK._replace(workers=17), ClusterProfile(), "i")
+    with pytest.raises(
+        InputError, match="workers: expected at most 16, got 17, which need 5 nodes of 4; allowed: max_nodes 4"
+    ):
+        rayjob_spec(REQUEST._replace(workers=17), ClusterProfile(), "i")
 
 
 def test_equal_specs_have_equal_digests_and_names_differ_by_run_step_and_folder() -> None:
-    one, other = (rayjob_spec(WORK, ClusterProfile(), image) for image in ("i", "j"))
-    assert digest(one) == digest(copy.deepcopy(one)) != digest(other)
-    works = [WORK, WORK._replace(run_id="b"), WORK._replace(arguments=("train", "s3://b/other"))]
-    assert len({job_key(work) for work in works}) == 3
+    one, other = (rayjob_spec(REQUEST, ClusterProfile(), image) for image in ("i", "j"))
+    assert spec_digest(one) == spec_digest(copy.deepcopy(one)) != spec_digest(other)
+    requests = [REQUEST, REQUEST._replace(run_id="b"), REQUEST._replace(arguments=("train", "s3://b/other"))]
+    assert len({job_key(request) for request in requests}) == 3
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        (None, "cluster_profile: nothing at"),
-        ("[1, 2]", "holds no mapping"),
-        ("a: [", "is not YAML"),
-        ("head_cpu: 2", "head_cpu: unknown setting; allowed: image, "),
-        ("queue: Team Queue", "queue: String should match pattern"),
+        (None, "cluster_profile: expected a file, got nothing at"),
+        ("[1, 2]", "cluster_profile: expected a mapping, got a list in "),
+        ("a: [", "cluster_profile: expected YAML or JSON, got "),
+        ("head_cpu: 2", "head_cpu: expected a setting, got 'head_cpu'; allowed: image, "),
+        ("queue: Team Queue", "queue: expected String should match pattern"),
     ],
 )
 def test_a_bad_profile_is_refused_in_one_line(text: str | None, line: str, tmp_path: Any) -> None:

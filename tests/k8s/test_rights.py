@@ -9,14 +9,14 @@ from kubernetes import client
 
 from milcore.cluster.jobs.kubernetes import RayJobs
 from milcore.cluster.jobs.profile import ClusterProfile
-from milcore.cluster.jobs.rayjob import Launcher, Surroundings, free_run
-from milcore.cluster.jobs.rayjob_spec import Owner, Work
+from milcore.cluster.jobs.rayjob import Launcher, StepEnvironment, delete_run_jobs
+from milcore.cluster.jobs.rayjob_spec import JobRequest, Owner
 from milcore.errors import ClusterError
 from tests.cluster.jobs.kuberay import Call, FakeKubeRay, serving
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
-WORK = Work("run-1", "train", ("train", "s3://b/run"), 2, use_gpu=False)
-HERE = Surroundings("run-1", "mil", Owner("pod", "uid"), None)
+REQUEST = JobRequest("run-1", "train", ("train", "s3://b/run"), 2, use_gpu=False)
+ENVIRONMENT = StepEnvironment("run-1", "mil", Owner("pod", "uid"), None)
 RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
 LOST = {"jobDeploymentStatus": "Failed", "jobStatus": "RUNNING"}
 
@@ -36,11 +36,11 @@ def calls() -> set[Call]:
     with serving(fake) as address:
         jobs = RayJobs(client.ApiClient(client.Configuration(host=address)), "mil", waits_s=())
         with pytest.raises(KilledError):
-            Launcher(jobs, WORK, ClusterProfile(), HERE, killed).run()
+            Launcher(jobs, REQUEST, ClusterProfile(), ENVIRONMENT, killed).run()
         fake.logs[fake.created[0]] = ["epoch 1"]
         with pytest.raises(ClusterError):
-            Launcher(jobs, WORK, ClusterProfile(), HERE, lambda _: None).run()
-        free_run(jobs, "run-1")
+            Launcher(jobs, REQUEST, ClusterProfile(), ENVIRONMENT, lambda _: None).run()
+        delete_run_jobs(jobs, "run-1")
     return set(fake.calls)
 
 

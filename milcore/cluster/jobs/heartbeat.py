@@ -1,7 +1,7 @@
-"""A sign of life of whoever waits for a job, so that a job nobody waits for ends itself.
+"""Heartbeat of the process that follows a job; without it the job's driver exits.
 
-The waiting side writes an object every half minute; the job's driver watches it. No clocks are compared: the driver
-counts the time since it last saw the object change.
+The follower writes an object every half minute; the driver reads it. No clocks are compared: the driver counts the
+time since it last saw the object change. So a job that no process follows any more frees its cluster.
 """
 
 import contextlib
@@ -12,23 +12,26 @@ import uuid
 from collections.abc import Iterator
 
 from milcore.runtime import storage
-from milcore.runtime.progress import say
+from milcore.runtime.progress import log_line
 
 SECONDS_BETWEEN_BEATS = 30.0
-SECONDS_WITHOUT = 300.0
+SECONDS_WITHOUT_HEARTBEAT = 300.0
 
 
 def heartbeat_uri(folder_uri: str, step: str) -> str:
-    """Where the sign of life of a step on a folder lies."""
+    """URI of the heartbeat of a step that works on a folder."""
     return storage.join(folder_uri, "heartbeats", step)
 
 
 @contextlib.contextmanager
-def beating(uri: str, every_s: float = SECONDS_BETWEEN_BEATS) -> Iterator[None]:
-    """Beat for the length of the context, from its first moment on; storage that fails later is tried again."""
+def keep_heartbeat(uri: str, every_s: float = SECONDS_BETWEEN_BEATS) -> Iterator[None]:
+    """Write a heartbeat at once and every ``every_s`` seconds within the context.
+
+    The first write raises if storage fails; later ones are tried again at the next beat.
+    """
     over = threading.Event()
     _beat(uri)
-    thread = threading.Thread(target=_keep_beating, args=(uri, every_s, over), daemon=True)
+    thread = threading.Thread(target=_write_beats, args=(uri, every_s, over), daemon=True)
     thread.start()
     try:
         yield
@@ -39,12 +42,12 @@ def beating(uri: str, every_s: float = SECONDS_BETWEEN_BEATS) -> Iterator[None]:
             storage.remove(uri)
 
 
-def end_without(uri: str, after_s: float = SECONDS_WITHOUT) -> None:
-    """From now on, end this process (exit code 1) once the heartbeat has not changed for so long."""
+def exit_without_heartbeat(uri: str, after_s: float = SECONDS_WITHOUT_HEARTBEAT) -> None:
+    """Exit this process (code 1) once the heartbeat has not changed for ``after_s`` seconds."""
     threading.Thread(target=_watch, args=(uri, after_s), daemon=True).start()
 
 
-def _keep_beating(uri: str, every_s: float, over: threading.Event) -> None:
+def _write_beats(uri: str, every_s: float, over: threading.Event) -> None:
     while not over.wait(every_s):
         with contextlib.suppress(*storage.IO_ERRORS):
             _beat(uri)
@@ -55,12 +58,12 @@ def _beat(uri: str) -> None:
 
 
 def _watch(uri: str, after_s: float) -> None:
-    seen, changed = b"", time.monotonic()
+    last_beat, changed = b"", time.monotonic()
     while time.monotonic() - changed < after_s:
         time.sleep(min(SECONDS_BETWEEN_BEATS, after_s / 4))
         with contextlib.suppress(*storage.IO_ERRORS):
-            found = storage.read_bytes(uri)
-            if found != seen:
-                seen, changed = found, time.monotonic()
-    say(f"milcore: nobody has waited for this job for {after_s:.0f} s (no heartbeat at {uri}); it ends itself")
-    os._exit(1)  # the main thread may sit in Ray's C++; Ray ends the workers of a driver that is gone
+            beat = storage.read_bytes(uri)
+            if beat != last_beat:
+                last_beat, changed = beat, time.monotonic()
+    log_line(f"milcore: nobody has waited for this job for {after_s:.0f} s (no heartbeat at {uri}); it ends itself")
+    os._exit(1)  # the main thread may block in Ray's C++; Ray ends the workers of a driver that has exited

@@ -1,6 +1,6 @@
-"""The few calls of the Kubernetes API that following a RayJob takes, each tried again while the API is away.
+"""Calls of the Kubernetes API about RayJobs, retried while the API is unavailable.
 
-What the caller may do is exactly the Role in ``k8s/base``; a test derives one from the other.
+The rights they need are exactly the Role in ``k8s/base``; a test derives one from the other.
 """
 
 import math
@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 RAY = ("ray.io", "v1")
 PLURAL = "rayjobs"
-# waits between tries: five minutes in all, as long as a job goes on without a heartbeat
+# waits between tries: five minutes in all, as long as a job runs on without a heartbeat
 WAITS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0, 60.0, 60.0, 60.0)
 TIMEOUT_S = (10, 60)
-# a log is asked for too early: its container has not started (400)
+# 400: a log is requested before its container has started
 BAD_REQUEST, FORBIDDEN, NOT_FOUND, CONFLICT, TOO_MANY, SERVER = 400, 403, 404, 409, 429, 500
 
 
 class LogLine(NamedTuple):
-    """A line of a pod's log and when it was written."""
+    """A line of a pod's log and the time it was written."""
 
     when: datetime
     text: str
@@ -39,9 +39,9 @@ class RayJobs:
     """The RayJobs of one namespace.
 
     Args:
-        api: how to reach the API.
-        namespace: theirs.
-        waits_s: between tries while the API is away.
+        api: client of the API.
+        namespace: the RayJobs' namespace.
+        waits_s: waits between tries while the API is unavailable, seconds.
     """
 
     def __init__(self, api: Any, namespace: str, waits_s: tuple[float, ...] = WAITS_S) -> None:
@@ -52,20 +52,20 @@ class RayJobs:
 
     def create(self, body: Json) -> bool:
         """Create a RayJob; False where one of that name exists."""
-        made = self._ask("create rayjobs", lambda: self._objects.create_namespaced_custom_object(
+        created = self._ask("create rayjobs", lambda: self._objects.create_namespaced_custom_object(
             *RAY, self.namespace, PLURAL, body, _request_timeout=TIMEOUT_S), missing=CONFLICT)  # fmt: skip
-        return made is not None
+        return created is not None
 
     def get(self, name: str) -> Json | None:
-        """A RayJob; None where there is none."""
+        """The RayJob of a name; None where there is none."""
         return self._ask("get rayjobs", lambda: self._objects.get_namespaced_custom_object(
             *RAY, self.namespace, PLURAL, name, _request_timeout=TIMEOUT_S))  # fmt: skip
 
     def labelled(self, labels: dict[str, str]) -> list[Json]:
-        """The RayJobs that bear the labels."""
-        found = self._ask("list rayjobs", lambda: self._objects.list_namespaced_custom_object(
+        """RayJobs that have all of the labels."""
+        answer = self._ask("list rayjobs", lambda: self._objects.list_namespaced_custom_object(
             *RAY, self.namespace, PLURAL, label_selector=_selector(labels), _request_timeout=TIMEOUT_S))  # fmt: skip
-        return found["items"] if found else []
+        return answer["items"] if answer else []
 
     def change_owners(self, name: str, owners: list[Json]) -> bool:
         """Replace a RayJob's owners; False where there is no such job."""
@@ -75,13 +75,16 @@ class RayJobs:
         return changed is not None
 
     def delete(self, name: str) -> None:
-        """Delete a RayJob and with it its cluster; one that is gone is no error."""
+        """Delete a RayJob and its cluster; a missing one is no error."""
         self._ask("delete rayjobs", lambda: self._objects.delete_namespaced_custom_object(
             *RAY, self.namespace, PLURAL, name, propagation_policy="Background", _request_timeout=TIMEOUT_S)
         )  # fmt: skip
 
     def log_since(self, name: str, when: datetime) -> list[LogLine]:
-        """What the job's submitter, which shows the driver's log, wrote after a time; nothing while it is not there."""
+        """Log lines of the job's submitter pod written after a time.
+
+        The submitter prints the driver's log. Empty while its pod has not started.
+        """
         pods = self._ask("list pods", lambda: self._core.list_namespaced_pod(
             self.namespace, label_selector=f"job-name={name}", _request_timeout=TIMEOUT_S))  # fmt: skip
         started = [pod for pod in pods.items if pod.status.start_time] if pods else []
@@ -94,17 +97,21 @@ class RayJobs:
         return [line for line in _parse_log(text or "") if line.when > when]
 
     def warnings(self, name: str) -> list[str]:
-        """What warning events say of a RayJob, its cluster and their pods, which all bear its name; oldest first."""
-        found = self._ask("list events", lambda: self._core.list_namespaced_event(
-            self.namespace, field_selector="type=Warning", _request_timeout=TIMEOUT_S))  # fmt: skip
-        of_job = [its for its in found.items if f"{its.involved_object.name}-".startswith(f"{name}-")] if found else []
-        return [f"{event.reason}: {event.message}" for event in sorted(of_job, key=_last_seen)]
+        """Warning events of a RayJob, its cluster and their pods, oldest first.
 
-    def _ask(self, what: str, call: Callable[[], T], missing: int = NOT_FOUND) -> T | None:
-        """The call's answer; None where the API answers ``missing``.
+        The names of all of these start with the job's name.
+        """
+        answer = self._ask("list events", lambda: self._core.list_namespaced_event(
+            self.namespace, field_selector="type=Warning", _request_timeout=TIMEOUT_S))  # fmt: skip
+        events = answer.items if answer else []
+        of_job = [event for event in events if f"{event.involved_object.name}-".startswith(f"{name}-")]
+        return [f"{event.reason}: {event.message}" for event in sorted(of_job, key=_time_of_event)]
+
+    def _ask(self, action: str, call: Callable[[], T], missing: int = NOT_FOUND) -> T | None:
+        """Answer of a call; None where the API answers ``missing`` or 404.
 
         Raises:
-            ClusterError: the call is not allowed, is refused, or the API stays away.
+            ClusterError: the call is not allowed or is refused, or the API stays unavailable.
         """
         for wait_s in (*self._waits_s, None):
             try:
@@ -113,22 +120,24 @@ class RayJobs:
                 if error.status in {missing, NOT_FOUND}:
                     return None
                 if error.status != TOO_MANY and error.status < SERVER:
-                    raise ClusterError(_refusal(what, self.namespace, error)) from None
+                    raise ClusterError(_refusal(action, self.namespace, error)) from None
                 reason = f"{error.status} {error.reason}"
             except (HTTPError, OSError) as error:
                 reason = f"{type(error).__name__}: {error}"
             if wait_s is None:
                 tries = len(self._waits_s) + 1
-                raise ClusterError(f"the Kubernetes API stays away ({what}, tried {tries} times): {reason}")
+                raise ClusterError(f"the Kubernetes API stays away ({action}, tried {tries} times): {reason}")
             time.sleep(wait_s)
         raise AssertionError
 
 
 def connect(namespace: str | None) -> tuple[Any, str]:
-    """The API as this pod's service account, or as the kubeconfig says; and the namespace to work in.
+    """Client of the Kubernetes API, and the namespace to work in.
+
+    In a pod it acts as the pod's service account, elsewhere as the kubeconfig's user.
 
     Raises:
-        ClusterError: there is neither.
+        ClusterError: there is neither service account nor kubeconfig, or a pod has no namespace.
     """
     try:
         config.load_incluster_config()
@@ -150,17 +159,17 @@ def _selector(labels: dict[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
-def _refusal(what: str, namespace: str, error: ApiException) -> str:
+def _refusal(action: str, namespace: str, error: ApiException) -> str:
     if error.status == FORBIDDEN:
         return (
-            f"Kubernetes does not let this service account {what} in namespace {namespace}; "
+            f"Kubernetes does not let this service account {action} in namespace {namespace}; "
             "an administrator applies k8s/base (or the kubeflow-profile overlay)"
         )
-    said = " ".join(str(error.body or error.reason).split())
-    return f"Kubernetes refuses to {what} in namespace {namespace}: {error.status} {said}"
+    reason = " ".join(str(error.body or error.reason).split())
+    return f"Kubernetes refuses to {action} in namespace {namespace}: {error.status} {reason}"
 
 
-def _last_seen(event: Any) -> datetime:
+def _time_of_event(event: Any) -> datetime:
     when: datetime | None = event.last_timestamp or event.event_time or event.metadata.creation_timestamp
     return when or datetime.fromtimestamp(0, UTC)
 
@@ -173,7 +182,7 @@ def _parse_log(text: str) -> Iterator[LogLine]:
     for line in text.splitlines():
         stamp, _, rest = line.partition(" ")
         try:
-            # nanoseconds are more than Python reads
+            # cut to microseconds: Python parses no nanoseconds
             when = datetime.fromisoformat(f"{stamp.rstrip('Z')[:26]}+00:00")
         except ValueError:
             continue

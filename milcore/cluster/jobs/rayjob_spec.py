@@ -1,7 +1,8 @@
-"""The RayJob object of a step: a cluster of its own that lives as long as the work. Pure: no API is called here.
+"""The RayJob object of a step: entrypoint, Ray cluster, labels and owner.
 
-KubeRay makes a random token for each such cluster and hands it to head, workers, autoscaler and submitter
-(``authOptions``). Credentials of the object store come from a Secret by reference only.
+Pure: no API is called here. The cluster lives as long as the job. KubeRay makes a random token for each such cluster
+and passes it to head, workers, autoscaler and submitter (``authOptions``). Credentials of the object store come from a
+Secret by reference only.
 """
 
 import hashlib
@@ -16,24 +17,32 @@ from milcore.cluster.jobs.profile import ClusterProfile, Nodes
 
 Json = dict[str, Any]
 
-MANAGED = {"app.kubernetes.io/name": "milcore", "app.kubernetes.io/component": "rayjob"}
+COMMON_LABELS = {"app.kubernetes.io/name": "milcore", "app.kubernetes.io/component": "rayjob"}
 RUN_LABEL = "milcore/run"
 STEP_LABEL = "milcore/step"
-DIGEST = "milcore/spec-digest"
+DIGEST_ANNOTATION = "milcore/spec-digest"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 USER_ID = 10001
 SUBMITTER = "ray-job-submitter"
 
 
 class Owner(NamedTuple):
-    """The pod that waits for the job: with it Kubernetes removes the job."""
+    """Pod that owns a RayJob; Kubernetes removes the job with it."""
 
     name: str
     uid: str
 
 
-class Work(NamedTuple):
-    """What is to run, and for which run of the pipeline."""
+class JobRequest(NamedTuple):
+    """A step to run as a RayJob.
+
+    Args:
+        run_id: the pipeline's run; outside a pipeline the step's folder.
+        step: encode, train or tune.
+        arguments: of ``python -m milcore.cluster``: the step, its folder, flags.
+        workers: Ray workers.
+        use_gpu: a GPU for each of them.
+    """
 
     run_id: str
     step: str
@@ -43,59 +52,62 @@ class Work(NamedTuple):
 
 
 def short_hash(*parts: str) -> str:
-    """Ten hex digits of the parts' sha256."""
+    """First ten hex digits of the sha256 of the parts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
 
 
-def job_key(work: Work) -> str:
-    """What the attempts of a piece of work are named after; with ``-r<attempt>`` well below KubeRay's 47 characters."""
-    return f"mil-{work.step}-{short_hash(work.run_id, work.step, *work.arguments[1:2])}"
+def job_key(request: JobRequest) -> str:
+    """Name of a step's RayJobs without the attempt.
+
+    With ``-r<attempt>`` it stays well below KubeRay's limit of 47 characters.
+    """
+    return f"mil-{request.step}-{short_hash(request.run_id, request.step, *request.arguments[1:2])}"
 
 
-def labels_of(work: Work) -> dict[str, str]:
-    """By which the jobs of a run, and of a step, are found."""
-    return {RUN_LABEL: short_hash(work.run_id), STEP_LABEL: job_key(work)}
+def job_labels(request: JobRequest) -> dict[str, str]:
+    """Labels that select the RayJobs of a run and of a step."""
+    return {RUN_LABEL: short_hash(request.run_id), STEP_LABEL: job_key(request)}
 
 
-def rayjob_spec(work: Work, profile: ClusterProfile, image: str) -> Json:
-    """The ``spec`` of the RayJob.
+def rayjob_spec(request: JobRequest, profile: ClusterProfile, image: str) -> Json:
+    """The ``spec`` of a RayJob.
 
     Raises:
-        InputError: the profile's nodes do not suffice for the workers.
+        InputError: the workers need more nodes than the profile allows.
     """
     return {
-        "entrypoint": shlex.join(["python", "-m", "milcore.cluster", *work.arguments]),
+        "entrypoint": shlex.join(["python", "-m", "milcore.cluster", *request.arguments]),
         "submissionMode": "K8sJobMode",
-        "backoffLimit": 0,  # the step itself starts the next attempt, and knows why the last one failed
+        "backoffLimit": 0,  # the step starts the next attempt itself, since it knows why the last one failed
         "submitterConfig": {"backoffLimit": profile.submitter_retries},
         "activeDeadlineSeconds": profile.active_deadline_s,
         "preRunningDeadlineSeconds": profile.pre_running_deadline_s,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": profile.kept_s,
         "submitterPodTemplate": _template(_submitter(profile, image), profile),
-        "rayClusterSpec": _cluster(work, profile, image),
+        "rayClusterSpec": _cluster(request, profile, image),
     }
 
 
-def rayjob(name: str, work: Work, spec: Json, profile: ClusterProfile, owner: Owner | None) -> Json:
-    """The whole object."""
+def rayjob(name: str, request: JobRequest, spec: Json, profile: ClusterProfile, owner: Owner | None) -> Json:
+    """The RayJob object."""
     metadata: Json = {
         "name": name,
-        "labels": {**MANAGED, **labels_of(work), **_queue(profile)},
-        "annotations": {DIGEST: digest(spec)},
+        "labels": {**COMMON_LABELS, **job_labels(request), **_queue(profile)},
+        "annotations": {DIGEST_ANNOTATION: spec_digest(spec)},
     }
     if owner is not None:
         metadata["ownerReferences"] = [owner_reference(owner)]
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
 
 
-def digest(spec: Json) -> str:
-    """Equal for equal specs."""
+def spec_digest(spec: Json) -> str:
+    """Digest of a spec, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
 def owner_reference(owner: Owner) -> Json:
-    """By which the job goes when the pod goes."""
+    """Owner reference of a RayJob to the pod of the step."""
     return {"apiVersion": "v1", "kind": "Pod", "name": owner.name, "uid": owner.uid}
 
 
@@ -103,9 +115,9 @@ def _queue(profile: ClusterProfile) -> dict[str, str]:
     return {} if profile.queue is None else {QUEUE_LABEL: profile.queue}
 
 
-def _cluster(work: Work, profile: ClusterProfile, image: str) -> Json:
-    nodes = profile.gpu_nodes if work.use_gpu else profile.cpu_nodes
-    needed = nodes.needed(work.workers)
+def _cluster(request: JobRequest, profile: ClusterProfile, image: str) -> Json:
+    nodes = profile.gpu_nodes if request.use_gpu else profile.cpu_nodes
+    count = nodes.nodes_for(request.workers)
     head = _container("ray-head", profile, image, _resources(str(profile.head_cpus), f"{profile.head_memory_gib}Gi"))
     head_pod = _template(head, profile, profile.head_node_selector)
     head_pod["spec"]["automountServiceAccountToken"] = profile.autoscaling
@@ -114,7 +126,7 @@ def _cluster(work: Work, profile: ClusterProfile, image: str) -> Json:
         "authOptions": {"mode": "token"},
         **(_autoscaler() if profile.autoscaling else {}),
         "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": head_pod},
-        "workerGroupSpecs": [_group("gpu" if work.use_gpu else "cpu", nodes, needed, profile, image)],
+        "workerGroupSpecs": [_group("gpu" if request.use_gpu else "cpu", nodes, count, profile, image)],
     }
 
 
@@ -125,21 +137,21 @@ def _autoscaler() -> Json:
             "version": "v2",
             "idleTimeoutSeconds": 300,
             "resources": _resources("500m", "1Gi"),
-            "securityContext": _confined(),
+            "securityContext": _container_security(),
             "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - a mount of the pod
         },
     }
 
 
-def _group(name: str, nodes: Nodes, needed: int, profile: ClusterProfile, image: str) -> Json:
+def _group(name: str, nodes: Nodes, count: int, profile: ClusterProfile, image: str) -> Json:
     resources = _resources(str(nodes.cpus), f"{nodes.memory_gib}Gi", nodes.gpus)
     container = _container("ray-worker", profile, image, resources)
-    lowest = min(nodes.min_nodes, needed) if profile.autoscaling else needed
+    lowest = min(nodes.min_nodes, count) if profile.autoscaling else count
     return {
         "groupName": name,
         "replicas": lowest,
         "minReplicas": lowest,
-        "maxReplicas": needed,
+        "maxReplicas": count,
         "rayStartParams": {},
         "template": _template(container, profile, nodes.node_selector, nodes.tolerations),
     }
@@ -150,11 +162,11 @@ def _container(name: str, profile: ClusterProfile, image: str, resources: Json) 
     return {
         **_image(name, profile, image),
         "env": [
-            _from("AWS_ACCESS_KEY_ID", "secretKeyRef", secret),
-            _from("AWS_SECRET_ACCESS_KEY", "secretKeyRef", secret),
-            _from("AWS_ENDPOINT_URL", "configMapKeyRef", config),
-            _from("AWS_DEFAULT_REGION", "configMapKeyRef", config),
-            # how often Ray Train collects its workers' reports (s): it paces short epochs
+            _variable_from("AWS_ACCESS_KEY_ID", "secretKeyRef", secret),
+            _variable_from("AWS_SECRET_ACCESS_KEY", "secretKeyRef", secret),
+            _variable_from("AWS_ENDPOINT_URL", "configMapKeyRef", config),
+            _variable_from("AWS_DEFAULT_REGION", "configMapKeyRef", config),
+            # interval in which Ray Train collects its workers' reports (s); it bounds the speed of short epochs
             {"name": "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "value": "1"},
         ],
         "resources": resources,
@@ -172,7 +184,7 @@ def _submitter(profile: ClusterProfile, image: str) -> Json:
 
 def _image(name: str, profile: ClusterProfile, image: str) -> Json:
     policy = {} if profile.image_pull_policy is None else {"imagePullPolicy": profile.image_pull_policy}
-    return {"name": name, "image": image, **policy, "securityContext": _confined()}
+    return {"name": name, "image": image, **policy, "securityContext": _container_security()}
 
 
 def _template(
@@ -207,14 +219,14 @@ def _template(
     }
     pod |= {key: value for key, value in optional.items() if value}
     metadata = {
-        "labels": {**MANAGED, "sidecar.istio.io/inject": "false"},
-        # a job's pods are not moved to save a node: its head holds what runs
+        "labels": {**COMMON_LABELS, "sidecar.istio.io/inject": "false"},
+        # a job's pods are not moved to free a node: the job's state is in its head's memory
         "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
     }
     return {"metadata": metadata, "spec": pod}
 
 
-def _from(name: str, kind: str, source: str) -> Json:
+def _variable_from(name: str, kind: str, source: str) -> Json:
     return {"name": name, "valueFrom": {kind: {"name": source, "key": name}}}
 
 
@@ -223,7 +235,7 @@ def _resources(cpu: str, memory: str, gpus: int = 0) -> Json:
     return {"requests": amount, "limits": amount}
 
 
-def _confined() -> Json:
+def _container_security() -> Json:
     return {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},

@@ -1,4 +1,4 @@
-"""What is done when a process that waits for a job is told to stop."""
+"""Clean-up on SIGTERM and Ctrl-C in the process that follows a job."""
 
 import contextlib
 import signal
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def on_leaving(stop: Callable[[], object]) -> Iterator[None]:
-    """Call ``stop`` on SIGTERM or Ctrl-C, then leave; for the main thread."""
+def on_termination(stop: Callable[[], object]) -> Iterator[None]:
+    """Call ``stop`` on SIGTERM or Ctrl-C, then exit; for the main thread only."""
 
-    def leave(signum: int, _frame: object) -> None:
+    def terminate(signum: int, _frame: object) -> None:
         raise SystemExit(128 + signum)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

@@ -1,6 +1,6 @@
-"""A step as a job on a standing Ray cluster: submitted to its dashboard, followed to its end, its log shown here.
+"""Submit a step as a job to a standing Ray cluster and follow it.
 
-The same step submitted again while its job still runs is not started twice, but followed.
+The job's log is shown here. A step that is submitted again while its job still runs is not started twice, but followed.
 """
 
 import hashlib
@@ -10,31 +10,31 @@ from collections.abc import Sequence
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from milcore.cluster.jobs.signals import on_leaving
-from milcore.cluster.workers.connect import handed_on
+from milcore.cluster.jobs.signals import on_termination
+from milcore.cluster.workers.connect import forwarded_variables
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime.progress import log_line
 
-SECONDS_BETWEEN_LOOKS = 1.0
-LOOKS_LOST_IN_A_ROW = 60
+SECONDS_BETWEEN_POLLS = 1.0
+FAILED_POLLS_IN_A_ROW = 60
 
 
 def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
-    """Run ``python -m milcore.cluster ARGUMENTS`` on the cluster at ``launch.ray_address`` and wait for its end.
+    """Run ``python -m milcore.cluster ARGUMENTS`` as a Ray job and wait for its end.
 
-    The job is stopped when this process is told to stop (SIGTERM, Ctrl-C). The cluster has credentials of its own: none
-    travel with the job, since its dashboard shows what does.
+    It runs on the cluster at ``launch.ray_address``, and is stopped when this process is (SIGTERM, Ctrl-C). The cluster
+    has credentials of its own: none are sent with the job, since its dashboard shows what is.
 
     Raises:
-        InputError: the job says that its input cannot be used.
-        ClusterError: no cluster answers, or the job failed; why.
+        InputError: the job's input cannot be used.
+        ClusterError: no cluster answers, or the job failed; the text has the reason.
     """
     client = _client(launch.ray_address)
     entrypoint = shlex.join(["python", "-m", "milcore.cluster", *arguments])
     job_id = f"milcore-{hashlib.sha256(entrypoint.encode()).hexdigest()[:16]}"
     _submit(client, job_id, entrypoint)
-    with on_leaving(lambda: client.stop_job(job_id)):
+    with on_termination(lambda: client.stop_job(job_id)):
         job = _follow(client, job_id)
     if job.status == JobStatus.SUCCEEDED:
         return
@@ -54,35 +54,41 @@ def _client(address: str) -> JobSubmissionClient:
 
 
 def _submit(client: JobSubmissionClient, job_id: str, entrypoint: str) -> None:
-    """Start the job, unless it runs; one of that name that has ended makes room."""
-    before = next((job for job in client.list_jobs() if job.submission_id == job_id), None)
-    if before is not None and not before.status.is_terminal():
+    """Start the job unless it runs already.
+
+    An ended one of that name is deleted first.
+    """
+    earlier = next((job for job in client.list_jobs() if job.submission_id == job_id), None)
+    if earlier is not None and not earlier.status.is_terminal():
         log_line(f"Ray job {job_id} runs already: following it")
         return
-    if before is not None:
+    if earlier is not None:
         client.delete_job(job_id)
-    client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": handed_on()})
+    client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": forwarded_variables()})
     log_line(f"Ray job {job_id}: {entrypoint}")
 
 
 def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
-    """Show the job's log as it grows; its details once it has ended. A dashboard that is away is asked again."""
-    shown = lost = 0
+    """Show the job's log as it grows; returns its details once it has ended.
+
+    A dashboard that does not answer is polled again, up to FAILED_POLLS_IN_A_ROW times.
+    """
+    shown = failed_polls = 0
     while True:
         try:
             job = client.get_job_info(job_id)
             log = client.get_job_logs(job_id)
         except (OSError, RuntimeError) as error:
-            lost += 1
-            if lost == LOOKS_LOST_IN_A_ROW:
+            failed_polls += 1
+            if failed_polls == FAILED_POLLS_IN_A_ROW:
                 raise ClusterError(f"lost the dashboard of Ray job {job_id}: {error}") from error
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_POLLS)
             continue
-        lost = 0
+        failed_polls = 0
         end = len(log) if job.status.is_terminal() else log.rfind("\n") + 1
         for line in log[shown:end].splitlines():
             log_line(line)
         shown = max(shown, end)
         if job.status.is_terminal():
             return job
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_POLLS)

@@ -1,7 +1,7 @@
-"""Ray for the length of a context: a cluster of this process, or one that stands already.
+"""Connection to Ray: a local cluster of this process, or a standing one.
 
-The surprise: Ray reads ``RAY_AUTH_MODE`` when it is imported, so a cluster with token authentication is joined only by
-a process that was started with it.
+Ray reads ``RAY_AUTH_MODE`` when it is imported, so a cluster with token authentication is joined only by a process that
+was started with it.
 """
 
 import contextlib
@@ -24,36 +24,39 @@ from milcore.runtime.progress import log_line
 
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray Train hands a report on once per interval: its default of 2 s would pace short epochs
+    # Ray Train collects a report once per interval (s): its default of 2 s would bound the speed of short epochs
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    # this machine is not taken away with a warning, as a cloud's may be
+    # no preemption notices: this machine is no cloud's spot instance
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-# where the store is, and how Ray works; credentials and tokens are the cluster's own, since Ray shows what is handed on
-HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "RAY_TRAIN_", "TUNE_", "OMP_NUM_THREADS")
-SECONDS_TO_ANSWER = 10.0
-SECONDS_TO_GROW = 600.0
-TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+# prefixes of the storage's address and of Ray's settings; credentials and tokens are the cluster's own, since Ray shows
+# what is forwarded
+FORWARDED_PREFIXES = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "RAY_TRAIN_", "TUNE_", "OMP_NUM_THREADS")
+CONNECT_TIMEOUT_S = 10.0
+SCALE_UP_TIMEOUT_S = 600.0
+TOKEN_VARIABLES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
 @contextlib.contextmanager
 def connected(launch: LaunchConfig, *, dashboard: bool = False) -> Iterator[None]:
-    """Ray at ``launch.ray_address``; a connection that is there already is used and left open.
+    """Connect to Ray at ``launch.ray_address`` for the length of the context.
+
+    A connection that is open already is used, and left open.
 
     Args:
-        launch: where.
-        dashboard: give a cluster of this process a dashboard (loopback), for what asks Ray's State API.
+        launch: Ray's address.
+        dashboard: start a local cluster with a dashboard (loopback), which Ray's State API needs.
 
     Raises:
-        InputError: the environment holds a token and not the mode that uses it.
+        InputError: the environment has a token and no RAY_AUTH_MODE.
         ClusterError: no cluster answers at the address.
     """
     if ray.is_initialized():
         yield
         return
-    local = launch.ray_address == "local"
-    with environment({**LOCAL_ENVIRONMENT, **_own_token()} if local else {}):
-        _start(dashboard=dashboard) if local else _join(launch.ray_address)
+    is_local = launch.ray_address == "local"
+    with default_environment({**LOCAL_ENVIRONMENT, **_local_token()} if is_local else {}):
+        _start(dashboard=dashboard) if is_local else _join(launch.ray_address)
         try:
             yield
         finally:
@@ -61,49 +64,55 @@ def connected(launch: LaunchConfig, *, dashboard: bool = False) -> Iterator[None
 
 
 def cpus() -> int:
-    """CPUs this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def room(resources: Mapping[str, float]) -> int:
-    """How many workers that reserve so much each the connected cluster could hold, were it idle."""
-    wanted = {name: amount for name, amount in resources.items() if amount > 0.0}
-    every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray ships it so
-    nodes = [node["Resources"] for node in every if node["Alive"]]
+def worker_capacity(resources: Mapping[str, float]) -> int:
+    """Number of workers that the connected cluster holds when idle.
+
+    Args:
+        resources: amounts that each worker reserves, by Ray's names (CPU, GPU).
+    """
+    reserved = {name: amount for name, amount in resources.items() if amount > 0.0}
+    all_nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no types for it
+    nodes = [node["Resources"] for node in all_nodes if node["Alive"]]
     return sum(
-        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items()) for node in nodes
+        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in reserved.items()) for node in nodes
     )
 
 
-def wait_for_room(workers: int, resources: Mapping[str, float], seconds: float = SECONDS_TO_GROW) -> None:
-    """Return when the connected cluster could hold the workers; busy ones are Ray's to wait for.
+def wait_for_capacity(workers: int, resources: Mapping[str, float], seconds: float = SCALE_UP_TIMEOUT_S) -> None:
+    """Wait until the connected cluster, when idle, can hold the workers.
 
-    Meanwhile their place is asked for, which is what makes an autoscaling cluster grow.
+    CPUs and GPUs that are in use are waited for by Ray. Meanwhile a placement group requests the workers' resources,
+    which makes an autoscaling cluster add nodes.
 
     Raises:
-        ClusterError: it cannot after so many seconds.
+        ClusterError: the cluster is too small after so many seconds.
     """
-    if room(resources) >= workers:
+    if worker_capacity(resources) >= workers:
         return
     each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
-    log_line(f"waiting for {workers} workers' place ({each} each); the cluster has place for {room(resources)}")
-    asked = placement_group([dict(resources)] * workers)
+    capacity = worker_capacity(resources)
+    log_line(f"waiting for {workers} workers' place ({each} each); the cluster has place for {capacity}")
+    request = placement_group([dict(resources)] * workers)
     try:
         for _ in range(math.ceil(seconds)):
             time.sleep(1.0)
-            if room(resources) >= workers:
+            if worker_capacity(resources) >= workers:
                 return
     finally:
-        remove_placement_group(asked)
+        remove_placement_group(request)
     raise ClusterError(
-        f"{workers} workers of {each} each were wanted; the cluster has place for {room(resources)}, and did not grow "
-        f"in {seconds:g} s; take fewer workers (--workers) or add nodes"
+        f"workers: expected at most {worker_capacity(resources)} of {each} each, got {workers}, and the cluster did "
+        f"not grow in {seconds:g} s; allowed: as many as it has place for; take fewer workers (--workers) or add nodes"
     )
 
 
-def handed_on() -> dict[str, str]:
-    """The variables of this environment that workers elsewhere need too."""
-    return {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+def forwarded_variables() -> dict[str, str]:
+    """Environment variables of this process that workers on other machines need too."""
+    return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_PREFIXES)}
 
 
 def _start(*, dashboard: bool) -> None:
@@ -111,17 +120,18 @@ def _start(*, dashboard: bool) -> None:
 
 
 def _join(address: str) -> None:
-    if "RAY_AUTH_MODE" not in os.environ and TOKENS & os.environ.keys():
+    if "RAY_AUTH_MODE" not in os.environ and TOKEN_VARIABLES & os.environ.keys():
         raise InputError(
-            "the environment has a Ray token and no RAY_AUTH_MODE; set RAY_AUTH_MODE=token (or disabled), start again"
+            "RAY_AUTH_MODE: expected a mode beside the environment's Ray token, got none; allowed: token, disabled; "
+            "set RAY_AUTH_MODE=token and start again"
         )
     try:
-        if address != "auto":  # Ray itself would try for many minutes
+        if address != "auto":  # Ray itself would retry for many minutes
             host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
-        # under a job ("auto") the workers get the job's environment
-        surroundings = None if address == "auto" else {"env_vars": handed_on()}
-        ray.init(address=address, logging_level=logging.ERROR, runtime_env=surroundings)
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+        # inside a job ("auto") the workers get the job's environment
+        runtime_env = None if address == "auto" else {"env_vars": forwarded_variables()}
+        ray.init(address=address, logging_level=logging.ERROR, runtime_env=runtime_env)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ClusterError(
@@ -130,23 +140,23 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _own_token() -> Mapping[str, str]:
-    # a local cluster uses a token where nobody said otherwise, and Ray would keep it in the home folder, which a pod
-    # may lack
-    if os.environ.get("RAY_AUTH_MODE") == "disabled" or TOKENS & os.environ.keys():
+def _local_token() -> Mapping[str, str]:
+    # a local cluster uses a token unless RAY_AUTH_MODE is disabled; Ray would write it into the home folder, which a
+    # pod may lack
+    if os.environ.get("RAY_AUTH_MODE") == "disabled" or TOKEN_VARIABLES & os.environ.keys():
         return {}
     return {"RAY_AUTH_TOKEN": _token()}
 
 
 @functools.cache
 def _token() -> str:
-    # one for the life of the process, since Ray reads it once
+    # one per process, since Ray reads it once
     return secrets.token_hex(16)
 
 
 @contextlib.contextmanager
-def environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables that stand unset, set for the length of the context."""
+def default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Set those environment variables that are unset for the length of the context."""
     missing = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(missing)
     try:

@@ -1,4 +1,7 @@
-"""What the training loop sees of Ray: ``TrainContext`` inside a Ray Train worker and inside a Ray Tune trial."""
+"""Training contexts inside a Ray Train worker and inside a Ray Tune trial.
+
+Both are a ``TrainContext`` of the training loop.
+"""
 
 import contextlib
 import logging
@@ -7,6 +10,7 @@ import posixpath
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray.train
@@ -22,17 +26,17 @@ from milcore.training.context import LocalContext, keep_checkpoint
 from milcore.training.selection import NO_VALIDATION, Validation
 
 
-def calm_logging() -> None:
-    """Keep Ray's line per report and checkpoint out of the log of this worker."""
+def quiet_logging() -> None:
+    """Keep Ray's line per report and checkpoint out of this worker's log."""
     for name in (None, "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class RayContext:
-    """One worker of a Ray Train run, which has made the process group.
+    """One worker of a Ray Train run; Ray has initialised the process group.
 
     Args:
-        checkpoints_uri: the folder of Ray's run, which holds the checkpoints; another launcher may have begun it.
+        checkpoints_uri: folder of Ray's run, which holds the checkpoints; another launcher may have created it.
         watch: is shown epochs as they end, on rank 0.
     """
 
@@ -45,33 +49,35 @@ class RayContext:
         self._watch = watch
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Meet the other ranks; the checkpoint is ``<checkpoints>/<epoch>/``, which Ray knows and drops in its time.
+        """Report an epoch to Ray, a barrier for all ranks, and write the checkpoint.
 
-        It is written here and not by Ray, so that storage which is full or away costs a checkpoint and not the run.
+        The checkpoint is ``<checkpoints>/<epoch>/``, which Ray registers and deletes later. It is written here and not
+        by Ray, so that storage which is full or unavailable costs a checkpoint and not the run.
         """
         if self.rank == 0:
             self._watch.show(epoch, metrics)
-        name, kept = f"{epoch:04d}", None
+        name, registered = f"{epoch:04d}", None
         if checkpoint is not None and keep_checkpoint(checkpoint, storage.join(self._uri, name)):
-            place = ray.train.get_context().get_storage()
-            kept = ray.train.Checkpoint(posixpath.join(place.experiment_fs_path, name), place.storage_filesystem)
-        ray.train.report(metrics, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+            target = ray.train.get_context().get_storage()
+            path = posixpath.join(target.experiment_fs_path, name)
+            registered = ray.train.Checkpoint(path, target.storage_filesystem)
+        ray.train.report(metrics, checkpoint=registered, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """The newest checkpoint Ray knows; where that is none or a damaged one, the newest whole one in the folder."""
+        """Newest checkpoint that Ray has registered, if whole; else the folder's newest whole one."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
-            with checkpoint.as_directory() as kept:
-                if is_whole(Path(kept)):
-                    yield Path(kept)
+            with checkpoint.as_directory() as path:
+                if is_whole(Path(path)):
+                    yield Path(path)
                     return
         with LocalContext(self._uri, self.device).restore() as folder:
             yield folder
 
 
 class TrialContext:
-    """One trial of a sweep: a single worker that tells Ray Tune its best validation figures so far."""
+    """Training context of one trial, which reports its best validation to Ray Tune."""
 
     rank = 0
     world_size = 1
@@ -81,59 +87,69 @@ class TrialContext:
         self._best = NO_VALIDATION
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Report the best epoch so far; trials are held against each other by ``score``, the higher the better."""
+        """Report the validation of the best epoch so far.
+
+        Ray Tune compares trials by its ``score``.
+        """
         validation = Validation(metrics["val_loss"], metrics["val_auroc"])
         if validation.rank < self._best.rank:
             self._best = validation
-        kept = None if checkpoint is None else ray.tune.Checkpoint.from_directory(str(checkpoint))
-        if kept is not None:
-            kept.set_metadata(self._best._asdict())
+        reported = None if checkpoint is None else ray.tune.Checkpoint.from_directory(str(checkpoint))
+        if reported is not None:
+            reported.set_metadata(self._best._asdict())
         loss, auroc = self._best
         figures = {"score": score(self._best), "val_loss": loss, "val_auroc": auroc, "epochs": epoch + 1}
-        ray.tune.report(figures, checkpoint=kept)
+        ray.tune.report(figures, checkpoint=reported)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """The trial's newest checkpoint, and the best figures up to it."""
+        """Restore the trial's newest checkpoint and the best validation up to it."""
         checkpoint = ray.tune.get_checkpoint()
         if checkpoint is None:
             yield None
             return
         self._best = Validation(**checkpoint.get_metadata())
-        with checkpoint.as_directory() as kept:
-            yield Path(kept)
+        with checkpoint.as_directory() as path:
+            yield Path(path)
 
 
-class FoldsOfTrial:
-    """A trial that is scored by its mean over folds, and tells Ray Tune so after each of them.
+class FoldTrial:
+    """A trial that is scored by its mean validation over folds.
 
-    A trial that was cut short goes on with the fold after its last report.
+    It reports to Ray Tune after each fold. An interrupted trial is resumed with the fold after its last report.
     """
 
     def __init__(self) -> None:
         checkpoint = ray.tune.get_checkpoint()
-        self._said = [] if checkpoint is None else [Validation(*its) for its in checkpoint.get_metadata()["folds"]]
-        self._epochs = 0 if checkpoint is None else int(checkpoint.get_metadata()["epochs"])
+        metadata: dict[str, Any] = {"folds": [], "epochs": 0} if checkpoint is None else checkpoint.get_metadata()
+        self._validations = [Validation(*fold) for fold in metadata["folds"]]
+        self._epochs = int(metadata["epochs"])
 
     @property
     def done(self) -> int:
-        """Folds that were trained."""
-        return len(self._said)
+        """Number of folds that have been trained."""
+        return len(self._validations)
 
     def report(self, best: Validation, epochs: int) -> None:
-        """Take what a fold's validation says of its best epoch, and how many epochs that took."""
-        self._said.append(best)
+        """Report a fold.
+
+        Args:
+            best: validation of the fold's best epoch.
+            epochs: epochs up to it.
+        """
+        self._validations.append(best)
         self._epochs = max(self._epochs, epochs)
-        losses, areas = (np.array(column, dtype=np.float64) for column in zip(*self._said, strict=True))
+        losses, areas = (np.array(column, dtype=np.float64) for column in zip(*self._validations, strict=True))
         mean = Validation(float(losses.mean()), float(areas.mean()))
         error = float(areas.std(ddof=1) / math.sqrt(len(areas))) if len(areas) > 1 else math.nan
         figures = {"score": score(mean), "val_loss": mean.loss, "val_auroc": mean.auroc, "epochs": self._epochs}
         with tempfile.TemporaryDirectory() as folder:
-            kept = ray.tune.Checkpoint.from_directory(folder)
-            kept.set_metadata({"folds": [list(its) for its in self._said], "epochs": self._epochs})
-            ray.tune.report({**figures, "val_auroc_se": error}, checkpoint=kept)
+            checkpoint = ray.tune.Checkpoint.from_directory(folder)
+            folds = [list(validation) for validation in self._validations]
+            checkpoint.set_metadata({"folds": folds, "epochs": self._epochs})
+            ray.tune.report({**figures, "val_auroc_se": error}, checkpoint=checkpoint)
 
 
 def score(validation: Validation) -> float:
-    """By what trials are held against each other while they run, the higher the better."""
+    """Score of a trial, the higher the better: AUROC, else minus the loss."""
     return -validation.loss if math.isnan(validation.auroc) else validation.auroc

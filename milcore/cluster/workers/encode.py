@@ -1,7 +1,8 @@
-"""Encoding a store on Ray: an actor per worker, each with its encoder, its GPU or its share of the cores.
+"""Encode a store on Ray: an actor per worker, each with its own encoder.
 
-Slides are handed to an actor as it ends others, enough ahead to fill its batches. When an actor dies, the slides it had
-not ended go to another one; what had been written stays.
+An actor has a GPU, or its share of the cores. Slides are assigned to an actor as it completes others, enough ahead to
+fill its batches. When an actor dies, the slides it had not completed are assigned to another one; features that are
+written stay.
 """
 
 import queue
@@ -19,41 +20,41 @@ from milcore.encoders.extraction.forward import QUEUED_PER_THREAD
 from milcore.errors import ClusterError, MILError
 
 BATCHES_AHEAD = 2 * QUEUED_PER_THREAD
-DEATHS_AT_ONE_PLACE = 3
-SECONDS_OF_WAITING = 0.05
+DEATHS_AT_ONE_SLIDE = 3
+QUEUE_TIMEOUT_S = 0.05
 
 
 class SlideEncoder:
-    """The actor: encodes what it is told to, in order.
+    """Ray actor that encodes the slides assigned to it, in order.
 
     Args:
         work: the store and the encoder.
-        threads: forward passes at a time on a CPU.
+        threads: concurrent forward passes on a CPU.
     """
 
     def __init__(self, work: Work, threads: int) -> None:
         self._work, self._threads = work, threads
-        self._told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._slide_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
-    def ready(self) -> None:
+    def load(self) -> None:
         """Load the encoder."""
         load_encoder(self._work.config.encoder, self._work.device)
 
-    def take(self, slide_ids: list[str], *, last: bool) -> None:
-        """More slides to encode; after the last the steps end."""
+    def assign(self, slide_ids: list[str], *, last: bool) -> None:
+        """Queue slides to encode; after the last ones the steps end."""
         for slide_id in slide_ids:
-            self._told.put(slide_id)
+            self._slide_ids.put(slide_id)
         if last:
-            self._told.put(None)
+            self._slide_ids.put(None)
 
     def steps(self) -> Iterator[Step]:
-        """Encode, and say so."""
-        yield from encode_slides(self._work, self._asked(), self._threads)
+        """Encode the assigned slides step by step."""
+        yield from encode_slides(self._work, self._assigned(), self._threads)
 
-    def _asked(self) -> Iterator[str | None]:
+    def _assigned(self) -> Iterator[str | None]:
         while True:
             try:
-                slide_id = self._told.get(timeout=SECONDS_OF_WAITING)
+                slide_id = self._slide_ids.get(timeout=QUEUE_TIMEOUT_S)
             except queue.Empty:
                 yield None
                 continue
@@ -63,7 +64,7 @@ class SlideEncoder:
 
 
 class EncoderResources(NamedTuple):
-    """What one actor has of the cluster."""
+    """Number of encoder actors, and the CPUs and GPUs that each reserves."""
 
     actors: int
     cpus: int
@@ -71,80 +72,90 @@ class EncoderResources(NamedTuple):
 
 
 class _Worker:
-    """The driver's side of one actor: the slides it holds and the reference to what it says next."""
+    """The driver's handle of one actor.
 
-    def __init__(self, work: Work, share: EncoderResources) -> None:
+    ``unfinished`` has the slides assigned to it and their patches, ``pending`` is the reference to its next result.
+    """
+
+    def __init__(self, work: Work, resources: EncoderResources) -> None:
         remote: Any = ray.remote  # its types know functions only
-        kind = remote(num_cpus=share.cpus, num_gpus=share.gpus, max_concurrency=2)(SlideEncoder)
-        self.actor = kind.remote(work, share.cpus)
-        self.waits_for: Any = self.actor.ready.remote()
+        kind = remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_concurrency=2)(SlideEncoder)
+        self.actor = kind.remote(work, resources.cpus)
+        self.pending: Any = self.actor.load.remote()
         self.stream: Any = None
-        self.held: dict[str, int] = {}
+        self.unfinished: dict[str, int] = {}
         self.closed = False
 
-    def begin(self) -> None:
-        """The encoder is loaded: ask for steps."""
+    def start(self) -> None:
+        """Request steps of an actor that has loaded its encoder."""
         self.stream = self.actor.steps.options(num_returns="streaming").remote()
-        self.waits_for = self.stream
+        self.pending = self.stream
 
     def feed(self, slides: deque[tuple[str, int]], ahead: int) -> None:
-        """Hand slides over until those behind the first fill its batches; close when none is left."""
+        """Assign slides until those after the first have ``ahead`` patches.
+
+        Closes the worker when no slide is left.
+        """
         if self.closed:
             return
-        taken = []
-        while slides and sum(list(self.held.values())[1:]) < ahead:
+        slide_ids = []
+        while slides and sum(list(self.unfinished.values())[1:]) < ahead:
             slide_id, patches = slides.popleft()
-            self.held[slide_id] = patches
-            taken.append(slide_id)
+            self.unfinished[slide_id] = patches
+            slide_ids.append(slide_id)
         self.closed = not slides
-        if taken or self.closed:
-            self.actor.take.remote(taken, last=self.closed)
+        if slide_ids or self.closed:
+            self.actor.assign.remote(slide_ids, last=self.closed)
 
 
 def encode_on_ray(work: Work, slides: dict[str, int], launch: LaunchConfig) -> Iterator[Step]:
-    """Encode slides on ``launch.workers`` actors of the connected cluster, or as many as it has room for.
+    """Encode slides on ``launch.workers`` actors of the connected cluster.
+
+    There are fewer where the cluster is too small for all of them.
 
     Raises:
         MILError: an actor raised it.
-        ClusterError: an actor failed otherwise, or a slide's actor died again and again.
+        ClusterError: an actor failed otherwise, or DEATHS_AT_ONE_SLIDE actors died at one slide.
     """
-    share = share_of(launch)
-    # the largest first: no worker is left with a long one at the end
+    resources = encoder_resources(launch)
+    # largest first, so that no worker ends with a long one alone
     waiting = deque(sorted(slides.items(), key=lambda item: -item[1]))
-    ahead = BATCHES_AHEAD * work.config.patches_per_batch * (1 if share.gpus else share.cpus)
-    workers = [_Worker(work, share) for _ in range(min(share.actors, len(waiting)))]
+    ahead = BATCHES_AHEAD * work.config.patches_per_batch * (1 if resources.gpus else resources.cpus)
+    workers = [_Worker(work, resources) for _ in range(min(resources.actors, len(waiting)))]
     deaths: Counter[str] = Counter()
     try:
         while workers:
-            worker = _next(workers)
+            worker = _next_worker(workers)
             try:
-                ended, step = _listen(worker)
+                has_ended, step = _next_step(worker)
             except RayError as error:
                 workers.remove(worker)
-                _take_back(worker, waiting, deaths, error)
+                _requeue(worker, waiting, deaths, error)
                 if waiting:
-                    workers.append(_Worker(work, share))
+                    workers.append(_Worker(work, resources))
                 continue
-            if ended:
+            if has_ended:
                 workers.remove(worker)
                 continue
             if step is not None:
                 if step.slide is not None:
-                    worker.held.pop(step.slide.slide_id, None)
+                    worker.unfinished.pop(step.slide.slide_id, None)
                 yield step
             worker.feed(waiting, ahead)
             if not waiting:
-                workers = [each for each in workers if each.stream is not None]
+                workers = [worker for worker in workers if worker.stream is not None]
     finally:
         for worker in workers:
             ray.kill(worker.actor)
 
 
-def share_of(launch: LaunchConfig) -> EncoderResources:
-    """Actors, and the CPUs and GPUs of each: the cluster's divided by the workers, none larger than its smallest node.
+def encoder_resources(launch: LaunchConfig) -> EncoderResources:
+    """Divide the cluster's CPUs, and GPUs if used, by the workers.
+
+    An actor has at most the CPUs of the smallest node, and one GPU or none.
 
     Raises:
-        ClusterError: the cluster has no GPU, and one was asked for.
+        ClusterError: ``launch.use_gpu`` and the cluster has no GPU.
     """
     nodes = [node["Resources"] for node in _nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
     cpus = [int(node["CPU"]) for node in nodes]
@@ -160,18 +171,21 @@ def _nodes() -> list[dict[str, Any]]:
     return list(ray.nodes())  # type: ignore[no-untyped-call]
 
 
-def _next(workers: list[_Worker]) -> _Worker:
-    """The worker that has something to say."""
-    (ready, *_), _ = ray.wait([worker.waits_for for worker in workers], num_returns=1, fetch_local=False)
-    return next(worker for worker in workers if worker.waits_for is ready or worker.waits_for == ready)
+def _next_worker(workers: list[_Worker]) -> _Worker:
+    """Wait for the first worker whose pending result is there."""
+    (result, *_), _ = ray.wait([worker.pending for worker in workers], num_returns=1, fetch_local=False)
+    return next(worker for worker in workers if worker.pending is result or worker.pending == result)
 
 
-def _listen(worker: _Worker) -> tuple[bool, Step | None]:
-    """Whether the worker has ended, and what it said."""
+def _next_step(worker: _Worker) -> tuple[bool, Step | None]:
+    """(True, None) at the end of a worker, else (False, step).
+
+    The step is None where the worker has only loaded its encoder.
+    """
     try:
         if worker.stream is None:
-            ray.get(worker.waits_for)
-            worker.begin()
+            ray.get(worker.pending)
+            worker.start()
             return False, None
         return False, ray.get(next(worker.stream))
     except StopIteration:
@@ -182,16 +196,18 @@ def _listen(worker: _Worker) -> tuple[bool, Step | None]:
         raise ClusterError(f"a Ray worker failed: {error.cause!r}") from error
 
 
-def _take_back(worker: _Worker, waiting: deque[tuple[str, int]], deaths: Counter[str], error: Exception) -> None:
-    """Put the slides of a dead actor first in the queue again; only the one it was at may be to blame.
+def _requeue(worker: _Worker, waiting: deque[tuple[str, int]], deaths: Counter[str], error: Exception) -> None:
+    """Put the unfinished slides of a dead actor back into the queue, first.
+
+    Its death counts against the slide it was encoding, the first of them.
 
     Raises:
-        ClusterError: actors have died at that slide too often, or before any.
+        ClusterError: DEATHS_AT_ONE_SLIDE actors have died at that slide, or while they loaded the encoder.
     """
     reason = " ".join(str(error).split())[:300]
-    first = next(iter(worker.held), None) if worker.stream is not None else None
-    at = "while they loaded the encoder" if first is None else f"at slide {first!r}"
-    deaths[at] += 1
-    if deaths[at] == DEATHS_AT_ONE_PLACE:
-        raise ClusterError(f"{DEATHS_AT_ONE_PLACE} Ray workers died {at}: {reason}") from error
-    waiting.extendleft(reversed(worker.held.items()))
+    slide_id = next(iter(worker.unfinished), None) if worker.stream is not None else None
+    occasion = "while they loaded the encoder" if slide_id is None else f"at slide {slide_id!r}"
+    deaths[occasion] += 1
+    if deaths[occasion] == DEATHS_AT_ONE_SLIDE:
+        raise ClusterError(f"{DEATHS_AT_ONE_SLIDE} Ray workers died {occasion}: {reason}") from error
+    waiting.extendleft(reversed(worker.unfinished.items()))

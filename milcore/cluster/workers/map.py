@@ -1,4 +1,4 @@
-"""The one fan-out across machines: a function over items, results handed back as they come."""
+"""Parallel map over the workers of a Ray cluster."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -14,36 +14,37 @@ R = TypeVar("R")
 
 
 def map_on_ray(function: Callable[[T], R], items: Iterable[T], launch: LaunchConfig) -> Iterator[R]:
-    """Apply a function to every item on ``launch.workers`` workers of the connected cluster, one CPU (and GPU) each.
+    """Apply a function to every item on ``launch.workers`` workers of the connected cluster.
 
-    Results come in the order in which they end. No more items are taken than there are workers to work on them.
+    Each worker reserves one CPU (and GPU). Results come in the order of completion. An item is taken from the
+    iterable only when a worker is free for it.
 
     Raises:
         MILError: the function raised it.
-        ClusterError: the function failed otherwise, or its worker died more often than Ray tries again.
+        ClusterError: the function failed otherwise, or its worker died more often than Ray retries.
     """
-    work: Any = ray.remote(num_cpus=1, num_gpus=int(launch.use_gpu))(function_on)
-    held = ray.put(function)
+    task: Any = ray.remote(num_cpus=1, num_gpus=int(launch.use_gpu))(apply)
+    function_ref = ray.put(function)
     running: list[ray.ObjectRef[R]] = []
     for item in items:
         if len(running) == max(1, launch.workers):
-            yield _next(running)
-        running.append(work.remote(held, item))
+            yield _next_result(running)
+        running.append(task.remote(function_ref, item))
     while running:
-        yield _next(running)
+        yield _next_result(running)
 
 
-def function_on(function: Callable[[T], R], item: T) -> R:
-    """The function's value; Ray runs this by name."""
+def apply(function: Callable[[T], R], item: T) -> R:
+    """Value of the function; a Ray task imports this by name."""
     return function(item)
 
 
-def _next(running: list[Any]) -> Any:
-    """Take out and return the result that ends first."""
-    (ended,), rest = ray.wait(running, num_returns=1)
+def _next_result(running: list[Any]) -> Any:
+    """Remove and return the first result that is complete."""
+    (completed,), rest = ray.wait(running, num_returns=1)
     running[:] = rest
     try:
-        return ray.get(ended)
+        return ray.get(completed)
     except RayTaskError as error:
         if isinstance(error.cause, MILError):
             raise error.cause from None

@@ -28,7 +28,7 @@ SECONDS_BETWEEN_ATTEMPTS = (5.0, 15.0, 45.0)
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 # print lines as they are, not a second time in Ray's log format
 TRAIN_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-# errors that another worker would raise again; a lost worker, the network and storage make the others raise other ones
+# errors that a restarted worker would raise again; a lost worker, the network and storage raise errors of other types
 DETERMINISTIC_ERRORS = (
     MILError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError,
     TypeError, ValueError,
@@ -59,7 +59,7 @@ def train_on_ray(run_uri: str, launch: LaunchConfig) -> None:
 def _fit(run_uri: str, launch: LaunchConfig, epochs: int) -> None:
     """Train to the end.
 
-    Another controller of Ray takes over from one that failed because storage did not take its snapshot.
+    Where storage was unavailable when Ray's controller wrote its snapshot, another controller takes over.
     """
     for wait_s in (*SECONDS_BETWEEN_ATTEMPTS, None):
         try:

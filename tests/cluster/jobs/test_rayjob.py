@@ -17,16 +17,16 @@ import pytest
 import yaml
 from kubernetes import client
 
-from milcore.cluster.jobs.heartbeat import beating
+from milcore.cluster.jobs.heartbeat import keep_heartbeat
 from milcore.cluster.jobs.kubernetes import RayJobs
 from milcore.cluster.jobs.profile import ClusterProfile
-from milcore.cluster.jobs.rayjob import Launcher, Surroundings, free_run, judge
-from milcore.cluster.jobs.rayjob_spec import Owner, Work, job_key
+from milcore.cluster.jobs.rayjob import Launcher, StepEnvironment, assess, delete_run_jobs
+from milcore.cluster.jobs.rayjob_spec import JobRequest, Owner, job_key
 from milcore.errors import ClusterError, InputError
 from tests.cluster.jobs.kuberay import Call, FakeKubeRay, Fault, serving
 
-WORK = Work("run-1", "train", ("train", "s3://b/run", "--workers", "2"), 2, use_gpu=False)
-HERE = Surroundings("run-1", "mil", Owner("pod-1", "uid-1"), None)
+REQUEST = JobRequest("run-1", "train", ("train", "s3://b/run", "--workers", "2"), 2, use_gpu=False)
+ENVIRONMENT = StepEnvironment("run-1", "mil", Owner("pod-1", "uid-1"), None)
 
 Status = dict[str, Any]
 
@@ -41,7 +41,7 @@ RUNNING = status("Running", "RUNNING")
 DONE = status("Complete", "SUCCEEDED")
 # what Ray says of a driver that ended itself (job_supervisor.py), with the last lines of its log
 EXIT = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n{}\n"
-WORK_FAILED = status("Failed", "FAILED", "AppFailed", EXIT.format(1, "KeyError: 'x'"))
+DRIVER_FAILED = status("Failed", "FAILED", "AppFailed", EXIT.format(1, "KeyError: 'x'"))
 BAD_INPUT = status("Failed", "FAILED", "AppFailed", EXIT.format(2, "milcore: no run at s3://b/run; train first"))
 # what KubeRay says of the rest (rayjob_controller.go), and Ray of a job whose supervisor is gone (job_manager.py)
 CLUSTER_LOST = status("Failed", "RUNNING", "JobStatusCheckTimeoutExceeded", "the dashboard does not answer")
@@ -64,7 +64,7 @@ class KilledError(BaseException):
     """The process is gone without a last word."""
 
 
-class Room:
+class Kubernetes:
     """A fake API and launchers that talk to it."""
 
     def __init__(self, fake: FakeKubeRay, address: str) -> None:
@@ -78,34 +78,36 @@ class Room:
 
     def launch(
         self,
-        work: Work = WORK,
-        here: Surroundings = HERE,
+        request: JobRequest = REQUEST,
+        environment: StepEnvironment = ENVIRONMENT,
         profile: ClusterProfile | None = None,
         pause: Callable[[float], None] = lambda _: None,
     ) -> None:
-        Launcher(self.jobs(), work, profile or ClusterProfile(), here, pause).run()
+        Launcher(self.jobs(), request, profile or ClusterProfile(), environment, pause).run()
 
 
-MakeRoom = Callable[..., Room]
+MakeKubernetes = Callable[..., Kubernetes]
 
 
 @pytest.fixture
-def room() -> Iterator[MakeRoom]:
+def kubernetes() -> Iterator[MakeKubernetes]:
     with contextlib.ExitStack() as stack:
 
-        def make(*lives: list[Status | None]) -> Room:
+        def make(*lives: list[Status | None]) -> Kubernetes:
             fake = FakeKubeRay(*lives)
-            return Room(fake, stack.enter_context(serving(fake)))
+            return Kubernetes(fake, stack.enter_context(serving(fake)))
 
         yield make
 
 
-def test_a_job_that_succeeds_is_made_once_and_its_log_shown(room: MakeRoom, capfd: pytest.CaptureFixture[str]) -> None:
-    its = room([NEW, STARTING, RUNNING, DONE])
+def test_a_job_that_succeeds_is_made_once_and_its_log_shown(
+    kubernetes: MakeKubernetes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cluster = kubernetes([NEW, STARTING, RUNNING, DONE])
     name = expected_name(0)
-    its.fake.logs[name] = ["epoch 1/2", "epoch 2/2"]
-    its.launch()
-    assert its.fake.created == [name]
+    cluster.fake.logs[name] = ["epoch 1/2", "epoch 2/2"]
+    cluster.launch()
+    assert cluster.fake.created == [name]
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
     assert len(name) <= 47
     shown = capfd.readouterr().err.splitlines()
@@ -114,21 +116,21 @@ def test_a_job_that_succeeds_is_made_once_and_its_log_shown(room: MakeRoom, capf
 
 
 def expected_name(attempt: int) -> str:
-    return f"{job_key(WORK)}-r{attempt}"
+    return f"{job_key(REQUEST)}-r{attempt}"
 
 
-def test_the_job_belongs_to_the_pod_that_waits_for_it(room: MakeRoom) -> None:
-    its = room([DONE])
-    its.launch()
-    (job,) = its.fake.jobs.values()
+def test_the_job_belongs_to_the_pod_that_waits_for_it(kubernetes: MakeKubernetes) -> None:
+    cluster = kubernetes([DONE])
+    cluster.launch()
+    (job,) = cluster.fake.jobs.values()
     assert job["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Pod", "name": "pod-1", "uid": "uid-1"}]
 
 
 @pytest.mark.parametrize(
     ("life", "error", "line"),
     [
-        ([RUNNING, WORK_FAILED], ClusterError, r"failed: AppFailed: .* exit code 1, [^\n]*\nKeyError: 'x'"),
-        ([RUNNING, {**WORK_FAILED, "jobDeploymentStatus": "Running"}], ClusterError, "exit code 1"),
+        ([RUNNING, DRIVER_FAILED], ClusterError, r"failed: AppFailed: .* exit code 1, [^\n]*\nKeyError: 'x'"),
+        ([RUNNING, {**DRIVER_FAILED, "jobDeploymentStatus": "Running"}], ClusterError, "exit code 1"),
         ([RUNNING, BAD_INPUT], InputError, r"^no run at s3://b/run; train first$"),
         ([INVALID], ClusterError, "ValidationFailed: The RayJob spec is invalid: no such field"),
         ([RUNNING, LATE], ClusterError, "DeadlineExceeded: .* passed the activeDeadlineSeconds"),
@@ -137,12 +139,12 @@ def test_the_job_belongs_to_the_pod_that_waits_for_it(room: MakeRoom) -> None:
     ],
 )  # fmt: skip
 def test_what_another_attempt_would_meet_again_fails_at_once(
-    room: MakeRoom, life: list[Status], error: type[Exception], line: str
+    kubernetes: MakeKubernetes, life: list[Status], error: type[Exception], line: str
 ) -> None:
-    its = room(life)
+    cluster = kubernetes(life)
     with pytest.raises(error, match=line):
-        its.launch()
-    assert its.fake.created == [expected_name(0)]
+        cluster.launch()
+    assert cluster.fake.created == [expected_name(0)]
 
 
 @pytest.mark.parametrize(
@@ -159,10 +161,10 @@ def test_what_another_attempt_would_meet_again_fails_at_once(
     ],
     ids=["retried", "queued", "preempted", "waiting", "unknown-state", "job-first", "submitter-lies", "job-last"],
 )  # fmt: skip
-def test_what_passes_is_waited_for(room: MakeRoom, life: list[Status]) -> None:
-    its = room(life)
-    its.launch()
-    assert its.fake.created == [expected_name(0)]
+def test_what_passes_is_waited_for(kubernetes: MakeKubernetes, life: list[Status]) -> None:
+    cluster = kubernetes(life)
+    cluster.launch()
+    assert cluster.fake.created == [expected_name(0)]
 
 
 @pytest.mark.parametrize(
@@ -173,11 +175,11 @@ def test_what_passes_is_waited_for(room: MakeRoom, life: list[Status]) -> None:
     ],
 )
 def test_states_that_contradict_each_other_are_believed_longer_than_kuberay_does(
-    room: MakeRoom, life: list[Status], line: str
+    kubernetes: MakeKubernetes, life: list[Status], line: str
 ) -> None:
-    its, waited = room(life), []
+    cluster, waited = kubernetes(life), []
     with pytest.raises(ClusterError, match=line):
-        its.launch(pause=waited.append)
+        cluster.launch(pause=waited.append)
     assert 420 <= sum(waited) <= 430
 
 
@@ -193,10 +195,12 @@ def test_states_that_contradict_each_other_are_believed_longer_than_kuberay_does
     ],
     ids=["cluster-lost", "head-lost", "supervisor-lost", "never-ended", "deleted-underneath", "submission-failed"],
 )
-def test_a_cluster_that_is_lost_is_made_anew_after_a_pause(room: MakeRoom, lost: list[Status | None]) -> None:
-    its, waited = room(lost, [RUNNING, DONE]), []
-    its.launch(pause=waited.append)
-    assert len(its.fake.created) == 2
+def test_a_cluster_that_is_lost_is_made_anew_after_a_pause(
+    kubernetes: MakeKubernetes, lost: list[Status | None]
+) -> None:
+    cluster, waited = kubernetes(lost, [RUNNING, DONE]), []
+    cluster.launch(pause=waited.append)
+    assert len(cluster.fake.created) == 2
     assert 30.0 in waited
 
 
@@ -205,23 +209,27 @@ def warning(about: str, message: str, when: str | None = None) -> dict[str, Any]
     return {"metadata": {}, "involvedObject": {"name": about}, "reason": "FailedScheduling", "message": message, **seen}
 
 
-def test_after_three_lost_clusters_the_step_fails_and_says_what_kubernetes_warned_of(room: MakeRoom) -> None:
-    its, last = room(*[[RUNNING, CLUSTER_LOST]] * 3), expected_name(2)
-    its.fake.events = [
+def test_after_three_lost_clusters_the_step_fails_and_says_what_kubernetes_warned_of(
+    kubernetes: MakeKubernetes,
+) -> None:
+    cluster, last = kubernetes(*[[RUNNING, CLUSTER_LOST]] * 3), expected_name(2)
+    cluster.fake.events = [
         warning(f"{last}-abcde-cpu-worker-fghij", "no nodes", "2026-01-01T00:00:02Z"),
         warning(last, "no quota", "2026-01-01T00:00:01Z"),
         warning(f"{last}0", "another job's", "2026-01-01T00:00:03Z"),
     ]
-    said = r"the dashboard does not answer \(FailedScheduling: no quota; FailedScheduling: no nodes\)$"
-    with pytest.raises(ClusterError, match=said):
-        its.launch()
-    assert its.fake.created == [expected_name(k) for k in range(3)]
+    message = r"the dashboard does not answer \(FailedScheduling: no quota; FailedScheduling: no nodes\)$"
+    with pytest.raises(ClusterError, match=message):
+        cluster.launch()
+    assert cluster.fake.created == [expected_name(k) for k in range(3)]
 
 
-def test_why_a_job_does_not_start_is_said_while_it_waits(room: MakeRoom, capfd: pytest.CaptureFixture[str]) -> None:
-    its, name = room([STARTING] * 30 + [RUNNING, DONE]), expected_name(0)
-    its.fake.events = [warning(f"{name}-abcde-head-fghij", "0/3 nodes are available")]
-    its.launch()
+def test_why_a_job_does_not_start_is_said_while_it_waits(
+    kubernetes: MakeKubernetes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cluster, name = kubernetes([STARTING] * 30 + [RUNNING, DONE]), expected_name(0)
+    cluster.fake.events = [warning(f"{name}-abcde-head-fghij", "0/3 nodes are available")]
+    cluster.launch()
     shown = capfd.readouterr().err.splitlines()
     assert shown.count(f"RayJob {name} waits: FailedScheduling: 0/3 nodes are available") == 1
 
@@ -229,97 +237,97 @@ def test_why_a_job_does_not_start_is_said_while_it_waits(room: MakeRoom, capfd: 
 @pytest.mark.parametrize("fault", [Fault(500), Fault(503), Fault(429), Fault(0)])
 @pytest.mark.parametrize("call", [("get", "rayjobs"), ("list", "pods"), ("get", "pods/log"), ("list", "rayjobs")])
 def test_an_api_that_fails_twice_or_cuts_the_line_is_asked_again(
-    room: MakeRoom, capfd: pytest.CaptureFixture[str], call: tuple[str, str], fault: Fault
+    kubernetes: MakeKubernetes, capfd: pytest.CaptureFixture[str], call: tuple[str, str], fault: Fault
 ) -> None:
-    its = room([RUNNING, RUNNING, DONE])
-    its.fake.logs[expected_name(0)] = ["epoch 1/1"]
-    its.fake.faults[call] = [fault, fault]
-    its.launch()
+    cluster = kubernetes([RUNNING, RUNNING, DONE])
+    cluster.fake.logs[expected_name(0)] = ["epoch 1/1"]
+    cluster.fake.faults[call] = [fault, fault]
+    cluster.launch()
     assert capfd.readouterr().err.splitlines().count("epoch 1/1") == 1
 
 
-def test_an_api_that_stays_away_ends_the_step_but_not_the_job(room: MakeRoom) -> None:
-    its = room([RUNNING])
-    its.fake.faults["get", "rayjobs"] = [Fault(500)] * 3
+def test_an_api_that_stays_away_ends_the_step_but_not_the_job(kubernetes: MakeKubernetes) -> None:
+    cluster = kubernetes([RUNNING])
+    cluster.fake.faults["get", "rayjobs"] = [Fault(500)] * 3
     with pytest.raises(ClusterError, match=r"stays away \(get rayjobs, tried 3 times\): 500"):
-        its.launch()
-    assert list(its.fake.jobs) == [expected_name(0)]
+        cluster.launch()
+    assert list(cluster.fake.jobs) == [expected_name(0)]
 
 
-def test_a_creation_whose_answer_got_lost_makes_one_job(room: MakeRoom) -> None:
-    its = room([RUNNING, DONE])
-    its.fake.faults["create", "rayjobs"] = [Fault(500, after=True)]
-    its.launch()
-    assert its.fake.created == [expected_name(0)]
+def test_a_creation_whose_answer_got_lost_makes_one_job(kubernetes: MakeKubernetes) -> None:
+    cluster = kubernetes([RUNNING, DONE])
+    cluster.fake.faults["create", "rayjobs"] = [Fault(500, after=True)]
+    cluster.launch()
+    assert cluster.fake.created == [expected_name(0)]
 
 
 def test_a_log_that_grows_between_looks_is_shown_once_and_in_order(
-    room: MakeRoom, capfd: pytest.CaptureFixture[str]
+    kubernetes: MakeKubernetes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    its, lines = room([RUNNING] * 5 + [DONE]), itertools.count(1)
-    log = its.fake.logs.setdefault(expected_name(0), [])
-    its.fake.faults["get", "pods/log"] = [Fault(0), Fault(0)]
-    its.launch(pause=lambda _: log.append(f"line {next(lines)}"))
+    cluster, lines = kubernetes([RUNNING] * 5 + [DONE]), itertools.count(1)
+    log = cluster.fake.logs.setdefault(expected_name(0), [])
+    cluster.fake.faults["get", "pods/log"] = [Fault(0), Fault(0)]
+    cluster.launch(pause=lambda _: log.append(f"line {next(lines)}"))
     shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("line")]
     assert shown == [f"line {k}" for k in range(1, 6)]
 
 
-def test_a_right_that_is_missing_is_named(room: MakeRoom) -> None:
-    its = room([RUNNING])
-    its.fake.faults["create", "rayjobs"] = [Fault(403)]
+def test_a_right_that_is_missing_is_named(kubernetes: MakeKubernetes) -> None:
+    cluster = kubernetes([RUNNING])
+    cluster.fake.faults["create", "rayjobs"] = [Fault(403)]
     with pytest.raises(ClusterError, match="does not let this service account create rayjobs in namespace mil"):
-        its.launch()
+        cluster.launch()
 
 
 def killed(_: float) -> None:
     raise KilledError
 
 
-def test_a_launcher_killed_and_started_again_adopts_its_job(room: MakeRoom) -> None:
-    its = room([STARTING, RUNNING, DONE])
+def test_a_launcher_killed_and_started_again_adopts_its_job(kubernetes: MakeKubernetes) -> None:
+    cluster = kubernetes([STARTING, RUNNING, DONE])
     with pytest.raises(KilledError):
-        its.launch(pause=killed)
-    its.launch(here=HERE._replace(owner=Owner("pod-2", "uid-2")))
-    (job,) = its.fake.jobs.values()
-    assert its.fake.created == [expected_name(0)]
+        cluster.launch(pause=killed)
+    cluster.launch(environment=ENVIRONMENT._replace(owner=Owner("pod-2", "uid-2")))
+    (job,) = cluster.fake.jobs.values()
+    assert cluster.fake.created == [expected_name(0)]
     assert [owner["uid"] for owner in job["metadata"]["ownerReferences"]] == ["uid-2"]
-    calls = its.fake.calls
+    calls = cluster.fake.calls
     assert calls.index(Call("patch", "ray.io", "rayjobs")) < len(calls) - calls[::-1].index(
         Call("get", "ray.io", "rayjobs")
     )
 
 
-def test_a_job_that_is_gone_when_it_is_to_be_adopted_is_made_anew(room: MakeRoom) -> None:
-    its = room([RUNNING], [DONE])
+def test_a_job_that_is_gone_when_it_is_to_be_adopted_is_made_anew(kubernetes: MakeKubernetes) -> None:
+    cluster = kubernetes([RUNNING], [DONE])
     with pytest.raises(KilledError):
-        its.launch(pause=killed)
-    its.fake.faults["patch", "rayjobs"] = [Fault(404)]
-    its.launch()
-    assert its.fake.created == [expected_name(0), expected_name(1)]
+        cluster.launch(pause=killed)
+    cluster.fake.faults["patch", "rayjobs"] = [Fault(404)]
+    cluster.launch()
+    assert cluster.fake.created == [expected_name(0), expected_name(1)]
 
 
-def test_after_a_failed_job_the_next_run_makes_the_next_attempt(room: MakeRoom) -> None:
-    its = room([WORK_FAILED], [DONE])
+def test_after_a_failed_job_the_next_run_makes_the_next_attempt(kubernetes: MakeKubernetes) -> None:
+    cluster = kubernetes([DRIVER_FAILED], [DONE])
     with pytest.raises(ClusterError):
-        its.launch()
-    its.launch()
-    assert its.fake.created == [expected_name(0), expected_name(1)]
+        cluster.launch()
+    cluster.launch()
+    assert cluster.fake.created == [expected_name(0), expected_name(1)]
 
 
-def test_a_job_of_other_settings_on_the_same_folder_is_left_alone(room: MakeRoom) -> None:
-    its = room([RUNNING])
+def test_a_job_of_other_settings_on_the_same_folder_is_left_alone(kubernetes: MakeKubernetes) -> None:
+    cluster = kubernetes([RUNNING])
     with pytest.raises(KilledError):
-        its.launch(pause=killed)
+        cluster.launch(pause=killed)
     with pytest.raises(ClusterError, match="works on the same folder with other settings"):
-        its.launch(profile=ClusterProfile(head_cpus=4))
-    assert its.fake.created == [expected_name(0)]
+        cluster.launch(profile=ClusterProfile(head_cpus=4))
+    assert cluster.fake.created == [expected_name(0)]
 
 
 PROGRAM = """
 import sys
-from milcore.cluster import rayjob
+from milcore.cluster.jobs import rayjob
 from milcore.config import LaunchConfig
-rayjob.SECONDS_BETWEEN_LOOKS = 0.1
+rayjob.SECONDS_BETWEEN_POLLS = 0.1
 rayjob.run_rayjob(("train", "s3://b/run", "--workers", "2"), LaunchConfig(ray_address="rayjob", workers=2))
 """
 
@@ -336,46 +344,46 @@ def kubeconfig(folder: Path, address: str) -> dict[str, str]:
     return {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), "PIPELINE_RUN_ID": "run-1"}
 
 
-def test_told_to_stop_the_launcher_deletes_its_job(room: MakeRoom, tmp_path: Path) -> None:
-    its = room([RUNNING])
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], env=kubeconfig(tmp_path, its.address)) as process:
-        while its.fake.calls.count(Call("get", "ray.io", "rayjobs")) < 2:
+def test_told_to_stop_the_launcher_deletes_its_job(kubernetes: MakeKubernetes, tmp_path: Path) -> None:
+    cluster = kubernetes([RUNNING])
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], env=kubeconfig(tmp_path, cluster.address)) as process:
+        while cluster.fake.calls.count(Call("get", "ray.io", "rayjobs")) < 2:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-    assert its.fake.jobs == {}
+    assert cluster.fake.jobs == {}
 
 
 def test_a_driver_nobody_waits_for_ends_itself(tmp_path: Path) -> None:
     """A terminated run whose pod is kept: no handler ran, and the owner still exists."""
     program = """
         import sys, time
-        from milcore.cluster.jobs.heartbeat import end_without
-        end_without(sys.argv[1], 1.0)
+        from milcore.cluster.jobs.heartbeat import exit_without_heartbeat
+        exit_without_heartbeat(sys.argv[1], 1.0)
         time.sleep(60)
     """
     heartbeat = str(tmp_path / "heartbeats" / "train")
     command = [sys.executable, "-c", textwrap.dedent(program), heartbeat]
-    with beating(heartbeat, every_s=0.1):
+    with keep_heartbeat(heartbeat, every_s=0.1):
         driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         time.sleep(3.0)
         assert driver.poll() is None, "it lives while somebody waits"
-    _, said = driver.communicate(timeout=30)
+    _, message = driver.communicate(timeout=30)
     assert driver.returncode == 1
-    assert "nobody has waited for this job for 1 s" in said
+    assert "nobody has waited for this job for 1 s" in message
 
 
-def test_the_exit_handler_deletes_the_jobs_of_its_run_only(room: MakeRoom) -> None:
-    its = room([RUNNING], [RUNNING])
+def test_the_exit_handler_deletes_the_jobs_of_its_run_only(kubernetes: MakeKubernetes) -> None:
+    cluster = kubernetes([RUNNING], [RUNNING])
     for run_id in ("run-1", "run-2"):
         with pytest.raises(KilledError):
-            its.launch(work=WORK._replace(run_id=run_id), pause=killed)
-    assert free_run(its.jobs(), "run-1") == [expected_name(0)]
-    assert list(its.fake.jobs) == its.fake.created[1:]
+            cluster.launch(request=REQUEST._replace(run_id=run_id), pause=killed)
+    assert delete_run_jobs(cluster.jobs(), "run-1") == [expected_name(0)]
+    assert list(cluster.fake.jobs) == cluster.fake.created[1:]
 
 
 @pytest.mark.parametrize(
     "deployment", ["", "Initializing", "Running", "Waiting", "Suspending", "Suspended", "Retrying"]
 )
 def test_a_job_under_way_goes_on(deployment: str) -> None:
-    assert judge(status(deployment, "RUNNING")).state == "going"
+    assert assess(status(deployment, "RUNNING")).state == "going"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from milcore.cluster.launch import encode_with
-from milcore.cluster.workers.encode import SlideEncoder, encode_on_ray, share_of
+from milcore.cluster.workers.encode import SlideEncoder, encode_on_ray, encoder_resources
 from milcore.config import EncodeConfig, LaunchConfig
 from milcore.encoders.extraction.batches import Step
 from milcore.encoders.extraction.encode import Work, encode, slides_to_encode
@@ -60,9 +60,9 @@ def test_an_encoder_that_is_not_there_is_the_input_s_fault(local_ray: None, tmp_
 
 
 def test_a_cluster_without_gpus_says_so(local_ray: None, tmp_path: Path) -> None:
-    assert share_of(TWO).actors == min(2, share_of(LaunchConfig(workers=1)).cpus)
+    assert encoder_resources(TWO).actors == min(2, encoder_resources(LaunchConfig(workers=1)).cpus)
     with pytest.raises(ClusterError, match="has no GPU"):
-        share_of(LaunchConfig(workers=1, use_gpu=True))
+        encoder_resources(LaunchConfig(workers=1, use_gpu=True))
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def undisturbed(tmp_path: Path, slow_encoder: str) -> dict[str, str]:
 def complete(store: PatchStore) -> dict[str, str]:
     """Digests of the features that are there, which are all that a reader is given."""
     slides = {slide_id: store.slide(slide_id) for slide_id in store.slide_ids()}
-    return {name: its.feature_attrs("slow")["digest"] for name, its in slides.items() if its.has_features("slow")}
+    return {name: slide.feature_attrs("slow")["digest"] for name, slide in slides.items() if slide.has_features("slow")}
 
 
 @pytest.mark.slow
@@ -121,16 +121,16 @@ def mortal(folder: Path, deaths_loading: int) -> type:
     """An actor that leaves its process's number as it begins to encode, and is killed on loading for so many times."""
 
     class MortalSlideEncoder(SlideEncoder):
-        def ready(self) -> None:
+        def load(self) -> None:
             died = len(list(folder.glob("died-*")))
             if died < deaths_loading:
                 (folder / f"died-{died}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            super().ready()
+            super().load()
 
         def steps(self) -> Iterator[Step]:
-            with contextlib.suppress(FileExistsError), (folder / "encoding").open("x") as told:
-                told.write(str(os.getpid()))
+            with contextlib.suppress(FileExistsError), (folder / "encoding").open("x") as file:
+                file.write(str(os.getpid()))
             yield from super().steps()
 
     return MortalSlideEncoder

@@ -8,8 +8,8 @@ from ray.exceptions import ActorDiedError
 from safetensors.torch import load
 
 from milcore.cluster.launch import train_with
-from milcore.cluster.workers.connect import wait_for_room
-from milcore.cluster.workers.train import SNAPSHOT, _drop_torn_snapshot, _EndAtRepeating, would_repeat
+from milcore.cluster.workers.connect import wait_for_capacity
+from milcore.cluster.workers.train import SNAPSHOT, _AbortOnRepeatedError, _drop_torn_snapshot, is_deterministic
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError, MILError, StoreError, UnreachableError
 from milcore.mil.model import make_model
@@ -133,11 +133,11 @@ def test_an_error_that_would_come_again_ends_the_run_at_once(local_ray: None, tm
     ],
 )
 def test_only_what_another_worker_would_raise_too_ends_a_run(error: Exception, comes_again: bool) -> None:
-    assert would_repeat(error) == comes_again
+    assert is_deterministic(error) == comes_again
 
 
 def test_a_runtime_error_is_tried_again_until_it_comes_word_for_word() -> None:
-    ends = _EndAtRepeating()
+    ends = _AbortOnRepeatedError()
     ends.after_exception(None, {0: RuntimeError("closed by peer 127.0.0.1:4001"), 1: ActorDiedError()})
     ends.after_exception(None, {0: RuntimeError("closed by peer 127.0.0.1:4002"), 1: ActorDiedError()})
     with pytest.raises(RuntimeError, match="4001"):
@@ -147,8 +147,8 @@ def test_a_runtime_error_is_tried_again_until_it_comes_word_for_word() -> None:
 def test_a_cluster_without_room_is_named_with_the_arithmetic(
     local_ray: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ClusterError, match=r"1000 workers of 1 CPU each were wanted; the cluster has place for \d+"):
-        wait_for_room(1000, {"CPU": 1.0}, seconds=1)
+    with pytest.raises(ClusterError, match=r"workers: expected at most \d+ of 1 CPU each, got 1000"):
+        wait_for_capacity(1000, {"CPU": 1.0}, seconds=1)
     assert "waiting for 1000 workers' place" in capfd.readouterr().err
 
 
