@@ -1,6 +1,6 @@
-"""Annotated regions of a slide (GeoJSON, level-0 px) and the instance labels that follow from them.
+"""Annotated regions of slides in GeoJSON, and instance labels from their overlap.
 
-They serve localisation metrics only: nothing is trained on them.
+Coordinates are level-0 px. They serve localisation metrics only: nothing is trained on them.
 """
 
 import json
@@ -17,20 +17,22 @@ POSITIVE_OVERLAP = 0.25
 
 
 def load_annotation(uri: str, slide_id: str) -> BaseGeometry:
-    """The annotated region of a slide, level-0 px.
+    """Read the annotated region of a slide, level-0 px.
 
     Raises:
-        InputError: nothing stands there, or it is not GeoJSON.
+        InputError: there is no such object, or it is not GeoJSON.
     """
     try:
         text = storage.read_bytes(uri)
     except FileNotFoundError:
-        raise InputError(f"annotation of slide {slide_id}: nothing at {uri}; mend the manifest's annotation") from None
+        raise InputError(
+            f"annotation of slide {slide_id}: nothing at {uri}; correct the manifest's annotation"
+        ) from None
     return read_annotation(text, slide_id)
 
 
 def read_annotation(text: bytes, slide_id: str) -> BaseGeometry:
-    """The union of all areas of a GeoJSON object, level-0 px.
+    """Parse a GeoJSON object into the union of its areas, level-0 px.
 
     Args:
         text: a FeatureCollection, Feature, GeometryCollection or geometry; points and lines have no area.
@@ -40,12 +42,12 @@ def read_annotation(text: bytes, slide_id: str) -> BaseGeometry:
         InputError: the text is not GeoJSON.
     """
     try:
-        found = [shapely.geometry.shape(part) for part in _geometries(json.loads(text))]
+        shapes = [shapely.geometry.shape(part) for part in _geometries(json.loads(text))]
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
         raise InputError(
             f"annotation of slide {slide_id} is not GeoJSON ({error}); expected polygons in level-0 px"
         ) from error
-    areas = [shapely.make_valid(part) for part in found if part.area > 0]
+    areas = [shapely.make_valid(shape) for shape in shapes if shape.area > 0]
     return shapely.union_all(areas)
 
 
@@ -71,7 +73,9 @@ def _members(value: dict[str, object], name: str) -> list[dict[str, object]]:
 def instance_labels(
     coords: Int[np.ndarray, "instance 2"], size_level0: float, region: BaseGeometry
 ) -> Int[np.ndarray, " instance"]:
-    """1 where at least 25 % of the patch lies in the region, 0 where nothing does, -1 (left out) between.
+    """Label of each patch from its overlap with a region.
+
+    1 where at least 25 % of the patch lies in the region, 0 where nothing does, -1 (left out) between.
 
     Args:
         coords: upper left corners (x, y), level-0 px.

@@ -1,8 +1,8 @@
-"""The cohort: which slides there are, whose they are and what label each carries.
+"""Manifest of a cohort: its slides with patients and labels.
 
-Read once from CSV or Parquet, checked whole (every bad row is reported at once), and kept in the store as Parquet. It
-opens no slide. The surprise: a label's number is the position of its class name in ``Manifest.classes``, and index 1
-is the positive class of two.
+Read once from CSV or Parquet, checked whole (every bad row is reported at once), and stored as Parquet in the patch
+store. No slide is opened. The surprise: a label's number is the position of its class name in ``Manifest.classes``, and
+index 1 is the positive class of two.
 """
 
 import csv
@@ -43,9 +43,10 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Slide:
-    """One slide of the cohort: ``mpp`` (um/px, level 0) overrides the file's own.
+    """One slide of the cohort.
 
-    ``site`` is empty where unknown, ``uri`` where an import has no slide.
+    ``mpp`` (um/px, level 0) overrides the file's own; ``site`` is empty where unknown, ``uri`` where an import has no
+    slide.
     """
 
     slide_id: str
@@ -60,16 +61,19 @@ class Slide:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The slides in the order of the file, and the class names: ``classes[slide.label]`` is a slide's class."""
+    """Slides in the order of the file, and the names of the classes.
+
+    ``classes[slide.label]`` is a slide's class.
+    """
 
     slides: tuple[Slide, ...]
     classes: tuple[str, ...]
 
     def slide(self, slide_id: str) -> Slide:
-        """The slide of this id.
+        """The slide with an id.
 
         Raises:
-            InputError: no such slide.
+            InputError: there is no such slide.
         """
         if slide_id not in self._by_id:
             raise InputError(f"slide {slide_id!r} is not in the manifest of {len(self.slides)} slides")
@@ -79,7 +83,10 @@ class Manifest:
         return self.slide(slide_id)
 
     def to_table(self) -> pa.Table:
-        """One row per slide; the class names lie as JSON in the schema's metadata under ``classes``."""
+        """Table of one row per slide.
+
+        The class names are JSON in the schema's metadata under ``classes``.
+        """
         schema = _SCHEMA.with_metadata({"classes": json.dumps(self.classes)})
         return pa.Table.from_pylist([asdict(slide) for slide in self.slides], schema=schema)
 
@@ -95,7 +102,10 @@ class Manifest:
 
 
 class _Row(NamedTuple):
-    """A row before it is believed: where it stands, and its cells as text (empty where missing)."""
+    """An unchecked row: line or row number, and cells as text.
+
+    A missing cell is empty; ``cells[""]`` is a problem of the row's length.
+    """
 
     place: str
     cells: dict[str, str]
@@ -105,36 +115,36 @@ def read_manifest(uri: str, positive: str | None = None, required: tuple[str, ..
     """Read and check a manifest (CSV, or Parquet by the suffix ``.parquet``).
 
     Args:
-        uri: where it lies; relative ``uri`` and ``annotation`` cells are relative to its folder.
+        uri: of the file; relative ``uri`` and ``annotation`` cells are relative to its folder.
         positive: the class that gets index 1 of two; default: the later by name.
-        required: columns that must be there and filled; an import asks for no ``uri``. Where it is not asked for,
-            ``label`` is not read either, and every slide has 0.
+        required: columns that must exist and be filled; an import requires no ``uri``. A ``label`` that is not required
+            is not read, and every slide has label 0.
 
     Raises:
-        InputError: the file cannot be read, or the list of every bad row with its line number.
+        InputError: the file cannot be read, or rows are bad; the text lists each bad row with its line number.
     """
     rows = _parquet_rows(uri, required) if uri.endswith(".parquet") else _csv_rows(uri, required)
     if "label" not in required:
         rows = [row._replace(cells={**row.cells, "label": "0"}) for row in rows]
-    return _checked(uri, rows, positive, required)
+    return _manifest(uri, rows, positive, required)
 
 
 def make_manifest(uri: str, rows: Iterable[dict[str, object]], positive: str | None = None) -> Manifest:
-    """The manifest of a cohort whose labels lie beside its instances, checked like one that is read.
+    """Check a manifest whose rows come from a file of instances.
 
     Args:
-        uri: of the file they lie in, named in errors.
-        rows: columns and values of each slide; ``uri`` is not asked for.
+        uri: of the file with the labels, named in errors.
+        rows: columns and values of each slide; ``uri`` is not required.
         positive: see ``read_manifest``.
 
     Raises:
-        InputError: the list of every bad row, counted from 1.
+        InputError: rows are bad; the text lists each, counted from 1.
     """
-    named = [_named_row(number, row) for number, row in enumerate(rows, start=1)]
-    return _checked(uri, named, positive, IMPORT_REQUIRED)
+    text_rows = [_text_row(number, row) for number, row in enumerate(rows, start=1)]
+    return _manifest(uri, text_rows, positive, IMPORT_REQUIRED)
 
 
-def _checked(uri: str, rows: list[_Row], positive: str | None, required: tuple[str, ...]) -> Manifest:
+def _manifest(uri: str, rows: list[_Row], positive: str | None, required: tuple[str, ...]) -> Manifest:
     if not rows:
         raise InputError(f"manifest {uri} has no slides; it needs at least one row below its header")
     problems = [f"{row.place}: {problem}" for row in rows for problem in _row_problems(row, required)]
@@ -166,10 +176,10 @@ def _csv_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
 
 
 def _csv_row(line: int, header: list[str], cells: list[str]) -> _Row:
-    named = dict(zip(header, (cell.strip() for cell in cells), strict=False))
+    cell_of = dict(zip(header, (cell.strip() for cell in cells), strict=False))
     if len(cells) != len(header):
-        named[""] = f"{len(cells)} cells where the header has {len(header)} columns"
-    return _Row(f"line {line}", named)
+        cell_of[""] = f"{len(cells)} cells where the header has {len(header)} columns"
+    return _Row(f"line {line}", cell_of)
 
 
 def _parquet_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
@@ -178,10 +188,10 @@ def _parquet_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
     except pa.ArrowInvalid as error:
         raise InputError(f"manifest {uri} is not a Parquet file: {error}") from None
     _check_columns(uri, table.column_names, required)
-    return [_named_row(number, row) for number, row in enumerate(table.to_pylist(), start=1)]
+    return [_text_row(number, row) for number, row in enumerate(table.to_pylist(), start=1)]
 
 
-def _named_row(number: int, row: dict[str, object]) -> _Row:
+def _text_row(number: int, row: dict[str, object]) -> _Row:
     return _Row(f"row {number}", {name: _cell_text(value) for name, value in row.items()})
 
 
@@ -221,7 +231,7 @@ def _row_problems(row: _Row, required: tuple[str, ...]) -> Iterator[str]:
 
 
 def _number(text: str) -> float:
-    """The number a text writes, or NaN."""
+    """Text as a number; NaN where it is none."""
     try:
         return float(text)
     except ValueError:
@@ -233,7 +243,10 @@ def _is_number(text: str) -> bool:
 
 
 def _label_problems(rows: list[_Row]) -> list[str]:
-    """Labels are all 0/1 or all class names; of a mixture the rarer kind is reported."""
+    """Problems of labels that are neither all 0/1 nor all class names.
+
+    Of a mixture the rarer kind is reported.
+    """
     labels = [(row.place, row.cells.get("label", "")) for row in rows if row.cells.get("label")]
     numbers = [(place, label) for place, label in labels if _is_number(label)]
     names = [(place, label) for place, label in labels if not _is_number(label)]
@@ -242,15 +255,15 @@ def _label_problems(rows: list[_Row]) -> list[str]:
         for place, label in numbers
         if _binary(label) is None
     ]
-    good = [(place, label) for place, label in numbers if _binary(label) is not None]
-    if good and names:
-        rarer, other = (names, "0/1") if len(names) <= len(good) else (good, "class names")
+    binary = [(place, label) for place, label in numbers if _binary(label) is not None]
+    if binary and names:
+        rarer, other = (names, "0/1") if len(names) <= len(binary) else (binary, "class names")
         problems += [f"{place}: label {label!r} where other rows have {other}" for place, label in rarer]
     return problems
 
 
 def _binary(label: str) -> str | None:
-    """``"0"`` or ``"1"`` for a label that writes that number (``1.0`` too), else None."""
+    """``"0"`` or ``"1"`` for a label of that value (``1.0`` too), else None."""
     value = _number(label)
     return str(int(value)) if value in (0.0, 1.0) else None
 

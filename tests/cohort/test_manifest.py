@@ -1,4 +1,4 @@
-"""Manifests: what is read, and that every bad row is told at once."""
+"""Manifests: columns and defaults, and the report of every bad row at once."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_all_columns_are_read_and_unknown_ones_ignored(tmp_path: Path) -> None:
         ("normal", ("tumour", "normal"), [0, 1]),
     ],
 )
-def test_classes_are_ordered_by_name_unless_told(
+def test_classes_are_ordered_by_name_unless_one_is_positive(
     tmp_path: Path, positive: str | None, classes: tuple[str, ...], labels: list[int]
 ) -> None:
     manifest = read_manifest(_csv(tmp_path, "slide_id,uri,label\na,a,tumour\nb,b,normal\n"), positive)
@@ -61,7 +61,7 @@ def test_a_positive_class_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_manifest(_csv(tmp_path, "slide_id,uri,label\na,a,tumour\nb,b,normal\n"), "cancer")
 
 
-def test_every_bad_row_is_told_with_its_line(tmp_path: Path) -> None:
+def test_every_bad_row_is_reported_with_its_line(tmp_path: Path) -> None:
     uri = _csv(
         tmp_path,
         "slide_id,uri,label,mpp,split\n"
@@ -77,7 +77,7 @@ def test_every_bad_row_is_told_with_its_line(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError) as caught:
         read_manifest(uri)
-    told = str(caught.value).split("\n  ")[1:]
+    problems = str(caught.value).split("\n  ")[1:]
     beginnings = [
         "line 3: slide_id 'a' stands on line 2 already",
         "line 4: slide_id is empty",
@@ -92,7 +92,7 @@ def test_every_bad_row_is_told_with_its_line(tmp_path: Path) -> None:
         "line 10: 3 cells where the header has 5 columns",
         "line 10: label 'nan' is neither 0/1 nor a class name",
     ]
-    assert [line[: len(start)] for line, start in zip(told, beginnings, strict=True)] == beginnings
+    assert [line[: len(start)] for line, start in zip(problems, beginnings, strict=True)] == beginnings
     assert "12 problem(s)" in str(caught.value)
 
 

@@ -1,1 +1,4 @@
-"""Synthetic cohorts: anatomy (positions), lesions, nuclei (sprites), painting (pixels) and generate (files)."""
+"""Synthetic cohorts of slides with lesions.
+
+``anatomy`` draws positions, ``lesions`` lesions, ``nuclei`` sprites, ``painting`` pixels, ``generate`` files.
+"""

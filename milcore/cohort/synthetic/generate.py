@@ -1,8 +1,9 @@
-"""Synthetic cohorts: pyramidal slides, annotations and a manifest, to try the whole system on any machine.
+"""Generator of synthetic cohorts: pyramidal slides, annotations and a manifest.
 
-About half the slides are positive; those hold lesions in 1 to 8 % of their tissue patches (256 px at 0.5 um/px). A
-patient's slides share a label. Stain, pen marks and folds are independent of the label, sites are dealt evenly to both
-labels. The same seed gives the same bytes whatever the number of workers, and ``manifest.csv`` is written last.
+They serve to try the whole system on any machine. About half the slides are positive; those hold lesions in 1 to 8 % of
+their tissue patches (256 px at 0.5 um/px). A patient's slides share a label. Stain, pen marks and folds are independent
+of the label, sites are dealt evenly to both labels. The same seed gives the same bytes whatever the number of workers,
+and ``manifest.csv`` is written last.
 
 This is a test of machinery, not of medicine: nothing learnt here says anything about a real tumour.
 """
@@ -35,7 +36,7 @@ COLUMNS = ("slide_id", "uri", "label", "patient_id", "site", "annotation")
 
 @dataclass(frozen=True)
 class SyntheticSlide:
-    """A slide of the plan; ``index`` and the cohort's seed determine every px of it."""
+    """A slide of the plan; ``index`` and cohort seed determine all its pixels."""
 
     index: int
     label: int
@@ -44,7 +45,7 @@ class SyntheticSlide:
 
     @property
     def slide_id(self) -> str:
-        """Its name in the manifest."""
+        """Identifier in the manifest."""
         return f"slide-{self.index:04d}"
 
 
@@ -52,7 +53,7 @@ def plan_slides(slides: int, seed: int) -> tuple[SyntheticSlide, ...]:
     """Deal slides to patients and patients to labels and sites.
 
     Patients have one to three slides. Each pair of successive patients is one negative and one positive, in random
-    order, of the same site and the same number of slides, so that labels stay balanced and sites tell nothing.
+    order, of the same site and the same number of slides, so that labels are balanced and sites carry no information.
 
     Args:
         slides: how many, at least 2.
@@ -75,7 +76,7 @@ def plan_slides(slides: int, seed: int) -> tuple[SyntheticSlide, ...]:
 
 
 def synthesise(out_uri: str, slides: int, seed: int, workers: int) -> Iterator[str]:
-    """Write a cohort below ``out_uri``, yielding each slide's id as it is done.
+    """Write a cohort below ``out_uri``; yield the id of each slide written.
 
     Args:
         out_uri: folder to write ``slides/*.tiff``, ``annotations/*.geojson`` and ``manifest.csv`` into.
@@ -97,7 +98,7 @@ def synthesise(out_uri: str, slides: int, seed: int, workers: int) -> Iterator[s
 
 
 def write_slide(out_uri: str, seed: int, slide: SyntheticSlide) -> str:
-    """Paint one slide, write its pyramid and, for a positive one, its annotation; return its id."""
+    """Paint and write one slide, with its annotation if positive; return its id."""
     rng = np.random.default_rng([seed, 1, slide.index])
     lesion_share = slide.label * rng.uniform(*LESION_SHARE)
     painting = paint_slide(rng, SIZE, SITES[slide.site], lesion_share)
@@ -114,17 +115,17 @@ def _report_killed(slide: SyntheticSlide) -> str:
 
 
 def slide_uri(slide: SyntheticSlide) -> str:
-    """Where a slide lies, relative to the manifest."""
+    """URI of a slide relative to the manifest."""
     return f"slides/{slide.slide_id}.tiff"
 
 
 def annotation_uri(slide: SyntheticSlide) -> str:
-    """Where its annotation lies, relative to the manifest; empty for a negative slide, which has none."""
+    """URI of a slide's annotation relative to the manifest; empty if negative."""
     return f"annotations/{slide.slide_id}.geojson" if slide.label else ""
 
 
 def geojson(lesions: tuple[Polygon, ...]) -> str:
-    """Lesion outlines as QuPath reads them: one feature for each polygon, level-0 px."""
+    """Lesion outlines as GeoJSON for QuPath, one feature per polygon, level-0 px."""
     features = [
         {
             "type": "Feature",
@@ -137,7 +138,7 @@ def geojson(lesions: tuple[Polygon, ...]) -> str:
 
 
 def manifest_csv(plan: tuple[SyntheticSlide, ...]) -> str:
-    """The cohort's manifest, with URIs relative to it."""
+    """The cohort's manifest as CSV, with relative URIs."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)

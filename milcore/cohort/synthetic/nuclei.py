@@ -1,4 +1,4 @@
-"""A bank of painted cell nuclei: every kind in every direction, in a few variants.
+"""A bank of painted cell nuclei, by kind, direction and variant.
 
 Concentrations are stored as bytes in steps of ``CONCENTRATION``. A lesion's nuclei are larger, irregular and coarse,
 yet their mean concentration is that of benign ones, so an equal area of either absorbs nearly equal light.
@@ -21,7 +21,7 @@ RED_DENSITY = 0.6
 
 @dataclass(frozen=True)
 class NucleusShape:
-    """How one kind of nucleus looks.
+    """Shape and texture of one kind of nucleus.
 
     Args:
         size: diameter (of the circle of equal area) relative to the slide's benign nuclei.
@@ -55,8 +55,8 @@ KIND_CODES: Final = {name: code for code, name in enumerate(KINDS)}
 
 
 @dataclass(frozen=True)
-class NuclearHabit:
-    """How a slide's nuclei are in general.
+class NuclearStyle:
+    """Properties common to the nuclei of a slide.
 
     Args:
         diameter: of its benign nuclei, px.
@@ -71,7 +71,7 @@ class NuclearHabit:
 
 @dataclass(frozen=True)
 class NucleusBank:
-    """Sprites of one slide, and the light that each takes away.
+    """Sprites of one slide, and the light that each absorbs.
 
     Args:
         sprites: ``sprites[kind][direction][variant]``, a square of concentrations with an odd edge.
@@ -82,11 +82,11 @@ class NucleusBank:
     absorbed: Float[np.ndarray, "kind direction variant"]
 
 
-def nucleus_bank(rng: np.random.Generator, habit: NuclearHabit) -> NucleusBank:
-    """Paint the bank of a slide."""
+def nucleus_bank(rng: np.random.Generator, style: NuclearStyle) -> NucleusBank:
+    """Paint the nuclei of a slide: every kind, direction and variant."""
     sprites = [
         [
-            [paint_nucleus(rng, shape, np.pi * step / DIRECTIONS, habit) for _ in range(VARIANTS)]
+            [paint_nucleus(rng, shape, np.pi * step / DIRECTIONS, style) for _ in range(VARIANTS)]
             for step in range(DIRECTIONS)
         ]
         for shape in KINDS.values()
@@ -96,24 +96,26 @@ def nucleus_bank(rng: np.random.Generator, habit: NuclearHabit) -> NucleusBank:
 
 
 def absorbed_light(sprite: UInt8[np.ndarray, "row column"]) -> float:
-    """Sum of ``1 - exp(-RED_DENSITY c)`` over the sprite, in px."""
+    """Red light absorbed by a sprite, px: sum of ``1 - exp(-RED_DENSITY c)``."""
     return float(np.sum(1.0 - np.exp(-RED_DENSITY * CONCENTRATION * sprite)))
 
 
 def paint_nucleus(
-    rng: np.random.Generator, shape: NucleusShape, angle: float, habit: NuclearHabit
+    rng: np.random.Generator, shape: NucleusShape, angle: float, style: NuclearStyle
 ) -> UInt8[np.ndarray, "row column"]:
-    """One nucleus: a wobbling ellipse, its rim, its chromatin; mean concentration inside = both darknesses' product.
+    """Paint one nucleus: an irregular ellipse with rim and chromatin.
+
+    The mean concentration inside is the product of the kind's and the slide's darkness.
 
     Args:
         rng: draws size, outline and chromatin.
         shape: the kind.
         angle: of the long axis, radians.
-        habit: of the slide.
+        style: of the slide.
     """
-    size = habit.diameter * shape.size * np.exp(rng.normal(0, shape.spread))
+    size = style.diameter * shape.size * np.exp(rng.normal(0, shape.spread))
     long, short = size / 2 / np.sqrt(shape.aspect), size / 2 * np.sqrt(shape.aspect)
-    half = int(np.ceil(long * (1 + 2 * shape.wobble) + 2 * habit.blur)) + 1
+    half = int(np.ceil(long * (1 + 2 * shape.wobble) + 2 * style.blur)) + 1
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     radius = np.hypot(along / long, across / short) * _outline(rng, np.arctan2(y, x), shape.wobble)
@@ -121,8 +123,8 @@ def paint_nucleus(
     grain = ndimage.gaussian_filter(rng.standard_normal(x.shape), size * shape.grain)
     chromatin = 1 + shape.clumps * grain / grain.std() + shape.rim * np.clip((radius - 0.6) / 0.3, 0, 1)
     painted = inside * np.clip(chromatin, 0.15, None)
-    painted *= habit.darkness * shape.darkness * inside.sum() / painted.sum()
-    blurred: Float[np.ndarray, "row column"] = ndimage.gaussian_filter(painted, habit.blur)
+    painted *= style.darkness * shape.darkness * inside.sum() / painted.sum()
+    blurred: Float[np.ndarray, "row column"] = ndimage.gaussian_filter(painted, style.blur)
     return np.clip(blurred / CONCENTRATION + 0.5, 0, 255).astype(np.uint8)
 
 

@@ -6,9 +6,9 @@ from shapely import box
 
 from milcore.cohort.synthetic.anatomy import COARSE, Nuclei, tissue_depth
 from milcore.cohort.synthetic.lesions import outlines, place_lesions, replace_nuclei, spread_order
-from milcore.cohort.synthetic.nuclei import DIRECTIONS, KIND_CODES, VARIANTS, NuclearHabit, nucleus_bank
+from milcore.cohort.synthetic.nuclei import DIRECTIONS, KIND_CODES, VARIANTS, NuclearStyle, nucleus_bank
 
-HABIT = NuclearHabit(diameter=12.0, darkness=1.0, blur=0.5)
+STYLE = NuclearStyle(diameter=12.0, darkness=1.0, blur=0.5)
 
 
 def test_lesions_cover_the_asked_share_of_the_tissue_and_lie_in_it() -> None:
@@ -36,7 +36,7 @@ def test_places_far_from_all_before_them_come_first() -> None:
 
 def test_lesion_nuclei_absorb_the_light_of_those_they_replace() -> None:
     rng = np.random.default_rng(0)
-    bank = nucleus_bank(rng, HABIT)
+    bank = nucleus_bank(rng, STYLE)
     count = 800
     codes = rng.integers(DIRECTIONS, size=count), rng.integers(VARIANTS, size=count)
     nuclei = Nuclei(rng.uniform(64, 960, (count, 2)), np.full(count, KIND_CODES["oval"]), *codes)

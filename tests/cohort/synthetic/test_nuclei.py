@@ -8,7 +8,7 @@ from milcore.cohort.synthetic.nuclei import (
     KIND_CODES,
     KINDS,
     RED_DENSITY,
-    NuclearHabit,
+    NuclearStyle,
     absorbed_light,
     nucleus_bank,
     paint_nucleus,
@@ -19,7 +19,7 @@ from milcore.cohort.synthetic.nuclei import (
 def test_a_nucleus_holds_its_area_times_the_asked_concentration(kind: str) -> None:
     shape = KINDS[kind]
     totals = [
-        paint_nucleus(np.random.default_rng(k), shape, 0.3, NuclearHabit(14.0, 1.0, 0.5)).sum() * CONCENTRATION
+        paint_nucleus(np.random.default_rng(k), shape, 0.3, NuclearStyle(14.0, 1.0, 0.5)).sum() * CONCENTRATION
         for k in range(200)
     ]
     # a lognormal diameter d exp(N(0, s)) has mean square d^2 exp(2 s^2)
@@ -34,7 +34,7 @@ def test_absorbed_light_of_one_px_is_beer_and_lambert() -> None:
 
 
 def test_lesion_nuclei_are_larger_and_absorb_as_much_light_for_their_area() -> None:
-    bank = nucleus_bank(np.random.default_rng(0), NuclearHabit(diameter=12.0, darkness=1.1, blur=0.5))
+    bank = nucleus_bank(np.random.default_rng(0), NuclearStyle(diameter=12.0, darkness=1.1, blur=0.5))
     oval, lesion = bank.absorbed.mean(axis=(1, 2))[[KIND_CODES["oval"], KIND_CODES["lesion"]]]
     sizes = [np.mean([(np.array(s) > 0).sum() for row in kind for s in row]) for kind in bank.sprites]
     assert lesion > 4 * oval
@@ -42,5 +42,5 @@ def test_lesion_nuclei_are_larger_and_absorb_as_much_light_for_their_area() -> N
 
 
 def test_every_sprite_has_an_odd_edge_so_it_has_a_middle() -> None:
-    bank = nucleus_bank(np.random.default_rng(0), NuclearHabit(diameter=10.0, darkness=1.0, blur=0.4))
+    bank = nucleus_bank(np.random.default_rng(0), NuclearStyle(diameter=10.0, darkness=1.0, blur=0.4))
     assert all(s.shape[0] == s.shape[1] and s.shape[0] % 2 for kind in bank.sprites for row in kind for s in row)

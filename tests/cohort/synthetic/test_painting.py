@@ -3,12 +3,12 @@
 import numpy as np
 from shapely import contains_xy, union_all
 
-from milcore.cohort.synthetic.anatomy import Nuclei, draw_look
-from milcore.cohort.synthetic.nuclei import NuclearHabit, nucleus_bank
+from milcore.cohort.synthetic.anatomy import Nuclei, draw_style
+from milcore.cohort.synthetic.nuclei import NuclearStyle, nucleus_bank
 from milcore.cohort.synthetic.painting import light_table, paint_slide, stamp
 
 SIZE = (2048, 1536)
-HABIT = NuclearHabit(diameter=12.0, darkness=1.0, blur=0.5)
+STYLE = NuclearStyle(diameter=12.0, darkness=1.0, blur=0.5)
 
 
 def painted(lesion_share: float):
@@ -36,15 +36,15 @@ def test_the_background_is_nearly_white_and_tissue_is_pink() -> None:
 
 
 def test_light_follows_beer_and_lambert() -> None:
-    look = draw_look(np.random.default_rng(0), 0.0)
-    table = light_table(look)
-    assert table[0].tolist() == [round(look.paper)] * 3
-    density = 102 / 102 * look.stains[0] + 51 / 102 * look.stains[1]  # 2.5 / 255 = 1 / 102
-    assert table[102 * 256 + 51].tolist() == np.rint(look.paper * np.exp(-density)).astype(int).tolist()
+    style = draw_style(np.random.default_rng(0), 0.0)
+    table = light_table(style)
+    assert table[0].tolist() == [round(style.paper)] * 3
+    density = 102 / 102 * style.stains[0] + 51 / 102 * style.stains[1]  # 2.5 / 255 = 1 / 102
+    assert table[102 * 256 + 51].tolist() == np.rint(style.paper * np.exp(-density)).astype(int).tolist()
 
 
 def test_two_overlapping_nuclei_leave_the_darker_px() -> None:
-    bank = nucleus_bank(np.random.default_rng(0), HABIT)
+    bank = nucleus_bank(np.random.default_rng(0), STYLE)
     zeros = np.zeros(2, np.intp)
     both = stamp(Nuclei(np.array([[64.0, 64.0], [68.0, 64.0]]), zeros, zeros, np.arange(2)), bank, (128, 128))
     each = [
