@@ -5,7 +5,7 @@ their tissue patches (256 px at 0.5 um/px). A patient's slides share a label. St
 of the label, sites are dealt evenly to both labels. The same seed gives the same bytes whatever the number of workers,
 and ``manifest.csv`` is written last.
 
-This is a test of machinery, not of medicine: nothing learnt here says anything about a real tumour.
+This tests software, not medicine: results on synthetic slides do not carry over to real tumours.
 """
 
 import csv
