@@ -1,17 +1,27 @@
-"""What one rank computes of a global batch, and what its losses count, so that any number of ranks learn the same.
+"""Batches of an epoch: global batches, the part of each that one rank computes, and the weights of the bags' losses.
 
-DDP takes the mean over ranks of their gradients. It is that of ``sum(w l) / sum(w)`` over the global batch if a bag
-that one rank holds counts world_size-fold, and one that all ranks hold a part of counts once on each of them.
+Global batches and weights follow from config, labels and epoch alone; they are dealt to ranks so that any number of
+ranks learns the same. DDP takes the mean of the gradients over ranks. It is that of ``sum(w l) / sum(w)`` over the
+global batch if a bag of one rank counts world_size-fold, and a bag split over all ranks counts once on each of them.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from milcore.mil.bags.dealing import deal, micro_batches
+import numpy as np
+
+from milcore.config import TrainConfig
+from milcore.mil.bags.bags import Bags
+from milcore.mil.bags.dealing import deal, global_batches, micro_batches
+from milcore.training.class_balance import balanced_sample, class_weights
+from milcore.training.context import TrainContext
 
 
 class Group(NamedTuple):
-    """Bags that one rank computes on at once, what the loss of each counts, and whether all ranks hold a part of it."""
+    """Bags that one rank computes on at once, and the weight of each bag's loss.
+
+    ``split_over_ranks`` is true for a bag of which every rank computes a part.
+    """
 
     bags: list[int]
     weights: list[float]
@@ -19,13 +29,54 @@ class Group(NamedTuple):
 
 
 class RankBatch(NamedTuple):
-    """A rank's groups of a global batch, and the sum of the batch's class weights."""
+    """One rank's groups of a global batch, and the sum of the global batch's bag weights."""
 
     groups: list[Group]
     batch_weight: float
 
 
-def rank_batch(  # noqa: PLR0913 - plain numbers, so that it can be told from them alone
+def rank_batches(config: TrainConfig, bags: Bags, budget: int, epoch: int, ctx: TrainContext) -> list[RankBatch]:
+    """The batches of an epoch that one rank computes.
+
+    Args:
+        config: batch size, class balance, instances per bag and seed.
+        bags: those of split ``train`` are taken.
+        budget: instances that one rank computes on at once.
+        epoch: from 0.
+        ctx: of this rank.
+    """
+    weights, most = bag_weights(config, bags), instances_per_bag(config, bags)
+    lengths = [min(length, most) for length in bags.lengths]
+    return [
+        rank_batch(batch, lengths=lengths, weights=weights, budget=budget, rank=ctx.rank, world_size=ctx.world_size)
+        for batch in epoch_batches(config, bags, epoch)
+    ]
+
+
+def epoch_batches(config: TrainConfig, bags: Bags, epoch: int) -> list[list[int]]:
+    """The global batches of an epoch: every training bag once, or every class equally often."""
+    indices = bags.split("train")
+    if config.class_balance == "sampled":
+        labels = [bags.entries[index].label for index in indices]
+        indices = balanced_sample(indices, labels, config.seed, epoch)
+    return global_batches(indices, config.batch_size, config.seed, epoch)
+
+
+def bag_weights(config: TrainConfig, bags: Bags) -> list[float]:
+    """The weight of each bag's loss: 1, or that of its class where classes are weighted."""
+    labels = [entry.label for entry in bags.entries]
+    if config.class_balance != "weighted":
+        return [1.0] * len(labels)
+    of_class = class_weights(np.array([labels[index] for index in bags.split("train")]), bags.classes)
+    return [float(of_class[label]) for label in labels]
+
+
+def instances_per_bag(config: TrainConfig, bags: Bags) -> int:
+    """Instances of a bag that an epoch draws at most."""
+    return config.instances_per_bag or max(bags.lengths)
+
+
+def rank_batch(  # noqa: PLR0913 - plain numbers, so that it is tested without bags
     batch: Sequence[int],
     *,
     lengths: Sequence[int],
@@ -34,26 +85,26 @@ def rank_batch(  # noqa: PLR0913 - plain numbers, so that it can be told from th
     rank: int,
     world_size: int,
 ) -> RankBatch:
-    """The groups of a rank.
+    """The groups of one rank.
 
-    A bag within the budget is one rank's; a larger one is computed on by all ranks, each holding a part. Those come
-    first, so that the ranks meet in one order.
+    A bag within the budget is computed by one rank; a larger one by all ranks, a part each. Those come first, so that
+    the ranks meet in one order.
 
     Args:
         batch: indices of the global batch's bags; one may occur twice.
-        lengths: instances of every bag there is.
-        weights: of the loss of every bag there is.
+        lengths: instances of every bag, by index.
+        weights: of the loss of every bag, by index.
         budget: instances that one rank computes on at once.
-        rank: whose share.
-        world_size: ranks in all.
+        rank: of the groups.
+        world_size: number of ranks.
     """
     total = sum(weights[index] for index in batch)
-    split_over_ranks = [index for index in batch if world_size > 1 and lengths[index] > max(budget, world_size)]
-    rest = [index for index in batch if index not in split_over_ranks]
-    groups = [Group([index], [weights[index] / total], split_over_ranks=True) for index in split_over_ranks]
+    large = [index for index in batch if world_size > 1 and lengths[index] > max(budget, world_size)]
+    rest = [index for index in batch if index not in large]
+    groups = [Group([index], [weights[index] / total], split_over_ranks=True) for index in large]
     groups += [
-        Group(hand, [world_size * weights[index] / total for index in hand], split_over_ranks=False)
-        for hand in micro_batches(deal(rest, lengths, world_size)[rank], lengths, budget)
+        Group(indices, [world_size * weights[index] / total for index in indices], split_over_ranks=False)
+        for indices in micro_batches(deal(rest, lengths, world_size)[rank], lengths, budget)
     ]
-    # a rank left without any joins the all-reduce with somebody's bag and a zero loss
+    # a rank without any bag joins the all-reduce with a bag of another and a zero loss
     return RankBatch(groups or [Group(list(batch[:1]), [0.0], split_over_ranks=False)], total)

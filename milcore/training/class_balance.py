@@ -15,7 +15,7 @@ def class_weights(labels: Int[np.ndarray, " bag"], classes: int) -> Float[np.nda
     return np.divide(len(labels), classes * counts, out=np.zeros(classes), where=counts > 0)
 
 
-def even_draw(indices: Sequence[int], labels: Sequence[int], seed: int, epoch: int) -> list[int]:
+def balanced_sample(indices: Sequence[int], labels: Sequence[int], seed: int, epoch: int) -> list[int]:
     """As many bags as there are, each class as often as any other to within one, in order of class.
 
     The bags of a class are drawn without replacement until all of them were, then again: a small class repeats, and of

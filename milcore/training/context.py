@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from milcore.runtime import storage
 from milcore.runtime.progress import EpochObserver, log_line
@@ -66,6 +68,13 @@ class LocalContext:
                     return
                 log_line(f"checkpoint {name} is not whole; looking for an older one")
         yield None
+
+
+def sum_over_ranks(values: Tensor, ctx: TrainContext) -> Tensor:
+    """Sum a tensor over the ranks, in place where there are several."""
+    if ctx.world_size > 1:
+        dist.all_reduce(values)
+    return values
 
 
 def checkpoint_names(uri: str) -> list[str]:

@@ -42,8 +42,8 @@ class Optimisation:
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]  # torch ships it so
 
     @property
-    def outcome(self) -> nn.Module:
-        """What is validated and published: the average, where there is one and a step was taken, else the model."""
+    def eval_model(self) -> nn.Module:
+        """The model to validate and publish: the moving average after its first step, else the model."""
         if self.ema is None or int(self.ema.n_averaged) == 0:
             return self.model
         return self.ema.module
