@@ -1,1 +1,4 @@
-"""Speed against peers, side by side, with the method written down. Tests are never timed; timing lives here."""
+"""Benchmarks: speed beside other tools, with the method written down.
+
+Tests are never timed; timing lives here.
+"""

@@ -1,4 +1,6 @@
-"""``milcore encode`` end to end against the bare network on pixels that lie in memory, ready to be multiplied.
+"""Speed of ``milcore encode`` end to end against the bare network.
+
+The bare network gets normalised pixels that lie in memory.
 
 ``python -m benchmarks.encode [speeds] [stages] [passes] [--json] [--rounds N]``, a few minutes each at most
 
@@ -53,7 +55,7 @@ CPU = torch.device("cpu")
 CORES = len(os.sched_getaffinity(0))
 
 
-class Taken(NamedTuple):
+class Timing(NamedTuple):
     """Seconds by the clock, and of the processors over all threads."""
 
     clock: float
@@ -69,7 +71,10 @@ class Case(NamedTuple):
 
 
 def write_store(uri: str, slides: int) -> PatchStore:
-    """Slides of smooth noise in the colours of H&E, which as JPEG takes about what tissue takes."""
+    """Slides of smooth noise in the colours of H&E.
+
+    As JPEG it takes about as many bytes as tissue.
+    """
     store, generator = PatchStore(uri), np.random.default_rng(0)
     planned = tuple(Slide(f"s{k}", f"s{k}.tiff", k % 2, f"p{k}", "", None, None, None) for k in range(slides))
     store.write_manifest(Manifest(planned, ("0", "1")))
@@ -85,7 +90,10 @@ def write_store(uri: str, slides: int) -> PatchStore:
 
 
 def cases(folder: Path) -> list[Case]:
-    """The packaged network eager, in half precision and as a graph; a larger convolutional one; a transformer."""
+    """Encoders to measure.
+
+    The packaged network eager, in half precision and as a graph; a larger convolutional one; a transformer.
+    """
     eager = "efficientnet_lite0"
     onnx = _onnx_of(make(parse_spec(eager), CPU).network, folder / "efficientnet_lite0.onnx")
     torch.manual_seed(0)
@@ -117,7 +125,7 @@ def compare(folder: Path, case: Case, rounds: int) -> dict[str, object]:
         )
         for number in range(rounds + 1)
     ][1:]
-    bare, whole = (statistics.median(taken.clock for taken in column) for column in zip(*pairs, strict=True))
+    bare, whole = (statistics.median(timing.clock for timing in column) for column in zip(*pairs, strict=True))
     ratios = [alone.clock / product.clock for alone, product in pairs]
     cost = statistics.median(alone.processors / product.processors for alone, product in pairs)
     return {
@@ -130,11 +138,11 @@ def compare(folder: Path, case: Case, rounds: int) -> dict[str, object]:
     }
 
 
-def timed(action: Callable[[], object]) -> Taken:
-    """How long it takes."""
+def timed(action: Callable[[], object]) -> Timing:
+    """Time one call of the action."""
     clock, processors = time.perf_counter(), time.process_time()
     action()
-    return Taken(time.perf_counter() - clock, time.process_time() - processors)
+    return Timing(time.perf_counter() - clock, time.process_time() - processors)
 
 
 def run_bare(call: Callable[[Tensor], Tensor], parts: list[Tensor], passes: int, threads: int) -> None:
@@ -176,18 +184,21 @@ def stages(folder: Path, case: Case) -> dict[str, object]:
 
 
 def passes(folder: Path, case: Case, rounds: int) -> Iterator[dict[str, object]]:
-    """The bare network: passes at a time, threads of each, patches in each; a graph brings no threads of its own."""
+    """The bare network by passes at a time, threads and patches of each.
+
+    A graph has no threads of its own.
+    """
     store = write_store(str(folder / "store-4"), 4)
     call, pixels = _bare(case.spec, store)
     ways = [(CORES, 1)] if "ONNX" in case.name else sorted({(CORES, 1), (1, CORES), (1, 1)}, reverse=True)
     cells = list(itertools.product(ways, ROWS))
-    found: dict[tuple[tuple[int, int], int], list[float]] = {cell: [] for cell in cells}
+    speeds_of: dict[tuple[tuple[int, int], int], list[float]] = {cell: [] for cell in cells}
     for _ in range(rounds + 1):
         for (count, threads), rows in cells:
-            taken = timed(functools.partial(run_bare, call, list(pixels.split(rows)), count, threads))
-            found[(count, threads), rows].append(len(pixels) / taken.clock)
+            timing = timed(functools.partial(run_bare, call, list(pixels.split(rows)), count, threads))
+            speeds_of[(count, threads), rows].append(len(pixels) / timing.clock)
     for way in ways:
-        speeds = {f"{rows} patches": f"{statistics.median(found[way, rows][1:]):.1f}" for rows in ROWS}
+        speeds = {f"{rows} patches": f"{statistics.median(speeds_of[way, rows][1:]):.1f}" for rows in ROWS}
         yield {"encoder": case.name, "passes at a time": way[0], "threads of each": way[1]} | speeds
 
 

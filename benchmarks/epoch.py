@@ -1,4 +1,4 @@
-"""An epoch of ``fit`` from a store on disk against the bare training steps of the same bags.
+"""Time of an epoch of ``fit`` from a store against its bare training steps.
 
 ``python -m benchmarks.epoch [--json] [--cases bc] [--rounds N]``
 

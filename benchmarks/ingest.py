@@ -51,7 +51,7 @@ from scipy import ndimage
 from benchmarks.memory import resident_mb
 from benchmarks.reading import reading_rows
 from milcore.config import Codec, IngestConfig, ReaderChoice
-from milcore.ingestion.extract import Storing, extract
+from milcore.ingestion.extract import PatchEncoding, extract
 from milcore.ingestion.slide import mask_of, thumbnail_edge
 from milcore.ingestion.tiling import TilePlan, plan_tiles
 from milcore.runtime.malloc import keep_freed_memory
@@ -67,7 +67,7 @@ BASELINES = ("openslide_hdf5", "openslide_hdf5_open")
 
 
 class Task(NamedTuple):
-    """All whole native tiles of a slide, to be cut into a folder, several times over."""
+    """All whole native tiles of a slide, cut into a folder ``passes`` times."""
 
     path: Path
     plan: TilePlan
@@ -83,7 +83,7 @@ Cutter = Callable[[Task], Iterator[Step]]
 
 
 def native_task(path: Path, folder: Path, threads: int) -> Task:
-    """The plan whose patches are the slide's native tiles, or 256 px where it tells none."""
+    """Plan whose patches are the native tiles of level 0."""
     with tifffile.TiffFile(path) as tiff:
         edge = tiff.pages[0].tilewidth
     with open_slide(path) as reader:
@@ -153,7 +153,7 @@ def ours(codec: Codec, reader: ReaderChoice, task: Task) -> Iterator[Step]:
     writer = ShardWriter(str(task.folder / "patches"), task.edge, codec, config.jpeg_quality)
     for _ in range(task.passes):
         with open_slide(task.path, reader) as slide:
-            chunks = extract(slide, task.plan, config, Storing(codec), task.threads)
+            chunks = extract(slide, task.plan, config, PatchEncoding(codec), task.threads)
             yield partial(_each_to, lambda chunk: writer.append_chunk(chunk or b""), chunks)
     yield writer.finish
 
@@ -194,7 +194,10 @@ CUTTERS: dict[str, Cutter] = {
 
 
 def run_here(method: str, path: Path, threads: int) -> dict[str, float]:
-    """Cut the slide by a method in this process: CPU and wall seconds, patches, highest resident set in MB."""
+    """Cut the slide by a method in this process.
+
+    Returns CPU and wall seconds, patches, and the highest resident set in MB.
+    """
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         task = native_task(path, Path(folder), threads)
@@ -208,8 +211,8 @@ def run_here(method: str, path: Path, threads: int) -> dict[str, float]:
 
 
 def _cpu_s() -> float:
-    its = resource.getrusage(resource.RUSAGE_SELF)
-    return its.ru_utime + its.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def run_apart(method: str, path: Path, threads: int) -> dict[str, float]:
@@ -229,8 +232,8 @@ def cutting_rows(path: Path, rounds: int) -> list[dict[str, Any]]:
     for _ in range(rounds):
         for method in methods:
             runs[method].append(run_apart(method, path, 1))
-        for method, its in on_all_cores.items():
-            its.append(run_apart(method, path, os.cpu_count() or 1))
+        for method, method_runs in on_all_cores.items():
+            method_runs.append(run_apart(method, path, os.cpu_count() or 1))
     with tempfile.TemporaryDirectory() as folder:
         edge = native_task(path, Path(folder), 1).edge
     rows = []
@@ -252,7 +255,7 @@ def cutting_rows(path: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def _runs(method: str, path: Path) -> bool:
-    """Whether a method can take the slide: tiffslide and passthrough need TIFF tiles of their kinds."""
+    """True where a method can read the slide: passthrough needs JPEG tiles."""
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
         return method != "ours_passthrough" or page.compression == tifffile.COMPRESSION.JPEG
@@ -279,7 +282,7 @@ def fixed_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_synthetic(path: Path, quality: int) -> None:
-    """A stained texture, the same every time, of 20,000 x 20,000 px at 0.5 um/px in four levels."""
+    """Write a seeded stained texture, 20,000 x 20,000 px at 0.5 um/px, four levels."""
     noise = np.random.default_rng(0).standard_normal((2000, 2000, 2))
     stain = ndimage.gaussian_filter(noise, (6, 6, 0), mode="wrap") * 25 + ndimage.gaussian_filter(
         noise, (2, 2, 0), mode="wrap"

@@ -29,14 +29,14 @@ def main() -> None:
     rows = torch.randn(options.instances, WIDTH)
     model = make_model(TrainConfig(features="f"), WIDTH, classes=2).eval()
     began = time.perf_counter()
-    found = leave_one_out(model, Bag("bag", "", 0, rows))
+    log_probs = leave_one_out(model, Bag("bag", "", 0, rows))
     merged = time.perf_counter() - began
     places = torch.linspace(0, options.instances - 1, options.brute).long().tolist()
     began = time.perf_counter()
     with torch.no_grad():
         asked = [model(pack([Bag("", "", 0, torch.cat([rows[:k], rows[k + 1 :]]))], [0]), None)[0] for k in places]
     brute = (time.perf_counter() - began) / len(places) * options.instances
-    apart = (torch.stack(asked) - found[places]).abs().max().item()
+    apart = (torch.stack(asked) - log_probs[places]).abs().max().item()
     print(f"{options.instances} instances: merges {merged:.2f} s, brute force {brute:.0f} s, {brute / merged:.0f} x")
     print(f"largest difference of a log-probability: {apart:.1e}")
 

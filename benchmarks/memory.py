@@ -1,6 +1,6 @@
-"""Resident memory of this process, as Linux tells it.
+"""Resident memory of this process, from /proc/self/status.
 
-The surprise: ``ru_maxrss`` of a process begins at the mark of the process that started it; ``VmHWM`` does not.
+``ru_maxrss`` of a process begins at the mark of the process that started it; ``VmHWM`` does not.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training steps of gated attention MIL on frozen features: this project against the ways others take them.
+"""Speed of training steps of gated attention MIL on frozen features, beside peers.
 
 ``python -m benchmarks.pooling [--json] [--cases abcd] [--rounds N] [--dropout RATE] [--dtypes fp32,bf16]``
 
@@ -73,8 +73,8 @@ class Batch(NamedTuple):
 
 def make_batch(case: str, dtype: torch.dtype) -> Batch:
     """The bags of a case."""
-    its = CASES[case]
-    lengths = np.random.default_rng(0).integers(its.low, its.high + 1, its.bags).tolist()
+    sizes = CASES[case]
+    lengths = np.random.default_rng(0).integers(sizes.low, sizes.high + 1, sizes.bags).tolist()
     generator = torch.Generator().manual_seed(0)
     features = torch.empty(sum(lengths), WIDTH, dtype=dtype)
     for block in features.split(8192):
@@ -83,7 +83,7 @@ def make_batch(case: str, dtype: torch.dtype) -> Batch:
 
 
 class OneBag(nn.Module):
-    """Gated attention MIL of one bag, written the way the authors' code is (Ilse et al. 2018)."""
+    """Gated attention MIL of one bag, as in Ilse et al.'s code (2018)."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()

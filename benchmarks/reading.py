@@ -1,9 +1,10 @@
-"""Patches read back from the store, HDF5 and plain Zarr at equal codec; rows for ``benchmarks.ingest``.
+"""Speed of reading patches from the store, HDF5 and Zarr at equal codec.
 
-The same patches, repeated to 1,000, lie raw, compressed losslessly (zstd here, gzip-4 in HDF5, as its tools
-do, zstd in Zarr) and as JPEG files. In sequence they are read in runs of 64, at random one by one in a shuffled order
-that is the same for all; whoever reads JPEG files from HDF5 or Zarr decodes them with the same decoder. Files lie in
-the page cache. Every method reads once a round, in turn; patches over CPU seconds, the median of the rounds.
+Rows for ``benchmarks.ingest``. The same patches, repeated to 1,000, lie raw, compressed losslessly (zstd here, gzip-4
+in HDF5, as its tools do, zstd in Zarr) and as JPEG files. In sequence they are read in runs of 64, at random one by one
+in a shuffled order that is the same for all; whoever reads JPEG files from HDF5 or Zarr decodes them with the same
+decoder. Files lie in the page cache. Every method reads once a round, in turn; patches over CPU seconds, the median of
+the rounds.
 """
 
 import statistics
@@ -96,11 +97,11 @@ def _hdf5(folder: Path, patches: Patches, codec: Codec) -> Read:
 def _zarr(folder: Path, patches: Patches, codec: Codec) -> Read:
     if codec == "jpeg":
         files = [encode_patch(patch, "jpeg", 90) for patch in patches]
-        longest = max(len(its) for its in files)
-        padded = np.stack([np.frombuffer(its.ljust(longest, b"\0"), np.uint8) for its in files])
+        longest = max(len(file) for file in files)
+        padded = np.stack([np.frombuffer(file.ljust(longest, b"\0"), np.uint8) for file in files])
         kept = zarr.create_array(folder / "jpeg.zarr", data=padded, chunks=(1, longest), compressors=None)
         return lambda low, high: np.stack(
-            [imagecodecs.jpeg8_decode(its.tobytes()) for its in np.asarray(kept[low:high])]
+            [imagecodecs.jpeg8_decode(file.tobytes()) for file in np.asarray(kept[low:high])]
         )
     how = ZstdCodec(level=3) if codec == "zstd" else None
     array = zarr.create_array(folder / f"{codec}.zarr", data=patches, chunks=(1, *patches.shape[1:]), compressors=how)
@@ -108,4 +109,4 @@ def _zarr(folder: Path, patches: Patches, codec: Codec) -> Read:
 
 
 def _decoded(files: npt.NDArray[np.generic]) -> Patches:
-    return np.stack([imagecodecs.jpeg8_decode(its.tobytes()) for its in files])
+    return np.stack([imagecodecs.jpeg8_decode(file.tobytes()) for file in files])

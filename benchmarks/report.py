@@ -1,4 +1,4 @@
-"""How large a report is, and how long Chromium takes to open it.
+"""Size of a report, and the time that Chromium takes to open it.
 
 ``python -m benchmarks.report [--slides 24 500] [--rounds N] [--json]``
 

@@ -1,4 +1,4 @@
-"""What more workers bring: training by the product's own command path under Ray, and sweeps against trials in turn.
+"""Speed of training and of sweeps by number of Ray workers.
 
 ``python -m benchmarks.scaling [training] [nodes] [reports] [sweep] [--json] [--bags N] [--instances N] [--epochs N]``
 
@@ -53,7 +53,10 @@ Row = dict[str, Any]
 
 
 def write_store(uri: str, bags: int, instances: int) -> str:
-    """Slides that consist of random features, half to one and a half times as many; every other one positive."""
+    """Write slides of random features; every other one is positive.
+
+    A slide has half to one and a half times ``instances``.
+    """
     store, generator = PatchStore(uri), np.random.default_rng(0)
     slides = tuple(Slide(f"s{k}", f"s{k}", k % 2, f"p{k}", "", None, "train", None) for k in range(bags))
     slides += tuple(Slide(f"v{k}", f"v{k}", k % 2, f"q{k}", "", None, "val", None) for k in range(2))
@@ -68,7 +71,7 @@ def write_store(uri: str, bags: int, instances: int) -> str:
 
 
 def training_config(epochs: int) -> TrainConfig:
-    """What every run has in common; no epoch is the last before its time."""
+    """Training settings of every run; early stopping never ends one."""
     return TrainConfig(features="f", epochs=epochs, patience=epochs, batch_size=BATCH, checkpoint_every=epochs)
 
 
@@ -77,11 +80,11 @@ def measure(store: str, run: str, config: TrainConfig, launch: LaunchConfig) -> 
     prepare_run(store, run, config, SplitConfig())
     started = time.time()
     train_with(run, launch)
-    return seen(run, started)
+    return speed_of(run, started)
 
 
-def seen(run: str, started: float) -> Row:
-    """What a finished run says of its speed."""
+def speed_of(run: str, started: float) -> Row:
+    """Speed of a finished run, from its history and event file."""
     ended = epoch_ends(run)
     between = statistics.median(np.diff(ended))
     return {
@@ -93,7 +96,7 @@ def seen(run: str, started: float) -> Row:
 
 
 def measure_side_by_side(store: str, folder: str, config: TrainConfig) -> Row:
-    """Two processes with a run each, knowing nothing of each other; their speeds added."""
+    """Two independent processes with a run each; their speeds added."""
     runs = [f"{folder}/beside{k}" for k in range(2)]
     for run in runs:
         prepare_run(store, run, config, SplitConfig())
@@ -102,7 +105,7 @@ def measure_side_by_side(store: str, folder: str, config: TrainConfig) -> Row:
     for process in [subprocess.Popen(command) for command in commands]:
         if process.wait() != 0:
             raise RuntimeError(f"a run ended with {process.returncode}")
-    first, second = (seen(run, started) for run in runs)
+    first, second = (speed_of(run, started) for run in runs)
     return {
         **{name: (first[name] + second[name]) / 2 for name in first},
         "bags_per_sec": first["bags_per_sec"] + second["bags_per_sec"],
@@ -110,7 +113,7 @@ def measure_side_by_side(store: str, folder: str, config: TrainConfig) -> Row:
 
 
 def epoch_ends(run: str) -> list[float]:
-    """When each epoch was reported, by the run's event file."""
+    """Time at which each epoch was reported, by the run's event file."""
     from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415 - it imports a cloud's storage client
 
     (name,) = storage.names(storage.join(run, "tensorboard"))
@@ -132,7 +135,10 @@ def figures(run: str, metric: str) -> list[float]:
 
 @contextlib.contextmanager
 def nodes(count: int) -> Iterator[str]:
-    """The address of a cluster of so many nodes of one CPU, each a raylet of this machine, and a head without any."""
+    """Address of a Ray cluster of ``count`` nodes with one CPU each.
+
+    Each is a raylet of this machine; the head has no CPU.
+    """
     ray = str(Path(sys.executable).with_name("ray"))
     quiet = ["--dashboard-agent-listen-port=0", "--metrics-export-port=0", "--disable-usage-stats"]
     begin = [ray, "start", "--block", "--node-ip-address=127.0.0.1", *quiet]
@@ -157,8 +163,8 @@ def nodes(count: int) -> Iterator[str]:
 
 def free_ports(count: int) -> list[int]:
     """Loopback ports free now and outside the range of Ray's workers (10002 to 19999)."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
@@ -229,7 +235,7 @@ def sweep(folder: str, given: argparse.Namespace) -> list[Row]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Wall time of one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -277,15 +283,15 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}; allowed: {', '.join(PARTS)}")
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which Ray starts from here
     torch.set_num_threads(1)
-    said: dict[str, list[Row]] = {}
+    tables: dict[str, list[Row]] = {}
     for part in given.parts or PARTS:
         with tempfile.TemporaryDirectory() as folder:
-            said[part] = PARTS[part](folder, given)
+            tables[part] = PARTS[part](folder, given)
         if not given.json:
-            print(f"\n{part}\n\n{table(said[part])}", flush=True)
+            print(f"\n{part}\n\n{table(tables[part])}", flush=True)
     if given.json:
         about = {"torch": torch.__version__, "python": platform.python_version(), "cpus": os.cpu_count()}
-        print(json.dumps({**said, "about": about | vars(given)}, indent=1))
+        print(json.dumps({**tables, "about": about | vars(given)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def wanted(poolings: str, levels: str) -> list[tuple[PoolingName, Level]]:
 
 
 def protocols(given: argparse.Namespace, pooling: PoolingName, level: Level) -> Iterator[tuple[str, Protocol]]:
-    """The rule's protocol and, where a file of settings is given, that of the file."""
+    """Default protocol, and that of the file of settings if given."""
     kind = "bags" if given.bags else "mnist" if given.mnist else "patches"
     encoder = given.encoder or ENCODERS_OF[kind][0]
     if encoder not in ENCODERS_OF[kind]:
@@ -185,7 +185,10 @@ def _read(path: Path) -> FoldResult:
 
 
 def _draw(experiment: Experiment, results: Sequence[FoldResult], folder: Path) -> None:
-    """Attention over the positive test bags of the first fold, where instances are patches at known places."""
+    """Draw attention over the positive test bags of the first fold.
+
+    Bags are left out whose instances have no pixels or no coordinates.
+    """
     store = PatchStore(experiment.folds[0].store_uri)
     for name, attention in results[0].attention.items():
         slide = store.slide(name)

@@ -1,4 +1,4 @@
-"""Attention over the nuclei: a bag's patches at their places, those of the class to be found, and by attention."""
+"""Figure of attention over the patches of a bag."""
 
 from pathlib import Path
 
@@ -12,8 +12,9 @@ WHITE = 255
 
 
 def draw(slide: SlideGroup, attention: np.ndarray, file: Path) -> None:
-    """Write four panels side by side: all patches; the positive instances; every patch lit by its attention, twice.
+    """Write four panels of a bag's patches at their places, side by side.
 
+    They are all patches, the positive instances, and every patch lit by its attention, twice.
     In the third panel attention is rescaled to ``(a - min) / (max - min)``, as in the source, so that black is the
     least; in the fourth a patch is lit by its percentile, which shows the order where few patches hold all attention.
 
@@ -26,11 +27,11 @@ def draw(slide: SlideGroup, attention: np.ndarray, file: Path) -> None:
     """
     patches, labels = slide.patches(0, len(slide)), slide.instance_labels
     share = (attention - attention.min()) / max(np.ptp(attention), np.finfo(float).tiny)
-    found = np.zeros(len(slide), bool) if labels is None else labels == 1
+    positive = np.zeros(len(slide), bool) if labels is None else labels == 1
     corners = slide.coords - slide.coords.min(axis=0)
     panels = [
         _panel(patches, corners),
-        _panel(patches[found], corners, found),
+        _panel(patches[positive], corners, positive),
         _panel(_lit(patches, share), corners),
         _panel(_lit(patches, percentile(attention) / 100), corners),
     ]

@@ -1,11 +1,12 @@
-"""What happens in one outer fold: settings chosen and models trained on its training bags, its test bags read once.
+"""Protocol of one outer fold.
 
-The rule is one for every set. Settings are fixed by the kind of instance, save those that have several candidates: each
-is trained without one inner part of the training bags in turn, and the one of least mean log-loss on the parts is
-taken. Then the members of an ensemble, which differ by seed, are trained on the training bags, to the last epoch of the
-schedule. With ``validation_parts`` member m leaves out part m and keeps its best epoch on it instead. A bag's
-probability and attention are the members' means. It is called positive from 0.5 on, or, where inner parts were left
-out, from where Platt scaling on what was said of these gives even odds.
+Settings are chosen and models trained on its training bags; its test bags are read once. The rule is one for every set.
+Settings are fixed by the kind of instance, save those that have several candidates: each is trained without one inner
+part of the training bags in turn, and the one of least mean log-loss on the parts is taken. Then the members of an
+ensemble, which differ by seed, are trained on the training bags, to the last epoch of the schedule. With
+``validation_parts`` member m leaves out part m and keeps its best epoch on it instead. A bag's probability and
+attention are the members' means. It is called positive from 0.5 on, or, where inner parts were left out, from where
+Platt scaling on the predictions of these gives even odds.
 
 Beside it, fitted on the same training bags: logistic regression on the mean and standard deviation of a bag's features
 (of its pixels' colours), and one member trained on shuffled labels.
@@ -43,7 +44,7 @@ SMALLEST_PROBABILITY = 1e-6
 
 
 class Fold(NamedTuple):
-    """Bags to learn from and bags to be tested on, by their slide ids in a store."""
+    """Training and test bags, by their slide ids in a store."""
 
     repeat: int
     number: int
@@ -54,7 +55,7 @@ class Fold(NamedTuple):
 
 @dataclass(frozen=True)
 class Protocol:
-    """How every fold of a row is computed.
+    """Settings by which every fold of a row is computed.
 
     Args:
         config: of the model and its training.
@@ -73,10 +74,10 @@ class Protocol:
     controls_until: int
 
     def with_candidates(self, factors: Sequence[float]) -> "Protocol":
-        """The same with a choice of learning rates too, the config's times each factor, for every candidate."""
+        """Candidates times learning rates: the config's times each factor."""
         rates = [self.config.learning_rate * factor for factor in factors]
         return replace(
-            self, candidates=tuple(its | {"learning_rate": rate} for its in self.candidates for rate in rates)
+            self, candidates=tuple(settings | {"learning_rate": rate} for settings in self.candidates for rate in rates)
         )
 
     def with_settings(self, settings: dict[str, Any]) -> "Protocol":
@@ -85,10 +86,11 @@ class Protocol:
 
 
 class FoldResult(NamedTuple):
-    """What a fold says of its test bags, as JSON takes it; ``attention`` is that of positive bags.
+    """Predictions of a fold's test bags, as JSON takes them.
 
-    ``left_out`` are probabilities of training bags by models that had not seen them, by which ``threshold`` is chosen;
-    ``validation`` is the accuracy on bags left out of training inside the training bags, None where none were.
+    ``attention`` is that of positive bags. ``left_out`` are probabilities of training bags by models that had not seen
+    them, by which ``threshold`` is chosen; ``validation`` is the accuracy on bags left out of training inside the
+    training bags, None where none were.
     """
 
     repeat: int
@@ -118,25 +120,27 @@ def run_fold(protocol: Protocol, fold: Fold) -> FoldResult:
     selected = time.perf_counter()
     config = _with(protocol.config, chosen.settings)
     trained = [_train_member(protocol, config, bags, fold, member) for member in range(protocol.members)]
-    said = _mean([predict_bags((its.result.model,), its.bags, bags.split("test"), CPU) for its in trained])
-    seen = [its.accuracy for its in trained if its.accuracy is not None]
     tested = bags.split("test")
-    attention = {bags.entries[i].bag_id: its.attention for i, its in said.items() if bags.entries[i].label}
+    predictions = _mean([predict_bags((member.result.model,), member.bags, tested, CPU) for member in trained])
+    accuracies = [member.accuracy for member in trained if member.accuracy is not None]
+    attention = {
+        bags.entries[index].bag_id: bag.attention for index, bag in predictions.items() if bags.entries[index].label
+    }
     return FoldResult(
         fold.repeat,
         fold.number,
         [bags.entries[index].bag_id for index in tested],
         [bags.entries[index].label for index in tested],
-        [_positive(said[index]) for index in tested],
+        [_positive(predictions[index]) for index in tested],
         colour_control(bags),
         _shuffled(protocol, config, bags, fold),
         _localised(fold, attention),
-        {name: its.tolist() for name, its in attention.items()},
+        {name: weights.tolist() for name, weights in attention.items()},
         chosen.settings,
         chosen.left_out,
         chosen.threshold,
-        float(np.mean(seen)) if seen else chosen.accuracy,
-        [its.result.best_epoch + 1 for its in trained],
+        float(np.mean(accuracies)) if accuracies else chosen.accuracy,
+        [member.result.best_epoch + 1 for member in trained],
         selected - started,
         time.perf_counter() - started,
     )
@@ -162,13 +166,17 @@ def inner_parts(bags: Bags, parts: int, seed: Sequence[int]) -> list[list[str]]:
     return [[bags.entries[indices[place]].bag_id for place in places] for _, places in cut]
 
 
-def holding_out(bags: Bags, held: Sequence[str], split: str) -> Bags:
+def holding_out(bags: Bags, bag_ids: Sequence[str], split: str) -> Bags:
     """The same bags with some training bags in another split."""
-    return bags.with_splits({entry.bag_id: entry.split for entry in bags.entries} | dict.fromkeys(held, split))
+    return bags.with_splits({entry.bag_id: entry.split for entry in bags.entries} | dict.fromkeys(bag_ids, split))
 
 
 def bag_statistics(instances: torch.Tensor) -> np.ndarray:
-    """Mean and standard deviation of every feature of (instance, feature), or colour of (instance, y, x, channel)."""
+    """Mean and standard deviation of every feature or colour of a bag.
+
+    Args:
+        instances: (instance, feature), or (instance, y, x, channel).
+    """
     flat = instances.reshape(-1, instances.shape[-1]).double()
     return torch.cat([flat.mean(dim=0), flat.std(dim=0, correction=0)]).numpy()
 
@@ -184,8 +192,9 @@ def colour_control(bags: Bags) -> list[float]:
 
 
 def even_odds(labels: np.ndarray, probability: np.ndarray) -> float:
-    """The probability whose odds are even by Platt scaling, ``sigmoid(a logit p + b)`` fitted to the bags given.
+    """Probability whose odds are even by Platt scaling.
 
+    The scaling is ``sigmoid(a logit p + b)``, fitted to the bags given.
     Targets are smoothed, so that bags which the probabilities divide without a fault have a scaling too. One half where
     the probabilities do not rise with the labels.
 
@@ -204,7 +213,7 @@ def even_odds(labels: np.ndarray, probability: np.ndarray) -> float:
 
 
 class _Member(NamedTuple):
-    """A trained member, the division it was trained on, and its accuracy on the part it left out."""
+    """A trained member, the bags as split for it, and its validation accuracy."""
 
     result: FitResult
     bags: Bags
@@ -226,7 +235,10 @@ def _train_member(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fol
 
 
 class _Choice(NamedTuple):
-    """Settings, what models of them say of training bags they had not seen, and the accuracy from the threshold on."""
+    """Chosen settings, with the predictions of left-out training bags.
+
+    ``accuracy`` is that of these predictions at ``threshold``.
+    """
 
     settings: dict[str, Any]
     left_out: dict[str, float]
@@ -235,30 +247,32 @@ class _Choice(NamedTuple):
 
 
 def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> _Choice:
-    """The candidate of least log-loss over the inner parts, and the threshold for what it says of them."""
+    """Candidate of least log-loss over the inner parts, and its threshold."""
     if len(protocol.candidates) == 1:
         return _Choice(protocol.candidates[0], {}, THRESHOLD, None)
     label_of = {bags.entries[index].bag_id: bags.entries[index].label for index in bags.split("train")}
     parts = inner_parts(bags, protocol.selection_parts, (fold.repeat, fold.number))
-    said = []
+    predictions = []
     for candidate in protocol.candidates:
         config = _with(protocol.config, candidate)
-        said.append({name: its for part in parts for name, its in _left_out(config, bags, part).items()})
-    labels = np.array([label_of[name] for name in said[0]])
-    losses = [log_loss(labels, list(its.values()), labels=[0, 1]) for its in said]
+        predictions.append(
+            {name: probability for part in parts for name, probability in _left_out(config, bags, part).items()}
+        )
+    labels = np.array([label_of[name] for name in predictions[0]])
+    losses = [log_loss(labels, list(candidate.values()), labels=[0, 1]) for candidate in predictions]
     best = int(np.argmin(losses))
-    probability = np.array(list(said[best].values()))
+    probability = np.array(list(predictions[best].values()))
     threshold = even_odds(labels, probability)
     accuracy = float(np.mean((probability >= threshold) == labels))
-    return _Choice(protocol.candidates[best], said[best], threshold, accuracy)
+    return _Choice(protocol.candidates[best], predictions[best], threshold, accuracy)
 
 
 def _left_out(config: TrainConfig, bags: Bags, part: Sequence[str]) -> dict[str, float]:
     """Probabilities of the bags of a part by a model trained without them."""
     with_splits = holding_out(bags, part, "held")
     model = fit(config, with_splits, LocalContext(None, CPU)).model
-    said = predict_bags((model,), with_splits, with_splits.split("held"), CPU)
-    return {with_splits.entries[index].bag_id: _positive(its) for index, its in said.items()}
+    predictions = predict_bags((model,), with_splits, with_splits.split("held"), CPU)
+    return {with_splits.entries[index].bag_id: _positive(bag) for index, bag in predictions.items()}
 
 
 def _shuffled(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold) -> list[float] | None:
@@ -266,32 +280,33 @@ def _shuffled(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold) -
         return None
     random = shuffle_labels(bags, 1000 * fold.repeat + fold.number)
     model = _train_member(protocol, config, random, fold, 0).result.model
-    said = predict_bags((model,), random, random.split("test"), CPU)
-    return [_positive(its) for its in said.values()]
+    predictions = predict_bags((model,), random, random.split("test"), CPU)
+    return [_positive(bag) for bag in predictions.values()]
 
 
 def _localised(fold: Fold, attention: dict[str, np.ndarray]) -> dict[str, float]:
-    """Within-bag AUROC of attention for every positive test bag whose instances have labels of both kinds."""
+    """Within-bag AUROC of attention, of positive bags with both instance labels."""
     store = PatchStore(fold.store_uri)
-    return localise({name: (its, store.slide(name).instance_labels) for name, its in attention.items()}).bags
+    return localise({name: (weights, store.slide(name).instance_labels) for name, weights in attention.items()}).bags
 
 
 def _mean(members: list[dict[int, BagPrediction]]) -> dict[int, BagPrediction]:
     return {
         index: BagPrediction(
-            np.concatenate([its[index].members for its in members]),
-            np.mean([its[index].attention for its in members], axis=0),
+            np.concatenate([member[index].members for member in members]),
+            np.mean([member[index].attention for member in members], axis=0),
         )
         for index in members[0]
     }
 
 
-def _positive(said: BagPrediction) -> float:
-    return float(said.probability[1])
+def _positive(prediction: BagPrediction) -> float:
+    return float(prediction.probability[1])
 
 
-def _accuracy(bags: Bags, said: dict[int, BagPrediction]) -> float:
-    return float(np.mean([(_positive(its) >= THRESHOLD) == bags.entries[index].label for index, its in said.items()]))
+def _accuracy(bags: Bags, predictions: dict[int, BagPrediction]) -> float:
+    hits = [(_positive(bag) >= THRESHOLD) == bags.entries[index].label for index, bag in predictions.items()]
+    return float(np.mean(hits))
 
 
 def _with(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:

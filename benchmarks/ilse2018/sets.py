@@ -1,8 +1,9 @@
-"""The three kinds of sets: each file becomes a store by the product's import, and a list of outer folds.
+"""Data sets of three kinds as stores and outer folds.
 
-Classic MIL sets (``X, bag, y``) and histology (``patches, bag, y``, maybe ``cls`` and ``xy``) are cut into 10 folds, by
-a file of folds or stratified at random. MNIST-bags are drawn: N(mean, sd) digits a bag, positive if the target digit is
-among them, half of the bags positive; a repeat has test bags of its own.
+Each file becomes a store by the product's import. Classic MIL sets (``X, bag, y``) and histology (``patches, bag, y``,
+maybe ``cls`` and ``xy``) are cut into 10 folds, by a file of folds or stratified at random. MNIST-bags are drawn:
+N(mean, sd) digits a bag, positive if the target digit is among them, half of the bags positive; a repeat has test bags
+of its own.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ POSITIVE_CLASS = 0
 
 
 class Experiment(NamedTuple):
-    """One row of a table before poolings are named: its folds, and the sha256 of the file they come from."""
+    """A data set: its folds, and the sha256 of its file."""
 
     name: str
     sha256: str
@@ -45,7 +46,10 @@ def bags_experiment(file: str, folds_file: str | None, repeats: int, out: Path) 
 
 
 def patches_experiment(file: str, folds_file: str | None, repeats: int, positive: str | None, out: Path) -> Experiment:
-    """Histology from pixels; ``positive`` names the class of instances to be found, default the one of number 0."""
+    """Histology from pixels.
+
+    ``positive`` names the class of positive instances; None is class 0.
+    """
     store_uri = str(out / "store")
     names = (positive,) if positive is not None else _first_class(file)
     _import(file, store_uri, ImportConfig(format="patches-npz", positive_instances=names))
@@ -53,7 +57,7 @@ def patches_experiment(file: str, folds_file: str | None, repeats: int, positive
 
 
 class MnistBags(NamedTuple):
-    """What MNIST-bags are drawn from and like: the file, the digit that makes a bag positive, the mean bag length."""
+    """File of MNIST, digit that makes a bag positive, mean bag length."""
 
     file: str
     target: int
@@ -61,7 +65,10 @@ class MnistBags(NamedTuple):
 
 
 def mnist_experiments(drawn: MnistBags, sizes: Sequence[int], repeats: int, out: Path) -> list[Experiment]:
-    """MNIST-bags: one experiment per number of training bags, a fold per repeat; smaller sets begin larger ones."""
+    """MNIST-bags: one experiment per number of training bags, a fold per repeat.
+
+    Smaller training sets are the first bags of larger ones.
+    """
     digest = _sha256(drawn.file)
     stores = [_mnist_store(drawn, max(sizes), repeat, out) for repeat in range(repeats)]
     ids = [PatchStore(store_uri).slide_ids() for store_uri in stores]
@@ -70,8 +77,8 @@ def mnist_experiments(drawn: MnistBags, sizes: Sequence[int], repeats: int, out:
             f"mnist-bags, mean length {drawn.mean_length}, {size} training bags",
             digest,
             tuple(
-                Fold(repeat, 0, store_uri, tuple(its[TEST_BAGS : TEST_BAGS + size]), tuple(its[:TEST_BAGS]))
-                for repeat, (store_uri, its) in enumerate(zip(stores, ids, strict=True))
+                Fold(repeat, 0, store_uri, tuple(slide_ids[TEST_BAGS : TEST_BAGS + size]), tuple(slide_ids[:TEST_BAGS]))
+                for repeat, (store_uri, slide_ids) in enumerate(zip(stores, ids, strict=True))
             ),
         )
         for size in sizes
@@ -107,7 +114,7 @@ def draw_bags(
 
 
 def _mnist_store(drawn: MnistBags, train_bags: int, repeat: int, out: Path) -> str:
-    """The store of a repeat: test bags from the test images, then training bags from the training images."""
+    """Store of a repeat: bags of the test images, then of the training images."""
     folder = out / f"digit-{drawn.target}-length-{drawn.mean_length}-bags-{train_bags}-repeat-{repeat}"
     source, store_uri = folder / "bags.npz", str(folder / "store")
     if not source.exists():
@@ -180,8 +187,8 @@ def _outer_folds(store_uri: str, folds_file: str | None, repeats: int) -> list[F
             repeat,
             int(fold),
             store_uri,
-            tuple(slide.slide_id for slide, its in zip(slides, of_bag, strict=True) if its != fold),
-            tuple(slide.slide_id for slide, its in zip(slides, of_bag, strict=True) if its == fold),
+            tuple(slide.slide_id for slide, fold_of_slide in zip(slides, of_bag, strict=True) if fold_of_slide != fold),
+            tuple(slide.slide_id for slide, fold_of_slide in zip(slides, of_bag, strict=True) if fold_of_slide == fold),
         )
         for repeat, of_bag in enumerate(test_fold)
         for fold in np.unique(of_bag)

@@ -1,4 +1,4 @@
-"""Settings by kind of instance, none by data set: what an encoder is trained with and a fold may choose from."""
+"""Training settings and candidates by kind of instance, none by data set."""
 
 from typing import Any
 

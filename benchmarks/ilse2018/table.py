@@ -93,15 +93,15 @@ def summary(folds: Sequence[FoldResult]) -> dict[str, Any]:
     figures["colour_auroc"] = _pooled(folds, [fold.colour for fold in folds])
     with_controls = [fold for fold in folds if fold.shuffled is not None]
     figures["shuffled_auroc"] = _pooled(with_controls, [fold.shuffled or [] for fold in with_controls])
-    seen = [fold.validation for fold in folds if fold.validation is not None]
-    figures["validation_accuracy"] = float(np.mean(seen)) if seen else None
+    validations = [fold.validation for fold in folds if fold.validation is not None]
+    figures["validation_accuracy"] = float(np.mean(validations)) if validations else None
     figures["epochs"] = float(np.mean([epochs for fold in folds for epochs in fold.epochs]))
     figures["folds"] = len(folds)
     return figures
 
 
 def mean_and_error(scores: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and its standard error over the defined scores; None where there are too few."""
+    """Mean of the defined scores and its standard error; None if too few."""
     defined = [score for score in scores if not math.isnan(score)]
     if not defined:
         return None, None
@@ -115,7 +115,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What it was measured with."""
+    """Versions of this project, torch and Python."""
     return {"milcore": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
@@ -125,11 +125,11 @@ def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _table(dataset: str, rows: Sequence[dict[str, Any]]) -> str:
     first = rows[0]
-    told = (
+    caption = (
         f"{first['folds']} test folds. Controls, pooled AUROC: logistic regression on mean and standard deviation of "
         f"features or colours {_figure(first['colour_auroc'])}; shuffled labels {_figure(first['shuffled_auroc'])}."
     )
-    lines = [f"### {dataset}", "", told, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines = [f"### {dataset}", "", caption, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [_line(row) for row in rows]
     lines += [
         f"| *Ilse et al. 2018: {name}* | {_italic(accuracy)} | | | | {_italic(area)} | | | | | |"
