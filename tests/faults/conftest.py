@@ -69,7 +69,7 @@ class Training:
 
     @property
     def log(self) -> str:
-        """What all drivers said so far."""
+        """Output of all drivers so far."""
         return Path(self._log.name).read_text(errors="replace")
 
     def end(self, driver: Driver) -> None:
@@ -90,13 +90,13 @@ class Training:
             time.sleep(0.02)
 
     def has_checkpoint(self, at_least: int = 2) -> bool:
-        """Whether the run has come so many epochs far."""
+        """True where the run has a checkpoint of that epoch or a later one."""
         names = storage.names(storage.join(self.run_uri, "checkpoints"))
         return any(name.isdigit() and int(name) >= at_least for name in names)
 
     def processes(self, title: str) -> list[int]:
         """Ids of the processes of this run whose command line begins so."""
-        found = []
+        ids = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
@@ -105,8 +105,8 @@ class Training:
                 except OSError:
                     continue
                 if begins and ours:
-                    found.append(int(entry.name))
-        return found
+                    ids.append(int(entry.name))
+        return ids
 
 
 @pytest.fixture

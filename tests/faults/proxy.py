@@ -23,7 +23,7 @@ class FaultyProxy:
 
     def __init__(self, upstream: str) -> None:
         self.every, self.stall_s = 0, 0.0
-        self.seen = self.failed = self.stalled = 0
+        self.requests = self.failed = self.stalled = 0
         self._lock = threading.Lock()
         self._upstream = urllib.parse.urlsplit(upstream).netloc
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -39,10 +39,10 @@ class FaultyProxy:
         self._server.server_close()
 
     def refuses(self) -> bool:
-        """Whether the next request is answered by 500; holds it first if it is to stall."""
+        """True where the next request is answered by 500; stalls it first if so set."""
         with self._lock:
-            self.seen += 1
-            refused = bool(self.every) and self.seen % self.every == 0
+            self.requests += 1
+            refused = bool(self.every) and self.requests % self.every == 0
             self.failed += refused
             self.stalled += self.stall_s > 0.0
         time.sleep(self.stall_s)

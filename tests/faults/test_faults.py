@@ -142,5 +142,5 @@ def test_a_sweep_is_killed_and_loses_no_finished_trial(s3: str, tmp_path: Path) 
     assert {row["pooling"] for row in rows} == set(SWEEP.poolings)
     for trial, figures in before.items():
         assert {name: rows[trial][name] for name in ("val_loss", "val_auroc", "epochs")}.items() <= figures.items()
-    told = re.findall(r"^\d+/12 trials: .*", again.stderr, re.MULTILINE)
-    assert sum("trained before" not in line for line in told) == 12 - len(before)
+    lines = re.findall(r"^\d+/12 trials: .*", again.stderr, re.MULTILINE)
+    assert sum("trained before" not in line for line in lines) == 12 - len(before)

@@ -30,11 +30,12 @@ VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persiste
 
 
 def violations(pod: dict[str, Any]) -> list[str]:
-    """What the PodSecurity level restricted would refuse of a pod's spec."""
-    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
-    found += [f"volume {its['name']}" for its in pod.get("volumes", []) if not its.keys() - {"name"} <= VOLUMES]
+    """Violations of the PodSecurity level restricted in a pod's spec."""
+    violated = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
+    volumes = pod.get("volumes", [])
+    violated += [f"volume {volume['name']}" for volume in volumes if not volume.keys() - {"name"} <= VOLUMES]
     of_pod = pod.get("securityContext", {})
-    found += ["sysctls"] if of_pod.get("sysctls") else []
+    violated += ["sysctls"] if of_pod.get("sysctls") else []
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
         security = {**of_pod, **container.get("securityContext", {})}
         capabilities = security.get("capabilities", {})
@@ -49,8 +50,8 @@ def violations(pod: dict[str, Any]) -> list[str]:
             "procMount": security.get("procMount", "Default") == "Default",
             "seLinuxOptions": "seLinuxOptions" not in security,
         }
-        found += [f"{container['name']}: {name}" for name, holds in kept.items() if not holds]
-    return found
+        violated += [f"{container['name']}: {name}" for name, holds in kept.items() if not holds]
+    return violated
 
 
 def validator(plural: str) -> Any:

@@ -53,14 +53,14 @@ def references(node: Any, kind: str) -> set[tuple[str, str]]:
 
 @pytest.fixture
 def kustomization() -> dict[str, Any]:
-    (found,) = documents(BASE / "kustomization.yaml")
-    return found
+    (document,) = documents(BASE / "kustomization.yaml")
+    return document
 
 
 @pytest.fixture
 def cluster() -> dict[str, Any]:
-    (found,) = documents(BASE / "raycluster.yaml")
-    return found
+    (document,) = documents(BASE / "raycluster.yaml")
+    return document
 
 
 def test_the_base_lists_exactly_its_files(kustomization: dict[str, Any]) -> None:
@@ -115,10 +115,10 @@ def test_the_cluster_runs_the_pinned_ray(cluster: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def kubectl() -> str:
-    found = shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
-    if found is None:
+    command = shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
+    if command is None:
         pytest.skip("no kubectl here; `make kubectl` installs one")
-    return found
+    return command
 
 
 @functools.cache
@@ -181,7 +181,7 @@ def test_every_pod_passes_pod_security_restricted_and_writes_to_scratch_space_on
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "violation"),
     [
         ({"hostNetwork": True}, "hostNetwork"),
         ({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}, "volume v"),
@@ -192,9 +192,9 @@ def test_every_pod_passes_pod_security_restricted_and_writes_to_scratch_space_on
     ],
 )
 def test_the_pod_security_check_catches_a_pod_that_is_not_restricted(
-    cluster: dict[str, Any], change: dict[str, Any], found: str
+    cluster: dict[str, Any], change: dict[str, Any], violation: str
 ) -> None:
-    assert found in violations({**next(pods(cluster)), **change})
+    assert violation in violations({**next(pods(cluster)), **change})
 
 
 def test_idle_costs_the_head_alone_which_takes_no_work(cluster: dict[str, Any]) -> None:

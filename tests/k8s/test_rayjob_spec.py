@@ -156,5 +156,5 @@ def test_a_bad_profile_is_refused_in_one_line(text: str | None, line: str, tmp_p
 
 def test_a_profile_is_yaml(tmp_path: Any) -> None:
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"queue": "team", "cpu_nodes": {"cpus": 8}}))
-    found = read_profile(LaunchConfig(cluster_profile=str(tmp_path / "p.yaml")))
-    assert (found.queue, found.cpu_nodes.cpus, found.head_cpus) == ("team", 8, 2)
+    profile = read_profile(LaunchConfig(cluster_profile=str(tmp_path / "p.yaml")))
+    assert (profile.queue, profile.cpu_nodes.cpus, profile.head_cpus) == ("team", 8, 2)

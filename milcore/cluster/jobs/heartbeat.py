@@ -65,5 +65,5 @@ def _watch(uri: str, after_s: float) -> None:
             beat = storage.read_bytes(uri)
             if beat != last_beat:
                 last_beat, changed = beat, time.monotonic()
-    log_line(f"milcore: nobody has waited for this job for {after_s:.0f} s (no heartbeat at {uri}); it ends itself")
+    log_line(f"milcore: no heartbeat at {uri} for {after_s:.0f} s: no process follows this job; its driver exits")
     os._exit(1)  # the main thread may block in Ray's C++; Ray ends the workers of a driver that has exited

@@ -205,8 +205,13 @@ def test_a_cluster_that_is_lost_is_made_anew_after_a_pause(
 
 
 def warning(about: str, message: str, when: str | None = None) -> dict[str, Any]:
-    seen = {"lastTimestamp": when}
-    return {"metadata": {}, "involvedObject": {"name": about}, "reason": "FailedScheduling", "message": message, **seen}
+    return {
+        "metadata": {},
+        "involvedObject": {"name": about},
+        "reason": "FailedScheduling",
+        "message": message,
+        "lastTimestamp": when,
+    }
 
 
 def test_after_three_lost_clusters_the_step_fails_and_says_what_kubernetes_warned_of(
@@ -370,7 +375,7 @@ def test_a_driver_nobody_waits_for_ends_itself(tmp_path: Path) -> None:
         assert driver.poll() is None, "it lives while somebody waits"
     _, message = driver.communicate(timeout=30)
     assert driver.returncode == 1
-    assert "nobody has waited for this job for 1 s" in message
+    assert f"no heartbeat at {heartbeat} for 1 s: no process follows this job" in message
 
 
 def test_the_exit_handler_deletes_the_jobs_of_its_run_only(kubernetes: MakeKubernetes) -> None:

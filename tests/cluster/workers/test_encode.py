@@ -83,9 +83,9 @@ def undisturbed(tmp_path: Path, slow_encoder: str) -> dict[str, str]:
     """Digests of the features of six slides that one process computed."""
     store = write_store(str(tmp_path / "alone"), slides=SLIDES, patches=PATCHES)
     list(encode(store.uri, EncodeConfig(encoder=slow_encoder, name="slow")))
-    found = digests(store, "slow")
-    assert len(set(found.values())) == SLIDES
-    return found
+    slow = digests(store, "slow")
+    assert len(set(slow.values())) == SLIDES
+    return slow
 
 
 def complete(store: PatchStore) -> dict[str, str]:
