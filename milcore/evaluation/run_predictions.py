@@ -104,7 +104,7 @@ def open_run(run_uri: str, device: torch.device) -> RunPredictions:
         {entry.bag_id: "val" if k in folds else entry.split for k, entry in enumerate(as_split.entries)}
     )
     predictions = predict_bags(models, bags, range(len(bags)), device)
-    predictions |= {index: predictions[index].by(fold) for index, fold in folds.items()}
+    predictions |= {index: predictions[index].of_member(fold) for index, fold in folds.items()}
     return RunPredictions(run_uri, spec, models, store, bags, as_split, predictions, folds)
 
 

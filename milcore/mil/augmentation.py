@@ -1,6 +1,7 @@
-"""Augmentation of H&E patches, keyed like dropout: alike in every batch, chunk and world size.
+"""Augmentation of H&E patches: random orientation per patch, random stain intensity per bag.
 
-Every patch is flipped and turned by itself; the stain is changed per bag, because a slide is stained as a whole.
+Random numbers are keyed like those of dropout, so they are the same in every batch, chunk and world size. The stain
+changes per bag because a slide is stained as a whole.
 
 Axes: instance, bag, height, width; the last axis of patches is RGB.
 """
@@ -19,21 +20,26 @@ STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105))
 
 
 def augment(chunk: Chunk, randomness: Dropout) -> Float[Tensor, "instance height width 3"]:
-    """The chunk's patches, each in one of its eight orientations, with the stain of each bag changed; 0 to 255.
+    """Augmented patches of a chunk, 0 to 255.
+
+    Each patch is put in one of its eight orientations; each bag gets its own factors of haematoxylin and eosin.
 
     Args:
         chunk: of patches, u1.
         randomness: of the training pass.
     """
-    turned = orient(chunk.instances, randomness.instance_keys(chunk.bag_keys, chunk.segments) & 7)
+    oriented = orient(chunk.instances, randomness.instance_keys(chunk.bag_keys, chunk.segments) & 7)
     amount = 1.0 + STAIN_SPREAD * (2.0 * uniform(randomness.keys(chunk.bag_keys), len(STAINS)) - 1.0)
-    return stain(turned, amount[chunk.segments.bag])
+    return stain(oriented, amount[chunk.segments.bag])
 
 
 def orient(
     patches: UInt8[Tensor, "instance height width 3"], orientation: Int[Tensor, " instance"]
 ) -> UInt8[Tensor, "instance height width 3"]:
-    """Patches upside down (bit 0), mirrored (bit 1) and, if square, transposed (bit 2): the square's symmetries."""
+    """Flip patches vertically (bit 0), horizontally (bit 1), and transpose square ones (bit 2).
+
+    The eight symmetries of the square.
+    """
     bits = [(orientation & bit).bool()[:, None, None, None] for bit in (1, 2, 4)]
     patches = torch.where(bits[0], patches.flip(1), patches)
     patches = torch.where(bits[1], patches.flip(2), patches)
@@ -43,9 +49,10 @@ def orient(
 def stain(
     patches: UInt8[Tensor, "instance height width 3"], amount: Float[Tensor, "instance 2"]
 ) -> Float[Tensor, "instance height width 3"]:
-    """``OD' = OD M^-1 diag(a) M`` with ``OD = -log((v + 1) / 256)``: as with a-fold haematoxylin and eosin.
+    """Multiply the amounts of haematoxylin and eosin in patches.
 
-    The third row of M is orthogonal to both stains and keeps its amount.
+    ``OD' = OD M^-1 diag(a) M`` with the optical density ``OD = -log((v + 1) / 256)`` and M the stain matrix. The third
+    row of M is orthogonal to both stains and keeps its amount.
 
     Args:
         patches: 0 to 255.
@@ -54,8 +61,8 @@ def stain(
     Source: Ruifrok, Johnston 2001 (stain matrix); Tellez et al. 2019, arXiv 1902.06543, HED-strong (spread 0.2),
     without its shift, which tints glass.
     """
-    both = functional.normalize(torch.tensor(STAINS, device=patches.device), dim=1)
-    matrix = torch.cat([both, functional.normalize(torch.linalg.cross(both[:1], both[1:]), dim=1)])
+    stains = functional.normalize(torch.tensor(STAINS, device=patches.device), dim=1)
+    matrix = torch.cat([stains, functional.normalize(torch.linalg.cross(stains[:1], stains[1:]), dim=1)])
     factors = functional.pad(amount, (0, 1), value=1.0)
     change = torch.linalg.inv(matrix) @ (factors[:, :, None] * matrix)
     density = -torch.log((patches.float() + 1.0) / 256.0)

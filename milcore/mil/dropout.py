@@ -1,7 +1,8 @@
-"""Dropout whose randomness hangs on (seed, epoch, bag, instance): alike in every batch, chunk and world size.
+"""Dropout by counter-based random numbers, keyed by (seed, epoch, bag, instance).
 
-One 64-bit hash of an instance's key gives eight columns their 8-bit numbers. The rate is therefore a multiple of 1/256
-(the nearest to the one asked for), and the scale ``1 / (1 - rate)`` is exact for it.
+The mask of an instance is therefore the same in every batch, chunk and world size. One 64-bit hash of an instance's key
+gives eight columns their 8-bit numbers. The rate is therefore a multiple of 1/256 (the nearest to the one asked for),
+and the scale ``1 / (1 - rate)`` is exact for it.
 
 Axes: instance, bag, hidden (embedding width).
 """
@@ -21,7 +22,12 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
 class Mask(NamedTuple):
-    """A number from -128 to 127 for every entry of the embeddings; the ``level`` smallest ones drop theirs."""
+    """Dropout mask of the embeddings of a chunk.
+
+    Args:
+        numbers: uniform in -128 to 127; an entry is dropped where its number is below ``level - 128``.
+        level: numbers out of 256 that drop an entry.
+    """
 
     numbers: Int8[Tensor, "instance hidden"]
     level: int
@@ -37,7 +43,13 @@ class Mask(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """The randomness of one training pass, and the rate, at least 0 and below 1."""
+    """Rate and random key of dropout in one training pass.
+
+    Args:
+        seed: of the run.
+        epoch: of the pass.
+        rate: share of dropped entries, at least 0 and below 1.
+    """
 
     seed: int
     epoch: int
@@ -45,12 +57,12 @@ class Dropout(NamedTuple):
 
     @property
     def level(self) -> int:
-        """How many of 256 equally likely numbers drop an entry."""
+        """Numbers out of 256 equally likely ones that drop an entry."""
         return min(round(self.rate * _LEVELS), _LEVELS - 1)
 
     @property
     def scale(self) -> float:
-        """What the entries that stay are multiplied by."""
+        """Factor ``1 / (1 - level / 256)`` of the entries that stay."""
         return _LEVELS / (_LEVELS - self.level)
 
     def keys(self, bag_keys: Int[Tensor, " bag"]) -> Int[Tensor, " bag"]:
@@ -71,7 +83,7 @@ class Dropout(NamedTuple):
         return _mix(self.keys(bag_keys)[segments.bag] + segments.position)
 
     def draw(self, bag_keys: Int[Tensor, " bag"], segments: Segments, hidden: int) -> Mask | None:
-        """Which entries of the embeddings are dropped; None if none are.
+        """Draw the mask of dropped entries; None at rate 0.
 
         Args:
             bag_keys: as of ``keys``.
@@ -86,7 +98,14 @@ class Dropout(NamedTuple):
 
 
 def uniform(keys: Int[Tensor, " row"], count: int) -> Float[Tensor, "row count"]:
-    """So many numbers from 0 to 1 for every key, in steps of 2^-24, other than those that dropout takes from it."""
+    """Uniform random numbers in 0 to 1 for every key, in steps of 2^-24.
+
+    They are independent of the numbers that dropout derives from the same key.
+
+    Args:
+        keys: 64-bit.
+        count: of numbers per key.
+    """
     columns = torch.arange(_BEYOND_COLUMNS, _BEYOND_COLUMNS + count, device=keys.device)
     return _shift(_mix(keys[:, None] + columns), 40).float() / 2.0**24
 
@@ -110,7 +129,10 @@ def drop(values: Float[Tensor, "instance hidden"], mask: Mask) -> Float[Tensor, 
 
 
 def _mix(keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """A bijective 64-bit hash with wrapping arithmetic (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """Bijective 64-bit hash with wrapping arithmetic.
+
+    Source: Steele et al. 2014, the finaliser of SplitMix64.
+    """
     keys = keys + _GOLDEN
     keys.bitwise_xor_(_shift(keys, 30)).mul_(0xBF58476D1CE4E5B9 - (1 << 64))
     keys.bitwise_xor_(_shift(keys, 27)).mul_(0x94D049BB133111EB - (1 << 64))

@@ -1,4 +1,7 @@
-"""What models say of bags, and which instances they looked at: the one forward pass behind every evaluation."""
+"""Bag predictions and instance attention of one or several models, without dropout.
+
+Every evaluation is computed from these.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +18,7 @@ from milcore.mil.model import MILModel
 
 
 class BagPrediction(NamedTuple):
-    """What a run says of a bag.
+    """Prediction of a run for one bag.
 
     Args:
         members: probability of every class by each model of the run, one row for a plain run.
@@ -27,7 +30,7 @@ class BagPrediction(NamedTuple):
 
     @property
     def probability(self) -> Float[np.ndarray, " class"]:
-        """The mean over the models."""
+        """Mean over the models."""
         mean: np.ndarray = self.members.mean(axis=0)
         return mean
 
@@ -39,27 +42,32 @@ class BagPrediction(NamedTuple):
 
     @property
     def likeliest(self) -> int:
-        """The class of highest probability."""
+        """Class of highest probability."""
         return int(self.probability.argmax())
 
-    def by(self, member: int) -> "BagPrediction":
-        """What one of the models says; attention stays that of all."""
+    def of_member(self, member: int) -> "BagPrediction":
+        """Prediction of one of the models, with the mean attention of all."""
         return BagPrediction(self.members[member : member + 1], self.attention)
 
 
 class InstanceValues(NamedTuple):
-    """What lies behind the attention of a bag's instances, means over the models; None where a model has no such."""
+    """Attention scores and probabilities of a bag's instances, means over the models.
+
+    Args:
+        score: of attention before the softmax; None where the pooling has none.
+        probability: of a class; None at embedding level.
+    """
 
     score: Float[np.ndarray, " instance"] | None
     probability: Float[np.ndarray, " instance"] | None
 
 
-def attention_by_slide(bags: Bags, said: dict[int, BagPrediction]) -> dict[str, Float[np.ndarray, " instance"]]:
-    """The attention of each slide of the explained bags, as shares of its bag's."""
+def attention_by_slide(bags: Bags, predictions: dict[int, BagPrediction]) -> dict[str, Float[np.ndarray, " instance"]]:
+    """Attention of each slide of the predicted bags, as shares of its bag's attention."""
     return {
         slide_id: attention
-        for index, its in said.items()
-        for slide_id, attention in bags.entries[index].by_slide(its.attention).items()
+        for index, prediction in predictions.items()
+        for slide_id, attention in bags.entries[index].by_slide(prediction.attention).items()
     }
 
 
@@ -70,17 +78,17 @@ def predict_bags(
 
     Args:
         models: of one run; moved to the device and left in evaluation mode.
-        bags: read as they are needed.
-        indices: of the bags to explain.
+        bags: read lazily.
+        indices: of the bags to predict.
         device: where to compute.
     """
-    said: dict[int, BagPrediction] = {}
+    predictions: dict[int, BagPrediction] = {}
     for model in models:
         for index, (probability, attention) in _predict_bags(model, bags, indices, device).items():
-            before = said.get(index)
+            before = predictions.get(index)
             members = probability[None] if before is None else np.vstack([before.members, probability])
-            said[index] = BagPrediction(members, attention if before is None else before.attention + attention)
-    return {index: BagPrediction(its.members, its.attention / len(models)) for index, its in said.items()}
+            predictions[index] = BagPrediction(members, attention if before is None else before.attention + attention)
+    return {index: BagPrediction(total.members, total.attention / len(models)) for index, total in predictions.items()}
 
 
 @torch.no_grad()
@@ -89,27 +97,27 @@ def _predict_bags(
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     model.to(device).eval()
     groups = micro_batches(indices, bags.lengths, model.instance_budget(bags.instance()))
-    said: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    predictions: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for group, batch in zip(groups, bags.batches(groups), strict=True):
         output = model.predict_bags(batch)
         probability = output.log_prob.double().exp().cpu().numpy()
         weights = np.split(output.attention.double().cpu().numpy(), np.cumsum([bags.lengths[i] for i in group])[:-1])
-        said |= dict(zip(group, zip(probability, weights, strict=True), strict=True))
-    return said
+        predictions |= dict(zip(group, zip(probability, weights, strict=True), strict=True))
+    return predictions
 
 
 @torch.no_grad()
 def instance_values(models: Sequence[MILModel], bag: Bag, label: int) -> InstanceValues:
-    """Raw attention scores (before the softmax) and, at instance level, probabilities of a class, without dropout.
+    """Attention scores before the softmax and, at instance level, probabilities of a class.
 
     Args:
         models: of one run, on one device.
-        bag: walked over in chunks.
+        bag: read in chunks.
         label: the class whose attention head and probability are taken where each class has its own.
     """
-    found = [_instance_values(model, bag, label) for model in models]
-    scores = [its.score for its in found if its.score is not None]
-    probabilities = [its.probability for its in found if its.probability is not None]
+    values_of_models = [_instance_values(model, bag, label) for model in models]
+    scores = [values.score for values in values_of_models if values.score is not None]
+    probabilities = [values.probability for values in values_of_models if values.probability is not None]
     return InstanceValues(
         np.mean(scores, axis=0) if scores else None, np.mean(probabilities, axis=0) if probabilities else None
     )
@@ -118,30 +126,33 @@ def instance_values(models: Sequence[MILModel], bag: Bag, label: int) -> Instanc
 def instance_columns(
     models: Sequence[MILModel], bag: Bag, label: int, *, with_leave_one_out: bool
 ) -> dict[str, Float[np.ndarray, " instance"]]:
-    """What lies behind a bag's attention: ``score`` and ``instance_probability`` where the models have them.
+    """Columns ``score`` and ``instance_probability`` of a bag, where the models have them.
 
     Args:
         models: of one run, on one device.
-        bag: walked over in chunks.
-        label: the class it is called.
+        bag: read in chunks.
+        label: the predicted class.
         with_leave_one_out: also ``leave_one_out``, the log-odds of that class less those without the instance.
     """
     score, probability = instance_values(models, bag, label)
     columns = {"score": score, "instance_probability": probability}
     if with_leave_one_out:
-        columns["leave_one_out"] = _left_out(models, bag, label)
+        columns["leave_one_out"] = _leave_one_out_change(models, bag, label)
     return {name: values for name, values in columns.items() if values is not None}
 
 
-def _left_out(models: Sequence[MILModel], bag: Bag, label: int) -> Float[np.ndarray, " instance"]:
-    """The mean over the models; NaN for the only instance of a bag."""
-    found = []
+def _leave_one_out_change(models: Sequence[MILModel], bag: Bag, label: int) -> Float[np.ndarray, " instance"]:
+    """Log-odds of a class less those without each instance, mean over the models.
+
+    NaN for the only instance of a bag.
+    """
+    changes = []
     for model in models:
         without = leave_one_out(model, bag).double().cpu()
         whole = model.predict_bags(pack([bag], [0])).log_prob.double().cpu()
-        found.append((_log_odds(whole, label) - _log_odds(without, label)).numpy())
-    change: np.ndarray = np.mean(found, axis=0)
-    return change
+        changes.append((_log_odds(whole, label) - _log_odds(without, label)).numpy())
+    mean: np.ndarray = np.mean(changes, axis=0)
+    return mean
 
 
 def _log_odds(log_prob: torch.Tensor, label: int) -> torch.Tensor:
@@ -151,7 +162,7 @@ def _log_odds(log_prob: torch.Tensor, label: int) -> torch.Tensor:
 
 def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:
     parts = [(lifted.scores, lifted.logit) for lifted in model.lift_chunks(pack([bag], [0]))]
-    scores, logits = (torch.cat(each).double() for each in zip(*parts, strict=True))
+    scores, logits = (torch.cat(chunks).double() for chunks in zip(*parts, strict=True))
     return InstanceValues(
         scores[:, min(label, scores.shape[1] - 1)].cpu().numpy() if scores.shape[1] else None,
         _probability(logits, label) if logits.shape[1] else None,
@@ -159,7 +170,7 @@ def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:
 
 
 def _probability(logits: torch.Tensor, label: int) -> np.ndarray:
-    """Two classes share one logit, which is the positive one's."""
+    """Probability of a class; two classes share one logit, that of the positive class."""
     of_class = logits[:, 0] * (1 if label == 1 else -1) if logits.shape[1] == 1 else logits[:, label]
     values: np.ndarray = torch.sigmoid(of_class).cpu().numpy()
     return values

@@ -1,8 +1,8 @@
-"""What a model would say of a bag without each of its instances, exactly, in n log n merges.
+"""Exact leave-one-out predictions of a bag in n log n merges of summaries.
 
 The summary of all but instance i is the merge of those before it and those after it, both by prefix scans; nothing is
-subtracted, so nothing cancels. Chunks are scanned one at a time and merged with the summaries of the chunks around
-them: memory stays that of one chunk.
+subtracted, so there is no cancellation. Chunks are scanned one at a time and merged with the summaries of the chunks
+around them: memory stays that of one chunk.
 
 Source of the scan: Hillis, Steele 1986, "Data parallel algorithms".
 
@@ -26,9 +26,9 @@ Merge = Callable[[Summary, Summary], Summary]
 
 @torch.no_grad()
 def leave_one_out(model: MILModel, bag: Bag, plan: ChunkPlan | None = None) -> Float[Tensor, "instance class"]:
-    """Log-probabilities of the bag without each instance; NaN for the only instance of a bag.
+    """Log-probabilities of the bag without each instance, without dropout.
 
-    Without dropout.
+    NaN for the only instance of a bag.
 
     Args:
         model: in evaluation mode.
@@ -52,7 +52,14 @@ def leave_one_out(model: MILModel, bag: Bag, plan: ChunkPlan | None = None) -> F
 
 
 def _log_prob(model: MILModel, inside: Summary | None, outside: list[Summary], rows: int) -> Tensor:
-    """Log-probabilities of a chunk's rows without one, merged row by row with the chunks around it."""
+    """Log-probabilities from the summaries inside and outside of a chunk.
+
+    Args:
+        model: whose classifier reads the merged summaries.
+        inside: of the other rows of the chunk, for each row; None where the chunk is one row.
+        outside: of the rows before the chunk and after it, as far as there are any.
+        rows: of the chunk.
+    """
     repeated = [tuple(tensor.expand(rows, *tensor.shape[1:]) for tensor in summary) for summary in outside]
     parts = repeated if inside is None else [inside, *repeated]
     if not parts:
@@ -64,7 +71,7 @@ def _log_prob(model: MILModel, inside: Summary | None, outside: list[Summary], r
 
 
 def _all_but_each(rows: Summary, merge: Merge) -> Summary | None:
-    """For each of n rows the merge of the n - 1 others; None where there are none."""
+    """Merge of all other rows, for each row; None for one row."""
     if len(rows[0]) == 1:
         return None
     before = _scan(rows, merge)
@@ -76,11 +83,11 @@ def _all_but_each(rows: Summary, merge: Merge) -> Summary | None:
 
 
 def _scan(rows: Summary, merge: Merge) -> Summary:
-    """Row i becomes the merge of rows 0 to i."""
+    """Inclusive scan: row i becomes the merge of rows 0 to i."""
     step = 1
     while step < len(rows[0]):
         merged = merge(_cut(rows, None, -step), _cut(rows, step, None))
-        rows = tuple(torch.cat([each[:step], its]) for each, its in zip(rows, merged, strict=True))
+        rows = tuple(torch.cat([row[:step], rest]) for row, rest in zip(rows, merged, strict=True))
         step *= 2
     return rows
 

@@ -1,12 +1,13 @@
-"""The MIL model: encoder f, pooling sigma and classifier g over ragged batches of bags.
+"""MIL model of encoder f, pooling sigma and classifier g over ragged batches.
 
 ``theta(X) = g(sigma({f(x)}))``. At embedding level the classifier reads the pooled embedding; at instance level it
 scores each instance and the pooling acts on the scores' probabilities. Two classes share one logit. With more, each
 class has its own; at instance level class c then has ``theta_c``, and the bag's probabilities are the softmax of their
 log-odds. Source: Ilse, Tomczak, Welling 2018, arXiv 1802.04712, sections 2.1 and 2.2.
 
-A batch is walked over in chunks, and recomputed instead of kept where its activations exceed the budget. Products are
-taken in the precision of the config by weights that are cast once per pass; bags are summed up in at least fp32.
+A batch is computed on in chunks, which are recomputed in the backward pass where its activations exceed the budget.
+Products are taken in the precision of the config by weights that are cast once per pass; bags are summed in at least
+fp32.
 
 Axes: bag, class, instance, key (embedding width), head, value.
 """
@@ -31,19 +32,31 @@ from milcore.mil.pooling.pooling import POOLINGS, PoolingShape, Summary, log_sig
 from milcore.mil.pooling.streaming import ChunkPlan, pool_batch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-MEASURED_INSTANCES = 64
+PROBE_INSTANCES = 64
 GPU_CHUNKS = 16
 
 
 class BagOutput(NamedTuple):
-    """What a model says of each bag, and which instances it looked at (weights sum to 1 in every bag)."""
+    """Prediction and attention of a batch of bags.
+
+    Args:
+        log_prob: log-probabilities of the classes.
+        attention: weight of each instance; weights sum to 1 in every bag.
+    """
 
     log_prob: Float[Tensor, "bag class"]
     attention: Float[Tensor, " instance"]
 
 
 class LiftedChunk(NamedTuple):
-    """Instances of a chunk as the pooling takes them; no logits at embedding level."""
+    """Instances of a chunk as the pooling takes them.
+
+    Args:
+        chunk: the instances.
+        scores: of attention, before the softmax.
+        values: to pool.
+        logit: of each class; no column at embedding level.
+    """
 
     chunk: Chunk
     scores: Float[Tensor, "instance head"]
@@ -52,7 +65,7 @@ class LiftedChunk(NamedTuple):
 
 
 class MILModel(nn.Module):
-    """Encoder, pooling and classifier.
+    """Instance encoder, MIL pooling and bag classifier.
 
     Args:
         config: widths, pooling, level, precision and memory.
@@ -98,31 +111,34 @@ class MILModel(nn.Module):
 
     @torch.no_grad()
     def predict_bags(self, batch: BagBatch) -> BagOutput:
-        """Log-probabilities and attention, without dropout and in constant memory: every chunk is lifted twice.
+        """Log-probabilities and attention of each bag, without dropout.
 
-        With attention heads per class, an instance's weight is that of the head of its bag's likeliest class. Noisy-or
-        and noisy-and weigh nothing: there it is the instance's share of the bag's summed probabilities of that class.
+        Memory is constant: every chunk is lifted twice. With attention heads per class, the weight of an instance is
+        that of the head of its bag's likeliest class. Noisy-or and noisy-and have no weights: there it is the
+        instance's share of the summed probabilities of that class in its bag.
         """
         plan = self.chunk_plan(batch)
         summary = self._pool(batch, None, plan)
         log_prob = self.log_prob(summary)
         columns = torch.cat([self._weights(lifted, summary) for lifted in self.lift_chunks(batch, plan)])
         segments = Segments.whole(batch.lengths).to(plan.device)
-        chosen = log_prob.argmax(dim=1) if columns.shape[1] > 1 else torch.zeros_like(log_prob[:, 0], dtype=torch.int64)
-        weight = columns.gather(1, chosen[segments.bag, None])
+        head = log_prob.argmax(dim=1) if columns.shape[1] > 1 else torch.zeros_like(log_prob[:, 0], dtype=torch.int64)
+        weight = columns.gather(1, head[segments.bag, None])
         return BagOutput(log_prob, (weight / segment_sum(weight, segments)[segments.bag])[:, 0])
 
     def instance_budget(self, instance: Tensor) -> int:
-        """How many instances' activations fit ``activation_mb``, as measured on copies of one; at least 1.
+        """Number of instances whose activations fit ``activation_mb``, at least 1.
+
+        Measured on copies of one instance.
 
         Args:
             instance: any one, first axis kept.
         """
         if self._budget is None:
-            copies = min(MEASURED_INSTANCES, self.encoder.rows_per_chunk(instance))
-            small, large = (self._kept_bytes(instance, count) for count in (copies, 2 * copies))
-            each = max(1, (large - small) // copies)
-            self._budget = max(1, self.activation_bytes // each)
+            copies = min(PROBE_INSTANCES, self.encoder.rows_per_chunk(instance))
+            small, large = (self._saved_bytes(instance, count) for count in (copies, 2 * copies))
+            bytes_per_instance = max(1, (large - small) // copies)
+            self._budget = max(1, self.activation_bytes // bytes_per_instance)
         return self._budget
 
     def lift_chunks(self, batch: BagBatch, plan: ChunkPlan | None = None) -> Iterator[LiftedChunk]:
@@ -137,7 +153,9 @@ class MILModel(nn.Module):
         return (lift(batch.chunk(*span, plan.device)) for span in batch.spans(plan.rows))
 
     def lifter(self, stored: torch.dtype, dropout: Dropout | None) -> Callable[[Chunk], LiftedChunk]:
-        """What the pooling takes of a chunk, by weights that are cast now, once for all chunks of a pass.
+        """Function from a chunk to its lifted instances.
+
+        Weights are cast now, once for all chunks of a pass.
 
         Args:
             stored: precision of the instances.
@@ -145,7 +163,7 @@ class MILModel(nn.Module):
         """
         embed = self.encoder.embedder(self.dtype, stored, 1.0 if dropout is None else dropout.scale)
         score = self.pooling.scorer(self.dtype)
-        classifier = [each.to(self.dtype) for each in (self.classifier.weight, self.classifier.bias)]
+        classifier = [parameter.to(self.dtype) for parameter in (self.classifier.weight, self.classifier.bias)]
 
         def lift(chunk: Chunk) -> LiftedChunk:
             mask, instances = None, chunk.instances
@@ -172,7 +190,7 @@ class MILModel(nn.Module):
         return torch.log_softmax(of_class[:, 1] - of_class[:, 0], dim=1)
 
     def chunk_plan(self, batch: BagBatch) -> ChunkPlan:
-        """How this batch is walked over."""
+        """Plan of the chunks of a batch, by the memory budget and the device."""
         device = self.classifier.weight.device
         budget = self.instance_budget(batch.instances[:1])
         rows = self.encoder.rows_per_chunk(batch.instances[:1]) * (GPU_CHUNKS if device.type == "cuda" else 1)
@@ -188,7 +206,10 @@ class MILModel(nn.Module):
         return pool_batch(self.pooling, lift_bags, batch, plan)
 
     def _classify(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag class"]:
-        """One embedding for all classes, or one per class, which only its own row of the classifier reads."""
+        """Logits from one embedding for all classes, or from one per class.
+
+        An embedding per class is read by the classifier row of that class only.
+        """
         by_head = pooled.reshape(len(pooled), -1, self.hidden)
         if by_head.shape[1] == 1:
             logit: Tensor = self.classifier(by_head[:, 0])
@@ -199,39 +220,44 @@ class MILModel(nn.Module):
     def _weights(self, lifted: LiftedChunk, summary: Summary) -> Float[Tensor, "instance column"]:
         chunk = lifted.chunk
         bags = slice(chunk.first_bag, chunk.first_bag + chunk.segments.bags)
-        here = tuple(each[bags] for each in summary)
-        weights = self.pooling.weights(lifted.scores, lifted.values, here, chunk.segments)
+        of_chunk = tuple(tensor[bags] for tensor in summary)
+        weights = self.pooling.weights(lifted.scores, lifted.values, of_chunk, chunk.segments)
         if weights is not None:
             return weights
         return torch.sigmoid(lifted.logit)
 
-    def _kept_bytes(self, instance: Tensor, count: int) -> int:
-        """Bytes that the backward pass keeps of so many copies of an instance."""
+    def _saved_bytes(self, instance: Tensor, count: int) -> int:
+        """Bytes saved for the backward pass by so many copies of an instance."""
         rows = instance.repeat(count, *[1] * (instance.dim() - 1))
         chunk = pack([Bag("", "", 0, rows)], [0]).chunk(0, count, self.classifier.weight.device)
         storages: dict[int, int] = {}
 
-        def keep(tensor: Tensor) -> Tensor:
+        def record(tensor: Tensor) -> Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.enable_grad(), saved_tensors_hooks(record, lambda tensor: tensor):
             lifted = self.lifter(rows.dtype, Dropout(0, 0, self.dropout))(chunk)
             graph = self.pooling.lift(lifted.scores, lifted.values, chunk.segments)
-        del graph  # it has kept every storage alive, so that no address was counted twice
+        del graph  # it kept every storage alive, so that no address was counted twice
         return sum(storages.values())
 
 
 def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:
-    """A model with Glorot weights and zero biases drawn from ``config.seed``, in the config's parameter precision.
+    """Model with Glorot weights and zero biases, initialised from ``config.seed``.
 
-    What an encoder brings with it is kept.
+    Pretrained parameters of the encoder keep their values. Parameters are fp64 with precision fp64, else fp32.
+
+    Args:
+        config: of the model.
+        width: of features.
+        classes: at least 2.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = MILModel(config, width, classes)
-        kept_ids = {id(parameter) for parameter in model.encoder.pretrained()}
-        for parameter in (each for each in model.parameters() if id(each) not in kept_ids):
+        pretrained_ids = {id(parameter) for parameter in model.encoder.pretrained()}
+        for parameter in (each for each in model.parameters() if id(each) not in pretrained_ids):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
             else:
@@ -240,6 +266,6 @@ def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:
 
 
 def emulates_bf16(device: torch.device) -> bool:
-    """Whether products in bf16 are put together from others there, which takes many times as long as fp32."""
-    has = torch.cpu.get_capabilities()
-    return device.type == "cpu" and not any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    """True where a device has no bf16 products and emulates them, slower than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and not any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))

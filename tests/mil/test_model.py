@@ -1,4 +1,4 @@
-"""The model beside the formulas of the paper, for several classes, in half precision, and what it explains."""
+"""The model beside the formulas of the paper, for several classes, in half precision, with its attention."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ ROWS = [
 def bags_of(*lengths: int, dtype: torch.dtype = torch.float64) -> list[Bag]:
     generator = torch.Generator().manual_seed(3)
     drawn = [torch.randn(n, WIDTH, generator=generator, dtype=torch.float64) for n in lengths]
-    return [Bag(str(k), str(k), k % 2, (3.0 + 2.0 * its).to(dtype)) for k, its in enumerate(drawn)]
+    return [Bag(str(k), str(k), k % 2, (3.0 + 2.0 * rows).to(dtype)) for k, rows in enumerate(drawn)]
 
 
 def model_of(pooling: str, level: str, classes: int = 2, **more: object) -> MILModel:
@@ -49,9 +49,9 @@ def test_gated_attention_at_embedding_level_is_the_paper_s_formula() -> None:
         score = (torch.tanh(network.content(h)) * torch.sigmoid(network.gate(h))) @ network.score.weight[0]
         weights = torch.softmax(score, dim=0)
         expected = functional.logsigmoid(model.classifier(weights @ h))
-        said = model.predict_bags(pack([bag], [0]))
-        torch.testing.assert_close(said.log_prob[0, 1:], expected)
-        torch.testing.assert_close(said.attention, weights)
+        output = model.predict_bags(pack([bag], [0]))
+        torch.testing.assert_close(output.log_prob[0, 1:], expected)
+        torch.testing.assert_close(output.attention, weights)
 
 
 def test_three_classes_with_a_head_each_are_the_formula_of_each_class() -> None:
@@ -60,26 +60,26 @@ def test_three_classes_with_a_head_each_are_the_formula_of_each_class() -> None:
     h, network = embeddings_of(model, bag), model.pooling.attention
     weights = torch.softmax(torch.tanh(network.content(h)) @ network.score.weight.t(), dim=0)
     logits = (weights.t() @ h * model.classifier.weight).sum(1) + model.classifier.bias
-    said = model.predict_bags(pack([bag], [0]))
-    torch.testing.assert_close(said.log_prob[0], torch.log_softmax(logits, 0))
-    torch.testing.assert_close(said.attention, weights[:, logits.argmax()])
+    output = model.predict_bags(pack([bag], [0]))
+    torch.testing.assert_close(output.log_prob[0], torch.log_softmax(logits, 0))
+    torch.testing.assert_close(output.attention, weights[:, logits.argmax()])
 
 
 def test_three_classes_at_instance_level_are_the_softmax_of_their_log_odds() -> None:
     model = model_of("mean", "instance", classes=3)
     (bag,) = bags_of(5)
     theta = torch.sigmoid(model.classifier(embeddings_of(model, bag))).mean(0)
-    said = model(pack([bag], [0]), None)
-    torch.testing.assert_close(said[0], torch.log_softmax(torch.logit(theta), 0))
+    log_prob = model(pack([bag], [0]), None)
+    torch.testing.assert_close(log_prob[0], torch.log_softmax(torch.logit(theta), 0))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("heads", ["shared", "per_class"])
 @pytest.mark.parametrize(("pooling", "level"), ROWS)
 def test_probabilities_and_attention_sum_to_one(pooling: str, level: str, heads: str, classes: int) -> None:
-    said = model_of(pooling, level, classes, attention_heads=heads).predict_bags(pack(bags_of(4, 1, 7), range(3)))
-    torch.testing.assert_close(said.log_prob.exp().sum(1), torch.ones(3, dtype=torch.float64))
-    sums = torch.stack([its.sum() for its in said.attention.split([4, 1, 7])])
+    output = model_of(pooling, level, classes, attention_heads=heads).predict_bags(pack(bags_of(4, 1, 7), range(3)))
+    torch.testing.assert_close(output.log_prob.exp().sum(1), torch.ones(3, dtype=torch.float64))
+    sums = torch.stack([of_bag.sum() for of_bag in output.attention.split([4, 1, 7])])
     torch.testing.assert_close(sums, torch.ones(3, dtype=torch.float64))
 
 
@@ -102,7 +102,7 @@ def test_probabilities_and_gradients_are_near_those_of_double_precision(
         model, batch = model_of(pooling, level, precision=precision), pack(bags, range(3))
         log_prob = model(batch, Dropout(0, 0, 0.5))
         (-log_prob.gather(1, batch.labels[:, None]).sum()).backward()
-        gradient = torch.cat([its.grad.flatten() for its in model.parameters()])
+        gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         return log_prob.detach().double().exp(), gradient.double()
 
     bags = bags_of(400, 300, 500, dtype=stored)
@@ -115,10 +115,10 @@ def test_probabilities_and_gradients_are_near_those_of_double_precision(
 def test_features_far_from_zero_keep_their_spread_in_half_precision() -> None:
     """At mean 100 and sd 1 a bf16 number has steps of 0.5; centred before the cast it has steps below 0.02."""
     bag = Bag("x", "", 1, 100.0 + torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(0)))
-    said = []
+    log_probs = []
     for precision in ("bf16", "fp32"):
         model = model_of("attention", "embedding", precision=precision)
         model.encoder.standardise(torch.full((WIDTH,), 100.0), torch.ones(WIDTH))
-        said.append(model.predict_bags(pack([bag], [0])).log_prob)
-    torch.testing.assert_close(said[0], said[1], atol=0.02, rtol=0)
+        log_probs.append(model.predict_bags(pack([bag], [0])).log_prob)
+    torch.testing.assert_close(log_probs[0], log_probs[1], atol=0.02, rtol=0)
     assert bag.instances.mean() > 99.0  # read, not changed

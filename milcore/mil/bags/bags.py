@@ -1,8 +1,7 @@
-"""Bags, ragged batches of them, and how a global batch is dealt to workers.
+"""Data set of labelled bags with a cache and read-ahead.
 
-A batch packs its bags' instances into one run of rows beside their lengths; nothing is padded. It is computed on in
-chunks of rows, so a bag too large for memory stays where it is and is read chunk by chunk. The global batch is formed
-first, from (seed, epoch) alone, then dealt to ranks: what is learnt does not depend on how many workers there are.
+A batch packs the instances of its bags into one run of rows beside their lengths; nothing is padded. It is computed on
+in chunks of rows, so a bag too large for memory stays in the store and is read chunk by chunk.
 
 Axes: instance, bag; the other axes of instances are (feature,) or (channel, height, width).
 """
@@ -20,11 +19,21 @@ from torch import Tensor
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.rows import Rows
 
-LARGEST_SHARE_OF_CACHE = 4
+# a bag above 1 / 4 of the cache is streamed
+STREAMED_ABOVE_CACHE_FRACTION = 4
 
 
 class BagEntry(NamedTuple):
-    """What is known of a bag before its instances are read: those of its slides, one after another."""
+    """Metadata of a bag: the instances of its slides one after another.
+
+    Args:
+        bag_id: id of the slide or patient.
+        patient_id: id of the patient.
+        label: class index.
+        split: name of the split; empty for none.
+        slides: ids of the slides.
+        lengths: instances of each slide.
+    """
 
     bag_id: str
     patient_id: str
@@ -35,28 +44,28 @@ class BagEntry(NamedTuple):
 
     @classmethod
     def of_slide(cls, slide_id: str, patient_id: str, label: int, split: str, length: int) -> "BagEntry":
-        """A bag that is one slide."""
+        """Entry of a bag of one slide."""
         return cls(slide_id, patient_id, label, split, (slide_id,), (length,))
 
     @property
     def length(self) -> int:
-        """Instances of all slides."""
+        """Number of instances of all slides."""
         return sum(self.lengths)
 
     def by_slide(self, values: Shaped[np.ndarray, " instance"]) -> dict[str, np.ndarray]:
-        """A value per instance, cut into those of each slide."""
+        """Split values of the instances by slide."""
         return dict(zip(self.slides, np.split(values, np.cumsum(self.lengths)[:-1]), strict=True))
 
 
 class Bags:
-    """Bags read when asked for and kept while they fit the cache.
+    """Labelled bags, read on access and cached in memory.
 
-    A bag that would take more than a quarter of the cache is handed out as rows that are still to be read.
+    A bag larger than a quarter of the cache is not read as a whole: its instances are rows that read on slicing.
 
     Args:
         entries: one per bag.
-        open_rows: the instances of a bag; called from a reading thread.
-        cache_bytes: instances kept in memory.
+        open_rows: opens the instances of a bag; called from a reading thread.
+        cache_bytes: size of the cache in memory.
     """
 
     def __init__(self, entries: Sequence[BagEntry], open_rows: Callable[[BagEntry], Rows], cache_bytes: int) -> None:
@@ -78,12 +87,12 @@ class Bags:
         return (self[index] for index in range(len(self)))
 
     def instance(self) -> Tensor:
-        """One instance, first axis kept: what all of them look like."""
+        """First instance of the first bag, first axis kept, as an example."""
         return self[0].instances[:1]
 
     @property
     def classes(self) -> int:
-        """How many classes the labels are of, at least 2."""
+        """Number of classes of the labels, at least 2."""
         return max(2, 1 + max(entry.label for entry in self.entries))
 
     def split(self, name: str) -> list[int]:
@@ -91,7 +100,7 @@ class Bags:
         return [index for index, entry in enumerate(self.entries) if entry.split == name]
 
     def with_splits(self, split_of: Mapping[str, str]) -> "Bags":
-        """The same bags, and the same memory of them, under other splits.
+        """The same bags with the same cache under other splits.
 
         Args:
             split_of: the split of a bag by its id; a bag that is not named is in none.
@@ -101,7 +110,7 @@ class Bags:
         return other
 
     def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
-        """The batch of each group of indices; the next one is read while the last is worked on."""
+        """Batch of each group of indices, with one batch read ahead in a thread."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="bags") as pool:
             pending: Future[BagBatch] | None = None
             for group in groups:
@@ -123,10 +132,10 @@ class Bags:
         entry = self.entries[index]
         rows = self._open_rows(entry)
         size = entry.length * self._instance_bytes
-        if size > self.cache_bytes // LARGEST_SHARE_OF_CACHE:
+        if size > self.cache_bytes // STREAMED_ABOVE_CACHE_FRACTION:
             return Bag(entry.bag_id, entry.patient_id, entry.label, rows)
         bag = Bag(entry.bag_id, entry.patient_id, entry.label, rows[: entry.length])
-        # bags that do not fit are read again each epoch: evicting others would make every epoch miss every bag
+        # bags beyond the cache are read again each epoch: evicting others would make every epoch miss every bag
         if self._cached_bytes + size <= self.cache_bytes:
             self._cache[index] = bag
             self._cached_bytes += size

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from milcore.mil.bags.rows import ChainedRows, ChosenRows, Rows, RowsBetween
+from milcore.mil.bags.rows import ChainedRows, Rows, RowSlice, RowSubset
 from milcore.mil.bags.segments import Segments, ragged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bag:
-    """The instances of one slide or patient under its label."""
+    """Instances of one slide or patient, with its label."""
 
     bag_id: str
     patient_id: str
@@ -31,8 +31,8 @@ class Chunk(NamedTuple):
         instances: of these rows.
         segments: of the bags they belong to.
         bag_keys: of the same bags.
-        first_bag: number in the batch of the first of these bags.
-        rows: place in the batch.
+        first_bag: index in the batch of the first of these bags.
+        rows: of the batch.
     """
 
     instances: Tensor
@@ -49,10 +49,10 @@ class BagBatch:
     Args:
         instances: all rows.
         lengths: rows of each bag.
-        position: place of each row in its bag.
+        position: of each row in its bag.
         labels: class of each bag.
-        keys: a number per bag that stays the same in every batch, epoch and world size; randomness hangs on it.
-        spread: whether every worker holds a part of each of these bags.
+        keys: a number per bag that is the same in every batch, epoch and world size; the key of its random numbers.
+        split_over_ranks: True where every rank has a part of each of these bags.
     """
 
     instances: Rows
@@ -63,58 +63,63 @@ class BagBatch:
     split_over_ranks: bool
 
     def spans(self, rows: int) -> list[tuple[int, int]]:
-        """The batch cut into runs of at most so many rows."""
+        """Start and stop (exclusive) of the chunks of at most so many rows."""
         total = len(self.instances)
         return [(start, min(start + rows, total)) for start in range(0, total, rows)]
 
     def chunk(self, start: int, stop: int, device: torch.device) -> Chunk:
-        """Rows ``start`` to ``stop`` (exclusive) on a device."""
+        """Chunk of rows ``start`` to ``stop`` (exclusive), on a device."""
         lengths = np.asarray(self.lengths, dtype=np.int64)
         ends = lengths.cumsum()
         first, last = (int(np.searchsorted(ends, row, side="right")) for row in (start, stop - 1))
         bags = slice(first, last + 1)
-        here = np.minimum(ends[bags], stop) - np.maximum(ends[bags] - lengths[bags], start)
+        lengths_in_chunk = np.minimum(ends[bags], stop) - np.maximum(ends[bags] - lengths[bags], start)
         return Chunk(
             self.instances[start:stop].to(device, non_blocking=True),
-            Segments.of(here, self.position[start:stop]).to(device),
+            Segments.of(lengths_in_chunk, self.position[start:stop]).to(device),
             self.keys[bags].to(device, non_blocking=True),
             first,
             slice(start, stop),
         )
 
     def subsample(self, most: int, seed: int, epoch: int) -> "BagBatch":
-        """At most so many instances of each bag; (seed, epoch, bag) says which, whatever else is in the batch."""
+        """Random subset of at most ``most`` instances of each bag.
+
+        The subset depends on (seed, epoch, bag) alone, not on the other bags of the batch.
+        """
         if max(self.lengths) <= most:
             return self
-        kept = [
+        indices_of_bag = [
             np.arange(length) if length <= most else _draw(length, most, [seed, epoch, int(key)])
             for length, key in zip(self.lengths, self.keys, strict=True)
         ]
         begins = np.cumsum(self.lengths) - self.lengths
-        places = torch.from_numpy(np.concatenate([begin + its for begin, its in zip(begins, kept, strict=True)]))
+        rows = torch.from_numpy(
+            np.concatenate([begin + indices for begin, indices in zip(begins, indices_of_bag, strict=True)])
+        )
         return replace(
             self,
-            instances=ChosenRows(self.instances, places),
-            lengths=tuple(len(its) for its in kept),
-            position=self.position[places],
+            instances=RowSubset(self.instances, rows),
+            lengths=tuple(len(indices) for indices in indices_of_bag),
+            position=self.position[rows],
         )
 
     def rank_slice(self, rank: int, world_size: int) -> "BagBatch":
-        """The share of a rank when every bag is cut into equal runs, one per worker.
+        """Part of a rank: each bag is cut into equal runs, one per rank.
 
         Raises:
-            ValueError: a bag has fewer instances than there are workers.
+            ValueError: a bag has fewer instances than there are ranks.
         """
         if min(self.lengths) < world_size:
             raise ValueError(
-                f"a bag of {min(self.lengths)} instances cannot be spread over {world_size} workers; allowed: at least "
-                "one instance per worker"
+                f"bag: expected at least {world_size} instances to split over {world_size} ranks, got "
+                f"{min(self.lengths)}; allowed: at least one instance per rank"
             )
         cuts = [(length * rank // world_size, length * (rank + 1) // world_size) for length in self.lengths]
         begins = [end - length for end, length in zip(itertools.accumulate(self.lengths), self.lengths, strict=True)]
         runs = [(begin + low, begin + high) for begin, (low, high) in zip(begins, cuts, strict=True)]
         return BagBatch(
-            ChainedRows([RowsBetween(self.instances, *run) for run in runs]),
+            ChainedRows([RowSlice(self.instances, *run) for run in runs]),
             tuple(high - low for low, high in cuts),
             torch.cat([self.position[slice(*run)] for run in runs]),
             self.labels,
@@ -128,7 +133,7 @@ def _draw(length: int, count: int, seed: Sequence[int]) -> Int[np.ndarray, " ins
 
 
 def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
-    """One ragged batch of whole bags.
+    """Pack whole bags into one ragged batch.
 
     Args:
         bags: at least one, none of them empty.
@@ -139,7 +144,7 @@ def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
     """
     for bag in bags:
         if len(bag.instances) == 0:
-            raise ValueError(f"bag {bag.bag_id!r} has 0 instances; allowed: at least 1")
+            raise ValueError(f"bag {bag.bag_id!r}: expected at least 1 instance, got 0")
     lengths = np.array([len(bag.instances) for bag in bags], dtype=np.int64)
     return BagBatch(
         bags[0].instances if len(bags) == 1 else ChainedRows([bag.instances for bag in bags]),

@@ -19,28 +19,28 @@ PATCHES_PER_READ = 256
 
 
 def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
-    """The bags of a split table, in its order, read from the store when asked for.
+    """Bags of a split table, in its order, read lazily from the store.
 
-    A bag is a slide or, by the config, a patient: their slides one after another, under the highest of their labels.
+    A bag is a slide or, by the config, a patient: the slides one after another, with the highest of their labels.
     """
     store = PatchStore(store_uri)
     rows = splits.to_pylist()
     with ThreadPoolExecutor(READING_THREADS) as pool:
         slides = list(pool.map(lambda row: store.slide(row["slide_id"]), rows))
     groups = {slide.slide_id: slide for slide in slides}
-    of_bag: dict[str, list[dict[str, Any]]] = {}
+    rows_of_bag: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        of_bag.setdefault(row["patient_id"] if config.bag == "patient" else row["slide_id"], []).append(row)
+        rows_of_bag.setdefault(row["patient_id"] if config.bag == "patient" else row["slide_id"], []).append(row)
     entries = [
         BagEntry(
             bag_id,
-            its[0]["patient_id"],
-            max(row["label"] for row in its),
-            its[0]["split"],
-            tuple(row["slide_id"] for row in its),
-            tuple(len(groups[row["slide_id"]]) for row in its),
+            bag_rows[0]["patient_id"],
+            max(row["label"] for row in bag_rows),
+            bag_rows[0]["split"],
+            tuple(row["slide_id"] for row in bag_rows),
+            tuple(len(groups[row["slide_id"]]) for row in bag_rows),
         )
-        for bag_id, its in of_bag.items()
+        for bag_id, bag_rows in rows_of_bag.items()
     ]
     features = functools.cache(lambda slide_id: groups[slide_id].features(str(config.features)))
 
@@ -53,7 +53,10 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
 
 
 def instance_rows(slide: SlideGroup, config: TrainConfig) -> Rows:
-    """What the model sees of a slide: features (instance, feature), or patches (instance, height, width, 3) u1."""
+    """Instances of a slide: features, or patches where the encoder takes patches.
+
+    Features have axes (instance, feature), patches (instance, height, width, 3) in u1.
+    """
     if config.features is not None:
         return _feature_rows(slide.features(config.features))
     check_patches(config.encoder, slide)
@@ -71,5 +74,5 @@ def _feature_rows(features: Features) -> Rows:
 
 
 def cache_bytes(config: TrainConfig) -> int:
-    """Memory for the instances one worker keeps."""
+    """Bytes of one worker's cache of instances."""
     return int(config.cache_mb * 1e6)

@@ -1,7 +1,7 @@
-"""The instances of a bag as rows that are read by slices, so that a bag need never be whole in memory.
+"""Instances of a bag as rows that are read by slices.
 
-A tensor is such rows already. ``BlockRows`` reads blocks from a store ahead of whoever walks over them, forwards in the
-forward pass and backwards in the backward pass, and keeps three of them at most.
+A bag need never be whole in memory. A tensor has this interface already. ``BlockRows`` prefetches blocks from a store,
+forwards in the forward pass and backwards in the backward pass, and keeps at most three of them.
 """
 
 import bisect
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Rows(Protocol):
-    """Instances along the first axis."""
+    """Rows of instances, sliced along the first axis."""
 
     def __len__(self) -> int: ...
 
@@ -25,11 +25,11 @@ class Rows(Protocol):
 
 
 class BlockRows:
-    """Rows behind a reading function.
+    """Rows from a read function, with prefetching by blocks.
 
     Args:
-        read: rows ``start`` to ``stop`` (exclusive); called from a reading thread.
-        length: how many rows there are.
+        read: reads rows ``start`` to ``stop`` (exclusive); called from a reading thread.
+        length: number of rows.
         block: rows in one read; the store's own chunk length.
     """
 
@@ -51,15 +51,15 @@ class BlockRows:
             return self._read(start, stop)
         ahead = first - 1 if start < self._last_start else last + 1
         self._last_start = start
-        self._hold(range(first, last + 1), ahead)
+        self._prefetch(range(first, last + 1), ahead)
         parts = [
             self._blocks[block].result()[max(0, start - block * self._block) : stop - block * self._block]
             for block in range(first, last + 1)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _hold(self, needed: range, ahead: int) -> None:
-        """Begin to read what is not there, the needed blocks first, and let go of all others."""
+    def _prefetch(self, needed: range, ahead: int) -> None:
+        """Start to read missing blocks, the needed ones first, and drop all others."""
         wanted = [*needed, ahead] if 0 <= ahead * self._block < self._length else list(needed)
         for block in wanted:
             if block not in self._blocks:
@@ -69,8 +69,8 @@ class BlockRows:
         self._blocks = {block: self._blocks[block] for block in wanted}
 
 
-class RowsBetween:
-    """Rows ``start`` to ``stop`` (exclusive) of others, not read before they are asked for."""
+class RowSlice:
+    """Lazy view of rows ``start`` to ``stop`` (exclusive) of other rows."""
 
     def __init__(self, rows: Rows, start: int, stop: int) -> None:
         self._rows, self._start, self._stop = rows, start, stop
@@ -83,25 +83,28 @@ class RowsBetween:
         return self._rows[self._start + start : self._start + stop]
 
 
-class ChosenRows:
-    """Rows at some places of others, in ascending order; what lies between them is read and let go."""
+class RowSubset:
+    """Lazy view of other rows at ascending indices.
 
-    def __init__(self, rows: Rows, places: Int[Tensor, " row"]) -> None:
-        self._rows, self._places = rows, places
+    The rows between them are read too, and dropped.
+    """
+
+    def __init__(self, rows: Rows, indices: Int[Tensor, " row"]) -> None:
+        self._rows, self._indices = rows, indices
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        places = self._places[rows]
-        first = int(places[0])
-        return self._rows[first : int(places[-1]) + 1][places - first]
+        indices = self._indices[rows]
+        first = int(indices[0])
+        return self._rows[first : int(indices[-1]) + 1][indices - first]
 
 
 class ChainedRows:
-    """Rows of several sources one after another: the slides of a patient, the bags of a batch.
+    """Lazy concatenation of rows: slides of a patient, bags of a batch.
 
-    Nothing is copied before it is asked for, and a slice that lies in one source is not copied at all.
+    Rows are copied on slicing only, and a slice that lies in one part is not copied at all.
     """
 
     def __init__(self, parts: Sequence[Rows]) -> None:

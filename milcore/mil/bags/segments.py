@@ -1,4 +1,4 @@
-"""Bags as segments of one packed tensor: which rows belong to which bag, and sums and maxima over them.
+"""Segment sums and maxima over bags packed into one tensor.
 
 Nothing is padded and no Python loop runs over bags. Long bags are summed in pieces, so that one long bag keeps all
 cores busy as well as many short ones do; sums are accumulated and returned in at least fp32.
@@ -21,7 +21,17 @@ FEW_BAGS = 32
 
 
 class Segments(NamedTuple):
-    """The bag of each packed row (not decreasing) and its place in that bag; each bag has at least one row."""
+    """Bag index and position in the bag of each packed row.
+
+    Each bag has at least one row.
+
+    Args:
+        bag: of each row, not decreasing.
+        position: of each row in its bag.
+        bags: number of bags.
+        piece_bag: bag of each piece.
+        piece_start: first row of each piece.
+    """
 
     bag: Int[Tensor, " row"]
     position: Int[Tensor, " row"]
@@ -35,7 +45,7 @@ class Segments(NamedTuple):
 
         Args:
             lengths: rows of each bag, at least 1.
-            position: the place of each row in its bag.
+            position: of each row in its bag.
         """
         start = lengths.cumsum() - lengths
         bag, _ = ragged(lengths)
@@ -55,7 +65,7 @@ class Segments(NamedTuple):
         return cls.of(count, torch.from_numpy(ragged(count)[1]))
 
     def each_row(self) -> "Segments":
-        """The same rows, each as a bag of one that keeps its place."""
+        """The same rows, each as a bag of its own that keeps its position."""
         rows = torch.arange(len(self.bag), device=self.bag.device)
         return Segments(rows, self.position, len(rows), rows, rows)
 
@@ -71,13 +81,13 @@ class Segments(NamedTuple):
 
 
 def ragged(counts: Int[np.ndarray, " group"]) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
-    """Group, and place within it, of each row of groups of such counts."""
+    """Group index and position in the group of each row, from rows per group."""
     group = np.repeat(np.arange(len(counts)), counts)
     return group, np.arange(len(group)) - (counts.cumsum() - counts)[group]
 
 
 def segment_sum(values: Float[Tensor, "row value"], segments: Segments) -> Float[Tensor, "bag value"]:
-    """``s_b = sum over the rows i of bag b of v_i``."""
+    """Sum over the rows of each bag: ``s_b = sum_i v_i``."""
     total: Tensor = _Sum.apply(values, segments)  # type: ignore[no-untyped-call]
     return total
 
@@ -85,20 +95,23 @@ def segment_sum(values: Float[Tensor, "row value"], segments: Segments) -> Float
 def weighted_segment_sum(
     weights: Float[Tensor, "row head"], values: Float[Tensor, "row value"], segments: Segments
 ) -> Float[Tensor, "bag head value"]:
-    """``z_bk = sum over the rows i of bag b of w_ik v_i``, in the weights' precision."""
+    """Weighted sum over the rows of each bag, in the weights' precision.
+
+    ``z_bk = sum over the rows i of bag b of w_ik v_i``
+    """
     total: Tensor = _WeightedSum.apply(weights, values, segments)  # type: ignore[no-untyped-call]
     return total
 
 
 def segment_max(values: Float[Tensor, "row value"], segments: Segments) -> Float[Tensor, "bag value"]:
-    """Largest row entries of each bag, without a gradient."""
+    """Maximum of each column over the rows of each bag, without a gradient."""
     values = values.detach()
     lowest = values.new_full((segments.bags, values.shape[1]), -torch.inf)
     return lowest.scatter_reduce(0, segments.bag[:, None].expand_as(values), values, "amax")
 
 
 def at_least_fp32(values: Tensor) -> Tensor:
-    """Half precision widened to fp32; wider values as they are."""
+    """Cast half precision to fp32; leave wider types as they are."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
@@ -117,7 +130,10 @@ class _Sum(torch.autograd.Function):
 
 
 class _WeightedSum(torch.autograd.Function):
-    """``dw_ik = <v_i, g_bk>`` and ``dv_i = sum_k w_ik g_bk`` with b the bag of row i."""
+    """Weighted segment sum with its gradient in closed form.
+
+    ``dw_ik = <v_i, g_bk>`` and ``dv_i = sum_k w_ik g_bk`` with b the bag of row i.
+    """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, values: Tensor, segments: Segments) -> Tensor:
@@ -141,7 +157,10 @@ class _WeightedSum(torch.autograd.Function):
 def _gradients_of_few_bags(
     weights: Float[Tensor, "row head"], values: Tensor, bag: Tensor, gradient: Float[Tensor, "bag head value"]
 ) -> tuple[Float[Tensor, "row head"], Float[Tensor, "row value"], None]:
-    """The same as two thin products, in which a row meets every bag and all but its own count for nothing."""
+    """The same gradients as two dense products over all pairs of row and bag.
+
+    Entries of a row with bags other than its own are zero; with few bags this is faster than gathering rows.
+    """
     bags, heads, _ = gradient.shape
     own = bag[:, None, None].expand(-1, 1, heads)
     of_all = (values @ gradient.flatten(0, 1).t()).view(-1, bags, heads)

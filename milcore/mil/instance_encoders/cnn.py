@@ -1,4 +1,4 @@
-"""The small trainable CNNs of Ilse et al. 2018, made to fit any patch size.
+"""Small trainable CNNs of Ilse et al. 2018, for any patch size.
 
 ``conv`` is their histology network, ``lenet5`` their network for digits. Deviations from the source: an adaptive
 average pool before the first linear layer (identity for the paper's 27 and 28 px), so that one definition takes patches
@@ -22,7 +22,9 @@ PIXELS_PER_CHUNK = 1 << 17
 
 
 class PixelEncoder(nn.Module):
-    """Embeddings of raw patches, u1 and channels last as stored, scaled to -1 to 1.
+    """CNN over patches as stored, scaled to -1 to 1.
+
+    Patches are u1 with channels last.
 
     Args:
         layers: from (instance, channel, height, width) to (instance, hidden).
@@ -37,13 +39,13 @@ class PixelEncoder(nn.Module):
         self.grey = grey
 
     def rows_per_chunk(self, instance: UInt8[Tensor, "instance height width 3"]) -> int:
-        """Patches that are computed on at once: their activations should not outgrow the processor's caches by much."""
+        """Patches per chunk: their activations should nearly fit the processor's caches."""
         return max(1, PIXELS_PER_CHUNK // (instance.shape[1] * instance.shape[2]))
 
     def embedder(
         self, dtype: torch.dtype, stored: torch.dtype, scale: float
     ) -> Callable[[UInt8[Tensor, "instance height width 3"], Mask | None], Float[Tensor, "instance hidden"]]:
-        """Embeddings of patches; products in ``dtype``, in bf16 by autocast.
+        """Function from patches to embeddings; bf16 products are taken by autocast.
 
         Args:
             dtype: of the products.
@@ -74,7 +76,9 @@ class PixelEncoder(nn.Module):
 
 
 def conv(hidden: int) -> PixelEncoder:
-    """For H&E patches of at least 12 px: convolutions of 36 and 48 channels, two linear layers.
+    """CNN for H&E patches of at least 12 px.
+
+    Convolutions of 36 and 48 channels, two linear layers.
 
     Args:
         hidden: width of both linear layers.
@@ -90,7 +94,9 @@ def conv(hidden: int) -> PixelEncoder:
 
 
 def lenet5(hidden: int) -> PixelEncoder:
-    """For grey patches of at least 16 px: convolutions of 20 and 50 channels, one linear layer.
+    """LeNet-5 for grey patches of at least 16 px.
+
+    Convolutions of 20 and 50 channels, one linear layer.
 
     Args:
         hidden: width of the linear layer.
@@ -104,6 +110,6 @@ def lenet5(hidden: int) -> PixelEncoder:
 
 
 def _convolutions(first: nn.Conv2d, second: nn.Conv2d, edge: int) -> list[nn.Module]:
-    """Two convolutions, each halved, brought to maps of ``edge`` x ``edge`` and laid flat."""
+    """Two convolutions with max pooling, then average pooling to ``edge`` x ``edge``."""
     halved = [nn.MaxPool2d(2), nn.ReLU()]
     return [first, *halved, second, *halved, nn.AdaptiveAvgPool2d(edge), nn.Flatten()]

@@ -23,16 +23,16 @@ ROWS_PER_CAST = 512
 
 
 class FeatureEncoder(nn.Module):
-    """``h = ReLU(W z + b)``, ``z = (x - mean) / sd``, over frozen features, and more such layers on top if asked for.
+    """Linear layers with ReLU over standardised features.
 
-    mean and sd are those of the training bags. Standardisation is folded into the first layer and the scale of dropout
-    into the last, once per step: ReLU commutes with a positive scale. In place of z or beside it may stand its signed
-    square root.
+    ``h = ReLU(W z + b)`` with ``z = (x - mean) / sd``; further layers take h. mean and sd are those of the training
+    bags. Standardisation is folded into the first layer and the scale of dropout into the last, once per step: ReLU
+    commutes with a positive scale.
 
     Args:
         width: of the features.
-        widths: of the layers' outputs, the last being the embedding's.
-        form: of z.
+        widths: of the layers' outputs; the last is the width of the embedding.
+        form: z, its signed square root, or both.
     """
 
     mean: Tensor
@@ -47,14 +47,14 @@ class FeatureEncoder(nn.Module):
         self.further = nn.Sequential(*(nn.Linear(*pair) for pair in itertools.pairwise(widths)))
 
     def rows_per_chunk(self, instance: Float[Tensor, "instance feature"]) -> int:
-        """Instances that are computed on at once."""
+        """Instances per chunk."""
         del instance
         return INSTANCES_PER_CHUNK
 
     def embedder(
         self, dtype: torch.dtype, stored: torch.dtype, scale: float
     ) -> Callable[[Float[Tensor, "instance feature"], Mask | None], Float[Tensor, "instance hidden"]]:
-        """Embeddings of features as stored, by weights that are taken over, folded and cast now.
+        """Function from stored features to embeddings, by weights folded and cast now.
 
         Args:
             dtype: of the products.
@@ -63,7 +63,7 @@ class FeatureEncoder(nn.Module):
             scale: of the embeddings, for those that the function's second argument, the mask, drops; 1 without.
         """
         scales = [1.0] * len(self.further) + [scale]
-        read, first = self._first(dtype, stored, scales[0])
+        prepare, first = self._first(dtype, stored, scales[0])
         further = [
             _Layer.of(layer.weight * scale, layer.bias * scale, dtype)
             for layer, scale in zip(self.further.children(), scales[1:], strict=True)
@@ -72,19 +72,19 @@ class FeatureEncoder(nn.Module):
         *inner, last = first, *further
 
         def embed(features: Tensor, mask: Mask | None) -> Tensor:
-            values = read(features)
+            values = prepare(features)
             for layer in inner:
                 values = layer(values, None)
             return last(values, mask)
 
         return embed
 
-    def _first(self, dtype: torch.dtype, stored: torch.dtype, scale: float) -> "tuple[_Read, _Layer]":
-        """What is read of features, and the layer that takes it."""
+    def _first(self, dtype: torch.dtype, stored: torch.dtype, scale: float) -> "tuple[_Prepare, _Layer]":
+        """Function that prepares stored features, and the first layer."""
         bias = self.project.bias * scale
         if self.form != "standardised":
-            read = functools.partial(_roots, mean=self.mean, sd=self.sd, form=self.form, dtype=dtype)
-            return read, _Layer.of(self.project.weight * scale, bias, dtype)
+            prepare = functools.partial(_roots, mean=self.mean, sd=self.sd, form=self.form, dtype=dtype)
+            return prepare, _Layer.of(self.project.weight * scale, bias, dtype)
         weight = self.project.weight * (scale / self.sd)
         if stored != dtype and dtype == torch.bfloat16:
             return functools.partial(_centre, mean=self.mean, dtype=dtype), _Layer.of(weight, bias, dtype)
@@ -99,13 +99,13 @@ class FeatureEncoder(nn.Module):
         self.standardise(*statistics())
 
     def standardise(self, mean: Float[Tensor, " feature"], sd: Float[Tensor, " feature"]) -> None:
-        """Take over the statistics of the training bags; a constant feature is left as it is."""
+        """Set mean and standard deviation of the features; a constant feature is not scaled."""
         self.mean.copy_(mean)
         self.sd.copy_(torch.where(sd > 0, sd, torch.ones_like(sd)))
 
 
 def linear(width: int, hidden: int, form: FeatureForm) -> FeatureEncoder:
-    """One layer.
+    """Encoder of one layer.
 
     Args:
         width: of the features.
@@ -116,7 +116,9 @@ def linear(width: int, hidden: int, form: FeatureForm) -> FeatureEncoder:
 
 
 def mlp(width: int, hidden: int, form: FeatureForm) -> FeatureEncoder:
-    """Three layers, 256 - 128 - hidden, as the source has for the classic MIL sets with hidden = 64.
+    """Encoder of three layers of 256, 128 and ``hidden`` units.
+
+    The source has hidden = 64 for the classic MIL data sets.
 
     Args:
         width: of the features.
@@ -139,7 +141,7 @@ def _roots(
     form: FeatureForm,
     dtype: torch.dtype,
 ) -> Float[Tensor, "instance form"]:
-    """``sign(z) sqrt(|z|)`` of ``z = (x - mean) / sd``, after z itself where both are asked for."""
+    """Signed square root ``sign(z) sqrt(|z|)``, for form ``both`` appended to z."""
     standardised = (features.to(mean.dtype) - mean) / sd
     root = standardised.abs().sqrt_().copysign_(standardised)
     return (torch.cat([standardised, root], dim=1) if form == "both" else root).to(dtype)
@@ -148,7 +150,10 @@ def _roots(
 def _centre(
     features: Float[Tensor, "instance feature"], mean: Float[Tensor, " feature"], dtype: torch.dtype
 ) -> Float[Tensor, "instance feature"]:
-    """``x - mean`` in the mean's precision, then cast; by blocks that stay in the processor's cache between the two."""
+    """``x - mean`` in the mean's precision, then cast.
+
+    In blocks that stay in the processor's cache between the two.
+    """
     centred = features.new_empty(features.shape, dtype=dtype)
     for start in range(0, len(features), ROWS_PER_CAST):
         rows = slice(start, start + ROWS_PER_CAST)
@@ -156,11 +161,14 @@ def _centre(
     return centred
 
 
-_Read = Callable[[Tensor], Tensor]
+_Prepare = Callable[[Tensor], Tensor]
 
 
 class _Layer(NamedTuple):
-    """The parameters that the gradient is for, and what the product is taken with in their stead."""
+    """Parameters of a layer, and their copies cast for the product.
+
+    The gradient goes to the parameters.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -169,17 +177,17 @@ class _Layer(NamedTuple):
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> "_Layer":
-        """Cast once, for all chunks."""
+        """Layer with its weights cast once, for all chunks."""
         return cls(weight, bias, weight.detach().to(dtype), bias.detach().to(dtype))
 
     def __call__(self, values: Tensor, mask: Mask | None) -> Tensor:
-        given = _Given(self.cast_weight, self.cast_bias, mask)
-        embeddings: Tensor = _Embed.apply(values, self.weight, self.bias, given)  # type: ignore[no-untyped-call]
+        operands = _Operands(self.cast_weight, self.cast_bias, mask)
+        embeddings: Tensor = _Embed.apply(values, self.weight, self.bias, operands)  # type: ignore[no-untyped-call]
         return embeddings
 
 
-class _Given(NamedTuple):
-    """What the product is taken with, and the mask of its values."""
+class _Operands(NamedTuple):
+    """Cast weights of a product, and the dropout mask of its result."""
 
     weight: Tensor
     bias: Tensor
@@ -187,15 +195,18 @@ class _Given(NamedTuple):
 
 
 class _Embed(torch.autograd.Function):
-    """``h = drop(ReLU(W x + b))``: where h is positive the gradient passes, else not, so h is all that is kept."""
+    """``h = drop(ReLU(W x + b))`` with its gradient in closed form.
+
+    The gradient passes where h is positive, so h alone is saved.
+    """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, given: _Given) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, operands: _Operands) -> Tensor:
         del bias
-        hidden = functional.linear(features, given.weight, given.bias).relu_()
-        if given.mask is not None:
-            given.mask.apply_(hidden)
-        ctx.save_for_backward(features, hidden, given.weight)
+        hidden = functional.linear(features, operands.weight, operands.bias).relu_()
+        if operands.mask is not None:
+            operands.mask.apply_(hidden)
+        ctx.save_for_backward(features, hidden, operands.weight)
         ctx.dtype = weight.dtype
         return hidden
 

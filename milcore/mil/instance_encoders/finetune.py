@@ -1,7 +1,8 @@
-"""Networks with weights of their own, trained with the model: whole, or only their last blocks.
+"""Fine-tuning of pretrained networks, whole or in their last blocks.
 
-Batch statistics and dropout inside the network stay as in evaluation: a patch's embedding depends on no other patch, so
-batches may be walked over in chunks and dealt to workers. What is below the trained blocks keeps no activations.
+The network stays in evaluation mode: batch normalisation uses its running statistics and there is no dropout inside, so
+the embedding of a patch depends on no other patch and batches may be cut into chunks and dealt to ranks. Layers below
+the trained blocks save no activations.
 """
 
 import re
@@ -26,12 +27,12 @@ _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 
 
 class PretrainedEncoder(nn.Module):
-    """``h = ReLU(W f(x) + b)``, f being the network that a spec string names.
+    """``h = ReLU(W f(x) + b)`` with f a pretrained network.
 
     Args:
-        spec: the spec string.
+        spec: the spec string of f.
         hidden: width of the embedding.
-        train_blocks: last blocks of the network that learn; None for all of it.
+        train_blocks: number of last blocks that are trained; None for the whole network.
     """
 
     def __init__(self, spec: str, hidden: int, train_blocks: int | None) -> None:
@@ -39,7 +40,8 @@ class PretrainedEncoder(nn.Module):
         made = make(parse_spec(spec), torch.device("cpu"))
         if not isinstance(made.network, nn.Module):
             raise InputError(
-                f"encoder {spec!r}: an ONNX graph cannot be trained; allowed: the other kinds, or milcore encode"
+                f"encoder: expected a trainable network, got the ONNX graph {spec!r}; allowed: the other kinds, or "
+                "milcore encode"
             )
         self.network = made.network.eval()
         self.scale = made.transform
@@ -50,7 +52,7 @@ class PretrainedEncoder(nn.Module):
         self.project = nn.Linear(width, hidden)
 
     def pretrained(self) -> list[nn.Parameter]:
-        """The parameters that begin as they are, not drawn."""
+        """All parameters of the network; the projection is initialised at random."""
         return list(self.network.parameters())
 
     def prepare(self, statistics: FeatureStatistics) -> None:
@@ -58,14 +60,14 @@ class PretrainedEncoder(nn.Module):
         del statistics
 
     def rows_per_chunk(self, instance: UInt8[Tensor, "instance height width 3"]) -> int:
-        """Patches that are computed on at once."""
+        """Patches per chunk."""
         del instance
         return PATCHES_PER_CHUNK
 
     def embedder(
         self, dtype: torch.dtype, stored: torch.dtype, scale: float
     ) -> Callable[[UInt8[Tensor, "instance height width 3"], Mask | None], Float[Tensor, "instance hidden"]]:
-        """Embeddings of patches; products in ``dtype``, in bf16 by autocast.
+        """Function from patches to embeddings; bf16 products are taken by autocast.
 
         Args:
             dtype: of the products.
@@ -85,9 +87,13 @@ class PretrainedEncoder(nn.Module):
 
 
 def learn_from(network: nn.Module, train_blocks: int | None) -> None:
-    """Let the last blocks learn, and what comes after them; nothing else.
+    """Require gradients of the last blocks and the layers after them only.
 
-    Blocks are the longest numbered list among the names of the network's parameters, which stand in its order.
+    Blocks are the longest numbered list among the names of the network's parameters, in the order of the network.
+
+    Args:
+        network: to train.
+        train_blocks: number of last blocks; None for the whole network.
 
     Raises:
         InputError: the network has fewer blocks, or none that are numbered.
@@ -99,7 +105,8 @@ def learn_from(network: nn.Module, train_blocks: int | None) -> None:
     prefix, count = _blocks([name for name, _ in named])
     if train_blocks > count:
         raise InputError(
-            f"train_blocks {train_blocks}: the network has {count} blocks; allowed: 0 to {count}, or none for all"
+            f"train_blocks: expected at most {count}, the blocks of the network, got {train_blocks}; allowed: 0 to "
+            f"{count}, or none for all"
         )
     first = next((k for k, (name, _) in enumerate(named) if _is_in(name, prefix, count - train_blocks)), None)
     if train_blocks == 0 or first is None:
@@ -109,33 +116,35 @@ def learn_from(network: nn.Module, train_blocks: int | None) -> None:
 
 
 def check_patches(spec: str, slide: SlideGroup) -> None:
-    """Refuse patches at another scale than a network with weights of its own is for; others take any.
+    """Check that patches have the scale of a pretrained encoder.
+
+    Encoders trained from random weights take any scale.
 
     Raises:
-        StoreError: how far they are off, or that the slide has none.
+        StoreError: the patches have another scale, or the slide has no patches.
     """
     if spec in get_args(TrainableEncoderName):
         return
     if slide.patch_size is None:
         raise StoreError(f"slide {slide.slide_id!r} was imported without patches; train on its features")
-    scale_of(parse_spec(spec)).check_scale(slide.slide_id, slide.patch_size, slide.attrs)
+    scale_of(parse_spec(spec)).check_scale(slide.slide_id, slide.patch_size, slide.record.patch_mpp)
 
 
 def _blocks(names: list[str]) -> tuple[str, int]:
-    """The prefix of the longest list, and its length; of equally long ones the outermost."""
-    places: defaultdict[str, set[str]] = defaultdict(set)
+    """Prefix and length of the longest numbered list; the outermost of equals."""
+    numbers: defaultdict[str, set[str]] = defaultdict(set)
     for name in names:
-        for found in _NUMBER.finditer(name):
-            places[name[: found.start()]].add(found.group())
-    if not places:
+        for match in _NUMBER.finditer(name):
+            numbers[name[: match.start()]].add(match.group())
+    if not numbers:
         raise InputError(
-            "train_blocks: the network's parameters are in no numbered blocks; leave it out to train all of them"
+            "train_blocks: expected a network with numbered blocks, got none; leave it out to train all parameters"
         )
-    prefix = min(places, key=lambda place: (-len(places[place]), place.count(".")))
-    return prefix, len(places[prefix])
+    prefix = min(numbers, key=lambda prefix: (-len(numbers[prefix]), prefix.count(".")))
+    return prefix, len(numbers[prefix])
 
 
 def _is_in(name: str, prefix: str, first: int) -> bool:
-    """Whether a parameter lies in block ``first`` of the list or a later one."""
-    found = _NUMBER.match(name, len(prefix)) if name.startswith(prefix) else None
-    return found is not None and int(found.group()) >= first
+    """True where a parameter belongs to block ``first`` or a later one."""
+    match = _NUMBER.match(name, len(prefix)) if name.startswith(prefix) else None
+    return match is not None and int(match.group()) >= first

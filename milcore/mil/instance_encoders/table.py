@@ -1,7 +1,7 @@
-"""Instance encoders f that are trained with the model: the table of their names.
+"""Table of the instance encoders that are trained with the model.
 
-They take features (``linear``, ``mlp``) or patches (``conv``, ``lenet5``); any frozen encoder of torch may be trained
-too, whole or in its last blocks.
+They take features (``linear``, ``mlp``) or patches (``conv``, ``lenet5``); any frozen encoder of torch may be
+fine-tuned too, whole or in its last blocks.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ ON_PATCHES: dict[str, Callable[[int], PixelEncoder]] = {"conv": conv, "lenet5": 
 
 
 def trainable_encoder(config: TrainConfig, width: int) -> InstanceEncoder:
-    """The encoder that a model learns: of a table, or one with weights of its own.
+    """Build the instance encoder that a config names.
 
     Args:
-        config: names it.
-        width: of the features it is to take, where it takes features.
+        config: of the model.
+        width: of the features, for an encoder that takes features.
     """
     if config.encoder in ON_FEATURES:
         return ON_FEATURES[config.encoder](width, config.hidden, config.feature_form)

@@ -1,4 +1,4 @@
-"""The attention network that scores instances before the softmax, with its gradient in closed form.
+"""Attention network that scores instances, with its gradient in closed form.
 
 Axes: instance, key (embedding width), head (branch of attention: 1, or one per class), attention (hidden width).
 """
@@ -15,10 +15,11 @@ from milcore.mil.bags.segments import at_least_fp32
 
 
 class AttentionScore(nn.Module):
-    """``s = w^T tanh(V h)``, or gated ``s = w^T (tanh(V h) * sigmoid(U h))``; one w per head, V and U shared.
+    """Attention scores of instances before the softmax, optionally gated.
 
-    The score has no bias: a constant cancels in the softmax, so its gradient would be rounding noise that an adaptive
-    optimiser turns into steps.
+    ``s = w^T tanh(V h)``, or gated ``s = w^T (tanh(V h) * sigmoid(U h))``; one w per head, V and U shared. The score
+    has no bias: a constant cancels in the softmax, so its gradient would be rounding noise that an adaptive optimiser
+    turns into steps.
 
     Source: Ilse et al. 2018, equations 8 and 9, with biases in V and U as in the authors' code.
     """
@@ -30,11 +31,14 @@ class AttentionScore(nn.Module):
         self.score = nn.Linear(attention_width, heads, bias=False)
 
     def scorer(self, dtype: torch.dtype) -> Callable[[Float[Tensor, "instance key"]], Float[Tensor, "instance head"]]:
-        """Scores in at least fp32, with products in ``dtype``; V and U are stacked and cast here, once."""
+        """Function from embeddings to scores in at least fp32.
+
+        Products are taken in ``dtype``; V and U are stacked and cast now, once.
+        """
         layers = [self.content] if self.gate is None else [self.content, self.gate]
         weight = torch.cat([layer.weight for layer in layers])
         bias = torch.cat([layer.bias for layer in layers])
-        cast = tuple(each.detach().to(dtype) for each in (weight, bias, self.score.weight))
+        cast = tuple(parameter.detach().to(dtype) for parameter in (weight, bias, self.score.weight))
 
         def score(keys: Tensor) -> Tensor:
             scores: Tensor = _Score.apply(keys, weight, bias, self.score.weight, cast)  # type: ignore[no-untyped-call]
@@ -44,10 +48,11 @@ class AttentionScore(nn.Module):
 
 
 class _Score(torch.autograd.Function):
-    """The hidden layer lies transposed, (attention, instance): content and gate are contiguous halves of one product.
+    """Attention scores with their gradient in closed form.
 
-    With c = tanh(V h + b), g = sigmoid(U h + d) and e = w ds:
-    d(V h) = e (g - (c g) c) and d(U h) = e (c g - (c g) g); ungated, d(V h) = e (1 - c c).
+    The hidden layer is transposed, (attention, instance), so that content and gate are contiguous halves of one
+    product. With c = tanh(V h + b), g = sigmoid(U h + d) and e = w ds: d(V h) = e (g - (c g) c) and d(U h) = e (c g -
+    (c g) g); ungated, d(V h) = e (1 - c c).
     """
 
     @staticmethod

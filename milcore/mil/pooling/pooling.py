@@ -35,7 +35,7 @@ Scorer = Callable[[Tensor], Tensor]
 
 
 class PoolingShape(NamedTuple):
-    """What the poolings of the table are made from.
+    """Sizes and settings of a pooling.
 
     Args:
         width: of an instance embedding.
@@ -56,26 +56,32 @@ class PoolingShape(NamedTuple):
 
 @runtime_checkable
 class Pooling(Protocol):
-    """The contract of a row of POOLINGS; a summary is a tuple of tensors whose first axis is the bag."""
+    """MIL pooling sigma: the contract of the rows of POOLINGS.
+
+    A summary is a tuple of tensors whose first axis is the bag.
+    """
 
     heads: int
 
     def scorer(self, dtype: torch.dtype) -> Callable[[Float[Tensor, "instance key"]], Float[Tensor, "instance head"]]:
-        """The scores of embeddings, by weights that are taken over now: cast once, used for every chunk of a step."""
+        """Function from embeddings to attention scores.
+
+        Weights are cast now, once for every chunk of a step.
+        """
         ...
 
     def lift(
         self, scores: Float[Tensor, "instance head"], values: Float[Tensor, "instance value"], segments: Segments
     ) -> tuple[Tensor, ...]:
-        """Summaries of the given instances, one per bag."""
+        """Summaries of instances, one per bag."""
         ...
 
     def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The summary of both parts, bag by bag."""
+        """Summary of two parts of the same bags, bag by bag."""
         ...
 
     def finish(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag pooled"]:
-        """The pooled value of each bag; heads stand one after another."""
+        """Pooled value of each bag; heads are concatenated."""
         ...
 
     def weights(
@@ -85,15 +91,18 @@ class Pooling(Protocol):
         summary: tuple[Tensor, ...],
         segments: Segments,
     ) -> Float[Tensor, "instance heads"] | None:
-        """The share of its bag's pooled value that each instance gave, summing to 1; None where there is no such."""
+        """Weight of each instance in the pooled value of its bag, summing to 1.
+
+        None where the pooling has no weights.
+        """
         ...
 
     def instance_values(self, logit: Float[Tensor, "instance class"]) -> Float[Tensor, "instance value"]:
-        """The values pooled at instance level."""
+        """Values to pool at instance level."""
         ...
 
     def instance_log_prob(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag 2 class"]:
-        """(log(1 - theta), log theta) of each class from the pooled values of the instance level."""
+        """(log(1 - theta), log theta) of each class, from values pooled at instance level."""
         ...
 
 
@@ -108,12 +117,15 @@ def probabilities(logit: Float[Tensor, "row class"]) -> Float[Tensor, "row value
 
 
 def log_of(probability: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag 2 class"]:
-    """``log max(p, 1e-7)``: one certain and wrong bag cannot rule the loss, and no gradient is infinite."""
+    """Logarithm of a probability clamped from below, ``log max(p, 1e-7)``.
+
+    One certain and wrong bag cannot dominate the loss, and no gradient is infinite.
+    """
     return probability.clamp_min(SMALLEST_PROBABILITY).log().reshape(len(probability), 2, -1)
 
 
-class _Unscored(nn.Module):
-    """What poolings without an attention network share."""
+class _ScorelessPooling(nn.Module):
+    """Base of poolings without an attention network."""
 
     heads = 0
 
@@ -126,10 +138,11 @@ def _no_scores(keys: Tensor) -> Tensor:
     return keys.new_empty(len(keys), 0)
 
 
-class MaxPooling(_Unscored):
-    """``z_k = max_i v_ik``; among equal values the first instance of the bag wins.
+class MaxPooling(_ScorelessPooling):
+    """``z_k = max_i v_ik``; among equal values the first instance of the bag counts.
 
-    At instance level ``theta = max_i p_i``. A weight is the share of the value's columns that the instance won.
+    At instance level ``theta = max_i p_i``. The weight of an instance is the share of columns in which it is the
+    maximum.
 
     Source: Ilse et al. 2018, section 2.1 and equation 5.
     """
@@ -157,14 +170,14 @@ class MaxPooling(_Unscored):
         return summary[0]
 
     def winners(self, summary: Summary) -> Int[Tensor, "bag value"]:
-        """Places of the instances that alone decide the pooled value."""
+        """Positions in their bags of the instances with the largest values."""
         return summary[1]
 
     def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
         del scores, values
         value, position = summary
-        won = position[segments.bag] == segments.position[:, None]
-        return won.to(value.dtype).mean(dim=1, keepdim=True)
+        is_best = position[segments.bag] == segments.position[:, None]
+        return is_best.to(value.dtype).mean(dim=1, keepdim=True)
 
     def instance_values(self, logit: Tensor) -> Tensor:
         return logit
@@ -173,8 +186,11 @@ class MaxPooling(_Unscored):
         return log_sigmoids(pooled).clamp_min(math.log(SMALLEST_PROBABILITY))
 
 
-class _Averaging(_Unscored):
-    """The mean of the values, of probabilities at instance level; the summary is (sum of the values, n)."""
+class _AveragePooling(_ScorelessPooling):
+    """Mean of the values; at instance level, of probabilities.
+
+    The summary is (sum of the values, n).
+    """
 
     def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
         del scores
@@ -190,7 +206,7 @@ class _Averaging(_Unscored):
         return probabilities(logit)
 
 
-class MeanPooling(_Averaging):
+class MeanPooling(_AveragePooling):
     """``z = (1/n) sum_i v_i``; at instance level ``theta = (1/n) sum_i p_i``.
 
     Source: Ilse et al. 2018, section 2.3.
@@ -208,11 +224,12 @@ class MeanPooling(_Averaging):
         return log_of(pooled)
 
 
-class LogSumExpPooling(_Unscored):
-    """``z_k = (1/r) log((1/n) sum_i exp(r v_ik))``, between the mean (r to 0) and the maximum (r to infinity).
+class LogSumExpPooling(_ScorelessPooling):
+    """Log-sum-exp: ``z_k = (1/r) log((1/n) sum_i exp(r v_ik))``.
 
-    At instance level v is p, and p - 1 for theta - 1. The summary is (largest ``r v``, sum of exponentials relative to
-    it, n). A weight is ``exp(r v_ik) / sum_j exp(r v_jk)``, meaned over k.
+    It is between the mean (r to 0) and the maximum (r to infinity). At instance level v is p, and p - 1 for theta - 1.
+    The summary is (largest ``r v``, sum of exponentials relative to it, n). A weight is ``exp(r v_ik) / sum_j exp(r
+    v_jk)``, meaned over k.
 
     Source: Ramon, De Raedt 2000, "Multi instance neural networks"; Pinheiro, Collobert 2015, arXiv 1411.6228, whose
     r = 5 is the default.
@@ -250,10 +267,11 @@ class LogSumExpPooling(_Unscored):
         return log_of(torch.cat([-below_one, theta], dim=1))
 
 
-class NoisyOrPooling(_Unscored):
-    """``theta = 1 - prod_i (1 - p_i)``, at instance level only; the summary is ``sum_i -log(1 - p_i)``.
+class NoisyOrPooling(_ScorelessPooling):
+    """Noisy-or of probabilities: ``theta = 1 - prod_i (1 - p_i)``.
 
-    With ``p = sigmoid(v)``, ``-log(1 - p) = softplus(v)``, which is finite for every v.
+    At instance level only. The summary is ``sum_i -log(1 - p_i)``. With ``p = sigmoid(v)``, ``-log(1 - p) =
+    softplus(v)``, which is finite for every v.
 
     Source: Maron, Lozano-Perez 1998, "A framework for multiple-instance learning"; Ilse et al. 2018, section 2.1.
     """
@@ -284,11 +302,12 @@ class NoisyOrPooling(_Unscored):
         return torch.stack([(-pooled).clamp_min(lowest), _log_of_one_minus_exp(pooled)], dim=1)
 
 
-class NoisyAndPooling(_Averaging):
-    """``theta = (s(a (m - b)) - s(-a b)) / (s(a (1 - b)) - s(-a b))`` with m the mean of p and s the sigmoid.
+class NoisyAndPooling(_AveragePooling):
+    """Noisy-and of probabilities, at instance level only.
 
-    At instance level only. a is fixed; b, one per class, is learnt as the sigmoid of a parameter, so it stays between 0
-    and 1 (deviation from the source, which learns b itself).
+    ``theta = (s(a (m - b)) - s(-a b)) / (s(a (1 - b)) - s(-a b))`` with m the mean of p and s the sigmoid. a is fixed;
+    b, one per class, is learnt as the sigmoid of a parameter, so it stays between 0 and 1 (deviation from the source,
+    which learns b itself).
 
     Source: Kraus, Ba, Frey 2016, arXiv 1511.05286, the noisy-AND pooling function.
     """
@@ -313,10 +332,10 @@ class NoisyAndPooling(_Averaging):
 
 
 class SoftmaxPooling(nn.Module):
-    """``z = sum_i a_i v_i`` with ``a = softmax(s)``; the summary is (m = max s, sum exp(s - m), sum exp(s - m) v).
+    """Attention pooling: ``z = sum_i a_i v_i`` with ``a = softmax(s)``.
 
-    With a head per class, head c pools for class c. Scores are kept in at least fp32, so that half-precision products
-    do not coarsen the softmax.
+    The summary is (m = max s, sum exp(s - m), sum exp(s - m) v). With a head per class, head c pools for class c.
+    Scores are kept in at least fp32, so that half-precision products do not coarsen the softmax.
 
     Source: Ilse et al. 2018, equation 7.
     """
@@ -365,7 +384,7 @@ def _sum_and_count(values: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
 
 
 def _to_one_reference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The larger of two largest exponents, and what brings sums relative to each over to it."""
+    """Maximum of two reference exponents, and the factors that rescale sums to it."""
     largest = torch.maximum(a, b)
     return largest, torch.exp(a - largest), torch.exp(b - largest)
 

@@ -1,9 +1,9 @@
-"""Summaries of a batch from chunks of it: kept in the graph, or recomputed in the backward pass in constant memory.
+"""Pooling of a batch in chunks, with recomputation in the backward pass.
 
-Chunk summaries merge to the batch's, so chunks may be lifted one by one. When their activations would not fit, each is
-thrown away and lifted again when its gradient is due; max pooling lifts again only the instances that won. The gradient
-is that of the whole batch and arrives at every parameter once, so a data-parallel wrapper sees nothing unusual. Parts
-of one bag on several workers merge likewise.
+Chunk summaries merge to the summary of the batch, so chunks may be lifted one by one. Where their activations exceed
+the memory budget, they are discarded and each chunk is lifted again in the backward pass (gradient checkpointing); max
+pooling lifts again only the instances with the largest values. The gradient is that of the whole batch and reaches
+every parameter once, as a data-parallel wrapper expects. Parts of one bag on several ranks merge likewise.
 
 Axes: instance, bag.
 """
@@ -30,42 +30,48 @@ Lift = Callable[[Chunk], Summary]
 
 
 class ChunkPlan(NamedTuple):
-    """How a batch is walked over: rows of a chunk, whether the activations of all exceed the budget, and where."""
+    """Chunks of a batch.
+
+    Args:
+        rows: of a chunk, at least 1.
+        oversized: True where the activations of all chunks exceed the memory budget, so that they are recomputed.
+        device: to compute on.
+    """
 
     rows: int
     oversized: bool
     device: torch.device
 
 
-def pool_batch(pooling: Pooling, lift: Lift, batch: BagBatch, walk: ChunkPlan) -> Summary:
-    """The summary of every bag of a batch.
+def pool_batch(pooling: Pooling, lift: Lift, batch: BagBatch, plan: ChunkPlan) -> Summary:
+    """Summary of every bag of a batch.
 
     Args:
         pooling: whose summaries are merged.
-        lift: from a chunk to the summaries of its bags; the same again for the same chunk.
+        lift: from a chunk to the summaries of its bags; deterministic.
         batch: read chunk by chunk; oversized and with gradients, twice.
-        walk: how.
+        plan: of the chunks.
     """
-    if walk.oversized and torch.is_grad_enabled() and isinstance(pooling, MaxPooling):
+    if plan.oversized and torch.is_grad_enabled() and isinstance(pooling, MaxPooling):
         with torch.no_grad():
-            first = _walk(pooling, lift, batch, walk)
-        summary = _walk(pooling, lift, _winners(batch, pooling.winners(first), walk), walk)
+            first = _pool_chunks(pooling, lift, batch, plan)
+        summary = _pool_chunks(pooling, lift, _winners(batch, pooling.winners(first), plan), plan)
     else:
-        summary = _walk(pooling, lift, batch, walk)
+        summary = _pool_chunks(pooling, lift, batch, plan)
     return _merge_over_ranks(pooling, summary) if batch.split_over_ranks else summary
 
 
-def _walk(pooling: Pooling, lift: Lift, batch: BagBatch, walk: ChunkPlan) -> Summary:
-    lifted = itertools.count(1)
+def _pool_chunks(pooling: Pooling, lift: Lift, batch: BagBatch, plan: ChunkPlan) -> Summary:
+    chunk_number = itertools.count(1)
 
     def lift_span(span: tuple[int, int]) -> tuple[int, Summary]:
-        if walk.oversized and next(lifted) % CHUNKS_PER_RELEASE == 0:
+        if plan.oversized and next(chunk_number) % CHUNKS_PER_RELEASE == 0:
             release_freed_memory()
-        chunk = batch.chunk(*span, walk.device)
+        chunk = batch.chunk(*span, plan.device)
         return chunk.first_bag, lift(chunk)
 
-    spans = batch.spans(walk.rows)
-    if not (walk.oversized and torch.is_grad_enabled()):
+    spans = batch.spans(plan.rows)
+    if not (plan.oversized and torch.is_grad_enabled()):
         return _join(pooling, [lift_span(span) for span in spans])
     # nothing random happens inside: there is no generator state to put back
     return _join(
@@ -74,17 +80,19 @@ def _walk(pooling: Pooling, lift: Lift, batch: BagBatch, walk: ChunkPlan) -> Sum
 
 
 def _join(pooling: Pooling, parts: Sequence[tuple[int, Summary]]) -> Summary:
-    """Summaries of whole bags from those of consecutive chunks; a bag may go on over any number of chunks.
+    """Join the summaries of consecutive chunks to those of whole bags.
+
+    A bag may extend over any number of chunks.
 
     Args:
         pooling: whose summaries they are.
-        parts: for each chunk the number of its first bag and the summaries of its bags.
+        parts: for each chunk the index of its first bag and the summaries of its bags.
     """
     whole: list[Summary] = []
     open_bag, (_, rest) = parts[0][0], parts[0]
     for first, summary in parts[1:]:
         open_bag += len(rest[0]) - 1
-        if first == open_bag:  # the last bag of the chunk before goes on here
+        if first == open_bag:  # the last bag of the chunk before continues
             *closed, last = _rows(rest)
             head, *tail = _rows(summary)
             whole.extend(closed)
@@ -97,7 +105,7 @@ def _join(pooling: Pooling, parts: Sequence[tuple[int, Summary]]) -> Summary:
 
 
 def _rows(summary: Summary) -> list[Summary]:
-    """First, middle and last bags of a summary, as far as there are any."""
+    """Split a summary into its first bag, the bags between and the last bag."""
     bags = len(summary[0])
     if bags == 1:
         return [summary]
@@ -109,32 +117,32 @@ def _stack(parts: Sequence[Summary]) -> Summary:
     return parts[0] if len(parts) == 1 else tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
-def _winners(batch: BagBatch, places: Int[Tensor, "bag value"], walk: ChunkPlan) -> BagBatch:
-    """The batch without the instances that are at none of these places of their bags."""
+def _winners(batch: BagBatch, positions: Int[Tensor, "bag value"], plan: ChunkPlan) -> BagBatch:
+    """The batch reduced to the instances at these positions of their bags."""
     ends = torch.tensor(batch.lengths).cumsum(0)
     starts = ends - torch.tensor(batch.lengths)
-    rows = torch.unique(places.cpu() + (starts - batch.position[starts])[:, None])
-    found = []
-    for start, stop in batch.spans(walk.rows):
-        here = rows[(rows >= start) & (rows < stop)]
-        if len(here):
-            found.append(batch.instances[start:stop][here - start])
+    rows = torch.unique(positions.cpu() + (starts - batch.position[starts])[:, None])
+    instances = []
+    for start, stop in batch.spans(plan.rows):
+        in_chunk = rows[(rows >= start) & (rows < stop)]
+        if len(in_chunk):
+            instances.append(batch.instances[start:stop][in_chunk - start])
     lengths = torch.bincount(torch.searchsorted(ends, rows, right=True), minlength=len(ends))
     return dataclasses.replace(
-        batch, instances=torch.cat(found), lengths=tuple(lengths.tolist()), position=batch.position[rows]
+        batch, instances=torch.cat(instances), lengths=tuple(lengths.tolist()), position=batch.position[rows]
     )
 
 
 def _merge_over_ranks(pooling: Pooling, summary: Summary) -> Summary:
-    """The summary of bags whose parts lie on all workers, on every worker.
+    """All-reduce of the summaries of bags that are split over ranks.
 
-    Every worker then computes the same loss. The gradient of its own part is all that reaches its instances; it is
-    scaled by the number of workers, because a data-parallel wrapper takes the mean where the sum over parts is due.
+    Every rank then computes the same loss. Only the gradient of its own part reaches its instances; it is scaled by the
+    number of ranks, because a data-parallel wrapper takes the mean over ranks where the sum over parts is due.
     """
     world_size = dist.get_world_size()
-    gathered = [_gather(each.detach(), world_size) for each in summary]
+    gathered = [_gather(tensor.detach(), world_size) for tensor in summary]
     parts = list(zip(*gathered, strict=True))
-    parts[dist.get_rank()] = tuple(_scale_gradient(each, world_size) for each in summary)
+    parts[dist.get_rank()] = tuple(_scale_gradient(tensor, world_size) for tensor in summary)
     return functools.reduce(pooling.merge, parts)
 
 

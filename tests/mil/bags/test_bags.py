@@ -71,18 +71,18 @@ def test_instances_are_drawn_by_bag_and_epoch_and_keep_their_places() -> None:
 def test_every_instance_is_drawn_as_often_as_any_other() -> None:
     """Of 40, 10 are drawn: each in a quarter of 2,000 epochs, within five standard deviations."""
     batch = pack([bag_of(40)], [0])
-    seen = np.bincount(np.concatenate([batch.subsample(10, 0, epoch).position.numpy() for epoch in range(2000)]))
-    assert np.abs(seen - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
+    draws = np.bincount(np.concatenate([batch.subsample(10, 0, epoch).position.numpy() for epoch in range(2000)]))
+    assert np.abs(draws - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
 
 
 def test_values_of_a_patient_s_bag_are_cut_into_those_of_its_slides() -> None:
     entry = BagEntry("p", "p", 1, "train", ("a", "b"), (2, 3))
     cut = entry.by_slide(np.arange(5))
-    assert {name: its.tolist() for name, its in cut.items()} == {"a": [0, 1], "b": [2, 3, 4]}
+    assert {name: values.tolist() for name, values in cut.items()} == {"a": [0, 1], "b": [2, 3, 4]}
 
 
 def test_an_empty_bag_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'slide' has 0 instances"):
+    with pytest.raises(ValueError, match="'slide': expected at least 1 instance, got 0"):
         pack([bag_of(0)], [0])
 
 
@@ -95,10 +95,10 @@ def test_global_batches_hold_every_bag_once_and_change_with_the_epoch() -> None:
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 5))
-def test_every_bag_is_dealt_once_and_no_hand_is_overfull(lengths: list[int], world_size: int) -> None:
-    hands = deal(range(len(lengths)), lengths, world_size)
-    assert sorted(itertools.chain(*hands)) == list(range(len(lengths)))
-    loads = [sum(lengths[i] for i in hand) for hand in hands]
+def test_every_bag_is_dealt_once_and_no_rank_is_overfull(lengths: list[int], world_size: int) -> None:
+    indices_of_rank = deal(range(len(lengths)), lengths, world_size)
+    assert sorted(itertools.chain(*indices_of_rank)) == list(range(len(lengths)))
+    loads = [sum(lengths[i] for i in indices) for indices in indices_of_rank]
     assert max(loads) - min(loads) <= max(lengths)
 
 

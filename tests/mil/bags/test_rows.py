@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milcore.mil.bags.rows import BlockRows, ChainedRows, RowsBetween
+from milcore.mil.bags.rows import BlockRows, ChainedRows, RowSlice
 
 DATA = torch.arange(23 * 2).reshape(23, 2)
 
@@ -13,7 +13,7 @@ DATA = torch.arange(23 * 2).reshape(23, 2)
 @given(cuts=st.lists(st.integers(0, 22), min_size=1, max_size=6), size=st.integers(1, 23), block=st.integers(1, 25))
 def test_any_slices_in_any_order_are_those_of_the_whole(cuts: list[int], size: int, block: int) -> None:
     rows = BlockRows(lambda start, stop: DATA[start:stop], 23, block)
-    chained = ChainedRows([RowsBetween(DATA, 0, 9), RowsBetween(rows, 9, 10), RowsBetween(DATA, 10, 23)])
+    chained = ChainedRows([RowSlice(DATA, 0, 9), RowSlice(rows, 9, 10), RowSlice(DATA, 10, 23)])
     assert len(rows) == len(chained) == 23
     for start in cuts:
         assert torch.equal(rows[start : start + size], DATA[start : start + size])

@@ -24,7 +24,7 @@ SHAPE = VitShape(
 
 @pytest.fixture
 def uni(tmp_path: Path) -> str:
-    """A tiny network under the name of a large one, which says how it is fed; its width is not checked in training."""
+    """A tiny network under the name of a large one, which sets its input; the width is not checked in training."""
     torch.manual_seed(0)
     network = VisionTransformer(SHAPE._replace(width=32))
     for parameter in network.parameters():
@@ -51,7 +51,7 @@ def test_the_last_blocks_learn_and_what_comes_after_them() -> None:
     assert trained_names(1) == [*last, "norm.weight", "norm.bias"]
     assert trained_names(3) == every[every.index("blocks.0.norm1.weight") :]
     assert trained_names(0) == []
-    with pytest.raises(InputError, match="has 3 blocks; allowed: 0 to 3"):
+    with pytest.raises(InputError, match="expected at most 3, the blocks of the network, got 4; allowed: 0 to 3"):
         trained_names(4)
 
 

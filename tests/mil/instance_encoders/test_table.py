@@ -64,9 +64,9 @@ def test_mlp_is_three_layers_over_standardised_features_and_its_gradient_that_of
 
     ours = encoder.embedder(torch.float64, torch.float64, 1.5)(features, None)
     torch.testing.assert_close(ours, plainly(features))
-    for mine, its in zip(
+    for gradient, expected in zip(
         torch.autograd.grad(ours.square().sum(), parameters),
         torch.autograd.grad(plainly(features).square().sum(), parameters),
         strict=True,
     ):
-        torch.testing.assert_close(mine, its)
+        torch.testing.assert_close(gradient, expected)

@@ -129,10 +129,10 @@ def test_the_gradient_through_merged_parts_is_that_of_the_whole(sigma: Sigma) ->
     segments = Segments.whole([8])
     a, b = (sigma.lift(parts[rows], part_of(segments, rows)) for rows in (slice(5), slice(5, 8)))
     merged = sigma.pooling.merge(a, b)
-    expected, said = sigma(keys, [8]), sigma.read(merged)
+    expected, of_parts = sigma(keys, [8]), sigma.read(merged)
     cotangent = torch.randn_like(expected)
     expected.backward(cotangent)
-    said.backward(cotangent)
+    of_parts.backward(cotangent)
     torch.testing.assert_close(parts.grad, keys.grad)
 
 
@@ -149,8 +149,8 @@ def test_a_bag_of_one_pools_to_its_instance(row: tuple[str, str]) -> None:
 def test_probabilities_sum_to_one(row: tuple[str, str]) -> None:
     if row[1] == "instance":
         sigma = Sigma(*row, heads=1, classes=3)
-        said = sigma(embeddings(7, scale=3.0), [2, 4, 1]).exp()
-        torch.testing.assert_close(said.sum(dim=1), torch.ones(3, 3, dtype=FLOAT))
+        probabilities = sigma(embeddings(7, scale=3.0), [2, 4, 1]).exp()
+        torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(3, 3, dtype=FLOAT))
 
 
 def test_weights_sum_to_one_in_every_bag_or_are_not_defined(sigma: Sigma, row: tuple[str, str]) -> None:
@@ -158,18 +158,18 @@ def test_weights_sum_to_one_in_every_bag_or_are_not_defined(sigma: Sigma, row: t
     if row[0] in POOLINGS_OF_PROBABILITIES:
         assert weights is None
     else:
-        sums = torch.stack([its.sum(dim=0) for its in weights.split([2, 4, 1])])
+        sums = torch.stack([of_bag.sum(dim=0) for of_bag in weights.split([2, 4, 1])])
         torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
 @pytest.mark.parametrize("extreme", [1e4, -1e4])
 def test_extreme_values_stay_finite_with_their_gradients(sigma: Sigma, extreme: float) -> None:
     keys = torch.full((3, WIDTH), extreme, dtype=FLOAT, requires_grad=True)
-    said = sigma(keys, [3])
-    assert torch.isfinite(said).all()
+    pooled = sigma(keys, [3])
+    assert torch.isfinite(pooled).all()
     if sigma.level == "instance":
-        assert said.min() >= math.log(1e-7) - 1e-9
-    said.sum().backward()
+        assert pooled.min() >= math.log(1e-7) - 1e-9
+    pooled.sum().backward()
     assert torch.isfinite(keys.grad).all()
 
 

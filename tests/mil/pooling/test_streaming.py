@@ -135,8 +135,8 @@ def test_bags_split_over_two_processes_learn_what_one_process_does(
         assert_alike(outcomes[f"{name} {recomputed}"], expected)
 
 
-def test_a_bag_smaller_than_the_workers_cannot_be_spread() -> None:
-    with pytest.raises(ValueError, match="2 instances cannot be spread over 3 workers"):
+def test_a_bag_of_fewer_instances_than_ranks_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match="expected at least 3 instances to split over 3 ranks, got 2"):
         pack([Bag("x", "x", 1, torch.zeros(2, WIDTH))], [0]).rank_slice(0, 3)
 
 
