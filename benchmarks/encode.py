@@ -46,6 +46,7 @@ from milcore.encoders.networks.resnet import TruncatedResNet50
 from milcore.encoders.spec import parse_spec
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.jpeg_codec import decode_into, encode_patch
+from milcore.store.slide_record import SlideMpp, SlideRecord
 from milcore.store.store import PatchStore
 
 PATCHES_PER_SLIDE = 32
@@ -78,9 +79,10 @@ def write_store(uri: str, slides: int) -> PatchStore:
     store, generator = PatchStore(uri), np.random.default_rng(0)
     planned = tuple(Slide(f"s{k}", f"s{k}.tiff", k % 2, f"p{k}", "", None, None, None) for k in range(slides))
     store.write_manifest(Manifest(planned, ("0", "1")))
-    attrs = {"patch_size_level0": float(PATCH_PX), "mpp": {"level0": 0.5, "target": 0.5, "patch": 0.5, "from": "slide"}}
+    mpp = SlideMpp(0.5, 0.5, 0.5, "slide")
     for slide in planned:
-        with store.writer(slide.slide_id, attrs, PATCH_PX, "jpeg", 90) as writer:
+        record = SlideRecord(slide.slide_id, patch_size_level0=float(PATCH_PX), mpp=mpp)
+        with store.writer(record, PATCH_PX, "jpeg", 90) as writer:
             for place in range(PATCHES_PER_SLIDE):
                 noise = gaussian_filter(generator.standard_normal((PATCH_PX, PATCH_PX, 3)), (1.5, 1.5, 0)) * 150
                 writer.append(

@@ -25,6 +25,7 @@ from benchmarks.pooling import ATTENTION, CASES, DTYPES, HIDDEN, KEPT_MB, WIDTH,
 from milcore.config import TrainConfig
 from milcore.mil.bags.load import load_bags
 from milcore.runtime.malloc import keep_freed_memory
+from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.loop import fit
@@ -49,7 +50,7 @@ def write_store(uri: str, lengths: list[int]) -> pa.Table:
     """Slides that consist of their features; returns their split."""
     generator = np.random.default_rng(0)
     for k, length in enumerate(lengths):
-        with PatchStore(uri).writer(f"s{k}", {"patches": length}, patch_size=None, codec="none", quality=90):
+        with PatchStore(uri).writer(SlideRecord(f"s{k}", patches=length), None, "none", 90):
             pass  # a slide without pixels
         features = generator.standard_normal((length, WIDTH), np.float32).astype(np.float16)
         PatchStore(uri).slide(f"s{k}").write_features("f", features, {})

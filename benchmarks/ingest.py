@@ -59,6 +59,7 @@ from milcore.slides import open_slide
 from milcore.slides.reader import Pixels
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.shards import ShardWriter
+from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 
 SYNTHETIC_PX = 20_000
@@ -273,7 +274,7 @@ def fixed_rows(path: Path) -> list[dict[str, Any]]:
     planned = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        with PatchStore(folder).writer("a", {}, 256, "none", 90) as writer:
+        with PatchStore(folder).writer(SlideRecord("a"), 256, "none", 90) as writer:
             writer.append(np.zeros((256, 256, 3), np.uint8), 0, 0, 1.0)
             writer.write_thumbnail(thumbnail)
         stored = time.perf_counter()

@@ -41,6 +41,7 @@ from milcore.cluster.launch import train_with, tune_with
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.runtime import storage
+from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.run import prepare_run
 from milcore.training.sweep import prepare_sweep
@@ -63,7 +64,7 @@ def write_store(uri: str, bags: int, instances: int) -> str:
     store.write_manifest(Manifest(slides, ("0", "1")))
     for slide in slides:
         length = int(generator.integers(instances // 2, instances * 3 // 2))
-        with store.writer(slide.slide_id, {"patches": length}, patch_size=None, codec="none", quality=90):
+        with store.writer(SlideRecord(slide.slide_id, patches=length), None, "none", 90):
             pass  # a slide without pixels
         features = generator.standard_normal((length, WIDTH), np.float32).astype(np.float16)
         store.slide(slide.slide_id).write_features("f", features, {})

@@ -165,10 +165,10 @@ def plan_ingestion(manifest_uri: str, store_uri: str, positive: str | None, part
         InputError: every bad row of the manifest.
     """
     from milcore.ingestion.cohort import plan_cohort
-    from milcore.ingestion.partition import write_partition
+    from milcore.ingestion.partition import write_partitions
 
     count = max(1, min(partitions, len(plan_cohort(manifest_uri, store_uri, positive).slides)))
-    write_partition(store_uri, count)
+    write_partitions(store_uri, count)
     return [f"{index}/{count}" for index in range(count)]
 
 
@@ -210,12 +210,12 @@ def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[s
         MILError: a slide of the cohort stands in none of them.
         InputError: no slide is ok.
     """
-    from milcore.ingestion.cohort import account
+    from milcore.ingestion.cohort import join_counts
     from milcore.ingestion.overview import write_cohort_page
     from milcore.runtime.progress import log_line
 
     log_line(f"cohort: {write_cohort_page(store_uri)}")
-    summary = account(store_uri, counts)
+    summary = join_counts(store_uri, counts)
     for slide_id, reason in summary["quarantined"].items():
         log_line(f"quarantined {slide_id}: {reason}")
     return summary

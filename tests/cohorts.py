@@ -6,6 +6,7 @@ import pyarrow as pa
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.cohort.splits import splits_digest
 from milcore.runtime import storage
+from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.run_folder import Run
 
@@ -21,8 +22,9 @@ def write_store(uri: str, slides: int = 12, patches: int = 6, seed: int = 0) -> 
     store.write_manifest(Manifest(planned, ("0", "1")))
     generator = np.random.default_rng(seed)
     for slide in planned:
-        attrs = {"patch_size_level0": float(PATCH_PX), "size_level0": [PATCH_PX * patches, PATCH_PX]}
-        with store.writer(slide.slide_id, attrs, PATCH_PX, "none", 90) as writer:
+        size = (PATCH_PX * patches, PATCH_PX)
+        record = SlideRecord(slide.slide_id, patch_size_level0=float(PATCH_PX), size_level0=size)
+        with store.writer(record, PATCH_PX, "none", 90) as writer:
             for place in range(patches):
                 brightness = 40 if slide.label and place == 2 else 200
                 patch = generator.integers(brightness - 30, brightness + 30, (PATCH_PX, PATCH_PX, 3), dtype=np.uint8)

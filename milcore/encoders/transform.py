@@ -7,7 +7,7 @@ Axes: patch, channel, height, width.
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -64,26 +64,25 @@ class Transform(NamedTuple):
             pixels = bilinear(patches.permute(0, 3, 1, 2), edge)
         return pixels.permute(0, 2, 3, 1).float()
 
-    def check_scale(self, slide_id: str, patch_px: int, attrs: dict[str, Any]) -> float | None:
+    def check_scale(self, slide_id: str, patch_px: int, patch_mpp: float | None) -> float | None:
         """um/px that the network will see of a slide; None where the slide does not say and any will do.
 
         Raises:
             StoreError: they are not known, or too far from those it was trained at; the numbers.
         """
-        stored = (attrs.get("mpp") or {}).get("patch")
         expected = " or ".join(f"{mpp:g}" for mpp in self.mpp)
         input_px = self.input_px or patch_px
-        if stored is None:
+        if patch_mpp is None:
             if self.mpp:
                 raise StoreError(
                     f"slide {slide_id!r} does not say its um/px, and the encoder expects {expected}; give the slides' "
                     "mpp in the manifest, or add ,mpp=any to the encoder to take patches as they are"
                 )
             return None
-        seen = float(stored) * patch_px / input_px
+        seen = float(patch_mpp) * patch_px / input_px
         if self.mpp and not any(1 / SCALE_LIMIT <= seen / mpp <= SCALE_LIMIT for mpp in self.mpp):
             raise StoreError(
-                f"slide {slide_id!r}: patches of {patch_px} px at {stored:g} um/px, resampled to {input_px} px, show "
+                f"slide {slide_id!r}: patches of {patch_px} px at {patch_mpp:g} um/px, resampled to {input_px} px, show "
                 f"{seen:.3g} um/px; the encoder expects {expected} (allowed: a factor of {SCALE_LIMIT:g}); ingest with "
                 f"--mpp {self.mpp[0]:g} --patch-size {input_px}, or add ,mpp=any to the encoder"
             )

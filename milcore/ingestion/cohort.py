@@ -1,7 +1,7 @@
-"""From a manifest to patches in the store: plans each slide's tiles, reads them, writes them, and accounts for all.
+"""Ingestion of a cohort: from a manifest to patches in the store.
 
-A slide ends ``ok`` or ``quarantined`` with its reason; nothing is left out silently. Running again does only what is
-missing, has changed, or could not be reached. Memory does not grow with the slide: what is kept are tiles of a few
+Each slide ends ``ok`` or ``quarantined`` with its reason; none is left out silently. Another run ingests only slides
+that are missing, have changed, or could not be reached. Memory does not grow with the slide: it holds tiles of a few
 rows, and patches of one shard, compressed. Nothing is printed here: outcomes are yielded as they come.
 """
 
@@ -13,16 +13,16 @@ from milcore.cohort.manifest import Manifest, Slide, read_manifest
 from milcore.config import IngestConfig
 from milcore.errors import InputError, MILError
 from milcore.ingestion.partition import read_partition
-from milcore.ingestion.slide import SlideOutcome, ingest_slide, killed
+from milcore.ingestion.slide import SlideOutcome, ingest_slide, quarantine_killed
 from milcore.runtime.processes import map_in_processes
 from milcore.store.store import PatchStore
 
-# applies a function to every slide, somewhere, and hands the results back as they come
+# applies a function to every slide, on this machine or others, and yields results as they come
 SlideMap = Callable[[Callable[[Slide], SlideOutcome], Iterable[Slide]], Iterator[SlideOutcome]]
 
 
 def plan_cohort(manifest_uri: str, store_uri: str, positive: str | None = None) -> Manifest:
-    """Check a manifest and make it the store's cohort; an equal one is left untouched.
+    """Check a manifest and write it as the store's cohort, unless it is equal.
 
     Raises:
         InputError: every bad row of the manifest.
@@ -41,12 +41,12 @@ def ingest(
     partition: tuple[int, int] = (0, 1),
     map_slides: SlideMap | None = None,
 ) -> Iterator[SlideOutcome]:
-    """Ingest the cohort of a store, yielding each slide's outcome as it ends.
+    """Ingest the cohort of a store, yielding the outcome of each slide.
 
     Args:
-        store_uri: a store that ``plan_cohort`` gave its manifest.
-        config: how a slide becomes patches.
-        workers: cores to use: a process a slide, and threads in them where slides are fewer; 0 works in this process.
+        store_uri: a store whose manifest ``plan_cohort`` wrote.
+        config: settings of ingestion.
+        workers: cores to use: a process per slide, and threads in them where slides are fewer; 0: this process.
         partition: (i, n): only the i-th of n partitions of the slides.
         map_slides: deals slides to workers elsewhere, in place of processes here.
 
@@ -62,25 +62,29 @@ def ingest(
     elif workers == 0:
         yield from map(work, slides)
     else:
-        yield from map_in_processes(work, slides, processes, lambda slide: killed(slide, store, config))
+        yield from map_in_processes(work, slides, processes, lambda slide: quarantine_killed(slide, store, config))
 
 
 def ingest_counts(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:
-    """What became of every slide: ``ok`` ids, ``quarantined`` ids with reasons, and counts."""
+    """Summary of outcomes: ``ok`` ids, ``quarantined`` ids with reasons, and counts."""
     outcomes = list(outcomes)
     return {
         "ok": [outcome.slide_id for outcome in outcomes if outcome.status == "ok"],
-        "quarantined": {o.slide_id: o.reason for o in outcomes if o.status == "quarantined"},
+        "quarantined": {outcome.slide_id: outcome.reason for outcome in outcomes if outcome.status == "quarantined"},
         "patches": sum(outcome.patches for outcome in outcomes),
         "skipped": sum(outcome.skipped for outcome in outcomes),
     }
 
 
-def account(store_uri: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def join_counts(store_uri: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Join the summaries of all partitions of a cohort.
 
+    Args:
+        store_uri: patch store.
+        summaries: of ``ingest_counts``, one per partition.
+
     Raises:
-        MILError: a slide of the cohort stands in none of them.
+        MILError: a slide of the cohort is in none of them.
         InputError: no slide is ok.
     """
     ids = [slide.slide_id for slide in PatchStore(store_uri).manifest().slides]

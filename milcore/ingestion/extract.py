@@ -1,8 +1,8 @@
-"""Executes a TilePlan: reads each tile of the plan from an open slide and hands back the bytes that are stored of it.
+"""Extraction of patches: read the tiles of a plan from an open slide and encode them.
 
-Rows of patches follow one another, so a reader that keeps its last native tiles decodes each once; patches are held
-only until they are compressed, a few for every thread. With codec passthrough the slide's own compressed tile is stored
-where it is exactly the patch, and nothing is decoded. Order and bytes do not depend on the number of threads.
+Rows of patches follow one another, so a reader that keeps its last native tiles decodes each once; patches stay in
+memory only until they are compressed, a few for every thread. With codec passthrough the slide's own compressed tile is
+stored where it is exactly the patch, and nothing is decoded. Order and bytes do not depend on the number of threads.
 """
 
 from collections import deque
@@ -31,70 +31,78 @@ Corner = tuple[int, int]
 T = TypeVar("T")
 
 
-class Storing(NamedTuple):
-    """How a slide's patches are stored, and why not as asked (None where they are); what they pass before that."""
+class PatchEncoding(NamedTuple):
+    """Encoding of a slide's patches.
+
+    Args:
+        codec: of the chunks.
+        codec_instead: reason why it is another than asked for; None where it is not.
+        normaliser: applied before encoding.
+    """
 
     codec: Codec
-    instead: str | None = None
+    codec_instead: str | None = None
     normaliser: Normaliser | None = None
 
 
-def choose_codec(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> Storing:
-    """The codec asked for; jpeg instead of passthrough where the slide's own tiles are not the patches."""
+def choose_encoding(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> PatchEncoding:
+    """Choose the codec asked for, or jpeg where the slide's tiles cannot be passed through."""
     if config.codec != "passthrough":
-        return Storing(config.codec, None)
+        return PatchEncoding(config.codec, None)
     if not isinstance(reader, JpegTiles):
-        return Storing("jpeg", f"{reader.backend} hands out no compressed tiles")
+        return PatchEncoding("jpeg", f"{reader.backend} hands out no compressed tiles")
     if not _scale_is_a_level(reader, plan, config.patch_size):
-        return Storing("jpeg", "patches are resampled")
+        return PatchEncoding("jpeg", "patches are resampled")
     for corner in plan.coords.tolist():
         try:
-            found = _own_tile(reader, corner, plan, config.patch_size)
+            tile = _native_tile(reader, corner, plan, config.patch_size)
         except UnreachableSlideError:
             raise
         except SlideError:
             continue
-        if found is None:
-            return Storing("jpeg", f"the slide has no JPEG tiles of {config.patch_size} px where the patches lie")
-        return Storing("passthrough", None)
-    return Storing("jpeg", "no tile can be read")
+        if tile is None:
+            return PatchEncoding("jpeg", f"the slide has no JPEG tiles of {config.patch_size} px where the patches lie")
+        return PatchEncoding("passthrough", None)
+    return PatchEncoding("jpeg", "no tile can be read")
 
 
-def sample(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> Pixels:
-    """Some of the slide's tissue, shape (n, 3): every fourth px of tiles spread evenly over the plan.
+def sample_tissue(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> Pixels:
+    """Sample px of the slide's tissue, shape (n, 3).
+
+    Every second px in each direction, of tiles at equal distances in the plan.
 
     Raises:
         UnreachableSlideError: the storage of a remote slide fails.
     """
-    taken = np.linspace(0, len(plan.coords) - 1, min(SAMPLED_TILES, len(plan.coords))).round().astype(int)
+    tiles = np.linspace(0, len(plan.coords) - 1, min(SAMPLED_TILES, len(plan.coords))).round().astype(int)
     apart = slice(None, None, SAMPLED_PX_APART)
-    patches = (_unless_damaged(partial(_patch, reader, corner, plan, config)) for corner in plan.coords[taken].tolist())
+    patches = (_unless_damaged(partial(_patch, reader, corner, plan, config)) for corner in plan.coords[tiles].tolist())
     pixels = [patch[apart, apart].reshape(-1, 3) for patch in patches if patch is not None]
     return np.concatenate([np.empty((0, 3), np.uint8), *pixels])
 
 
 def extract(
-    reader: SlideReader, plan: TilePlan, config: IngestConfig, storing: Storing, threads: int
+    reader: SlideReader, plan: TilePlan, config: IngestConfig, encoding: PatchEncoding, threads: int
 ) -> Generator[bytes | None, None, None]:
-    """The stored bytes of every tile of the plan in its order; None for one that cannot be read.
+    """Encode every tile of the plan in its order; None for an unreadable tile.
 
     Args:
-        reader: the slide.
-        plan: its tiles.
+        reader: of the open slide.
+        plan: tiles of the slide.
         config: patch size and JPEG quality.
-        storing: as ``choose_codec`` says.
+        encoding: as ``choose_encoding`` returns it.
         threads: that read and compress; 1 works in the calling one.
 
     Raises:
-        UnreachableSlideError: the storage of a remote slide fails: none of its tiles is to blame.
+        UnreachableSlideError: the storage of a remote slide fails, which makes no tile unreadable.
     """
     keep_freed_memory()  # decoded tiles are freed and taken again, patch after patch
     corners = (tuple(corner) for corner in plan.coords.tolist())
 
-    make = _maker(reader, plan, config, storing)
+    chunk_at = _chunk_function(reader, plan, config, encoding)
 
     def chunk(corner: Corner) -> bytes | None:
-        return _unless_damaged(partial(make, corner))
+        return _unless_damaged(partial(chunk_at, corner))
 
     if threads <= 1:
         yield from map(chunk, corners)
@@ -102,36 +110,38 @@ def extract(
         yield from _in_threads(chunk, corners, threads)
 
 
-def _maker(reader: SlideReader, plan: TilePlan, config: IngestConfig, storing: Storing) -> Callable[[Corner], bytes]:
-    """What makes the stored bytes of a tile from its corner, in as few steps as this reader and plan allow."""
-    encode = partial(encode_patch, codec=storing.codec, quality=config.jpeg_quality)
-    normalise = storing.normaliser.apply if storing.normaliser else None
+def _chunk_function(
+    reader: SlideReader, plan: TilePlan, config: IngestConfig, encoding: PatchEncoding
+) -> Callable[[Corner], bytes]:
+    """Function from a tile's corner to its chunk, with the fewest steps for this reader and plan."""
+    encode = partial(encode_patch, codec=encoding.codec, quality=config.jpeg_quality)
+    normalise = encoding.normaliser.apply if encoding.normaliser else None
 
     def from_patch(corner: Corner) -> bytes:
         patch = _patch(reader, corner, plan, config)
         return encode(normalise(patch) if normalise else patch)
 
-    if storing.codec == "passthrough" and isinstance(reader, JpegTiles):
+    if encoding.codec == "passthrough" and isinstance(reader, JpegTiles):
         tiles = reader  # as the checker sees it inside the function
-        return lambda corner: _own_tile(tiles, corner, plan, config.patch_size) or from_patch(corner)
+        return lambda corner: _native_tile(tiles, corner, plan, config.patch_size) or from_patch(corner)
     exact = _scale_is_a_level(reader, plan, config.patch_size)
-    if storing.codec == "jpeg" and exact and not normalise and isinstance(reader, BgrxReader):
-        words = reader
-        return lambda corner: encode(_words(words, corner, plan, config.patch_size))
+    if encoding.codec == "jpeg" and exact and not normalise and isinstance(reader, BgrxReader):
+        bgrx_reader = reader
+        return lambda corner: encode(_bgrx_patch(bgrx_reader, corner, plan, config.patch_size))
     return from_patch
 
 
-def _words(reader: BgrxReader, corner: Corner, plan: TilePlan, edge: int) -> Pixels:
+def _bgrx_patch(reader: BgrxReader, corner: Corner, plan: TilePlan, edge: int) -> Pixels:
     box = _box(reader, corner, plan, edge)
     return reader.read_bgrx(int(box.left), int(box.top), box.level, edge, edge)
 
 
 def _patch(reader: SlideReader, corner: Corner, plan: TilePlan, config: IngestConfig) -> Pixels:
-    return read_area(reader, corner, (plan.size_level0,) * 2, (config.patch_size,) * 2)
+    return read_area(reader, corner, (plan.patch_size_level0,) * 2, (config.patch_size,) * 2)
 
 
 def _unless_damaged(read: Callable[[], T]) -> T | None:
-    """What is read; None where the slide is damaged. A failing storage is not the slide's damage."""
+    """Result of ``read``; None where the slide is damaged, which a failing storage is not."""
     try:
         return read()
     except UnreachableSlideError:
@@ -145,19 +155,23 @@ def _scale_is_a_level(reader: SlideReader, plan: TilePlan, edge: int) -> bool:
     return (box.right, box.bottom) == (edge, edge)
 
 
-def _own_tile(reader: JpegTiles, corner: Corner, plan: TilePlan, edge: int) -> bytes | None:
+def _native_tile(reader: JpegTiles, corner: Corner, plan: TilePlan, edge: int) -> bytes | None:
     box = _box(reader, corner, plan, edge)
     return reader.jpeg_tile(int(box.left), int(box.top), box.level, edge, edge)
 
 
 def _box(reader: SlideReader | JpegTiles | BgrxReader, corner: Corner, plan: TilePlan, edge: int) -> LevelBox:
-    return level_box(reader.level_downsamples, corner, (plan.size_level0,) * 2, plan.size_level0 / edge)
+    size = plan.patch_size_level0
+    return level_box(reader.level_downsamples, corner, (size,) * 2, size / edge)
 
 
 def _in_threads(
     function: Callable[[Corner], bytes | None], corners: Iterator[Corner], threads: int
 ) -> Iterator[bytes | None]:
-    """In runs of tiles: handing over each costs a tenth of the time that two threads take to make JPEGs."""
+    """Map over corners on threads, in order, by runs of tiles.
+
+    Handing over single tiles costs a tenth of the time in which two threads encode JPEGs.
+    """
     running: deque[Future[list[bytes | None]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         while run := list(islice(corners, PATCHES_A_RUN)):

@@ -1,7 +1,7 @@
-"""Digests of what lies in storage, for a scheduler that knows arguments only and reuses results of equal ones.
+"""Digest of a store's slides and patches, by which a scheduler reuses results.
 
-A digest covers all that a step reads and all that it has written; while any of that is missing, it is one never seen
-before. So a result is reused only where doing the work again would change nothing.
+The scheduler compares arguments only. The digest covers all that a step reads and all that it has written; while any of
+that is missing, it equals no other. So a result is reused only where the step would change nothing.
 """
 
 from typing import Any
@@ -13,19 +13,19 @@ from milcore.store.store import PatchStore
 
 
 def store_state(store_uri: str) -> str:
-    """Digest of a cohort's slides as they are now and of the patches made of them."""
+    """Digest of a cohort's slides as they are now and of their records in the store."""
     store = PatchStore(store_uri)
-    statuses = store.statuses()
-    found: dict[str, Any] = {}
+    records = store.records()
+    states: dict[str, Any] = {}
     for slide in store.manifest().slides:
-        status = statuses.get(slide.slide_id)
-        if status is None or status.attrs.get("retry"):
+        record = records.get(slide.slide_id)
+        if record is None or record.retry:
             return unique_digest()
         try:
-            seen = source_version(slide.uri)._asdict()
+            version = source_version(slide.uri)._asdict()
         except SlideError:
             return unique_digest()
-        if store.source(slide.slide_id) != seen:
+        if store.source(slide.slide_id) != version:
             return unique_digest()
-        found[slide.slide_id] = [seen, slide.label, status.attrs]
-    return digest(found)
+        states[slide.slide_id] = [version, slide.label, record.to_complete_attrs()]
+    return digest(states)

@@ -1,7 +1,7 @@
-"""The cohort at a glance: one HTML page with every slide's thumbnail and tissue, counts, scale, status and reason.
+"""HTML page of a cohort: thumbnail, tissue, counts, scale and status of every slide.
 
 Self-contained and sortable: no other file, no network. A thumbnail shows the whole slide without its label and macro
-images; what is not tissue is dimmed, so a mask that lost tissue or took in a pen mark is seen.
+images; px without tissue are dimmed, which shows a mask that misses tissue or includes a pen mark.
 """
 
 import base64
@@ -16,15 +16,16 @@ from PIL import Image
 from milcore.cohort.manifest import Slide
 from milcore.runtime import storage
 from milcore.store.slide_group import SlideGroup
-from milcore.store.store import PatchStore, SlideStatus
+from milcore.store.slide_record import SlideRecord
+from milcore.store.store import PatchStore
 
 PAGE = "cohort.html"
 THUMBNAIL_PX = 192
-_DIMMED = 0.45
+_DIM_FACTOR = 0.45
 
 
 def write_cohort_page(store_uri: str) -> str:
-    """Write the page of a store's cohort into it; its URI."""
+    """Write the page of a store's cohort to the store; return its URI."""
     store = PatchStore(store_uri)
     rows = list(_rows(store))
     environment = jinja2.Environment(
@@ -39,29 +40,27 @@ def write_cohort_page(store_uri: str) -> str:
 
 def _rows(store: PatchStore) -> Iterator[dict[str, Any]]:
     manifest = store.manifest()
-    statuses = store.statuses()
+    records = store.records()
     for slide in manifest.slides:
-        yield _row(store, slide, statuses[slide.slide_id]) | {"label": manifest.classes[slide.label]}
+        yield _row(store, slide, records[slide.slide_id]) | {"label": manifest.classes[slide.label]}
 
 
-def _row(store: PatchStore, slide: Slide, status: SlideStatus | None) -> dict[str, Any]:
-    attrs = status.attrs if status else {}
-    mpp = attrs.get("mpp") or {}
-    counts = attrs.get("counts") or {}
-    size = attrs.get("size_level0")
+def _row(store: PatchStore, slide: Slide, stored: SlideRecord | None) -> dict[str, Any]:
+    record = stored or SlideRecord(slide.slide_id, reason="not ingested yet")
+    size, mpp, counts, scan = record.size_level0, record.mpp, record.counts, record.scan
     return {
         "slide_id": slide.slide_id,
         "patient_id": slide.patient_id,
-        "status": status.state if status else "missing",
-        "reason": (status.reason if status else "not ingested yet") or attrs.get("codec_instead") or "",
-        "patches": attrs.get("patches", 0),
-        "grid": counts.get("grid"),
-        "unreadable": counts.get("unreadable"),
-        "mpp": mpp.get("level0"),
-        "mpp_from": mpp.get("from", ""),
+        "status": record.status or "missing",
+        "reason": record.reason or (scan and scan.codec_instead) or "",
+        "patches": record.instances,
+        "grid": None if counts is None else counts.grid,
+        "unreadable": None if counts is None else counts.unreadable,
+        "mpp": None if mpp is None else mpp.level0,
+        "mpp_from": "" if mpp is None else mpp.origin,
         "size": "" if size is None else f"{size[0]:,} x {size[1]:,}",
-        "reader": attrs.get("reader", ""),
-        "picture": _picture(store.slide(slide.slide_id)) if status and status.state == "ok" else None,
+        "reader": "" if scan is None else scan.reader,
+        "picture": _picture(store.slide(slide.slide_id)) if record.status == "ok" else None,
     }
 
 
@@ -73,7 +72,7 @@ def _picture(slide: SlideGroup) -> str | None:
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
     if slide.tissue_mask is not None:
         mask = Image.fromarray(slide.tissue_mask).resize(image.size, Image.Resampling.NEAREST)
-        dimmed = Image.fromarray((np.asarray(image) * _DIMMED).astype(np.uint8))
+        dimmed = Image.fromarray((np.asarray(image) * _DIM_FACTOR).astype(np.uint8))
         image = Image.composite(image, dimmed, mask)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)

@@ -1,15 +1,16 @@
-"""Ingestion of one slide: tissue, plan, patches, status."""
+"""Ingestion of one slide: tissue, tile plan, patches, and its record in the store."""
 
 import contextlib
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from milcore.cohort.manifest import Slide
 from milcore.config import IngestConfig
 from milcore.errors import SlideError, UnreachableSlideError
-from milcore.ingestion.extract import choose_codec, extract, sample
-from milcore.ingestion.stain import Normaliser, estimate
+from milcore.ingestion.extract import choose_encoding, extract, sample_tissue
+from milcore.ingestion.stain import Normaliser, estimate_stains
 from milcore.ingestion.tiling import TilePlan, plan_tiles, tile_size_level0
 from milcore.ingestion.tissue import METHOD, Mask, tissue_mask
 from milcore.runtime.progress import log_line
@@ -18,7 +19,8 @@ from milcore.slides.mpp import COARSEST_MPP, FINEST_MPP, SAME_SCALE
 from milcore.slides.reader import Pixels
 from milcore.slides.resample import area_resize
 from milcore.slides.source import fetch, source_version
-from milcore.store.store import PatchStore, SlideStatus
+from milcore.store.slide_record import ScanRecord, SlideMpp, SlideRecord, SlideState, SourceFile, TileCounts
+from milcore.store.store import PatchStore
 from milcore.store.writer import SlideWriter
 
 MASK_PX_PER_TILE = 16
@@ -26,139 +28,148 @@ THUMBNAIL_EDGES_PX = (1024, 4096)
 
 
 class SlideOutcome(NamedTuple):
-    """How one slide ended; ``skipped`` where an earlier run's result was still good."""
+    """Outcome of one slide; ``skipped`` where the result of an earlier run is up to date."""
 
     slide_id: str
-    status: Literal["ok", "quarantined"]
+    status: SlideState
     reason: str | None
     patches: int
     skipped: bool
 
 
-class _Work(NamedTuple):
-    """One slide to bring into a store, on so many threads."""
+@dataclass(slots=True)
+class _SlideIngestion:
+    """Ingestion of one slide under way; ``record`` grows, and is quarantined with a reason where it fails."""
 
     slide: Slide
     store: PatchStore
     config: IngestConfig
     threads: int
+    record: SlideRecord
 
 
 def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads: int = 1) -> SlideOutcome:
-    """Bring one slide into the store on so many threads, or into quarantine with its reason."""
-    parameters = _parameters(slide, config)
-    attrs: dict[str, Any] = {"parameters": parameters, "source": {"uri": slide.uri}}
+    """Write the patches of one slide to the store, or quarantine it with its reason.
+
+    Args:
+        slide: of the cohort.
+        store: to write.
+        config: settings of ingestion.
+        threads: that read and compress.
+    """
+    work = _SlideIngestion(slide, store, config, threads, _first_record(slide, config))
     try:
-        seen = source_version(slide.uri)
-        before = store.status(slide.slide_id)
-        if before and _still_good(before, parameters) and store.source(slide.slide_id) == seen._asdict():
-            return _outcome(slide, before, skipped=True)
-        outcome = _ingest_reached(_Work(slide, store, config, threads), attrs, before)
+        version = source_version(slide.uri)._asdict()
+        earlier = store.record(slide.slide_id)
+        if earlier and _is_up_to_date(earlier, work.record) and store.source(slide.slide_id) == version:
+            return _outcome(earlier, skipped=True)
+        outcome = _ingest_file(work, earlier)
     except UnreachableSlideError as error:
-        return _set_aside(slide, store, str(error), attrs)
+        return _quarantine_until_retry(store, work.record, str(error))
     except SlideError as error:
-        store.quarantine(slide.slide_id, str(error), attrs)
+        store.quarantine(work.record, str(error))
         outcome = SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
-    store.write_source(slide.slide_id, seen._asdict())
+    store.write_source(slide.slide_id, version)
     return outcome
 
 
-def _ingest_reached(work: _Work, attrs: dict[str, Any], before: SlideStatus | None) -> SlideOutcome:
-    """Ingest from where it lies, or a local copy; a source whose version changed but not its content is left as it is.
+def _ingest_file(work: _SlideIngestion, earlier: SlideRecord | None) -> SlideOutcome:
+    """Ingest from a remote file in place or from a local copy, unless its content is that of the earlier record.
 
-    What names the content is a copy's sha256; of what is never read whole, the storage's ETag.
+    The content's identity is the sha256 of a copy; of a remote file, which is never read whole, the storage's ETag.
     """
     slide = work.slide
     with contextlib.ExitStack() as stack:
         remote = find_remote_slide(slide.uri, work.config.reader)
         if remote is None:
             path, sha256 = fetch(slide.uri, stack)
-            attrs["source"] = {"uri": slide.uri, "size": path.stat().st_size, "sha256": sha256}
+            source = SourceFile(slide.uri, path.stat().st_size, sha256)
         else:
-            attrs["source"] = {"uri": slide.uri, "size": remote.size, "etag": remote.etag}
-        if before and _still_good(before, attrs["parameters"]) and before.attrs["source"] == attrs["source"]:
-            return _outcome(slide, before, skipped=True)
+            source = SourceFile(slide.uri, remote.size, etag=remote.etag)
+        work.record = replace(work.record, source=source)
+        if earlier and _is_up_to_date(earlier, work.record) and earlier.source == source:
+            return _outcome(earlier, skipped=True)
         with open_slide(remote or path, work.config.reader) as reader:
-            patches = _ingest_open(work, reader, attrs, remote)
+            patches = _ingest_pixels(work, reader, remote)
     return SlideOutcome(slide.slide_id, "ok", None, patches, skipped=False)
 
 
-def _parameters(slide: Slide, config: IngestConfig) -> dict[str, Any]:
-    return {**config.model_dump(), "slide_mpp": slide.mpp}
+def _first_record(slide: Slide, config: IngestConfig) -> SlideRecord:
+    """Record of a slide before its file is opened."""
+    parameters = {**config.model_dump(), "slide_mpp": slide.mpp}
+    return SlideRecord(slide.slide_id, parameters=parameters, source=SourceFile(slide.uri))
 
 
-def _still_good(status: SlideStatus, parameters: dict[str, Any]) -> bool:
-    """Whether an earlier result would come out the same; settings that did not touch an ok slide may differ."""
-    if status.attrs.get("retry") or "imported" in status.attrs:
+def _is_up_to_date(earlier: SlideRecord, record: SlideRecord) -> bool:
+    """True where another ingestion would end alike; settings without effect on an ok slide may differ."""
+    if earlier.retry or earlier.import_origin is not None:
         return False
+    before, parameters = earlier.parameters or {}, record.parameters or {}
     free = set()
-    if status.state == "ok":
-        free |= {"default_mpp"} if status.attrs["mpp"]["from"] != "default_mpp" else set()
-        free |= {"max_unreadable"} if status.attrs["counts"]["unreadable"] <= parameters["max_unreadable"] else set()
-    before = status.attrs["parameters"]
+    if earlier.mpp is not None and earlier.counts is not None:
+        free |= {"default_mpp"} if earlier.mpp.origin != "default_mpp" else set()
+        free |= {"max_unreadable"} if earlier.counts.unreadable <= parameters["max_unreadable"] else set()
     return all(before.get(name) == value for name, value in parameters.items() if name not in free)
 
 
-def _outcome(slide: Slide, status: SlideStatus, *, skipped: bool) -> SlideOutcome:
-    return SlideOutcome(slide.slide_id, status.state, status.reason, status.attrs.get("patches", 0), skipped)
+def _outcome(record: SlideRecord, *, skipped: bool) -> SlideOutcome:
+    status: SlideState = "ok" if record.status == "ok" else "quarantined"
+    return SlideOutcome(record.slide_id, status, record.reason, record.instances, skipped)
 
 
-def _ingest_open(work: _Work, reader: SlideReader, attrs: dict[str, Any], remote: RemoteFile | None) -> int:
-    """Plan an open slide and write its patches; the number written."""
-    slide, store, config, threads = work
+def _ingest_pixels(work: _SlideIngestion, reader: SlideReader, remote: RemoteFile | None) -> int:
+    """Plan an open slide and write its patches; return their number."""
+    slide, config = work.slide, work.config
     mpp, origin = _mpp(slide, reader, config)
     step = tile_size_level0(mpp, config)
     thumbnail = reader.thumbnail(thumbnail_edge(reader.size, step))
     mask = mask_of(thumbnail, reader.size, step)
     plan = _plan(reader.size, mpp, mask, config)
-    storing = choose_codec(reader, plan, config)
-    attrs |= _told(reader, mpp, origin, config) | {"codec_instead": storing.instead, "stain_normalisation": None}
+    encoding = choose_encoding(reader, plan, config)
+    scan = _scan_record(reader, mpp, config, encoding.codec_instead)
+    work.record = replace(work.record, scan=scan, **_scale_fields(reader, mpp, origin, config))
     if config.stain_normalisation == "macenko":
-        stains = estimate(sample(reader, plan, config))
-        storing = storing._replace(normaliser=Normaliser(stains))
-        attrs["stain_normalisation"] = stains.told
-    with store.writer(slide.slide_id, attrs, config.patch_size, storing.codec, config.jpeg_quality) as writer:
+        stains = estimate_stains(sample_tissue(reader, plan, config))
+        encoding = encoding._replace(normaliser=Normaliser(stains))
+        work.record = replace(work.record, scan=replace(scan, stain_normalisation=stains.to_attrs()))
+    with work.store.writer(work.record, config.patch_size, encoding.codec, config.jpeg_quality) as writer:
         writer.write_thumbnail(thumbnail)
         writer.write_mask(mask)
         # tiles that are only copied wait for Python's lock, unless they come over the network
-        threads = 1 if storing.codec == "passthrough" and remote is None else threads
-        with contextlib.closing(extract(reader, plan, config, storing, threads)) as chunks:
+        threads = 1 if encoding.codec == "passthrough" and remote is None else work.threads
+        with contextlib.closing(extract(reader, plan, config, encoding, threads)) as chunks:
             unreadable = write_patches(chunks, plan, writer, config)
         if remote is not None:
             remote.check_unchanged()
-        written = len(plan.coords) - unreadable
-        writer.attrs["counts"] = {
-            "grid": plan.grid,
-            "tissue": len(plan.coords),
-            "unreadable": unreadable,
-            "patches": written,
-        }
-    return written
+        counts = TileCounts(plan.grid, len(plan.coords), unreadable, len(plan.coords) - unreadable)
+        writer.write_counts(counts)
+    return counts.patches
 
 
-def _told(reader: SlideReader, mpp: float, origin: str, config: IngestConfig) -> dict[str, Any]:
-    """What is recorded of a slide: its reader, scale and how tissue was found."""
+def _scan_record(reader: SlideReader, mpp: float, config: IngestConfig, codec_instead: str | None) -> ScanRecord:
+    return ScanRecord(
+        reader=reader.backend,
+        level0_affine=[[mpp, 0.0, 0.0], [0.0, mpp, 0.0]],
+        # the profile is not applied: pixels stay as scanned
+        icc_sha256=None if reader.icc is None else hashlib.sha256(reader.icc).hexdigest(),
+        tissue={**METHOD, "mask_px_per_tile": MASK_PX_PER_TILE, "min_tissue": config.min_tissue},
+        codec_instead=codec_instead,
+    )
+
+
+def _scale_fields(reader: SlideReader, mpp: float, origin: str, config: IngestConfig) -> dict[str, Any]:
+    """Size and scale of a slide and its patches, as fields of its record."""
     step = tile_size_level0(mpp, config)
+    patch_mpp = config.mpp if step != config.patch_size else mpp
     return {
-        "reader": reader.backend,
-        "size_level0": list(reader.size),
-        "mpp": {
-            "level0": mpp,
-            "target": config.mpp,
-            "patch": config.mpp if step != config.patch_size else mpp,
-            "from": origin,
-        },
-        # (x, y, 1) in level-0 px -> um
-        "level0_affine": [[mpp, 0.0, 0.0], [0.0, mpp, 0.0]],
+        "size_level0": (reader.size[0], reader.size[1]),
+        "mpp": SlideMpp(mpp, config.mpp, patch_mpp, origin),
         "patch_size_level0": step,
-        # the profile is kept out of the pixels, which stay as scanned
-        "icc_sha256": None if reader.icc is None else hashlib.sha256(reader.icc).hexdigest(),
-        "tissue": {**METHOD, "mask_px_per_tile": MASK_PX_PER_TILE, "min_tissue": config.min_tissue},
     }
 
 
 def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float, str]:
-    """um/px of level 0 and where it is from: the manifest before the slide's own, before the default."""
+    """um/px of level 0 and its origin: the manifest, else the slide's file, else the default."""
     for mpp, origin in ((slide.mpp, "manifest"), (reader.mpp, "slide"), (config.default_mpp, "default_mpp")):
         if mpp is not None:
             if mpp > config.mpp * (1.0 + SAME_SCALE):
@@ -167,18 +178,31 @@ def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float
                     "it would have to be magnified"
                 )
             return mpp, origin
-    told = f"the slide tells no um/px between {FINEST_MPP:g} and {COARSEST_MPP:g}"
-    raise SlideError(f"no mpp: {told}; give --default-mpp, or an mpp in the manifest")
+    missing = f"the slide tells no um/px between {FINEST_MPP:g} and {COARSEST_MPP:g}"
+    raise SlideError(f"no mpp: {missing}; give --default-mpp, or an mpp in the manifest")
 
 
 def thumbnail_edge(size: tuple[int, int], step: float) -> int:
-    """Longer edge of the thumbnail, such that a tile measures MASK_PX_PER_TILE px in it, within bounds."""
+    """Longer edge of the thumbnail in px.
+
+    A tile measures MASK_PX_PER_TILE px in it, within the bounds THUMBNAIL_EDGES_PX.
+
+    Args:
+        size: (width, height) of the slide in level-0 px.
+        step: tile edge in level-0 px.
+    """
     low, high = THUMBNAIL_EDGES_PX
     return min(max(size), high, max(low, round(MASK_PX_PER_TILE * max(size) / step)))
 
 
 def mask_of(thumbnail: Pixels, size: tuple[int, int], step: float) -> Mask:
-    """Where a slide's thumbnail shows tissue, at about MASK_PX_PER_TILE px a tile."""
+    """Tissue mask of a slide, at about MASK_PX_PER_TILE px a tile.
+
+    Args:
+        thumbnail: of the whole slide, shape (row, column, 3).
+        size: (width, height) of the slide in level-0 px.
+        step: tile edge in level-0 px.
+    """
     height, width = thumbnail.shape[:2]
     shrink = max(1.0, max(width, height) * step / (MASK_PX_PER_TILE * max(size)))
     small = (max(1, round(width / shrink)), max(1, round(height / shrink)))
@@ -189,7 +213,7 @@ def _plan(size: tuple[int, int], mpp: float, mask: Mask, config: IngestConfig) -
     """The slide's tiles with tissue.
 
     Raises:
-        SlideError: there are none; why.
+        SlideError: there are none, and the reason.
     """
     plan = plan_tiles(size, mpp, mask, config)
     if not plan.grid:
@@ -203,14 +227,14 @@ def _plan(size: tuple[int, int], mpp: float, mask: Mask, config: IngestConfig) -
 
 
 def write_patches(chunks: Iterable[bytes | None], plan: TilePlan, writer: SlideWriter, config: IngestConfig) -> int:
-    """Write the plan's patches in order; the number of tiles that could not be read.
+    """Write the plan's patches in order; return the number of unreadable tiles.
 
     Raises:
         SlideError: they are more than ``max_unreadable``, or all.
     """
     unreadable = 0
-    places = zip(plan.coords.tolist(), plan.tissue.tolist(), chunks, strict=True)
-    for (x, y), tissue, chunk in places:
+    tiles = zip(plan.coords.tolist(), plan.tissue.tolist(), chunks, strict=True)
+    for (x, y), tissue, chunk in tiles:
         unreadable += chunk is None
         if chunk is not None and unreadable <= config.max_unreadable:
             writer.append_chunk(chunk, x, y, tissue)
@@ -220,17 +244,20 @@ def write_patches(chunks: Iterable[bytes | None], plan: TilePlan, writer: SlideW
     return unreadable
 
 
-def killed(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:
-    """Quarantine a slide whose process was killed twice; it is not tried again in this run."""
+def quarantine_killed(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:
+    """Quarantine a slide whose process was killed twice, until the next run."""
     reason = "its process was killed twice while reading it (out of memory?)"
-    return _set_aside(slide, store, reason, {"parameters": _parameters(slide, config), "source": {"uri": slide.uri}})
+    return _quarantine_until_retry(store, _first_record(slide, config), reason)
 
 
-def _set_aside(slide: Slide, store: PatchStore, reason: str, attrs: dict[str, Any]) -> SlideOutcome:
-    """Quarantine a slide until the next time; one that is there all the same, by another process or before, stays."""
-    now = store.status(slide.slide_id)
-    if now and now.state == "ok" and _still_good(now, attrs["parameters"]):
-        log_line(f"{slide.slide_id}: {reason}; the patches that the store has of it stay")
-        return _outcome(slide, now, skipped=True)
-    store.quarantine(slide.slide_id, reason, attrs | {"retry": True}, keep=True)
-    return SlideOutcome(slide.slide_id, "quarantined", reason, 0, skipped=False)
+def _quarantine_until_retry(store: PatchStore, record: SlideRecord, reason: str) -> SlideOutcome:
+    """Quarantine a slide until the next run, unless the store has patches of it that are up to date.
+
+    An earlier run or another process may have written them.
+    """
+    stored = store.record(record.slide_id)
+    if stored and stored.status == "ok" and _is_up_to_date(stored, record):
+        log_line(f"{record.slide_id}: {reason}; the patches that the store has of it stay")
+        return _outcome(stored, skipped=True)
+    store.quarantine(replace(record, retry=True), reason, keep=True)
+    return SlideOutcome(record.slide_id, "quarantined", reason, 0, skipped=False)

@@ -1,8 +1,8 @@
-"""Stain normalisation after Macenko: every slide's haematoxylin and eosin brought to one pair of reference stains.
+"""Stain normalisation after Macenko, from a slide's haematoxylin and eosin to reference stains.
 
-By Beer and Lambert the optical density of a px is a sum of stains, so the whole normalisation is one matrix on optical
-densities, found once for a slide and kept with it. Pure, no I/O. Not for slides of other stains. Axis words: n (px),
-h, w, s (stain: haematoxylin, eosin), c (red, green, blue).
+By the law of Beer and Lambert the optical density of a px is a sum of stains, so the whole normalisation is one matrix
+on optical densities, estimated once for a slide and stored with it. Pure, no I/O. Not for slides of other stains. Axis
+words: n (px), h, w, s (stain: haematoxylin, eosin), c (red, green, blue).
 """
 
 from typing import Any, NamedTuple
@@ -25,14 +25,18 @@ Float = npt.NDArray[np.float64]
 
 
 class Stains(NamedTuple):
-    """A slide's haematoxylin and eosin: directions of optical density (s, c), and the strength of each (s,)."""
+    """Haematoxylin and eosin of a slide.
+
+    Args:
+        vectors: directions of optical density, shape (s, c).
+        strengths: 99th percentile of each stain's amount, shape (s,).
+    """
 
     vectors: Float
     strengths: Float
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What is recorded of it."""
+    def to_attrs(self) -> dict[str, Any]:
+        """JSON attributes in the slide's group, rounded to six decimals."""
         return {
             "method": "macenko",
             "vectors": self.vectors.round(6).tolist(),
@@ -41,21 +45,22 @@ class Stains(NamedTuple):
 
 
 def optical_density(pixels: npt.NDArray[np.uint8]) -> Float:
-    """``-ln((I + 1) / 240)``; one more than the intensity, so that black is finite."""
+    """Optical density ``-ln((I + 1) / 240)``; the 1 keeps black finite."""
     return np.asarray(-np.log((pixels.astype(np.float64) + 1.0) / LIGHT))
 
 
-def estimate(pixels: npt.NDArray[np.uint8]) -> Stains:
-    """The two stains of a slide: the outermost directions of optical density in the plane where most of it lies.
+def estimate_stains(pixels: npt.NDArray[np.uint8]) -> Stains:
+    """Estimate the two stains of a slide from px of its tissue.
 
-    Directions are the 1st and 99th percentile of the angle in that plane, strengths the 99th percentile of each stain's
-    amount, over px whose density is at least 0.15 in every colour.
+    They are the outermost directions of optical density in the plane of its two largest components: the 1st and 99th
+    percentile of the angle in that plane, over px whose density is at least 0.15 in every colour. Strengths are the
+    99th percentile of each stain's amount.
 
     Args:
         pixels: of the slide's tissue, shape (n, c).
 
     Raises:
-        SlideError: too few are stained, or all alike.
+        SlideError: too few px are stained, or all alike.
 
     Source: Macenko et al. 2009, section 2; the plane is that of the covariance, as in the authors' own code.
     """
@@ -78,10 +83,10 @@ def estimate(pixels: npt.NDArray[np.uint8]) -> Stains:
 
 
 class Normaliser:
-    """Brings patches of a slide with these stains to the reference: ``d' = d pinv(V) diag(reference / strength) R``.
+    """Stain normaliser of a slide: ``d' = d pinv(V) diag(reference / strength) R``.
 
-    Intensity is ``240 exp(-d') - 1``, the inverse of ``optical_density``, so that a slide of the reference stains comes
-    out as it went in (the authors leave out the 1).
+    Intensity is ``240 exp(-d') - 1``, the inverse of ``optical_density``, so that a slide of the reference stains is
+    unchanged (the authors leave out the 1).
     """
 
     def __init__(self, stains: Stains) -> None:
@@ -90,7 +95,7 @@ class Normaliser:
         self._density = optical_density(np.arange(256, dtype=np.uint8)).astype(np.float32)
 
     def apply(self, patch: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """A patch (h, w, c) in the reference stains."""
+        """Patch (h, w, c) in the reference stains."""
         density = self._density[patch] @ self._matrix
         intensity = LIGHT * np.exp(-density) - 1.0
         return np.asarray(np.rint(np.clip(intensity, 0.0, 255.0)).astype(np.uint8))

@@ -1,8 +1,8 @@
-"""From a slide's size, scale and tissue mask to the places of its patches. Pure, no I/O.
+"""Tile plan of a slide: which tiles of its grid hold tissue. Pure, no I/O.
 
-Tiles lie on a grid that begins at (0, 0): edge to edge, unless another stride is asked for. Only tiles wholly inside
-the slide count, so every pixel of a patch is real; with border ``pad`` the grid covers the slide to its last px, and
-what lies beyond is white. Axis words: n (tile).
+Tiles lie on a grid that begins at (0, 0): edge to edge, unless another stride is asked for. Only tiles inside the slide
+count, so every px of a patch was scanned; with border ``pad`` the grid covers the slide to its last px, and px beyond
+it are white. Axis words: n (tile).
 """
 
 import math
@@ -21,64 +21,74 @@ class TilePlan:
 
     Args:
         coords: corner (x, y) of each in level-0 px, rounded down, shape (n, 2).
-        tissue: share of each tile's area that is tissue, shape (n,).
-        size_level0: tile edge in level-0 px.
+        tissue: tissue fraction of each tile's area, shape (n,).
+        patch_size_level0: tile edge in level-0 px.
         grid: tiles of the whole grid, with or without tissue.
     """
 
     coords: npt.NDArray[np.int32]
     tissue: npt.NDArray[np.float32]
-    size_level0: float
+    patch_size_level0: float
     grid: int
 
 
 def tile_size_level0(mpp: float, config: IngestConfig) -> float:
-    """``patch_size * target / mpp`` in level-0 px; ``patch_size`` itself where mpp is within 0.5 % of the target."""
+    """Tile edge in level-0 px: ``patch_size * target / mpp``.
+
+    ``patch_size`` itself where mpp is within 0.5 % of the target.
+    """
     if abs(mpp / config.mpp - 1.0) <= SAME_SCALE:
         return float(config.patch_size)
     return config.patch_size * config.mpp / mpp
 
 
 def plan_tiles(size: tuple[int, int], mpp: float, mask: npt.NDArray[np.bool_], config: IngestConfig) -> TilePlan:
-    """The grid's tiles of which at least ``min_tissue`` is tissue.
+    """Plan the tiles of the grid of which at least ``min_tissue`` is tissue.
 
     Args:
         size: (width, height) of level 0 in px.
         mpp: um/px of level 0.
         mask: tissue, shape (row, column), covering the whole slide at any scale.
-        config: target scale, patch size, stride, border and smallest share of tissue.
+        config: target scale, patch size, stride, border and smallest tissue fraction.
     """
     extent = tile_size_level0(mpp, config)
     step = extent * (config.stride or config.patch_size) / config.patch_size
     columns, rows = (_tiles(edge, extent, step, pad=config.border == "pad") for edge in size)
-    shares = _shares(
+    fractions = _tissue_fractions(
         mask, size, extent, step * np.arange(columns, dtype=np.float64), step * np.arange(rows, dtype=np.float64)
     )
-    row, column = np.nonzero(shares >= config.min_tissue)
+    row, column = np.nonzero(fractions >= config.min_tissue)
     corners = np.floor(np.stack([column, row], axis=1) * step + 1e-9)
-    return TilePlan(corners.astype(np.int32), shares[row, column].astype(np.float32), extent, rows * columns)
+    return TilePlan(corners.astype(np.int32), fractions[row, column].astype(np.float32), extent, rows * columns)
 
 
 def _tiles(edge: int, extent: float, step: float, *, pad: bool) -> int:
-    """Tiles along an edge: those wholly inside, or as many as it takes to cover it."""
+    """Number of tiles along an edge: those inside it, or as many as cover it."""
     steps = (edge - extent) / step
     if pad:
         return max(0, math.ceil(steps - 1e-9)) + 1
     return math.floor(steps + 1e-9) + 1 if steps > -1e-9 else 0
 
 
-def _shares(
+def _tissue_fractions(
     mask: npt.NDArray[np.bool_],
     size: tuple[int, int],
     extent: float,
     left: npt.NDArray[np.float64],
     top: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """Tissue share of each tile (rows, columns), given their left and upper edges in level-0 px.
+    """Tissue fraction of each tile, shape (rows, columns).
 
-    Exact for mask pixels cut by a tile's edge: the area sum ``S(x, y)`` of a piecewise constant mask is bilinear
-    between its corners, and a tile's sum is ``S(x1, y1) - S(x0, y1) - S(x1, y0) + S(x0, y0)``. What lies beyond the
-    slide counts as no tissue.
+    Exact for mask px cut by a tile's edge: the area sum ``S(x, y)`` of a piecewise constant mask is bilinear between
+    its corners, and a tile's sum is ``S(x1, y1) - S(x0, y1) - S(x1, y0) + S(x0, y0)``. Px beyond the slide count as no
+    tissue.
+
+    Args:
+        mask: tissue, shape (row, column).
+        size: (width, height) of level 0 in px.
+        extent: tile edge in level-0 px.
+        left: left edges of the columns of tiles in level-0 px.
+        top: upper edges of the rows of tiles in level-0 px.
     """
     scale_x, scale_y = mask.shape[1] / size[0], mask.shape[0] / size[1]
     sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
@@ -90,7 +100,7 @@ def _shares(
 
 
 def _between(values: npt.NDArray[np.float64], at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Rows of ``values`` at fractional places, linear between neighbours."""
+    """Rows of ``values`` at fractional indices, interpolated linearly."""
     low = np.minimum(np.floor(at).astype(np.intp), len(values) - 2)
-    part = (at - low)[:, None]
-    return np.asarray(values[low] * (1.0 - part) + values[low + 1] * part)
+    weight = (at - low)[:, None]
+    return np.asarray(values[low] * (1.0 - weight) + values[low + 1] * weight)

@@ -1,9 +1,9 @@
-"""Where a thumbnail shows tissue: saturated like a stain, not coloured like a marker pen. Pure, no I/O.
+"""Tissue mask of a thumbnail by saturation, without pen marks. Pure, no I/O.
 
 Otsu's threshold alone fails at both ends (it splits an empty slide's noise, and a slide that is all tissue), so it is
-kept between two saturations. Out of strong ink its blurred rim is grown, as far as it has the ink's hue: alone, such
-pale red would pass for eosin. Ink that looks like a stain (purple, dark red over tissue) passes in part. Axis words:
-row, column.
+clipped to two saturations. From strong ink the mask of the pen is grown over its blurred rim, as far as that has a hue
+of ink: alone, such pale red would pass for eosin. Ink in the colours of a stain (purple, dark red over tissue) passes
+in part. Axis words: row, column.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ HIGHEST_SATURATION = 0.12
 DARKEST_VALUE = 0.2
 PEN_MARGIN_PX = 2
 PEN_RIM_PX = 24
-# what is smaller may be a vessel's blood, whose surroundings are tissue
+# a smaller red area may be the blood of a vessel, whose surroundings are tissue
 PEN_STROKE_PX = 4
 
 METHOD: dict[str, Any] = {
@@ -35,7 +35,7 @@ METHOD: dict[str, Any] = {
 
 
 def tissue_mask(thumbnail: npt.NDArray[np.uint8]) -> Mask:
-    """True where there is tissue: saturation above its threshold, not near-black, at a margin from pen marks.
+    """Tissue mask: saturated above the threshold, not near-black, at a margin from pen marks.
 
     Args:
         thumbnail: shape (row, column, 3), RGB; best at about 10 um/px, where nuclei blur into their tissue.
@@ -52,7 +52,9 @@ def tissue_mask(thumbnail: npt.NDArray[np.uint8]) -> Mask:
 
 
 def otsu(values: npt.NDArray[np.float32]) -> float:
-    """The threshold t of 256 levels on [0, 1] with the greatest ``w0 w1 (m0 - m1)^2`` between its two sides.
+    """Otsu's threshold of values in [0, 1], of 256 levels.
+
+    It maximises ``w0 w1 (m0 - m1)^2``, of the weights and means on its two sides.
 
     Source: Otsu 1979, eq. 14.
     """
@@ -71,7 +73,7 @@ def _hsv(pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
 
 
 def _pen(hue: npt.NDArray[np.float32], saturation: npt.NDArray[np.float32]) -> Mask:
-    """Green to blue ink from a fifth of full saturation, strong blue and strong red ink."""
+    """Mask of ink: green to blue above saturation 0.2, strong blue, strong red."""
     green_to_blue = (hue > 60.0) & (hue < 225.0) & (saturation > 0.2)
     blue = (hue >= 225.0) & (hue < 250.0) & (saturation > 0.6)
     red = ((hue > 345.0) | (hue < 20.0)) & (saturation > 0.7)
@@ -79,7 +81,10 @@ def _pen(hue: npt.NDArray[np.float32], saturation: npt.NDArray[np.float32]) -> M
 
 
 def _rim(hue: npt.NDArray[np.float32], saturation: npt.NDArray[np.float32], value: npt.NDArray[np.float32]) -> Mask:
-    """What is ink only beside ink: paler green to blue, pale or dark red, and near-black."""
+    """Mask of px that are ink only beside ink.
+
+    Paler green to blue, pale or dark red, and near-black.
+    """
     coloured = saturation > LOWEST_SATURATION / 2.0
     green_to_blue = coloured & (hue > 60.0) & (hue < 235.0)
     red = coloured & ((hue > 343.0) | (hue < 30.0))

@@ -1,4 +1,4 @@
-"""The JPEG codec of patches."""
+"""Codecs of a patch's chunk: JPEG 4:4:4, zstd, or raw pixels; and the Zarr codec ``milcore_jpeg``."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,20 +16,21 @@ from milcore.errors import StoreError
 
 ZSTD_LEVEL = 3
 JPEG_CODECS: tuple[Codec, ...] = ("jpeg", "passthrough")
-# by the samples a pixel has
+# by the number of samples per px
 _JPEG_COLOURS = {3: imagecodecs.JPEG8.CS.RGB, 4: imagecodecs.JPEG8.CS.EXT_BGRX}
 UInt8 = npt.NDArray[np.uint8]
 
 
 def encode_patch(patch: UInt8, codec: Codec, quality: int) -> bytes:
-    """The bytes of one chunk: an ordinary JPEG file (4:4:4), one zstd frame, or the pixels as they are.
+    """Encode a patch as one chunk: a JPEG file, a zstd frame, or raw pixels.
 
-    With passthrough only what is no tile of the slide comes here, and becomes a JPEG too.
+    JPEG is 4:4:4. With passthrough the tiles of the slide are copied; only a patch that is no such tile is encoded, as
+    JPEG.
 
     Args:
-        patch: (p, p, 3) RGB; for a JPEG also (p, p, 4), words of blue, green, red and a spare byte.
-        codec: of the chunk.
-        quality: of a JPEG, 1 to 100.
+        patch: (p, p, 3) RGB; for JPEG also (p, p, 4), BGRX: blue, green, red and a spare byte.
+        codec: codec of the chunk.
+        quality: JPEG quality, 1 to 100.
     """
     pixels = np.ascontiguousarray(patch)
     if codec in JPEG_CODECS:
@@ -43,41 +44,47 @@ def encode_patch(patch: UInt8, codec: Codec, quality: int) -> bytes:
 
 
 def decode_into(data: Any, codec: Codec, patch: UInt8) -> None:
-    """The inverse of ``encode_patch`` (for jpeg up to its loss), written to ``patch`` (p, p, 3).
+    """Decode a chunk into ``patch`` (p, p, 3): the inverse of ``encode_patch`` up to JPEG loss.
 
     Args:
-        data: any buffer of bytes; nothing of it is copied.
-        codec: as stored.
-        patch: contiguous.
+        data: any buffer of bytes; it is not copied.
+        codec: codec of the chunk.
+        patch: contiguous array to fill.
 
     Raises:
-        StoreError: the bytes are another patch's size.
+        StoreError: the chunk holds a patch of another size.
     """
     if codec in JPEG_CODECS:
         imagecodecs.jpeg8_decode(data, out=patch)
     elif codec == "zstd":
-        found = len(imagecodecs.zstd_decode(data, out=patch.reshape(-1).data))
-        if found != patch.size:
-            raise StoreError(f"a patch of {found} bytes where {patch.size} belong; ingest the slide again")
+        size = len(imagecodecs.zstd_decode(data, out=patch.reshape(-1).data))
+        if size != patch.size:
+            raise StoreError(f"patch: expected {patch.size} bytes, got {size}; ingest the slide again")
     else:
         patch.reshape(-1)[:] = np.frombuffer(data, np.uint8)
 
 
 @dataclass(frozen=True)
 class JpegCodec(ArrayBytesCodec):
-    """Zarr v3 codec ``milcore_jpeg``: a uint8 RGB chunk (…, h, w, 3) with leading ones, as one JPEG file, 4:4:4."""
+    """Zarr v3 codec ``milcore_jpeg``: a uint8 RGB chunk as one JPEG file, 4:4:4.
+
+    A chunk has shape (…, h, w, 3) whose leading axes are of length 1.
+
+    Args:
+        quality: JPEG quality, 1 to 100.
+    """
 
     quality: int = 90
     is_fixed_size = False
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
-        """Read the codec's entry in an array's metadata."""
+        """Parse the codec's entry in an array's metadata."""
         _, configuration = parse_named_configuration(data, "milcore_jpeg", require_configuration=False)
         return cls(**(configuration or {}))  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, JSON]:
-        """The codec's entry in an array's metadata."""
+        """Entry of the codec in an array's metadata."""
         return {"name": "milcore_jpeg", "configuration": {"quality": self.quality}}
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
@@ -89,5 +96,5 @@ class JpegCodec(ArrayBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(encode_patch(pixels, "jpeg", self.quality))
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Not known before encoding."""
+        """Raise: a JPEG's size is not known before encoding."""
         raise NotImplementedError

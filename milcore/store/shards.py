@@ -1,9 +1,9 @@
-"""How patches lie in a Zarr v3 shard, and the codec that makes each chunk an ordinary JPEG file.
+"""Zarr v3 arrays of a slide: sharded patches, small arrays, tables of features.
 
 A shard is its chunks' bytes in a row, then an index of (offset, length) pairs and the index's crc32c (the Zarr v3
-``sharding_indexed`` layout, index at the end). Writing it here keeps only one compressed shard in memory and asks
-nothing of zarr-python per patch; plain zarr-python reads it back. Not here: where a slide's arrays lie (``store.py``).
-Axis words: n (patch), p (patch edge in px).
+``sharding_indexed`` layout, index at the end). Writing it here keeps only one compressed shard in memory and calls
+zarr-python for no patch; plain zarr-python reads it back. Not here: the layout of a slide's group (``store.py``), and
+the codec of a chunk (``jpeg_codec.py``). Axis words: n (patch), p (patch edge in px).
 """
 
 import hashlib
@@ -21,23 +21,25 @@ from milcore.runtime import storage
 from milcore.store.jpeg_codec import JPEG_CODECS, ZSTD_LEVEL, JpegCodec, UInt8, decode_into, encode_patch
 
 SHARD_MB = 64
-# raw bytes of an H&E patch over its stored bytes: sets how many patches make a shard of about SHARD_MB
+# raw bytes of an H&E patch divided by its stored bytes: sets how many patches make a shard of about SHARD_MB
 COMPRESSION: dict[Codec, float] = {"jpeg": 5.0, "zstd": 2.0, "none": 1.0, "passthrough": 5.0}
 _EMPTY = np.uint64(2**64 - 1)
 
 
 def patches_per_shard(codec: Codec, edge: int) -> int:
-    """Patches that fill a shard of about ``SHARD_MB`` MB compressed."""
+    """Number of patches in a shard of about ``SHARD_MB`` MB compressed."""
     return max(1, int(SHARD_MB * 1e6 * COMPRESSION[codec] / (edge * edge * 3)))
 
 
 class ShardWriter:
-    """Writes patches of (p, p, 3) u1 as the Zarr array at ``uri``; holds one compressed shard in memory.
+    """Writer of patches (p, p, 3) u1 as one sharded Zarr array.
+
+    It holds one compressed shard in memory. ``uris`` are the objects written so far, ``count`` the patches added.
 
     Args:
         uri: of the array (its ``zarr.json`` and ``c/`` below).
         edge: p, in px.
-        codec: how a chunk is stored.
+        codec: codec of a chunk.
         quality: JPEG quality, 1 to 100.
     """
 
@@ -47,7 +49,7 @@ class ShardWriter:
         self._capacity = patches_per_shard(codec, edge)
         self._chunks: list[bytes] = []
         self._shards = 0
-        self.written: set[str] = set()
+        self.uris: set[str] = set()
         self._sha256 = hashlib.sha256()
 
     def append(self, patch: UInt8) -> None:
@@ -63,26 +65,26 @@ class ShardWriter:
             self._flush(self._capacity)
 
     def finish(self) -> str:
-        """Write what is left and the array's metadata; the sha256 of all chunks in order.
+        """Write the last shard and the array's metadata; return the sha256 of all chunks in order.
 
         Raises:
-            StoreError: there is no patch.
+            StoreError: no patch was added.
         """
         if not self.count:
-            raise StoreError(f"{self._uri} got no patch; a slide without patches is quarantined, not written")
+            raise StoreError(f"{self._uri}: expected patches, got no patch; quarantine a slide without patches")
         per_shard = min(self._capacity, self.count)
         if self._chunks:
             self._flush(per_shard)
         uri = storage.join(self._uri, "zarr.json")
         storage.write_json(uri, self._metadata(per_shard))
-        self.written.add(uri)
+        self.uris.add(uri)
         return self._sha256.hexdigest()
 
     def _flush(self, per_shard: int) -> None:
         self._chunks.append(_index([len(chunk) for chunk in self._chunks], per_shard))
         uri = _shard_uri(self._uri, self._shards)
         storage.write_parts(uri, self._chunks)
-        self.written.add(uri)
+        self.uris.add(uri)
         self._chunks.clear()
         self._shards += 1
 
@@ -100,14 +102,15 @@ class ShardWriter:
 
 
 def write_array(uri: str, array: npt.NDArray[Any], jpeg_quality: int | None = None) -> set[str]:
-    """Write a whole array as one chunk, each of its two objects atomically; their URIs.
+    """Write an array as one chunk; return the URIs of its two objects.
 
-    Nothing is removed first, so a reader or a second writer of the same bytes never sees a part of it.
+    Each object is written atomically and nothing is removed first, so a reader or a second writer of the same bytes
+    never reads an incomplete one.
 
     Args:
         uri: of the array.
-        array: of a little-endian or byte type.
-        jpeg_quality: 1 to 100, for a picture (h, w, 3); None stores the values with zstd.
+        array: values of a little-endian or byte type.
+        jpeg_quality: 1 to 100, for an image (h, w, 3); None stores the values with zstd.
     """
     if jpeg_quality is None:
         little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -124,26 +127,34 @@ def write_array(uri: str, array: npt.NDArray[Any], jpeg_quality: int | None = No
 
 
 def write_rows(uri: str, values: npt.NDArray[Any], rows: int, attributes: dict[str, Any]) -> set[str]:
-    """Write a table (n, d) as raw chunks of so many rows, then its metadata: until then there is no array; all URIs.
+    """Write a table (n, d) as raw chunks of rows, metadata last; return the URIs of its objects.
+
+    Until its metadata is written the array does not exist for any reader.
 
     Args:
-        uri: of the array; what lies there is written over, not removed, so two writers of one table do no harm.
+        uri: of the array; objects there are overwritten, not removed, so two writers of one table do no harm.
         values: of a little-endian type.
-        rows: of a chunk.
+        rows: rows per chunk.
         attributes: of the array.
     """
-    written = {storage.join(uri, "c", str(number), "0"): number * rows for number in range(-(-len(values) // rows))}
-    for chunk_uri, start in written.items():
+    starts = {storage.join(uri, "c", str(number), "0"): number * rows for number in range(-(-len(values) // rows))}
+    for chunk_uri, start in starts.items():
         chunk = values[start : start + rows]
         storage.write_bytes(chunk_uri, chunk.tobytes() + bytes((rows - len(chunk)) * chunk.strides[0]))
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     metadata = _array_metadata(list(values.shape), values.dtype.name, [rows, values.shape[1]], [little])
     storage.write_json(storage.join(uri, "zarr.json"), metadata | {"attributes": attributes})
-    return {*written, storage.join(uri, "zarr.json")}
+    return {*starts, storage.join(uri, "zarr.json")}
 
 
 class ShardReader:
-    """Reads runs of patches from an array that ``ShardWriter`` wrote: one range request per shard touched."""
+    """Reader of runs of patches from an array of ``ShardWriter``.
+
+    A run takes one range request per shard that it touches.
+
+    Args:
+        uri: of the array.
+    """
 
     def __init__(self, uri: str) -> None:
         metadata = storage.read_json(storage.join(uri, "zarr.json"))
@@ -156,7 +167,7 @@ class ShardReader:
         self._indexes: dict[int, npt.NDArray[np.uint64]] = {}
 
     def read(self, start: int, stop: int) -> UInt8:
-        """The patches ``start`` to ``stop`` (exclusive, cut to the array), shape (k, p, p, 3)."""
+        """Patches ``start`` to ``stop`` (exclusive, clipped to the array), shape (k, p, p, 3)."""
         start, stop = max(0, start), min(stop, self._count)
         patches = np.empty((max(0, stop - start), self._edge, self._edge, 3), np.uint8)
         for shard in range(start // self._per_shard, -(-stop // self._per_shard)):
@@ -166,14 +177,14 @@ class ShardReader:
         return patches
 
     def chunks(self, start: int, stop: int) -> list[UInt8]:
-        """The stored bytes of the patches ``start`` to ``stop`` (exclusive, cut to the array), one each."""
+        """Stored bytes of each patch from ``start`` to ``stop`` (exclusive, clipped to the array)."""
         start, stop = max(0, start), min(stop, self._count)
-        found: list[UInt8] = []
+        chunks: list[UInt8] = []
         for shard in range(start // self._per_shard, -(-stop // self._per_shard)):
             first = shard * self._per_shard
             runs = self._index(shard)[max(start, first) - first : min(stop, first + self._per_shard) - first]
-            found += self._read_chunks(shard, runs)
-        return found
+            chunks += self._read_chunks(shard, runs)
+        return chunks
 
     def _read_run(self, shard: int, low: int, high: int, out: UInt8) -> None:
         runs = self._index(shard)[low:high]
@@ -185,15 +196,15 @@ class ShardReader:
             decode_into(data, self._codec, patch)
 
     def _read_chunks(self, shard: int, runs: npt.NDArray[np.uint64]) -> list[UInt8]:
-        """What lies at consecutive (offset, length) of a shard, read at once."""
+        """Chunks at consecutive (offset, length) of a shard, by one range request."""
         begin = int(runs[0, 0])
         data = self._read_range(shard, begin, int(runs[-1].sum()))
         return [data[offset - begin : offset - begin + length] for offset, length in runs.tolist()]
 
     def _read_into(self, shard: int, begin: int, out: UInt8) -> None:
-        """Raw patches, straight to where they are wanted."""
+        """Read raw patches into ``out`` without a copy."""
         if self._is_local:
-            _read_whole(_shard_uri(self._uri, shard), begin, out)
+            _read_fully(_shard_uri(self._uri, shard), begin, out)
         else:
             out.reshape(-1)[:] = self._read_range(shard, begin, begin + out.nbytes)
 
@@ -201,7 +212,7 @@ class ShardReader:
         if not self._is_local:
             return np.frombuffer(storage.read_range(_shard_uri(self._uri, shard), begin, end), np.uint8)
         data = np.empty(end - begin, np.uint8)
-        _read_whole(_shard_uri(self._uri, shard), begin, data)
+        _read_fully(_shard_uri(self._uri, shard), begin, data)
         return data
 
     def _index(self, shard: int) -> npt.NDArray[np.uint64]:
@@ -214,8 +225,8 @@ class ShardReader:
         return self._indexes[shard]
 
 
-def _read_whole(path: str, begin: int, out: UInt8) -> None:
-    """Fill ``out`` (contiguous) from a place of a local file, named by its path."""
+def _read_fully(path: str, begin: int, out: UInt8) -> None:
+    """Fill ``out`` (contiguous) with the bytes of a local file from offset ``begin``."""
     file = os.open(path, os.O_RDONLY)
     try:
         flat, done = out.reshape(-1), 0
@@ -252,7 +263,7 @@ def _chunk_codecs(codec: Codec, quality: int) -> list[dict[str, Any]]:
 
 
 def _index(lengths: list[int], per_shard: int) -> bytes:
-    """(offset, length) of every chunk, all ones for those absent, then the crc32c."""
+    """Shard index: (offset, length) of every chunk, all ones for absent ones, then its crc32c."""
     index = np.full((per_shard, 2), _EMPTY, "<u8")
     index[: len(lengths), 0] = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     index[: len(lengths), 1] = lengths

@@ -1,4 +1,4 @@
-"""The Zarr group of one slide."""
+"""Zarr group of one slide: its patches, coords, thumbnail and instance features."""
 
 import hashlib
 import re
@@ -13,36 +13,60 @@ from zarr.storage import FsspecStore, LocalStore
 from milcore.errors import InputError, StoreError
 from milcore.runtime import storage
 from milcore.store.shards import ShardReader, write_rows
+from milcore.store.slide_record import SlideRecord
 from milcore.store.writer import write_group
 
 FEATURE_CHUNK_MB = 32
-INGESTED = ("patches", "coords", "tissue", "thumbnail")
+# of a slide whose record names no arrays, as earlier versions wrote it
+INGESTED_ARRAYS = ("patches", "coords", "tissue", "thumbnail")
 _FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 FeatureArray = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 
 class SlideGroup:
-    """A complete slide of the store. Arrays are read when asked for."""
+    """A complete slide of the store; its arrays are read on access.
 
-    def __init__(self, uri: str, attrs: dict[str, Any]) -> None:
+    Args:
+        uri: of the group.
+        record: of the slide, complete and not in quarantine.
+    """
+
+    def __init__(self, uri: str, record: SlideRecord) -> None:
         self.uri = uri
-        self.attrs = attrs
-        self.slide_id: str = attrs["slide_id"]
-        self.patch_size: int | None = attrs.get("patch_size")
-        self.patches_digest: str | None = attrs.get("patches_digest")
-        self.imported: dict[str, Any] | None = attrs.get("imported")
-        self._arrays = arrays = attrs.get("arrays", INGESTED)
+        self.record = record
+        self.slide_id = record.slide_id
+        self.patch_size = record.patch_size
+        self.patches_digest = record.patches_digest
+        self._arrays = arrays = INGESTED_ARRAYS if record.arrays is None else record.arrays
         self.has_patches, self.has_coords = "patches" in arrays, "coords" in arrays
         self.has_thumbnail = "thumbnail" in arrays
 
     def __len__(self) -> int:
-        return int(self.attrs["patches"])
+        return self.record.instances
 
     @property
-    def size_level0(self) -> float:
-        """Patch edge in level-0 px; known where there are coords."""
-        self._expect("coords")
-        return float(self.attrs["patch_size_level0"])
+    def patch_size_level0(self) -> float:
+        """Patch edge in level-0 px.
+
+        Raises:
+            StoreError: the slide has no coords.
+        """
+        edge = self.record.patch_size_level0
+        if not self.has_coords or edge is None:
+            raise self._missing("coords")
+        return float(edge)
+
+    @property
+    def size_level0(self) -> tuple[int, int]:
+        """(width, height) of the slide in level-0 px.
+
+        Raises:
+            StoreError: an import does not know it.
+        """
+        size = self.record.size_level0
+        if size is None:
+            raise self._missing("the slide's size")
+        return size
 
     @cached_property
     def coords(self) -> npt.NDArray[np.int32]:
@@ -51,41 +75,48 @@ class SlideGroup:
 
     @cached_property
     def tissue(self) -> npt.NDArray[np.float32] | None:
-        """Share of every patch's area that is tissue, shape (n,); None in an import."""
+        """Tissue fraction of every patch's area, shape (n,); None in an import."""
         return self._array("tissue").astype(np.float32, copy=False) if "tissue" in self._arrays else None
 
     @cached_property
     def instance_labels(self) -> npt.NDArray[np.int8] | None:
-        """1 for a positive instance, 0 for a negative, -1 for one left out, shape (n,); None where an import had none.
+        """Label of every instance, shape (n,): 1 positive, 0 negative, -1 left out.
 
-        They serve localisation metrics only: nothing is trained on them.
+        None where an import has none. They are for localisation metrics only: nothing is trained on them.
         """
         return self._array("instance_labels") if "instance_labels" in self._arrays else None
 
     @property
     def thumbnail(self) -> npt.NDArray[np.uint8]:
-        """The whole slide, small, shape (h, w, 3)."""
+        """Thumbnail of the whole slide, shape (h, w, 3)."""
         return self._array("thumbnail").astype(np.uint8, copy=False)
 
     @property
     def tissue_mask(self) -> npt.NDArray[np.bool_] | None:
-        """Where the slide shows tissue, shape (h, w), the whole slide at a scale of its own; None where unknown."""
+        """True where there is tissue, shape (h, w); None where unknown.
+
+        It covers the whole slide, at a scale of its own.
+        """
         return self._array("tissue_mask").astype(bool) if "tissue_mask" in self._arrays else None
 
     def patches(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
+        """Read patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
         self._expect("patches")
         return self._shards.read(start, stop)
 
     def jpegs(self, start: int, stop: int) -> list[npt.NDArray[np.uint8]]:
-        """Patches ``start`` to ``stop`` (exclusive) as the JPEG files they are stored as; another codec is refused."""
+        """Read patches ``start`` to ``stop`` (exclusive) as JPEG files.
+
+        Raises:
+            StoreError: they are stored in another codec.
+        """
         self._expect("patches")
-        if self.attrs.get("codec") != "jpeg":
-            raise StoreError(f"slide {self.slide_id!r} has patches of codec {self.attrs.get('codec')}; allowed: jpeg")
+        if self.record.codec != "jpeg":
+            raise StoreError(f"slide {self.slide_id!r} has patches of codec {self.record.codec}; allowed: jpeg")
         return self._shards.chunks(start, stop)
 
     def features(self, name: str) -> "Features":
-        """The instance features of this name; nothing is read yet.
+        """Open the instance features of this name; no values are read.
 
         Raises:
             StoreError: they are absent or incomplete.
@@ -94,7 +125,7 @@ class SlideGroup:
         return Features(zarr.open_array(zarr_store(self.uri), path=f"features/{name}", mode="r"))
 
     def feature_attrs(self, name: str) -> dict[str, Any]:
-        """Attributes of the features: ``digest`` and what the encoder recorded.
+        """Attributes of the features: ``digest`` and those of the encoder or import.
 
         Raises:
             StoreError: they are absent or incomplete.
@@ -106,7 +137,7 @@ class SlideGroup:
         return attrs
 
     def has_features(self, name: str) -> bool:
-        """Whether complete features of this name are there."""
+        """True where there are complete features of this name."""
         return self._feature_attrs(name) is not None
 
     def feature_names(self) -> list[str]:
@@ -115,14 +146,14 @@ class SlideGroup:
         return [name for name in names if name != "zarr.json" and self.has_features(name)]
 
     def write_features(self, name: str, array: FeatureArray, attrs: dict[str, Any]) -> None:
-        """Write instance features; the array is there, for any reader, once its last object is written.
+        """Write instance features; readers find them after the last object is written.
 
-        Features that are there already, equal and of the same making, are left alone: a second writer spoils nothing.
+        Equal features with equal attributes are not written again, so a second writer does no harm.
 
         Args:
             name: of the features: letters, digits, '.', '_' and '-'.
-            array: shape (n, d), one row per patch; float16 or float32, kept as it is.
-            attrs: what made them (encoder, weights digest, transform).
+            array: shape (n, d), one row per patch; float16 or float32, stored as it is.
+            attrs: encoder, weights digest, transform, or the source of an import.
 
         Raises:
             InputError: the name cannot name a folder, the type is another, or the rows are not one per patch.
@@ -135,14 +166,15 @@ class SlideGroup:
             raise InputError(f"features of type {array.dtype} for {self.slide_id!r}; allowed: float16, float32")
         values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
-        told, uri = {**attrs, "digest": digest, "complete": True}, storage.join(self.uri, "features", name)
-        if self._feature_attrs(name) == told:
+        final_attrs = {**attrs, "digest": digest, "complete": True}
+        if self._feature_attrs(name) == final_attrs:
             return
+        uri = storage.join(self.uri, "features", name)
         before = storage.files(uri)
         storage.remove(storage.join(uri, "zarr.json"))
         write_group(storage.join(self.uri, "features"), {})
         rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (values.itemsize * values.shape[1]))))
-        storage.remove_all(before - write_rows(uri, values, rows, told))
+        storage.remove_all(before - write_rows(uri, values, rows, final_attrs))
 
     def _feature_attrs(self, name: str) -> dict[str, Any] | None:
         try:
@@ -156,10 +188,13 @@ class SlideGroup:
         return ShardReader(storage.join(self.uri, "patches"))
 
     def _expect(self, name: str) -> None:
-        """Refuse what an import did not bring."""
+        """Refuse an array that the slide was imported without."""
         if name not in self._arrays:
-            there = ", ".join([*self._arrays, *(f"features/{each}" for each in self.feature_names())])
-            raise StoreError(f"slide {self.slide_id!r} was imported without {name}; there are: {there}")
+            raise self._missing(name)
+
+    def _missing(self, name: str) -> StoreError:
+        there = ", ".join([*self._arrays, *(f"features/{feature}" for feature in self.feature_names())])
+        return StoreError(f"slide {self.slide_id!r} was imported without {name}; there are: {there}")
 
     def _array(self, name: str) -> npt.NDArray[Any]:
         self._expect(name)
@@ -175,12 +210,12 @@ class Features:
         self.rows_per_chunk: int = array.chunks[0]
 
     def read(self, start: int, stop: int) -> FeatureArray:
-        """Rows ``start`` to ``stop`` (exclusive), shape (k, d), as they were stored."""
+        """Read rows ``start`` to ``stop`` (exclusive), shape (k, d), in the stored type."""
         return np.asarray(self._array[start:stop])
 
 
 def zarr_store(uri: str) -> LocalStore | FsspecStore:
-    """The Zarr store at a URI; a listing of it is never cached, since other processes write too."""
+    """Zarr store at a URI, without a cache of listings, since other processes write too."""
     if storage.is_local(uri):
         return LocalStore(storage.absolute(uri))
     return FsspecStore.from_url(uri, storage_options={"use_listings_cache": False})

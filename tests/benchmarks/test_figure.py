@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.ilse2018.figure import GAP, draw
+from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 
 EDGE = 16
@@ -17,8 +18,8 @@ def test_panels_show_patches_the_positive_ones_and_what_attention_lights(tmp_pat
     Rescaled attention is 0, 0, 1. Percentiles of ranks 1.5, 1.5, 3 of three are 100/3, 100/3 and 500/6.
     """
     store = PatchStore(str(tmp_path / "store"))
-    attrs = {"patch_size_level0": float(EDGE), "size_level0": [200, 100]}
-    with store.writer("a", attrs, EDGE, "none", 90) as writer:
+    record = SlideRecord("a", patch_size_level0=float(EDGE), size_level0=(200, 100))
+    with store.writer(record, EDGE, "none", 90) as writer:
         for grey in (60, 120, 240):
             writer.append_patch(np.full((EDGE, EDGE, 3), grey, np.uint8))
         writer.write_rows("coords", np.array([[100, 7], [120, 7], [140, 7]]))

@@ -12,6 +12,7 @@ from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, StoreError
 from milcore.store.jpeg_codec import decode_into
 from milcore.store.slide_group import SlideGroup
+from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from tests.cohorts import write_store
 
@@ -21,7 +22,7 @@ PX = 16
 def slide(folder: Path) -> SlideGroup:
     """Forty patches of colours that change slowly, as JPEG."""
     rows, columns = np.mgrid[:PX, :PX]
-    with PatchStore(str(folder)).writer("a", {"patch_size_level0": float(PX)}, PX, "jpeg", 90) as writer:
+    with PatchStore(str(folder)).writer(SlideRecord("a", patch_size_level0=float(PX)), PX, "jpeg", 90) as writer:
         for place in range(40):
             patch = np.stack([rows * 8 + place, columns * 8 + place, rows + columns + 2 * place], axis=2)
             writer.append(patch.astype(np.uint8), place * PX, 0, 1.0)

@@ -15,7 +15,7 @@ UNI = Transform(224, mpp=(0.5,))
     [(224, 0.5, 0.5), (256, 0.5, 0.5714285714285714), (448, 0.25, 0.5), (196, 0.5, 0.4375)],
 )
 def test_um_per_px_that_the_network_sees(patch_px: int, mpp: float, seen: float) -> None:
-    assert UNI.check_scale("s", patch_px, {"mpp": {"patch": mpp}}) == pytest.approx(seen)
+    assert UNI.check_scale("s", patch_px, mpp) == pytest.approx(seen)
 
 
 @pytest.mark.parametrize(("patch_px", "mpp"), [(512, 0.5), (224, 0.25), (256, 1.0)])
@@ -24,17 +24,15 @@ def test_a_factor_above_the_limit_is_refused_with_the_numbers(patch_px: int, mpp
         rf"{patch_px} px at {mpp:g} um/px, resampled to 224 px, show .* expects 0\.5 .*--mpp 0\.5 --patch-size 224"
     )
     with pytest.raises(StoreError, match=numbers):
-        UNI.check_scale("s", patch_px, {"mpp": {"patch": mpp}})
-    assert UNI._replace(mpp=()).check_scale("s", patch_px, {"mpp": {"patch": mpp}}) == pytest.approx(
-        mpp * patch_px / 224
-    )
-    assert UNI._replace(mpp=(0.5, 0.25, 1.0, 2.0)).check_scale("s", patch_px, {"mpp": {"patch": mpp}}) is not None
+        UNI.check_scale("s", patch_px, mpp)
+    assert UNI._replace(mpp=()).check_scale("s", patch_px, mpp) == pytest.approx(mpp * patch_px / 224)
+    assert UNI._replace(mpp=(0.5, 0.25, 1.0, 2.0)).check_scale("s", patch_px, mpp) is not None
 
 
 def test_a_slide_without_scale_suits_only_encoders_for_any() -> None:
     with pytest.raises(StoreError, match="does not say its um/px"):
-        UNI.check_scale("s", 224, {})
-    assert Transform(224).check_scale("s", 224, {"mpp": {"patch": None}}) is None
+        UNI.check_scale("s", 224, None)
+    assert Transform(224).check_scale("s", 224, None) is None
 
 
 def test_normalisation_worked_by_hand() -> None:

@@ -16,6 +16,7 @@ from milcore.ingestion.cohort import ingest, plan_cohort
 from milcore.ingestion.slide import SlideOutcome
 from milcore.ingestion.stain import Normaliser, Stains
 from milcore.slides.write_pyramid import write_pyramid
+from milcore.store.slide_record import SlideMpp, TileCounts
 from milcore.store.store import PatchStore
 
 CONFIG = IngestConfig(patch_size=64)
@@ -56,10 +57,11 @@ def test_a_slide_becomes_patches_at_their_places(tmp_path: Path) -> None:
     assert slide.coords.tolist() == [[x, y] for y in (0, 64, 128) for x in (0, 64, 128)]
     for patch, (x, y) in zip(slide.patches(0, 9), slide.coords, strict=True):
         assert np.abs(patch.astype(int) - pixels[y : y + 64, x : x + 64]).mean() < 3
-    assert slide.attrs["size_level0"] == [400, 200]
-    assert slide.attrs["counts"] == {"grid": 18, "tissue": 9, "unreadable": 0, "patches": 9}
-    assert slide.attrs["mpp"].pop("from") == "slide"
-    assert slide.attrs["mpp"] == pytest.approx({"level0": 0.5, "target": 0.5, "patch": 0.5}, rel=1e-3)
+    assert slide.record.size_level0 == (400, 200)
+    assert slide.record.counts == TileCounts(grid=18, tissue=9, unreadable=0, patches=9)
+    mpp = slide.record.mpp
+    assert mpp.origin == "slide"
+    assert (mpp.level0, mpp.target, mpp.patch) == pytest.approx((0.5, 0.5, 0.5), rel=1e-3)
     assert slide.thumbnail.shape == (200, 400, 3)
 
 
@@ -73,7 +75,7 @@ def test_patches_of_any_scan_have_equal_physical_extent(tmp_path: Path, mpp: flo
     store = _store(tmp_path, {"a": ("a.tiff", None)})
     assert _run(store)["a"].patches == 25
     slide = PatchStore(store).slide("a")
-    assert slide.size_level0 == pytest.approx(64 * scale, rel=1e-3)
+    assert slide.patch_size_level0 == pytest.approx(64 * scale, rel=1e-3)
     row = slide.patches(0, 1)[0, 32, :, 1].astype(int)
     assert np.abs(row[3:29] - (STAIN[1] - 60)).max() < 12
     assert np.abs(row[35:61] - STAIN[1]).max() < 12
@@ -118,11 +120,11 @@ def test_normalised_stains_are_told(shared_data: Path, tmp_path: Path) -> None:
     _run(own, config)
     _run(same, config.model_copy(update={"stain_normalisation": "macenko"}))
     slide = PatchStore(same).slide("a")
-    told = slide.attrs["stain_normalisation"]
-    normaliser = Normaliser(Stains(np.array(told["vectors"]), np.array(told["strengths"])))
+    stains = slide.record.scan.stain_normalisation
+    normaliser = Normaliser(Stains(np.array(stains["vectors"]), np.array(stains["strengths"])))
     expected = np.stack([normaliser.apply(patch) for patch in PatchStore(own).slide("a").patches(0, 3)])
     assert np.abs(slide.patches(0, 3).astype(int) - expected).max() <= 1
-    assert PatchStore(own).slide("a").attrs["stain_normalisation"] is None
+    assert PatchStore(own).slide("a").record.scan.stain_normalisation is None
 
 
 def test_every_bad_slide_is_quarantined_with_its_reason_and_the_good_go_on(tmp_path: Path) -> None:
@@ -215,11 +217,11 @@ def test_a_map_handed_in_does_the_work(tmp_path: Path) -> None:
     assert seen == ["b", "a"]
 
 
-def test_shards_share_the_cohort(tmp_path: Path) -> None:
+def test_partitions_divide_the_cohort(tmp_path: Path) -> None:
     store = _store(tmp_path, {f"s{i}": (f"{i}.tiff", None) for i in range(5)})
     ids = [[outcome.slide_id for outcome in ingest(store, CONFIG, 0, (i, 2))] for i in range(2)]
     assert ids == [["s0", "s2", "s4"], ["s1", "s3"]]
-    with pytest.raises(InputError, match="shard 2 of 2"):
+    with pytest.raises(InputError, match="partition: expected 0 <= index < 2, got 2"):
         list(ingest(store, CONFIG, 0, (2, 2)))
 
 
@@ -227,12 +229,7 @@ def test_a_plain_image_takes_its_scale_from_the_default(tmp_path: Path) -> None:
     Image.fromarray(_tissue(200, 200)).save(tmp_path / "a.png")
     store = _store(tmp_path, {"a": ("a.png", None)})
     assert _run(store, CONFIG.model_copy(update={"default_mpp": 0.25}))["a"].patches == 1
-    assert PatchStore(store).slide("a").attrs["mpp"] == {
-        "level0": 0.25,
-        "target": 0.5,
-        "patch": 0.5,
-        "from": "default_mpp",
-    }
+    assert PatchStore(store).slide("a").record.mpp == SlideMpp(level0=0.25, target=0.5, patch=0.5, origin="default_mpp")
 
 
 def test_an_equal_manifest_is_not_written_again(tmp_path: Path) -> None:
@@ -289,5 +286,5 @@ def test_unreadable_tiles_may_be_allowed(shared_data: Path, tmp_path: Path) -> N
     store = _store(tmp_path, {"a": (str(shared_data / "slides/corrupt_tiles.svs"), None)})
     assert _run(store, IngestConfig(max_unreadable=2))["a"].status == "quarantined"
     assert _run(store, IngestConfig(max_unreadable=3))["a"].patches == 27
-    assert PatchStore(store).slide("a").attrs["counts"]["unreadable"] == 3
+    assert PatchStore(store).slide("a").record.counts.unreadable == 3
     assert not _run(store, IngestConfig(max_unreadable=2))["a"].skipped

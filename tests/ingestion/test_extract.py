@@ -11,7 +11,7 @@ from PIL import Image
 
 from milcore.cohort.manifest import Slide
 from milcore.config import Codec, IngestConfig
-from milcore.ingestion.extract import Storing, choose_codec, extract
+from milcore.ingestion.extract import PatchEncoding, choose_encoding, extract
 from milcore.ingestion.slide import ingest_slide
 from milcore.ingestion.tiling import TilePlan, plan_tiles
 from milcore.slides import open_slide
@@ -47,11 +47,11 @@ def test_stored_patches_are_what_openslide_reads(
     slide = _ingest(path, tmp_path, patch_size=edge, codec=codec)
     stored, seen = slide.patches(0, len(slide)).astype(int), _openslide(path, slide)
     if codec == "zstd" or edge in {240, 256}:
-        assert slide.attrs["codec"] == codec
+        assert slide.record.codec == codec
         np.testing.assert_array_equal(stored, seen)
     else:
-        assert slide.attrs["codec"] == "jpeg"
-        assert "no JPEG tiles of" in slide.attrs["codec_instead"]
+        assert slide.record.codec == "jpeg"
+        assert "no JPEG tiles of" in str(slide.record.scan.codec_instead)
         assert np.abs(stored - seen).mean() < 2
 
 
@@ -68,7 +68,7 @@ def test_openslide_and_native_tiles_give_the_same_bytes(
 ) -> None:
     path = shared_data / "slides/CMU-1-Small-Region.svs"
     native, through = (_ingest(path, tmp_path / name, reader=name, **settings) for name in ("tiff", "openslide"))
-    assert through.attrs["reader"].startswith("openslide")
+    assert through.record.scan.reader.startswith("openslide")
     assert len(native) == len(through)
     np.testing.assert_array_equal(native.patches(0, len(native)), through.patches(0, len(through)))
 
@@ -78,10 +78,10 @@ def test_threads_lose_no_tile_beside_a_damaged_one(shared_data: Path) -> None:
     config = IngestConfig(mpp=0.499, patch_size=240)
     with open_slide(shared_data / "slides/corrupt_tiles.svs", "openslide") as reader:
         plan = plan_tiles(reader.size, 0.499, np.ones((4, 4), bool), config)
-        alone = list(extract(reader, plan, config, Storing("jpeg"), 1))
+        alone = list(extract(reader, plan, config, PatchEncoding("jpeg"), 1))
         assert 0 < alone.count(None) < len(alone)
         for _ in range(3):
-            assert list(extract(reader, plan, config, Storing("jpeg"), 4)) == alone
+            assert list(extract(reader, plan, config, PatchEncoding("jpeg"), 4)) == alone
 
 
 def test_an_ome_tiff_is_what_tifffile_reads(shared_data: Path, tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_a_passed_tile_is_true_in_any_jpeg_decoder(tmp_path: Path, inside: str) 
     config = IngestConfig(codec="passthrough")
     with open_slide(tmp_path / "a.tiff") as reader:
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)
-        assert choose_codec(reader, plan, config).codec == "passthrough"
-        chunks = list(extract(reader, plan, config, Storing("passthrough"), 1))
+        assert choose_encoding(reader, plan, config).codec == "passthrough"
+        chunks = list(extract(reader, plan, config, PatchEncoding("passthrough"), 1))
     for chunk, (left, top) in zip(chunks, plan.coords, strict=True):
         shown = np.asarray(Image.open(io.BytesIO(chunk or b"")).convert("RGB")).astype(int)
         assert np.abs(shown - pixels[top : top + 256, left : left + 256]).max() <= 6
@@ -121,8 +121,8 @@ def test_tiles_whose_colours_only_the_tiff_tells_are_read(shared_data: Path, tmp
     path.write_bytes(data.replace(b"\xff\xe0\x00\x10JFIF", b"\xff\xfe\x00\x10JFIF"))
     for codec in ("zstd", "passthrough"):
         slide = _ingest(path, tmp_path / codec, codec=codec)
-        assert slide.attrs["reader"] == "tiff:generic"
-        assert slide.attrs["codec"] == codec
+        assert slide.record.scan.reader == "tiff:generic"
+        assert slide.record.codec == codec
         np.testing.assert_array_equal(slide.patches(0, len(slide)), _openslide(path, slide))
 
 
@@ -130,9 +130,9 @@ def test_threads_change_neither_order_nor_bytes(shared_data: Path) -> None:
     config = IngestConfig(patch_size=100)
     with open_slide(shared_data / "slides/CMU-1-Small-Region.svs") as reader:
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)
-        alone = list(extract(reader, plan, config, Storing("jpeg"), 1))
+        alone = list(extract(reader, plan, config, PatchEncoding("jpeg"), 1))
     with open_slide(shared_data / "slides/CMU-1-Small-Region.svs") as reader:
-        assert list(extract(reader, plan, config, Storing("jpeg"), 4)) == alone
+        assert list(extract(reader, plan, config, PatchEncoding("jpeg"), 4)) == alone
 
 
 def test_each_native_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_each_native_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.Mo
         original = level.decode
         monkeypatch.setattr(level, "decode", lambda data, index: decoded.append(index) or original(data, index))
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)
-        assert len(list(extract(reader, plan, config, Storing("none"), 3))) == 100
+        assert len(list(extract(reader, plan, config, PatchEncoding("none"), 3))) == 100
     assert sorted(decoded) == list(range(16))
 
 
@@ -153,8 +153,8 @@ def test_a_damaged_tile_is_told_without_decoding_it(shared_data: Path) -> None:
     config = IngestConfig(patch_size=240, codec="passthrough")
     with open_slide(shared_data / "slides/corrupt_tiles.svs") as reader:
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)
-        passed = list(extract(reader, plan, config, Storing("passthrough"), 1))
-        decoded = list(extract(reader, plan, config, Storing("none"), 1))
+        passed = list(extract(reader, plan, config, PatchEncoding("passthrough"), 1))
+        decoded = list(extract(reader, plan, config, PatchEncoding("none"), 1))
     assert [chunk is None for chunk in passed] == [chunk is None for chunk in decoded]
     assert None in passed
 
@@ -189,7 +189,7 @@ def test_a_raw_chunk_is_the_pixels(tmp_path: Path) -> None:
     config = IngestConfig(patch_size=64)
     with open_slide(tmp_path / "a.tiff") as reader:
         plan = plan_tiles(reader.size, 0.5, np.ones((1, 1), bool), config)
-        (chunk,) = extract(reader, plan, config, Storing("none"), 1)
+        (chunk,) = extract(reader, plan, config, PatchEncoding("none"), 1)
     patch = np.empty((64, 64, 3), np.uint8)
     decode_into(chunk or b"", "none", patch)
     assert np.abs(patch.astype(int) - (9, 8, 7)).max() <= 2

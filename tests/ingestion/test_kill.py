@@ -75,9 +75,9 @@ def _groups(store: str) -> dict[str, bytes]:
 
 def _check_readable(store: str, expected: dict[str, bytes]) -> None:
     """A group that says it is complete is all there."""
-    its = PatchStore(store)
-    for slide_id, status in its.statuses().items():
-        if status is not None:
+    store_of_slides = PatchStore(store)
+    for slide_id, record in store_of_slides.records().items():
+        if record is not None:
             prefix = f"/slides/{slide_id}.zarr/"
             kept = {name: data for name, data in _groups(store).items() if name.startswith(prefix)}
             assert {name: data for name, data in expected.items() if name.startswith(prefix)}.items() <= kept.items()

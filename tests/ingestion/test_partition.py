@@ -1,4 +1,4 @@
-"""Shares of a cohort: balanced by size, each slide in one of them, and the same for every step."""
+"""Partitions of a cohort: balanced by size, each slide in one of them, and the same for every step."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from milcore.errors import InputError
 from milcore.ingestion.cohort import plan_cohort
-from milcore.ingestion.partition import divide, read_partition, write_partition
+from milcore.ingestion.partition import divide, read_partition, write_partitions
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
 
@@ -19,14 +19,14 @@ def test_the_largest_goes_to_the_lightest() -> None:
 
 
 def test_files_of_no_known_size_are_dealt_in_turn() -> None:
-    assert [len(share) for share in divide([0] * 7, 3)] == [3, 2, 2]
+    assert [len(partition) for partition in divide([0] * 7, 3)] == [3, 2, 2]
 
 
 @given(st.lists(st.integers(0, 10**9), max_size=60), st.integers(1, 8))
-def test_every_item_is_in_one_share_and_none_is_heavier_than_graham_allows(sizes: list[int], count: int) -> None:
-    shares = divide(sizes, count)
-    assert sorted(item for share in shares for item in share) == list(range(len(sizes)))
-    heaviest = max(sum(sizes[item] for item in share) for share in shares)
+def test_every_item_is_in_one_partition_and_none_is_heavier_than_graham_allows(sizes: list[int], count: int) -> None:
+    partitions = divide(sizes, count)
+    assert sorted(item for partition in partitions for item in partition) == list(range(len(sizes)))
+    heaviest = max(sum(sizes[item] for item in partition) for partition in partitions)
     assert heaviest <= sum(sizes) / count + max(sizes, default=0)
 
 
@@ -47,7 +47,7 @@ def _ids(store: PatchStore, index: int, count: int) -> list[str]:
 
 
 def test_a_written_division_is_what_every_step_reads(store: PatchStore, tmp_path: Path) -> None:
-    write_partition(store.uri, 2)
+    write_partitions(store.uri, 2)
     (tmp_path / "1.svs").write_bytes(bytes(1))
     assert [_ids(store, k, 2) for k in range(2)] == [["s0", "s1", "s5", "s6"], ["s2", "s3", "s4"]]
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from milcore.errors import SlideError
-from milcore.ingestion.stain import REFERENCE_STAINS, REFERENCE_STRENGTHS, Normaliser, Stains, estimate, optical_density
+from milcore.ingestion.stain import (
+    REFERENCE_STAINS,
+    REFERENCE_STRENGTHS,
+    Normaliser,
+    Stains,
+    estimate_stains,
+    optical_density,
+)
 
 # eosin that absorbs enough red for its pure px to count (0.15)
 VECTORS = np.array([[0.6514, 0.7015, 0.2906], [0.3006, 0.9020, 0.3107]])
@@ -23,7 +30,7 @@ def _painted(vectors: np.ndarray, count: int = 4000, seed: int = 0) -> np.ndarra
 
 
 def test_painted_stains_are_found() -> None:
-    found = estimate(_painted(VECTORS))
+    found = estimate_stains(_painted(VECTORS))
     cosines = np.minimum((found.vectors * VECTORS).sum(axis=1), 1.0)
     assert np.degrees(np.arccos(cosines)).max() < 3.0
     assert np.linalg.norm(found.vectors, axis=1) == pytest.approx([1.0, 1.0])
@@ -54,7 +61,7 @@ def _slowly(pixels: np.ndarray, patch: np.ndarray) -> np.ndarray:
 def test_a_patch_is_what_the_textbook_makes_of_it() -> None:
     pixels = _painted(VECTORS)
     patch = np.random.default_rng(1).integers(0, 256, (12, 10, 3), np.uint8)
-    fast = Normaliser(estimate(pixels)).apply(patch)
+    fast = Normaliser(estimate_stains(pixels)).apply(patch)
     assert np.abs(fast - _slowly(pixels, patch)).max() <= 0.51
 
 
@@ -69,7 +76,7 @@ def test_two_scanners_of_one_tissue_come_out_alike() -> None:
     other = np.array([[0.50, 0.72, 0.48], [0.35, 0.78, 0.52]])
     one, two = _painted(VECTORS), _painted(other)
     assert np.abs(one.astype(int) - two).mean() > 10
-    out = [Normaliser(estimate(its)).apply(its[None]).astype(int) for its in (one, two)]
+    out = [Normaliser(estimate_stains(its)).apply(its[None]).astype(int) for its in (one, two)]
     assert np.abs(out[0] - out[1]).mean() < 5
 
 
@@ -82,7 +89,7 @@ def test_two_scanners_of_one_tissue_come_out_alike() -> None:
 )
 def test_what_shows_no_two_stains_is_told(pixels: np.ndarray, reason: str) -> None:
     with pytest.raises(SlideError, match=reason):
-        estimate(pixels.astype(np.uint8))
+        estimate_stains(pixels.astype(np.uint8))
 
 
 def test_density_of_black_is_finite() -> None:

@@ -25,7 +25,7 @@ def test_a_full_mask_plans_every_whole_tile_row_by_row() -> None:
     assert plan.coords.tolist() == [[0, 0], [256, 0], [0, 256], [256, 256]]
     assert plan.coords.dtype == np.int32
     assert plan.tissue.tolist() == [1.0] * 4
-    assert (plan.size_level0, plan.grid) == (256.0, 4)
+    assert (plan.patch_size_level0, plan.grid) == (256.0, 4)
 
 
 def test_corners_of_a_fractional_grid_are_rounded_down() -> None:
@@ -62,7 +62,7 @@ def test_a_stride_of_half_a_patch_overlaps_patches_by_half() -> None:
     mask = np.array([[1, 0]], bool)
     config = IngestConfig(patch_size=100, stride=50, min_tissue=0.5)
     plan = plan_tiles((300, 100), 0.5, mask, config)
-    assert (plan.size_level0, plan.grid) == (100.0, 5)
+    assert (plan.patch_size_level0, plan.grid) == (100.0, 5)
     assert plan.coords.tolist() == [[0, 0], [50, 0], [100, 0]]
     assert plan.tissue.tolist() == pytest.approx([1.0, 1.0, 0.5])
     assert plan_tiles((300, 100), 0.5, mask, config.model_copy(update={"stride": 70})).grid == 3
@@ -98,6 +98,6 @@ def test_every_planned_tile_lies_inside_and_has_its_tissue(
     plan = plan_tiles((width, height), mpp, mask, IngestConfig(patch_size=64, min_tissue=least))
     assert len(plan.coords) <= plan.grid
     assert (plan.coords >= 0).all()
-    assert (plan.coords + plan.size_level0 <= np.array([width, height]) + 1e-6).all()
+    assert (plan.coords + plan.patch_size_level0 <= np.array([width, height]) + 1e-6).all()
     assert (plan.tissue >= np.float32(least)).all()
     assert (plan.tissue <= 1.0).all()

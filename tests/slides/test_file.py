@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from milcore.cohort.manifest import Slide
 from milcore.config import IngestConfig
 from milcore.errors import UnreachableSlideError
-from milcore.ingestion.extract import Storing, extract
+from milcore.ingestion.extract import PatchEncoding, extract
 from milcore.ingestion.slide import ingest_slide
 from milcore.ingestion.tiling import plan_tiles
 from milcore.runtime import storage
@@ -21,6 +21,7 @@ from milcore.slides import RemoteFile, find_remote_slide, open_slide
 from milcore.slides import file as slide_file
 from milcore.slides.file import open_stream
 from milcore.slides.write_pyramid import write_pyramid
+from milcore.store.slide_record import SourceFile
 from milcore.store.store import PatchStore
 
 MPP = 0.5
@@ -69,7 +70,7 @@ def test_a_failing_storage_is_no_damaged_tile(in_memory: RemoteFile) -> None:
         plan = plan_tiles(reader.size, MPP, np.ones((2, 2), bool), config)
         MemoryFileSystem().rm(in_memory.uri)
         with (
-            contextlib.closing(extract(reader, plan, config, Storing("jpeg"), 2)) as chunks,
+            contextlib.closing(extract(reader, plan, config, PatchEncoding("jpeg"), 2)) as chunks,
             pytest.raises(UnreachableSlideError, match="there is no such file"),
         ):
             list(chunks)
@@ -87,7 +88,7 @@ def test_a_slide_on_s3_is_read_where_it_lies(
     assert [(outcome.status, outcome.patches, outcome.reason) for outcome in outcomes] == [("ok", 140, None)] * 2
     far, near = store.slide("far"), store.slide("near")
     assert far.patches_digest == near.patches_digest
-    assert far.attrs["source"] == {"uri": uri, "size": slide.stat().st_size, "etag": storage.etag(uri)}
+    assert far.record.source == SourceFile(uri, slide.stat().st_size, etag=storage.etag(uri))
     assert ingest_slide(slides[0], store, config).skipped
     storage.write_bytes(uri, slide.read_bytes() + b"0")
     assert not ingest_slide(slides[0], store, config).skipped

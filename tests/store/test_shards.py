@@ -124,7 +124,7 @@ def test_lossless_codecs_return_the_pixels(codec: Codec) -> None:
 
 
 def test_a_chunk_of_another_size_is_told() -> None:
-    with pytest.raises(StoreError, match="a patch of 1200 bytes where 1728 belong"):
+    with pytest.raises(StoreError, match="patch: expected 1728 bytes, got 1200"):
         decode_into(encode_patch(np.zeros((20, 20, 3), np.uint8), "zstd", 90), "zstd", np.empty((24, 24, 3), np.uint8))
 
 

@@ -1,6 +1,7 @@
 """The store: what is written is read back, and nothing incomplete is read."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -11,9 +12,10 @@ import zarr
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.errors import InputError, StoreError
 from milcore.runtime import storage
+from milcore.store.slide_record import SlideRecord, TileCounts
 from milcore.store.store import PatchStore
 
-ATTRS = {"patch_size_level0": 32.0, "size_level0": [100, 80], "parameters": {"mpp": 0.5}}
+RECORD = SlideRecord("a", patch_size_level0=32.0, size_level0=(100, 80), parameters={"mpp": 0.5})
 MANIFEST = Manifest(tuple(Slide(name, f"/{name}", 0, name, "", None, None, None) for name in "cabd"), ("0", "1"))
 
 
@@ -31,17 +33,18 @@ def _patches(count: int) -> np.ndarray:
 
 
 def _write(store: PatchStore, slide_id: str, count: int = 5) -> None:
-    with store.writer(slide_id, ATTRS, 16, "zstd", 90) as writer:
+    with store.writer(replace(RECORD, slide_id=slide_id), 16, "zstd", 90) as writer:
         for i, patch in enumerate(_patches(count)):
             writer.append(patch, 10 * i, i, i / 8)
         writer.write_thumbnail(np.full((40, 50, 3), 200, np.uint8))
-        writer.attrs["counts"] = {"patches": count}
+        writer.write_counts(TileCounts(count, count, 0, count))
 
 
 def test_a_slide_is_read_back(store: PatchStore) -> None:
     _write(store, "a")
     slide = store.slide("a")
-    assert (len(slide), slide.patch_size, slide.size_level0, slide.attrs["counts"]) == (5, 16, 32.0, {"patches": 5})
+    assert (len(slide), slide.patch_size, slide.patch_size_level0) == (5, 16, 32.0)
+    assert slide.record.counts == TileCounts(5, 5, 0, 5)
     np.testing.assert_array_equal(slide.patches(1, 4), _patches(5)[1:4])
     assert slide.coords.tolist() == [[0, 0], [10, 1], [20, 2], [30, 3], [40, 4]]
     assert slide.coords.dtype == np.int32
@@ -51,19 +54,19 @@ def test_a_slide_is_read_back(store: PatchStore) -> None:
 
 
 def test_complete_comes_last_and_without_it_nothing_is_read(store: PatchStore) -> None:
-    with pytest.raises(RuntimeError), store.writer("a", ATTRS, 16, "none", 90) as writer:  # noqa: PT012
+    with pytest.raises(RuntimeError), store.writer(RECORD, 16, "none", 90) as writer:  # noqa: PT012
         writer.append(_patches(1)[0], 0, 0, 1.0)
         raise RuntimeError
-    assert store.status("a") is None
+    assert store.record("a") is None
     with pytest.raises(StoreError, match=r"absent from .* or incomplete"):
         store.slide("a")
     _write(store, "a")
-    assert store.status("a").state == "ok"
+    assert store.record("a").status == "ok"
 
 
 def test_an_interrupted_slide_written_again_equals_one_written_at_once(tmp_path: Path) -> None:
     one, two = PatchStore(str(tmp_path / "one")), PatchStore(str(tmp_path / "two"))
-    with pytest.raises(RuntimeError), one.writer("a", ATTRS, 16, "zstd", 90) as writer:  # noqa: PT012
+    with pytest.raises(RuntimeError), one.writer(RECORD, 16, "zstd", 90) as writer:  # noqa: PT012
         writer.append(_patches(1)[0], 0, 0, 1.0)
         raise RuntimeError
     _write(one, "a")
@@ -78,7 +81,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_other_parameters_remove_what_an_earlier_ingestion_left(store: PatchStore) -> None:
     _write(store, "a")
     store.slide("a").write_features("f", np.ones((5, 3), np.float16), {})
-    with store.writer("a", {**ATTRS, "parameters": {"mpp": 0.25}}, 16, "zstd", 90) as writer:
+    with store.writer(replace(RECORD, parameters={"mpp": 0.25}), 16, "zstd", 90) as writer:
         writer.append(_patches(1)[0], 0, 0, 1.0)
     assert store.slide("a").feature_names() == []
     assert len(store.slide("a")) == 1
@@ -88,11 +91,11 @@ def test_the_cohort_is_told_in_manifest_order(store: PatchStore) -> None:
     store.write_manifest(MANIFEST)
     for slide_id in "abc":
         _write(store, slide_id)
-    store.quarantine("b", "no tissue", {"parameters": {}})
+    store.quarantine(SlideRecord("b", parameters={}), "no tissue")
     assert store.manifest() == MANIFEST
     assert store.slide_ids() == ["c", "a"]
     assert store.quarantined() == {"b": "no tissue"}
-    assert store.status("d") is None
+    assert store.record("d") is None
     with pytest.raises(StoreError, match="quarantined: no tissue"):
         store.slide("b")
     assert not storage.exists(storage.join(store.group_uri("b"), "coords", "zarr.json"))
@@ -103,18 +106,18 @@ def test_a_quarantined_slide_is_never_half_there(store: PatchStore, monkeypatch:
     _write(store, "a")
     seen = []
     remove = storage.remove
-    monkeypatch.setattr(storage, "remove", lambda uri: (seen.append(store.status("a")), remove(uri)))
-    store.quarantine("a", "no tissue", {})
+    monkeypatch.setattr(storage, "remove", lambda uri: (seen.append(store.record("a")), remove(uri)))
+    store.quarantine(SlideRecord("a"), "no tissue")
     assert set(seen) == {None}
     assert storage.files(store.group_uri("a")) == {storage.join(store.group_uri("a"), "zarr.json")}
 
 
 def test_a_slide_to_be_tried_again_does_not_spoil_another_writer_s(store: PatchStore) -> None:
-    with store.writer("a", ATTRS, 16, "zstd", 90) as writer:
+    with store.writer(RECORD, 16, "zstd", 90) as writer:
         for patch in _patches(5):
             writer.append(patch, 0, 0, 1.0)
         writer.write_thumbnail(np.zeros((40, 50, 3), np.uint8))
-        store.quarantine("a", "unreachable", {"retry": True}, keep=True)
+        store.quarantine(SlideRecord("a", retry=True), "unreachable", keep=True)
     slide = store.slide("a")
     np.testing.assert_array_equal(slide.patches(0, 5), _patches(5))
     assert slide.thumbnail.shape == (40, 50, 3)
@@ -213,7 +216,7 @@ def test_the_digest_of_patches_follows_pixels_and_places(tmp_path: Path) -> None
     digests = set()
     for x, value in ((0, 1), (1, 1), (0, 2)):
         store = PatchStore(str(tmp_path / f"{x}{value}"))
-        with store.writer("a", ATTRS, 16, "none", 90) as writer:
+        with store.writer(RECORD, 16, "none", 90) as writer:
             writer.append(np.full((16, 16, 3), value, np.uint8), x, 0, 1.0)
         digests.add(store.slide("a").patches_digest)
     assert len(digests) == 3

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 
 STEP = """
@@ -50,7 +51,7 @@ def one_training_step(uri: str, **settings: object) -> dict[str, Any]:
 
 def write_feature_store(uri: str, instances: int, width: int) -> None:
     """A slide that consists of its features, written block by block as an import would."""
-    with PatchStore(uri).writer("x", {"patches": instances}, patch_size=None, codec="none", quality=90):
+    with PatchStore(uri).writer(SlideRecord("x", patches=instances), None, "none", 90):
         pass  # a slide without pixels
     block = np.random.default_rng(0).standard_normal((min(instances, 50_000), width), np.float32).astype(np.float16)
     features = np.concatenate([block] * (instances // len(block)))
@@ -59,7 +60,7 @@ def write_feature_store(uri: str, instances: int, width: int) -> None:
 
 def write_patch_store(uri: str, patches: int) -> None:
     store, generator = PatchStore(uri), np.random.default_rng(0)
-    with store.writer("x", {"patch_size_level0": float(PATCH_PX)}, PATCH_PX, "none", 90) as writer:
+    with store.writer(SlideRecord("x", patch_size_level0=float(PATCH_PX)), PATCH_PX, "none", 90) as writer:
         for place in range(patches):
             patch = generator.integers(0, 256, (PATCH_PX, PATCH_PX, 3), dtype=np.uint8)
             writer.append(patch, place * PATCH_PX, 0, 1.0)

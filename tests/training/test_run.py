@@ -10,6 +10,7 @@ from milcore.config import SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
+from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.run import prepare_run, train_run
@@ -95,10 +96,10 @@ def test_a_store_with_slides_that_never_ended_is_not_trained_on(store_uri: str, 
     absent, quarantined, *_ = store.slide_ids()
     storage.remove(store.group_uri(absent))
     storage.remove(store.group_uri(quarantined))
-    store.quarantine(quarantined, "blurred", {})
+    store.quarantine(SlideRecord(quarantined), "blurred")
     with pytest.raises(StoreError, match=rf"1 of 12 slides .* neither ok nor quarantined \({absent} .*milcore ingest"):
         prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig())
-    store.quarantine(absent, "torn", {})
+    store.quarantine(SlideRecord(absent), "torn")
     prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig())
     assert len(Run(str(tmp_path / "run")).splits()) == 10
 

@@ -82,8 +82,8 @@ def slides_to_encode(store_uri: str) -> dict[str, int]:
     Raises:
         InputError: there is none.
     """
-    statuses = PatchStore(store_uri).statuses()
-    slides = {name: int(its.attrs["patches"]) for name, its in statuses.items() if its and its.state == "ok"}
+    records = PatchStore(store_uri).records()
+    slides = {name: record.instances for name, record in records.items() if record and record.status == "ok"}
     if not slides:
         raise InputError(f"{store_uri} holds no slide that is ok; run milcore ingest first")
     return slides

@@ -186,7 +186,7 @@ def _attributes(slide: SlideGroup, encoder: FrozenEncoder) -> dict[str, Any]:
         "encoder": encoder.name,
         "weights_digest": encoder.weights_digest,
         "transform": encoder.transform,
-        "mpp_seen": encoder.scale.check_scale(slide.slide_id, slide.patch_size, slide.attrs),
+        "mpp_seen": encoder.scale.check_scale(slide.slide_id, slide.patch_size, slide.record.patch_mpp),
         "patches_digest": slide.patches_digest,
     }
 

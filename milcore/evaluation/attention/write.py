@@ -65,7 +65,7 @@ def write_attention(
         formats: ``parquet`` and ``zarr`` hold a row per patch in the store's order.
         extra_columns: of the table, by name.
     """
-    coords, size = (slide.coords, slide.size_level0) if slide.has_coords else (None, None)
+    coords, size = (slide.coords, slide.patch_size_level0) if slide.has_coords else (None, None)
     table = attention_table(coords, size, weight, slide.tissue, extra_columns)
     for file_format in formats:
         if file_format == "parquet":
@@ -93,7 +93,7 @@ def _picture_file(file_format: AttentionFormat, slide: SlideGroup, table: pa.Tab
         return geojson(slide.slide_id, table)
     size = _size_level0(slide)
     return None if size is None else ome_tiff(
-        slide.slide_id, heat_map(size, table), heat_factor(slide.size_level0), _mpp(slide)
+        slide.slide_id, heat_map(size, table), heat_factor(slide.patch_size_level0), _mpp(slide)
     )  # fmt: skip
 
 
@@ -134,12 +134,11 @@ def slide_view(slide: SlideGroup, result: SlideResult, table: pa.Table, sizes: P
 
 
 def _size_level0(slide: SlideGroup) -> tuple[int, int] | None:
-    size = slide.attrs.get("size_level0")
-    return None if size is None else (size[0], size[1])
+    return slide.record.size_level0
 
 
 def _mpp(slide: SlideGroup) -> float | None:
-    return slide.attrs["mpp"]["level0"] if "mpp" in slide.attrs else None
+    return None if slide.record.mpp is None else slide.record.mpp.level0
 
 
 def _canvas(slide: SlideGroup) -> UInt8[np.ndarray, "row column 3"] | None:
@@ -151,13 +150,13 @@ def _canvas(slide: SlideGroup) -> UInt8[np.ndarray, "row column 3"] | None:
         return None
     if slide.has_thumbnail:
         return slide.thumbnail
-    width, height = slide.attrs["size_level0"]
+    width, height = slide.size_level0
     scale = max(1.0, max(width, height) / BLANK_EDGE)
     return np.full((max(1, round(height / scale)), max(1, round(width / scale)), 3), 255, np.uint8)
 
 
 def _heat(thumbnail: UInt8[np.ndarray, "row column 3"], slide: SlideGroup, table: pa.Table) -> np.ndarray:
-    width, height = slide.attrs["size_level0"]
+    width, height = slide.size_level0
     return heat_layer((thumbnail.shape[0], thumbnail.shape[1]), (width, height), table)
 
 
@@ -170,7 +169,7 @@ def _patches(
         ShownPatch(
             x=int(slide.coords[k, 0]) if slide.has_coords else None,
             y=int(slide.coords[k, 1]) if slide.has_coords else None,
-            size=slide.size_level0 if slide.has_coords else None,
+            size=slide.patch_size_level0 if slide.has_coords else None,
             times_mean=float(weight[k] * len(weight) / weight.sum()),
             jpeg=jpeg(shrink(pixels, sizes.patch_edge), JPEG_QUALITY),
         )

@@ -1,1 +1,4 @@
-"""Readers of instances made elsewhere, one file per kind of source. They write nothing and know no store."""
+"""Import of instances made elsewhere, one reader per kind of source.
+
+Readers write nothing and know no store; ``import_cohort.py`` writes.
+"""

@@ -1,11 +1,11 @@
-"""Where imported instances lie: corners in level-0 px, the edge of a patch, the extent of the slide.
+"""Grid of imported instances: the patch edge and the slide's size in level-0 px.
 
-The surprise: a grid's step is its commonest, not its smallest. CLAM begins a grid at every contour of tissue, and
-between two such grids lie steps of any length.
+The step of a grid is its commonest, not its smallest. CLAM begins a grid at every contour of tissue, and between two
+such grids lie steps of any length.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,25 @@ from milcore.errors import SlideError
 Coords = npt.NDArray[np.int32]
 
 
+class PatchGrid(NamedTuple):
+    """Grid of a slide's patches.
+
+    Args:
+        patch_size_level0: patch edge in level-0 px.
+        origin: of the edge: option, source or grid step.
+        size_level0: (width, height) of the slide in level-0 px.
+    """
+
+    patch_size_level0: float
+    origin: str
+    size_level0: tuple[int, int]
+
+
 def grid_step(coords: npt.NDArray[Any]) -> int | None:
-    """The commonest step between neighbours in one row or one column, px; of equals the smallest; None without any."""
+    """Commonest step between neighbours in a row or column, px.
+
+    The smallest of equally common ones; None where no two share a row or column.
+    """
     steps = np.concatenate([_steps(coords[:, 0], coords[:, 1]), _steps(coords[:, 1], coords[:, 0])])
     if not len(steps):
         return None
@@ -25,34 +42,35 @@ def grid_step(coords: npt.NDArray[Any]) -> int | None:
 
 
 def _steps(along: npt.NDArray[Any], across: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Positive differences of consecutive places that share the other axis."""
+    """Positive differences along one axis between neighbours that share the other."""
     order = np.lexsort((along, across))
     step = np.diff(along[order])
-    found: npt.NDArray[Any] = step[(np.diff(across[order]) == 0) & (step > 0)]
-    return found
+    steps: npt.NDArray[Any] = step[(np.diff(across[order]) == 0) & (step > 0)]
+    return steps
 
 
-def place(coords: Coords, asked: float | None, told: float | None, extent: tuple[int, int] | None) -> dict[str, Any]:
-    """What a slide's attributes say of its places: ``patch_size_level0``, where that is from, ``size_level0``.
+def patch_grid(
+    coords: Coords, option: float | None, source: float | None, size_level0: tuple[int, int] | None
+) -> PatchGrid:
+    """Grid of a slide's patches, its edge from the option, else the source, else the coords.
 
     Args:
         coords: corners (x, y), level-0 px.
-        asked: patch edge in level-0 px that the user gave.
-        told: patch edge in level-0 px that the source tells.
-        extent: (width, height) of the slide in level-0 px where the source tells it.
+        option: patch edge in level-0 px that the user gave.
+        source: patch edge in level-0 px in the source.
+        size_level0: (width, height) of the slide in level-0 px; None where the source has none.
 
     Raises:
-        SlideError: nothing tells the patch edge.
+        SlideError: the patch edge is unknown.
     """
-    step = grid_step(coords) if asked is None and told is None else None
-    for edge, origin in ((asked, "option"), (told, "source"), (step, "grid step")):
+    step = grid_step(coords) if option is None and source is None else None
+    for edge, origin in ((option, "option"), (source, "source"), (step, "grid step")):
         if edge is not None:
-            size = extent or _extent(coords, edge)
-            return {"patch_size_level0": float(edge), "patch_size_level0_from": origin, "size_level0": list(size)}
+            return PatchGrid(float(edge), origin, size_level0 or _extent(coords, edge))
     raise SlideError("no patch size: the source tells none and no two coords share a row; give --patch-size-level0")
 
 
 def _extent(coords: Coords, edge: float) -> tuple[int, int]:
-    """(width, height) that holds every patch, level-0 px."""
+    """(width, height) of the smallest area from (0, 0) with every patch, level-0 px."""
     right, bottom = coords.max(axis=0) + edge
     return max(1, math.ceil(right)), max(1, math.ceil(bottom))

@@ -1,52 +1,58 @@
-"""A file of features per slide beside a table of labels: which files there are, and what is checked of each.
+"""Source with a file of features per slide and a table of labels.
 
-A labelled slide without a file is told so and tried again by the next run; a file without a label is left out.
+A labelled slide without a file is quarantined until the next run; a file without a label is left out.
 """
 
 import contextlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from milcore.cohort.manifest import IMPORT_REQUIRED, Slide, read_manifest
 from milcore.config import ImportConfig
 from milcore.errors import InputError, SlideError, UnreachableSlideError
-from milcore.ingestion.imports.coords import place
+from milcore.ingestion.imports.coords import patch_grid
 from milcore.ingestion.imports.source import Array, Instances, Source
 from milcore.runtime import storage
 from milcore.slides.source import fetch, source_version
 
 
 class FileKind(NamedTuple):
-    """A kind of file: its suffixes, the subfolder its writer puts it into, and how it is read."""
+    """Kind of file.
+
+    Args:
+        suffixes: of the files' names.
+        subfolder: where the program that writes them puts them.
+        parse: reads a file.
+    """
 
     suffixes: tuple[str, ...]
     subfolder: str
-    parse: Callable[[Path], "Parsed"]
+    parse: Callable[[Path], "FileContent"]
 
 
-class Parsed(NamedTuple):
-    """What a file holds, not yet checked.
+class FileContent(NamedTuple):
+    """Content of a file, not yet checked.
 
     Args:
-        features: (n, d), maybe with a leading 1.
-        coords: corners (x, y) in level-0 px, (n, 2), maybe with a leading 1.
+        features: (n, d), or (1, n, d).
+        coords: corners (x, y) in level-0 px, (n, 2), or (1, n, 2).
         patch_size_level0: patch edge, level-0 px.
-        patch_size: patch edge in px as the encoder saw it.
-        extent: (width, height) of the slide, level-0 px.
+        patch_size: patch edge in px that the encoder got.
+        size_level0: (width, height) of the slide, level-0 px.
     """
 
     features: Array
     coords: Array | None
     patch_size_level0: float | None
     patch_size: int | None
-    extent: tuple[int, int] | None
+    size_level0: tuple[int, int] | None
 
 
 def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
-    """The labelled slides of a folder, or of one file.
+    """Source of the labelled slides of a folder, or of one file.
 
     Raises:
         InputError: the labels cannot be read, or there is no such file at all.
@@ -69,35 +75,34 @@ def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
 
 
 def _files(uri: str, kind: FileKind) -> dict[str, str]:
-    """URI of every file by the slide it is named after."""
+    """URI of every file by slide id, which is the file's name without suffix."""
     if uri.endswith(kind.suffixes):
         return {PurePosixPath(uri).stem: uri}
     for folder in (uri, storage.join(uri, kind.subfolder)):
         names = [name for name in storage.names(folder) if name.endswith(kind.suffixes)]
         if names:
             return {PurePosixPath(name).stem: storage.join(folder, name) for name in names}
-    wanted = " or ".join(kind.suffixes)
-    raise InputError(f"{uri} holds no {wanted} file, nor does its folder {kind.subfolder}; allowed: a file per slide")
+    suffixes = " or ".join(kind.suffixes)
+    raise InputError(f"{uri} holds no {suffixes} file, nor does its folder {kind.subfolder}; allowed: a file per slide")
 
 
-def _instances(parsed: Parsed, sha256: str, config: ImportConfig) -> Instances:
-    """The instances of a file.
+def _instances(content: FileContent, sha256: str, config: ImportConfig) -> Instances:
+    """Check the content of a file.
 
     Raises:
-        SlideError: they are no table of numbers, or the places are not one per row.
+        SlideError: features are no table of numbers, or coords are not one per row.
     """
-    features = _without_leading_one(parsed.features)
+    features = _without_leading_one(content.features)
     if features.ndim != 2 or not features.shape[1] or features.dtype.kind not in "fiu":
         raise SlideError(
             f"features of shape {features.shape}, type {features.dtype}; allowed: numbers (instance, feature)"
         )
-    if parsed.coords is None:
-        return Instances(features, None, {}, {}, sha256)
-    coords = _corners(_without_leading_one(parsed.coords), len(features))
-    attrs: dict[str, Any] = {} if parsed.patch_size is None else {"patch_size": parsed.patch_size}
-    if len(coords):
-        attrs |= place(coords, config.patch_size_level0, parsed.patch_size_level0, parsed.extent)
-    return Instances(features, None, {"coords": coords}, attrs, sha256)
+    if content.coords is None:
+        return Instances(features, None, {}, sha256)
+    coords = _corners(_without_leading_one(content.coords), len(features))
+    edge = content.patch_size_level0
+    grid = patch_grid(coords, config.patch_size_level0, edge, content.size_level0) if len(coords) else None
+    return Instances(features, None, {"coords": coords}, sha256, grid, content.patch_size)
 
 
 def _corners(coords: Array, rows: int) -> Array:

@@ -1,8 +1,9 @@
-"""The HDF5 files that CLAM and TRIDENT write, one per slide: ``features`` and, in level-0 px, ``coords``.
+"""Source of HDF5 files by CLAM and TRIDENT, one per slide.
 
-CLAM: features (n, d) f4, coords (n, 2), no attributes; where its coords were copied from ``patches/``, they carry
-``patch_size`` and ``downsample`` of the level read. TRIDENT: coords carry ``patch_size``, ``patch_size_level0``,
-``level0_magnification``, ``target_magnification`` and, in later versions, ``level0_width`` and ``level0_height``.
+Datasets are ``features`` and, in level-0 px, ``coords``. CLAM: features (n, d) f4, coords (n, 2), no attributes; where
+its coords were copied from ``patches/``, they carry ``patch_size`` and ``downsample`` of the level read. TRIDENT: its
+coords carry ``patch_size``, ``patch_size_level0``, ``level0_magnification``, ``target_magnification`` and, in later
+versions, ``level0_width`` and ``level0_height``.
 
 Source: CLAM ``extract_features_fp.py`` and ``wsi_core/WholeSlideImage.py``; TRIDENT ``trident/wsi_objects/WSI.py``.
 """
@@ -15,12 +16,12 @@ import numpy as np
 
 from milcore.config import ImportConfig
 from milcore.errors import SlideError
-from milcore.ingestion.imports.folder import FileKind, Parsed, open_files
+from milcore.ingestion.imports.folder import FileContent, FileKind, open_files
 from milcore.ingestion.imports.source import Source
 
 
 def open_h5(uri: str, config: ImportConfig) -> Source:
-    """A folder of ``<slide_id>.h5``, or one holding ``h5_files`` as CLAM leaves it.
+    """Source of a folder of ``<slide_id>.h5``, or of CLAM's folder around ``h5_files``.
 
     Raises:
         InputError: the labels cannot be read, or there is no such file at all.
@@ -28,11 +29,11 @@ def open_h5(uri: str, config: ImportConfig) -> Source:
     return open_files(uri, config, FileKind((".h5", ".hdf5"), "h5_files", read_h5))
 
 
-def read_h5(path: Path) -> Parsed:
-    """What one file holds.
+def read_h5(path: Path) -> FileContent:
+    """Read features and coords of one file.
 
     Raises:
-        SlideError: it is no HDF5, is cut short, or holds no features.
+        SlideError: it is no HDF5, is truncated, or has no features.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -40,24 +41,27 @@ def read_h5(path: Path) -> Parsed:
                 raise SlideError(f"no features in it; it has {', '.join(file) or 'nothing'}")
             features = file["features"][...]
             if not isinstance(file.get("coords"), h5py.Dataset):
-                return Parsed(features, None, None, None, None)
+                return FileContent(features, None, None, None, None)
             coords = file["coords"][...]
-            return Parsed(features, coords, *_told(dict(file["coords"].attrs)))
+            return FileContent(features, coords, *_grid_attrs(dict(file["coords"].attrs)))
     except (OSError, RuntimeError, ValueError) as error:
         raise SlideError(f"not readable as HDF5: {' '.join(str(error).split())}") from None
 
 
-def _told(attrs: dict[str, Any]) -> tuple[float | None, int | None, tuple[int, int] | None]:
-    """Patch edge in level-0 px and as the encoder saw it, and the slide's extent, as far as the attributes tell."""
+def _grid_attrs(attrs: dict[str, Any]) -> tuple[float | None, int | None, tuple[int, int] | None]:
+    """Patch edge in level-0 px and in px of the encoder's input, and the slide's size.
+
+    Each None where the attributes lack it.
+    """
     edge, width, height = (_number(attrs, name) for name in ("patch_size", "level0_width", "level0_height"))
-    extent = None if width is None or height is None else (int(width), int(height))
-    return _edge_level0(attrs, edge), None if edge is None else int(edge), extent
+    size = None if width is None or height is None else (int(width), int(height))
+    return _edge_level0(attrs, edge), None if edge is None else int(edge), size
 
 
 def _edge_level0(attrs: dict[str, Any], edge: float | None) -> float | None:
-    told = _number(attrs, "patch_size_level0")
-    if told is not None or edge is None:
-        return told
+    edge_level0 = _number(attrs, "patch_size_level0")
+    if edge_level0 is not None or edge is None:
+        return edge_level0
     source, target = (_number(attrs, name) for name in ("level0_magnification", "target_magnification"))
     if source is not None and target is not None:
         return edge * source / target
@@ -66,7 +70,10 @@ def _edge_level0(attrs: dict[str, Any], edge: float | None) -> float | None:
 
 
 def _number(attrs: dict[str, Any], name: str) -> float | None:
-    """A positive attribute, the first of a pair (CLAM has one downsample per axis); None where it is none."""
+    """Attribute that is a positive number, else None.
+
+    Of a pair the first: CLAM has one downsample per axis.
+    """
     try:
         value = float(np.ravel(attrs[name])[0])
     except (KeyError, IndexError, TypeError, ValueError):

@@ -1,13 +1,12 @@
-"""Bags in one ``.npz``: ``bag`` says which bag each instance is in, ``y`` each bag's label.
+"""Source of bags in one ``.npz``: the bag number of each instance, the label of each bag.
 
-``bags-npz`` holds features in ``X``, ``patches-npz`` pixels in ``patches`` and, where known, places in ``xy`` and the
-class of each instance in ``cls`` (a name, or a number that ``cls_names`` may name).
+They are ``bag`` and ``y``. ``bags-npz`` has features in ``X``, ``patches-npz`` pixels in ``patches`` and, where known,
+positions in ``xy`` and the class of each instance in ``cls`` (a name, or a number that ``cls_names`` may name).
 """
 
 import io
 import zipfile
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,16 @@ import numpy.typing as npt
 from milcore.cohort.manifest import Manifest, make_manifest
 from milcore.config import ImportConfig
 from milcore.errors import InputError
-from milcore.ingestion.imports.coords import place
-from milcore.ingestion.imports.source import Array, Instances, Source, digest, feature_type, members, table_source
+from milcore.ingestion.imports.coords import patch_grid
+from milcore.ingestion.imports.source import (
+    Array,
+    Instances,
+    Source,
+    array_digest,
+    feature_type,
+    rows_by_slide,
+    table_source,
+)
 from milcore.runtime import storage
 from milcore.store.writer import RowName
 
@@ -25,10 +32,10 @@ _Rows = dict[RowName, Array]
 
 
 def open_bags(uri: str, config: ImportConfig) -> Source:
-    """Bags of features: ``X`` (n, d), ``bag`` (n,), ``y`` (bags,).
+    """Source of bags of features: ``X`` (n, d), ``bag`` (n,), ``y`` (bags,).
 
     Raises:
-        InputError: arrays are missing, do not fit, or a label is none.
+        InputError: arrays are missing, do not fit, or a label is not valid.
     """
     arrays = _load(uri, ("X", "bag", "y"))
     features = arrays["X"]
@@ -40,41 +47,50 @@ def open_bags(uri: str, config: ImportConfig) -> Source:
     manifest, rows = _bags(uri, arrays, len(features), config.positive)
 
     def read(slide_id: str) -> Instances:
-        mine = features[rows[slide_id]]
-        return Instances(mine, None, {}, {}, digest(mine))
+        of_slide = features[rows[slide_id]]
+        return Instances(of_slide, None, {}, array_digest(of_slide))
 
     return table_source(uri, manifest, read, feature_type(features))
 
 
 def open_patches(uri: str, config: ImportConfig) -> Source:
-    """Bags of patches: ``patches`` (n, p, p), (n, p, p, 1) or (n, p, p, 3) u1, ``bag``, ``y``; maybe ``xy``, ``cls``.
+    """Source of bags of patches: ``patches``, ``bag``, ``y``, and optional ``xy`` and ``cls``.
+
+    ``patches`` have shape (n, p, p), (n, p, p, 1) or (n, p, p, 3), u1.
 
     Raises:
-        InputError: arrays are missing, do not fit, or a label or class is none.
+        InputError: arrays are missing, do not fit, or a label or class is not valid.
     """
     arrays = _load(uri, ("patches", "bag", "y"))
     patches = arrays["patches"] = _with_channels(uri, arrays["patches"])
     manifest, bags = _bags(uri, arrays, len(patches), config.positive)
-    rows, told = _instance_classes(uri, arrays, config)
+    rows, names = _instance_classes(uri, arrays, config)
     if "xy" in arrays:
         rows["coords"] = _corners(uri, arrays["xy"], patches, config)
-    read = partial(_read_patches, patches=patches, rows=rows, told=told, bags=bags, config=config)
+    read = partial(_read_patches, patches=patches, rows=rows, class_names=names, bags=bags, config=config)
     return table_source(uri, manifest, read, "float16")
 
 
-def _read_patches(  # noqa: PLR0913 - the tables that a bag's rows are taken from
-    slide_id: str, *, patches: Array, rows: _Rows, told: dict[str, Any], bags: _Arrays, config: ImportConfig
+def _read_patches(  # noqa: PLR0913 - the tables of all bags
+    slide_id: str,
+    *,
+    patches: Array,
+    rows: _Rows,
+    class_names: tuple[str, ...] | None,
+    bags: _Arrays,
+    config: ImportConfig,
 ) -> Instances:
-    bag = bags[slide_id]
-    mine, its = patches[bag], {name: values[bag] for name, values in rows.items()}
-    attrs = dict(told)
-    if "coords" in its and len(bag):
-        attrs |= place(its["coords"], config.patch_size_level0, patches.shape[1], None)
-    return Instances(None, mine, its, attrs, digest(mine, *its.values()))
+    indices = bags[slide_id]
+    of_bag, bag_rows = patches[indices], {name: values[indices] for name, values in rows.items()}
+    grid = None
+    if "coords" in bag_rows and len(indices):
+        grid = patch_grid(bag_rows["coords"], config.patch_size_level0, patches.shape[1], None)
+    sha256 = array_digest(of_bag, *bag_rows.values())
+    return Instances(None, of_bag, bag_rows, sha256, grid, class_names=class_names)
 
 
 def _load(uri: str, needed: tuple[str, ...]) -> _Arrays:
-    """All arrays of the file.
+    """Load all arrays of a file.
 
     Raises:
         InputError: it cannot be read, or lacks one that is needed.
@@ -93,7 +109,7 @@ def _load(uri: str, needed: tuple[str, ...]) -> _Arrays:
 
 
 def _bags(uri: str, arrays: _Arrays, count: int, positive: str | None) -> tuple[Manifest, _Arrays]:
-    """The cohort with a slide per bag, and which instances each has, in their order."""
+    """Cohort with a slide per bag, and the indices of its instances, ascending."""
     bag, labels = arrays["bag"], arrays["y"]
     if labels.ndim != 1 or bag.shape != (count,) or bag.dtype.kind not in "iu":
         raise InputError(
@@ -108,7 +124,7 @@ def _bags(uri: str, arrays: _Arrays, count: int, positive: str | None) -> tuple[
     manifest = make_manifest(
         uri, ({"slide_id": n, "label": y} for n, y in zip(names, labels.tolist(), strict=True)), positive
     )
-    return manifest, dict(zip(names, members(bag, len(labels)), strict=True))
+    return manifest, dict(zip(names, rows_by_slide(bag, len(labels)), strict=True))
 
 
 def _with_channels(uri: str, patches: Array) -> Array:
@@ -128,19 +144,22 @@ def _with_channels(uri: str, patches: Array) -> Array:
 
 
 def _corners(uri: str, xy: Array, patches: Array, config: ImportConfig) -> npt.NDArray[np.int32]:
-    """Floor of the upper left corner, level-0 px."""
+    """Upper left corners of patches, rounded down, level-0 px."""
     if xy.shape != (len(patches), 2) or not np.isfinite(xy).all():
         raise InputError(f"{uri}: xy has shape {xy.shape}; allowed: ({len(patches)}, 2), all finite, level-0 px")
     edge = config.patch_size_level0 or patches.shape[1]
     return np.floor(xy - (edge / 2 if config.xy == "centre" else 0.0)).astype(np.int32)
 
 
-def _instance_classes(uri: str, arrays: _Arrays, config: ImportConfig) -> tuple[_Rows, dict[str, Any]]:
-    """``instance_classes`` and, where positive ones are named, ``instance_labels``; and the class names."""
+def _instance_classes(uri: str, arrays: _Arrays, config: ImportConfig) -> tuple[_Rows, tuple[str, ...] | None]:
+    """Rows ``instance_classes`` and ``instance_labels``, and the class names.
+
+    No labels where the config names no positive class; no names without classes.
+    """
     if "cls" not in arrays:
         if config.positive_instances:
             raise InputError(f"{uri} has no cls for --positive-instances; it has {', '.join(arrays)}; drop the option")
-        return {}, {}
+        return {}, None
     names, numbers = _classes(uri, arrays)
     rows: _Rows = {"instance_classes": numbers}
     unknown = [name for name in config.positive_instances if name not in names]
@@ -149,11 +168,14 @@ def _instance_classes(uri: str, arrays: _Arrays, config: ImportConfig) -> tuple[
     if config.positive_instances:
         positive = np.isin(numbers, [names.index(name) for name in config.positive_instances])
         rows["instance_labels"] = np.where(numbers < 0, -1, positive).astype(np.int8)
-    return rows, {"instance_class_names": names}
+    return rows, tuple(names)
 
 
 def _classes(uri: str, arrays: _Arrays) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """Class names, and the place of each instance's class among them; -1 for an empty name or a negative number."""
+    """Class names, and the number of each instance's class among them.
+
+    -1 for an empty name or a negative number.
+    """
     classes = arrays["cls"]
     if classes.shape != arrays["bag"].shape or classes.dtype.kind not in "iuUb":
         raise InputError(
@@ -163,7 +185,7 @@ def _classes(uri: str, arrays: _Arrays) -> tuple[list[str], npt.NDArray[np.int32
         names = sorted(set(classes.tolist()) - {""})
         return names, np.array([names.index(name) if name else -1 for name in classes.tolist()], np.int32)
     numbers = np.maximum(classes.astype(np.int32), -1)
-    named = arrays.get("cls_names", np.arange(numbers.max(initial=-1) + 1))
-    if numbers.max(initial=-1) >= len(named):
-        raise InputError(f"{uri}: cls holds {numbers.max()}; allowed: below {len(named)}, the number of cls_names")
-    return [str(name) for name in named.tolist()], numbers
+    of_numbers = arrays.get("cls_names", np.arange(numbers.max(initial=-1) + 1))
+    if numbers.max(initial=-1) >= len(of_numbers):
+        raise InputError(f"{uri}: cls holds {numbers.max()}; allowed: below {len(of_numbers)}, the number of cls_names")
+    return [str(name) for name in of_numbers.tolist()], numbers

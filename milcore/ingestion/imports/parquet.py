@@ -1,7 +1,8 @@
-"""One Parquet whose rows are instances: ``slide_id``, ``label``, features, and maybe ``x``, ``y`` in level-0 px.
+"""Source of one Parquet file with a row per instance.
 
-Features are one list column ``features``, or every numeric column that has no other meaning. A column that a manifest
-knows (``patient_id``, ``uri``, ``mpp``, ``site``, ``split``, ``annotation``) holds one value per slide.
+Columns are ``slide_id``, ``label``, features, and optionally ``x``, ``y`` in level-0 px. Features are one list column
+``features``, or every numeric column that has no other meaning. A column of a manifest (``patient_id``, ``uri``,
+``mpp``, ``site``, ``split``, ``annotation``) holds one value per slide.
 """
 
 from functools import partial
@@ -15,30 +16,38 @@ import pyarrow.compute as pc
 from milcore.cohort.manifest import make_manifest
 from milcore.config import ImportConfig
 from milcore.errors import InputError
-from milcore.ingestion.imports.coords import place
-from milcore.ingestion.imports.source import Array, Instances, Source, digest, feature_type, members, table_source
+from milcore.ingestion.imports.coords import patch_grid
+from milcore.ingestion.imports.source import (
+    Array,
+    Instances,
+    Source,
+    array_digest,
+    feature_type,
+    rows_by_slide,
+    table_source,
+)
 from milcore.runtime import storage
 
-OF_SLIDES = ("slide_id", "label", "patient_id", "uri", "mpp", "site", "split", "annotation")
-PLACES = ("x", "y")
+SLIDE_COLUMNS = ("slide_id", "label", "patient_id", "uri", "mpp", "site", "split", "annotation")
+COORDS = ("x", "y")
 FEATURES = "features"
 
 
 def open_table(uri: str, config: ImportConfig) -> Source:
-    """The slides of a table, in the order in which they first appear.
+    """Source of a table's slides, in order of first appearance.
 
     Raises:
         InputError: it cannot be read, lacks a column, or a slide has two labels.
     """
     table = _read(uri)
-    names, owner = _slides(uri, table)
-    first = np.unique(owner, return_index=True)[1]
-    columns = [name for name in OF_SLIDES if name in table.column_names]
-    _check_constant(uri, table.select(columns), names, owner, first)
+    names, numbers = _slides(uri, table)
+    first = np.unique(numbers, return_index=True)[1]
+    columns = [name for name in SLIDE_COLUMNS if name in table.column_names]
+    _check_constant(uri, table.select(columns), names, numbers, first)
     manifest = make_manifest(uri, table.select(columns).take(first).to_pylist(), config.positive)
     features = _features(uri, table)
-    coords = _coords(uri, table) if set(PLACES) <= set(table.column_names) else None
-    rows = dict(zip(names, members(owner, len(names)), strict=True))
+    coords = _coords(uri, table) if set(COORDS) <= set(table.column_names) else None
+    rows = dict(zip(names, rows_by_slide(numbers, len(names)), strict=True))
     read = partial(_read_slide, features=features, coords=coords, rows=rows, edge=config.patch_size_level0)
     return table_source(uri, manifest, read, feature_type(features))
 
@@ -46,11 +55,12 @@ def open_table(uri: str, config: ImportConfig) -> Source:
 def _read_slide(
     slide_id: str, *, features: Array, coords: Array | None, rows: dict[str, Array], edge: float | None
 ) -> Instances:
-    mine = features[rows[slide_id]]
+    of_slide = features[rows[slide_id]]
     if coords is None:
-        return Instances(mine, None, {}, {}, digest(mine))
-    places = coords[rows[slide_id]]
-    return Instances(mine, None, {"coords": places}, place(places, edge, None, None), digest(mine, places))
+        return Instances(of_slide, None, {}, array_digest(of_slide))
+    corners = coords[rows[slide_id]]
+    grid = patch_grid(corners, edge, None, None)
+    return Instances(of_slide, None, {"coords": corners}, array_digest(of_slide, corners), grid)
 
 
 def _read(uri: str) -> pa.Table:
@@ -70,7 +80,7 @@ def _read(uri: str) -> pa.Table:
 
 
 def _slides(uri: str, table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Slide ids by first appearance, and the number of each row's slide."""
+    """Slide ids in order of first appearance, and the slide number of each row."""
     column = table["slide_id"].cast(pa.string())
     if column.null_count:
         raise InputError(f"{uri}: slide_id is empty in {column.null_count} of {len(column)} rows; fill them")
@@ -78,30 +88,41 @@ def _slides(uri: str, table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]
 
 
 def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """A number per value, by first appearance; -1 for none."""
-    found = pc.index_in(column, value_set=column.drop_null().unique())
-    return np.asarray(found.fill_null(-1).to_numpy(), np.int64)
+    """Number of each value, in order of first appearance; -1 for null."""
+    numbers = pc.index_in(column, value_set=column.drop_null().unique())
+    return np.asarray(numbers.fill_null(-1).to_numpy(), np.int64)
 
 
 def _check_constant(
-    uri: str, table: pa.Table, names: list[str], owner: npt.NDArray[np.int64], first: npt.NDArray[np.intp]
+    uri: str, table: pa.Table, names: list[str], numbers: npt.NDArray[np.int64], first: npt.NDArray[np.intp]
 ) -> None:
-    """A slide has one label, one patient and so on."""
+    """Check that a slide has one label, one patient and so on.
+
+    Args:
+        uri: of the table.
+        table: columns with one value per slide.
+        names: slide ids.
+        numbers: slide number of each row.
+        first: first row of each slide.
+
+    Raises:
+        InputError: a slide has two values in a column.
+    """
     for name in table.column_names:
         codes = _codes(table[name])
-        differing = np.flatnonzero(codes != codes[first][owner])
+        differing = np.flatnonzero(codes != codes[first][numbers])
         if len(differing):
             row = int(differing[0])
-            values = table[name][int(first[owner[row]])].as_py(), table[name][row].as_py()
+            values = table[name][int(first[numbers[row]])].as_py(), table[name][row].as_py()
             raise InputError(
-                f"{uri}: slide {names[owner[row]]!r} has {name} {values[0]!r} and {values[1]!r}; allowed: one"
+                f"{uri}: slide {names[numbers[row]]!r} has {name} {values[0]!r} and {values[1]!r}; allowed: one"
             )
 
 
 def _features(uri: str, table: pa.Table) -> npt.NDArray[np.float32]:
     if FEATURES in table.column_names:
         return _of_lists(uri, table[FEATURES].combine_chunks())
-    rest = [name for name in table.column_names if name not in OF_SLIDES + PLACES]
+    rest = [name for name in table.column_names if name not in SLIDE_COLUMNS + COORDS]
     other = [name for name in rest if not _is_number(table.schema.field(name).type)]
     if other or not rest:
         raise InputError(
@@ -132,12 +153,12 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _coords(uri: str, table: pa.Table) -> npt.NDArray[np.int32]:
-    if not all(_is_number(table.schema.field(name).type) for name in PLACES):
+    if not all(_is_number(table.schema.field(name).type) for name in COORDS):
         raise InputError(f"{uri}: x is {table['x'].type}, y {table['y'].type}; allowed: numbers, level-0 px")
-    places = np.column_stack([table[name].to_numpy().astype(np.float64) for name in PLACES])
-    if not np.isfinite(places).all():
+    values = np.column_stack([table[name].to_numpy().astype(np.float64) for name in COORDS])
+    if not np.isfinite(values).all():
         raise InputError(
-            f"{uri}: x or y is missing in {int((~np.isfinite(places)).any(axis=1).sum())} rows; fill or drop them"
+            f"{uri}: x or y is missing in {int((~np.isfinite(values)).any(axis=1).sum())} rows; fill or drop them"
         )
-    corners: npt.NDArray[np.int32] = np.floor(places).astype(np.int32)
+    corners: npt.NDArray[np.int32] = np.floor(values).astype(np.int32)
     return corners

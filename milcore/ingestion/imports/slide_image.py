@@ -1,9 +1,11 @@
-"""The slide that imported instances were cut from, where the labels name it: its size, scale and thumbnail.
+"""Size, scale and thumbnail of an imported slide, from its own file.
 
-A slide that cannot be read costs the picture only, not the instances; the reason is kept.
+The labels may name that file. Where it cannot be read, only these are missing, not the instances; the reason is
+recorded.
 """
 
 import contextlib
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from milcore.cohort.manifest import Slide
@@ -13,72 +15,78 @@ from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.slides.reader import Pixels
 from milcore.slides.source import source_version, with_retries
+from milcore.store.slide_record import SlideMpp, SlideRecord
 
 
-class Picture(NamedTuple):
-    """What the slide's own file tells; ``size`` is (width, height) in level-0 px, ``mpp`` um/px at level 0."""
+class SlideImage(NamedTuple):
+    """Content of the slide's own file.
+
+    Args:
+        size: (width, height) in level-0 px.
+        mpp: um/px at level 0; None where the file has none.
+        thumbnail: of the whole slide.
+    """
 
     size: tuple[int, int]
     mpp: float | None
     thumbnail: Pixels
 
 
-class NoPicture(NamedTuple):
-    """Why there is none; no reason where the labels name no file."""
+class NoSlideImage(NamedTuple):
+    """Reason why there is no image; None where the labels name no file."""
 
     reason: str | None
 
 
-def see_slide(slide: Slide) -> dict[str, Any] | None:
-    """Size and version of the slide's own file; None where there is none or it cannot be reached."""
+def slide_version(slide: Slide) -> dict[str, Any] | None:
+    """Version of the slide's own file; None where it has none or it is unreachable."""
     try:
         return source_version(slide.uri)._asdict() if slide.uri else None
     except UnreachableSlideError:
         return None
 
 
-def take_picture(slide: Slide, patch_size_level0: float | None) -> Picture | NoPicture:
-    """Open the slide's own file.
+def read_slide_image(slide: Slide, patch_size_level0: float | None) -> SlideImage | NoSlideImage:
+    """Read the slide's own file.
 
     Args:
-        slide: its ``uri`` may be empty.
-        patch_size_level0: level-0 px; the thumbnail shows a patch as large as one of ingestion does.
+        slide: of the cohort; its ``uri`` may be empty.
+        patch_size_level0: level-0 px; sets the thumbnail's size as in ingestion.
     """
     if not slide.uri:
-        return NoPicture(None)
+        return NoSlideImage(None)
     with contextlib.ExitStack() as stack:
         try:
             source_version(slide.uri)
             path = with_retries(slide.uri, lambda: stack.enter_context(storage.local_file(slide.uri)))
             reader = stack.enter_context(open_slide(path))
             edge = thumbnail_edge(reader.size, patch_size_level0 or max(reader.size))
-            return Picture(reader.size, reader.mpp, reader.thumbnail(edge))
+            return SlideImage(reader.size, reader.mpp, reader.thumbnail(edge))
         except SlideError as error:
-            return NoPicture(str(error))
+            return NoSlideImage(str(error))
 
 
-def scale(slide: Slide, picture: Picture | NoPicture, attrs: dict[str, Any]) -> dict[str, Any]:
-    """``size_level0`` and ``mpp`` as far as the labels and the slide's own file tell them, or why the file does not.
+def with_scale(record: SlideRecord, slide: Slide, image: SlideImage | NoSlideImage) -> SlideRecord:
+    """Add ``size_level0`` and ``mpp`` to a record, or the reason why they are unknown.
 
     Args:
-        slide: its ``mpp`` goes before the file's own.
-        picture: of it.
-        attrs: known of its patches: ``patch_size_level0``, ``patch_size``.
+        record: with ``patch_size_level0`` and ``patch_size``, if known.
+        slide: its ``mpp`` takes precedence over that of the file.
+        image: of the slide.
     """
-    told: dict[str, Any] = {}
-    if isinstance(picture, Picture):
-        told["size_level0"] = list(picture.size)
-    elif picture.reason is not None:
-        told["no_picture"] = picture.reason
-    own = picture.mpp if isinstance(picture, Picture) else None
-    for mpp, origin in ((slide.mpp, "labels"), (own, "slide")):
+    if isinstance(image, SlideImage):
+        record = replace(record, size_level0=image.size)
+    elif image.reason is not None:
+        record = replace(record, no_picture=image.reason)
+    file_mpp = image.mpp if isinstance(image, SlideImage) else None
+    for mpp, origin in ((slide.mpp, "labels"), (file_mpp, "slide")):
         if mpp is not None:
-            return told | {"mpp": {"level0": mpp, "target": None, "patch": _patch_mpp(mpp, attrs), "from": origin}}
-    return told
+            return replace(record, mpp=SlideMpp(mpp, None, _patch_mpp(mpp, record), origin))
+    return record
 
 
-def _patch_mpp(mpp: float, attrs: dict[str, Any]) -> float | None:
-    """um/px of a patch as the encoder saw it; None where one of its edges is unknown."""
-    if "patch_size_level0" not in attrs or "patch_size" not in attrs:
+def _patch_mpp(mpp: float, record: SlideRecord) -> float | None:
+    """um/px of a patch at the encoder's input; None where one of its edges is unknown."""
+    if record.patch_size_level0 is None or record.patch_size is None:
         return None
-    return float(mpp * attrs["patch_size_level0"] / attrs["patch_size"])
+    return float(mpp * record.patch_size_level0 / record.patch_size)

@@ -1,6 +1,6 @@
-"""What a reader hands over: a cohort, and on request the instances of one of its slides.
+"""Source of an import: its cohort, and the instances of each slide.
 
-Reading raises ``SlideError`` for the slide alone; what is wrong with the whole source is an ``InputError``.
+Reading raises ``SlideError`` for one slide; an error of the whole source is an ``InputError``.
 Axis words: n (instance), d (feature), p (patch edge in px).
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from milcore.cohort.manifest import Manifest, Slide
+from milcore.ingestion.imports.coords import PatchGrid
 from milcore.store.writer import RowName
 
 FeatureType = Literal["float16", "float32"]
@@ -23,72 +24,78 @@ LARGEST_CHANGE = 2.0**-8
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """The instances of one slide: features (n, d), patches (n, p, p, 3 or 1) u1, or both.
+    """Instances of one slide: features, patches, or both.
 
     Args:
+        features: shape (n, d).
+        patches: shape (n, p, p, 3 or 1), u1.
         rows: values of every instance by the store's names (``coords`` (n, 2), ``instance_labels`` (n,) …).
-        attrs: what the store keeps of the slide (``patch_size_level0``, ``size_level0`` …).
-        sha256: of what they were read from.
+        sha256: of the file or rows that they were read from.
+        grid: of the coords; None without coords.
+        patch_size: patch edge in px that the encoder got; None where unknown.
+        class_names: names of ``instance_classes``, in the order of their numbers; None without them.
     """
 
     features: Array | None
     patches: Array | None
     rows: dict[RowName, Array]
-    attrs: dict[str, Any]
     sha256: str
+    grid: PatchGrid | None = None
+    patch_size: int | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.features if self.features is not None else self.patches)  # type: ignore[arg-type]
 
 
 class Source(NamedTuple):
-    """A cohort made elsewhere.
+    """Cohort made elsewhere, and its reader.
 
     Args:
         manifest: its slides and labels.
-        see: uri, size and version of what a slide is read from, without reading it where that can be.
-        read: the instances of a slide.
-        feature_type: how features are stored.
-        unlabelled: files that no label names; they are left out.
+        version: of a slide's file (uri, size and version), without reading the file where possible.
+        read: instances of a slide.
+        feature_type: in which features are stored.
+        unlabelled: files without a label; they are left out.
     """
 
     manifest: Manifest
-    see: Callable[[Slide], dict[str, Any]]
+    version: Callable[[Slide], dict[str, Any]]
     read: Callable[[Slide], Instances]
     feature_type: FeatureType
     unlabelled: tuple[str, ...]
 
 
 def table_source(uri: str, manifest: Manifest, read: Callable[[str], Instances], feature_type: FeatureType) -> Source:
-    """The source of one file that holds all slides: a slide's version is the digest of its own rows.
+    """Source of one file with all slides; a slide's version is the digest of its rows.
 
     Args:
         uri: of the file.
-        manifest: the slides in it.
-        read: the instances of a slide by its id; everything is in memory already.
-        feature_type: how features are stored.
+        manifest: slides in it.
+        read: instances of a slide by its id; all are in memory already.
+        feature_type: in which features are stored.
     """
 
-    def see(slide: Slide) -> dict[str, Any]:
+    def version(slide: Slide) -> dict[str, Any]:
         instances = read(slide.slide_id)
         return {"uri": uri, "size": len(instances), "version": instances.sha256}
 
-    return Source(manifest, see, lambda slide: read(slide.slide_id), feature_type, ())
+    return Source(manifest, version, lambda slide: read(slide.slide_id), feature_type, ())
 
 
-def members(owner: npt.NDArray[np.integer[Any]], owners: int) -> list[npt.NDArray[np.intp]]:
-    """The rows of each owner, in their order.
+def rows_by_slide(slide_numbers: npt.NDArray[np.integer[Any]], slides: int) -> list[npt.NDArray[np.intp]]:
+    """Indices of the rows of each slide, ascending.
 
     Args:
-        owner: number of the owner of each row, 0 to ``owners - 1``.
-        owners: how many there are; some may own nothing.
+        slide_numbers: of each row, 0 to ``slides - 1``.
+        slides: number of slides; some may have no row.
     """
-    order = np.argsort(owner, kind="stable")
-    return np.split(order, np.searchsorted(owner[order], np.arange(1, owners)))
+    order = np.argsort(slide_numbers, kind="stable")
+    return np.split(order, np.searchsorted(slide_numbers[order], np.arange(1, slides)))
 
 
-def digest(*arrays: Array | None) -> str:
-    """Sha256 over types, shapes and values."""
+def array_digest(*arrays: Array | None) -> str:
+    """Sha256 over types, shapes and values of arrays."""
     sha256 = hashlib.sha256()
     for array in arrays:
         if array is not None:
@@ -98,7 +105,10 @@ def digest(*arrays: Array | None) -> str:
 
 
 def feature_type(features: npt.NDArray[np.float32]) -> FeatureType:
-    """float16 where it changes no value by more than 1/256 of its column's standard deviation, else float32."""
+    """Type in which features are stored: float16, or float32 where that changes values.
+
+    float16 may change no value by more than 1/256 of its column's standard deviation.
+    """
     finite = features[np.isfinite(features).all(axis=1)]
     if not len(finite):
         return "float16"

@@ -17,6 +17,7 @@ from milcore.evaluation.attention.exports import geojson, heat_factor, heat_map,
 from milcore.evaluation.attention.maps import RAMP, attention_table
 from milcore.evaluation.attention.write import write_attention
 from milcore.runtime import storage
+from milcore.store.slide_record import SlideMpp, SlideRecord
 from milcore.store.store import PatchStore
 
 SIZE = (4096, 2048)
@@ -30,8 +31,8 @@ LEFT, TOP = 1280, 512
 @pytest.fixture
 def folder(tmp_path):
     store = PatchStore(str(tmp_path / "store"))
-    attrs = {"patch_size_level0": EDGE, "size_level0": list(SIZE), "mpp": {"level0": 0.25, "patch": 0.5}}
-    with store.writer("s", attrs, 16, "none", 90) as writer:
+    mpp = SlideMpp(0.25, None, 0.5, "slide")
+    with store.writer(SlideRecord("s", patch_size_level0=EDGE, size_level0=SIZE, mpp=mpp), 16, "none", 90) as writer:
         for x, y in COORDS:
             writer.append(np.zeros((16, 16, 3), np.uint8), int(x), int(y), 1.0)
         writer.write_thumbnail(np.full((128, 256, 3), 250, np.uint8))

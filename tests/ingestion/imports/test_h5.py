@@ -13,16 +13,16 @@ from milcore.store.store import PatchStore
 from tests.ingestion.imports.made import GRID, TRIDENT, cut_short, features_of, import_files, write_h5, write_pt
 
 CLAM = {"patch_size": 128, "patch_level": 1, "downsample": (2.0, 2.0)}
-GRID_EXTENT = [1024, 768]
+GRID_EXTENT = (1024, 768)
 
 
 @pytest.mark.parametrize(
-    ("kind", "leading", "attrs", "told"),
+    ("kind", "leading", "attrs", "grid"),
     [
         ("clam", False, {}, (256.0, "grid step", GRID_EXTENT, None)),
         ("clam", False, CLAM, (256.0, "source", GRID_EXTENT, 128)),
-        ("trident", False, TRIDENT, (256.0, "source", [4000, 3000], 224)),
-        ("trident", True, TRIDENT, (256.0, "source", [4000, 3000], 224)),
+        ("trident", False, TRIDENT, (256.0, "source", (4000, 3000), 224)),
+        ("trident", True, TRIDENT, (256.0, "source", (4000, 3000), 224)),
         (
             "trident",
             False,
@@ -32,7 +32,7 @@ GRID_EXTENT = [1024, 768]
     ],
 )
 def test_what_clam_and_trident_write_comes_back(
-    tmp_path: Path, kind: str, leading: bool, attrs: dict[str, Any], told: tuple[Any, ...]
+    tmp_path: Path, kind: str, leading: bool, attrs: dict[str, Any], grid: tuple[Any, ...]
 ) -> None:
     for seed, name in enumerate("ab"):
         features = features_of(seed)
@@ -41,8 +41,8 @@ def test_what_clam_and_trident_write_comes_back(
     slide = PatchStore(str(tmp_path / "store")).slide("b")
     np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(1).astype(np.float16))
     np.testing.assert_array_equal(slide.coords, GRID)
-    found = (slide.size_level0, slide.attrs["patch_size_level0_from"], slide.attrs["size_level0"], slide.patch_size)
-    assert found == told
+    record = slide.record
+    assert (record.patch_size_level0, record.patch_size_level0_origin, record.size_level0, record.patch_size) == grid
 
 
 def test_the_step_of_grids_that_begin_at_each_contour_is_that_inside_them() -> None:
@@ -57,7 +57,7 @@ def test_an_edge_that_is_asked_for_goes_before_that_of_the_source(tmp_path: Path
     write_h5(tmp_path / "made" / "a.h5", features_of(0), **CLAM)
     import_files(tmp_path, "clam", ("a,0",), patch_size_level0=300.0)
     slide = PatchStore(str(tmp_path / "store")).slide("a")
-    assert (slide.size_level0, slide.attrs["patch_size_level0_from"]) == (300.0, "option")
+    assert (slide.patch_size_level0, slide.record.patch_size_level0_origin) == (300.0, "option")
 
 
 @pytest.mark.parametrize("kind", ["clam", "pt"])

@@ -54,11 +54,11 @@ def test_a_slide_that_cannot_be_read_costs_the_picture_only(tmp_path: Path) -> N
     assert summary["ok"] == ["a"]
     assert "there is no such file" in summary["without_picture"]["a"]
     slide = PatchStore(str(tmp_path / "store")).slide("a")
-    assert (slide.has_thumbnail, slide.attrs["mpp"]["level0"]) == (False, 0.25)
+    assert (slide.has_thumbnail, slide.record.mpp.level0) == (False, 0.25)
     Image.new("RGB", (1100, 800), (200, 100, 150)).save(tmp_path / "gone.svs", "PNG")
     again = import_source(str(tmp_path / "made"), str(tmp_path / "store"), config)
     assert (again["skipped"], again["without_picture"]) == (0, {})
-    assert PatchStore(str(tmp_path / "store")).slide("a").attrs["size_level0"] == [1100, 800]
+    assert PatchStore(str(tmp_path / "store")).slide("a").record.size_level0 == (1100, 800)
 
 
 def test_the_table_of_formats_has_the_names_of_the_setting() -> None:

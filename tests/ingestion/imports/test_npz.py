@@ -130,7 +130,7 @@ def test_patches_come_back_as_they_were(tmp_path: Path, shape: tuple[int, ...]) 
     slide = PatchStore(str(tmp_path / "s")).slide("bag-0002")
     colour = np.broadcast_to(pixels.reshape(8, 9, 9, -1), (8, 9, 9, 3))
     np.testing.assert_array_equal(slide.patches(0, 2), colour[[1, 6]])
-    assert (slide.patch_size, slide.attrs["codec"], slide.has_coords) == (9, "zstd", False)
+    assert (slide.patch_size, slide.record.codec, slide.has_coords) == (9, "zstd", False)
     assert import_source(source, str(tmp_path / "s"), PATCHES)["skipped"] == 4
 
 
@@ -142,8 +142,8 @@ def test_places_are_the_corners_of_patches(tmp_path: Path, xy: str, edge: float 
     import_source(source, str(tmp_path / "s"), config)
     slide = PatchStore(str(tmp_path / "s")).slide("bag-0000")
     assert slide.coords.tolist() == [[corner, corner]] * 3
-    assert slide.size_level0 == (edge or 9.0)
-    assert slide.attrs["size_level0"] == [corner + int(edge or 9)] * 2
+    assert slide.patch_size_level0 == (edge or 9.0)
+    assert slide.record.size_level0 == (corner + int(edge or 9),) * 2
 
 
 def test_classes_of_instances_become_instance_labels(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_classes_of_instances_become_instance_labels(tmp_path: Path) -> None:
     store = PatchStore(str(tmp_path / "s"))
     assert store.slide("bag-0000").instance_labels.tolist() == [1, 1, 0]
     assert store.slide("bag-0001").instance_labels.tolist() == [-1]
-    assert store.slide("bag-0000").attrs["instance_class_names"] == ["fat", "other", "tumour"]
+    assert store.slide("bag-0000").record.instance_class_names == ("fat", "other", "tumour")
 
 
 def test_numbered_classes_take_their_names(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_table_comes_back_slide_by_slide(tmp_path: Path) -> None:
         read = store.slide("a").features("imported").read(0, 3)
         np.testing.assert_array_equal(read, values[[1, 3, 4]].astype(read.dtype))
         assert store.slide("a").coords.tolist() == [[0, 0], [64, 0], [128, 0]]
-        assert store.slide("a").size_level0 == 64.0
+        assert store.slide("a").patch_size_level0 == 64.0
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_tensors_alone_or_with_places_come_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.slide("a").features("imported").read(0, 12), features_of(0).astype(np.float16))
     assert not store.slide("a").has_coords
     assert store.slide("b").coords.tolist() == GRID.tolist()
-    assert store.slide("b").size_level0 == 512.0
+    assert store.slide("b").patch_size_level0 == 512.0
     np.testing.assert_allclose(store.slide("c").features("imported").read(0, 12), features_of(2), rtol=2**-7)
 
 

@@ -102,13 +102,13 @@ def test_attention_lies_at_the_patch_that_makes_an_imported_slide_positive(
     tested = [row["slide_id"] for row in Run(run).splits().to_pylist() if row["split"] == "test" and row["label"]]
     picture = peak(run, tested[0], (2220, 2967), place)
     blank = (picture == 255).all(axis=2)
-    attrs = PatchStore(store).slide(tested[0]).attrs
-    assert attrs["size_level0"] == [2220, 2967]
+    record = PatchStore(store).slide(tested[0]).record
+    assert record.size_level0 == (2220, 2967)
     if kind == "clam":
-        assert attrs["mpp"]["level0"] == pytest.approx(0.499)
+        assert record.mpp.level0 == pytest.approx(0.499)
         assert blank.mean() < 0.05
     else:
-        assert "mpp" not in attrs
+        assert record.mpp is None
         assert blank[-1, -1]
     assert describe(store)["features"] == {"imported": 16}
     with pytest.raises(StoreError, match=r"were imported: their ingestion cannot be repeated"):

@@ -1,0 +1,217 @@
+"""Typed record of the attributes of a slide's Zarr group, and its JSON.
+
+The JSON keeps the keys of the store: a field that is None has no key, but for those of ``SlideMpp`` and ``ScanRecord``,
+which are null there. The fields of ``ScanRecord`` lie beside those of ``SlideRecord`` in the JSON.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, TypeVar
+
+from milcore.config import Codec
+
+SCHEMA_VERSION = 1
+
+SlideState = Literal["ok", "quarantined"]
+Part = TypeVar("Part")
+
+# JSON keys that are not the field's name
+_KEYS = {
+    "array": "as",
+    "import_origin": "imported",
+    "origin": "from",
+    "patch_size_level0_origin": "patch_size_level0_from",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """File that a slide was read from, and the identity of its content.
+
+    Args:
+        uri: of the file.
+        size: in bytes; None in an import.
+        sha256: of the content; None for a remote file that is never read whole.
+        etag: the storage's own identifier of that remote file's content.
+    """
+
+    uri: str
+    size: int | None = None
+    sha256: str | None = None
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOrigin:
+    """Format of an imported slide, and the array that it was imported as.
+
+    Args:
+        format: of the source, as ``ImportConfig`` names it.
+        array: ``patches`` or ``features/<name>``.
+    """
+
+    format: str
+    array: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlideMpp:
+    """Scale of a slide in um/px.
+
+    Args:
+        level0: of level 0.
+        target: asked for by ingestion; None in an import.
+        patch: of the patches; None where unknown.
+        origin: of ``level0``: manifest, slide or default_mpp; in an import labels or slide.
+    """
+
+    level0: float
+    target: float | None
+    patch: float | None
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class TileCounts:
+    """Tiles of a slide's grid: all, with tissue, unreadable, and written as patches."""
+
+    grid: int
+    tissue: int
+    unreadable: int
+    patches: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRecord:
+    """Attributes that only ingestion records, since an import has not read the pixels of the slide.
+
+    Args:
+        reader: name of the reader that opened the slide.
+        level0_affine: (x, y, 1) in level-0 px to um, two rows.
+        icc_sha256: of the colour profile; None without one.
+        tissue: method and thresholds of the tissue mask.
+        codec_instead: reason why the codec is another than asked for; None where it is not.
+        stain_normalisation: method and stains of the slide; None where patches are as scanned.
+    """
+
+    reader: str
+    level0_affine: list[list[float]]
+    icc_sha256: str | None
+    tissue: dict[str, Any]
+    codec_instead: str | None = None
+    stain_normalisation: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRecord:
+    """Attributes of a slide's group; None where a slide has none of a kind.
+
+    Args:
+        slide_id: of the slide.
+        schema_version: of the store's layout.
+        status: outcome; None while the slide is being written.
+        reason: of a quarantine, for a person.
+        retry: the next run tries a quarantined slide again.
+        parameters: settings of ingestion or import.
+        source: file that the slide was read from.
+        import_origin: of an imported slide.
+        size_level0: (width, height) of the slide in level-0 px.
+        mpp: its scale.
+        patch_size_level0: patch edge in level-0 px.
+        patch_size_level0_origin: of that in an import: option, source or grid step.
+        patch_size: patch edge in px.
+        codec: of its patches.
+        counts: of its tiles.
+        patches: number of instances.
+        patches_digest: sha256 of pixels and coords.
+        arrays: names of the group's arrays without features; None in stores of earlier versions.
+        scan: reader, tissue and stains; None in an import.
+        features_width: d of imported features.
+        no_picture: reason why the file of an imported slide gave no thumbnail.
+        instance_class_names: names of imported instance classes, in the order of their numbers.
+    """
+
+    slide_id: str
+    schema_version: int = SCHEMA_VERSION
+    status: SlideState | None = None
+    reason: str | None = None
+    retry: bool | None = None
+    parameters: dict[str, Any] | None = None
+    source: SourceFile | None = None
+    import_origin: ImportOrigin | None = None
+    size_level0: tuple[int, int] | None = None
+    mpp: SlideMpp | None = None
+    patch_size_level0: float | None = None
+    patch_size_level0_origin: str | None = None
+    patch_size: int | None = None
+    codec: Codec | None = None
+    counts: TileCounts | None = None
+    patches: int | None = None
+    patches_digest: str | None = None
+    arrays: tuple[str, ...] | None = None
+    scan: ScanRecord | None = None
+    features_width: int | None = None
+    no_picture: str | None = None
+    instance_class_names: tuple[str, ...] | None = None
+
+    @property
+    def instances(self) -> int:
+        """Number of instances; 0 in quarantine."""
+        return self.patches or 0
+
+    @property
+    def patch_mpp(self) -> float | None:
+        """um/px of the patches; None where unknown."""
+        return None if self.mpp is None else self.mpp.patch
+
+    @classmethod
+    def from_attrs(cls, attrs: Mapping[str, Any]) -> Self:
+        """Parse the attributes of a group.
+
+        Args:
+            attrs: as JSON; unknown keys are left out, and keys of an earlier version may be absent.
+        """
+        values: dict[str, Any] = {field.name: attrs.get(_key(field.name)) for field in fields(cls)}
+        for name, part in _PARTS.items():
+            values[name] = None if values[name] is None else _parse(part, values[name])
+        for name in ("size_level0", "arrays", "instance_class_names"):
+            values[name] = None if values[name] is None else tuple(values[name])
+        return cls(**values | {"scan": _parse(ScanRecord, attrs) if "reader" in attrs else None})
+
+    def to_attrs(self) -> dict[str, Any]:
+        """JSON attributes of the group, without ``complete``."""
+        attrs = _without_none(_to_json(self))
+        attrs |= {} if self.source is None else {"source": _without_none(_to_json(self.source))}
+        for name in ("import_origin", "mpp", "counts"):
+            part = getattr(self, name)
+            attrs |= {} if part is None else {_key(name): _to_json(part)}
+        attrs.pop("scan", None)
+        return attrs if self.scan is None else attrs | _to_json(self.scan)
+
+    def to_complete_attrs(self) -> dict[str, Any]:
+        """JSON attributes of a group to which nothing is added any more."""
+        return {**self.to_attrs(), "complete": True}
+
+
+_PARTS: dict[str, type[Any]] = {
+    "source": SourceFile,
+    "import_origin": ImportOrigin,
+    "mpp": SlideMpp,
+    "counts": TileCounts,
+}
+
+
+def _key(name: str) -> str:
+    return _KEYS.get(name, name)
+
+
+def _parse(kind: type[Part], attrs: Mapping[str, Any]) -> Part:
+    return kind(**{field.name: attrs.get(_key(field.name)) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def _to_json(part: Any) -> dict[str, Any]:
+    return {_key(field.name): getattr(part, field.name) for field in fields(part)}
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

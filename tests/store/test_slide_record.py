@@ -1,0 +1,118 @@
+"""A record's JSON has the keys of the store, and parsing it gives the record back."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from milcore.store.slide_record import (
+    ImportOrigin,
+    ScanRecord,
+    SlideMpp,
+    SlideRecord,
+    SourceFile,
+    TileCounts,
+)
+
+AFFINE = [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0]]
+INGESTED = SlideRecord(
+    "a",
+    status="ok",
+    parameters={"mpp": 0.5, "default_mpp": None},
+    source=SourceFile("/a.svs", 7, sha256="ab"),
+    size_level0=(400, 200),
+    mpp=SlideMpp(0.5, 0.5, 0.5, "slide"),
+    patch_size_level0=64.0,
+    patch_size=64,
+    codec="jpeg",
+    counts=TileCounts(18, 9, 0, 9),
+    patches=9,
+    patches_digest="cd",
+    arrays=("coords", "patches"),
+    scan=ScanRecord("tiff:generic", AFFINE, None, {"method": "m"}),
+)
+INGESTED_ATTRS = {
+    "schema_version": 1,
+    "slide_id": "a",
+    "status": "ok",
+    "parameters": {"mpp": 0.5, "default_mpp": None},
+    "source": {"uri": "/a.svs", "size": 7, "sha256": "ab"},
+    "size_level0": [400, 200],
+    "mpp": {"level0": 0.5, "target": 0.5, "patch": 0.5, "from": "slide"},
+    "patch_size_level0": 64.0,
+    "patch_size": 64,
+    "codec": "jpeg",
+    "counts": {"grid": 18, "tissue": 9, "unreadable": 0, "patches": 9},
+    "patches": 9,
+    "patches_digest": "cd",
+    "arrays": ["coords", "patches"],
+    "reader": "tiff:generic",
+    "level0_affine": AFFINE,
+    "icc_sha256": None,
+    "tissue": {"method": "m"},
+    "codec_instead": None,
+    "stain_normalisation": None,
+}
+IMPORTED = SlideRecord(
+    "b",
+    status="ok",
+    parameters={"name": "imported"},
+    source=SourceFile("/b.h5", sha256="ef"),
+    import_origin=ImportOrigin("clam", "features/imported"),
+    size_level0=(1024, 768),
+    mpp=SlideMpp(0.25, None, None, "labels"),
+    patch_size_level0=256.0,
+    patch_size_level0_origin="grid step",
+    patches=12,
+    arrays=("coords",),
+    features_width=5,
+    no_picture="cannot read",
+    instance_class_names=(),
+)
+IMPORTED_ATTRS = {
+    "schema_version": 1,
+    "slide_id": "b",
+    "status": "ok",
+    "parameters": {"name": "imported"},
+    "source": {"uri": "/b.h5", "sha256": "ef"},
+    "imported": {"format": "clam", "as": "features/imported"},
+    "size_level0": [1024, 768],
+    "mpp": {"level0": 0.25, "target": None, "patch": None, "from": "labels"},
+    "patch_size_level0": 256.0,
+    "patch_size_level0_from": "grid step",
+    "patches": 12,
+    "arrays": ["coords"],
+    "features_width": 5,
+    "no_picture": "cannot read",
+    "instance_class_names": [],
+}
+REMOTE = SlideRecord("c", status="quarantined", reason="too small", source=SourceFile("s3://c", 7, etag="e"))
+REMOTE_ATTRS = {
+    "schema_version": 1,
+    "slide_id": "c",
+    "status": "quarantined",
+    "reason": "too small",
+    "source": {"uri": "s3://c", "size": 7, "etag": "e"},
+}
+RETRY = SlideRecord("d", status="quarantined", reason="NaN", retry=False)
+RETRY_ATTRS = {"schema_version": 1, "slide_id": "d", "status": "quarantined", "reason": "NaN", "retry": False}
+CASES = [(INGESTED, INGESTED_ATTRS), (IMPORTED, IMPORTED_ATTRS), (REMOTE, REMOTE_ATTRS), (RETRY, RETRY_ATTRS)]
+
+
+@pytest.mark.parametrize(("record", "attrs"), CASES, ids=["ingested", "imported", "remote", "retry"])
+def test_a_record_is_its_json_and_back(record: SlideRecord, attrs: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(record.to_attrs())) == attrs
+    assert record.to_complete_attrs() == record.to_attrs() | {"complete": True}
+    assert SlideRecord.from_attrs(attrs | {"complete": True}) == record
+
+
+def test_the_cases_cover_every_field() -> None:
+    covered = {field.name for record, _ in CASES for field in fields(record) if getattr(record, field.name) is not None}
+    assert covered == {field.name for field in fields(SlideRecord)}
+
+
+def test_keys_of_another_version_may_be_unknown_or_absent() -> None:
+    record = SlideRecord.from_attrs({"slide_id": "a", "schema_version": 1, "patches": 3, "colour": "red"})
+    assert record == SlideRecord("a", patches=3)
+    assert (record.instances, record.arrays, record.patch_mpp, SlideRecord("a").instances) == (3, None, None, 0)
