@@ -53,9 +53,9 @@ class TrainReport(NamedTuple):
     @property
     def line(self) -> str:
         """The run, and for folds their pooled AUROC, in one line."""
-        from milcore.training.cross_validation import line
+        from milcore.training.cross_validation import out_of_fold_line
 
-        return f"trained {self.run_uri}" + (f": {line(self.out_of_fold)}" if self.out_of_fold else "")
+        return f"trained {self.run_uri}" + (f": {out_of_fold_line(self.out_of_fold)}" if self.out_of_fold else "")
 
 
 class TuneReport(NamedTuple):
@@ -279,9 +279,9 @@ def encode(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> Encode
         launch: where to compute.
     """
     from milcore.cluster.launch import encode_with
-    from milcore.encoders.extraction.encode import named
+    from milcore.encoders.extraction.encode import with_feature_name
 
-    config = named(config)
+    config = with_feature_name(config)
     encoded = encode_with(store_uri, config, launch)
     return EncodeReport(str(config.name), [s.slide_id for s in encoded], sum(s.patches for s in encoded))
 

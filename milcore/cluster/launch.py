@@ -12,7 +12,7 @@ import torch
 from milcore.cluster.jobs.heartbeat import heartbeat_uri, keep_heartbeat
 from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
 from milcore.encoders.extraction.batches import Step
-from milcore.encoders.extraction.encode import encode_steps, named, slides_to_encode
+from milcore.encoders.extraction.encode import encode_steps, slides_to_encode, with_feature_name
 from milcore.encoders.extraction.reader import EncodedSlide
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
@@ -22,7 +22,7 @@ from milcore.training.cross_validation import train_folds
 from milcore.training.run import train_run
 from milcore.training.run_folder import Run
 from milcore.training.sweep import Sweep
-from milcore.training.tensorboard import RunWatch
+from milcore.training.tensorboard import RunObserver
 
 RAYJOB = "rayjob"
 
@@ -31,7 +31,7 @@ RAYJOB = "rayjob"
 
 def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> list[EncodedSlide]:
     """Encode every slide of a store that lacks these features; returns all slides."""
-    store_uri, config = storage.absolute(store_uri), named(config)
+    store_uri, config = storage.absolute(store_uri), with_feature_name(config)
     slides = slides_to_encode(store_uri)
     if _is_job(launch) and launch.workers > 0:
         _run_as_job(["encode", store_uri, *_encode_flags(config)], launch)
@@ -73,7 +73,7 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
     elif run.spec().folds:
         _train_folds(run_uri, launch)
     elif launch.workers == 0:
-        watch = RunWatch(run_uri, run.spec().train.epochs)
+        watch = RunObserver(run_uri, run.spec().train.epochs)
         train_run(run_uri, LocalContext(run.checkpoints_uri, _device(launch), watch))
     else:
         from milcore.cluster.workers.train import train_on_ray

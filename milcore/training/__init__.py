@@ -1,1 +1,1 @@
-"""Training: loop, checkpoints, run folders, folds and sweeps."""
+"""Training: the loop, checkpoints, run folders, cross-validation and sweeps."""

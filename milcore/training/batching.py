@@ -1,4 +1,4 @@
-"""Batches of an epoch: global batches, the part of each that one rank computes, and the weights of the bags' losses.
+"""Batches of an epoch, dealt to ranks, and the weights of bag losses.
 
 Global batches and weights follow from config, labels and epoch alone; they are dealt to ranks so that any number of
 ranks learns the same. DDP takes the mean of the gradients over ranks. It is that of ``sum(w l) / sum(w)`` over the
@@ -18,9 +18,12 @@ from milcore.training.context import TrainContext
 
 
 class Group(NamedTuple):
-    """Bags that one rank computes on at once, and the weight of each bag's loss.
+    """Bags that one rank computes on at once.
 
-    ``split_over_ranks`` is true for a bag of which every rank computes a part.
+    Args:
+        bags: their indices.
+        weights: of the loss of each bag.
+        split_over_ranks: True for a single bag of which every rank computes a part.
     """
 
     bags: list[int]
@@ -29,7 +32,12 @@ class Group(NamedTuple):
 
 
 class RankBatch(NamedTuple):
-    """One rank's groups of a global batch, and the sum of the global batch's bag weights."""
+    """The part of a global batch that one rank computes.
+
+    Args:
+        groups: computed one after another.
+        batch_weight: sum of the weights of all bags of the global batch.
+    """
 
     groups: list[Group]
     batch_weight: float
@@ -45,8 +53,8 @@ def rank_batches(config: TrainConfig, bags: Bags, budget: int, epoch: int, ctx: 
         epoch: from 0.
         ctx: of this rank.
     """
-    weights, most = bag_weights(config, bags), instances_per_bag(config, bags)
-    lengths = [min(length, most) for length in bags.lengths]
+    weights, limit = bag_weights(config, bags), instances_per_bag(config, bags)
+    lengths = [min(length, limit) for length in bags.lengths]
     return [
         rank_batch(batch, lengths=lengths, weights=weights, budget=budget, rank=ctx.rank, world_size=ctx.world_size)
         for batch in epoch_batches(config, bags, epoch)
@@ -54,7 +62,7 @@ def rank_batches(config: TrainConfig, bags: Bags, budget: int, epoch: int, ctx: 
 
 
 def epoch_batches(config: TrainConfig, bags: Bags, epoch: int) -> list[list[int]]:
-    """The global batches of an epoch: every training bag once, or every class equally often."""
+    """Global batches of an epoch: every training bag once, or every class equally often."""
     indices = bags.split("train")
     if config.class_balance == "sampled":
         labels = [bags.entries[index].label for index in indices]
@@ -63,7 +71,7 @@ def epoch_batches(config: TrainConfig, bags: Bags, epoch: int) -> list[list[int]
 
 
 def bag_weights(config: TrainConfig, bags: Bags) -> list[float]:
-    """The weight of each bag's loss: 1, or that of its class where classes are weighted."""
+    """Weight of each bag's loss: 1, or that of its class."""
     labels = [entry.label for entry in bags.entries]
     if config.class_balance != "weighted":
         return [1.0] * len(labels)
@@ -72,7 +80,7 @@ def bag_weights(config: TrainConfig, bags: Bags) -> list[float]:
 
 
 def instances_per_bag(config: TrainConfig, bags: Bags) -> int:
-    """Instances of a bag that an epoch draws at most."""
+    """Largest number of instances that an epoch takes of a bag."""
     return config.instances_per_bag or max(bags.lengths)
 
 

@@ -1,7 +1,8 @@
-"""The state of a training run as a flat folder of safetensors and JSON: written whole, read whole, never a pickle.
+"""Checkpoints: the state of a training run, in a flat folder.
 
-``state.json`` is written last and holds the digest of every other file, so that a folder which was cut short, or in
-which a byte has changed, is known as such and an older one taken.
+Weights and optimizer are safetensors, the rest is JSON; nothing is pickled.
+``state.json`` is written last and holds the digest of every other file: an incomplete or damaged folder is recognised
+and an older one is taken.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ STATE = "state.json"
 
 @dataclass
 class Progress:
-    """How far a run is: epochs done, everything measured, and the best weights on validation so far."""
+    """Progress of a run: epochs done, their history, the best epoch and its weights."""
 
     epochs_done: int = 0
     history: list[HistoryRow] = field(default_factory=list)
@@ -34,7 +35,7 @@ class Progress:
 
 
 def save_checkpoint(folder: Path, training: Optimisation, progress: Progress) -> None:
-    """Write model, best model, optimizer, moving average and progress; ``state.json`` last."""
+    """Write model, best weights, optimizer, moving average and progress; ``state.json`` last."""
     _save(training.model.state_dict(), folder / MODEL)
     _save(progress.best_weights, folder / BEST)
     _save(_optimizer_tensors(training.optimizer), folder / OPTIMIZER)
@@ -50,8 +51,8 @@ def save_checkpoint(folder: Path, training: Optimisation, progress: Progress) ->
     (folder / STATE).write_text(json.dumps(state))
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint, every byte of it as it was written."""
+def is_intact(folder: Path) -> bool:
+    """True where every file of a checkpoint has the digest in ``state.json``."""
     try:
         digests = json.loads((folder / STATE).read_bytes())["sha256"]
     except (FileNotFoundError, ValueError):
@@ -60,7 +61,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def load_checkpoint(folder: Path, training: Optimisation) -> Progress:
-    """Put model, optimizer and moving average back where ``save_checkpoint`` found them."""
+    """Restore model, optimizer and moving average in place; returns the progress."""
     training.model.load_state_dict(load_file(folder / MODEL))
     _restore_optimizer(training.optimizer, load_file(folder / OPTIMIZER))
     if training.ema is not None:

@@ -1,4 +1,4 @@
-"""The training context: the seam between the loop and its launcher."""
+"""The training context: the interface between the loop and its launcher."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,47 +11,56 @@ from torch import Tensor
 
 from milcore.runtime import storage
 from milcore.runtime.progress import EpochObserver, log_line
-from milcore.training.checkpoints import is_whole
+from milcore.training.checkpoints import is_intact
 
 CHECKPOINTS_KEPT = 2
 
 
 class TrainContext(Protocol):
-    """The seam between the loop and whatever runs it."""
+    """Interface between the training loop and its launcher."""
 
     rank: int
     world_size: int
     device: torch.device
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Take an epoch's figures and, on rank 0 now and then, a folder to keep; every rank calls it equally often."""
+        """Report the metrics of an epoch; every rank calls it after every epoch.
+
+        Args:
+            epoch: from 0.
+            metrics: named ``<split>_<metric>``.
+            checkpoint: a folder to keep, on rank 0 where one is due; else None.
+        """
         ...
 
     def restore(self) -> contextlib.AbstractContextManager[Path | None]:
-        """The newest checkpoint as a local folder, or None."""
+        """The newest intact checkpoint as a local folder, or None."""
         ...
 
 
 class LocalContext:
-    """One worker in this process.
+    """Training in this process alone.
 
     Args:
-        checkpoints_uri: where checkpoints go; None keeps none.
-        watch: is shown epochs as they end; None is silent.
+        checkpoints_uri: folder of the checkpoints; None keeps none.
+        device: to compute on.
+        observer: is shown each epoch as it ends.
     """
 
     rank = 0
     world_size = 1
 
-    def __init__(self, checkpoints_uri: str | None, device: torch.device, watch: EpochObserver | None = None) -> None:
+    def __init__(
+        self, checkpoints_uri: str | None, device: torch.device, observer: EpochObserver | None = None
+    ) -> None:
         self.device = device
         self._uri = checkpoints_uri
-        self._watch = watch
+        self._observer = observer
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Show the epoch, keep the checkpoint and drop older ones."""
-        if self._watch is not None:
-            self._watch.show(epoch, metrics)
+        """Show the epoch, keep the checkpoint and remove older ones."""
+        if self._observer is not None:
+            self._observer.show(epoch, metrics)
         if checkpoint is None or self._uri is None:
             return
         if keep_checkpoint(checkpoint, storage.join(self._uri, f"{epoch:04d}")):
@@ -60,10 +69,10 @@ class LocalContext:
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """The newest checkpoint that is whole."""
+        """The newest intact checkpoint."""
         for name in reversed(checkpoint_names(self._uri) if self._uri is not None else []):
             with storage.local_folder(storage.join(str(self._uri), name)) as folder:
-                if is_whole(folder):
+                if is_intact(folder):
                     yield folder
                     return
                 log_line(f"checkpoint {name} is not whole; looking for an older one")
@@ -78,14 +87,14 @@ def sum_over_ranks(values: Tensor, ctx: TrainContext) -> Tensor:
 
 
 def checkpoint_names(uri: str) -> list[str]:
-    """Names of the checkpoint folders, oldest first; Ray's marker files lie beside them."""
+    """Names of the checkpoint folders, oldest first, without the files Ray keeps beside them."""
     return [name for name in storage.names(uri) if name.isdigit()]
 
 
 def keep_checkpoint(folder: Path, uri: str) -> bool:
-    """Copy a checkpoint to its place; whether that went well.
+    """Copy a checkpoint to storage; True where that succeeded.
 
-    Training can go on without it, and storage that is full or away now may not be so at the next one.
+    A failure is logged and training goes on: storage may be reachable again at the next checkpoint.
     """
     try:
         storage.upload_folder(folder, uri)

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each feature over the training bags, by which an encoder standardises features."""
+"""Mean and standard deviation of each feature over the training bags, for standardisation."""
 
 import torch
 from jaxtyping import Float

@@ -36,7 +36,14 @@ from milcore.training.validation import validate
 
 
 class FitResult(NamedTuple):
-    """The model of the best epoch, the history of all epochs, and the best epoch's validation."""
+    """Result of training.
+
+    Args:
+        model: with the weights of the best epoch.
+        history: metrics of all epochs.
+        best_epoch: the epoch that ranks first on validation, from 0.
+        best: validation of that epoch.
+    """
 
     model: MILModel
     history: list[HistoryRow]
@@ -86,7 +93,7 @@ def bag_losses(
 
 
 def _record_epoch(progress: Progress, epoch: int, metrics: dict[str, float], model: MILModel) -> None:
-    """Add an epoch to the history; keep its weights if it ranks before all others."""
+    """Add an epoch to the history; keep its weights if it ranks first."""
     for name, value in metrics.items():
         split, _, metric = name.partition("_")
         progress.history.append(HistoryRow(epoch, split, metric, value))
@@ -181,7 +188,11 @@ class _Loop:
             self.ctx.report(epoch, metrics, Path(folder))
 
     def _backward(self, step: RankBatch, batches: Iterator[BagBatch], dropout: Dropout) -> float:
-        """Compute the gradient of the global batch's mean loss; returns this rank's part of that loss."""
+        """Add the gradients of the global batch's mean loss.
+
+        Returns:
+            This rank's part of that loss.
+        """
         self.training.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for place, (group, whole) in enumerate(zip(step.groups, batches, strict=False), start=1):

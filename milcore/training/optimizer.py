@@ -1,4 +1,4 @@
-"""From gradients to weights: AdamW with clipping, a learning rate that follows a schedule, a moving average of weights.
+"""Optimisation: AdamW with gradient clipping, a learning-rate schedule, a moving average of weights.
 
 Sources: AdamW, Loshchilov, Hutter 2019, arXiv 1711.05101; cosine, the same 2017, arXiv 1608.03983; averaging, Polyak,
 Juditsky 1992.
@@ -14,22 +14,26 @@ from milcore.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, epochs: float) -> float:
-    """The learning rate of the step that begins after so many epochs (a fraction within one).
+    """Learning rate of a step.
 
-    ``peak * epochs / warmup`` while warming up; then ``peak``, or ``peak * (1 + cos(pi * t)) / 2`` with t from 0 to 1.
+    ``peak * epochs / warmup`` during warm-up; then ``peak``, or ``peak * (1 + cos(pi * t)) / 2`` with t from 0 to 1.
+
+    Args:
+        config: peak, schedule, warm-up and number of epochs.
+        epochs: passes over the training bags before the step; a fraction within an epoch.
     """
     if epochs < config.warmup_epochs:
         return config.learning_rate * epochs / config.warmup_epochs
     if config.schedule == "constant":
         return config.learning_rate
-    done = (epochs - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-    return config.learning_rate * (1.0 + math.cos(math.pi * done)) / 2.0
+    t = (epochs - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+    return config.learning_rate * (1.0 + math.cos(math.pi * t)) / 2.0
 
 
 class Optimisation:
-    """The optimizer of a model and, where the config asks for one, the moving average of its weights.
+    """Optimizer of a model and, if configured, the moving average of its weights.
 
-    ``ema <- decay * ema + (1 - decay) * weights`` after every step; it begins as the weights after the first.
+    ``ema <- decay * ema + (1 - decay) * weights`` after every step; it starts as the weights after the first step.
     """
 
     def __init__(self, config: TrainConfig, model: nn.Module) -> None:
@@ -43,16 +47,19 @@ class Optimisation:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model to validate and publish: the moving average after its first step, else the model."""
+        """The model to validate and publish: the moving average if any, else the model.
+
+        Before the first step it is the model.
+        """
         if self.ema is None or int(self.ema.n_averaged) == 0:
             return self.model
         return self.ema.module
 
     def step(self, epochs: float) -> None:
-        """Clip the gradients, move the weights and their average.
+        """Clip the gradients, update the weights and their moving average.
 
         Args:
-            epochs: passes over the training bags before this step, with the fraction of the present one.
+            epochs: passes over the training bags before this step; a fraction within an epoch.
         """
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         for group in self.optimizer.param_groups:

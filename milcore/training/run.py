@@ -1,11 +1,12 @@
-"""A run folder: what is written before training, what training publishes, and how it is read again.
+"""A training run: prepare its folder, train it, publish model and history.
 
-``config.json`` says what the run is; the same folder resumes the same run and refuses another. ``model.safetensors``
-comes last: a run that has it is finished.
+``config.json`` identifies the run; the same folder resumes the same run and refuses another. ``model.safetensors`` is
+written last: a run that has it is finished.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -27,14 +28,14 @@ from milcore.training.run_folder import Run, claim_folder
 
 
 def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config: SplitConfig) -> RunSpec:
-    """Write what the run is: ``splits.parquet`` and ``config.json``, with folds in each of their folders too.
+    """Write ``config.json`` and ``splits.parquet`` of a run and of each of its folds.
 
     Args:
         store_uri: patch store to train on.
-        run_uri: the run folder; one that already holds this very run is taken up again.
+        run_uri: the run folder; one that holds the same run is resumed.
         config: the model and its training.
-        split_config: how to split the store's patients, or the splits.parquet to take over, so that nothing tuned on
-            is ever tested on.
+        split_config: fractions and seed of the split, or the splits.parquet to adopt, so that no slide tuned on is
+            tested on.
 
     Raises:
         InputError: the folder holds another run, or the split cannot be trained on.
@@ -67,19 +68,40 @@ def _claim_run(store: PatchStore, run: Run, config: TrainConfig, splits: pa.Tabl
 
 
 def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
-    """The split of the store's usable slides: drawn from the whole manifest, or taken over from a file.
+    """Split the store's usable slides.
+
+    The split is drawn from the whole manifest, or adopted from a file.
 
     Raises:
-        InputError: the store has one class, the file lacks slides, or the training part lacks a class.
+        InputError: the store has one class, the file lacks slides, or the training split lacks a class.
         StoreError: slides of the manifest are neither ok nor quarantined.
     """
-    manifest = store.manifest()
-    if len(manifest.classes) < 2:
+    classes = store.manifest().classes
+    if len(classes) < 2:
         raise InputError(
-            f"the manifest has one class ({', '.join(manifest.classes)}); allowed: at least 2; add slides of another"
+            f"the manifest has one class ({', '.join(classes)}); allowed: at least 2; add slides of another"
         )
-    splits = make_splits(manifest, config) if config.splits is None else storage.read_table(config.splits)
+    splits = make_splits(store.manifest(), config) if config.splits is None else storage.read_table(config.splits)
     check_splits(splits)
+    if config.splits is not None and "fold" in splits.column_names:
+        splits = splits.drop_columns(["fold"])
+    usable = _usable_slides(store)
+    absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
+    if absent:
+        raise InputError(
+            f"{config.splits} lacks {len(absent)} slides of the store ({', '.join(absent[:5])} …); make it anew"
+        )
+    splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
+    _check_training_classes(splits, classes)
+    return splits
+
+
+def _usable_slides(store: PatchStore) -> list[str]:
+    """Ids of the slides that are ok, in manifest order.
+
+    Raises:
+        StoreError: slides are neither ok nor quarantined.
+    """
     records = store.records()
     unfinished = [slide_id for slide_id, record in records.items() if record is None]
     if unfinished:
@@ -87,27 +109,26 @@ def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
             f"{len(unfinished)} of {len(records)} slides of {store.uri} are neither ok nor quarantined "
             f"({', '.join(unfinished[:5])} …); run `milcore ingest` or `milcore import` again"
         )
-    usable = [slide_id for slide_id, record in records.items() if record and record.status == "ok"]
-    if config.splits is not None and "fold" in splits.column_names:
-        splits = splits.drop_columns(["fold"])
-    absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
-    if absent:
-        raise InputError(
-            f"{config.splits} lacks {len(absent)} slides of the store ({', '.join(absent[:5])} …); make it anew"
-        )
-    splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
+    return [slide_id for slide_id, record in records.items() if record and record.status == "ok"]
+
+
+def _check_training_classes(splits: pa.Table, classes: Sequence[str]) -> None:
+    """Check that the training split has slides of every class.
+
+    Raises:
+        InputError: classes it lacks.
+    """
     labels = {row["label"] for row in splits.to_pylist() if row["split"] == "train"}
-    lacking = [name for label, name in enumerate(manifest.classes) if label not in labels]
+    lacking = [name for label, name in enumerate(classes) if label not in labels]
     if lacking:
         raise InputError(
-            f"the training split holds no slide of class {', '.join(lacking)}; allowed: all {len(manifest.classes)} "
+            f"the training split holds no slide of class {', '.join(lacking)}; allowed: all {len(classes)} "
             "classes; ingest more slides or change split_seed or the fractions"
         )
-    return splits
 
 
 def instance_digest(store: PatchStore, config: TrainConfig, slide_ids: list[str]) -> str:
-    """Sha256 over the digests of what each slide is trained from.
+    """Sha256 over the digests of each slide's features, or of its patches.
 
     Raises:
         StoreError: slides lack these features, or patches.
@@ -121,7 +142,7 @@ def instance_digest(store: PatchStore, config: TrainConfig, slide_ids: list[str]
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
         digests = dict(zip(slide_ids, pool.map(digest, slide_ids), strict=True))
-    lacking = sorted(slide_id for slide_id, its in digests.items() if its is None)
+    lacking = sorted(slide_id for slide_id, value in digests.items() if value is None)
     if lacking and config.features is None:
         raise StoreError(
             f"{len(lacking)} of {len(slide_ids)} slides were imported without patches ({', '.join(lacking[:5])} …); "
@@ -137,10 +158,10 @@ def instance_digest(store: PatchStore, config: TrainConfig, slide_ids: list[str]
 
 
 def train_run(run_uri: str, ctx: TrainContext) -> None:
-    """Train a prepared run and publish model and history; a finished run is left as it is.
+    """Train a prepared run and publish model and history; a finished run is left unchanged.
 
     Raises:
-        UnreachableError: the folder cannot be written to, by rank 0.
+        UnreachableError: rank 0 cannot write to the folder.
     """
     run = Run(run_uri)
     if run.is_finished():

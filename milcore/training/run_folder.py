@@ -144,7 +144,7 @@ class Run:
         return tuple(load_model(uri, spec.train) for uri in uris)
 
     def out_of_fold(self) -> dict[str, Any]:
-        """Metrics of a finished run of folds, each slide predicted by the fold that left it out."""
+        """The content of ``out_of_fold.json`` of a finished run of folds."""
         return dict(storage.read_json(self.out_of_fold_uri))
 
     def metrics(self) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
-"""What a sweep draws besides pooling and learning rate: training settings named on the command line.
+"""Search space of a sweep: training settings drawn besides pooling and learning rate.
 
-``NAME=A,B,C`` is one of the values; ``NAME=LOW..HIGH`` is uniform between them, ``NAME=LOW..HIGH:log`` log-uniform;
-whole numbers are rounded.
+``NAME=A,B,C`` draws one of the values; ``NAME=LOW..HIGH`` is uniform between them, ``NAME=LOW..HIGH:log`` log-uniform;
+settings that are integers are rounded.
 """
 
 import math
@@ -12,12 +12,20 @@ from milcore.config import TrainConfig
 from milcore.errors import InputError
 
 FORMS = "NAME=A,B,C, NAME=LOW..HIGH or NAME=LOW..HIGH:log"
-# the first two have flags of their own; the others say what is trained from, which a sweep reads once
+# the first two have options of their own; the others name the instances, which a sweep reads once
 NOT_SEARCHED = ("pooling", "learning_rate", "features", "bag")
 
 
 class Axis(NamedTuple):
-    """A setting and what it is drawn from: choices, or where there are none, a range."""
+    """A setting of the search space, drawn from choices or from a range.
+
+    Args:
+        name: field of TrainConfig.
+        choices: values as text; empty for a range.
+        low: lower end of the range.
+        high: upper end of the range.
+        log: True where the range is log-uniform.
+    """
 
     name: str
     choices: tuple[str, ...]
@@ -25,22 +33,22 @@ class Axis(NamedTuple):
     high: float
     log: bool
 
-    def draw(self, source: random.Random) -> object:
-        """A value, which is still to be validated."""
+    def draw(self, generator: random.Random) -> object:
+        """Draw a value, not yet validated."""
         if self.choices:
-            return source.choice(self.choices)
+            return generator.choice(self.choices)
         if self.log:
-            value = math.exp(source.uniform(math.log(self.low), math.log(self.high)))
+            value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
         else:
-            value = source.uniform(self.low, self.high)
+            value = generator.uniform(self.low, self.high)
         return round(value) if TrainConfig.model_fields[self.name].annotation is int else value
 
 
 def parse_axis(text: str) -> Axis:
-    """Read one setting to draw.
+    """Parse one setting of the search space.
 
     Raises:
-        InputError: it has another form, names no training setting, or its range is none.
+        InputError: it has another form, names no training setting, or its range is empty.
     """
     name, _, values = (part.strip() for part in text.partition("="))
     if not values:

@@ -1,21 +1,21 @@
-"""Model selection on validation."""
+"""Model selection on the validation split."""
 
 import math
 from typing import NamedTuple
 
 
 class Validation(NamedTuple):
-    """What the validation split says of a model: mean ``-log P(label)`` and AUROC, NaN where undefined."""
+    """Validation metrics of a model: mean ``-log P(label)`` and AUROC, NaN where undefined."""
 
     loss: float
     auroc: float
 
     @property
     def rank(self) -> tuple[float, float]:
-        """By this epochs and trials are chosen; the smaller is the better.
+        """Sort key of epochs and trials; the smallest is the best.
 
-        AUROC first: among few slides one confident mistake rules the loss, and models grow confident long before they
-        stop ordering slides better. Then loss, which alone decides where the split defines no AUROC.
+        AUROC first: among few slides one confident error dominates the loss, and models grow overconfident while their
+        ranking of slides still improves. Then loss, which alone decides where AUROC is undefined.
         """
         return (0.0 if math.isnan(self.auroc) else -self.auroc, self.loss)
 

@@ -1,7 +1,7 @@
-"""A sweep folder: which trials there are, and what is kept of them. Knows nothing of Ray.
+"""A sweep folder: its trials, their results and the best of them; without Ray.
 
-``config.json`` says what the sweep is, ``splits.parquet`` what it may look at; ``trials.parquet``,
-``verdict.json`` and ``best.json`` come at its end, ``best.json`` last: a sweep that has it is finished.
+``config.json`` and ``splits.parquet`` are written before the first trial; ``trials.parquet``, ``verdict.json`` and
+``best.json`` at the end, ``best.json`` last: a sweep that has it is finished.
 """
 
 import math
@@ -23,11 +23,15 @@ from milcore.training.run_folder import claim_folder, config_uri, read_claim
 from milcore.training.search_space import parse_axis
 from milcore.training.selection import Validation
 
+# 97.5 % quantile of the normal distribution: a two-sided test at 5 %
 SEPARABLE_AT = 1.96
 
 
 class SweepSpec(Config):
-    """What a sweep folder is: written before the first trial, and compared when the folder is reused."""
+    """The ``config.json`` of a sweep folder.
+
+    Written before the first trial, and compared when the folder is used again.
+    """
 
     milcore_version: str
     store_uri: str
@@ -37,7 +41,20 @@ class SweepSpec(Config):
 
 
 class TrialResult(NamedTuple):
-    """One row of ``trials.parquet``: what validation says of a trial's best epoch."""
+    """One row of ``trials.parquet``: a trial and its best epoch on validation.
+
+    Args:
+        trial: number, from 0.
+        pooling: drawn by the trial.
+        learning_rate: drawn by the trial.
+        epochs: trained.
+        val_loss: mean ``-log P(label)``.
+        val_auroc: NaN where undefined.
+        state: ``ok`` or ``failed``.
+        reason: of a failure.
+        val_auroc_se: standard error of ``val_auroc``.
+        searched: the other settings that the trial drew, by name.
+    """
 
     trial: int
     pooling: str
@@ -52,7 +69,16 @@ class TrialResult(NamedTuple):
 
 
 class SweepVerdict(NamedTuple):
-    """Whether the best trial can be told from the next one, and the arithmetic of it, in a line too."""
+    """Comparison of the best trial with the next one on validation.
+
+    Args:
+        best: number of the best trial.
+        next: number of the second; None where there is one trial.
+        difference: of their AUROCs; None where undefined.
+        standard_error: of that difference; None where undefined.
+        separable: True where the difference exceeds 1.96 standard errors.
+        line: the same in words.
+    """
 
     best: int
     next: int | None
@@ -89,7 +115,7 @@ class Sweep:
 
     @property
     def verdict_uri(self) -> str:
-        """``verdict.json``: the best trial beside the next one."""
+        """``verdict.json``: comparison of the best trial with the next one."""
         return storage.join(self.uri, "verdict.json")
 
     @property
@@ -118,22 +144,22 @@ class Sweep:
         return storage.read_table(self.trials_uri)
 
     def verdict(self) -> SweepVerdict:
-        """The best trial of a finished sweep beside the next one."""
+        """Comparison of the best trial of a finished sweep with the next one."""
         return SweepVerdict(**storage.read_json(self.verdict_uri))
 
 
 def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config: SplitConfig) -> SweepSpec:
-    """Write what the sweep is: ``splits.parquet`` and ``config.json``.
+    """Write ``config.json`` and ``splits.parquet`` of a sweep.
 
     Args:
         store_uri: patch store to train on.
-        out_uri: the sweep folder; one that already holds this very sweep is taken up again.
+        out_uri: the sweep folder; one that holds the same sweep is resumed.
         config: the trials and the training they share.
-        split_config: how to split the store's patients, or the splits.parquet to take over.
+        split_config: fractions and seed of the split, or the splits.parquet to adopt.
 
     Raises:
-        InputError: the folder holds another sweep, or the split has nothing to train or choose on.
-        StoreError: slides lack what is to be trained on.
+        InputError: the folder holds another sweep, or the split lacks a class or validation slides.
+        StoreError: slides lack features or patches to train on.
     """
     trial_configs(config)
     store_uri = storage.absolute(store_uri)
@@ -154,35 +180,38 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
 
 
 def trial_configs(config: TuneConfig) -> list[TrainConfig]:
-    """The training settings of every trial, a function of the config alone.
+    """Training settings of every trial, a function of the config alone.
 
-    Trial k has pooling k modulo their number and ``learning_rate = exp(uniform(log min, log max))``. Another setting is
-    drawn by (seed, trial, name), so that one more changes nothing of the others.
+    Trial k has pooling k modulo their number and ``learning_rate = exp(uniform(log min, log max))``. Every other
+    setting has a generator seeded by (seed, trial, name), so that adding one leaves the others unchanged.
 
     Raises:
-        InputError: a setting to draw is none, or drew what cannot be trained.
+        InputError: a setting cannot be drawn, or a value drawn is out of range.
     """
     axes = [parse_axis(text) for text in config.search]
-    draw = random.Random(config.tune_seed)  # noqa: S311 - nothing secret
+    generator = random.Random(config.tune_seed)  # noqa: S311 - nothing secret
     low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
     shared = config.train.model_dump()
     trials = []
     for trial in range(config.trials):
-        drawn: dict[str, object] = {"pooling": config.poolings[trial % len(config.poolings)]}
-        drawn["learning_rate"] = math.exp(draw.uniform(low, high))
+        settings: dict[str, object] = {"pooling": config.poolings[trial % len(config.poolings)]}
+        settings["learning_rate"] = math.exp(generator.uniform(low, high))
         for axis in axes:
-            drawn[axis.name] = axis.draw(random.Random(f"{config.tune_seed} {trial} {axis.name}"))  # noqa: S311
-        trials.append(parse_config(TrainConfig, shared | drawn))
+            settings[axis.name] = axis.draw(random.Random(f"{config.tune_seed} {trial} {axis.name}"))  # noqa: S311
+        trials.append(parse_config(TrainConfig, shared | settings))
     return trials
 
 
-def searched(config: TuneConfig, trial: TrainConfig) -> tuple[tuple[str, object], ...]:
-    """The settings a trial drew besides pooling and learning rate."""
+def searched_settings(config: TuneConfig, trial: TrainConfig) -> tuple[tuple[str, object], ...]:
+    """Name and value of the settings a trial drew besides pooling and learning rate."""
     return tuple((axis.name, getattr(trial, axis.name)) for axis in map(parse_axis, config.search))
 
 
 def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:
-    """The trial with the standard error of its AUROC on the validation split, where it does not come from folds."""
+    """Add the standard error of a trial's validation AUROC.
+
+    One estimated from folds is kept; more than two classes have none.
+    """
     labels = [row["label"] for row in splits.to_pylist() if row["split"] == "val"]
     positives = sum(label == 1 for label in labels)
     if not math.isnan(result.val_auroc_se) or set(labels) != {0, 1}:
@@ -190,11 +219,12 @@ def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:
     return result._replace(val_auroc_se=auroc_standard_error(result.val_auroc, positives, len(labels) - positives))
 
 
-def judge(results: list[TrialResult]) -> SweepVerdict:
-    """The best trial, called better than the next one only if their AUROCs differ by more than 1.96 standard errors.
+def sweep_verdict(results: list[TrialResult]) -> SweepVerdict:
+    """Compare the best trial with the next one.
 
-    The trials saw the same patients, which makes the difference surer than two standard errors added in squares say:
-    what is called separable here is so all the more.
+    They are separable where their AUROCs differ by more than 1.96 standard errors of the difference,
+    ``sqrt(se1^2 + se2^2)``. That is conservative: the trials are validated on the same patients, and the positive
+    correlation of their AUROCs makes the true standard error smaller.
     """
     first, *others = sorted(
         (result for result in results if result.state == "ok"),
@@ -209,39 +239,40 @@ def judge(results: list[TrialResult]) -> SweepVerdict:
         line = f"trial {first.trial} ranks first; without AUROC and its error nothing says whether by chance"
         return SweepVerdict(first.trial, second.trial, None, None, separable=False, line=line)
     separable = difference > SEPARABLE_AT * error
-    called = "better" if separable else "first but not separable (try more patients or --objective-folds)"
-    above = f"AUROC {difference:.3f} above trial {second.trial}, standard error {error:.3f}"
-    line = f"trial {first.trial} is {called}; {above}"
+    rank = "better" if separable else "first but not separable (try more patients or --objective-folds)"
+    margin = f"AUROC {difference:.3f} above trial {second.trial}, standard error {error:.3f}"
+    line = f"trial {first.trial} is {rank}; {margin}"
     return SweepVerdict(first.trial, second.trial, difference, error, separable, line)
 
 
 def publish(out_uri: str, spec: SweepSpec, results: list[TrialResult]) -> TrainConfig:
-    """Write ``trials.parquet``, ``verdict.json`` and ``best.json``: the trial that ranks first on validation.
+    """Write ``trials.parquet``, ``verdict.json`` and ``best.json``; returns the best settings.
 
     Raises:
         ClusterError: trials are missing, or none succeeded.
     """
-    _check_all_ended(spec.tune.trials, results)
+    _check_complete(spec.tune.trials, results)
     sweep = Sweep(out_uri)
     splits = sweep.splits()
-    judged = [with_standard_error(result, splits) for result in sorted(results)]
-    storage.write_table(sweep.trials_uri, _table(judged))
-    verdict = judge(judged)
+    results = [with_standard_error(result, splits) for result in sorted(results)]
+    storage.write_table(sweep.trials_uri, _trials_table(results))
+    verdict = sweep_verdict(results)
     storage.write_json(sweep.verdict_uri, verdict._asdict())
     best = trial_configs(spec.tune)[verdict.best]
     storage.write_json(sweep.best_uri, best.model_dump(mode="json"))
     return best
 
 
-def _table(results: list[TrialResult]) -> pa.Table:
-    """A row per trial: the schema's columns, then one for each setting that was drawn."""
+def _trials_table(results: list[TrialResult]) -> pa.Table:
+    """A row per trial: the columns of the schema, then one per searched setting."""
     table = pa.Table.from_pylist([result._asdict() for result in results], schema=_SCHEMA)
     for place, (name, _) in enumerate(results[0].searched):
         table = table.append_column(name, pa.array([result.searched[place][1] for result in results]))
     return table
 
 
-def _check_all_ended(trials: int, results: list[TrialResult]) -> None:
+def _check_complete(trials: int, results: list[TrialResult]) -> None:
+    """Check that every trial has a result and at least one succeeded."""
     ended = sorted(result.trial for result in results)
     if ended != list(range(trials)):
         missing = sorted(set(range(trials)) - set(ended))

@@ -1,7 +1,7 @@
-"""Training as TensorBoard shows it: event files in ``<run>/tensorboard``, one scalar per figure and epoch.
+"""TensorBoard event files in ``<run>/tensorboard``: one scalar per metric and epoch.
 
-Locally the file grows in place; elsewhere it is written anew after every epoch. A run that goes on begins a file of its
-own, and TensorBoard drops what the older ones say of epochs that are done again.
+On a local disk the file grows in place; elsewhere it is written anew after every epoch. A resumed run starts another
+file, and TensorBoard discards the events of older files from the epoch at which it starts.
 """
 
 import math
@@ -13,14 +13,14 @@ from typing import Any
 import google_crc32c
 
 from milcore.runtime import storage
-from milcore.runtime.progress import EpochProgress, log_line
+from milcore.runtime.progress import EpochObserver, EpochProgress, log_line
 from milcore.training.run_folder import Run
 
 # ruff: noqa: PLC0415 - tensorboardX imports a cloud's storage client, for seconds
 
 
 class EventFile:
-    """Where the figures of a run's epochs are written.
+    """TensorBoard event file of a run.
 
     Args:
         run_uri: the run folder.
@@ -28,41 +28,45 @@ class EventFile:
 
     def __init__(self, run_uri: str) -> None:
         self._uri = storage.join(Run(run_uri).tensorboard_uri, f"events.out.tfevents.{time.time_ns()}")
-        self._written = b""
+        self._content = b""
         self._in_place = False
 
     def show(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Write an epoch's figures, ``<split>_<metric>`` each, as ``<split>/<metric>``, without those undefined."""
+        """Write the defined metrics of an epoch, ``<split>_<metric>``, as scalars ``<split>/<metric>``."""
         from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
 
         defined = {name.replace("_", "/", 1): value for name, value in metrics.items() if math.isfinite(value)}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in defined.items()]
-        new = _record(epoch, summary=Summary(value=values))
-        if not self._written:
+        records = _record(epoch, summary=Summary(value=values))
+        if not self._content:
             start = _record(epoch, session_log=SessionLog(status="START"))
-            new = _record(0, file_version="brain.Event:2") + start + new
-        self._written += new
+            records = _record(0, file_version="brain.Event:2") + start + records
+        self._content += records
         try:
-            self._append(new)
+            self._append(records)
             self._in_place = storage.is_local(self._uri)
         except storage.IO_ERRORS as error:
-            self._in_place = False  # it may hold a part of the new bytes
+            self._in_place = False  # the file may hold a part of the records
             log_line(f"no TensorBoard figures of epoch {epoch + 1} yet: {error}")
 
-    def _append(self, new: bytes) -> None:
+    def _append(self, records: bytes) -> None:
+        """Append to a local file; write any other anew."""
         if not self._in_place:
-            storage.write_bytes(self._uri, self._written)
+            storage.write_bytes(self._uri, self._content)
             return
         with Path(storage.absolute(self._uri)).open("ab") as file:
-            file.write(new)
+            file.write(records)
 
 
-def _record(step: int, **what: Any) -> bytes:
-    """An event as TFRecord frames it: length, its checksum, data, its checksum."""
+def _record(step: int, **content: Any) -> bytes:
+    """An event as a TFRecord.
+
+    Length, checksum of the length, data, checksum of the data.
+    """
     from tensorboardX.proto.event_pb2 import Event
 
-    data: bytes = Event(wall_time=time.time(), step=step, **what).SerializeToString()
+    data: bytes = Event(wall_time=time.time(), step=step, **content).SerializeToString()
     length = struct.pack("<Q", len(data))
     return length + _masked_crc(length) + data + _masked_crc(data)
 
@@ -72,19 +76,19 @@ def _masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-class RunWatch:
-    """Shows the epochs of a run on standard error and in its event file.
+class RunObserver:
+    """Observer of a run that logs epochs to standard error and its event file.
 
     Args:
         run_uri: the run folder.
-        epochs: at most so many.
-        label: begins every line.
+        epochs: most that are trained.
+        label: start of every log line.
     """
 
     def __init__(self, run_uri: str, epochs: int, label: str = "") -> None:
-        self._watches = (EpochProgress(epochs, label), EventFile(run_uri))
+        self._observers: tuple[EpochObserver, ...] = (EpochProgress(epochs, label), EventFile(run_uri))
 
     def show(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Show an epoch to both."""
-        for watch in self._watches:
-            watch.show(epoch, metrics)
+        """Log the metrics of an epoch."""
+        for observer in self._observers:
+            observer.show(epoch, metrics)

@@ -1,4 +1,4 @@
-"""Validation of a model under training: predictions of the validation bags by all ranks, loss and AUROC."""
+"""Validation of a model in training, over all ranks: predictions, loss and AUROC."""
 
 import math
 

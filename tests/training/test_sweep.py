@@ -10,7 +10,7 @@ from milcore.errors import ClusterError, InputError, StoreError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
 from milcore.training.search_space import parse_axis
-from milcore.training.sweep import Sweep, TrialResult, judge, prepare_sweep, publish, trial_configs
+from milcore.training.sweep import Sweep, TrialResult, prepare_sweep, publish, sweep_verdict, trial_configs
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3)
@@ -162,13 +162,13 @@ def test_the_winner_is_called_better_only_beyond_the_standard_error_of_the_diffe
     def trial(number: int, area: float, error: float) -> TrialResult:
         return result(number, 0.5, area)._replace(val_auroc_se=error)
 
-    near = judge([trial(0, 0.90, 0.03), trial(1, 0.95, 0.04)])
+    near = sweep_verdict([trial(0, 0.90, 0.03), trial(1, 0.95, 0.04)])
     assert (near.best, near.next, near.separable) == (1, 0, False)
     assert near.standard_error == pytest.approx(0.05)
     assert "not separable" in near.line
-    assert judge([trial(0, 0.80, 0.03), trial(1, 0.95, 0.04)]).separable
-    assert not judge([trial(0, math.nan, math.nan), trial(1, math.nan, math.nan)]).separable
-    assert judge([trial(0, 0.8, 0.1)]).next is None
+    assert sweep_verdict([trial(0, 0.80, 0.03), trial(1, 0.95, 0.04)]).separable
+    assert not sweep_verdict([trial(0, math.nan, math.nan), trial(1, math.nan, math.nan)]).separable
+    assert sweep_verdict([trial(0, 0.8, 0.1)]).next is None
 
 
 def test_settings_that_were_drawn_are_columns_of_the_table(store_uri: str, tmp_path: Path) -> None:

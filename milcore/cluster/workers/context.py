@@ -21,7 +21,7 @@ from ray.train.torch import get_device
 
 from milcore.runtime import storage
 from milcore.runtime.progress import EpochObserver
-from milcore.training.checkpoints import is_whole
+from milcore.training.checkpoints import is_intact
 from milcore.training.context import LocalContext, keep_checkpoint
 from milcore.training.selection import NO_VALIDATION, Validation
 
@@ -69,7 +69,7 @@ class RayContext:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as path:
-                if is_whole(Path(path)):
+                if is_intact(Path(path)):
                     yield Path(path)
                     return
         with LocalContext(self._uri, self.device).restore() as folder:

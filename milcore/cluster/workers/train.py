@@ -21,7 +21,7 @@ from milcore.runtime.progress import log_line
 from milcore.training.context import CHECKPOINTS_KEPT
 from milcore.training.run import train_run
 from milcore.training.run_folder import Run
-from milcore.training.tensorboard import RunWatch
+from milcore.training.tensorboard import RunObserver
 
 MAX_FAILURES = 3
 SECONDS_BETWEEN_ATTEMPTS = (5.0, 15.0, 45.0)
@@ -177,7 +177,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     quiet_logging()
     checkpoints_uri = Run(config["run_uri"]).checkpoints_uri
     try:
-        train_run(config["run_uri"], RayContext(checkpoints_uri, RunWatch(config["run_uri"], config["epochs"])))
+        train_run(config["run_uri"], RayContext(checkpoints_uri, RunObserver(config["run_uri"], config["epochs"])))
     except MILError:
         _mute_tracebacks()
         raise

@@ -30,7 +30,7 @@ from milcore.training.sweep import (
     SweepSpec,
     TrialResult,
     publish,
-    searched,
+    searched_settings,
     trial_configs,
 )
 
@@ -187,7 +187,7 @@ def _result(config: TuneConfig, configs: list[TrainConfig], result: tune.Result)
         state="ok" if reason is None else "failed",
         reason=reason,
         val_auroc_se=metrics.get("val_auroc_se", float("nan")),
-        searched=searched(config, settings),
+        searched=searched_settings(config, settings),
     )
 
 
