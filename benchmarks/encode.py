@@ -40,7 +40,7 @@ from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import EncodeConfig
 from milcore.encoders.extraction.encode import encode
 from milcore.encoders.extraction.forward import CPU_ROWS
-from milcore.encoders.frozen import channels_last, make
+from milcore.encoders.frozen import channels_last, load_parts
 from milcore.encoders.networks.efficientnet import MEAN, STD
 from milcore.encoders.networks.resnet import TruncatedResNet50
 from milcore.encoders.spec import parse_spec
@@ -97,7 +97,7 @@ def cases(folder: Path) -> list[Case]:
     The packaged network eager, in half precision and as a graph; a larger convolutional one; a transformer.
     """
     eager = "efficientnet_lite0"
-    onnx = _onnx_of(make(parse_spec(eager), CPU).network, folder / "efficientnet_lite0.onnx")
+    onnx = _onnx_of(load_parts(parse_spec(eager), CPU).network, folder / "efficientnet_lite0.onnx")
     torch.manual_seed(0)
     torch.save(TruncatedResNet50().state_dict(), folder / "resnet50.pth")
     transformers.ViTModel(transformers.ViTConfig(), add_pooling_layer=False).save_pretrained(folder / "phikon")
@@ -163,7 +163,7 @@ def stages(folder: Path, case: Case) -> dict[str, object]:
     store = write_store(str(folder / "store-1"), 1)
     slides = [store.slide(slide_id) for slide_id in store.slide_ids()]
     call, prepared = _bare(case.spec, store)
-    transform = make(parse_spec(case.spec), CPU).transform
+    transform = load_parts(parse_spec(case.spec), CPU).transform
     pixels = np.concatenate([slide.patches(0, len(slide)) for slide in slides])
     shards = [path for slide in slides for path in Path(slide.uri, "patches", "c").rglob("*") if path.is_file()]
     jpegs = [encode_patch(patch, "jpeg", 90) for patch in pixels]
@@ -206,7 +206,7 @@ def passes(folder: Path, case: Case, rounds: int) -> Iterator[dict[str, object]]
 
 def _bare(spec: str, store: PatchStore) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """The network under its precision, and the store's patches as it takes them."""
-    made, half = make(parse_spec(spec), CPU), parse_spec(spec).precision == "bf16"
+    made, half = load_parts(parse_spec(spec), CPU), parse_spec(spec).precision == "bf16"
     network = channels_last(made.network.eval()) if isinstance(made.network, nn.Module) else made.network
     order = torch.channels_last if isinstance(made.network, nn.Module) else torch.contiguous_format
     slides = (store.slide(slide_id) for slide_id in store.slide_ids())

@@ -1,7 +1,7 @@
-"""How each kind of encoder becomes a callable network: one function a kind, and the table of them.
+"""Loaders of the encoder networks, one function per kind, and their table.
 
 Untrusted weights: all kinds read tensors only (safetensors, ``weights_only``), or a graph that ONNX Runtime interprets,
-but ``torchscript:``, whose file is a program: load only what you trust.
+except ``torchscript:``, whose file is a program: load only files that you trust.
 """
 
 import json
@@ -15,25 +15,25 @@ from torch import Tensor, nn
 
 from milcore.encoders.networks import efficientnet
 from milcore.encoders.networks.onnx import OnnxNetwork
-from milcore.encoders.networks.resnet import LEFT_OUT, TruncatedResNet50
+from milcore.encoders.networks.resnet import UNUSED_PREFIXES, TruncatedResNet50
 from milcore.encoders.networks.vit import VisionTransformer, VitShape
 from milcore.encoders.spec import Tokens, Triple
-from milcore.encoders.weights import load_state, state_at
+from milcore.encoders.weights import load_state, read_state
 from milcore.errors import InputError
 
 Network = Callable[[Tensor], Tensor]
 
 
-class Source(NamedTuple):
-    """What a loader is given.
+class LoaderInput(NamedTuple):
+    """Arguments of a loader.
 
     Args:
         path: file or folder on the local disk.
         reference: the network's name, where the kind has names.
         heads: of a vision transformer.
-        tokens: which output tokens make the feature.
-        input_px: edge of the input, where it is settled already.
-        device: where the network will be called.
+        tokens: output tokens that make the feature.
+        input_px: edge of the input; None where the loader determines it.
+        device: that the network will be called on.
     """
 
     path: Path
@@ -44,8 +44,8 @@ class Source(NamedTuple):
     device: torch.device
 
 
-class Loaded(NamedTuple):
-    """A network from normalised pictures to features, and what its files say of its input."""
+class LoadedNetwork(NamedTuple):
+    """Network from normalised images to features, with the input its files describe."""
 
     network: Network
     input_px: int | None = None
@@ -54,29 +54,32 @@ class Loaded(NamedTuple):
 
 
 class TokenPooling(nn.Module):
-    """A network's tokens, or maps, to one feature per picture.
+    """Network followed by pooling of its tokens or maps to one feature per image.
 
     Args:
         network: gives (n, token, feature), (n, feature, h, w) or (n, feature).
-        prefix: tokens before the picture's, the class token first; 0 where there is none.
-        tokens: which of them make the feature.
+        prefix: tokens before the patch tokens, the class token first; 0 without class token.
+        tokens: that make the feature.
     """
 
     def __init__(self, network: nn.Module, prefix: int, tokens: Tokens) -> None:
         super().__init__()
         if tokens != "mean" and prefix == 0:
-            raise InputError(f"encoder: tokens={tokens}, and this network has no class token; add ,tokens=mean")
+            raise InputError(f"encoder: tokens: expected mean for a network without class token, got {tokens}")
         self.network = network
         self._prefix, self._tokens = prefix, tokens
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features of normalised pictures."""
+        """Features of normalised images."""
         out = self.network(pixels)
         return pool_tokens(out, self._prefix, self._tokens)
 
 
 def pool_tokens(out: Tensor, prefix: int, tokens: Tokens) -> Tensor:
-    """The class token, the mean of the picture's tokens, or one after the other."""
+    """Class token, mean of the patch tokens, or both concatenated.
+
+    Maps are averaged over space; features are returned as they are.
+    """
     if out.ndim == 4:
         return out.mean(dim=(2, 3))
     if out.ndim == 2:
@@ -85,91 +88,102 @@ def pool_tokens(out: Tensor, prefix: int, tokens: Tokens) -> Tensor:
     return torch.cat([part for name in tokens.split("+") for part in parts[name]], dim=1)
 
 
-def load_efficientnet(source: Source) -> Loaded:
-    """The packaged network."""
+def load_efficientnet(inputs: LoaderInput) -> LoadedNetwork:
+    """EfficientNet-Lite0 of the package."""
     network = efficientnet.EfficientNetLite0()
-    load_state(network.network, state_at(source.path))
-    return Loaded(network, mean=efficientnet.MEAN, std=efficientnet.STD)
+    load_state(network.network, read_state(inputs.path))
+    return LoadedNetwork(network, mean=efficientnet.MEAN, std=efficientnet.STD)
 
 
-def load_resnet50(source: Source) -> Loaded:
-    """ResNet-50 cut after its third stage; a whole one's weights do."""
+def load_resnet50(inputs: LoaderInput) -> LoadedNetwork:
+    """ResNet-50 up to its third stage.
+
+    Weights of a whole ResNet-50 are accepted too.
+    """
     network = TruncatedResNet50()
-    load_state(network, state_at(source.path), left=LEFT_OUT)
-    return Loaded(network)
+    load_state(network, read_state(inputs.path), ignore=UNUSED_PREFIXES)
+    return LoadedNetwork(network)
 
 
-def load_vit(source: Source) -> Loaded:
-    """A vision transformer by timm's names, without timm."""
-    state = state_at(source.path)
+def load_vit(inputs: LoaderInput) -> LoadedNetwork:
+    """Vision transformer from weights with timm's names, without timm."""
+    state = read_state(inputs.path)
     state = {name: value for name, value in state.items() if not name.startswith(("head.", "mask_token"))}
-    shape = VitShape.of(state, source.heads, source.input_px or 224)
+    shape = VitShape.of(state, inputs.heads, inputs.input_px or 224)
     with torch.device("meta"):
         network = VisionTransformer(shape)
     network.to_empty(device="cpu")
     load_state(network, state)
-    return Loaded(TokenPooling(network, network.prefix, source.tokens))
+    return LoadedNetwork(TokenPooling(network, network.prefix, inputs.tokens))
 
 
-def load_torchscript(source: Source) -> Loaded:
-    """A program of torch: it runs what its author wrote. Its first output is the features (or tokens, or maps)."""
+def load_torchscript(inputs: LoaderInput) -> LoadedNetwork:
+    """TorchScript program, whose first output is features, tokens or maps.
+
+    It runs code of its author.
+    """
     try:
         with warnings.catch_warnings():
-            # torch deprecates writing such files; those that the field has stay readable
+            # torch deprecates writing such files; reading them stays supported
             warnings.simplefilter("ignore", DeprecationWarning)
-            network = torch.jit.load(str(source.path), map_location="cpu")  # type: ignore[no-untyped-call]
+            network = torch.jit.load(str(inputs.path), map_location="cpu")  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise InputError(
-            f"encoder: {source.path.name} is no TorchScript file: {' '.join(str(error).split())[:300]}"
+            f"encoder: expected a TorchScript file, got {inputs.path.name}: {' '.join(str(error).split())[:300]}"
         ) from error
-    return Loaded(_First(network, source.tokens))
+    return LoadedNetwork(_FirstOutput(network, inputs.tokens))
 
 
-def load_onnx(source: Source) -> Loaded:
-    """A graph, interpreted."""
-    network = OnnxNetwork(source.path, source.device)
-    return Loaded(lambda pixels: pool_tokens(network(pixels), 1, source.tokens), network.input_px)
+def load_onnx(inputs: LoaderInput) -> LoadedNetwork:
+    """ONNX graph, interpreted by ONNX Runtime."""
+    network = OnnxNetwork(inputs.path, inputs.device)
+    return LoadedNetwork(lambda pixels: pool_tokens(network(pixels), 1, inputs.tokens), network.input_px)
 
 
-def load_hf(source: Source) -> Loaded:
-    """A vision network of transformers from a folder; code that lies beside the weights is never run."""
+def load_hf(inputs: LoaderInput) -> LoadedNetwork:
+    """Vision network of transformers from a folder.
+
+    Code in the folder is never run.
+    """
     try:
         import transformers  # noqa: PLC0415 - an extra
     except ImportError:
         raise InputError("encoder: hf: needs transformers; pip install 'milcore[hf]'") from None
     try:
         model = transformers.AutoModel.from_pretrained(
-            source.path, trust_remote_code=False, weights_only=True, dtype=torch.float32, local_files_only=True
+            inputs.path, trust_remote_code=False, weights_only=True, dtype=torch.float32, local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"encoder: {source.path} holds no network that transformers can load: {reason}") from error
+        raise InputError(
+            f"encoder: expected a network that transformers can load, got {inputs.path}: {reason}"
+        ) from error
     has_class = any(name.endswith("cls_token") for name, _ in model.named_parameters())
     prefix = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0) if has_class else 0
-    described = _preprocessor(source.path)
+    described = _preprocessor(inputs.path)
     edge = described.get("input_px") or getattr(model.config, "image_size", None)
-    network = TokenPooling(_HiddenState(model), prefix, source.tokens)
-    return Loaded(network, edge if isinstance(edge, int) else None, described.get("mean"), described.get("std"))
+    network = TokenPooling(_HiddenState(model), prefix, inputs.tokens)
+    return LoadedNetwork(network, edge if isinstance(edge, int) else None, described.get("mean"), described.get("std"))
 
 
-def load_timm(source: Source) -> Loaded:
-    """Any network of timm by name, with weights from a file."""
+def load_timm(inputs: LoaderInput) -> LoadedNetwork:
+    """Network of timm by name, with weights from a file."""
     try:
         import timm  # noqa: PLC0415 - an extra
     except (ImportError, RuntimeError) as error:
-        # beside a torchvision of another build the import ends in a RuntimeError
+        # with a torchvision of another build the import raises RuntimeError
         raise InputError(f"encoder: timm: needs timm ({error}); pip install 'milcore[timm]'") from None
-    state = state_at(source.path)
-    model = timm.create_model(source.reference, pretrained=False, num_classes=0)
+    state = read_state(inputs.path)
+    model = timm.create_model(inputs.reference, pretrained=False, num_classes=0)
     heads = ("head.", "fc.", "classifier.", "head_dist.")
     load_state(model, {name: value for name, value in state.items() if not name.startswith(heads)})
     described = timm.data.resolve_model_data_config(model)
-    network = TokenPooling(_ForwardFeatures(model), int(getattr(model, "num_prefix_tokens", 1)), source.tokens)
-    return Loaded(network, described["input_size"][-1], tuple(described["mean"]), tuple(described["std"]))
+    network = TokenPooling(_ForwardFeatures(model), int(getattr(model, "num_prefix_tokens", 1)), inputs.tokens)
+    return LoadedNetwork(network, described["input_size"][-1], tuple(described["mean"]), tuple(described["std"]))
 
 
-class _First(nn.Module):
-    """The first output of a network that may give several."""
+class _FirstOutput(nn.Module):
+    """Network reduced to the first of its outputs."""
 
     def __init__(self, network: nn.Module, tokens: Tokens) -> None:
         super().__init__()
@@ -182,7 +196,7 @@ class _First(nn.Module):
 
 
 class _HiddenState(nn.Module):
-    """The last hidden state of a network of transformers."""
+    """Network of transformers reduced to its last hidden state."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -194,7 +208,7 @@ class _HiddenState(nn.Module):
 
 
 class _ForwardFeatures(nn.Module):
-    """A timm network without its head."""
+    """Network of timm without its head."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -206,19 +220,19 @@ class _ForwardFeatures(nn.Module):
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
-    """Edge, mean and standard deviation from ``preprocessor_config.json``, as far as it tells them."""
+    """Edge, mean and standard deviation from ``preprocessor_config.json``, where present."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         return {}
-    told = json.loads(file.read_text())
-    size = told.get("crop_size") or told.get("size")
+    described = json.loads(file.read_text())
+    size = described.get("crop_size") or described.get("size")
     edge = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
     names = {"mean": "image_mean", "std": "image_std"}
-    triples = {name: tuple(told[key]) for name, key in names.items() if isinstance(told.get(key), list)}
+    triples = {name: tuple(described[key]) for name, key in names.items() if isinstance(described.get(key), list)}
     return {"input_px": edge, **triples}
 
 
-LOADERS: dict[str, Callable[[Source], Loaded]] = {
+LOADERS: dict[str, Callable[[LoaderInput], LoadedNetwork]] = {
     "efficientnet_lite0": load_efficientnet,
     "resnet50": load_resnet50,
     "vit": load_vit,

@@ -1,6 +1,7 @@
-"""``decode=nvjpeg``: stored JPEG patches decoded on the GPU by nvJPEG, which torchvision built for CUDA brings.
+"""Decoding of stored JPEG patches on the GPU by nvJPEG (``decode=nvjpeg``).
 
-Its pixels may differ from libjpeg's by a level or two, so it is asked for by name, and told with the features.
+nvJPEG comes with a torchvision built for CUDA. Its pixels may differ from libjpeg's by one or two levels, so it is
+opt-in and recorded with the features.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,21 +17,21 @@ Decode = Callable[[Sequence[UInt8[np.ndarray, " byte"]]], UInt8[Tensor, "patch h
 
 
 def nvjpeg(encoder: str, device: torch.device) -> Decode:
-    """A decoder of JPEG files of one size.
+    """Decoder of JPEG files of one size.
 
     Args:
-        encoder: that asks for it, for messages.
-        device: where the patches are wanted.
+        encoder: spec string, for messages.
+        device: of the decoded patches.
 
     Raises:
-        InputError: the device is no GPU, or torchvision is not there.
+        InputError: the device is no GPU, or torchvision is not installed.
     """
     if device.type != "cuda":
         raise InputError(f"encoder {encoder!r}: decode=nvjpeg needs a GPU; add --use-gpu, or take decode=cpu")
     try:
         from torchvision.io import decode_jpeg  # noqa: PLC0415 - no part of the installation
     except (ImportError, RuntimeError) as error:
-        # beside a torch of another build the import ends in a RuntimeError
+        # with a torch of another build the import raises RuntimeError
         raise InputError(
             f"encoder {encoder!r}: decode=nvjpeg needs torchvision for the torch that is installed, built for CUDA "
             f"({error}); or take decode=cpu"

@@ -1,7 +1,7 @@
-"""The field's encoders by name: what each must be fed, what it gives, whose it is and on which terms.
+"""Published pathology encoders by name: input, feature width, source and licence.
 
-A row says what the authors' model card says; a copy of the weights from any place is held to it. Licences are the
-authors' own and bind you; ``gated`` weights are given out after one has agreed to them on the page.
+A row follows the authors' model card; copies of the weights are checked against it. Licences are the authors' own and
+bind you; ``gated`` weights are released after one has accepted the licence on the page.
 """
 
 from typing import NamedTuple
@@ -18,20 +18,20 @@ NC = "CC-BY-NC-ND-4.0"
 
 
 class Preset(NamedTuple):
-    """One encoder.
+    """Facts of one published encoder.
 
     Args:
         loader: key of LOADERS.
         width: of its features.
         repository: on the authors' hub; empty where there is none.
         licence: of the weights.
-        gated: whether they are given out on request only.
+        gated: True where the weights are released on request only.
         source: paper.
         mpp: um/px it was trained at; empty for any.
-        heads: attention heads, which a file of weights does not tell; 0 where it is no vision transformer.
+        heads: attention heads, which are not in a file of weights; 0 for other networks than vision transformers.
         mean: of the channels, in 0 to 1.
         std: of the channels, in 0 to 1.
-        tokens: which output tokens make the feature.
+        tokens: output tokens that make the feature.
         input_px: edge of its input.
     """
 
@@ -50,7 +50,7 @@ class Preset(NamedTuple):
 
     @property
     def page(self) -> str:
-        """Where the authors give the weights out."""
+        """Address of the authors' page with the weights."""
         return f"https://huggingface.co/{self.repository}"
 
 

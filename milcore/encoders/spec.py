@@ -1,18 +1,18 @@
-"""Spec strings: which frozen encoder, where its weights lie, and what it is to be fed.
+"""Spec strings of frozen encoders: network, location of the weights and options.
 
 ::
 
-    NAME                         a row of PRESETS, its weights from the hub of their authors, or packaged
+    NAME                         a row of PRESETS, its weights from the authors' hub, or packaged
     NAME@URI                     the same from a copy: a file or folder, local or s3://
-    torchscript:URI  onnx:URI    a file that holds the network itself
+    torchscript:URI  onnx:URI    a file with network and weights
     timm:NAME[@URI]              any network of timm; the weights from its hub, or a file of them
     hf:NAME_OR_URI               any vision network of transformers: a folder with config.json and model.safetensors
 
-    …,key=value,…                in the preset's or the file's stead: input_px=224  mpp=0.5 (or any)  mean=0.5/0.5/0.5
+    …,key=value,…                over the preset's or the file's: input_px=224  mpp=0.5 (or any)  mean=0.5/0.5/0.5
                                  std=0.5/0.5/0.5  tokens=cls (mean, cls+mean)  precision=fp32 (bf16, fp16)
                                  decode=cpu (nvjpeg: stored JPEGs on the GPU)
 
-The surprise: everything that changes a feature stands in this one string, so whoever repeats it gets the same features.
+Everything that changes a feature is in this one string: the same string gives the same features.
 """
 
 import re
@@ -36,14 +36,20 @@ T = TypeVar("T")
 
 
 class EncoderSpec(NamedTuple):
-    """A spec string taken apart; None is what it leaves to the preset or the file.
+    """Parsed spec string; None leaves a setting to the preset or the file.
 
     Args:
         text: the string.
         name: a row of PRESETS or a kind.
-        reference: what follows the kind's colon, where it is no URI.
-        uri: where the weights lie; None for the authors' hub, or the package.
+        reference: text after the colon of the kind, where it is not a URI.
+        uri: of the weights; None for the authors' hub, or the package.
+        input_px: edge of the network's input.
         mpp: um/px that the encoder was trained at; empty for any.
+        mean: of the channels, in 0 to 1.
+        std: of the channels, in 0 to 1.
+        tokens: output tokens that make the feature.
+        precision: of the forward pass.
+        decode: decoder of the stored patches.
     """
 
     text: str
@@ -59,23 +65,25 @@ class EncoderSpec(NamedTuple):
     decode: Decoder
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the string is a name alone, which may name features."""
+    def is_bare_name(self) -> bool:
+        """True for a name without options or URI, which may name features."""
         return self.text in NAMES
 
 
 def parse_spec(text: str) -> EncoderSpec:
-    """Take a spec string apart.
+    """Parse a spec string.
 
     Raises:
-        InputError: it names no encoder, lacks a URI or has an option that is none.
+        InputError: the encoder or an option is unknown, or the URI is missing.
     """
     head, *pairs = _OPTION.split(text)
     name, reference, uri = _source(head)
     options = dict(pair.split("=", 1) for pair in pairs)
     unknown = sorted(options.keys() - set(OPTIONS))
     if unknown:
-        raise InputError(f"encoder {text!r}: unknown {', '.join(unknown)}; allowed after a comma: {', '.join(OPTIONS)}")
+        raise InputError(
+            f"encoder {text!r}: expected known options, got {', '.join(unknown)}; allowed: {', '.join(OPTIONS)}"
+        )
     return EncoderSpec(
         text,
         name,
@@ -92,22 +100,22 @@ def parse_spec(text: str) -> EncoderSpec:
 
 
 def _source(head: str) -> tuple[str, str, str | None]:
-    """Name, reference and URI of what stands before the options."""
+    """Name, reference and URI, from the part before the options."""
     kind, colon, reference = head.partition(":")
     if colon and kind in KINDS:
         return _source_of_kind(kind, reference)
     name, at, uri = head.partition("@")
     if name not in NAMES or (at and not uri):
         raise InputError(
-            f"encoder {head!r}; allowed: a name ({', '.join(NAMES)}), NAME@URI for a copy of its weights, or "
-            f"{', '.join(f'{kind}:…' for kind in KINDS)}"
+            f"encoder: expected an encoder, got {head!r}; allowed: a name ({', '.join(NAMES)}), NAME@URI for a copy "
+            f"of its weights, or {', '.join(f'{kind}:…' for kind in KINDS)}"
         )
     return name, "", uri or None
 
 
 def _source_of_kind(kind: str, reference: str) -> tuple[str, str, str | None]:
     if not reference:
-        raise InputError(f"encoder {kind!r} names nothing; allowed: {kind}:{_SHAPES[kind]}")
+        raise InputError(f"encoder: expected {kind}:{_FORMS[kind]}, got {kind!r} alone")
     if kind in _FILE_KINDS:
         return kind, "", reference
     if kind == "timm":
@@ -117,14 +125,14 @@ def _source_of_kind(kind: str, reference: str) -> tuple[str, str, str | None]:
     return (kind, reference, None) if is_hub_name else (kind, "", reference)
 
 
-_SHAPES = {"torchscript": "URI", "onnx": "URI", "timm": "NAME[@URI]", "hf": "NAME_OR_URI"}
+_FORMS = {"torchscript": "URI", "onnx": "URI", "timm": "NAME[@URI]", "hf": "NAME_OR_URI"}
 
 
 def _pixels(text: str | None) -> int | None:
     if text is None:
         return None
     if not text.isdigit() or int(text) == 0:
-        raise InputError(f"encoder: input_px={text}; allowed: a whole number of px above 0")
+        raise InputError(f"encoder: input_px: expected a whole number of px above 0, got {text}")
     return int(text)
 
 
@@ -140,7 +148,7 @@ def _triple(name: str, text: str | None) -> Triple | None:
     values = _numbers(name, text)
     if len(values) != 3:
         raise InputError(
-            f"encoder: {name}={text}; allowed: three numbers of red/green/blue in 0 to 1, such as 0.5/0.5/0.5"
+            f"encoder: {name}: expected three numbers of red/green/blue in 0 to 1, such as 0.5/0.5/0.5, got {text}"
         )
     return values[0], values[1], values[2]
 
@@ -151,7 +159,7 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
     except ValueError:
         values = ()
     if not values or min(values) < 0.0 or (name != "mean" and min(values) == 0.0):
-        raise InputError(f"encoder: {name}={text}; allowed: positive numbers, a slash between")
+        raise InputError(f"encoder: {name}: expected positive numbers separated by slashes, got {text}")
     return values
 
 
@@ -160,5 +168,5 @@ def _one_of(name: str, text: str | None, literal: object, default: T) -> T:
     if text is None:
         return default
     if text not in allowed:
-        raise InputError(f"encoder: {name}={text}; allowed: {', '.join(allowed)}")
+        raise InputError(f"encoder: {name}: expected a known value, got {text}; allowed: {', '.join(allowed)}")
     return text  # type: ignore[return-value]

@@ -1,7 +1,7 @@
-"""What stands between a stored patch and a network: resampling to its input, normalisation, and whether the scale fits.
+"""Input transform of encoders: resampling and normalisation of patches, and a scale check.
 
-Patches are resampled as a whole, never cropped: what they show stays the same and only um/px change, from ``mpp`` to
-``mpp * patch_px / input_px``. More than ``SCALE_LIMIT`` beside what the network was trained at is refused.
+Patches are resampled as a whole, never cropped: the field of view stays the same and only um/px change, from ``mpp`` to
+``mpp * patch_px / input_px``. A scale more than a factor of ``SCALE_LIMIT`` from that of training is refused.
 
 Axes: patch, channel, height, width.
 """
@@ -26,11 +26,11 @@ class Transform(NamedTuple):
     """``(resample(x) / 255 - mean) / std``.
 
     Args:
-        input_px: edge the network takes; None takes patches as they are.
+        input_px: edge of the network's input; None takes patches as they are.
         mean: of the channels, in 0 to 1.
         std: of the channels, in 0 to 1.
         resample: ``bilinear`` with antialiasing, rounded to whole levels as Pillow does; or ``area``.
-        mpp: um/px the network was trained at, several of them or none for any.
+        mpp: um/px that the network was trained at, one or several; empty for any.
     """
 
     input_px: int | None
@@ -65,34 +65,40 @@ class Transform(NamedTuple):
         return pixels.permute(0, 2, 3, 1).float()
 
     def check_scale(self, slide_id: str, patch_px: int, patch_mpp: float | None) -> float | None:
-        """um/px that the network will see of a slide; None where the slide does not say and any will do.
+        """um/px of a slide's patches at the network's input.
+
+        None where the scale of the patches is unknown and the network takes any.
 
         Raises:
-            StoreError: they are not known, or too far from those it was trained at; the numbers.
+            StoreError: the scale is unknown, or too far from those of training.
         """
         expected = " or ".join(f"{mpp:g}" for mpp in self.mpp)
         input_px = self.input_px or patch_px
         if patch_mpp is None:
             if self.mpp:
                 raise StoreError(
-                    f"slide {slide_id!r} does not say its um/px, and the encoder expects {expected}; give the slides' "
-                    "mpp in the manifest, or add ,mpp=any to the encoder to take patches as they are"
+                    f"slide {slide_id!r}: expected {expected} um/px for the encoder, got patches of unknown um/px; "
+                    "give the slides' mpp in the manifest, or add ,mpp=any to the encoder to take patches as they are"
                 )
             return None
-        seen = float(patch_mpp) * patch_px / input_px
-        if self.mpp and not any(1 / SCALE_LIMIT <= seen / mpp <= SCALE_LIMIT for mpp in self.mpp):
+        input_mpp = float(patch_mpp) * patch_px / input_px
+        if self.mpp and not any(1 / SCALE_LIMIT <= input_mpp / mpp <= SCALE_LIMIT for mpp in self.mpp):
             raise StoreError(
-                f"slide {slide_id!r}: patches of {patch_px} px at {patch_mpp:g} um/px, resampled to {input_px} px, show "
-                f"{seen:.3g} um/px; the encoder expects {expected} (allowed: a factor of {SCALE_LIMIT:g}); ingest with "
-                f"--mpp {self.mpp[0]:g} --patch-size {input_px}, or add ,mpp=any to the encoder"
+                f"slide {slide_id!r}: expected {expected} um/px for the encoder, got {input_mpp:.3g} um/px from "
+                f"patches of {patch_px} px at {patch_mpp:g} um/px, resampled to {input_px} px; allowed: a factor of "
+                f"{SCALE_LIMIT:g}; ingest with --mpp {self.mpp[0]:g} --patch-size {input_px}, or add ,mpp=any to the "
+                "encoder"
             )
-        return seen
+        return input_mpp
 
 
 def bilinear(
     patches: UInt8[Tensor, "patch channel height width"], edge: int
 ) -> Shaped[Tensor, "patch channel edge edge"]:
-    """Antialiased; u1 in whole levels, by integers on a CPU (ten times faster), within one level of it elsewhere."""
+    """Bilinear resampling with antialiasing; u1 patches are rounded to whole levels.
+
+    u1 is resampled in integers on a CPU (ten times faster); elsewhere the result is within one level of that.
+    """
     integers = patches.dtype == torch.uint8 and patches.device.type == "cpu"
     pixels = functional.interpolate(
         patches if integers else patches.float(), size=(edge, edge), mode="bilinear", antialias=True
@@ -101,9 +107,10 @@ def bilinear(
 
 
 def means_of_neighbours(pixels: Float[Tensor, "patch height width 3"], edge: int) -> Float[Tensor, "patch edge edge 3"]:
-    """Area resampling where k px become k - 1 all along (256 to 224: 8 become 7): the same, ten times faster.
+    """Fast area resampling where every k px become k - 1.
 
-    Every new pixel then touches two old ones in each direction, and area resampling weighs them alike.
+    For example 256 px to 224 px, with k = 8. Every new pixel overlaps two old ones in each direction, and area
+    resampling weighs them equally. The result is that of general area resampling, ten times faster.
 
     Args:
         pixels: squares of edge p = k g.

@@ -1,6 +1,6 @@
-"""Weights on the local disk, from a URI or their authors' hub, and the digest that names them.
+"""Weights of encoders: local copies, digests and state dicts.
 
-Nothing here runs what a file holds: safetensors, or ``torch.load(weights_only=True)``. Only ``torchscript:`` does.
+No code of a file is run here: safetensors, or ``torch.load(weights_only=True)``. Only ``torchscript:`` runs code.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from milcore.errors import InputError
 from milcore.runtime import storage
 
 STATE_FILES = ("model.safetensors", "pytorch_model.bin")
-DESCRIBING = ("config.json", "preprocessor_config.json")
+DESCRIPTION_FILES = ("config.json", "preprocessor_config.json")
 _STATE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @contextlib.contextmanager
 def weights_at(uri: str) -> Iterator[Path]:
-    """A file, or a flat folder, on the local disk for the length of the context.
+    """Local copy of a file or flat folder, within the context.
 
     Raises:
         InputError: there is nothing at the URI.
@@ -35,17 +35,19 @@ def weights_at(uri: str) -> Iterator[Path]:
             elif storage.names(uri):
                 path = stack.enter_context(storage.local_folder(uri))
             else:
-                raise InputError(f"encoder: nothing at {uri}; allowed: a file or folder, a path or s3:// URI")
+                raise InputError(
+                    f"encoder: expected a file or folder, got nothing at {uri}; allowed: a path or s3:// URI"
+                )
         except storage.IO_ERRORS as error:
             raise InputError(f"encoder: {uri} cannot be read: {error}") from error
         yield path
 
 
-def from_hub(repository: str, page: str) -> Path:
-    """A hub's repository in the local cache, fetched if it is not there.
+def fetch_from_hub(repository: str, page: str) -> Path:
+    """Repository of the Hugging Face hub in the local cache, downloaded if needed.
 
     Raises:
-        InputError: the extra is not installed, the hub is out of reach or the weights are gated.
+        InputError: the extra is not installed, the hub cannot be reached or the weights are gated.
     """
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - an extra
@@ -55,29 +57,32 @@ def from_hub(repository: str, page: str) -> Path:
             "encoder: weights from a hub need huggingface_hub; pip install 'milcore[hf]', or give a copy as NAME@URI"
         ) from None
     try:
-        return Path(snapshot_download(repository, allow_patterns=[*STATE_FILES, *DESCRIBING]))
+        return Path(snapshot_download(repository, allow_patterns=[*STATE_FILES, *DESCRIPTION_FILES]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"encoder: {repository} cannot be fetched from the hub ({reason}); accept its licence at {page} and set "
-            "HF_TOKEN, or, where the hub is out of reach, give a copy of the weights as NAME@URI"
+            "HF_TOKEN, or, where the hub cannot be reached, give a copy of the weights as NAME@URI"
         ) from error
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file; of a folder, over the names and digests of what describes and holds the network."""
+    """sha256 of a file, or of the description and weights files of a folder.
+
+    That of a folder is over the names and digests of these files.
+    """
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    files = sorted(file for file in path.iterdir() if file.name in DESCRIBING or file.suffix in _STATE_SUFFIXES)
+    files = sorted(file for file in path.iterdir() if file.name in DESCRIPTION_FILES or file.suffix in _STATE_SUFFIXES)
     return hashlib.sha256("".join(f"{file.name} {digest_of(file)}\n" for file in files).encode()).hexdigest()
 
 
-def state_at(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of the one file of weights in a folder.
+def read_state(path: Path) -> dict[str, Tensor]:
+    """State dict from a file, or from the only weights file of a folder.
 
     Raises:
-        InputError: there is no such file, or it holds something else.
+        InputError: there is no such file, or it is not a state dict.
     """
     file = path if path.is_file() else _state_file(path)
     if file.suffix == ".safetensors":
@@ -86,39 +91,40 @@ def state_at(path: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"encoder: {file.name} cannot be read as tensors alone: {reason}") from error
+        raise InputError(f"encoder: expected a file of tensors only, got {file.name}: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
-            f"encoder: {file.name} is not a state_dict; allowed: a file of named tensors (safetensors best)"
+            f"encoder: expected a state_dict of named tensors, got {file.name}; allowed: safetensors (best), "
+            "or a file of torch.save"
         )
     return state
 
 
-def load_state(network: torch.nn.Module, state: dict[str, Tensor], *, left: tuple[str, ...] = ()) -> None:
-    """Put tensors into a network, name by name.
+def load_state(network: torch.nn.Module, state: dict[str, Tensor], *, ignore: tuple[str, ...] = ()) -> None:
+    """Load a state dict into a network.
 
     Args:
-        network: that they are for.
-        state: as read.
-        left: prefixes of tensors that the network has no use for, a classifier say.
+        network: to load into.
+        state: tensors by name.
+        ignore: prefixes of tensors that the network does not have, such as a classifier.
 
     Raises:
-        InputError: some are missing or over, or of another shape.
+        InputError: tensors are missing, unexpected or of another shape.
     """
-    wanted = {name: value for name, value in state.items() if not name.startswith(left)} if left else state
+    used = {name: value for name, value in state.items() if not name.startswith(ignore)} if ignore else state
     try:
-        network.load_state_dict(wanted)
+        network.load_state_dict(used)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"encoder: the weights are not this network's: {reason[:400]}") from error
+        raise InputError(f"encoder: expected the weights of this network, got others: {reason[:400]}") from error
 
 
 def _state_file(folder: Path) -> Path:
-    named = [folder / name for name in STATE_FILES if (folder / name).is_file()]
-    found = named or [file for file in sorted(folder.iterdir()) if file.suffix in _STATE_SUFFIXES]
-    if not found or (not named and len(found) > 1):
+    standard = [folder / name for name in STATE_FILES if (folder / name).is_file()]
+    files = standard or [file for file in sorted(folder.iterdir()) if file.suffix in _STATE_SUFFIXES]
+    if not files or (not standard and len(files) > 1):
         raise InputError(
-            f"encoder: {len(found)} files of weights in {folder}; allowed: {' or '.join(STATE_FILES)}, or one with "
-            f"suffix {', '.join(_STATE_SUFFIXES)}"
+            f"encoder: expected one file of weights in {folder}, got {len(files)}; allowed: "
+            f"{' or '.join(STATE_FILES)}, or one with suffix {', '.join(_STATE_SUFFIXES)}"
         )
-    return found[0]
+    return files[0]

@@ -210,7 +210,7 @@ def _encode_config(spec: RunSpec, slide: SlideGroup, device: torch.device) -> En
     attrs = slide.feature_attrs(spec.train.features)
     config = parse_config(EncodeConfig, {"encoder": attrs["encoder"], "name": spec.train.features})
     encoder = load_encoder(config.encoder, device.type)
-    installed = {"weights_digest": encoder.weights_digest, "transform": encoder.transform}
+    installed = {"weights_digest": encoder.weights_digest, "transform": encoder.transform_text}
     changed = [name for name, value in installed.items() if attrs[name] != value]
     if changed:
         raise StoreError(

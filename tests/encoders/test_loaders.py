@@ -1,4 +1,4 @@
-"""Each kind of encoder, loaded for real from a small model made here, says what the model says when called by hand."""
+"""Each kind of encoder, loaded from a small model made here, gives the features of the model called directly."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from milcore.config import EncodeConfig, EncoderKind, EncoderName, parse_config
-from milcore.encoders.extraction.encode import default_name, encode, named
+from milcore.encoders.extraction.encode import default_name, encode, with_feature_name
 from milcore.encoders.frozen import FrozenEncoder, digest_of_spec
 from milcore.encoders.loaders import LOADERS
 from milcore.encoders.networks.resnet import TruncatedResNet50
@@ -104,13 +104,13 @@ def test_onnx(tmp_path: Path, patches: torch.Tensor, tiny: Tiny) -> None:
     shapes = {"pixels": {0: torch.export.Dim("patch")}}
     torch.onnx.export(tiny, (torch.zeros(2, 3, PX, PX),), str(file), dynamic_shapes=shapes, verbose=False)
     encoder = loaded(f"onnx:{file}")
-    assert (encoder.width, encoder.scale.input_px) == (5, PX)
+    assert (encoder.width, encoder.transform.input_px) == (5, PX)
     expected = by_hand(tiny, normalised(patches, IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(encoder(patches), expected, **CLOSE)
     with pytest.raises(InputError, match="export it in bf16"):
         loaded(f"onnx:{file},precision=bf16")
     store = write_store(str(tmp_path / "store"), slides=2)
-    config = named(EncodeConfig(encoder=f"onnx:{file}", patches_per_batch=4))
+    config = with_feature_name(EncodeConfig(encoder=f"onnx:{file}", patches_per_batch=4))
     assert config.name == f"onnx-{digest_of_spec(config.encoder)[:8]}"
     assert len(list(encode(store.uri, config))) == 2
     assert store.slide("s00").features(config.name).shape == (6, 5)
@@ -124,8 +124,8 @@ def tiny_vit(tmp_path: Path) -> Path:
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 16}
     model = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=PX, patch_size=8), add_pooling_layer=False)
     model.save_pretrained(tmp_path / "vit")
-    told = {"image_mean": [0.6, 0.5, 0.4], "image_std": [0.3, 0.2, 0.1], "size": {"height": PX, "width": PX}}
-    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(told))
+    described = {"image_mean": [0.6, 0.5, 0.4], "image_std": [0.3, 0.2, 0.1], "size": {"height": PX, "width": PX}}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(described))
     return tmp_path / "vit"
 
 
@@ -141,11 +141,11 @@ def test_hf_with_each_choice_of_tokens(tiny_vit: Path, patches: torch.Tensor) ->
         encoder = loaded(f"hf:{tiny_vit},tokens={tokens}")
         assert encoder.width == features.shape[1]
         torch.testing.assert_close(encoder(patches), features, **CLOSE)
-    assert str(encoder.scale).startswith(f"bilinear in whole levels to {PX} px; (x / 255 - 0.6/0.5/0.4)")
+    assert str(encoder.transform).startswith(f"bilinear in whole levels to {PX} px; (x / 255 - 0.6/0.5/0.4)")
 
 
 def test_a_preset_takes_a_copy_of_its_weights_and_holds_them_to_its_width(tiny_vit: Path) -> None:
-    with pytest.raises(InputError, match="these weights give 12 features, not 768"):
+    with pytest.raises(InputError, match="expected 768 features, got 12"):
         loaded(f"phikon@{tiny_vit},input_px={PX}")
 
 
@@ -194,21 +194,21 @@ JOINED = {"attn.qkv": [f"attention.{part}_proj" for part in "qkv"], "mlp.fc1": [
 
 def under_timm_s_names(state: dict[str, torch.Tensor], *, fold_class_position: bool) -> dict[str, torch.Tensor]:
     """Weights of DINOv2 by transformers' names, renamed; the class token's place added to it where asked for."""
-    found = {}
+    timms = {}
     for name, value in state.items():
         renamed = name
-        for theirs, its in TIMMS.items():
-            renamed = renamed.replace(theirs, its)
-        found[renamed] = value
+        for theirs, timms_name in TIMMS.items():
+            renamed = renamed.replace(theirs, timms_name)
+        timms[renamed] = value
     for joined, parts in JOINED.items():
-        for first in [name for name in found if parts[0] in name]:
-            values = [found.pop(first.replace(parts[0], part)) for part in parts]
-            found[first.replace(parts[0], joined)] = torch.cat(values)
-    del found["embeddings.mask_token"]
+        for first in [name for name in timms if parts[0] in name]:
+            values = [timms.pop(first.replace(parts[0], part)) for part in parts]
+            timms[first.replace(parts[0], joined)] = torch.cat(values)
+    del timms["embeddings.mask_token"]
     if fold_class_position:
-        places = found["pos_embed"]
-        found["cls_token"], found["pos_embed"] = found["cls_token"] + places[:, :1], places[:, 1:]
-    return found
+        places = timms["pos_embed"]
+        timms["cls_token"], timms["pos_embed"] = timms["cls_token"] + places[:, :1], places[:, 1:]
+    return timms
 
 
 def test_resnet50_is_cut_after_its_third_stage_and_takes_a_whole_one_s_weights(
@@ -255,7 +255,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "ran",)
 
     torch.save({"conv1.weight": Evil()}, tmp_path / "resnet50.pth")
-    with pytest.raises(InputError, match="cannot be read as tensors alone"):
+    with pytest.raises(InputError, match="expected a file of tensors only"):
         loaded(f"resnet50@{tmp_path / 'resnet50.pth'}")
     assert not (tmp_path / "ran").exists()
 
@@ -266,7 +266,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         ("uniform", "allowed: a name"),
         ("uni@", "allowed: a name"),
         ("torchscript:", "torchscript:URI"),
-        ("uni,px=3", "unknown px"),
+        ("uni,px=3", "expected known options, got px"),
         ("uni,input_px=0", "above 0"),
         ("uni,mean=0.5", "three numbers"),
         ("uni,mpp=-1", "positive numbers"),
@@ -280,7 +280,7 @@ def test_a_bad_spec_is_one_line_that_says_what_is_allowed(spec: str, message: st
 
 
 def test_config_refuses_what_is_no_encoder_before_anything_is_loaded() -> None:
-    with pytest.raises(InputError, match="expected an encoder, got .*; allowed: efficientnet_lite0, "):
+    with pytest.raises(InputError, match=r"expected an encoder, got .*; allowed: efficientnet_lite0, "):
         parse_config(EncodeConfig, {"encoder": "uniform"})
     for spec in ("uni", "uni@s3://b/k", "uni,mpp=any", "onnx:s3://b/k"):
         assert parse_config(EncodeConfig, {"encoder": spec}).encoder == spec
@@ -289,8 +289,8 @@ def test_config_refuses_what_is_no_encoder_before_anything_is_loaded() -> None:
 def test_a_spec_is_taken_apart() -> None:
     spec = parse_spec("uni2-h@s3://b/a,b.bin,mpp=0.25/0.5,precision=bf16")
     assert (spec.name, spec.uri, spec.mpp, spec.precision) == ("uni2-h", "s3://b/a,b.bin", (0.25, 0.5), "bf16")
-    assert not spec.is_plain
-    assert parse_spec("uni").is_plain
+    assert not spec.is_bare_name
+    assert parse_spec("uni").is_bare_name
     assert parse_spec("hf:owkin/phikon")[1:4] == ("hf", "owkin/phikon", None)
     assert parse_spec("hf:/models/phikon")[1:4] == ("hf", "", "/models/phikon")
     assert parse_spec("timm:resnet18.a1_in1k@w.safetensors")[1:4] == ("timm", "resnet18.a1_in1k", "w.safetensors")
@@ -300,13 +300,13 @@ def test_a_spec_is_taken_apart() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet50@nowhere.pth", "nothing at nowhere.pth"),
-        ("torchscript:{text}", "no TorchScript file"),
-        ("onnx:{text}", "no ONNX network"),
-        ("hf:{folder}", "holds no network that transformers can load"),
-        ("uni@{tensors}", "timm's names: cls_token"),
-        ("resnet50@{tensors}", "not this network's"),
-        ("resnet50@{folder}", "0 files of weights"),
+        ("resnet50@nowhere.pth", "got nothing at nowhere.pth"),
+        ("torchscript:{text}", "expected a TorchScript file, got text"),
+        ("onnx:{text}", "expected an ONNX network, got text"),
+        ("hf:{folder}", "expected a network that transformers can load, got"),
+        ("uni@{tensors}", "timm's names, got weights without cls_token"),
+        ("resnet50@{tensors}", "expected the weights of this network, got others"),
+        ("resnet50@{folder}", "expected one file of weights in .*, got 0"),
         ("conch", "trace its image tower"),
     ],
 )
@@ -322,7 +322,7 @@ def test_a_file_that_is_something_else_is_one_line(tmp_path: Path, spec: str, me
         loaded(spec.format(**places))
 
 
-def test_a_hub_out_of_reach_is_said_with_the_way_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_out_of_reach_is_reported_with_the_way_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     constants = pytest.importorskip("huggingface_hub.constants", reason="the extra hf is not installed")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -11,17 +11,18 @@ UNI = Transform(224, mpp=(0.5,))
 
 
 @pytest.mark.parametrize(
-    ("patch_px", "mpp", "seen"),
+    ("patch_px", "mpp", "input_mpp"),
     [(224, 0.5, 0.5), (256, 0.5, 0.5714285714285714), (448, 0.25, 0.5), (196, 0.5, 0.4375)],
 )
-def test_um_per_px_that_the_network_sees(patch_px: int, mpp: float, seen: float) -> None:
-    assert UNI.check_scale("s", patch_px, mpp) == pytest.approx(seen)
+def test_um_per_px_at_the_network_s_input(patch_px: int, mpp: float, input_mpp: float) -> None:
+    assert UNI.check_scale("s", patch_px, mpp) == pytest.approx(input_mpp)
 
 
 @pytest.mark.parametrize(("patch_px", "mpp"), [(512, 0.5), (224, 0.25), (256, 1.0)])
 def test_a_factor_above_the_limit_is_refused_with_the_numbers(patch_px: int, mpp: float) -> None:
     numbers = (
-        rf"{patch_px} px at {mpp:g} um/px, resampled to 224 px, show .* expects 0\.5 .*--mpp 0\.5 --patch-size 224"
+        rf"expected 0\.5 um/px .* got .* {patch_px} px at {mpp:g} um/px, resampled to 224 px; .*"
+        r"--mpp 0\.5 --patch-size 224"
     )
     with pytest.raises(StoreError, match=numbers):
         UNI.check_scale("s", patch_px, mpp)
@@ -30,7 +31,7 @@ def test_a_factor_above_the_limit_is_refused_with_the_numbers(patch_px: int, mpp
 
 
 def test_a_slide_without_scale_suits_only_encoders_for_any() -> None:
-    with pytest.raises(StoreError, match="does not say its um/px"):
+    with pytest.raises(StoreError, match="got patches of unknown um/px"):
         UNI.check_scale("s", 224, None)
     assert Transform(224).check_scale("s", 224, None) is None
 
@@ -62,9 +63,9 @@ def test_area_resampling_is_torch_s_to_the_bit(old: int, new: int) -> None:
     """The short way, where k px become k - 1 all along, and the long one."""
     patches = torch.randint(0, 256, (2, old, old, 3), dtype=torch.uint8)
     expected = torch.nn.functional.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2).float(), new)
-    found = Transform(new, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "area")(patches)
-    assert torch.equal(found, expected / 255)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    resampled = Transform(new, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "area")(patches)
+    assert torch.equal(resampled, expected / 255)
+    assert resampled.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("old", "new"), [(256, 224), (32, 56)])
@@ -72,7 +73,7 @@ def test_bilinear_resampling_is_torch_s_in_fp32_up_to_a_level(old: int, new: int
     patches = torch.randint(0, 256, (2, old, old, 3), dtype=torch.uint8)
     pixels = patches.permute(0, 3, 1, 2).float()
     expected = torch.nn.functional.interpolate(pixels, size=(new, new), mode="bilinear", antialias=True)
-    found = Transform(new, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(patches) * 255
-    torch.testing.assert_close(found, found.round(), atol=1e-4, rtol=0.0)
-    assert (found - expected).abs().max() <= 1.01
-    assert (found - expected).mean().abs() < 0.1
+    resampled = Transform(new, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(patches) * 255
+    torch.testing.assert_close(resampled, resampled.round(), atol=1e-4, rtol=0.0)
+    assert (resampled - expected).abs().max() <= 1.01
+    assert (resampled - expected).mean().abs() < 0.1

@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from milcore.config import LaunchConfig
 from milcore.encoders.extraction.batches import Step
-from milcore.encoders.extraction.encode import Work, encode_slides, load_encoder
+from milcore.encoders.extraction.encode import EncodeJob, encode_slides, load_encoder
 from milcore.encoders.extraction.forward import QUEUED_PER_THREAD
 from milcore.errors import ClusterError, MILError
 
@@ -32,7 +32,7 @@ class SlideEncoder:
         threads: concurrent forward passes on a CPU.
     """
 
-    def __init__(self, work: Work, threads: int) -> None:
+    def __init__(self, work: EncodeJob, threads: int) -> None:
         self._work, self._threads = work, threads
         self._slide_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
@@ -77,7 +77,7 @@ class _Worker:
     ``unfinished`` has the slides assigned to it and their patches, ``pending`` is the reference to its next result.
     """
 
-    def __init__(self, work: Work, resources: EncoderResources) -> None:
+    def __init__(self, work: EncodeJob, resources: EncoderResources) -> None:
         remote: Any = ray.remote  # its types know functions only
         kind = remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_concurrency=2)(SlideEncoder)
         self.actor = kind.remote(work, resources.cpus)
@@ -108,7 +108,7 @@ class _Worker:
             self.actor.assign.remote(slide_ids, last=self.closed)
 
 
-def encode_on_ray(work: Work, slides: dict[str, int], launch: LaunchConfig) -> Iterator[Step]:
+def encode_on_ray(work: EncodeJob, slides: dict[str, int], launch: LaunchConfig) -> Iterator[Step]:
     """Encode slides on ``launch.workers`` actors of the connected cluster.
 
     There are fewer where the cluster is too small for all of them.

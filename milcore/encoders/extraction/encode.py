@@ -1,8 +1,8 @@
-"""Computes features/<name> of every slide of a store, with a frozen encoder, doing only what is missing.
+"""Feature extraction: features/<name> of the slides of a store that lack them.
 
-A worker takes slides one after another and computes on batches that go across them, so that small slides do not starve
-it; it reads and decodes ahead, and writes behind, while the encoder computes. A slide has one writer, and its features
-are readable only once they are complete.
+A worker takes slides one after another and computes on batches across slides, so that it is not idle with small slides;
+it prefetches and decodes patches, and writes features, while the encoder computes. A slide has one writer, and its
+features are readable only once they are complete.
 """
 
 import functools
@@ -25,16 +25,16 @@ from milcore.store.store import PatchStore
 FAILURES_NAMED = 5
 
 
-class Work(NamedTuple):
-    """A store to encode: what every worker is told."""
+class EncodeJob(NamedTuple):
+    """Store to encode, encoder and device, for every worker."""
 
     store_uri: str
     config: EncodeConfig
     device: str
 
 
-# encodes slides here or elsewhere, handing steps back as they come
-EncodeSlides = Callable[[Work, dict[str, int]], Iterator[Step]]
+# encodes slides (id to number of patches) in this process or others, yielding steps as they come
+EncodeSlides = Callable[[EncodeJob, dict[str, int]], Iterator[Step]]
 
 
 def encode(
@@ -52,19 +52,19 @@ def encode_steps(
     Args:
         store_uri: the patch store.
         config: encoder, name of the features and batch size.
-        device: where each worker computes, ``cpu`` or ``cuda``.
-        run: who encodes the slides (ids and patches of each); None does it here.
+        device: of each worker, ``cpu`` or ``cuda``.
+        run: encodes the slides; None encodes them in this process.
 
     Raises:
-        InputError: the store holds no slide that is ok.
-        StoreError: some slides could not be encoded; which, and why. All others have been.
+        InputError: the store has no slide with status ok.
+        StoreError: some slides could not be encoded, with the reasons; all others are.
     """
-    return _encode_all(Work(store_uri, config, device), slides_to_encode(store_uri), run or encode_here)
+    return _encode_all(EncodeJob(store_uri, config, device), slides_to_encode(store_uri), run or encode_here)
 
 
-def _encode_all(work: Work, slides: dict[str, int], run: EncodeSlides) -> Iterator[Step]:
+def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> Iterator[Step]:
     failed = []
-    for step in run(work, slides):
+    for step in run(job, slides):
         if step.slide is not None and step.slide.reason is not None:
             failed.append(f"{step.slide.slide_id}: {step.slide.reason}")
         yield step
@@ -72,64 +72,64 @@ def _encode_all(work: Work, slides: dict[str, int], run: EncodeSlides) -> Iterat
         more = f"; and {len(failed) - FAILURES_NAMED} more" if len(failed) > FAILURES_NAMED else ""
         raise StoreError(
             f"{len(failed)} of {len(slides)} slides have no features: {'; '.join(failed[:FAILURES_NAMED])}{more}; the "
-            "others are done; mend these and run milcore encode again"
+            "others are encoded; repair these and run milcore encode again"
         )
 
 
 def slides_to_encode(store_uri: str) -> dict[str, int]:
-    """Patches of every slide that is ok, in manifest order.
+    """Number of patches of every slide with status ok, in manifest order.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such slide.
     """
     records = PatchStore(store_uri).records()
     slides = {name: record.instances for name, record in records.items() if record and record.status == "ok"}
     if not slides:
-        raise InputError(f"{store_uri} holds no slide that is ok; run milcore ingest first")
+        raise InputError(f"store: expected slides with status ok, got none in {store_uri}; run milcore ingest first")
     return slides
 
 
-def encode_here(work: Work, slides: dict[str, int]) -> Iterator[Step]:
+def encode_here(job: EncodeJob, slides: dict[str, int]) -> Iterator[Step]:
     """Encode slides in this process, on all its cores."""
-    return encode_slides(work, iter(slides), len(os.sched_getaffinity(0)))
+    return encode_slides(job, iter(slides), len(os.sched_getaffinity(0)))
 
 
 def encode_slide(store_uri: str, config: EncodeConfig, device: str, slide_id: str) -> EncodedSlide:
-    """Encode one slide unless its features of that name are there and come from the same patches and weights.
+    """Encode one slide, unless it has these features of the same patches and weights.
 
     Raises:
         StoreError: features of that name were made by another encoder, or the slide does not suit it.
     """
-    steps = list(_encode_all(Work(store_uri, config, device), {slide_id: 0}, encode_here))
+    steps = list(_encode_all(EncodeJob(store_uri, config, device), {slide_id: 0}, encode_here))
     return next(step.slide for step in steps if step.slide is not None)
 
 
-def encode_slides(work: Work, slide_ids: Iterable[str | None], threads: int) -> Iterator[Step]:
-    """What one worker does: encode slides as they are named to it.
+def encode_slides(job: EncodeJob, slide_ids: Iterable[str | None], threads: int) -> Iterator[Step]:
+    """Encode slides in one worker, in the order of their ids.
 
     Args:
-        work: the store and the encoder.
-        slide_ids: whose features are wanted; None says that no further one is known yet.
+        job: the store and the encoder.
+        slide_ids: of the slides to encode; None where no further slide is known yet.
         threads: forward passes at a time on a CPU.
     """
-    encoder = load_encoder(work.config.encoder, work.device)
-    store, name = PatchStore(work.store_uri), str(named(work.config).name)
-    rows = work.config.patches_per_batch if work.device == "cuda" else min(work.config.patches_per_batch, CPU_ROWS)
-    passes = 1 if work.device == "cuda" else threads
+    encoder = load_encoder(job.config.encoder, job.device)
+    store, name = PatchStore(job.store_uri), str(with_feature_name(job.config).name)
+    rows = job.config.patches_per_batch if job.device == "cuda" else min(job.config.patches_per_batch, CPU_ROWS)
+    passes = 1 if job.device == "cuda" else threads
     with Forward(encoder, rows, passes) as forward, Writer() as writer, Reader(store, encoder, name) as reader:
         batches = Batches(forward, writer, rows)
-        for found in reader.read(slide_ids):
-            if found is None:
+        for arrival in reader.read(slide_ids):
+            if arrival is None:
                 yield from batches.advance()
-            elif isinstance(found, EncodedSlide):
-                yield Step(0, found)
+            elif isinstance(arrival, EncodedSlide):
+                yield Step(0, arrival)
             else:
-                yield from batches.add(found)
+                yield from batches.add(arrival)
         yield from batches.finish()
 
 
-def named(config: EncodeConfig) -> EncodeConfig:
-    """The config with the name of its features: given, else the encoder's, with a URI and the weights' digest."""
+def with_feature_name(config: EncodeConfig) -> EncodeConfig:
+    """The config with the name of its features set, by default ``default_name``."""
     if config.name is not None:
         return config
     return config.model_copy(update={"name": default_name(config.encoder)})
@@ -137,22 +137,25 @@ def named(config: EncodeConfig) -> EncodeConfig:
 
 @functools.lru_cache(maxsize=8)
 def default_name(encoder: str) -> str:
-    """The spec string if it is a name alone, else its first word and the first 8 hex digits of the weights' digest.
+    """Default name of the features of an encoder.
 
-    Options stand in the features' attributes: two sets of them need two names.
+    The spec string if it is a name alone, else the encoder's name or kind and the first 8 hex digits of the weights'
+    digest. Options are in the attributes of the features only: features with other options need another name.
     """
     spec = parse_spec(encoder)
-    return spec.name if spec.is_plain else f"{spec.name}-{digest_of_spec(encoder)[:8]}"
+    return spec.name if spec.is_bare_name else f"{spec.name}-{digest_of_spec(encoder)[:8]}"
 
 
 @functools.lru_cache(maxsize=1)
 def load_encoder(name: str, device: str) -> FrozenEncoder:
-    """The frozen encoder of that spec string, loaded once per process.
+    """Frozen encoder of a spec string, loaded once per process.
 
     Raises:
-        InputError: the device is not there, or there is no such encoder.
+        InputError: there is no such device or encoder.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--use-gpu: no CUDA device here; run on a machine with a GPU or leave the flag out")
+        raise InputError(
+            "--use-gpu: expected a CUDA device, got none; run on a machine with a GPU or leave the flag out"
+        )
     keep_freed_memory()
     return FrozenEncoder(parse_spec(name), torch.device(device))

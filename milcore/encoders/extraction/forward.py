@@ -1,8 +1,9 @@
-"""Forward passes of one encoder, beside whatever else a process does: several at a time on a CPU, one on a GPU.
+"""Queue of forward passes of an encoder in background threads.
 
-Every pass has equally many rows (a short batch is filled up), and on a CPU one thread. So a patch's features do not
-depend on the patches it came with, on the number of cores, or on who computes them: they are equal to the bit on
-equal processors. Threads that share a pass would wait for each other at every layer.
+Several passes run at a time on a CPU, one on a GPU. Every pass has the same number of rows (a short batch is padded)
+and, on a CPU, one thread. The features of a patch therefore do not depend on the other patches of the batch, on the
+number of cores or on the worker: they are equal to the bit on equal processors. Threads that share a pass would wait
+for each other at every layer.
 """
 
 from collections import deque
@@ -24,7 +25,7 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "fa
 
 
 class Encoder(Protocol):
-    """What passes are made of."""
+    """Encoder as called in a forward pass."""
 
     width: int
 
@@ -33,17 +34,17 @@ class Encoder(Protocol):
         ...
 
 
-class Done(NamedTuple):
-    """A batch's tag and its features."""
+class BatchFeatures(NamedTuple):
+    """Features of a batch, with the tag it was submitted with."""
 
     tag: Any
     features: Float[np.ndarray, "patch feature"]
 
 
 class Forward:
-    """A queue of batches in front of an encoder, worked off by threads; results come in the order of the batches.
+    """Queue of batches for an encoder; results come in order of submission.
 
-    When memory runs out the batch is halved for good, and the pass made again in parts.
+    On out-of-memory the number of rows is halved from then on, and the batch computed again in parts.
 
     Args:
         encoder: called from several threads.
@@ -66,8 +67,8 @@ class Forward:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, tag: Any, patches: UInt8[Tensor, "patch height width 3"]) -> Iterator[Done]:
-        """Queue a batch; what must be taken off first to make room."""
+    def submit(self, tag: Any, patches: UInt8[Tensor, "patch height width 3"]) -> Iterator[BatchFeatures]:
+        """Submit a batch, and yield the oldest results while the queue is full."""
         while len(self._queue) >= self._room:
             yield self.next()
         self._queue.append((tag, self._pool.submit(self._pass, patches)))
@@ -75,10 +76,10 @@ class Forward:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def next(self) -> Done:
-        """Wait for the oldest batch."""
+    def next(self) -> BatchFeatures:
+        """Wait for the result of the oldest batch."""
         tag, future = self._queue.popleft()
-        return Done(tag, future.result())
+        return BatchFeatures(tag, future.result())
 
     def _pass(self, patches: UInt8[Tensor, "patch height width 3"]) -> Float[np.ndarray, "patch feature"]:
         features = np.empty((len(patches), self._encoder.width), np.float32)
@@ -87,7 +88,7 @@ class Forward:
             rows = self.rows
             part = patches[start : start + rows]
             try:
-                features[start : start + rows] = self._encoder(filled(part, rows))[: len(part)].numpy()
+                features[start : start + rows] = self._encoder(pad_rows(part, rows))[: len(part)].numpy()
             except (RuntimeError, MemoryError) as error:
                 self._halve(rows, error)
                 continue
@@ -95,10 +96,10 @@ class Forward:
         return features
 
     def _halve(self, rows: int, error: BaseException) -> None:
-        """Go on with half the rows; another thread may have come first.
+        """Halve the number of rows, unless another thread already has.
 
         Raises:
-            MILError: not even one patch fits.
+            MILError: one patch does not fit into memory.
         """
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(
             words in str(error).lower() for words in _NO_MEMORY
@@ -113,12 +114,12 @@ class Forward:
             torch.cuda.empty_cache()
 
 
-def filled(patches: UInt8[Tensor, "patch height width 3"], rows: int) -> UInt8[Tensor, "row height width 3"]:
-    """The patches, the last one repeated up to so many rows."""
+def pad_rows(patches: UInt8[Tensor, "patch height width 3"], rows: int) -> UInt8[Tensor, "row height width 3"]:
+    """Pad patches to so many rows by repeating the last one."""
     missing = rows - len(patches)
     return patches if missing <= 0 else torch.cat([patches, patches[-1:].expand(missing, -1, -1, -1)])
 
 
 def _one_thread() -> None:
-    # of this thread's own passes; those of other threads keep theirs
+    # torch keeps the number per thread: it is that of the passes of this thread
     torch.set_num_threads(1)

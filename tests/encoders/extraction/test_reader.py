@@ -1,4 +1,4 @@
-"""Reading goes ahead of who asks, in order, across slides, and no further than it is told."""
+"""Prefetching reads slides in order, across slides, and only so far ahead."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from milcore.encoders.extraction.encode import load_encoder
-from milcore.encoders.extraction.reader import Arrival, EncodedSlide, Reader, ahead
+from milcore.encoders.extraction.reader import Arrival, EncodedSlide, Reader, run_ahead
 from tests.cohorts import write_store
 
 
@@ -23,7 +23,7 @@ def test_results_come_in_order_and_so_many_are_under_way_behind_the_one_waited_f
         return number
 
     with ThreadPoolExecutor(8) as pool:
-        results = ahead((partial(work, number) for number in range(6)), pool, 3)
+        results = run_ahead((partial(work, number) for number in range(6)), pool, 3)
         threading.Timer(0.2, gate.set).start()
         assert next(results) == 0
         assert sorted(begun) == [0, 1, 2, 3]
@@ -31,10 +31,10 @@ def test_results_come_in_order_and_so_many_are_under_way_behind_the_one_waited_f
 
 
 def test_that_nothing_further_is_known_is_handed_on_once_nothing_is_under_way() -> None:
-    told = [1, 2, None, None, 3]
+    numbers = [1, 2, None, None, 3]
     with ThreadPoolExecutor(1) as pool:
-        tasks = (None if number is None else partial(abs, number) for number in told)
-        assert list(ahead(tasks, pool, 8)) == [1, 2, None, None, 3]
+        tasks = (None if number is None else partial(abs, number) for number in numbers)
+        assert list(run_ahead(tasks, pool, 8)) == [1, 2, None, None, 3]
 
 
 def test_patches_of_slides_arrive_in_order_across_slides(tmp_path: Path) -> None:
@@ -52,21 +52,21 @@ def test_patches_of_slides_arrive_in_order_across_slides(tmp_path: Path) -> None
         arrivals = reader.read(slide_ids())
         first = next(arrivals)
         assert asked == ["s00", "s01", "s02"]
-        found = [each for each in (first, *arrivals) if isinstance(each, Arrival)]
-    places = [(place.slide.slide.slide_id, place.start, place.length) for place, _ in found]
-    assert places == [(f"s0{k}", start, length) for k in range(3) for start, length in ((0, 8), (8, 2))]
-    assert torch.equal(found[3].pixels, torch.from_numpy(store.slide("s01").patches(8, 10)))
+        results = [result for result in (first, *arrivals) if isinstance(result, Arrival)]
+    ranges = [(patches.slide.slide.slide_id, patches.start, patches.length) for patches, _ in results]
+    assert ranges == [(f"s0{k}", start, length) for k in range(3) for start, length in ((0, 8), (8, 2))]
+    assert torch.equal(results[3].pixels, torch.from_numpy(store.slide("s01").patches(8, 10)))
 
 
-def test_a_slide_that_cannot_be_read_is_told_once_and_the_next_goes_on(tmp_path: Path) -> None:
+def test_a_slide_that_cannot_be_read_is_reported_once_and_the_next_goes_on(tmp_path: Path) -> None:
     store = write_store(str(tmp_path), slides=2, patches=80)
     shard = next(path for path in Path(store.group_uri("s00"), "patches", "c").rglob("*") if path.is_file())
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     with Reader(store, load_encoder("efficientnet_lite0", "cpu"), "f") as reader:
-        found = list(reader.read(["nowhere", *store.slide_ids()]))
-    ended = [each for each in found if isinstance(each, EncodedSlide)]
+        results = list(reader.read(["nowhere", *store.slide_ids()]))
+    ended = [result for result in results if isinstance(result, EncodedSlide)]
     assert [slide.slide_id for slide in ended] == ["nowhere", "s00"]
     assert "absent" in str(ended[0].reason)
     assert "damaged" in str(ended[1].reason)
-    read = [each.place.slide.slide.slide_id for each in found if isinstance(each, Arrival)]
+    read = [result.patch_range.slide.slide.slide_id for result in results if isinstance(result, Arrival)]
     assert read == 10 * ["s01"]

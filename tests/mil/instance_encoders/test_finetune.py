@@ -91,7 +91,7 @@ def test_chunks_that_are_recomputed_give_the_gradient_of_the_whole(tmp_path: Pat
 def test_patches_at_another_scale_are_refused_in_training_too(tmp_path: Path, uni: str) -> None:
     store = write_store(str(tmp_path / "store"), slides=6)
     prepare_run(store.uri, str(tmp_path / "run"), config(uni.replace(",mpp=any", "")), SplitConfig())
-    with pytest.raises(StoreError, match=r"does not say its um/px, and the encoder expects 0\.5"):
+    with pytest.raises(StoreError, match=r"expected 0\.5 um/px for the encoder, got patches of unknown um/px"):
         train_run(str(tmp_path / "run"), LocalContext(None, torch.device("cpu")))
 
 
