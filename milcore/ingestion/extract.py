@@ -1,4 +1,4 @@
-"""Extraction of patches: read the tiles of a plan from an open slide and encode them.
+"""Extraction of patches: tiles of a plan, read from a slide and encoded.
 
 Rows of patches follow one another, so a reader that keeps its last native tiles decodes each once; patches stay in
 memory only until they are compressed, a few for every thread. With codec passthrough the slide's own compressed tile is
@@ -46,7 +46,7 @@ class PatchEncoding(NamedTuple):
 
 
 def choose_encoding(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> PatchEncoding:
-    """Choose the codec asked for, or jpeg where the slide's tiles cannot be passed through."""
+    """Choose the codec of the config, or jpeg where passthrough is impossible."""
     if config.codec != "passthrough":
         return PatchEncoding(config.codec, None)
     if not isinstance(reader, JpegTiles):
@@ -113,7 +113,10 @@ def extract(
 def _chunk_function(
     reader: SlideReader, plan: TilePlan, config: IngestConfig, encoding: PatchEncoding
 ) -> Callable[[Corner], bytes]:
-    """Function from a tile's corner to its chunk, with the fewest steps for this reader and plan."""
+    """Function from a tile's corner to its chunk.
+
+    It takes as few steps as this reader and plan allow.
+    """
     encode = partial(encode_patch, codec=encoding.codec, quality=config.jpeg_quality)
     normalise = encoding.normaliser.apply if encoding.normaliser else None
 
@@ -141,7 +144,10 @@ def _patch(reader: SlideReader, corner: Corner, plan: TilePlan, config: IngestCo
 
 
 def _unless_damaged(read: Callable[[], T]) -> T | None:
-    """Result of ``read``; None where the slide is damaged, which a failing storage is not."""
+    """Result of ``read``; None where the slide is damaged.
+
+    A failing storage is no damage: it raises.
+    """
     try:
         return read()
     except UnreachableSlideError:

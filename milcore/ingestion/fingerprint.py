@@ -13,7 +13,7 @@ from milcore.store.store import PatchStore
 
 
 def store_state(store_uri: str) -> str:
-    """Digest of a cohort's slides as they are now and of their records in the store."""
+    """Digest of a cohort's files and of their records in the store."""
     store = PatchStore(store_uri)
     records = store.records()
     states: dict[str, Any] = {}

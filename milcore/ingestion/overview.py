@@ -65,7 +65,10 @@ def _row(store: PatchStore, slide: Slide, stored: SlideRecord | None) -> dict[st
 
 
 def _picture(slide: SlideGroup) -> str | None:
-    """The thumbnail as a data URI, dimmed where there is no tissue; None where an import has none."""
+    """Thumbnail as a data URI, dimmed where there is no tissue.
+
+    None where an import has none.
+    """
     if not slide.has_thumbnail:
         return None
     image = Image.fromarray(slide.thumbnail)

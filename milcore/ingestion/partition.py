@@ -1,4 +1,4 @@
-"""Partitions of a cohort, of about equal work by the sizes of the slides' files.
+"""Partitions of a cohort of about equal work, by the slides' file sizes.
 
 The planning step writes them to the store, ``shares/<count>.json``, before the fan-out: steps that measured files
 themselves could come to different partitions, and lose a slide between them.
@@ -69,7 +69,10 @@ def read_partition(store: PatchStore, index: int, count: int) -> list[Slide]:
 
 
 def _size(uri: str) -> int:
-    """Size of a file in bytes; 0 if it cannot be reached, since it then costs little."""
+    """Size of a file in bytes; 0 if it is unreachable.
+
+    Such a slide costs little work.
+    """
     try:
         return storage.stat(uri).size
     except (*storage.IO_ERRORS, ValueError, ImportError):

@@ -28,7 +28,7 @@ THUMBNAIL_EDGES_PX = (1024, 4096)
 
 
 class SlideOutcome(NamedTuple):
-    """Outcome of one slide; ``skipped`` where the result of an earlier run is up to date."""
+    """Outcome of one slide; ``skipped`` where it was up to date."""
 
     slide_id: str
     status: SlideState
@@ -39,7 +39,10 @@ class SlideOutcome(NamedTuple):
 
 @dataclass(slots=True)
 class _SlideIngestion:
-    """Ingestion of one slide under way; ``record`` grows, and is quarantined with a reason where it fails."""
+    """Ingestion of one slide into a store, and its record so far.
+
+    The record gets its fields as they become known; it is quarantined as it is where ingestion fails.
+    """
 
     slide: Slide
     store: PatchStore
@@ -49,7 +52,7 @@ class _SlideIngestion:
 
 
 def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads: int = 1) -> SlideOutcome:
-    """Write the patches of one slide to the store, or quarantine it with its reason.
+    """Write the patches of one slide to the store, or quarantine it.
 
     Args:
         slide: of the cohort.
@@ -74,7 +77,7 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads:
 
 
 def _ingest_file(work: _SlideIngestion, earlier: SlideRecord | None) -> SlideOutcome:
-    """Ingest from a remote file in place or from a local copy, unless its content is that of the earlier record.
+    """Ingest a remote file in place or a local copy, unless it is unchanged.
 
     The content's identity is the sha256 of a copy; of a remote file, which is never read whole, the storage's ETag.
     """
@@ -101,7 +104,10 @@ def _first_record(slide: Slide, config: IngestConfig) -> SlideRecord:
 
 
 def _is_up_to_date(earlier: SlideRecord, record: SlideRecord) -> bool:
-    """True where another ingestion would end alike; settings without effect on an ok slide may differ."""
+    """True where another ingestion would give the earlier record.
+
+    Settings without effect on an ok slide may differ.
+    """
     if earlier.retry or earlier.import_origin is not None:
         return False
     before, parameters = earlier.parameters or {}, record.parameters or {}
@@ -169,7 +175,10 @@ def _scale_fields(reader: SlideReader, mpp: float, origin: str, config: IngestCo
 
 
 def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float, str]:
-    """um/px of level 0 and its origin: the manifest, else the slide's file, else the default."""
+    """um/px of level 0 and its origin.
+
+    From the manifest, else the slide's file, else the default.
+    """
     for mpp, origin in ((slide.mpp, "manifest"), (reader.mpp, "slide"), (config.default_mpp, "default_mpp")):
         if mpp is not None:
             if mpp > config.mpp * (1.0 + SAME_SCALE):
@@ -251,7 +260,7 @@ def quarantine_killed(slide: Slide, store: PatchStore, config: IngestConfig) -> 
 
 
 def _quarantine_until_retry(store: PatchStore, record: SlideRecord, reason: str) -> SlideOutcome:
-    """Quarantine a slide until the next run, unless the store has patches of it that are up to date.
+    """Quarantine a slide until the next run, unless its patches are up to date.
 
     An earlier run or another process may have written them.
     """

@@ -1,4 +1,6 @@
-"""Tile plan of a slide: which tiles of its grid hold tissue. Pure, no I/O.
+"""Tile plan of a slide: the tiles of its grid with tissue.
+
+Pure, no I/O.
 
 Tiles lie on a grid that begins at (0, 0): edge to edge, unless another stride is asked for. Only tiles inside the slide
 count, so every px of a patch was scanned; with border ``pad`` the grid covers the slide to its last px, and px beyond
@@ -63,7 +65,7 @@ def plan_tiles(size: tuple[int, int], mpp: float, mask: npt.NDArray[np.bool_], c
 
 
 def _tiles(edge: int, extent: float, step: float, *, pad: bool) -> int:
-    """Number of tiles along an edge: those inside it, or as many as cover it."""
+    """Number of tiles inside an edge, or as many as cover it."""
     steps = (edge - extent) / step
     if pad:
         return max(0, math.ceil(steps - 1e-9)) + 1

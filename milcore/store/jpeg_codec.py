@@ -1,4 +1,7 @@
-"""Codecs of a patch's chunk: JPEG 4:4:4, zstd, or raw pixels; and the Zarr codec ``milcore_jpeg``."""
+"""Codecs of a patch's chunk: JPEG 4:4:4, zstd, or raw pixels.
+
+``milcore_jpeg`` is the Zarr codec of such JPEG chunks.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,7 +25,7 @@ UInt8 = npt.NDArray[np.uint8]
 
 
 def encode_patch(patch: UInt8, codec: Codec, quality: int) -> bytes:
-    """Encode a patch as one chunk: a JPEG file, a zstd frame, or raw pixels.
+    """Encode a patch as a JPEG file, a zstd frame, or raw pixels.
 
     JPEG is 4:4:4. With passthrough the tiles of the slide are copied; only a patch that is no such tile is encoded, as
     JPEG.
@@ -44,7 +47,9 @@ def encode_patch(patch: UInt8, codec: Codec, quality: int) -> bytes:
 
 
 def decode_into(data: Any, codec: Codec, patch: UInt8) -> None:
-    """Decode a chunk into ``patch`` (p, p, 3): the inverse of ``encode_patch`` up to JPEG loss.
+    """Decode a chunk into ``patch`` (p, p, 3).
+
+    The inverse of ``encode_patch``, up to the loss of JPEG.
 
     Args:
         data: any buffer of bytes; it is not copied.

@@ -1,4 +1,4 @@
-"""Random samples of a slide's patches, drawn from a seed and read in few requests."""
+"""Random samples of a slide's patches, read in few requests."""
 
 import zlib
 from collections.abc import Sequence
@@ -34,7 +34,10 @@ def sample_runs(count: int, slide_id: str, seed: int) -> list[int]:
 
 
 def sample_both_classes(labels: Int[np.ndarray, " instance"], slide_id: str, seed: int) -> list[int]:
-    """Sorted indices of at most 32 positive and 32 negative patches; label -1 is left out."""
+    """Sorted indices of at most 32 positive and 32 negative patches.
+
+    Patches with label -1 are left out.
+    """
     random = _generator(slide_id, seed)
     of_class = [np.flatnonzero(labels == label) for label in (0, 1)]
     samples = [random.choice(indices, min(len(indices), SAMPLE // 2), replace=False) for indices in of_class]

@@ -65,7 +65,9 @@ class ShardWriter:
             self._flush(self._capacity)
 
     def finish(self) -> str:
-        """Write the last shard and the array's metadata; return the sha256 of all chunks in order.
+        """Write the last shard and the metadata; return the chunks' sha256.
+
+        The digest is over the bytes of all chunks in order.
 
         Raises:
             StoreError: no patch was added.
@@ -127,9 +129,9 @@ def write_array(uri: str, array: npt.NDArray[Any], jpeg_quality: int | None = No
 
 
 def write_rows(uri: str, values: npt.NDArray[Any], rows: int, attributes: dict[str, Any]) -> set[str]:
-    """Write a table (n, d) as raw chunks of rows, metadata last; return the URIs of its objects.
+    """Write a table (n, d) as raw chunks of rows; return its objects' URIs.
 
-    Until its metadata is written the array does not exist for any reader.
+    The metadata is written last; until then the array does not exist for any reader.
 
     Args:
         uri: of the array; objects there are overwritten, not removed, so two writers of one table do no harm.
@@ -263,7 +265,10 @@ def _chunk_codecs(codec: Codec, quality: int) -> list[dict[str, Any]]:
 
 
 def _index(lengths: list[int], per_shard: int) -> bytes:
-    """Shard index: (offset, length) of every chunk, all ones for absent ones, then its crc32c."""
+    """Index of a shard: (offset, length) of every chunk, then its crc32c.
+
+    All bits of an absent chunk are ones.
+    """
     index = np.full((per_shard, 2), _EMPTY, "<u8")
     index[: len(lengths), 0] = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     index[: len(lengths), 1] = lengths

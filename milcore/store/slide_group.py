@@ -215,7 +215,10 @@ class Features:
 
 
 def zarr_store(uri: str) -> LocalStore | FsspecStore:
-    """Zarr store at a URI, without a cache of listings, since other processes write too."""
+    """Zarr store at a URI, without a cache of listings.
+
+    Other processes write too.
+    """
     if storage.is_local(uri):
         return LocalStore(storage.absolute(uri))
     return FsspecStore.from_url(uri, storage_options={"use_listings_cache": False})

@@ -83,7 +83,7 @@ class TileCounts:
 
 @dataclass(frozen=True, slots=True)
 class ScanRecord:
-    """Attributes that only ingestion records, since an import has not read the pixels of the slide.
+    """Attributes that ingestion records and an import does not.
 
     Args:
         reader: name of the reader that opened the slide.

@@ -1,4 +1,4 @@
-"""Writer of one slide's group of the patch store, safe against kills and second writers.
+"""Writer of one slide's group, safe against kills and second writers.
 
 The group is marked as begun first and ``complete`` last, and each object is written atomically; nothing is removed
 before that, so two writers of one slide, whose bytes are equal, do each other no harm. Objects of an earlier ingestion
@@ -52,7 +52,7 @@ class SlideWriter:
         self._quality = quality
 
     def append(self, patch: npt.NDArray[np.uint8], x: int, y: int, tissue: float) -> None:
-        """Add a patch (p, p, 3), its corner in level-0 px and its tissue fraction."""
+        """Add a patch (p, p, 3), its level-0 corner and tissue fraction."""
         self.append_patch(patch)
         self._add_tile(x, y, tissue)
 
@@ -62,7 +62,10 @@ class SlideWriter:
         self._add_tile(x, y, tissue)
 
     def append_patch(self, patch: npt.NDArray[np.uint8]) -> None:
-        """Add a patch (p, p, 3) alone; ``write_rows`` takes the coords of all, if known."""
+        """Add a patch (p, p, 3) without coords.
+
+        ``write_rows`` takes the coords of all patches, if known.
+        """
         self._patches().append(patch)
 
     def write_rows(self, name: RowName, values: npt.NDArray[np.integer[Any]]) -> None:
@@ -79,7 +82,7 @@ class SlideWriter:
         self._arrays.add("thumbnail")
 
     def write_mask(self, mask: npt.NDArray[np.bool_]) -> None:
-        """Write the tissue mask (h, w), True for tissue, at a scale of its own."""
+        """Write the tissue mask (h, w), True for tissue, at any scale."""
         self._written |= write_array(storage.join(self._uri, "tissue_mask"), mask.astype(np.uint8))
         self._arrays.add("tissue_mask")
 

@@ -52,7 +52,9 @@ def _steps(along: npt.NDArray[Any], across: npt.NDArray[Any]) -> npt.NDArray[Any
 def patch_grid(
     coords: Coords, option: float | None, source: float | None, size_level0: tuple[int, int] | None
 ) -> PatchGrid:
-    """Grid of a slide's patches, its edge from the option, else the source, else the coords.
+    """Grid of a slide's patches.
+
+    Its edge is that of the option, else of the source, else the step of the coords.
 
     Args:
         coords: corners (x, y), level-0 px.

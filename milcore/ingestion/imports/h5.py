@@ -49,7 +49,7 @@ def read_h5(path: Path) -> FileContent:
 
 
 def _grid_attrs(attrs: dict[str, Any]) -> tuple[float | None, int | None, tuple[int, int] | None]:
-    """Patch edge in level-0 px and in px of the encoder's input, and the slide's size.
+    """Patch edge in level-0 px and in px, and the slide's size.
 
     Each None where the attributes lack it.
     """

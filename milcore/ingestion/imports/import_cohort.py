@@ -78,7 +78,11 @@ def _array_name(config: ImportConfig) -> str:
 
 
 def _claim(store: PatchStore, source: Source, array: str) -> None:
-    """Write the cohort, unless the store has slides that were ingested or imported as another array."""
+    """Write the cohort to a store that has no slides of another origin.
+
+    Raises:
+        InputError: the store has slides that were ingested, or imported as another array.
+    """
     earlier = store.records() if store.has_manifest() else {}
     others = {_origin(record) for record in earlier.values() if record is not None} - {array}
     if others:
@@ -126,7 +130,10 @@ def _first_record(slide: Slide, source: Source, config: ImportConfig) -> SlideRe
 
 
 def _usable_record(record: SlideRecord, config: ImportConfig, store: PatchStore) -> SlideRecord | None:
-    """Record of an earlier import with equal settings; None without one, or if a retry is due."""
+    """Record of an earlier import with equal settings, if there is one.
+
+    None if a retry is due, or its features are missing.
+    """
     earlier = store.record(record.slide_id)
     if earlier is None or earlier.retry:
         return None
@@ -189,7 +196,10 @@ def _check_coords(instances: Instances, record: SlideRecord) -> None:
 
 
 def _quarantine_odd_widths(store: PatchStore, outcomes: list[SlideOutcome]) -> list[SlideOutcome]:
-    """Quarantine slides whose features are not as wide as those of most, until the next run."""
+    """Quarantine slides whose features have another width than most slides have.
+
+    The next run reads them again.
+    """
     records = {name: record for name, record in store.records().items() if record and record.status == "ok"}
     widths = {name: record.features_width for name, record in records.items() if record.features_width is not None}
     most = Counter(widths.values()).most_common(1)

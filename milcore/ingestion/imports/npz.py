@@ -1,7 +1,8 @@
-"""Source of bags in one ``.npz``: the bag number of each instance, the label of each bag.
+"""Source of bags in one ``.npz`` file.
 
-They are ``bag`` and ``y``. ``bags-npz`` has features in ``X``, ``patches-npz`` pixels in ``patches`` and, where known,
-positions in ``xy`` and the class of each instance in ``cls`` (a name, or a number that ``cls_names`` may name).
+``bag`` has the bag number of each instance, ``y`` the label of each bag. ``bags-npz`` has features in ``X``,
+``patches-npz`` pixels in ``patches`` and, where known, positions in ``xy`` and the class of each instance in ``cls`` (a
+name, or a number that ``cls_names`` may name).
 """
 
 import io

@@ -39,7 +39,7 @@ class NoSlideImage(NamedTuple):
 
 
 def slide_version(slide: Slide) -> dict[str, Any] | None:
-    """Version of the slide's own file; None where it has none or it is unreachable."""
+    """Version of the slide's own file; None without a file in reach."""
     try:
         return source_version(slide.uri)._asdict() if slide.uri else None
     except UnreachableSlideError:
@@ -86,7 +86,7 @@ def with_scale(record: SlideRecord, slide: Slide, image: SlideImage | NoSlideIma
 
 
 def _patch_mpp(mpp: float, record: SlideRecord) -> float | None:
-    """um/px of a patch at the encoder's input; None where one of its edges is unknown."""
+    """um/px of a patch; None where one of its edges is unknown."""
     if record.patch_size_level0 is None or record.patch_size is None:
         return None
     return float(mpp * record.patch_size_level0 / record.patch_size)

@@ -67,7 +67,9 @@ class Source(NamedTuple):
 
 
 def table_source(uri: str, manifest: Manifest, read: Callable[[str], Instances], feature_type: FeatureType) -> Source:
-    """Source of one file with all slides; a slide's version is the digest of its rows.
+    """Source of one file with all slides.
+
+    The version of a slide is the digest of its rows.
 
     Args:
         uri: of the file.

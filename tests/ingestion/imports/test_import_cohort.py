@@ -68,8 +68,8 @@ def test_the_table_of_formats_has_the_names_of_the_setting() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--format", "clam"], "format clam got labels=None; allowed: a table of labels with clam, trident, pt"),
-        (["--format", "bags-npz", "--labels", "x.csv"], "got labels='x.csv'"),
+        (["--format", "clam"], "expected a table with format clam, got None; allowed: a table with clam, trident, pt"),
+        (["--format", "bags-npz", "--labels", "x.csv"], "labels: expected none with format bags-npz, got 'x.csv'"),
         (["--format", "clam", "--labels", "absent.csv"], "manifest absent.csv cannot be read"),
         (["--format", "parquet", "--positive-instances", "a"], "allowed: with patches-npz only"),
         (["--format", "csv"], "format: expected 'bags-npz'"),
