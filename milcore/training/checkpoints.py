@@ -1,8 +1,7 @@
 """Checkpoints: the state of a training run, in a flat folder.
 
-Weights and optimizer are safetensors, the rest is JSON; nothing is pickled.
-``state.json`` is written last and holds the digest of every other file: an incomplete or damaged folder is recognised
-and an older one is taken.
+Weights and optimizer are safetensors, the rest is JSON; nothing is pickled. ``state.json`` is written last and holds
+the digest of every other file: an incomplete or damaged folder is recognised and an older one is taken.
 """
 
 import hashlib

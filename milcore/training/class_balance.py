@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 def class_weights(labels: Int[np.ndarray, " bag"], classes: int) -> Float[np.ndarray, " class"]:
     """Weight of each class: ``n / (C n_c)``.
 
-    n bags in C classes, n_c in class c. The mean over the bags is 1 where every class has bags. A class without bags has weight 0.
+    n bags in C classes, n_c in class c. The mean over the bags is 1 where every class has bags; a class without bags
+    has weight 0.
     """
     counts = np.bincount(labels, minlength=classes)
     return np.divide(len(labels), classes * counts, out=np.zeros(classes), where=counts > 0)

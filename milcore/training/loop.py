@@ -93,7 +93,7 @@ def bag_losses(
 
 
 def _record_epoch(progress: Progress, epoch: int, metrics: dict[str, float], model: MILModel) -> None:
-    """Add an epoch to the history; keep its weights if it ranks first."""
+    """Add an epoch to the history; keep the weights of the best."""
     for name, value in metrics.items():
         split, _, metric = name.partition("_")
         progress.history.append(HistoryRow(epoch, split, metric, value))
@@ -174,7 +174,7 @@ class _Loop:
 
     @property
     def eval_model(self) -> MILModel:
-        """The model to validate and publish: the model, or the moving average of its weights."""
+        """Model to validate and publish: the moving average once updated, else the model."""
         return cast("MILModel", self.training.eval_model)
 
     def report(self, progress: Progress, epoch: int, metrics: dict[str, float]) -> None:

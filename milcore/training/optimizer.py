@@ -47,10 +47,7 @@ class Optimisation:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model to validate and publish: the moving average if any, else the model.
-
-        Before the first step it is the model.
-        """
+        """Model to validate and publish: the moving average once updated, else the model."""
         if self.ema is None or int(self.ema.n_averaged) == 0:
             return self.model
         return self.ema.module

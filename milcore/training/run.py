@@ -68,7 +68,7 @@ def _claim_run(store: PatchStore, run: Run, config: TrainConfig, splits: pa.Tabl
 
 
 def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
-    """Split the store's usable slides.
+    """Split the usable slides of a store.
 
     The split is drawn from the whole manifest, or adopted from a file.
 
@@ -158,7 +158,9 @@ def instance_digest(store: PatchStore, config: TrainConfig, slide_ids: list[str]
 
 
 def train_run(run_uri: str, ctx: TrainContext) -> None:
-    """Train a prepared run and publish model and history; a finished run is left unchanged.
+    """Train a prepared run and publish model and history.
+
+    A finished run is left unchanged.
 
     Raises:
         UnreachableError: rank 0 cannot write to the folder.

@@ -65,8 +65,8 @@ def parse_axis(text: str) -> Axis:
     return Axis(name, (), low, high, log=scale == "log")
 
 
-def _number(text: str, whole: str) -> float:
+def _number(text: str, setting: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"search {whole!r}: {text!r} is no number; allowed: {FORMS}") from None
+        raise InputError(f"search {setting!r}: {text!r} is no number; allowed: {FORMS}") from None

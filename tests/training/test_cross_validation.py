@@ -39,7 +39,7 @@ def test_folds_part_the_patients_outside_the_test_split_evenly_by_class() -> Non
     assert all((row["fold"] == -1) == (row["split"] == "test") for row in rows)
     fold_of = {row["patient_id"]: row["fold"] for row in rows}
     assert all(fold_of[row["patient_id"]] == row["fold"] for row in rows)
-    sizes = [sum(its == fold for its in fold_of.values()) for fold in range(5)]
+    sizes = [sum(other == fold for other in fold_of.values()) for fold in range(5)]
     assert max(sizes) - min(sizes) <= 1
     positives = [len({r["patient_id"] for r in rows if r["fold"] == fold and r["label"]}) for fold in range(5)]
     assert sorted(positives) == [1, 1, 2, 2, 2]
@@ -52,12 +52,12 @@ def test_a_fold_s_model_sees_nothing_of_its_fold_nor_of_the_test_split() -> None
     for fold in range(5):
         rows = splits_of_fold(splits, fold, FIVE).to_pylist()
         parts = {part: {row["patient_id"] for row in rows if row["split"] == part} for part in ("train", "val", "test")}
-        assert parts["test"] == {patient for patient, its in fold_of.items() if its == fold}
+        assert parts["test"] == {patient for patient, other in fold_of.items() if other == fold}
         assert not parts["train"] & parts["val"]
         assert not (parts["train"] | parts["val"]) & parts["test"]
         assert {row["label"] for row in rows if row["split"] == "val"} == {0, 1}
         tested += sorted(parts["test"])
-    assert sorted(tested) == sorted(patient for patient, its in fold_of.items() if its >= 0)
+    assert sorted(tested) == sorted(patient for patient, fold in fold_of.items() if fold >= 0)
 
 
 def test_more_folds_than_patients_of_a_class_are_refused() -> None:
@@ -67,7 +67,7 @@ def test_more_folds_than_patients_of_a_class_are_refused() -> None:
 
 def test_the_pooled_auroc_is_that_of_all_slides_left_out(tmp_path: Path) -> None:
     """Three positives over one of two negatives each time, by hand: 3 of 3 * 2 pairs, and one tie, (3 + 0.5) / 6."""
-    said = pa.table(
+    predictions = pa.table(
         {
             "patient_id": [f"p{k}" for k in range(5)],
             "label": [1, 1, 1, 0, 0],
@@ -77,7 +77,7 @@ def test_the_pooled_auroc_is_that_of_all_slides_left_out(tmp_path: Path) -> None
     )
     write_features(write_store(str(tmp_path / "store")))
     spec = prepare_run(str(tmp_path / "store"), str(tmp_path / "run"), TRAIN, SplitConfig(folds=2))
-    summary = out_of_fold_summary(said, spec)
+    summary = out_of_fold_summary(predictions, spec)
     assert summary["auroc"] == pytest.approx(3.5 / 6)
     assert summary["fold_auroc"] == [1.0, 0.5]
     assert summary["interval"][0] <= 3.5 / 6 <= summary["interval"][1]
@@ -93,10 +93,10 @@ def test_folds_end_with_a_model_each_and_a_prediction_of_every_slide_left_out(tm
     for fold in range(3):
         assert {"model.safetensors", "history.parquet"} <= set(storage.names(f"{run}/folds/{fold}"))
     outside = [row["slide_id"] for row in Run(run).splits().to_pylist() if row["split"] != "test"]
-    said = storage.read_table(f"{run}/predictions.parquet").to_pylist()
-    assert sorted(row["slide_id"] for row in said) == sorted(outside)
+    predictions = storage.read_table(f"{run}/predictions.parquet").to_pylist()
+    assert sorted(row["slide_id"] for row in predictions) == sorted(outside)
     fold_of = {row["slide_id"]: row["fold"] for row in Run(run).splits().to_pylist()}
-    assert all(row["fold"] == fold_of[row["slide_id"]] for row in said)
+    assert all(row["fold"] == fold_of[row["slide_id"]] for row in predictions)
     assert set(storage.read_table(f"{run}/history.parquet")["fold"].to_pylist()) == {0, 1, 2}
     before = storage.stat(f"{run}/out_of_fold.json")
     train_with(run, LaunchConfig(ray_address="127.0.0.1:1", workers=2))

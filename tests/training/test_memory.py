@@ -73,10 +73,10 @@ def write_patch_store(uri: str, patches: int) -> None:
 def test_a_bag_of_features_is_streamed_from_the_store_in_little_memory(tmp_path: Path, instances: int) -> None:
     """As f2 the bag takes 2,048 B an instance, as fp32 with its activations 8 kB: 2 GB and 8 GB at a million."""
     write_feature_store(str(tmp_path), instances, 1024)
-    said = one_training_step(str(tmp_path), features="f", cache_mb=100, activation_mb=100)
-    assert (said["length"], np.isfinite(said["loss"])) == (instances, True)
-    assert said["peak"] - said["before"] < 600
-    assert said["peak"] < 1500
+    measurement = one_training_step(str(tmp_path), features="f", cache_mb=100, activation_mb=100)
+    assert (measurement["length"], np.isfinite(measurement["loss"])) == (instances, True)
+    assert measurement["peak"] - measurement["before"] < 600
+    assert measurement["peak"] < 1500
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_bag_of_features_is_streamed_from_the_store_in_little_memory(tmp_path:
 def test_a_bag_of_patches_is_streamed_through_the_trainable_encoder(tmp_path: Path, patches: int) -> None:
     """A 64-px patch leaves 1 MB of activations in the convolutions."""
     write_patch_store(str(tmp_path), patches)
-    said = one_training_step(str(tmp_path), features=None, encoder="conv", cache_mb=100, activation_mb=100)
-    assert (said["length"], np.isfinite(said["loss"])) == (patches, True)
-    assert said["peak"] - said["before"] < 800
-    assert said["peak"] < 2000
+    measurement = one_training_step(str(tmp_path), features=None, encoder="conv", cache_mb=100, activation_mb=100)
+    assert (measurement["length"], np.isfinite(measurement["loss"])) == (patches, True)
+    assert measurement["peak"] - measurement["before"] < 800
+    assert measurement["peak"] < 2000

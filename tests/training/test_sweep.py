@@ -173,7 +173,7 @@ def test_the_winner_is_called_better_only_beyond_the_standard_error_of_the_diffe
 
 def test_settings_that_were_drawn_are_columns_of_the_table(store_uri: str, tmp_path: Path) -> None:
     spec = prepare_sweep(store_uri, str(tmp_path / "out"), SWEEP, SplitConfig())
-    said = [result(k, 0.5)._replace(searched=(("hidden", 8 * k), ("ema_decay", 0.5))) for k in range(3)]
-    publish(str(tmp_path / "out"), spec, said)
+    results = [result(k, 0.5)._replace(searched=(("hidden", 8 * k), ("ema_decay", 0.5))) for k in range(3)]
+    publish(str(tmp_path / "out"), spec, results)
     rows = storage.read_table(str(tmp_path / "out" / "trials.parquet")).to_pylist()
     assert [(row["hidden"], row["ema_decay"]) for row in rows] == [(0, 0.5), (8, 0.5), (16, 0.5)]

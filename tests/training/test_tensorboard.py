@@ -20,18 +20,18 @@ def masked_crc32c(data: bytes) -> int:
 
 def scalars(folder_uri: str) -> list[tuple[str, int, float]]:
     """(tag, step, value) of every file of a folder, in order: records of length, its checksum, data, its checksum."""
-    found = []
+    values = []
     for name in storage.names(folder_uri):
         data, place = storage.read_bytes(storage.join(folder_uri, name)), 0
         while place < len(data):
             (length,) = struct.unpack_from("<Q", data, place)
             framed = [data[place : place + 8], data[place + 12 : place + 12 + length]]
             sums = [data[place + 8 : place + 12], data[place + 12 + length : place + 16 + length]]
-            assert [struct.pack("<I", masked_crc32c(its)) for its in framed] == sums
+            assert [struct.pack("<I", masked_crc32c(part)) for part in framed] == sums
             event = Event.FromString(data[place + 12 : place + 12 + length])
-            found += [(its.tag, event.step, its.simple_value) for its in event.summary.value]
+            values += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
             place += 12 + length + 4
-    return found
+    return values
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
