@@ -82,7 +82,7 @@ def _child(sources: list[Path], seeds: list[int]) -> Iterator[dict[str, str]]:
         sys.executable,
         "-m",
         "tests.ingestion.mutants",
-        json.dumps([str(its) for its in sources]),
+        json.dumps([str(source) for source in sources]),
         json.dumps(seeds),
     ]
     root = Path(__file__).resolve().parents[2]

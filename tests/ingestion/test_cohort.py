@@ -110,7 +110,7 @@ def test_padded_and_overlapping_patches_are_the_slide_s_pixels_on_white(tmp_path
         assert np.abs(patch - on_white[y : y + 64, x : x + 64]).max() <= 6
 
 
-def test_normalised_stains_are_told(shared_data: Path, tmp_path: Path) -> None:
+def test_normalised_stains_are_recorded(shared_data: Path, tmp_path: Path) -> None:
     """The stored patches are the slide's own ones through the matrix whose stains are kept in the attributes."""
     path = str(shared_data / "slides/CMU-1-Small-Region.svs")
     config = IngestConfig(codec="zstd")
@@ -206,15 +206,15 @@ def test_the_bytes_do_not_depend_on_processes_or_on_an_interruption(tmp_path: Pa
 def test_a_map_handed_in_does_the_work(tmp_path: Path) -> None:
     write_pyramid(tmp_path / "a.tiff", _tissue(200, 200), 0.5, 1)
     store = _store(tmp_path, {"a": ("a.tiff", None), "b": ("b.tiff", None)})
-    seen = []
+    order = []
 
     def backwards(function, slides):
         for slide in reversed(list(slides)):
-            seen.append(slide.slide_id)
+            order.append(slide.slide_id)
             yield pickle.loads(pickle.dumps(function))(slide)  # noqa: S301 - as it would travel to another machine
 
-    assert [its.status for its in ingest(store, CONFIG, 2, map_slides=backwards)] == ["quarantined", "ok"]
-    assert seen == ["b", "a"]
+    assert [outcome.status for outcome in ingest(store, CONFIG, 2, map_slides=backwards)] == ["quarantined", "ok"]
+    assert order == ["b", "a"]
 
 
 def test_partitions_divide_the_cohort(tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ def sources(shared_data: Path, tmp_path: Path) -> list[Path]:
 def _check(sources: list[Path], count: int) -> None:
     ended = list(ingest_mutants(sources, list(range(count))))
     assert len(ended) == count
-    assert [its for its in ended if its.status is None] == []
-    reasons = [its.reason for its in ended if its.status == "quarantined"]
+    assert [mutant for mutant in ended if mutant.status is None] == []
+    reasons = [mutant.reason for mutant in ended if mutant.status == "quarantined"]
     assert all(reason and len(reason) < 400 and "Traceback" not in reason for reason in reasons)
-    assert {its.status for its in ended} == {"ok", "quarantined"}
+    assert {mutant.status for mutant in ended} == {"ok", "quarantined"}
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ def _ingest(path: Path, folder: Path, **settings: object) -> SlideGroup:
 
 def _openslide(path: Path, slide: SlideGroup) -> np.ndarray:
     edge = slide.patch_size
-    with openslide.OpenSlide(str(path)) as its:
-        regions = [its.read_region((int(x), int(y)), 0, (edge, edge)).convert("RGB") for x, y in slide.coords]
+    with openslide.OpenSlide(str(path)) as handle:
+        regions = [handle.read_region((int(x), int(y)), 0, (edge, edge)).convert("RGB") for x, y in slide.coords]
     return np.stack([np.asarray(region) for region in regions])
 
 
@@ -45,14 +45,14 @@ def test_stored_patches_are_what_openslide_reads(
     """Passthrough is exact on the grid of the file's own tiles; beside it it becomes JPEG, and says so."""
     path = shared_data / "slides" / name
     slide = _ingest(path, tmp_path, patch_size=edge, codec=codec)
-    stored, seen = slide.patches(0, len(slide)).astype(int), _openslide(path, slide)
+    stored, expected = slide.patches(0, len(slide)).astype(int), _openslide(path, slide)
     if codec == "zstd" or edge in {240, 256}:
         assert slide.record.codec == codec
-        np.testing.assert_array_equal(stored, seen)
+        np.testing.assert_array_equal(stored, expected)
     else:
         assert slide.record.codec == "jpeg"
         assert "no JPEG tiles of" in str(slide.record.scan.codec_instead)
-        assert np.abs(stored - seen).mean() < 2
+        assert np.abs(stored - expected).mean() < 2
 
 
 def test_jpeg_patches_differ_by_jpeg_s_error_only(shared_data: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_passed_tile_is_true_in_any_jpeg_decoder(tmp_path: Path, inside: str) 
         assert np.abs(shown - pixels[top : top + 256, left : left + 256]).max() <= 6
 
 
-def test_tiles_whose_colours_only_the_tiff_tells_are_read(shared_data: Path, tmp_path: Path) -> None:
+def test_tiles_whose_colour_space_only_the_tiff_names_are_read(shared_data: Path, tmp_path: Path) -> None:
     """As libtiff writes them, without JFIF: the segment becomes a comment of the same length."""
     data = (shared_data / "slides/pyramid_generic.tiff").read_bytes()
     assert b"\xff\xe0\x00\x10JFIF" in data
@@ -149,7 +149,7 @@ def test_each_native_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert sorted(decoded) == list(range(16))
 
 
-def test_a_damaged_tile_is_told_without_decoding_it(shared_data: Path) -> None:
+def test_a_damaged_tile_is_noticed_without_decoding_it(shared_data: Path) -> None:
     config = IngestConfig(patch_size=240, codec="passthrough")
     with open_slide(shared_data / "slides/corrupt_tiles.svs") as reader:
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)

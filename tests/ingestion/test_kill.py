@@ -69,8 +69,8 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
 
 
 def _groups(store: str) -> dict[str, bytes]:
-    found = sorted(uri for uri in storage.files(store) if "/slides/" in uri)
-    return {uri.removeprefix(store): data for uri, data in storage.read_all(found).items()}
+    uris = sorted(uri for uri in storage.files(store) if "/slides/" in uri)
+    return {uri.removeprefix(store): data for uri, data in storage.read_all(uris).items()}
 
 
 def _check_readable(store: str, expected: dict[str, bytes]) -> None:

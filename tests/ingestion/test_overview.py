@@ -31,7 +31,7 @@ def page(tmp_path: Path) -> str:
     return Path(write_cohort_page(str(tmp_path / "store"))).read_text()
 
 
-def test_every_slide_is_told_with_its_status(page: str) -> None:
+def test_every_slide_has_a_row_with_its_status(page: str) -> None:
     rows = re.findall(r'<tr class="(\w+)">\s*<td>(\w)', page)
     assert rows == [("ok", "a"), ("quarantined", "b"), ("missing", "c")]
     assert "1 slides ok, 1 quarantined, 1 not ingested yet" in page

@@ -29,12 +29,12 @@ def _painted(vectors: np.ndarray, count: int = 4000, seed: int = 0) -> np.ndarra
     return np.clip(np.rint(intensity), 0, 255).astype(np.uint8)
 
 
-def test_painted_stains_are_found() -> None:
-    found = estimate_stains(_painted(VECTORS))
-    cosines = np.minimum((found.vectors * VECTORS).sum(axis=1), 1.0)
+def test_painted_stains_are_estimated() -> None:
+    stains = estimate_stains(_painted(VECTORS))
+    cosines = np.minimum((stains.vectors * VECTORS).sum(axis=1), 1.0)
     assert np.degrees(np.arccos(cosines)).max() < 3.0
-    assert np.linalg.norm(found.vectors, axis=1) == pytest.approx([1.0, 1.0])
-    assert found.strengths == pytest.approx([1.2, 1.2], abs=0.1)
+    assert np.linalg.norm(stains.vectors, axis=1) == pytest.approx([1.0, 1.0])
+    assert stains.strengths == pytest.approx([1.2, 1.2], abs=0.1)
 
 
 def _slowly(pixels: np.ndarray, patch: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_two_scanners_of_one_tissue_come_out_alike() -> None:
     other = np.array([[0.50, 0.72, 0.48], [0.35, 0.78, 0.52]])
     one, two = _painted(VECTORS), _painted(other)
     assert np.abs(one.astype(int) - two).mean() > 10
-    out = [Normaliser(estimate_stains(its)).apply(its[None]).astype(int) for its in (one, two)]
+    out = [Normaliser(estimate_stains(pixels)).apply(pixels[None]).astype(int) for pixels in (one, two)]
     assert np.abs(out[0] - out[1]).mean() < 5
 
 
@@ -87,7 +87,7 @@ def test_two_scanners_of_one_tissue_come_out_alike() -> None:
         (np.repeat(np.arange(20, 180, dtype=np.uint8), 25)[:, None] * [1, 1, 1], "only one is seen"),
     ],
 )
-def test_what_shows_no_two_stains_is_told(pixels: np.ndarray, reason: str) -> None:
+def test_a_slide_without_two_stains_is_refused(pixels: np.ndarray, reason: str) -> None:
     with pytest.raises(SlideError, match=reason):
         estimate_stains(pixels.astype(np.uint8))
 

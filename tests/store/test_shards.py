@@ -88,7 +88,7 @@ def test_the_digest_is_of_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert one != _write(tmp_path / "c", patches[::-1], "none", monkeypatch, 3)
 
 
-def test_a_damaged_index_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_index_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path / "a", _smooth_patches(2, 16), "none", monkeypatch, 2)
     shard = tmp_path / "a/c/0/0/0/0"
     data = bytearray(shard.read_bytes())
@@ -123,7 +123,7 @@ def test_lossless_codecs_return_the_pixels(codec: Codec) -> None:
     np.testing.assert_array_equal(decoded, noise)
 
 
-def test_a_chunk_of_another_size_is_told() -> None:
+def test_a_chunk_of_another_size_is_refused() -> None:
     with pytest.raises(StoreError, match="patch: expected 1728 bytes, got 1200"):
         decode_into(encode_patch(np.zeros((20, 20, 3), np.uint8), "zstd", 90), "zstd", np.empty((24, 24, 3), np.uint8))
 

@@ -87,7 +87,7 @@ def test_other_parameters_remove_what_an_earlier_ingestion_left(store: PatchStor
     assert len(store.slide("a")) == 1
 
 
-def test_the_cohort_is_told_in_manifest_order(store: PatchStore) -> None:
+def test_slides_and_reasons_come_in_manifest_order(store: PatchStore) -> None:
     store.write_manifest(MANIFEST)
     for slide_id in "abc":
         _write(store, slide_id)
@@ -104,11 +104,11 @@ def test_the_cohort_is_told_in_manifest_order(store: PatchStore) -> None:
 def test_a_quarantined_slide_is_never_half_there(store: PatchStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not complete any more before the first of its arrays is removed, nor until the last is."""
     _write(store, "a")
-    seen = []
+    records = []
     remove = storage.remove
-    monkeypatch.setattr(storage, "remove", lambda uri: (seen.append(store.record("a")), remove(uri)))
+    monkeypatch.setattr(storage, "remove", lambda uri: (records.append(store.record("a")), remove(uri)))
     store.quarantine(SlideRecord("a"), "no tissue")
-    assert set(seen) == {None}
+    assert set(records) == {None}
     assert storage.files(store.group_uri("a")) == {storage.join(store.group_uri("a"), "zarr.json")}
 
 
@@ -123,7 +123,7 @@ def test_a_slide_to_be_tried_again_does_not_spoil_another_writer_s(store: PatchS
     assert slide.thumbnail.shape == (40, 50, 3)
 
 
-def test_a_folder_that_is_no_store_is_told(store: PatchStore) -> None:
+def test_a_folder_that_is_no_store_is_refused(store: PatchStore) -> None:
     with pytest.raises(StoreError, match="not a patch store"):
         store.manifest()
 
@@ -161,18 +161,18 @@ def test_a_half_written_feature_array_is_none_for_any_reader(
     _write(store, "a")
     old, new = np.zeros((5, 3), np.float16), np.arange(15, dtype=np.float16).reshape(5, 3)
     uri = storage.join(store.group_uri("a"), "features", "f")
-    whole, seen = storage.write_bytes, []
+    write_bytes, states = storage.write_bytes, []
 
     def watched(object_uri: str, data: bytes) -> None:
-        whole(object_uri, data)
+        write_bytes(object_uri, data)
         there = (store.slide("a").has_features("f"), storage.exists(f"{uri}/zarr.json"))
-        seen.append((object_uri, *there))
+        states.append((object_uri, *there))
 
     store.slide("a").write_features("f", old, {})
     monkeypatch.setattr(storage, "write_bytes", watched)
     store.slide("a").write_features("f", new, {})
     monkeypatch.undo()
-    inside = [(name.removeprefix(uri), *there) for name, *there in seen if name.startswith(uri)]
+    inside = [(name.removeprefix(uri), *there) for name, *there in states if name.startswith(uri)]
     assert [name for name, *_ in inside] == ["/c/0/0", "/c/1/0", "/c/2/0", "/zarr.json"]
     assert [there for _, *there in inside] == 3 * [[False, False]] + [[True, True]]
     np.testing.assert_array_equal(store.slide("a").features("f").read(0, 5), new)

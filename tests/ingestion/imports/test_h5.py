@@ -74,8 +74,8 @@ def _spoil_h5(folder: Path) -> None:
     features = features_of(0)
     nan, huge = features.copy(), features.copy()
     nan[2, 1], huge[0, 0] = np.nan, 1e5
-    for name, its in {"a": features, "b": features, "nan": nan, "huge": huge, "wide": features_of(0, width=7)}.items():
-        write_h5(folder / f"{name}.h5", its)
+    for name, rows in {"a": features, "b": features, "nan": nan, "huge": huge, "wide": features_of(0, width=7)}.items():
+        write_h5(folder / f"{name}.h5", rows)
     write_h5(folder / "short.h5", features)
     cut_short(folder / "short.h5")
     write_h5(folder / "rows.h5", features, GRID[:-1])

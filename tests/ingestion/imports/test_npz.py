@@ -104,7 +104,7 @@ def test_a_bag_that_cannot_be_used_is_quarantined_and_the_others_go_on(tmp_path:
         ({"X": np.zeros(8)}, r"X has shape \(8,\), type float64; allowed: numbers \(instance, feature\)"),
         ({"bag": np.zeros(7, int)}, r"bag has shape \(7,\)"),
         ({"bag": np.full(8, 4)}, "bag holds 4 to 4; allowed: 0 to 3, as y has labels"),
-        ({"y": np.array([0, 1, 2, 3])}, "2 problem.*row 3: label '2' is neither 0/1 nor a class name"),
+        ({"y": np.array([0, 1, 2, 3])}, "2 problem.*row 3: label: expected 0/1 or a class name, got '2'"),
         ({"X": np.array([{}], object)}, "cannot be read as .npz"),
     ],
 )

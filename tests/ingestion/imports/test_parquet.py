@@ -55,7 +55,7 @@ def test_a_table_comes_back_slide_by_slide(tmp_path: Path) -> None:
 def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, changed: dict[str, Any], line: str) -> None:
     table = {"slide_id": ["a", "a", "b"], "label": [0, 0, 1], "f0": [0.1, 0.2, 0.3]} | changed
     storage.write_table(
-        str(tmp_path / "t.parquet"), pa.table({name: its for name, its in table.items() if its is not None})
+        str(tmp_path / "t.parquet"), pa.table({name: column for name, column in table.items() if column is not None})
     )
     with pytest.raises(InputError) as caught:
         import_source(str(tmp_path / "t.parquet"), str(tmp_path / "s"), ImportConfig(format="parquet"))
