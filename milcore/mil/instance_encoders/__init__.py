@@ -1,1 +1,1 @@
-"""f: the instance encoders that are trained with the model."""
+"""Instance encoders f that are trained with the model."""

@@ -21,7 +21,7 @@ class InstanceEncoder(Protocol):
     """Instance encoder f, an ``nn.Module`` whose parameters are trained with the model."""
 
     def rows_per_chunk(self, instance: Shaped[Tensor, "1 ..."]) -> int:
-        """Instances that are computed on at once.
+        """Instances per chunk.
 
         Args:
             instance: any one, first axis kept.
@@ -29,7 +29,7 @@ class InstanceEncoder(Protocol):
         ...
 
     def embedder(self, dtype: torch.dtype, stored: torch.dtype, scale: float) -> Embed:
-        """Function from instances as stored to embeddings, by the weights of now.
+        """Function from stored instances to embeddings, by the current weights.
 
         Args:
             dtype: of the products.

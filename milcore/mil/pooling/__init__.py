@@ -1,1 +1,1 @@
-"""sigma: permutation-invariant pooling of instances, and its streaming."""
+"""Permutation-invariant pooling sigma of instances, and its streaming."""
