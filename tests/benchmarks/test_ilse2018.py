@@ -84,7 +84,7 @@ def test_the_same_command_goes_on_where_it_stopped(
         (["--bags", "text.npz"], "cannot be read as .npz"),
         (["--bags", "set.npz", "--folds", "text.npz"], "cannot be read as .npz"),
         (["--bags", "set.npz", "--pooling", "median"], "pooling: expected 'max'"),
-        (["--bags", "set.npz", "--pooling", "noisy_or"], "allowed: level instance"),
+        (["--bags", "set.npz", "--pooling", "noisy_or"], "level: expected instance with pooling noisy_or"),
         (["--bags", "set.npz", "--encoder", "conv"], "--encoder conv with --bags; allowed: mlp, linear"),
     ],
 )
@@ -102,9 +102,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    told = [its for its in capsys.readouterr().err.strip().splitlines() if not its.startswith("import:")]
-    assert len(told) == 1
-    assert line in told[0]
+    lines = [text for text in capsys.readouterr().err.strip().splitlines() if not text.startswith("import:")]
+    assert len(lines) == 1
+    assert line in lines[0]
 
 
 def test_a_fold_file_for_other_bags_is_refused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_every_bag_is_tested_once_in_every_repeat_and_never_trained_on(tmp_path:
 
 def test_labels_of_test_bags_change_nothing_but_the_score(tmp_path: Path) -> None:
     """Choice, training and predictions are the same when the labels of the test bags are turned around."""
-    said = []
+    results = []
     for name, flip in (("as-is", slice(0)), ("flipped", slice(4, 6))):
         (tmp_path / name).mkdir()
         experiment = bags_experiment(write_bags(tmp_path / name / "set.npz", flip=flip), None, 1, tmp_path / name)
@@ -135,12 +135,12 @@ def test_labels_of_test_bags_change_nothing_but_the_score(tmp_path: Path) -> Non
         )
         protocol = protocol_of("mlp", {**SHORT, "pooling": "attention"}, 1)
         protocol = dataclasses.replace(protocol, candidates=({"learning_rate": 1e-5}, {"learning_rate": 1e-2}))
-        said.append(run_fold(protocol, fold))
-    assert said[0].labels != said[1].labels
+        results.append(run_fold(protocol, fold))
+    assert results[0].labels != results[1].labels
     for field in ("probability", "colour", "shuffled", "chosen", "left_out", "threshold", "validation"):
-        assert getattr(said[0], field) == getattr(said[1], field), field
-    assert said[0].chosen == {"learning_rate": 1e-2}, "the rate that learns nothing was chosen"
-    assert sorted(said[0].left_out) == sorted(fold.train), "every training bag is left out once"
+        assert getattr(results[0], field) == getattr(results[1], field), field
+    assert results[0].chosen == {"learning_rate": 1e-2}, "the rate that learns nothing was chosen"
+    assert sorted(results[0].left_out) == sorted(fold.train), "every training bag is left out once"
 
 
 def test_even_odds_lie_where_the_labels_turn() -> None:
