@@ -26,7 +26,7 @@ def load_annotation(uri: str, slide_id: str) -> BaseGeometry:
         text = storage.read_bytes(uri)
     except FileNotFoundError:
         raise InputError(
-            f"annotation of slide {slide_id}: nothing at {uri}; correct the manifest's annotation"
+            f"annotation of slide {slide_id}: expected a file, got nothing at {uri}; correct the manifest's annotation"
         ) from None
     return read_annotation(text, slide_id)
 
@@ -45,7 +45,7 @@ def read_annotation(text: bytes, slide_id: str) -> BaseGeometry:
         shapes = [shapely.geometry.shape(part) for part in _geometries(json.loads(text))]
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
         raise InputError(
-            f"annotation of slide {slide_id} is not GeoJSON ({error}); expected polygons in level-0 px"
+            f"annotation of slide {slide_id}: expected GeoJSON, got none ({error}); allowed: polygons in level-0 px"
         ) from error
     areas = [shapely.make_valid(shape) for shape in shapes if shape.area > 0]
     return shapely.union_all(areas)
@@ -66,7 +66,7 @@ def _geometries(value: dict[str, object]) -> list[dict[str, object]]:
 def _members(value: dict[str, object], name: str) -> list[dict[str, object]]:
     members = value[name]
     if not isinstance(members, list):
-        raise TypeError(f"{name} is not a list")
+        raise TypeError(f"{name}: expected a list, got a {type(members).__name__}")
     return members
 
 

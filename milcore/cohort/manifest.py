@@ -76,7 +76,10 @@ class Manifest:
             InputError: there is no such slide.
         """
         if slide_id not in self._by_id:
-            raise InputError(f"slide {slide_id!r} is not in the manifest of {len(self.slides)} slides")
+            raise InputError(
+                f"slide_id: expected a slide of the manifest, got {slide_id!r}; allowed: the ids of its "
+                f"{len(self.slides)} slides"
+            )
         return self._by_id[slide_id]
 
     def __getitem__(self, slide_id: str) -> Slide:
@@ -146,7 +149,7 @@ def make_manifest(uri: str, rows: Iterable[dict[str, object]], positive: str | N
 
 def _manifest(uri: str, rows: list[_Row], positive: str | None, required: tuple[str, ...]) -> Manifest:
     if not rows:
-        raise InputError(f"manifest {uri} has no slides; it needs at least one row below its header")
+        raise InputError(f"manifest {uri}: expected slides, got none; allowed: at least one row below the header")
     problems = [f"{row.place}: {problem}" for row in rows for problem in _row_problems(row, required)]
     problems += _label_problems(rows) + _duplicates(rows)
     if problems:
@@ -161,14 +164,19 @@ def _read(uri: str) -> bytes:
     try:
         return storage.read_bytes(uri)
     except storage.IO_ERRORS as error:
-        raise InputError(f"manifest {uri} cannot be read: {type(error).__name__}: {error}") from None
+        raise InputError(
+            f"manifest {uri} cannot be read: {type(error).__name__}: {error}; check its path and the right to read it"
+        ) from None
 
 
 def _csv_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
     try:
         text = _read(uri).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"manifest {uri} is not UTF-8 text ({error}); a Parquet manifest ends in .parquet") from None
+        raise InputError(
+            f"manifest {uri}: expected UTF-8 text, got other bytes ({error}); allowed: CSV in UTF-8, or Parquet in a "
+            "file that ends in .parquet"
+        ) from None
     reader = csv.reader(io.StringIO(text, newline=""))
     header = [name.strip() for name in next(reader, [])]
     _check_columns(uri, header, required)
@@ -178,7 +186,7 @@ def _csv_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
 def _csv_row(line: int, header: list[str], cells: list[str]) -> _Row:
     cell_of = dict(zip(header, (cell.strip() for cell in cells), strict=False))
     if len(cells) != len(header):
-        cell_of[""] = f"{len(cells)} cells where the header has {len(header)} columns"
+        cell_of[""] = f"cells: expected {len(header)}, one per column of the header, got {len(cells)}"
     return _Row(f"line {line}", cell_of)
 
 
@@ -186,7 +194,10 @@ def _parquet_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
     try:
         table = storage.parse_table(_read(uri))
     except pa.ArrowInvalid as error:
-        raise InputError(f"manifest {uri} is not a Parquet file: {error}") from None
+        raise InputError(
+            f"manifest {uri}: expected a Parquet file, got another ({error}); allowed: Parquet, or CSV in a file that "
+            "does not end in .parquet"
+        ) from None
     _check_columns(uri, table.column_names, required)
     return [_text_row(number, row) for number, row in enumerate(table.to_pylist(), start=1)]
 
@@ -205,29 +216,31 @@ def _check_columns(uri: str, columns: list[str], required: tuple[str, ...]) -> N
     missing = [name for name in required if name not in columns]
     if missing:
         raise InputError(
-            f"manifest {uri} lacks the column(s) {', '.join(missing)}; it has {', '.join(columns) or 'none'}; "
-            f"required: {', '.join(required)}"
+            f"manifest {uri}: expected the column(s) {', '.join(required)}, got {', '.join(columns) or 'none'}; "
+            f"allowed: further columns; add {', '.join(missing)}"
         )
     doubled = [name for name, count in Counter(columns).items() if count > 1]
     if doubled:
-        raise InputError(f"manifest {uri} has the column(s) {', '.join(doubled)} more than once")
+        raise InputError(
+            f"manifest {uri}: expected each column once, got {', '.join(doubled)} more than once; rename or drop one"
+        )
 
 
 def _row_problems(row: _Row, required: tuple[str, ...]) -> Iterator[str]:
     cells = row.cells
     if "" in cells:
         yield cells[""]
-    yield from (f"{name} is empty" for name in required if not cells.get(name))
+    yield from (f"{name}: expected a value, got an empty cell" for name in required if not cells.get(name))
     slide_id, mpp, split = cells.get("slide_id", ""), cells.get("mpp", ""), cells.get("split", "")
     if slide_id and not _SAFE_ID.fullmatch(slide_id):
         yield (
-            f"slide_id {slide_id!r} cannot name a file; allowed: at most 200 letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
+            f"slide_id: expected a name for files, got {slide_id!r}; allowed: at most 200 letters, digits, '.', '_' "
+            "and '-', beginning with a letter or digit"
         )
     if mpp and not (0 < _number(mpp) < math.inf):
-        yield f"mpp {mpp!r} is not a positive number of um/px"
+        yield f"mpp: expected um/px, got {mpp!r}; allowed: numbers above 0, or an empty cell"
     if split and split not in SPLIT_NAMES:
-        yield f"split {split!r} is none of {', '.join(SPLIT_NAMES)}"
+        yield f"split: expected the name of a split, got {split!r}; allowed: {', '.join(SPLIT_NAMES)}"
 
 
 def _number(text: str) -> float:
@@ -251,14 +264,14 @@ def _label_problems(rows: list[_Row]) -> list[str]:
     numbers = [(place, label) for place, label in labels if _is_number(label)]
     names = [(place, label) for place, label in labels if not _is_number(label)]
     problems = [
-        f"{place}: label {label!r} is neither 0/1 nor a class name"
+        f"{place}: label: expected 0/1 or a class name, got {label!r}"
         for place, label in numbers
         if _binary(label) is None
     ]
     binary = [(place, label) for place, label in numbers if _binary(label) is not None]
     if binary and names:
         rarer, other = (names, "0/1") if len(names) <= len(binary) else (binary, "class names")
-        problems += [f"{place}: label {label!r} where other rows have {other}" for place, label in rarer]
+        problems += [f"{place}: label: expected {other} as in the other rows, got {label!r}" for place, label in rarer]
     return problems
 
 
@@ -274,7 +287,9 @@ def _duplicates(rows: list[_Row]) -> list[str]:
     for row in rows:
         slide_id = row.cells.get("slide_id", "")
         if slide_id and first.setdefault(slide_id, row.place) != row.place:
-            problems.append(f"{row.place}: slide_id {slide_id!r} stands on {first[slide_id]} already")
+            problems.append(
+                f"{row.place}: slide_id: expected one row per slide, got {slide_id!r} of {first[slide_id]} again"
+            )
     return problems
 
 
@@ -288,7 +303,10 @@ def _classes(rows: list[_Row], positive: str | None) -> tuple[str, ...]:
     if positive is None:
         return classes
     if positive not in classes or len(classes) != 2:
-        raise InputError(f"positive class {positive!r}: needs two classes, this being one; got {', '.join(classes)}")
+        raise InputError(
+            f"positive: expected one of two classes, got {positive!r} with the class(es) {', '.join(classes)}; "
+            "allowed: a class where the labels have two, else none"
+        )
     return (*(name for name in classes if name != positive), positive)
 
 

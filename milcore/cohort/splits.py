@@ -34,8 +34,8 @@ def make_splits(manifest: Manifest, config: SplitConfig) -> pa.Table:
     given = [slide for slide in manifest.slides if slide.split is not None]
     if given and len(given) < len(manifest.slides):
         raise InputError(
-            f"manifest column split: {len(given)} of {len(manifest.slides)} slides have one; "
-            "allowed: all or none; fill or drop the column"
+            f"manifest column split: expected a value for every slide, got {len(given)} for {len(manifest.slides)} "
+            f"slides; allowed: {', '.join(SPLIT_NAMES)}; fill or drop the column"
         )
     split_of = _manifest_splits(given) if given else _random_splits(manifest, config)
     rows = [(s.slide_id, s.patient_id, s.label, split_of[s.patient_id]) for s in manifest.slides]
@@ -48,8 +48,8 @@ def _manifest_splits(slides: list[Slide]) -> dict[str, str]:
         split = split_of.setdefault(slide.patient_id, str(slide.split))
         if split != slide.split:
             raise InputError(
-                f"manifest column split: patient {slide.patient_id!r} stands in {split!r} and in {slide.split!r}; "
-                "allowed: one split per patient"
+                f"manifest column split: expected one split per patient, got {split!r} and {slide.split!r} for patient "
+                f"{slide.patient_id!r}; allowed: any of {', '.join(SPLIT_NAMES)}"
             )
     return split_of
 
@@ -94,8 +94,9 @@ def add_folds(splits: pa.Table, config: SplitConfig) -> pa.Table:
         patients = _shuffled(label_of, label, [config.split_seed, label, 1])
         if len(patients) < config.folds:
             raise InputError(
-                f"folds {config.folds}: class {label} has {len(patients)} patients outside the test split; allowed: at "
-                "most as many folds as the rarest class has patients"
+                f"folds: expected a patient of each class in every fold, got {config.folds} folds for {len(patients)} "
+                f"patients of class {label} outside the test split; allowed: at most as many as the rarest class has "
+                "patients"
             )
         # each class starts at the fold after the last one dealt, which keeps the folds equal
         fold_of |= {patient: (len(fold_of) + index) % config.folds for index, patient in enumerate(patients)}
@@ -148,15 +149,21 @@ def check_splits(splits: pa.Table) -> None:
     """
     missing = [name for name in COLUMNS if name not in splits.column_names]
     if missing:
-        raise InputError(f"splits: no column {', '.join(missing)}; allowed: {', '.join(COLUMNS)}")
+        raise InputError(
+            f"splits: expected columns {', '.join(COLUMNS)}, got no {', '.join(missing)}; allowed: further columns"
+        )
     split_of: dict[str, str] = {}
     for row in splits.to_pylist():
         if row["split"] not in SPLIT_NAMES:
             raise InputError(
-                f"splits: slide {row['slide_id']!r} has {row['split']!r}; allowed: {', '.join(SPLIT_NAMES)}"
+                f"splits: slide {row['slide_id']!r}: expected the name of a split, got {row['split']!r}; allowed: "
+                f"{', '.join(SPLIT_NAMES)}"
             )
         if split_of.setdefault(row["patient_id"], row["split"]) != row["split"]:
-            raise InputError(f"splits: patient {row['patient_id']!r} stands in two splits; allowed: one per patient")
+            raise InputError(
+                f"splits: patient {row['patient_id']!r}: expected one split, got {split_of[row['patient_id']]!r} and "
+                f"{row['split']!r}; allowed: any of {', '.join(SPLIT_NAMES)}"
+            )
 
 
 def splits_digest(splits: pa.Table) -> str:

@@ -35,7 +35,7 @@ def test_an_annotation_without_areas_is_empty():
     "text", [b"<xml>", b"[1]", b"{}", b'{"type": "Polygon"}', b'{"type": "Oval", "coordinates": []}']
 )
 def test_a_broken_annotation_names_its_slide(text):
-    with pytest.raises(InputError, match="annotation of slide tumour-7 is not GeoJSON"):
+    with pytest.raises(InputError, match="annotation of slide tumour-7: expected GeoJSON"):
         read_annotation(text, "tumour-7")
 
 
@@ -46,7 +46,7 @@ def test_instance_labels_follow_the_share_of_overlap():
 
 
 def test_a_missing_annotation_names_slide_and_place(tmp_path):
-    with pytest.raises(InputError, match=r"slide tumour-7: nothing at .*none\.geojson"):
+    with pytest.raises(InputError, match=r"slide tumour-7: expected a file, got nothing at .*none\.geojson"):
         load_annotation(str(tmp_path / "none.geojson"), "tumour-7")
     (tmp_path / "a.geojson").write_text(json.dumps(SQUARE))
     assert load_annotation(str(tmp_path / "a.geojson"), "tumour-7").area == 10_000

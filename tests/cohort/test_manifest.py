@@ -79,18 +79,18 @@ def test_every_bad_row_is_reported_with_its_line(tmp_path: Path) -> None:
         read_manifest(uri)
     problems = str(caught.value).split("\n  ")[1:]
     beginnings = [
-        "line 3: slide_id 'a' stands on line 2 already",
-        "line 4: slide_id is empty",
-        "line 6: slide_id '../d' cannot name a file",
-        "line 7: uri is empty",
-        "line 7: label '2' is neither 0/1 nor a class name",
-        "line 8: label is empty",
-        "line 8: mpp '-1' is not a positive number of um/px",
-        "line 8: split 'dev' is none of train, val, test",
-        "line 9: mpp 'x' is not a positive number of um/px",
-        "line 9: label 'tumour' where other rows have 0/1",
-        "line 10: 3 cells where the header has 5 columns",
-        "line 10: label 'nan' is neither 0/1 nor a class name",
+        "line 3: slide_id: expected one row per slide, got 'a' of line 2 again",
+        "line 4: slide_id: expected a value, got an empty cell",
+        "line 6: slide_id: expected a name for files, got '../d'; allowed: ",
+        "line 7: uri: expected a value, got an empty cell",
+        "line 7: label: expected 0/1 or a class name, got '2'",
+        "line 8: label: expected a value, got an empty cell",
+        "line 8: mpp: expected um/px, got '-1'; allowed: numbers above 0",
+        "line 8: split: expected the name of a split, got 'dev'; allowed: train, val, test",
+        "line 9: mpp: expected um/px, got 'x'; allowed: numbers above 0",
+        "line 9: label: expected 0/1 as in the other rows, got 'tumour'",
+        "line 10: cells: expected 5, one per column of the header, got 3",
+        "line 10: label: expected 0/1 or a class name, got 'nan'",
     ]
     assert [line[: len(start)] for line, start in zip(problems, beginnings, strict=True)] == beginnings
     assert "12 problem(s)" in str(caught.value)
@@ -99,10 +99,10 @@ def test_every_bad_row_is_reported_with_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("slide_id,path\na,b\n", "lacks the column.s. uri, label; it has slide_id, path"),
+        ("slide_id,path\na,b\n", "expected the column.s. slide_id, uri, label, got slide_id, path; .*add uri, label"),
         ("slide_id,uri,label,label\na,b,1,0\n", "label more than once"),
-        ("", "lacks the column"),
-        ("slide_id,uri,label\n", "has no slides"),
+        ("", "got none; allowed: further columns; add slide_id, uri, label"),
+        ("slide_id,uri,label\n", "expected slides, got none"),
     ],
 )
 def test_a_manifest_without_its_columns_or_rows_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -114,10 +114,10 @@ def test_an_absent_or_binary_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: FileNotFoundError"):
         read_manifest(str(tmp_path / "no.csv"))
     (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not UTF-8"):
+    with pytest.raises(InputError, match="expected UTF-8 text"):
         read_manifest(str(tmp_path / "m.csv"))
     (tmp_path / "m.parquet").write_bytes(b"slide_id,uri")
-    with pytest.raises(InputError, match="not a Parquet file"):
+    with pytest.raises(InputError, match="expected a Parquet file"):
         read_manifest(str(tmp_path / "m.parquet"))
 
 

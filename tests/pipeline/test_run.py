@@ -117,7 +117,7 @@ def test_killed_in_the_middle_it_redoes_only_what_is_missing(folder_uri: str, tm
 @pytest.mark.parametrize(
     ("manifest", "arguments", "line"),
     [
-        ("slide_id,label\ns1,0\n", [], "lacks the column(s) uri"),
+        ("slide_id,label\ns1,0\n", [], "got slide_id, label; allowed: further columns; add uri"),
         (
             "slide_id,uri,label\ns1,a.svs,0\n",
             ["--learning-rate-min", "1"],

@@ -61,7 +61,7 @@ def test_a_fold_s_model_sees_nothing_of_its_fold_nor_of_the_test_split() -> None
 
 
 def test_more_folds_than_patients_of_a_class_are_refused() -> None:
-    with pytest.raises(InputError, match=r"class 1 has 8 patients outside the test split"):
+    with pytest.raises(InputError, match=r"8 patients of class 1 outside the test split"):
         add_folds(cohort(), SplitConfig(folds=9))
 
 

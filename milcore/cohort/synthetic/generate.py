@@ -63,7 +63,7 @@ def plan_slides(slides: int, seed: int) -> tuple[SyntheticSlide, ...]:
         InputError: fewer than 2 slides.
     """
     if slides < 2:
-        raise InputError(f"a cohort needs at least 2 slides (one of each label), got {slides}")
+        raise InputError(f"slides: expected at least 2 slides, one of each label, got {slides}; allowed: 2, 3, …")
     rng = np.random.default_rng([seed, 0])
     plan: list[SyntheticSlide] = []
     for pair in range(slides):
