@@ -66,11 +66,13 @@ def write_pyramid(
 
 def _check(pixels: UInt8[np.ndarray, "row column rgb"], mpp: float, levels: int) -> None:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise InputError(f"a pyramid needs uint8 pixels (row, column, 3), got {pixels.dtype} {pixels.shape}")
+        raise InputError(
+            f"pixels: expected colours (row, column, 3), got {pixels.dtype} {pixels.shape}; allowed: uint8, not empty"
+        )
     if not (np.isfinite(mpp) and mpp > 0):
-        raise InputError(f"a pyramid needs mpp above 0 um/px, got {mpp!r}")
+        raise InputError(f"mpp: expected um/px, got {mpp!r}; allowed: finite numbers above 0")
     if levels < 1:
-        raise InputError(f"a pyramid needs at least 1 level, got {levels}")
+        raise InputError(f"levels: expected at least 1 level, got {levels}; allowed: 1, 2, …")
 
 
 def _halvings(

@@ -70,8 +70,8 @@ def test_equal_pixels_give_equal_bytes_in_a_file_and_in_a_stream(tmp_path: Path)
         (np.zeros((8, 8), np.uint8), 0.5, 1, r"\(row, column, 3\), got uint8 \(8, 8\)"),
         (np.zeros((8, 8, 3), np.float32), 0.5, 1, "got float32"),
         (np.zeros((0, 8, 3), np.uint8), 0.5, 1, r"\(0, 8, 3\)"),
-        (np.zeros((8, 8, 3), np.uint8), 0.0, 1, "mpp above 0"),
-        (np.zeros((8, 8, 3), np.uint8), float("nan"), 1, "mpp above 0"),
+        (np.zeros((8, 8, 3), np.uint8), 0.0, 1, "mpp: expected um/px, got 0.0"),
+        (np.zeros((8, 8, 3), np.uint8), float("nan"), 1, "mpp: expected um/px, got nan"),
         (np.zeros((8, 8, 3), np.uint8), 0.5, 0, "at least 1 level, got 0"),
     ],
 )
