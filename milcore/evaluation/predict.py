@@ -66,7 +66,7 @@ def predict(
         StoreError: the cohort was not ingested or encoded in one way that could be repeated.
     """
     if not slide_uris:
-        raise InputError("no slide to predict; name at least one file")
+        raise InputError("slides: expected at least one slide, got none; allowed: paths or URIs of slide files")
     uris = [storage.absolute(uri) for uri in slide_uris]
     slides = [_slide_without_label(name, uri) for name, uri in zip(slide_names(uris), uris, strict=True)]
     return predict_slides(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
@@ -154,20 +154,23 @@ def cohort_ingestion(store: PatchStore, slide_ids: Sequence[str]) -> IngestConfi
     of_run = [record for name in slide_ids if (record := records.get(name)) is not None]
     if any(record.import_origin is not None for record in of_run):
         raise StoreError(
-            f"the slides of {store.uri} were imported: their ingestion cannot be repeated on a new slide; "
-            "allowed: a run on a store of milcore ingest; import new slides beside the others and evaluate"
+            f"{store.uri}: expected ingested slides, got imported ones, whose ingestion cannot be repeated on a new "
+            "slide; allowed: a run on a store of milcore ingest; import new slides beside the others and evaluate"
         )
     settings = [record.parameters for record in of_run if record.parameters is not None]
     if not settings:
-        raise StoreError(f"{store.uri} holds none of the run's slides; its ingestion settings cannot be repeated")
+        raise StoreError(
+            f"{store.uri}: expected the run's slides, got none of them, so that their ingestion cannot be repeated; "
+            "allowed: the store that the run was trained on"
+        )
     first = settings[0]
     differing = sorted(
         {name for other in settings for name in first if name not in FREE_SETTINGS and other[name] != first[name]}
     )
     if differing:
         raise StoreError(
-            f"the slides of {store.uri} were ingested with different {', '.join(differing)}; "
-            "a new slide can follow one setting only; ingest the cohort again"
+            f"{store.uri}: expected slides ingested with the same settings, got different {', '.join(differing)}; "
+            "allowed: one value each, for a new slide to follow; ingest the cohort again"
         )
     return parse_config(IngestConfig, {name: value for name, value in first.items() if name != "slide_mpp"})
 
@@ -214,8 +217,8 @@ def _encode_config(spec: RunSpec, slide: SlideGroup, device: torch.device) -> En
     changed = [name for name, value in installed.items() if attrs[name] != value]
     if changed:
         raise StoreError(
-            f"encoder {config.encoder} here has another {', '.join(changed)} than the one that made "
-            f"features/{spec.train.features}; install the version the cohort was encoded with"
+            f"encoder {config.encoder}: expected the {', '.join(changed)} that made features/{spec.train.features}, "
+            "got another; install the version the cohort was encoded with"
         )
     return config
 

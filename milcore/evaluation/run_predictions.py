@@ -93,10 +93,13 @@ def open_run(run_uri: str, device: torch.device) -> RunPredictions:
     spec, models, splits = run.spec(), run.models(), run.splits()
     store = PatchStore(spec.store_uri)
     if splits_digest(splits) != spec.splits_digest:
-        raise StoreError(f"the splits of {run_uri} are not those it was trained with; train again in another folder")
+        raise StoreError(
+            f"{run_uri}: expected the splits it was trained with, got others; train again in another folder"
+        )
     if instance_digest(store, spec.train, splits["slide_id"].to_pylist()) != spec.instance_digest:
         raise StoreError(
-            f"the instances in {spec.store_uri} have changed since {run_uri} was trained; train again in another folder"
+            f"{spec.store_uri}: expected the instances that {run_uri} was trained on, got others; train again in "
+            "another folder"
         )
     as_split = load_bags(spec.store_uri, spec.train, splits)
     folds = _folds(as_split, splits) if spec.folds else {}
