@@ -135,8 +135,8 @@ def _join(address: str) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ClusterError(
-            f"no Ray cluster answers at {address!r} ({reason}); allowed: local, host:port of its GCS (6379), or "
-            "http(s)://host:port of its dashboard (8265)"
+            f"ray_address: expected a Ray cluster that answers, got none at {address!r} ({reason}); allowed: local, "
+            "host:port of its GCS (6379), or http(s)://host:port of its dashboard (8265)"
         ) from error
 
 

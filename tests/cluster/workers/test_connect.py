@@ -16,7 +16,7 @@ def _not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_at_the_address() -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     with (
-        pytest.raises(ClusterError, match=f"no Ray cluster answers at '{address}'"),
+        pytest.raises(ClusterError, match=f"expected a Ray cluster that answers, got none at '{address}'"),
         connected(LaunchConfig(ray_address=address)),
     ):
         pass
