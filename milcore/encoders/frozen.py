@@ -90,13 +90,14 @@ class FrozenEncoder:
         features = self(torch.zeros(1, edge, edge, 3, dtype=torch.uint8))
         if features.ndim != 2 or len(features) != 1:
             raise InputError(
-                f"encoder {spec.text!r}: expected output of shape (patch, feature), got {tuple(features.shape)}"
+                f"encoder {spec.text!r}: expected a feature vector per patch, got shape {tuple(features.shape)} for "
+                "one patch; allowed: (1, features)"
             )
         preset = PRESETS.get(spec.name)
         if preset is not None and spec.tokens is None and features.shape[1] != preset.width:
             raise InputError(
-                f"encoder {spec.text!r}: expected {preset.width} features, got {features.shape[1]}; these are the "
-                "weights of another network"
+                f"encoder {spec.text!r}: expected {preset.width} features, got {features.shape[1]}; allowed: the "
+                f"weights of {spec.name}"
             )
         return features.shape[1]
 
@@ -194,7 +195,7 @@ def _half_type(spec: EncoderSpec, network: Any) -> torch.dtype | None:
         return None
     if not isinstance(network, nn.Module):
         raise InputError(
-            f"encoder {spec.text!r}: precision: expected fp32 for an ONNX graph, got {spec.precision}; its precision "
-            f"is fixed, export it in {spec.precision}"
+            f"encoder {spec.text!r}: precision: expected that of the ONNX graph, which is fixed, got {spec.precision}; "
+            f"allowed: fp32; export it in {spec.precision}"
         )
     return HALF_TYPES[spec.precision]

@@ -65,7 +65,9 @@ class TokenPooling(nn.Module):
     def __init__(self, network: nn.Module, prefix: int, tokens: Tokens) -> None:
         super().__init__()
         if tokens != "mean" and prefix == 0:
-            raise InputError(f"encoder: tokens: expected mean for a network without class token, got {tokens}")
+            raise InputError(
+                f"encoder: tokens: expected tokens of a network without class token, got {tokens}; allowed: mean"
+            )
         self.network = network
         self._prefix, self._tokens = prefix, tokens
 
@@ -129,7 +131,8 @@ def load_torchscript(inputs: LoaderInput) -> LoadedNetwork:
             network = torch.jit.load(str(inputs.path), map_location="cpu")  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise InputError(
-            f"encoder: expected a TorchScript file, got {inputs.path.name}: {' '.join(str(error).split())[:300]}"
+            f"encoder: expected a TorchScript file, got {inputs.path.name} ({' '.join(str(error).split())[:300]}); "
+            "allowed: files of torch.jit.save"
         ) from error
     return LoadedNetwork(_FirstOutput(network, inputs.tokens))
 
@@ -156,7 +159,8 @@ def load_hf(inputs: LoaderInput) -> LoadedNetwork:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"encoder: expected a network that transformers can load, got {inputs.path}: {reason}"
+            f"encoder: expected a network that transformers can load, got {inputs.path} ({reason}); allowed: "
+            "folders of save_pretrained"
         ) from error
     has_class = any(name.endswith("cls_token") for name, _ in model.named_parameters())
     prefix = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0) if has_class else 0

@@ -27,7 +27,9 @@ def nvjpeg(encoder: str, device: torch.device) -> Decode:
         InputError: the device is no GPU, or torchvision is not installed.
     """
     if device.type != "cuda":
-        raise InputError(f"encoder {encoder!r}: decode=nvjpeg needs a GPU; add --use-gpu, or take decode=cpu")
+        raise InputError(
+            f"encoder {encoder!r}: decode: expected a GPU for nvjpeg, got none; add --use-gpu, or take decode=cpu"
+        )
     try:
         from torchvision.io import decode_jpeg  # noqa: PLC0415 - no part of the installation
     except (ImportError, RuntimeError) as error:

@@ -115,7 +115,7 @@ def _source(head: str) -> tuple[str, str, str | None]:
 
 def _source_of_kind(kind: str, reference: str) -> tuple[str, str, str | None]:
     if not reference:
-        raise InputError(f"encoder: expected {kind}:{_FORMS[kind]}, got {kind!r} alone")
+        raise InputError(f"encoder: expected the weights of {kind}, got {kind!r} alone; allowed: {kind}:{_FORMS[kind]}")
     if kind in _FILE_KINDS:
         return kind, "", reference
     if kind == "timm":
@@ -132,7 +132,7 @@ def _pixels(text: str | None) -> int | None:
     if text is None:
         return None
     if not text.isdigit() or int(text) == 0:
-        raise InputError(f"encoder: input_px: expected a whole number of px above 0, got {text}")
+        raise InputError(f"encoder: input_px: expected a whole number of px above 0, got {text!r}; allowed: 1, 2, …")
     return int(text)
 
 
@@ -148,7 +148,8 @@ def _triple(name: str, text: str | None) -> Triple | None:
     values = _numbers(name, text)
     if len(values) != 3:
         raise InputError(
-            f"encoder: {name}: expected three numbers of red/green/blue in 0 to 1, such as 0.5/0.5/0.5, got {text}"
+            f"encoder: {name}: expected three numbers of red/green/blue, got {text!r}; allowed: 0 to 1, such as "
+            "0.5/0.5/0.5"
         )
     return values[0], values[1], values[2]
 
@@ -159,7 +160,8 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
     except ValueError:
         values = ()
     if not values or min(values) < 0.0 or (name != "mean" and min(values) == 0.0):
-        raise InputError(f"encoder: {name}: expected positive numbers separated by slashes, got {text}")
+        least = "0 and above" if name == "mean" else "above 0"
+        raise InputError(f"encoder: {name}: expected numbers separated by slashes, got {text!r}; allowed: {least}")
     return values
 
 
@@ -168,5 +170,5 @@ def _one_of(name: str, text: str | None, literal: object, default: T) -> T:
     if text is None:
         return default
     if text not in allowed:
-        raise InputError(f"encoder: {name}: expected a known value, got {text}; allowed: {', '.join(allowed)}")
+        raise InputError(f"encoder: {name}: expected a known value, got {text!r}; allowed: {', '.join(allowed)}")
     return text  # type: ignore[return-value]

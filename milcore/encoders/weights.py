@@ -39,7 +39,9 @@ def weights_at(uri: str) -> Iterator[Path]:
                     f"encoder: expected a file or folder, got nothing at {uri}; allowed: a path or s3:// URI"
                 )
         except storage.IO_ERRORS as error:
-            raise InputError(f"encoder: {uri} cannot be read: {error}") from error
+            raise InputError(
+                f"encoder: {uri} cannot be read: {error}; check its path and the right to read it"
+            ) from error
         yield path
 
 
@@ -91,7 +93,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"encoder: expected a file of tensors only, got {file.name}: {reason}") from error
+        raise InputError(
+            f"encoder: expected a file of tensors only, got {file.name} ({reason}); allowed: safetensors (best), or a "
+            "state_dict of torch.save"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
             f"encoder: expected a state_dict of named tensors, got {file.name}; allowed: safetensors (best), "
@@ -116,7 +121,10 @@ def load_state(network: torch.nn.Module, state: dict[str, Tensor], *, ignore: tu
         network.load_state_dict(used)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"encoder: expected the weights of this network, got others: {reason[:400]}") from error
+        raise InputError(
+            f"encoder: expected the weights of this network, got others ({reason[:400]}); allowed: a state_dict of its "
+            "names and shapes"
+        ) from error
 
 
 def _state_file(folder: Path) -> Path:

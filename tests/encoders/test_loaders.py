@@ -269,7 +269,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         ("uni,px=3", "expected known options, got px"),
         ("uni,input_px=0", "above 0"),
         ("uni,mean=0.5", "three numbers"),
-        ("uni,mpp=-1", "positive numbers"),
+        ("uni,mpp=-1", "numbers separated by slashes, got .-1.; allowed: above 0"),
         ("uni,tokens=all", "cls, mean, cls.mean"),
         ("uni,precision=fp8", "fp32, bf16, fp16"),
     ],

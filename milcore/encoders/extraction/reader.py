@@ -194,7 +194,9 @@ def _attributes(slide: SlideGroup, encoder: FrozenEncoder) -> dict[str, Any]:
         StoreError: the slide has no patches, or patches of another scale than the encoder expects.
     """
     if not slide.has_patches or slide.patch_size is None:
-        raise StoreError(f"slide {slide.slide_id!r} was imported without patches; there is nothing to encode")
+        raise StoreError(
+            f"slide {slide.slide_id!r}: expected patches, got an import without them; train on its features"
+        )
     return {
         "encoder": encoder.name,
         "weights_digest": encoder.weights_digest,
@@ -218,7 +220,7 @@ def _has_features(slide: SlideGroup, name: str, attributes: dict[str, Any]) -> b
     changed = [key for key in ("weights_digest", "transform") if stored.get(key) != attributes[key]]
     if changed:
         raise StoreError(
-            f"features/{name} of slide {slide.slide_id!r} were made with another {', '.join(changed)}; "
-            "give these features another --name"
+            f"features/{name} of slide {slide.slide_id!r}: expected the {', '.join(changed)} of this encoder, got "
+            "another; give these features another --name"
         )
     return bool(stored.get("patches_digest") == attributes["patches_digest"])

@@ -29,7 +29,8 @@ class OnnxNetwork:
         except Exception as error:
             # the errors of ONNX Runtime have no other common base
             raise InputError(
-                f"encoder: expected an ONNX network, got {path.name}: {' '.join(str(error).split())[:300]}"
+                f"encoder: expected an ONNX network, got {path.name} ({' '.join(str(error).split())[:300]}); allowed: "
+                "files of torch.onnx.export and its like"
             ) from error
         self._input = self._session.get_inputs()[0]
 

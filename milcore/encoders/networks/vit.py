@@ -58,7 +58,8 @@ class VitShape(NamedTuple):
         missing = [name for name in NEEDED if name not in state]
         if missing:
             raise InputError(
-                f"encoder: expected a vision transformer with timm's names, got weights without {', '.join(missing)}"
+                f"encoder: expected a vision transformer with timm's names, got weights without {', '.join(missing)}; "
+                f"allowed: weights with {', '.join(NEEDED)}"
             )
         width, _, patch_px, _ = state["patch_embed.proj.weight"].shape
         inner, after_gate = state["blocks.0.mlp.fc1.weight"].shape[0], state["blocks.0.mlp.fc2.weight"].shape[1]

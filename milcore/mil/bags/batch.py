@@ -144,7 +144,7 @@ def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
     """
     for bag in bags:
         if len(bag.instances) == 0:
-            raise ValueError(f"bag {bag.bag_id!r}: expected at least 1 instance, got 0")
+            raise ValueError(f"bag {bag.bag_id!r}: expected at least 1 instance, got 0; allowed: 1, 2, …")
     lengths = np.array([len(bag.instances) for bag in bags], dtype=np.int64)
     return BagBatch(
         bags[0].instances if len(bags) == 1 else ChainedRows([bag.instances for bag in bags]),

@@ -126,7 +126,9 @@ def check_patches(spec: str, slide: SlideGroup) -> None:
     if spec in get_args(TrainableEncoderName):
         return
     if slide.patch_size is None:
-        raise StoreError(f"slide {slide.slide_id!r} was imported without patches; train on its features")
+        raise StoreError(
+            f"slide {slide.slide_id!r}: expected patches, got an import without them; train on its features"
+        )
     transform_of(parse_spec(spec)).check_scale(slide.slide_id, slide.patch_size, slide.record.patch_mpp)
 
 
