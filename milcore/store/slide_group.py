@@ -112,7 +112,10 @@ class SlideGroup:
         """
         self._expect("patches")
         if self.record.codec != "jpeg":
-            raise StoreError(f"slide {self.slide_id!r} has patches of codec {self.record.codec}; allowed: jpeg")
+            raise StoreError(
+                f"slide {self.slide_id!r}: expected patches stored as JPEG files, got codec {self.record.codec}; "
+                "allowed: jpeg"
+            )
         return self._shards.chunks(start, stop)
 
     def features(self, name: str) -> "Features":
@@ -133,7 +136,7 @@ class SlideGroup:
         attrs = self._feature_attrs(name)
         if attrs is None:
             there = ", ".join(self.feature_names()) or "none"
-            raise StoreError(f"slide {self.slide_id!r} has no complete features {name!r}; there are: {there}")
+            raise StoreError(f"slide {self.slide_id!r}: expected complete features, got no {name!r}; allowed: {there}")
         return attrs
 
     def has_features(self, name: str) -> bool:
@@ -159,11 +162,19 @@ class SlideGroup:
             InputError: the name cannot name a folder, the type is another, or the rows are not one per patch.
         """
         if not _FEATURE_NAME.fullmatch(name):
-            raise InputError(f"features name {name!r}: allowed: letters, digits, '.', '_' and '-'")
+            raise InputError(
+                f"name: expected a name for features, got {name!r}; allowed: letters, digits, '.', '_' and '-'"
+            )
         if array.ndim != 2 or len(array) != len(self):
-            raise InputError(f"features of shape {array.shape} for {len(self)} patches of {self.slide_id!r}")
+            raise InputError(
+                f"features of slide {self.slide_id!r}: expected a row per patch, got shape {array.shape} for "
+                f"{len(self)} patches; allowed: ({len(self)}, features)"
+            )
         if array.dtype not in (np.float16, np.float32):
-            raise InputError(f"features of type {array.dtype} for {self.slide_id!r}; allowed: float16, float32")
+            raise InputError(
+                f"features of slide {self.slide_id!r}: expected floating-point numbers, got {array.dtype}; allowed: "
+                "float16, float32"
+            )
         values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
         final_attrs = {**attrs, "digest": digest, "complete": True}
@@ -194,7 +205,7 @@ class SlideGroup:
 
     def _missing(self, name: str) -> StoreError:
         there = ", ".join([*self._arrays, *(f"features/{feature}" for feature in self.feature_names())])
-        return StoreError(f"slide {self.slide_id!r} was imported without {name}; there are: {there}")
+        return StoreError(f"slide {self.slide_id!r}: expected {name}, got an import without; allowed: {there}")
 
     def _array(self, name: str) -> npt.NDArray[Any]:
         self._expect(name)

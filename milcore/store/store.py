@@ -59,7 +59,7 @@ class PatchStore:
             return Manifest.from_table(storage.read_table(self._manifest_uri))
         except FileNotFoundError:
             raise StoreError(
-                f"{self.uri} is not a patch store (no manifest.parquet); make it by `milcore ingest`"
+                f"{self.uri}: expected a patch store, got no manifest.parquet; make it by `milcore ingest`"
             ) from None
 
     def record(self, slide_id: str) -> SlideRecord | None:

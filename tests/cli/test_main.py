@@ -111,7 +111,7 @@ def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, t
             ["train", "STORE", "OUT", "--features", "mean_rgb", "--encoder", "conv"],
             "such as conv or lenet5, without features",
         ),
-        (["train", "nowhere", "OUT"], "not a patch store"),
+        (["train", "nowhere", "OUT"], "expected a patch store, got no manifest.parquet"),
         (["train", "STORE", "OUT", "--config", "absent.json"], "nothing at absent.json"),
         (["tune", "STORE", "OUT", "--learning-rate-min", "1"], "is above learning_rate_max"),
         (["evaluate", "nowhere"], "(config.json is missing); run milcore train first"),

@@ -44,12 +44,14 @@ def test_a_slide_hands_out_the_jpeg_files_it_is_stored_as(tmp_path: Path, monkey
 
 
 def test_patches_that_are_no_jpeg_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="has patches of codec none; allowed: jpeg"):
+    with pytest.raises(StoreError, match="got codec none; allowed: jpeg"):
         write_store(str(tmp_path), slides=1).slide("s00").jpegs(0, 1)
 
 
 def test_without_a_gpu_it_is_refused_in_one_line() -> None:
-    with pytest.raises(InputError, match="decode=nvjpeg needs a GPU; add --use-gpu, or take decode=cpu"):
+    with pytest.raises(
+        InputError, match="decode: expected a GPU for nvjpeg, got none; add --use-gpu, or take decode=cpu"
+    ):
         FrozenEncoder(parse_spec("efficientnet_lite0,decode=nvjpeg"), torch.device("cpu"))
 
 

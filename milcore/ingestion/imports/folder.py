@@ -83,7 +83,9 @@ def _files(uri: str, kind: FileKind) -> dict[str, str]:
         if names:
             return {PurePosixPath(name).stem: storage.join(folder, name) for name in names}
     suffixes = " or ".join(kind.suffixes)
-    raise InputError(f"{uri} holds no {suffixes} file, nor does its folder {kind.subfolder}; allowed: a file per slide")
+    raise InputError(
+        f"{uri}: expected a file per slide, got none here or in the folder {kind.subfolder}; allowed: {suffixes}"
+    )
 
 
 def _instances(content: FileContent, sha256: str, config: ImportConfig) -> Instances:

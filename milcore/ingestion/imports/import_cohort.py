@@ -87,8 +87,8 @@ def _claim(store: PatchStore, source: Source, array: str) -> None:
     others = {_origin(record) for record in earlier.values() if record is not None} - {array}
     if others:
         raise InputError(
-            f"{store.uri} holds {', '.join(sorted(others))}, this import makes {array}; allowed: a new store, or one "
-            "of an earlier import of the same; take another store"
+            f"{store.uri}: expected no slides of another origin, got {', '.join(sorted(others))}, where this import "
+            f"makes {array}; allowed: a new store, or one of an earlier import of the same; take another store"
         )
     if not earlier or store.manifest() != source.manifest:
         store.write_manifest(source.manifest)

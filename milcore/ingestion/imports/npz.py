@@ -42,7 +42,8 @@ def open_bags(uri: str, config: ImportConfig) -> Source:
     features = arrays["X"]
     if features.ndim != 2 or features.dtype.kind not in "fiu":
         raise InputError(
-            f"{uri}: X has shape {features.shape}, type {features.dtype}; allowed: numbers (instance, feature)"
+            f"{uri}: X: expected features of instances, got shape {features.shape}, type {features.dtype}; allowed: "
+            "numbers (instance, feature)"
         )
     features = features.astype(np.float32)
     manifest, rows = _bags(uri, arrays, len(features), config.positive)
@@ -101,11 +102,14 @@ def _load(uri: str, needed: tuple[str, ...]) -> _Arrays:
             arrays = {name: file[name] for name in file.files}
     except (*storage.IO_ERRORS, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{uri} cannot be read as .npz ({type(error).__name__}: {error}); needed: {', '.join(needed)}"
+            f"{uri} cannot be read as .npz ({type(error).__name__}: {error}); give one with {', '.join(needed)}"
         ) from None
     lacking = [name for name in needed if name not in arrays]
     if lacking:
-        raise InputError(f"{uri} has no {', '.join(lacking)}; it has {', '.join(arrays)}; needed: {', '.join(needed)}")
+        raise InputError(
+            f"{uri}: expected the arrays {', '.join(needed)}, got {', '.join(arrays)}; allowed: further arrays; add "
+            f"{', '.join(lacking)}"
+        )
     return arrays
 
 
@@ -114,12 +118,13 @@ def _bags(uri: str, arrays: _Arrays, count: int, positive: str | None) -> tuple[
     bag, labels = arrays["bag"], arrays["y"]
     if labels.ndim != 1 or bag.shape != (count,) or bag.dtype.kind not in "iu":
         raise InputError(
-            f"{uri}: bag has shape {bag.shape}, type {bag.dtype}, y shape {labels.shape}; allowed: whole numbers "
-            f"({count},), one per instance, and one label per bag"
+            f"{uri}: bag: expected the bag of each instance and y the label of each bag, got shape {bag.shape}, type "
+            f"{bag.dtype}, y of shape {labels.shape}; allowed: whole numbers ({count},), y of one axis"
         )
     if count and (bag.min() < 0 or bag.max() >= len(labels)):
         raise InputError(
-            f"{uri}: bag holds {bag.min()} to {bag.max()}; allowed: 0 to {len(labels) - 1}, as y has labels"
+            f"{uri}: bag: expected indices of the labels y, got {bag.min()} to {bag.max()}; allowed: 0 to "
+            f"{len(labels) - 1}"
         )
     names = [f"bag-{number:04d}" for number in range(len(labels))]
     manifest = make_manifest(
@@ -138,8 +143,8 @@ def _with_channels(uri: str, patches: Array) -> Array:
         or patches.dtype != np.uint8
     ):
         raise InputError(
-            f"{uri}: patches have shape {patches.shape}, type {patches.dtype}; allowed: uint8, square, (n, p, p), "
-            "(n, p, p, 1) or (n, p, p, 3)"
+            f"{uri}: patches: expected square patches, got shape {patches.shape}, type {patches.dtype}; allowed: "
+            "uint8, (n, p, p), (n, p, p, 1) or (n, p, p, 3)"
         )
     return patches
 
@@ -147,7 +152,10 @@ def _with_channels(uri: str, patches: Array) -> Array:
 def _corners(uri: str, xy: Array, patches: Array, config: ImportConfig) -> npt.NDArray[np.int32]:
     """Upper left corners of patches, rounded down, level-0 px."""
     if xy.shape != (len(patches), 2) or not np.isfinite(xy).all():
-        raise InputError(f"{uri}: xy has shape {xy.shape}; allowed: ({len(patches)}, 2), all finite, level-0 px")
+        raise InputError(
+            f"{uri}: xy: expected a position per patch, level-0 px, got shape {xy.shape}; allowed: "
+            f"({len(patches)}, 2), all finite"
+        )
     edge = config.patch_size_level0 or patches.shape[1]
     return np.floor(xy - (edge / 2 if config.xy == "centre" else 0.0)).astype(np.int32)
 
@@ -159,13 +167,18 @@ def _instance_classes(uri: str, arrays: _Arrays, config: ImportConfig) -> tuple[
     """
     if "cls" not in arrays:
         if config.positive_instances:
-            raise InputError(f"{uri} has no cls for --positive-instances; it has {', '.join(arrays)}; drop the option")
+            raise InputError(
+                f"{uri}: expected an array cls for --positive-instances, got {', '.join(arrays)}; drop the option"
+            )
         return {}, None
     names, numbers = _classes(uri, arrays)
     rows: _Rows = {"instance_classes": numbers}
     unknown = [name for name in config.positive_instances if name not in names]
     if unknown:
-        raise InputError(f"{uri}: no instance class {', '.join(unknown)}; allowed: {', '.join(names)}")
+        raise InputError(
+            f"positive_instances: expected classes in cls of {uri}, got {', '.join(unknown)}; allowed: "
+            f"{', '.join(names)}"
+        )
     if config.positive_instances:
         positive = np.isin(numbers, [names.index(name) for name in config.positive_instances])
         rows["instance_labels"] = np.where(numbers < 0, -1, positive).astype(np.int8)
@@ -180,7 +193,8 @@ def _classes(uri: str, arrays: _Arrays) -> tuple[list[str], npt.NDArray[np.int32
     classes = arrays["cls"]
     if classes.shape != arrays["bag"].shape or classes.dtype.kind not in "iuUb":
         raise InputError(
-            f"{uri}: cls has shape {classes.shape}, type {classes.dtype}; allowed: a name or number per instance"
+            f"{uri}: cls: expected a class per instance, got shape {classes.shape}, type {classes.dtype}; allowed: "
+            f"names or whole numbers {arrays['bag'].shape}"
         )
     if classes.dtype.kind == "U":
         names = sorted(set(classes.tolist()) - {""})
@@ -188,5 +202,7 @@ def _classes(uri: str, arrays: _Arrays) -> tuple[list[str], npt.NDArray[np.int32
     numbers = np.maximum(classes.astype(np.int32), -1)
     of_numbers = arrays.get("cls_names", np.arange(numbers.max(initial=-1) + 1))
     if numbers.max(initial=-1) >= len(of_numbers):
-        raise InputError(f"{uri}: cls holds {numbers.max()}; allowed: below {len(of_numbers)}, the number of cls_names")
+        raise InputError(
+            f"{uri}: cls: expected indices of cls_names, got {numbers.max()}; allowed: below {len(of_numbers)}"
+        )
     return [str(name) for name in of_numbers.tolist()], numbers

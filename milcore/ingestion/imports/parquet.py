@@ -68,14 +68,15 @@ def _read(uri: str) -> pa.Table:
         table = storage.read_table(uri)
     except (*storage.IO_ERRORS, pa.ArrowInvalid) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{uri} cannot be read as Parquet ({reason}); allowed: one file, a row per instance") from None
+        raise InputError(f"{uri} cannot be read as Parquet ({reason}); give one file, a row per instance") from None
     lacking = [name for name in ("slide_id", "label") if name not in table.column_names]
     if lacking:
         raise InputError(
-            f"{uri} has no column {', '.join(lacking)}; it has {', '.join(table.column_names)}; needed: slide_id, label"
+            f"{uri}: expected the columns slide_id, label, got {', '.join(table.column_names)}; allowed: further "
+            f"columns; add {', '.join(lacking)}"
         )
     if not len(table):
-        raise InputError(f"{uri} has no rows; allowed: a row per instance")
+        raise InputError(f"{uri}: expected a row per instance, got no rows; allowed: at least one")
     return table
 
 
@@ -83,7 +84,10 @@ def _slides(uri: str, table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]
     """Slide ids in order of first appearance, and the slide number of each row."""
     column = table["slide_id"].cast(pa.string())
     if column.null_count:
-        raise InputError(f"{uri}: slide_id is empty in {column.null_count} of {len(column)} rows; fill them")
+        raise InputError(
+            f"{uri}: slide_id: expected a value in every row, got none in {column.null_count} of {len(column)}; fill "
+            "them"
+        )
     return column.unique().to_pylist(), _codes(column)
 
 
@@ -115,7 +119,8 @@ def _check_constant(
             row = int(differing[0])
             values = table[name][int(first[numbers[row]])].as_py(), table[name][row].as_py()
             raise InputError(
-                f"{uri}: slide {names[numbers[row]]!r} has {name} {values[0]!r} and {values[1]!r}; allowed: one"
+                f"{uri}: slide {names[numbers[row]]!r}: expected one {name}, got {values[0]!r} and {values[1]!r}; "
+                "allowed: the same in all rows of a slide"
             )
 
 
@@ -126,7 +131,8 @@ def _features(uri: str, table: pa.Table) -> npt.NDArray[np.float32]:
     other = [name for name in rest if not _is_number(table.schema.field(name).type)]
     if other or not rest:
         raise InputError(
-            f"{uri} has {f'column {other[0]} of {table.schema.field(other[0]).type}' if other else 'no features'}; "
+            f"{uri}: expected features, got "
+            f"{f'column {other[0]} of {table.schema.field(other[0]).type}' if other else 'no such column'}; "
             "allowed: a list column features, or numeric columns"
         )
     return np.column_stack([table[name].to_numpy().astype(np.float32) for name in rest])
@@ -135,14 +141,16 @@ def _features(uri: str, table: pa.Table) -> npt.NDArray[np.float32]:
 def _of_lists(uri: str, column: Any) -> npt.NDArray[np.float32]:
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise InputError(f"{uri}: column features is of {kind}; allowed: lists of numbers, or numeric columns instead")
+        raise InputError(
+            f"{uri}: column features: expected lists, got {kind}; allowed: lists of numbers, or numeric columns instead"
+        )
     lengths = np.asarray(pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False))
     odd = np.flatnonzero(lengths != lengths[0])
     if len(odd) or not lengths[0] or not _is_number(kind.value_type):
         row = int(odd[0]) if len(odd) else 0
         raise InputError(
-            f"{uri}: row {row + 1} has {lengths[row]} features of {kind.value_type}, row 1 has {lengths[0]}; allowed: "
-            "equally many numbers"
+            f"{uri}: column features: expected lists of the same length, got {lengths[row]} of {kind.value_type} in "
+            f"row {row + 1}, {lengths[0]} in row 1; allowed: one number or more"
         )
     values = column.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values.astype(np.float32).reshape(len(column), int(lengths[0])))
@@ -154,11 +162,14 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _coords(uri: str, table: pa.Table) -> npt.NDArray[np.int32]:
     if not all(_is_number(table.schema.field(name).type) for name in COORDS):
-        raise InputError(f"{uri}: x is {table['x'].type}, y {table['y'].type}; allowed: numbers, level-0 px")
+        raise InputError(
+            f"{uri}: columns x, y: expected level-0 px, got {table['x'].type} and {table['y'].type}; allowed: numbers"
+        )
     values = np.column_stack([table[name].to_numpy().astype(np.float64) for name in COORDS])
     if not np.isfinite(values).all():
         raise InputError(
-            f"{uri}: x or y is missing in {int((~np.isfinite(values)).any(axis=1).sum())} rows; fill or drop them"
+            f"{uri}: columns x, y: expected a number in every row, got none in "
+            f"{int((~np.isfinite(values)).any(axis=1).sum())} of {len(values)}; fill or drop them"
         )
     corners: npt.NDArray[np.int32] = np.floor(values).astype(np.int32)
     return corners

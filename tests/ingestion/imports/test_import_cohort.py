@@ -75,7 +75,7 @@ def test_the_table_of_formats_has_the_names_of_the_setting() -> None:
         (["--format", "csv"], "format: expected 'bags-npz'"),
         (["--format", "bags-npz"], "cannot be read as .npz"),
         (["--format", "parquet"], "cannot be read as Parquet"),
-        (["--format", "clam", "--labels", "LABELS"], "holds no .h5 or .hdf5 file, nor does its folder h5_files"),
+        (["--format", "clam", "--labels", "LABELS"], "got none here or in the folder h5_files; allowed: .h5 or .hdf5"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:

@@ -34,7 +34,7 @@ def test_bags_come_back_in_order_under_their_labels(tmp_path: Path) -> None:
     assert slide.features("imported").read(0, 3).tolist() == [[0, 1, 2], [6, 7, 8], [15, 16, 17]]
     assert (slide.has_patches, slide.has_coords, slide.has_thumbnail) == (False, False, False)
     assert (slide.tissue, slide.instance_labels, slide.patch_size) == (None, None, None)
-    with pytest.raises(StoreError, match="imported without patches; there are: features/imported"):
+    with pytest.raises(StoreError, match="expected patches, got an import without; allowed: features/imported"):
         slide.patches(0, 1)
 
 
@@ -100,10 +100,10 @@ def test_a_bag_that_cannot_be_used_is_quarantined_and_the_others_go_on(tmp_path:
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        ({"X": None}, "has no X; it has bag, y; needed: X, bag, y"),
-        ({"X": np.zeros(8)}, r"X has shape \(8,\), type float64; allowed: numbers \(instance, feature\)"),
-        ({"bag": np.zeros(7, int)}, r"bag has shape \(7,\)"),
-        ({"bag": np.full(8, 4)}, "bag holds 4 to 4; allowed: 0 to 3, as y has labels"),
+        ({"X": None}, "expected the arrays X, bag, y, got bag, y; allowed: further arrays; add X"),
+        ({"X": np.zeros(8)}, r"got shape \(8,\), type float64; allowed: numbers \(instance, feature\)"),
+        ({"bag": np.zeros(7, int)}, r"bag: expected .* got shape \(7,\)"),
+        ({"bag": np.full(8, 4)}, "bag: expected indices of the labels y, got 4 to 4; allowed: 0 to 3"),
         ({"y": np.array([0, 1, 2, 3])}, "2 problem.*row 3: label: expected 0/1 or a class name, got '2'"),
         ({"X": np.array([{}], object)}, "cannot be read as .npz"),
     ],
@@ -172,10 +172,14 @@ def test_numbered_classes_take_their_names(tmp_path: Path) -> None:
             r"shape \(8, 9, 8, 3\), type uint8; allowed: uint8",
         ),
         ({"patches": np.zeros((8, 9, 9, 3))}, (), "type float64"),
-        ({"xy": np.zeros((7, 2))}, (), r"xy has shape \(7, 2\); allowed: \(8, 2\)"),
-        ({}, ("tumour",), "has no cls for --positive-instances"),
-        ({"cls": np.array(["a", "b"] * 4)}, ("tumour",), "no instance class tumour; allowed: a, b"),
-        ({"cls": np.arange(8), "cls_names": np.array(["a"])}, (), "cls holds 7; allowed: below 1"),
+        ({"xy": np.zeros((7, 2))}, (), r"xy: expected .* got shape \(7, 2\); allowed: \(8, 2\)"),
+        ({}, ("tumour",), "expected an array cls for --positive-instances, got"),
+        ({"cls": np.array(["a", "b"] * 4)}, ("tumour",), "got tumour; allowed: a, b"),
+        (
+            {"cls": np.arange(8), "cls_names": np.array(["a"])},
+            (),
+            "cls: expected indices of cls_names, got 7; allowed: below 1",
+        ),
     ],
 )
 def test_patches_that_do_not_fit_are_refused(
@@ -189,5 +193,5 @@ def test_patches_that_do_not_fit_are_refused(
 def test_what_a_store_holds_already_is_not_written_over(tmp_path: Path) -> None:
     store = str(tmp_path / "s")
     import_source(write_bags(tmp_path / "b.npz"), store, BAGS)
-    with pytest.raises(InputError, match="holds features/imported, this import makes features/other"):
+    with pytest.raises(InputError, match="got features/imported, where this import makes features/other"):
         import_source(str(tmp_path / "b.npz"), store, BAGS.model_copy(update={"name": "other"}))

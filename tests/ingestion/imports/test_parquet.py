@@ -43,13 +43,16 @@ def test_a_table_comes_back_slide_by_slide(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        ({"slide_id": None}, "has no column slide_id; it has label, f0; needed: slide_id, label"),
-        ({"label": [0, 1, 0]}, "slide 'a' has label 0 and 1; allowed: one"),
-        ({"f0": None}, "has no features; allowed: a list column features, or numeric columns"),
+        ({"slide_id": None}, "got label, f0; allowed: further columns; add slide_id"),
+        ({"label": [0, 1, 0]}, "slide 'a': expected one label, got 0 and 1; allowed: the same"),
+        ({"f0": None}, "expected features, got no such column; allowed: a list column features, or numeric columns"),
         ({"f0": ["x", "y", "z"]}, "column f0 of string"),
-        ({"features": [[1.0], [2.0, 3.0], [4.0]]}, "row 2 has 2 features of double, row 1 has 1"),
-        ({"x": [0.0, None, 2.0], "y": [0.0, 0.0, 0.0]}, "x or y is missing in 1 rows"),
-        ({"slide_id": ["a", None, "b"]}, "slide_id is empty in 1 of 3 rows"),
+        ({"features": [[1.0], [2.0, 3.0], [4.0]]}, "got 2 of double in row 2, 1 in row 1"),
+        (
+            {"x": [0.0, None, 2.0], "y": [0.0, 0.0, 0.0]},
+            "columns x, y: expected a number in every row, got none in 1 of 3",
+        ),
+        ({"slide_id": ["a", None, "b"]}, "slide_id: expected a value in every row, got none in 1 of 3"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, changed: dict[str, Any], line: str) -> None:
