@@ -79,7 +79,8 @@ def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
     classes = store.manifest().classes
     if len(classes) < 2:
         raise InputError(
-            f"the manifest has one class ({', '.join(classes)}); allowed: at least 2; add slides of another"
+            f"manifest column label: expected slides of several classes, got only {', '.join(classes)}; allowed: two "
+            "classes or more; add slides of another"
         )
     splits = make_splits(store.manifest(), config) if config.splits is None else storage.read_table(config.splits)
     check_splits(splits)
@@ -89,7 +90,8 @@ def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
     absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
     if absent:
         raise InputError(
-            f"{config.splits} lacks {len(absent)} slides of the store ({', '.join(absent[:5])} …); make it anew"
+            f"splits: expected every slide of the store in {config.splits}, got none of {len(absent)} "
+            f"({', '.join(absent[:5])} …); make the file anew"
         )
     splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
     _check_training_classes(splits, classes)
@@ -122,8 +124,9 @@ def _check_training_classes(splits: pa.Table, classes: Sequence[str]) -> None:
     lacking = [name for label, name in enumerate(classes) if label not in labels]
     if lacking:
         raise InputError(
-            f"the training split holds no slide of class {', '.join(lacking)}; allowed: all {len(classes)} "
-            "classes; ingest more slides or change split_seed or the fractions"
+            f"splits: expected slides of all {len(classes)} classes in the training split, got none of class "
+            f"{', '.join(lacking)}; allowed: at least one slide each; ingest more slides or change split_seed or the "
+            "fractions"
         )
 
 

@@ -184,7 +184,10 @@ def claim_folder(uri: str, spec: dict[str, object]) -> None:
         if before.get(key) != now.get(key)
     ]
     if changed:
-        raise InputError(f"{uri} holds another run ({'; '.join(changed)}); take another folder or the same settings")
+        raise InputError(
+            f"{uri}: expected the settings that it was made with, got others ({'; '.join(changed)}); take another "
+            "folder or the same settings"
+        )
 
 
 def read_claim(kind: type[C], uri: str, noun: str, command: str) -> C:

@@ -52,16 +52,18 @@ def parse_axis(text: str) -> Axis:
     """
     name, _, values = (part.strip() for part in text.partition("="))
     if not values:
-        raise InputError(f"search {text!r}; allowed: {FORMS}")
+        raise InputError(f"search: expected a setting and values, got {text!r}; allowed: {FORMS}")
     if name not in TrainConfig.model_fields or name in NOT_SEARCHED:
         allowed = ", ".join(sorted(TrainConfig.model_fields.keys() - set(NOT_SEARCHED)))
-        raise InputError(f"search {text!r}: {name} cannot be drawn; allowed: {allowed}")
+        raise InputError(f"search {text!r}: expected a setting that can be drawn, got {name}; allowed: {allowed}")
     if ".." not in values:
         return Axis(name, tuple(value.strip() for value in values.split(",")), math.nan, math.nan, log=False)
     ends, _, scale = values.partition(":")
     low, high = (_number(end, text) for end in ends.split("..", 1))
     if scale not in {"", "log"} or not low < high or (scale == "log" and low <= 0.0):
-        raise InputError(f"search {text!r}; allowed: {FORMS}, LOW below HIGH, and above 0 with :log")
+        raise InputError(
+            f"search: expected a range, got {text!r}; allowed: {FORMS}, LOW below HIGH, and above 0 with :log"
+        )
     return Axis(name, (), low, high, log=scale == "log")
 
 
@@ -69,4 +71,4 @@ def _number(text: str, setting: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"search {setting!r}: {text!r} is no number; allowed: {FORMS}") from None
+        raise InputError(f"search {setting!r}: expected a number, got {text!r}; allowed: {FORMS}") from None

@@ -166,7 +166,9 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
     store = PatchStore(store_uri)
     splits = choose_splits(store, split_config)
     if "val" not in splits.column("split").to_pylist():
-        raise InputError("the split has no validation slides, so no trial is better than another; raise val_fraction")
+        raise InputError(
+            "val_fraction: expected validation slides in the split, to compare trials on, got none; raise val_fraction"
+        )
     spec = SweepSpec(
         milcore_version=__version__,
         store_uri=store_uri,

@@ -126,11 +126,11 @@ def test_any_training_setting_is_drawn_by_name_and_changes_nothing_of_the_others
     ("text", "reason"),
     [
         ("dropout", "allowed: NAME=A,B,C"),
-        ("droput=0.1,0.2", "droput cannot be drawn; allowed: activation_mb"),
-        ("pooling=max,mean", "pooling cannot be drawn"),
+        ("droput=0.1,0.2", "got droput; allowed: activation_mb"),
+        ("pooling=max,mean", "expected a setting that can be drawn, got pooling"),
         ("dropout=0.5..0.1", "LOW below HIGH"),
         ("dropout=0..0.1:log", "above 0 with :log"),
-        ("dropout=a..b", "'a' is no number"),
+        ("dropout=a..b", "expected a number, got 'a'"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_line(text: str, reason: str) -> None:
