@@ -28,7 +28,16 @@ ADJECTIVES = {
 NOUNS = {"seed", "frozen", "synthetic", "bed", "speed", "need", "embed"}
 
 # what breaks a rule, and why it may; at most 20
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS: dict[str, str] = {
+    "{expected}, got nothing at {uri}; allowed: a JSON file, such as best.json": "{expected} begins '--config: expected …'",
+    "{expected}, got no JSON at {uri} ({error}); allowed: a JSON object of settings": "as above",
+    "{expected}, got a {type(values).__name__} at {uri}; allowed: a JSON object of settings": "as above",
+    "settings: {section}.{name} is given twice, got {settings[name]!r} in settings and {value!r} as a parameter; "
+    "allowed: one of them; drop the other": "either value is fine by itself: nothing else was expected",
+}
+
+ERRORS = {"ClusterError", "InputError", "MILError", "StoreError", "ValueError"}
+LIST_OF_WHAT_IS_ALLOWED = re.compile(r"expected .*got .*allowed:", re.DOTALL)
 
 
 def place(path: Path, node: ast.AST | None = None) -> str:
@@ -91,6 +100,34 @@ def faults_of(text: str) -> list[str]:
     ]
 
 
+def text_of(message: ast.expr) -> str:
+    """The text of a message, with the source of each placeholder in braces."""
+    match message:
+        case ast.Constant():
+            return str(message.value)
+        case ast.JoinedStr():
+            return "".join(map(text_of, message.values))
+        case ast.BinOp():
+            return text_of(message.left) + text_of(message.right)
+        case ast.FormattedValue():
+            conversion = f"!{chr(message.conversion)}" if message.conversion > 0 else ""
+            return f"{{{ast.unparse(message.value)}{conversion}}}"
+        case _:
+            return f"{{{ast.unparse(message)}}}"
+
+
+def error_texts_in(tree: ast.AST) -> list[str]:
+    """Texts of the errors that are made in a file, raised at once or returned to be raised."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    return [text_of(call.args[0]) for call in calls if ast.unparse(call.func).rpartition(".")[2] in ERRORS]
+
+
+def lists_without_form(tree: ast.AST) -> list[str]:
+    """Error texts that list what is allowed, but not what was expected and got before it."""
+    texts = [text for text in error_texts_in(tree) if "allowed:" in text]
+    return [text for text in texts if not LIST_OF_WHAT_IS_ALLOWED.search(text)]
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_no_variable_argument_or_attribute_is_a_riddle(path: Path) -> None:
     assert riddles_in(ast.parse(path.read_text())) == []
@@ -120,7 +157,29 @@ def test_exceptions_are_few_each_has_a_reason_and_is_needed() -> None:
     trees = [ast.parse(path.read_text()) for path in FILES]
     names = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     lines = {first_line(text) for tree in trees for text, _ in docstrings_in(tree)}
-    assert [name for name in EXCEPTIONS if name not in names | lines | {path.stem for path in FILES}] == []
+    texts = {text for tree in trees for text in lists_without_form(tree)}
+    assert [name for name in EXCEPTIONS if name not in names | lines | texts | {path.stem for path in FILES}] == []
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.is_relative_to(ROOT / "milcore")], ids=str)
+def test_an_error_that_lists_what_is_allowed_says_what_was_expected_and_got(path: Path) -> None:
+    assert [text for text in lists_without_form(ast.parse(path.read_text())) if text not in EXCEPTIONS] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "texts"),
+    [
+        ("raise InputError(f'bag holds {low}; allowed: 0 to {high}')", ["bag holds {low}; allowed: 0 to {high}"]),
+        ("raise errors.StoreError('a: got 1; ' + f'allowed: {x!r}')", ["a: got 1; allowed: {x!r}"]),
+        ("raise ValueError('a: got 1, expected 2; allowed: 2')", ["a: got 1, expected 2; allowed: 2"]),
+        ("def missing(): return ClusterError('allowed: 2; expected 2, got 1')", ["allowed: 2; expected 2, got 1"]),
+        ("raise MILError(f'a: expected a number, got {x!r}; allowed: 2') from None", []),
+        ("raise InputError('run milcore ingest first')", []),
+        ("raise SlideError('level 1 of a plain image; allowed: 0')", []),
+    ],
+)
+def test_a_list_of_what_is_allowed_without_the_rest_is_noticed(code: str, texts: list[str]) -> None:
+    assert lists_without_form(ast.parse(code)) == texts
 
 
 @pytest.mark.parametrize(
