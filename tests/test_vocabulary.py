@@ -29,7 +29,7 @@ NOUNS = {"seed", "frozen", "synthetic", "bed", "speed", "need", "embed"}
 
 # what breaks a rule, and why it may; at most 20
 EXCEPTIONS: dict[str, str] = {
-    "{expected}, got nothing at {uri}; allowed: a JSON file, such as best.json": "{expected} begins '--config: expected …'",
+    "{expected}, got nothing at {uri}; allowed: a JSON file, such as best.json": "{expected} is '--config: expected …'",
     "{expected}, got no JSON at {uri} ({error}); allowed: a JSON object of settings": "as above",
     "{expected}, got a {type(values).__name__} at {uri}; allowed: a JSON object of settings": "as above",
     "settings: {section}.{name} is given twice, got {settings[name]!r} in settings and {value!r} as a parameter; "

@@ -113,7 +113,7 @@ def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, t
         ),
         (["train", "nowhere", "OUT"], "expected a patch store, got no manifest.parquet"),
         (["train", "STORE", "OUT", "--config", "absent.json"], "nothing at absent.json"),
-        (["tune", "STORE", "OUT", "--learning-rate-min", "1"], "is above learning_rate_max"),
+        (["tune", "STORE", "OUT", "--learning-rate-min", "1"], "learning_rate_min: expected at most learning_rate_max"),
         (["evaluate", "nowhere"], "(config.json is missing); run milcore train first"),
         (["predict", "nowhere", "OUT"], "allowed: RUN SLIDE"),
         (["info", "nowhere"], "neither a patch store"),
