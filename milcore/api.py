@@ -286,14 +286,16 @@ def encode(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> Encode
     return EncodeReport(str(config.name), [s.slide_id for s in encoded], sum(s.patches for s in encoded))
 
 
-def train(store_uri: str, run_uri: str, config: TrainConfig, splits: SplitConfig, launch: LaunchConfig) -> TrainReport:
+def train(
+    store_uri: str, run_uri: str, config: TrainConfig, splits: SplitConfig | str, launch: LaunchConfig
+) -> TrainReport:
     """Train attention-MIL on a store, once or in folds; the same run folder resumes.
 
     Args:
         store_uri: patch store.
         run_uri: run folder to make or go on with.
         config: the model and its training.
-        splits: how patients are divided, or the file that says so.
+        splits: how patients are divided, or the URI of a splits.parquet to adopt.
         launch: where to compute.
 
     Raises:
@@ -304,9 +306,13 @@ def train(store_uri: str, run_uri: str, config: TrainConfig, splits: SplitConfig
     from milcore.training.run import prepare_run
     from milcore.training.run_folder import Run
 
-    spec = prepare_run(store_uri, run_uri, config, splits)
+    spec = prepare_run(store_uri, run_uri, config, _split_config(splits))
     train_with(run_uri, launch)
     return TrainReport(run_uri, spec, Run(run_uri).out_of_fold() if spec.folds else None)
+
+
+def _split_config(splits: SplitConfig | str) -> SplitConfig:
+    return SplitConfig(splits=splits) if isinstance(splits, str) else splits
 
 
 def train_best(store_uri: str, run_uri: str, sweep_uri: str, launch: LaunchConfig) -> TrainReport:
@@ -326,8 +332,8 @@ def train_best(store_uri: str, run_uri: str, sweep_uri: str, launch: LaunchConfi
     sweep = Sweep(sweep_uri)
     best = sweep.best()
     if best is None:
-        raise InputError(f"the sweep at {sweep_uri} has no best.json; run milcore tune first")
-    return train(store_uri, run_uri, best, SplitConfig(splits=sweep.splits_uri), launch)
+        raise InputError(f"the sweep at {sweep_uri} is not finished (best.json is missing); run milcore tune first")
+    return train(store_uri, run_uri, best, sweep.splits_uri, launch)
 
 
 def download_model(run_uri: str, path: str) -> str:
@@ -347,14 +353,16 @@ def run_state(run_uri: str) -> str:
     return Run(run_uri).state()
 
 
-def tune(store_uri: str, out_uri: str, config: TuneConfig, splits: SplitConfig, launch: LaunchConfig) -> TuneReport:
+def tune(
+    store_uri: str, out_uri: str, config: TuneConfig, splits: SplitConfig | str, launch: LaunchConfig
+) -> TuneReport:
     """Sweep pooling, learning rate and more on validation; the same sweep folder resumes.
 
     Args:
         store_uri: patch store.
         out_uri: sweep folder to make or go on with.
         config: the trials and the training they share.
-        splits: how patients are divided, or the file that says so.
+        splits: how patients are divided, or the URI of a splits.parquet to adopt.
         launch: where to compute.
 
     Raises:
@@ -364,7 +372,7 @@ def tune(store_uri: str, out_uri: str, config: TuneConfig, splits: SplitConfig, 
     from milcore.cluster.launch import tune_with
     from milcore.training.sweep import Sweep, prepare_sweep
 
-    prepare_sweep(store_uri, out_uri, config, splits)
+    prepare_sweep(store_uri, out_uri, config, _split_config(splits))
     best = tune_with(out_uri, launch)
     return TuneReport(out_uri, best, Sweep(out_uri).verdict())
 

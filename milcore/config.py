@@ -568,7 +568,7 @@ def _joined(
     for name, value in values.items():
         if name in settings and value != parameter_default(kind, name):
             raise InputError(
-                f"settings: {section}.{name} is given twice, got {settings[name]!r} in settings and {value!r} as a "
+                f"settings: {section}.{name}: expected one value, got {settings[name]!r} in settings and {value!r} as a "
                 "parameter; allowed: one of them; drop the other"
             )
         if kind.model_fields[name].default is None and not value:

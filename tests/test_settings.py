@@ -168,7 +168,10 @@ def test_a_setting_beside_a_parameter_at_its_default_counts() -> None:
         ('{"launch": {"workers": 3}}', "settings: expected a config, got launch"),
         ('{"train": {"hiden": 1}}', "train.hiden: expected a setting, got 'hiden'; allowed: features, "),
         ('{"train": {"hidden": 0}}', "train.hidden: expected greater than 0, got 0"),
-        ('{"train": {"epochs": 9}}', "settings: train.epochs is given twice, got 9 in settings and 5 as a parameter"),
+        (
+            '{"train": {"epochs": 9}}',
+            "settings: train.epochs: expected one value, got 9 in settings and 5 as a parameter",
+        ),
         ('{"tune": {"train": {"hidden": 3}}}', "settings: tune.train cannot be set here: the key train holds them"),
     ],
 )

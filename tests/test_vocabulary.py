@@ -28,13 +28,7 @@ ADJECTIVES = {
 NOUNS = {"seed", "frozen", "synthetic", "bed", "speed", "need", "embed"}
 
 # what breaks a rule, and why it may; at most 20
-EXCEPTIONS: dict[str, str] = {
-    "{expected}, got nothing at {uri}; allowed: a JSON file, such as best.json": "{expected} is '--config: expected …'",
-    "{expected}, got no JSON at {uri} ({error}); allowed: a JSON object of settings": "as above",
-    "{expected}, got a {type(values).__name__} at {uri}; allowed: a JSON object of settings": "as above",
-    "settings: {section}.{name} is given twice, got {settings[name]!r} in settings and {value!r} as a parameter; "
-    "allowed: one of them; drop the other": "either value is fine by itself: nothing else was expected",
-}
+EXCEPTIONS: dict[str, str] = {}
 
 ERRORS = {"ClusterError", "InputError", "MILError", "StoreError", "ValueError"}
 LIST_OF_WHAT_IS_ALLOWED = re.compile(r"expected .*got .*allowed:", re.DOTALL)

@@ -133,13 +133,13 @@ def train_config(file: str | None, flags: Values) -> TrainConfig:
 
 
 def _read_settings(uri: str) -> Values:
-    expected = "--config: expected a JSON object of training settings"
+    allowed = "a JSON object of training settings, such as best.json"
     try:
         values = storage.read_json(uri)
     except FileNotFoundError:
-        raise InputError(f"{expected}, got nothing at {uri}; allowed: a JSON file, such as best.json") from None
+        raise InputError(f"--config: expected a file, got nothing at {uri}; allowed: {allowed}") from None
     except ValueError as error:
-        raise InputError(f"{expected}, got no JSON at {uri} ({error}); allowed: a JSON object of settings") from None
+        raise InputError(f"--config: expected JSON, got another text at {uri} ({error}); allowed: {allowed}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{expected}, got a {type(values).__name__} at {uri}; allowed: a JSON object of settings")
+        raise InputError(f"--config: expected an object, got a {type(values).__name__} at {uri}; allowed: {allowed}")
     return values

@@ -129,7 +129,11 @@ def test_killed_in_the_middle_it_redoes_only_what_is_missing(folder_uri: str, tm
             ["--settings", '{"train": {"hiden": 1}}'],
             "train.hiden: expected a setting",
         ),
-        ("slide_id,uri,label\ns1,a.svs,0\n", ["--settings", '{"train": {"epochs": 4}}'], "train.epochs is given twice"),
+        (
+            "slide_id,uri,label\ns1,a.svs,0\n",
+            ["--settings", '{"train": {"epochs": 4}}'],
+            "train.epochs: expected one value",
+        ),
         ("slide_id,uri,label\ns1,a.svs,0\n", ["--settings", '{"encode": {"name": "a b"}}'], "encode.name: expected"),
     ],
 )
