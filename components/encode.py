@@ -33,7 +33,8 @@ def encode(
     """
     parameters = {**locals()}
     from milcore import api
-    from milcore.config import pipeline_configs
+    from milcore.config import PipelineSettings
 
-    configs = pipeline_configs(parameters, settings)
-    return api.encode(store_uri, configs.encode, configs.launch).name
+    with api.one_line_errors():
+        configs = PipelineSettings(parameters, settings)
+        return api.encode(store_uri, configs.encode, configs.launch).name

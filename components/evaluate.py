@@ -35,7 +35,8 @@ def evaluate(
     """
     from milcore import api
 
-    summary = api.evaluate(run_uri, baselines=baselines, sweep_uri=sweep_uri)
+    with api.one_line_errors():
+        summary = api.evaluate(run_uri, baselines=baselines, sweep_uri=sweep_uri)
     for name, value in summary.items():
         if isinstance(value, float):
             metrics.log_metric(name, value)

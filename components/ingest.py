@@ -37,10 +37,11 @@ def ingest(
     import json
 
     from milcore import api
-    from milcore.config import pipeline_configs
+    from milcore.config import PipelineSettings
 
-    config = pipeline_configs(parameters, settings).ingest
-    return json.dumps(api.ingest_partition(store_uri, partition, config, workers))
+    with api.one_line_errors():
+        config = PipelineSettings(parameters, settings).ingest
+        return json.dumps(api.ingest_partition(store_uri, partition, config, workers))
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -60,4 +61,5 @@ def gather(store_uri: str, outcomes: list[str]) -> str:
 
     from milcore import api
 
-    return json.dumps(api.gather_ingestion(store_uri, [json.loads(outcome) for outcome in outcomes]))
+    with api.one_line_errors():
+        return json.dumps(api.gather_ingestion(store_uri, [json.loads(outcome) for outcome in outcomes]))

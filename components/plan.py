@@ -56,8 +56,9 @@ def plan(
     parameters = {**locals()}
     from milcore import api
 
-    api.check_settings(parameters, settings)
-    return api.plan_ingestion(manifest, store_uri, positive or None, partitions)
+    with api.one_line_errors():
+        api.check_settings(parameters, settings)
+        return api.plan_ingestion(manifest, store_uri, positive or None, partitions)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

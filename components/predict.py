@@ -23,4 +23,5 @@ def predict(run_uri: str, slides: list[str], out_uri: str, default_mpp: float, u
     """
     from milcore import api
 
-    return api.score_slides(run_uri, slides, out_uri, default_mpp=default_mpp or None, use_gpu=use_gpu)
+    with api.one_line_errors():
+        return api.score_slides(run_uri, slides, out_uri, default_mpp=default_mpp or None, use_gpu=use_gpu)

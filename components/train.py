@@ -33,10 +33,11 @@ def train(
     """
     parameters = {**locals()}
     from milcore import api
-    from milcore.config import pipeline_configs
+    from milcore.config import PipelineSettings
 
-    report = api.train_best(store_uri, run_uri, sweep_uri, pipeline_configs(parameters, "").launch)
-    settings = report.spec.train
-    uri = api.download_model(run_uri, model.path)
+    with api.one_line_errors():
+        launch = PipelineSettings(parameters, "").launch
+        settings = api.train_best(store_uri, run_uri, sweep_uri, launch).spec.train
+        uri = api.download_model(run_uri, model.path)
     model.metadata.update(uri=uri, pooling=settings.pooling, level=settings.level)
     return api.run_state(run_uri)

@@ -45,7 +45,7 @@ def tune(
     """
     parameters = {**locals()}
     from milcore import api
-    from milcore.config import pipeline_configs
 
-    configs = pipeline_configs(parameters, settings)
-    return api.tune(store_uri, api.sweep_uri(run_uri), configs.tune, configs.split, configs.launch).out_uri
+    with api.one_line_errors():
+        configs = api.check_settings(parameters, settings)
+        return api.tune(store_uri, api.sweep_uri(run_uri), configs.tune, configs.split, configs.launch).out_uri

@@ -19,14 +19,14 @@ from milcore.config import (
     ImportConfig,
     IngestConfig,
     LaunchConfig,
+    PipelineSettings,
     RunSpec,
     SplitConfig,
     TrainConfig,
     TuneConfig,
     parse_config,
-    pipeline_configs,
 )
-from milcore.errors import InputError
+from milcore.errors import InputError, MILError
 
 if TYPE_CHECKING:
     from milcore.training.sweep import SweepVerdict
@@ -221,19 +221,37 @@ def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[s
     return summary
 
 
-def check_settings(parameters: Mapping[str, object], settings: str) -> None:
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Exit with an error's one line and code in place of a traceback."""
+    from milcore.runtime.progress import log_line
+
+    try:
+        yield
+    except MILError as error:
+        log_line(f"milcore: {error.line}")
+        raise SystemExit(error.exit_code) from None
+
+
+def check_settings(parameters: Mapping[str, object], settings: str) -> PipelineSettings:
     """Refuse bad parameters and settings of a pipeline before its first slide is read.
 
     Args:
         parameters: values by name.
         settings: JSON of settings that are no parameters.
 
+    Returns:
+        The configs of the pipeline's steps.
+
     Raises:
         InputError: one line naming what is unknown, out of range, or given twice.
     """
-    from milcore.training.sweep import trial_configs
+    from milcore.training.search_space import trial_configs
 
-    trial_configs(pipeline_configs(parameters, settings).tune)
+    configs = PipelineSettings(parameters, settings)
+    configs.check()
+    trial_configs(configs.tune)
+    return configs
 
 
 def sweep_uri(run_uri: str) -> str:

@@ -6,8 +6,8 @@ Imports pydantic and the standard library only, so that compiling the pipeline n
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -85,7 +85,7 @@ SearchAxes = Annotated[tuple[str, ...], BeforeValidator(_split_at(";"))]
 class Config(BaseModel):
     """Base of all settings: frozen, and an unknown name is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def check_encoder(encoder: str) -> str:
@@ -108,11 +108,11 @@ def sees_patches(encoder: str) -> bool:
     return encoder not in FEATURE_ENCODERS
 
 
-def _check_level(pooling: PoolingName, level: Level) -> None:
+def _check_level(name: str, pooling: PoolingName, level: Level) -> None:
     if pooling in POOLINGS_OF_PROBABILITIES and level != "instance":
         raise ValueError(
-            f"level: expected instance with pooling {pooling}, got {level}; allowed: instance; {pooling} combines "
-            "probabilities, and the columns of an embedding are none"
+            f"{name}: expected level instance with pooling {pooling}, got level {level}; allowed: level instance; "
+            f"{pooling} combines probabilities, and the columns of an embedding are none"
         )
 
 
@@ -233,6 +233,17 @@ class SplitConfig(Config):
         if self.folds == 1:
             raise ValueError(
                 "folds: expected 0 or at least 2, got 1, which leaves every patient out; allowed: 0 (one model), 2 …"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        drawn_anew = {"test_fraction"} if self.folds else {"test_fraction", "val_fraction", "split_seed"}
+        unused = sorted(drawn_anew & self.model_fields_set)
+        if self.splits is not None and unused:
+            raise ValueError(
+                f"splits: expected no {', '.join(unused)} beside it, got {self.splits!r}; allowed: a file, or "
+                "fractions and seed of a new split; drop one"
             )
         return self
 
@@ -364,7 +375,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _pools_what_it_is_defined_on(self) -> Self:
-        _check_level(self.pooling, self.level)
+        _check_level("level", self.pooling, self.level)
         return self
 
 
@@ -411,7 +422,7 @@ class TuneConfig(Config):
     @model_validator(mode="after")
     def _poolings_fit_the_level(self) -> Self:
         for pooling in self.poolings:
-            _check_level(pooling, self.train.level)
+            _check_level("poolings", pooling, self.train.level)
         return self
 
 
@@ -445,8 +456,13 @@ class RunSpec(Config):
     folds: int = Field(0, ge=0, description="models in folds/<k>; 0: one model in the run folder itself")
 
 
-def parse_config(kind: type[C], values: dict[str, object]) -> C:
+def parse_config(kind: type[C], values: dict[str, object], section: str = "") -> C:
     """Build a config from outside values.
+
+    Args:
+        kind: the config class.
+        values: by field.
+        section: key of the pipelines' ``settings`` that an error names before the field.
 
     Raises:
         InputError: one line naming every field that is unknown or out of range.
@@ -454,7 +470,7 @@ def parse_config(kind: type[C], values: dict[str, object]) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(_one_line(kind, error)) from None
+        raise InputError("; ".join(_problems(kind, error, section))) from None
 
 
 def pick(kind: type[C], values: dict[str, object]) -> C:
@@ -466,44 +482,41 @@ def pick(kind: type[C], values: dict[str, object]) -> C:
     return parse_config(kind, {name: values[name] for name in kind.model_fields if name in values})
 
 
-def _one_line(kind: type[Config], error: ValidationError) -> str:
-    """Every problem as ``NAME: expected …, got …; allowed: …``, parted by semicolons."""
-    problems = []
+def _problems(kind: type[Config], error: ValidationError, section: str) -> Iterator[str]:
+    """Every problem as ``NAME: expected …, got …; allowed: …``."""
+    prefix = f"{section}." if section else ""
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"expected a setting, got {name!r}; allowed: {', '.join(kind.model_fields)}"
+            allowed = ", ".join(field for field in kind.model_fields if (section, field) not in NOT_IN_SETTINGS)
+            message = f"expected a setting, got {name!r}; allowed: {allowed}"
         elif problem["type"] == "missing":
             message = "expected a value, got none"
         elif problem["type"] != "value_error":
-            message = f"expected {message.removeprefix('Input should be ')}, got {problem['input']!r}"
-        problems.append(f"{name}: {message}" if name else message)
-    return "; ".join(problems)
+            constraint = re.sub(r"^(be|have|match) ", "", message.partition(" should ")[2]) or message
+            message = f"expected {constraint}, got {problem['input']!r}"
+        yield f"{prefix}{name}: {message}" if name else f"{prefix}{message}"
 
 
-class PipelineConfigs(NamedTuple):
-    """The configs of a pipeline's steps.
-
-    ``settings`` has a key for each but launch, whose fields are parameters.
-    """
-
-    ingest: IngestConfig
-    encode: EncodeConfig
-    split: SplitConfig
-    train: TrainConfig
-    tune: TuneConfig
-    launch: LaunchConfig
-
-
-# fields that no key of ``settings`` may hold, and why
+# fields that no key of the pipelines' ``settings`` may hold, and why
 NOT_IN_SETTINGS = {
-    ("tune", "train"): "the key train holds them",
     ("split", "splits"): "the pipeline divides the patients of its own store",
     ("split", "folds"): "the pipeline trains one model; milcore train --folds makes several",
+    ("train", "features"): "they are those of the encode step, or the parameter of the pipeline that only sweeps",
+    ("train", "pooling"): "the sweep draws it from poolings",
+    ("train", "learning_rate"): "the sweep draws it between learning_rate_min and learning_rate_max",
+    ("tune", "train"): "the key train holds them",
 }
 # fields of a config that a pipeline's parameter of the same name does not mean
 OTHER_MEANING = {("train", "encoder"): "a pipeline's encoder is the frozen one"}
+SECTIONS: dict[str, type[Config]] = {
+    "ingest": IngestConfig,
+    "encode": EncodeConfig,
+    "split": SplitConfig,
+    "train": TrainConfig,
+    "tune": TuneConfig,
+}
 
 
 def parameter_default(kind: type[Config], name: str) -> Any:
@@ -517,68 +530,98 @@ def parameter_default(kind: type[Config], name: str) -> Any:
     return {"default_mpp": 0.0}.get(name, "") if default is None else default
 
 
-def pipeline_configs(parameters: Mapping[str, object], settings: str) -> PipelineConfigs:
-    """Build the configs of a pipeline's steps from its parameters and ``settings``.
+class PipelineSettings:
+    """The configs of a pipeline's steps, from its parameters and ``settings``.
+
+    Each is checked when it is asked for: a step knows only the parameters that it takes, and a field may be allowed
+    only beside another.
 
     Args:
         parameters: values by name; those that are fields of a config go into it, others are left alone.
         settings: empty, or JSON such as ``{"train": {"hidden": 256}, "encode": {"patches_per_batch": 32}}``.
 
     Raises:
-        InputError: one line naming what is no JSON, unknown, out of range, or set both here and by a parameter.
+        InputError: one line naming what is no JSON, unknown, out of range, or set both in settings and as a parameter.
     """
-    kinds = PipelineConfigs.__annotations__
-    sections = _sections(settings, kinds)
-    values = {name: _joined(name, kind, parameters, sections.get(name, {})) for name, kind in kinds.items()}
-    train = values["train"]
-    if "encoder" in train and sees_patches(str(train["encoder"])):
-        train["features"] = None
-    configs = {name: _parse_section(name, kind, values[name]) for name, kind in kinds.items() if name != "tune"}
-    configs["tune"] = _parse_section("tune", TuneConfig, values["tune"] | {"train": configs["train"]})
-    return PipelineConfigs(**configs)
+
+    def __init__(self, parameters: Mapping[str, object], settings: str) -> None:
+        self._parameters, self._sections = parameters, _parse_sections(settings)
+
+    @property
+    def ingest(self) -> IngestConfig:
+        """Settings of ingestion."""
+        return parse_config(IngestConfig, self._values("ingest", IngestConfig), "ingest")
+
+    @property
+    def encode(self) -> EncodeConfig:
+        """Settings of feature extraction."""
+        return parse_config(EncodeConfig, self._values("encode", EncodeConfig), "encode")
+
+    @property
+    def split(self) -> SplitConfig:
+        """Settings of the split of patients."""
+        return parse_config(SplitConfig, self._values("split", SplitConfig), "split")
+
+    @property
+    def train(self) -> TrainConfig:
+        """Settings of training; an encoder that takes patches is trained without features."""
+        values = self._values("train", TrainConfig)
+        if "encoder" in values and sees_patches(str(values["encoder"])):
+            values["features"] = None
+        return parse_config(TrainConfig, values, "train")
+
+    @property
+    def tune(self) -> TuneConfig:
+        """Settings of the sweep, those of training among them."""
+        return parse_config(TuneConfig, self._values("tune", TuneConfig) | {"train": self.train}, "tune")
+
+    @property
+    def launch(self) -> LaunchConfig:
+        """Machines and workers; all of its fields are parameters."""
+        return parse_config(LaunchConfig, self._values("launch", LaunchConfig))
+
+    def check(self) -> None:
+        """Refuse any bad setting, of whichever step."""
+        for section in (*SECTIONS, "launch"):
+            getattr(self, section)
+
+    def _values(self, section: str, kind: type[Config]) -> dict[str, object]:
+        """Values for a config: the settings' where they name a field, else the parameters'."""
+        settings = {
+            name: value for name, value in self._sections.get(section, {}).items() if name != "features" or value
+        }
+        for name in settings:
+            if (section, name) in NOT_IN_SETTINGS:
+                raise InputError(f"settings: {section}.{name} cannot be set here: {NOT_IN_SETTINGS[section, name]}")
+        own = [name for name in kind.model_fields if (section, name) not in OTHER_MEANING]
+        values = {name: self._parameters[name] for name in own if name in self._parameters}
+        for name, value in values.items():
+            if name in settings and value != parameter_default(kind, name):
+                raise InputError(
+                    f"settings: {section}.{name}: expected one value, got {settings[name]!r} in settings and {value!r} "
+                    "as a parameter; allowed: one of them; drop the other"
+                )
+            if kind.model_fields[name].default is None and not value:
+                values[name] = None
+        return values | settings
 
 
-def _sections(settings: str, kinds: Mapping[str, Any]) -> dict[str, dict[str, object]]:
+def _parse_sections(settings: str) -> dict[str, dict[str, object]]:
     example = """'{"train": {"hidden": 256}}'"""
     try:
-        sections = json.loads(settings) if settings.strip() else {}
-    except ValueError as error:
-        raise InputError(f"settings: expected JSON such as {example}, got {settings!r} ({error})") from None
+        sections = json.loads(settings, object_pairs_hook=_without_repeats) if settings.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"settings: expected JSON such as {example}, got {settings[:200]!r} ({error})") from None
     if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
-        raise InputError(f"settings: expected an object of objects such as {example}, got {settings!r}")
-    allowed = [name for name in kinds if name != "launch"]
-    unknown = ", ".join(name for name in sections if name not in allowed)
+        raise InputError(f"settings: expected an object of objects such as {example}, got {settings[:200]!r}")
+    unknown = ", ".join(name for name in sections if name not in SECTIONS)
     if unknown:
-        raise InputError(f"settings: expected a config, got {unknown}; allowed: {', '.join(allowed)}")
+        raise InputError(f"settings: expected a config, got {unknown}; allowed: {', '.join(SECTIONS)}")
     return sections
 
 
-def _joined(
-    section: str, kind: type[Config], parameters: Mapping[str, object], settings: dict[str, object]
-) -> dict[str, object]:
-    """Values for a config: the settings' where they name a field, else the parameters'."""
-    for name in settings:
-        if (section, name) in NOT_IN_SETTINGS:
-            raise InputError(f"settings: {section}.{name} cannot be set here: {NOT_IN_SETTINGS[section, name]}")
-    values = {
-        name: parameters[name]
-        for name in kind.model_fields
-        if name in parameters and (section, name) not in OTHER_MEANING
-    }
-    for name, value in values.items():
-        if name in settings and value != parameter_default(kind, name):
-            raise InputError(
-                f"settings: {section}.{name}: expected one value, got {settings[name]!r} in settings and {value!r} as a "
-                "parameter; allowed: one of them; drop the other"
-            )
-        if kind.model_fields[name].default is None and not value:
-            values[name] = None
-    return values | settings
-
-
-def _parse_section(section: str, kind: type[C], values: dict[str, object]) -> C:
-    """Parse a section's values; an error names it."""
-    try:
-        return parse_config(kind, values)
-    except InputError as error:
-        raise InputError(f"{section}.{error}") from None
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    repeated = {name for name, _ in pairs if [key for key, _ in pairs].count(name) > 1}
+    if repeated:
+        raise ValueError(f"{', '.join(sorted(repeated))} occurs more than once")
+    return dict(pairs)

@@ -21,7 +21,6 @@ from kfp.dsl.base_component import BaseComponent
 
 from components import IMAGE
 from milcore import api
-from milcore.config import pipeline_configs
 from milcore.errors import MILError
 from pipeline.dag import NAME, attention_mil
 from pipeline.predict import predict
@@ -56,7 +55,7 @@ def compile_pipeline(given: dict[str, Any]) -> None:
 
 def run(given: dict[str, Any]) -> None:
     """Run the pipeline's steps on this machine, one process each; the same run_uri resumes."""
-    pipeline_configs(given, given["settings"])
+    api.check_settings(given, given["settings"])
     api.check_manifest(given["manifest"], given["positive"] or None)
     # the runner warns of images that may lack the steps' package; here the steps import this very one
     warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
@@ -88,7 +87,7 @@ def submit(given: dict[str, Any]) -> None:
     With --wait, follow it to its end.
     """
     pipeline = PIPELINES[given["pipeline"] or NAME]
-    pipeline_configs(given, given.get("settings", ""))
+    api.check_settings(given, given.get("settings", ""))
     submit_pipeline(with_image(pipeline, given["image"]), _arguments(pipeline, given), given)
 
 

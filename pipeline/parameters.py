@@ -40,13 +40,14 @@ PARAMETERS: dict[str, dict[str, str | type[Config]]] = {
         '{"train": {"hidden": 256}, "encode": {"patches_per_batch": 32}}',
     },
     "Cluster": {
-        "workers": "Ray workers of the run, and trials of the sweep at a time; 0 computes in the step",
+        "workers": "Ray workers of the run, and trials of the sweep at a time; 0: the run is trained in the step, the "
+        "sweep has as many trials at a time as there is room for",
         "use_gpu": LaunchConfig,
         "ray_address": LaunchConfig,
         "cluster_profile": LaunchConfig,
-        "step_cpus": "CPUs of each step, such as 2",
-        "step_memory": "memory of each step, such as 8Gi",
-        "step_gpus": "GPUs of each step that trains or encodes in itself, such as 1",
+        "step_cpus": "CPUs of each step that ingests, encodes, sweeps, trains or evaluates, such as 2",
+        "step_memory": "memory of each of these steps, such as 8Gi",
+        "step_gpus": "GPUs of each step that encodes, sweeps or trains; give 1 with use_gpu and ray_address local",
     },
 }
 

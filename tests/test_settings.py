@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from milcore.cli.main import app
+from milcore.cli.options import FLAGS
 from milcore.config import (
     NOT_IN_SETTINGS,
     OTHER_MEANING,
@@ -16,11 +17,11 @@ from milcore.config import (
     ImportConfig,
     IngestConfig,
     LaunchConfig,
+    PipelineSettings,
     SplitConfig,
     TrainConfig,
     TuneConfig,
     parameter_default,
-    pipeline_configs,
 )
 from milcore.errors import InputError
 from pipeline import attention_mil, sweep
@@ -57,8 +58,14 @@ OPTIONS = [(command, kind) for kind, commands in COMMANDS.items() for command in
 
 def fields_without_option(command: str, kind: type[Config], exceptions: Mapping[tuple[str, str], str]) -> list[str]:
     """The fields that a command has no option for, nor a reason."""
-    options = {parameter.name for parameter in typer.main.get_command(app).commands[command].params}  # type: ignore[attr-defined]
-    return [name for name in kind.model_fields if name not in options and (command, name) not in exceptions]
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    flags = {parameter.name: parameter.opts for parameter in parameters}
+    return [
+        name
+        for name in kind.model_fields
+        if FLAGS.get(name, f"--{name.replace('_', '-')}") not in flags.get(name, [])
+        and (command, name) not in exceptions
+    ]
 
 
 def value_other_than_the_default(kind: type[Config], name: str) -> object:
@@ -96,7 +103,7 @@ def fields_out_of_reach(
         given = {key: {name: value_other_than_the_default(kind, name)}}
         given[key] |= {"encoder": NEEDED_ENCODER[name]} if name in NEEDED_ENCODER else {}
         try:
-            config = getattr(pipeline_configs({}, json.dumps(given)), key)
+            config = getattr(PipelineSettings({}, json.dumps(given)), key)
         except InputError:
             missing.append(name)
         else:
@@ -124,18 +131,36 @@ def test_every_exception_has_a_reason_and_is_needed() -> None:
         assert any(name in fields_without_option(command, kind, {}) for kind in kinds), (command, name)
 
 
-def test_a_field_that_no_command_and_no_pipeline_knows_is_noticed() -> None:
+def test_a_field_that_no_command_and_no_pipeline_knows_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wider(TrainConfig):
         added: int = 3
 
     assert fields_without_option("train", Wider, WITHOUT_OPTION) == ["added"]
-    KEYS[Wider] = "train"
+    monkeypatch.setitem(KEYS, Wider, "train")
     assert fields_out_of_reach(Wider, attention_mil.component_spec.inputs, NOT_IN_SETTINGS) == ["added"]
-    del KEYS[Wider]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "settings"),
+    [
+        ({"epochs": 60}, {"train": {"warmup_epochs": 50}}),
+        ({"learning_rate_max": 0.1}, {"tune": {"learning_rate_min": 0.05}}),
+        ({"bag": "patient", "poolings": "noisy_or"}, {"train": {"level": "instance"}}),
+    ],
+)
+def test_what_the_first_step_allows_every_later_step_takes(
+    parameters: dict[str, object], settings: dict[str, object]
+) -> None:
+    """A field may be allowed only beside a parameter that some steps do not take."""
+    text = json.dumps(settings)
+    PipelineSettings(parameters, text).check()
+    assert PipelineSettings({"mpp": 0.5, "patch_size": 256, "default_mpp": 0.0}, text).ingest == IngestConfig()
+    without_training = PipelineSettings({"encoder": "uni", "workers": 3}, text)
+    assert (without_training.encode.encoder, without_training.launch.workers) == ("uni", 3)
 
 
 def test_settings_reach_the_configs_of_their_steps() -> None:
-    configs = pipeline_configs(
+    configs = PipelineSettings(
         {"epochs": 7, "encoder": "uni", "default_mpp": 0.0, "poolings": "max,mean", "store_uri": "s3://b/store"},
         '{"train": {"hidden": 64}, "encode": {"patches_per_batch": 32}, "tune": {"search": ["dropout=0.1,0.2"]}}',
     )
@@ -148,12 +173,12 @@ def test_settings_reach_the_configs_of_their_steps() -> None:
 
 
 def test_an_encoder_that_takes_patches_is_trained_without_features() -> None:
-    assert pipeline_configs({"features": "efficientnet_lite0"}, '{"train": {"encoder": "conv"}}').train.features is None
+    assert PipelineSettings({"features": "efficientnet_lite0"}, '{"train": {"encoder": "conv"}}').train.features is None
 
 
 def test_a_setting_beside_a_parameter_at_its_default_counts() -> None:
     assert (
-        pipeline_configs({"epochs": parameter_default(TrainConfig, "epochs")}, '{"train": {"epochs": 9}}').train.epochs
+        PipelineSettings({"epochs": parameter_default(TrainConfig, "epochs")}, '{"train": {"epochs": 9}}').train.epochs
         == 9
     )
 
@@ -166,17 +191,30 @@ def test_a_setting_beside_a_parameter_at_its_default_counts() -> None:
         ('{"train": 3}', "settings: expected an object of objects"),
         ('{"evaluate": {}}', "settings: expected a config, got evaluate; allowed: ingest, encode, split, train, tune"),
         ('{"launch": {"workers": 3}}', "settings: expected a config, got launch"),
-        ('{"train": {"hiden": 1}}', "train.hiden: expected a setting, got 'hiden'; allowed: features, "),
+        ('{"train": {"hiden": 1}}', "train.hiden: expected a setting, got 'hiden'; allowed: encoder, "),
         ('{"train": {"hidden": 0}}', "train.hidden: expected greater than 0, got 0"),
         (
             '{"train": {"epochs": 9}}',
             "settings: train.epochs: expected one value, got 9 in settings and 5 as a parameter",
         ),
         ('{"tune": {"train": {"hidden": 3}}}', "settings: tune.train cannot be set here: the key train holds them"),
+        (
+            '{"train": {"features": "mine"}}',
+            "settings: train.features cannot be set here: they are those of the encode",
+        ),
+        (
+            '{"train": {"hidden": 0, "dropout": 2}}',
+            "train.hidden: expected greater than 0, got 0; train.dropout: expected",
+        ),
+        ('{"train": {"hidden": 8}, "train": {"dropout": 0.1}}', "settings: expected JSON such as"),
+        ('{"tune": {"poolings": ["noisy_or"]}}', "tune.poolings: expected level instance with pooling noisy_or"),
+        ('{"tune": {"poolings": []}}', "tune.poolings: expected at least 1 item"),
+        ('{"train": {"clip_norm": Infinity}}', "train.clip_norm: expected a finite number, got inf"),
+        ("[" * 100_000, "settings: expected JSON such as"),
     ],
 )
 def test_bad_settings_are_one_line(settings: str, line: str) -> None:
     with pytest.raises(InputError) as raised:
-        pipeline_configs({"epochs": 5}, settings)
+        PipelineSettings({"epochs": 5}, settings).check()
     assert str(raised.value).startswith(line)
     assert "\n" not in raised.value.line

@@ -88,8 +88,12 @@ def _type_of(field: FieldInfo) -> Any:
     A text for what the config parses, a list of texts for a tuple.
     """
     inner = list(_types_in(field.annotation))
-    kind: Any = list[str] if tuple in inner else next((kind for kind in (bool, int, float) if kind in inner), str)
+    kind: Any = list[str] if _is_tuple(field) else next((kind for kind in (bool, int, float) if kind in inner), str)
     return kind if field.is_required() else kind | None
+
+
+def _is_tuple(field: FieldInfo) -> bool:
+    return tuple in _types_in(field.annotation)
 
 
 def _types_in(annotation: Any) -> Iterator[Any]:
@@ -108,7 +112,9 @@ def option(kind: type[Config], name: str, description: str | None = None) -> Any
     silent = field.is_required() or any(field.default is none for none in (None, False, (), ""))
     default = "" if silent else f" [default: {_text_of(field.default)}]"
     flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
-    return typer.Option(flag, help=f"{description or field.description}{allowed}{default}", show_default=False)
+    either = f"{flag}/--no-{flag.removeprefix('--')}" if field.annotation is bool else flag
+    text = f"{description or field.description}{allowed}{default}"
+    return typer.Option(either, help=text, show_default=False, metavar="<str>" if _is_tuple(field) else None)
 
 
 def _literals(annotation: object) -> list[object]:
@@ -138,7 +144,9 @@ def _read_settings(uri: str) -> Values:
         values = storage.read_json(uri)
     except FileNotFoundError:
         raise InputError(f"--config: expected a file, got nothing at {uri}; allowed: {allowed}") from None
-    except ValueError as error:
+    except storage.IO_ERRORS as error:
+        raise InputError(f"--config: expected a file that can be read, got {error}; allowed: {allowed}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config: expected JSON, got another text at {uri} ({error}); allowed: {allowed}") from None
     if not isinstance(values, dict):
         raise InputError(f"--config: expected an object, got a {type(values).__name__} at {uri}; allowed: {allowed}")

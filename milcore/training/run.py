@@ -82,7 +82,7 @@ def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
             f"manifest column label: expected slides of several classes, got only {', '.join(classes)}; allowed: two "
             "classes or more; add slides of another"
         )
-    splits = make_splits(store.manifest(), config) if config.splits is None else storage.read_table(config.splits)
+    splits = make_splits(store.manifest(), config) if config.splits is None else _read_splits(config.splits)
     check_splits(splits)
     if config.splits is not None and "fold" in splits.column_names:
         splits = splits.drop_columns(["fold"])
@@ -96,6 +96,19 @@ def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
     splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
     _check_training_classes(splits, classes)
     return splits
+
+
+def _read_splits(uri: str) -> pa.Table:
+    try:
+        return storage.read_table(uri)
+    except FileNotFoundError:
+        raise InputError(
+            f"splits: expected a file, got nothing at {uri}; allowed: the splits.parquet of a run"
+        ) from None
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"splits: expected Parquet at {uri}, got {error}; allowed: the splits.parquet of a run"
+        ) from None
 
 
 def _usable_slides(store: PatchStore) -> list[str]:

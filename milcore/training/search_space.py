@@ -8,7 +8,7 @@ import math
 import random
 from typing import NamedTuple
 
-from milcore.config import TrainConfig
+from milcore.config import TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError
 
 FORMS = "NAME=A,B,C, NAME=LOW..HIGH or NAME=LOW..HIGH:log"
@@ -67,8 +67,39 @@ def parse_axis(text: str) -> Axis:
     return Axis(name, (), low, high, log=scale == "log")
 
 
+def trial_configs(config: TuneConfig) -> list[TrainConfig]:
+    """Training settings of every trial, a function of the config alone.
+
+    Trial k has pooling k modulo their number and ``learning_rate = exp(uniform(log min, log max))``. Every other
+    setting has a generator seeded by (seed, trial, name), so that adding one leaves the others unchanged.
+
+    Raises:
+        InputError: a setting cannot be drawn, or a value drawn is out of range.
+    """
+    axes = [parse_axis(text) for text in config.search]
+    generator = random.Random(config.tune_seed)  # noqa: S311 - nothing secret
+    low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
+    shared = config.train.model_dump()
+    trials = []
+    for trial in range(config.trials):
+        settings: dict[str, object] = {"pooling": config.poolings[trial % len(config.poolings)]}
+        settings["learning_rate"] = math.exp(generator.uniform(low, high))
+        for axis in axes:
+            settings[axis.name] = axis.draw(random.Random(f"{config.tune_seed} {trial} {axis.name}"))  # noqa: S311
+        trials.append(parse_config(TrainConfig, shared | settings))
+    return trials
+
+
+def searched_settings(config: TuneConfig, trial: TrainConfig) -> tuple[tuple[str, object], ...]:
+    """Name and value of the settings a trial drew besides pooling and learning rate."""
+    return tuple((axis.name, getattr(trial, axis.name)) for axis in map(parse_axis, config.search))
+
+
 def _number(text: str, setting: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise InputError(f"search {setting!r}: expected a number, got {text!r}; allowed: {FORMS}") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"search {setting!r}: expected a number, got {text!r}; allowed: {FORMS}")
+    return value

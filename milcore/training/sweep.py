@@ -5,7 +5,6 @@
 """
 
 import math
-import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from milcore.training.run import choose_splits, instance_digest
 from milcore.training.run_folder import claim_folder, config_uri, read_claim
-from milcore.training.search_space import parse_axis
+from milcore.training.search_space import trial_configs
 from milcore.training.selection import Validation
 
 # 97.5 % quantile of the normal distribution: a two-sided test at 5 %
@@ -179,34 +178,6 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
     claim_folder(out_uri, spec.model_dump(mode="json"))
     storage.write_table(Sweep(out_uri).splits_uri, splits)
     return spec
-
-
-def trial_configs(config: TuneConfig) -> list[TrainConfig]:
-    """Training settings of every trial, a function of the config alone.
-
-    Trial k has pooling k modulo their number and ``learning_rate = exp(uniform(log min, log max))``. Every other
-    setting has a generator seeded by (seed, trial, name), so that adding one leaves the others unchanged.
-
-    Raises:
-        InputError: a setting cannot be drawn, or a value drawn is out of range.
-    """
-    axes = [parse_axis(text) for text in config.search]
-    generator = random.Random(config.tune_seed)  # noqa: S311 - nothing secret
-    low, high = math.log(config.learning_rate_min), math.log(config.learning_rate_max)
-    shared = config.train.model_dump()
-    trials = []
-    for trial in range(config.trials):
-        settings: dict[str, object] = {"pooling": config.poolings[trial % len(config.poolings)]}
-        settings["learning_rate"] = math.exp(generator.uniform(low, high))
-        for axis in axes:
-            settings[axis.name] = axis.draw(random.Random(f"{config.tune_seed} {trial} {axis.name}"))  # noqa: S311
-        trials.append(parse_config(TrainConfig, shared | settings))
-    return trials
-
-
-def searched_settings(config: TuneConfig, trial: TrainConfig) -> tuple[tuple[str, object], ...]:
-    """Name and value of the settings a trial drew besides pooling and learning rate."""
-    return tuple((axis.name, getattr(trial, axis.name)) for axis in map(parse_axis, config.search))
 
 
 def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:

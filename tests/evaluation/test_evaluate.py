@@ -29,7 +29,8 @@ from milcore.training.context import LocalContext
 from milcore.training.loop import fit
 from milcore.training.run import prepare_run, train_run
 from milcore.training.run_folder import Run
-from milcore.training.sweep import Sweep, TrialResult, prepare_sweep, publish, trial_configs
+from milcore.training.search_space import trial_configs
+from milcore.training.sweep import Sweep, TrialResult, prepare_sweep, publish
 from tests.cohorts import PATCH_PX, as_folds, write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=12, batch_size=4, learning_rate=0.02)

@@ -128,3 +128,16 @@ def test_store_and_run_are_described(store_uri: str, tmp_path: Path) -> None:
     assert sum(describe(run)["slides"].values()) == 12
     with pytest.raises(InputError, match="neither a patch store"):
         describe(str(tmp_path))
+
+
+def test_splits_that_are_not_there_or_no_table_are_bad_input(store_uri: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no table")
+    for name, line in (("absent.parquet", "got nothing at"), ("notes.txt", "expected Parquet at")):
+        with pytest.raises(InputError, match=f"splits: .*{line}"):
+            prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig(splits=str(tmp_path / name)))
+
+
+def test_fractions_and_seed_beside_a_file_of_splits_are_refused() -> None:
+    with pytest.raises(ValueError, match="splits: expected no split_seed, test_fraction beside it"):
+        SplitConfig(splits="splits.parquet", split_seed=3, test_fraction=0.2)
+    assert SplitConfig(splits="splits.parquet", split_seed=3, val_fraction=0.2, folds=3).folds == 3

@@ -9,8 +9,8 @@ from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError, StoreError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
-from milcore.training.search_space import parse_axis
-from milcore.training.sweep import Sweep, TrialResult, prepare_sweep, publish, sweep_verdict, trial_configs
+from milcore.training.search_space import parse_axis, trial_configs
+from milcore.training.sweep import Sweep, TrialResult, prepare_sweep, publish, sweep_verdict
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3)

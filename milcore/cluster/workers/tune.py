@@ -25,14 +25,8 @@ from milcore.runtime import storage
 from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
 from milcore.training.loop import fit
-from milcore.training.sweep import (
-    Sweep,
-    SweepSpec,
-    TrialResult,
-    publish,
-    searched_settings,
-    trial_configs,
-)
+from milcore.training.search_space import searched_settings, trial_configs
+from milcore.training.sweep import Sweep, SweepSpec, TrialResult, publish
 
 RAY_FOLDER = "trials"
 FINISHED = "finished"

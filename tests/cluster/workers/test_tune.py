@@ -9,7 +9,8 @@ from milcore.cluster.workers.tune import gpu_share
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
-from milcore.training.sweep import Sweep, prepare_sweep, trial_configs
+from milcore.training.search_space import trial_configs
+from milcore.training.sweep import Sweep, prepare_sweep
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=4, batch_size=4, checkpoint_every=1)

@@ -84,7 +84,7 @@ def test_config_names_are_the_table_s_keys() -> None:
 
 @pytest.mark.parametrize("name", POOLINGS_OF_PROBABILITIES)
 def test_a_pooling_of_probabilities_refuses_the_embedding_level(name: str) -> None:
-    line = f"level: expected instance with pooling {name}, got embedding; allowed: instance"
+    line = f"level: expected level instance with pooling {name}, got level embedding; allowed: level instance"
     with pytest.raises(InputError, match=line):
         parse_config(TrainConfig, {"pooling": name, "level": "embedding"})
     assert TrainConfig(pooling=name, level="instance").pooling == name
