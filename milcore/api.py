@@ -130,7 +130,15 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     with _slide_map(ray_address, workers) as map_slides:
         outcomes = ingest_cohort(store_uri, config, workers, map_slides=map_slides)
         counts = ingest_counts(track(outcomes, "ingest", len(cohort.slides)))
+    _log_quarantined(counts)
     return counts | {"page": write_cohort_page(store_uri)}
+
+
+def _log_quarantined(summary: Mapping[str, Any]) -> None:
+    from milcore.runtime.progress import log_line
+
+    for slide_id, reason in summary["quarantined"].items():
+        log_line(f"quarantined {slide_id}: {reason}")
 
 
 @contextlib.contextmanager
@@ -216,8 +224,7 @@ def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[s
 
     log_line(f"cohort: {write_cohort_page(store_uri)}")
     summary = join_counts(store_uri, counts)
-    for slide_id, reason in summary["quarantined"].items():
-        log_line(f"quarantined {slide_id}: {reason}")
+    _log_quarantined(summary)
     return summary
 
 
@@ -283,7 +290,9 @@ def import_cohort(source_uri: str, store_uri: str, config: ImportConfig) -> dict
     """
     from milcore.ingestion.imports.import_cohort import import_source
 
-    return import_source(source_uri, store_uri, config)
+    summary = import_source(source_uri, store_uri, config)
+    _log_quarantined(summary)
+    return summary
 
 
 def encode(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> EncodeReport:
@@ -492,9 +501,12 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
             f"RUN {run_uri!r} and OUT {out_uri!r}; allowed: RUN SLIDE… OUT or RUN OUT --manifest FILE; name slides "
             "or a manifest"
         )
-    if manifest_uri is not None:
-        return predict_manifest(run_uri, manifest_uri, out_uri, default_mpp, use_gpu=use_gpu)
-    return predict_files(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
+    if manifest_uri is None:
+        summary = predict_files(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
+    else:
+        summary = predict_manifest(run_uri, manifest_uri, out_uri, default_mpp, use_gpu=use_gpu)
+    _log_quarantined(summary)
+    return summary
 
 
 def score_slides(run_uri: str, slides: Sequence[str], out_uri: str, *, default_mpp: float | None, use_gpu: bool) -> str:
@@ -510,11 +522,7 @@ def score_slides(run_uri: str, slides: Sequence[str], out_uri: str, *, default_m
     Raises:
         InputError: no slide could be scored.
     """
-    from milcore.runtime.progress import log_line
-
     summary = predict(run_uri, slides, out_uri, default_mpp=default_mpp, use_gpu=use_gpu)
-    for slide_id, reason in summary["quarantined"].items():
-        log_line(f"quarantined {slide_id}: {reason}")
     if not summary["ok"]:
         raise InputError(
             f"predict: expected slides that can be scored, got none of {len(slides)}; see the reasons above"

@@ -237,17 +237,6 @@ class SplitConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _has_one_source(self) -> Self:
-        drawn_anew = {"test_fraction"} if self.folds else {"test_fraction", "val_fraction", "split_seed"}
-        unused = sorted(drawn_anew & self.model_fields_set)
-        if self.splits is not None and unused:
-            raise ValueError(
-                f"splits: expected no {', '.join(unused)} beside it, got {self.splits!r}; allowed: a file, or "
-                "fractions and seed of a new split; drop one"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _leaves_training_patients(self) -> Self:
         if self.val_fraction + self.test_fraction >= 1.0:
             raise ValueError(
@@ -324,7 +313,7 @@ class TrainConfig(Config):
     cache_mb: PositiveFloat = Field(
         4096.0, description="instances one worker keeps in memory, MB; a bag above a quarter of it is read in chunks"
     )
-    clip_norm: PositiveFloat = Field(1.0, description="largest global gradient norm")
+    clip_norm: PositiveFloat = Field(1.0, allow_inf_nan=True, description="largest global gradient norm (inf: any)")
     checkpoint_every: PositiveInt = Field(5, description="epochs between checkpoints")
     precision: Precision = Field("fp32", description="arithmetic of the forward and backward pass")
     seed: Seed = Field(0, description="seed of weights, bag order and dropout")

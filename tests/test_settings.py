@@ -209,7 +209,7 @@ def test_a_setting_beside_a_parameter_at_its_default_counts() -> None:
         ('{"train": {"hidden": 8}, "train": {"dropout": 0.1}}', "settings: expected JSON such as"),
         ('{"tune": {"poolings": ["noisy_or"]}}', "tune.poolings: expected level instance with pooling noisy_or"),
         ('{"tune": {"poolings": []}}', "tune.poolings: expected at least 1 item"),
-        ('{"train": {"clip_norm": Infinity}}', "train.clip_norm: expected a finite number, got inf"),
+        ('{"train": {"weight_decay": Infinity}}', "train.weight_decay: expected a finite number, got inf"),
         ("[" * 100_000, "settings: expected JSON such as"),
     ],
 )

@@ -63,11 +63,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _list_quarantined(summary: dict[str, Any]) -> None:
-    for slide_id, reason in summary["quarantined"].items():
-        log_line(f"quarantined {slide_id}: {reason}")
-
-
 @app.callback()
 def options(
     version: Annotated[
@@ -113,7 +108,6 @@ def ingest(
     """
     ingest_config = parse_config(IngestConfig, config)
     summary = api.ingest(manifest, store, ingest_config, positive=positive, workers=workers, ray_address=ray_address)
-    _list_quarantined(summary)
     line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} patches"
     finish(summary, f"{line}; {summary['page']}", as_json, code=0 if summary["ok"] else NONE_OK)
 
@@ -131,7 +125,6 @@ def import_(
     A bad slide is quarantined with its reason.
     """
     summary = api.import_cohort(source, store, parse_config(ImportConfig, config))
-    _list_quarantined(summary)
     for slide_id, reason in summary["without_picture"].items():
         log_line(f"no picture of {slide_id}: {reason}")
     if summary["unlabelled"]:
@@ -271,7 +264,6 @@ def predict(
     """
     *uris, out = slides
     summary = api.predict(run, uris, out, manifest_uri=manifest, default_mpp=mpp, use_gpu=use_gpu)
-    _list_quarantined(summary)
     finish(summary, f"{len(summary['ok'])} slides scored; {out}", as_json, code=0 if summary["ok"] else NONE_OK)
 
 

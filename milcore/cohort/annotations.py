@@ -71,7 +71,7 @@ def _members(value: dict[str, object], name: str) -> list[dict[str, object]]:
 
 
 def instance_labels(
-    coords: Int[np.ndarray, "instance 2"], size_level0: float, region: BaseGeometry
+    coords: Int[np.ndarray, "instance 2"], patch_size_level0: float, region: BaseGeometry
 ) -> Int[np.ndarray, " instance"]:
     """Label of each patch from its overlap with a region.
 
@@ -79,13 +79,13 @@ def instance_labels(
 
     Args:
         coords: upper left corners (x, y), level-0 px.
-        size_level0: patch edge, level-0 px.
+        patch_size_level0: patch edge, level-0 px.
         region: annotated area, level-0 px.
     """
     x, y = coords[:, 0].astype(np.float64), coords[:, 1].astype(np.float64)
-    boxes = shapely.box(x, y, x + size_level0, y + size_level0)
+    boxes = shapely.box(x, y, x + patch_size_level0, y + patch_size_level0)
     share = np.zeros(len(coords))
     shapely.prepare(region)
     near = shapely.intersects(region, boxes)
-    share[near] = shapely.area(shapely.intersection(boxes[near], region)) / size_level0**2
+    share[near] = shapely.area(shapely.intersection(boxes[near], region)) / patch_size_level0**2
     return np.where(share >= POSITIVE_OVERLAP, 1, np.where(share > 0, -1, 0)).astype(np.int64)

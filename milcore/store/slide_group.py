@@ -42,7 +42,9 @@ class SlideGroup:
         self.has_thumbnail = "thumbnail" in arrays
 
     def __len__(self) -> int:
-        return self.record.instances
+        if self.record.patches is None:
+            raise StoreError(f"slide {self.slide_id!r} has no count of patches in its attributes; ingest it again")
+        return self.record.patches
 
     @property
     def patch_size_level0(self) -> float:

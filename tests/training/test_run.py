@@ -135,9 +135,3 @@ def test_splits_that_are_not_there_or_no_table_are_bad_input(store_uri: str, tmp
     for name, line in (("absent.parquet", "got nothing at"), ("notes.txt", "expected Parquet at")):
         with pytest.raises(InputError, match=f"splits: .*{line}"):
             prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig(splits=str(tmp_path / name)))
-
-
-def test_fractions_and_seed_beside_a_file_of_splits_are_refused() -> None:
-    with pytest.raises(ValueError, match="splits: expected no split_seed, test_fraction beside it"):
-        SplitConfig(splits="splits.parquet", split_seed=3, test_fraction=0.2)
-    assert SplitConfig(splits="splits.parquet", split_seed=3, val_fraction=0.2, folds=3).folds == 3

@@ -66,7 +66,11 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
     trainable = tune.with_resources(_run_trial, {name.lower(): amount for name, amount in resources.items()})
     snapshot = storage.join(out_uri, RAY_FOLDER)
     if tune.Tuner.can_restore(snapshot):
-        return tune.Tuner.restore(snapshot, trainable=trainable, resume_unfinished=True, restart_errored=True)
+        try:
+            return tune.Tuner.restore(snapshot, trainable=trainable, resume_unfinished=True, restart_errored=True)
+        except (ImportError, AttributeError) as error:  # Ray's pickle names modules of the version that wrote it
+            log_line(f"the snapshot of the sweep is of another version ({error}); unfinished trials start anew")
+            storage.remove(snapshot)
     return tune.Tuner(
         trainable,
         param_space={

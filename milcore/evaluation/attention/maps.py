@@ -36,7 +36,7 @@ RAMP = np.array(
 
 def attention_table(
     coords: Int[np.ndarray, "instance 2"] | None,
-    size_level0: float | None,
+    patch_size_level0: float | None,
     weight: Float[np.ndarray, " instance"],
     tissue: Float[np.ndarray, " instance"] | None,
     extra_columns: Mapping[str, Float[np.ndarray, " instance"]] | None = None,
@@ -47,7 +47,7 @@ def attention_table(
 
     Args:
         coords: upper left corners (x, y), level-0 px.
-        size_level0: patch edge, level-0 px; None like coords.
+        patch_size_level0: patch edge, level-0 px; None like coords.
         weight: shares of the slide's attention, summing to 1.
         tissue: share of each tile that is tissue, 0 to 1.
         extra_columns: by name, such as ``score``.
@@ -56,7 +56,7 @@ def attention_table(
     if coords is not None:
         columns["x"] = pa.array(coords[:, 0], pa.int32())
         columns["y"] = pa.array(coords[:, 1], pa.int32())
-        columns["size"] = pa.array(np.full(len(coords), size_level0), pa.float64())
+        columns["size"] = pa.array(np.full(len(coords), patch_size_level0), pa.float64())
     columns["weight"] = pa.array(weight, pa.float64())
     columns["percentile"] = pa.array(percentile(weight), pa.float64())
     if tissue is not None:

@@ -80,3 +80,17 @@ def test_trials_share_gpus_evenly_and_none_lies_on_two(trials: int, gpus: int, s
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run milcore tune first"):
         tune_with(str(tmp_path), TWO)
+
+
+def test_a_snapshot_of_another_version_costs_unfinished_trials_only(
+    local_ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ray's pickle names modules, which may have been renamed since."""
+    out = prepared(str(tmp_path), SWEEP.model_copy(update={"trials": 2}))
+    known = {"score": 0.25, "val_loss": 0.5, "val_auroc": 0.25, "val_auroc_se": 0.125, "epochs": 3}
+    storage.write_json(storage.join(out, "finished", "0.json"), known)
+    storage.write_bytes(storage.join(out, "trials", "tuner.pkl"), b"cmilcore.of.before\nTrials\n.")
+    tune_with(out, LaunchConfig(workers=1))
+    assert "the snapshot of the sweep is of another version" in capfd.readouterr().err
+    assert trials_of(out)[0]["val_loss"] == known["val_loss"]
+    assert trials_of(out)[1]["state"] == "ok"
