@@ -84,7 +84,7 @@ def test_the_same_command_goes_on_where_it_stopped(
         (["--bags", "text.npz"], "cannot be read as .npz"),
         (["--bags", "set.npz", "--folds", "text.npz"], "cannot be read as .npz"),
         (["--bags", "set.npz", "--pooling", "median"], "pooling: expected 'max'"),
-        (["--bags", "set.npz", "--pooling", "noisy_or"], "level: expected instance with pooling noisy_or"),
+        (["--bags", "set.npz", "--pooling", "noisy_or"], "level: expected level instance with pooling noisy_or"),
         (["--bags", "set.npz", "--encoder", "conv"], "--encoder conv with --bags; allowed: mlp, linear"),
     ],
 )

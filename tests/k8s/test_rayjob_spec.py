@@ -142,7 +142,7 @@ def test_equal_specs_have_equal_digests_and_names_differ_by_run_step_and_folder(
         ("[1, 2]", "cluster_profile: expected a mapping, got a list in "),
         ("a: [", "cluster_profile: expected YAML or JSON, got "),
         ("head_cpu: 2", "head_cpu: expected a setting, got 'head_cpu'; allowed: image, "),
-        ("queue: Team Queue", "queue: expected String should match pattern"),
+        ("queue: Team Queue", "queue: expected pattern"),
     ],
 )
 def test_a_bad_profile_is_refused_in_one_line(text: str | None, line: str, tmp_path: Any) -> None:
