@@ -16,8 +16,7 @@ WORDS_IN_A_FIRST_LINE = 14
 # participles that do not end in -ed
 PARTICIPLES = {
     "begun", "built", "chosen", "cut", "drawn", "found", "given", "held", "hidden", "kept", "known", "left", "lost",
-    "made", "meant", "put", "run_out", "said", "seen", "sent", "set_aside", "shown", "split_up", "spread", "sunk",
-    "taken", "thrown", "told", "written",
+    "made", "meant", "put", "said", "seen", "sent", "shown", "spread", "sunk", "taken", "thrown", "told", "written",
 }  # fmt: skip
 ADJECTIVES = {
     "absent", "bad", "big", "clean", "deep", "dense", "even", "fast", "flat", "free", "full", "good", "large", "live",
@@ -32,11 +31,6 @@ EXCEPTIONS: dict[str, str] = {}
 
 ERRORS = {"ClusterError", "InputError", "MILError", "StoreError", "ValueError"}
 LIST_OF_WHAT_IS_ALLOWED = re.compile(r"expected .*got .*allowed:", re.DOTALL)
-
-
-def place(path: Path, node: ast.AST | None = None) -> str:
-    """The file, and the line in it."""
-    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
 
 
 def head(name: str) -> str:
