@@ -18,6 +18,7 @@ from milcore.config import (
     EncodeConfig,
     ImportConfig,
     IngestConfig,
+    LabelSource,
     LaunchConfig,
     PipelineSettings,
     RunSpec,
@@ -411,6 +412,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     sweep_uri: str | None = None,
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
     with_leave_one_out: bool = False,
+    labels_from: LabelSource | None = None,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
@@ -421,14 +423,17 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
         attention_formats: the forms of each test slide's attention.
         with_leave_one_out: also the change of the log-odds without each instance; seconds a slide.
+        labels_from: ``run`` or ``manifest``, where the store's manifest has other labels or patients than the run was
+            trained on; None refuses that.
         use_gpu: compute on a CUDA device.
 
     Returns:
         The content of ``metrics.json``.
 
     Raises:
-        InputError: the run is not finished, or an annotation cannot be read.
-        StoreError: the store or the splits are not those the run was trained on.
+        InputError: the run is not finished, an annotation cannot be read, or the manifest's labels are no classes of
+            the run.
+        StoreError: the store, the labels or the splits are not those the run was trained on.
     """
     from milcore.evaluation.evaluate import evaluate
 
@@ -438,6 +443,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         sweep_uri=sweep_uri,
         attention_formats=attention_formats,
         with_leave_one_out=with_leave_one_out,
+        labels_from=labels_from,
         use_gpu=use_gpu,
     )
 

@@ -47,12 +47,14 @@ TrainableEncoderName = Literal["linear", "mlp", "conv", "lenet5"]
 FeatureForm = Literal["standardised", "signed_root", "both"]
 SplitName = Literal["train", "val", "test"]
 AttentionFormat = Literal["parquet", "png", "geojson", "ome-tiff", "zarr"]
+LabelSource = Literal["run", "manifest"]
 
 IMPORT_FORMATS: tuple[str, ...] = get_args(ImportFormat)
 FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "pt")
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
 ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
+LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
 FEATURE_ENCODERS: tuple[TrainableEncoderName, ...] = ("linear", "mlp")
 POOLINGS_OF_PROBABILITIES: tuple[PoolingName, ...] = ("noisy_or", "noisy_and")
 
@@ -106,6 +108,19 @@ def check_encoder(encoder: str) -> str:
 def sees_patches(encoder: str) -> bool:
     """True where a trained encoder takes patches, false where it takes features."""
     return encoder not in FEATURE_ENCODERS
+
+
+def label_source(text: str | None) -> LabelSource | None:
+    """Parse the source of an evaluation's labels; None where none is named.
+
+    Raises:
+        InputError: there is no such source.
+    """
+    if text is None or text in LABEL_SOURCES:
+        return text
+    raise InputError(
+        f"labels_from: expected where labels come from, got {text!r}; allowed: {', '.join(LABEL_SOURCES)}, or nothing"
+    )
 
 
 def _check_level(name: str, pooling: PoolingName, level: Level) -> None:
@@ -233,6 +248,18 @@ class SplitConfig(Config):
         if self.folds == 1:
             raise ValueError(
                 "folds: expected 0 or at least 2, got 1, which leaves every patient out; allowed: 0 (one model), 2 …"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _takes_one_split(self) -> Self:
+        # folds of a split that is taken over are drawn by the seed, their validation patients by the fraction
+        drawn = ("test_fraction",) if self.folds else ("split_seed", "val_fraction", "test_fraction")
+        given = [f"{name} {getattr(self, name)}" for name in drawn if name in self.model_fields_set]
+        if self.splits is not None and given:
+            raise ValueError(
+                f"splits: expected a split without {', '.join(given)}, got {self.splits!r}; allowed: to take a split "
+                "over or to divide the patients anew; drop one of them"
             )
         return self
 

@@ -1,5 +1,8 @@
 """A small store of random patches for tests that need slides already ingested."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 
@@ -31,6 +34,14 @@ def write_store(uri: str, slides: int = 12, patches: int = 6, seed: int = 0) -> 
                 writer.append(patch, place * PATCH_PX, 0, 1.0)
             writer.write_thumbnail(np.full((PATCH_PX, PATCH_PX * patches, 3), 255, np.uint8))
     return store
+
+
+def relabel(store: PatchStore, labels: Mapping[str, int], classes: tuple[str, ...] = ("0", "1")) -> Manifest:
+    """The store's manifest with other labels of some slides, as after an ingestion from a corrected one."""
+    slides = [replace(slide, label=labels.get(slide.slide_id, slide.label)) for slide in store.manifest().slides]
+    manifest = Manifest(tuple(slides), classes)
+    store.write_manifest(manifest)
+    return manifest
 
 
 def write_features(store: PatchStore, name: str = "mean_rgb") -> None:

@@ -24,6 +24,7 @@ from milcore.config import (
     SplitConfig,
     TrainConfig,
     TuneConfig,
+    label_source,
     parse_config,
 )
 from milcore.errors import InputError, MILError
@@ -216,6 +217,12 @@ def evaluate(
         bool,
         typer.Option("--without-each", help="also the change of the log-odds without each patch; seconds a slide"),
     ] = False,
+    labels_from: Annotated[
+        str | None,
+        typer.Option(
+            help="run or manifest: labels and patients to take where the manifest has others than at training"
+        ),
+    ] = None,
     use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -235,6 +242,7 @@ def evaluate(
         sweep_uri=sweep,
         attention_formats=tuple(form for form in ATTENTION_FORMATS if form in attention.split(",")),
         with_leave_one_out=without_each,
+        labels_from=label_source(labels_from),
         use_gpu=use_gpu,
     )
     figures = ", ".join(

@@ -193,7 +193,8 @@ def _csv_row(line: int, header: list[str], cells: list[str]) -> _Row:
 def _parquet_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
     try:
         table = storage.parse_table(_read(uri))
-    except pa.ArrowInvalid as error:
+        table.validate(full=True)  # a text that is no UTF-8
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"manifest {uri}: expected a Parquet file, got another ({error}); allowed: Parquet, or CSV in a file that "
             "does not end in .parquet"

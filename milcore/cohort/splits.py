@@ -1,7 +1,8 @@
 """Training, validation and test splits of patients, and folds.
 
 Patients are divided, never the slides of one. The split is a function of the manifest and ``SplitConfig`` alone. It is
-saved with the run and identified by its digest.
+saved with the run and identified by its digest. The class names are saved too, but are no part of the digest, which
+earlier versions made without them.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from milcore.config import SPLIT_NAMES, SplitConfig
 from milcore.errors import InputError
 
 COLUMNS = ("slide_id", "patient_id", "label", "split")
+CLASS = "class"
 
 
 def make_splits(manifest: Manifest, config: SplitConfig) -> pa.Table:
@@ -26,7 +28,7 @@ def make_splits(manifest: Manifest, config: SplitConfig) -> pa.Table:
     is used.
 
     Returns:
-        One row per slide: slide_id, patient_id, label, split.
+        One row per slide: slide_id, patient_id, label, split, class.
 
     Raises:
         InputError: some slides have a ``split`` and others not, or a patient is in two splits.
@@ -38,8 +40,26 @@ def make_splits(manifest: Manifest, config: SplitConfig) -> pa.Table:
             f"slides; allowed: {', '.join(SPLIT_NAMES)}; fill or drop the column"
         )
     split_of = _manifest_splits(given) if given else _random_splits(manifest, config)
-    rows = [(s.slide_id, s.patient_id, s.label, split_of[s.patient_id]) for s in manifest.slides]
-    return pa.table({name: list(column) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)})
+    return splits_table(manifest, {slide.slide_id: split_of[slide.patient_id] for slide in manifest.slides})
+
+
+def splits_table(manifest: Manifest, split_of: Mapping[str, str]) -> pa.Table:
+    """A table of splits with patients, labels and class names of a manifest.
+
+    Args:
+        manifest: has these slides.
+        split_of: split by slide id, in the order of the rows.
+    """
+    slides = [manifest[slide_id] for slide_id in split_of]
+    return pa.table(
+        {
+            "slide_id": pa.array(split_of, pa.string()),
+            "patient_id": pa.array([slide.patient_id for slide in slides], pa.string()),
+            "label": pa.array([slide.label for slide in slides], pa.int64()),
+            "split": pa.array(split_of.values(), pa.string()),
+            CLASS: pa.array([manifest.classes[slide.label] for slide in slides], pa.string()),
+        }
+    )
 
 
 def _manifest_splits(slides: list[Slide]) -> dict[str, str]:
@@ -124,7 +144,8 @@ def splits_of_fold(splits: pa.Table, fold: int, config: SplitConfig) -> pa.Table
         others = [patient for patient in patients if patient not in test]
         val |= set(others[: _patients_for(len(patients), config.val_fraction, limit=len(others) - 1)])
     split_of = dict.fromkeys(label_of, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
-    return pa.Table.from_pylist([{**row, "split": split_of[row["patient_id"]]} for row in rows]).select(list(COLUMNS))
+    table = pa.Table.from_pylist([{**row, "split": split_of[row["patient_id"]]} for row in rows])
+    return table.drop_columns(["fold"])
 
 
 def _labels_of_patients(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -141,28 +162,57 @@ def _shuffled(label_of: Mapping[str, int], label: int, seed: list[int]) -> list[
     return [patients[index] for index in np.random.default_rng(seed).permutation(len(patients))]
 
 
-def check_splits(splits: pa.Table) -> None:
+def check_splits(splits: pa.Table, place: str = "splits") -> None:
     """Check a table of splits.
 
+    Args:
+        splits: columns slide_id, patient_id, label, split; class and fold may be there too.
+        place: where it comes from, for an error.
+
     Raises:
-        InputError: a column is missing, a split has another name, or a patient is in two splits.
+        InputError: a column is missing or of another type, a cell is empty, a split has another name, or a
+            slide or a patient is there twice.
     """
+    _check_columns(splits, place)
+    slides: set[str] = set()
+    split_of: dict[str, str] = {}
+    for row in splits.to_pylist():
+        slide_id, patient, split = row["slide_id"], row["patient_id"], row["split"]
+        if split not in SPLIT_NAMES:
+            raise InputError(
+                f"{place}: slide {slide_id!r}: expected the name of a split, got {split!r}; allowed: "
+                f"{', '.join(SPLIT_NAMES)}"
+            )
+        if slide_id in slides:
+            raise InputError(
+                f"{place}: slide {slide_id!r}: expected one row, got several; allowed: each slide once; drop the others"
+            )
+        slides.add(slide_id)
+        part = split if row.get("fold") is None else f"{split}, fold {row['fold']}"
+        if split_of.setdefault(patient, part) != part:
+            raise InputError(
+                f"{place}: patient {patient!r}: expected one split, got {split_of[patient]!r} and {part!r} (slide "
+                f"{slide_id!r}); allowed: any of {', '.join(SPLIT_NAMES)}"
+            )
+
+
+def _check_columns(splits: pa.Table, place: str) -> None:
     missing = [name for name in COLUMNS if name not in splits.column_names]
     if missing:
         raise InputError(
-            f"splits: expected columns {', '.join(COLUMNS)}, got no {', '.join(missing)}; allowed: further columns"
+            f"{place}: expected columns {', '.join(COLUMNS)}, got no {', '.join(missing)}; allowed: further columns"
         )
-    split_of: dict[str, str] = {}
-    for row in splits.to_pylist():
-        if row["split"] not in SPLIT_NAMES:
+    for name in (*COLUMNS, *([CLASS] if CLASS in splits.column_names else [])):
+        column, wanted = splits[name], "an integer" if name == "label" else "string"
+        if not (pa.types.is_integer(column.type) if name == "label" else pa.types.is_string(column.type)):
             raise InputError(
-                f"splits: slide {row['slide_id']!r}: expected the name of a split, got {row['split']!r}; allowed: "
-                f"{', '.join(SPLIT_NAMES)}"
+                f"{place}: column {name}: expected type {wanted}, got {column.type}; allowed: {wanted}; make the file "
+                "anew"
             )
-        if split_of.setdefault(row["patient_id"], row["split"]) != row["split"]:
+        if column.null_count:
             raise InputError(
-                f"splits: patient {row['patient_id']!r}: expected one split, got {split_of[row['patient_id']]!r} and "
-                f"{row['split']!r}; allowed: any of {', '.join(SPLIT_NAMES)}"
+                f"{place}: column {name}: expected a value in every row, got {column.null_count} empty cells; fill "
+                "them or make the file anew"
             )
 
 

@@ -14,7 +14,7 @@ import torch
 from shapely.geometry.base import BaseGeometry
 
 from milcore.cohort.annotations import instance_labels, load_annotation
-from milcore.config import ATTENTION_FORMATS, AttentionFormat, RunSpec
+from milcore.config import ATTENTION_FORMATS, AttentionFormat, LabelSource, RunSpec
 from milcore.evaluation.attention.checks import AttentionChecks, InstanceLabels, check_attention
 from milcore.evaluation.attention.write import SlideResult, slide_view, write_attention
 from milcore.evaluation.baselines import compare
@@ -50,6 +50,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     sweep_uri: str | None = None,
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
     with_leave_one_out: bool = False,
+    labels_from: LabelSource | None = None,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
@@ -60,6 +61,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
         attention_formats: file formats of each test slide's attention.
         with_leave_one_out: also write the change of the log-odds without each instance; seconds a slide.
+        labels_from: ``run`` or ``manifest``, where the store's manifest has other labels or patients than the run was
+            trained on; None refuses that. Classes stay in the run's order.
         use_gpu: compute on a CUDA device.
 
     Returns:
@@ -67,13 +70,14 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         ``intervals``, the ``threshold``, and ``report``, the report's URI.
 
     Raises:
-        InputError: the run is not finished, or an annotation cannot be read.
-        StoreError: the store or the splits are not those the run was trained on.
+        InputError: the run is not finished, an annotation cannot be read, or the manifest's labels are no classes of
+            the run.
+        StoreError: the store, the labels or the splits are not those the run was trained on.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
     sweep = None if sweep_uri is None else _sweep_table(sweep_uri)
     folder = Run(storage.absolute(run_uri))
-    run = open_run(folder.uri, device)
+    run = open_run(folder.uri, device, labels_from)
     rule = choose_rule(run.split("val"))
     storage.write_table(folder.predictions_uri, _predictions_table(run))
     groups = _groups(run)
@@ -145,7 +149,7 @@ def _groups(run: RunPredictions) -> dict[str, SlideGroup]:
 def _regions(run: RunPredictions, groups: dict[str, SlideGroup]) -> dict[str, BaseGeometry]:
     """Annotated regions of these slides."""
     manifest = run.store.manifest()
-    annotated = [slide for slide in map(manifest.slide, groups) if slide.annotation is not None]
+    annotated = [slide for slide in manifest.slides if slide.slide_id in groups and slide.annotation is not None]
     with ThreadPoolExecutor(READING_THREADS) as pool:
         loaded = pool.map(lambda slide: load_annotation(str(slide.annotation), slide.slide_id), annotated)
         return dict(zip([slide.slide_id for slide in annotated], loaded, strict=True))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from milcore import __version__
+from milcore.cohort.label_changes import changes_text
 from milcore.config import SPLIT_NAMES
 from milcore.evaluation.attention.patch_flipping import REMOVED, Flipping, mean_flipping
 from milcore.evaluation.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, SweepTable
@@ -107,9 +108,16 @@ def _provenance(run: RunPredictions) -> dict[str, str]:
         "Instances": f"{sum(run.bags.lengths)} in {sum(len(entry.slides) for entry in run.bags.entries)} slides",
         "Instances, sha256": run.spec.instance_digest,
         "Splits, sha256": run.spec.splits_digest,
+        **({"Labels": _label_source(run)} if run.labels_from else {}),
         "Encoder": "not ours: features were imported" if "imported" in attrs else str(attrs.get("encoder", encoder)),
         **({"Encoder weights, sha256": str(attrs["weights_digest"])} if "weights_digest" in attrs else {}),
         **({"Models": f"{run.spec.folds}, one per fold; probabilities are their mean"} if run.spec.folds else {}),
         "Trained with": f"milcore {run.spec.milcore_version}",
         "Evaluated with": f"milcore {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
+
+
+def _label_source(run: RunPredictions) -> str:
+    """Source of labels and patients, and the differences between run and manifest."""
+    source = "as the run was trained on them" if run.labels_from == "run" else "of the manifest as it is now"
+    return f"{source} (--labels-from {run.labels_from}); {changes_text(run.label_changes) or 'run and manifest agree'}"

@@ -54,6 +54,7 @@ def metrics_json(evaluation: Evaluation, report_uri: str) -> dict[str, Any]:
             for row in comparison
         ],
         "quarantined": run.store.quarantined(),
+        **({"labels_from": run.labels_from, "label_changes": list(run.label_changes)} if run.labels_from else {}),
         "report": report_uri,
     }
 

@@ -8,8 +8,10 @@ import pyarrow.compute as pc
 import torch
 from jaxtyping import Float, Int
 
+from milcore.cohort.label_changes import changes_text, label_changes, splits_with_labels
+from milcore.cohort.manifest import Manifest
 from milcore.cohort.splits import splits_digest
-from milcore.config import RunSpec
+from milcore.config import LabelSource, RunSpec, label_source
 from milcore.errors import StoreError
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.load import load_bags
@@ -46,6 +48,9 @@ class RunPredictions(NamedTuple):
         predictions: by the bag's index.
         folds: the fold whose validation split holds a bag, by the bag's index; empty for a plain run. Such a bag has
             the prediction of that fold's model alone, which was not trained on it; a test bag the mean of all models.
+        labels_from: where labels and patients come from, as asked for; None where nothing was, and run and manifest
+            agree.
+        label_changes: what differs between them.
     """
 
     uri: str
@@ -56,6 +61,8 @@ class RunPredictions(NamedTuple):
     as_split: Bags
     predictions: dict[int, BagPrediction]
     folds: dict[int, int]
+    labels_from: LabelSource | None
+    label_changes: tuple[str, ...]
 
     def split(self, split: str) -> SplitPredictions:
         """Bags and predictions of one split.
@@ -82,13 +89,20 @@ class RunPredictions(NamedTuple):
         return pa.concat_tables(map(with_fold, histories, range(len(members))))
 
 
-def open_run(run_uri: str, device: torch.device) -> RunPredictions:
+def open_run(run_uri: str, device: torch.device, labels_from: LabelSource | None = None) -> RunPredictions:
     """Read a run, verify its store and splits, and predict all bags.
 
+    Args:
+        run_uri: a finished run.
+        device: of the predictions.
+        labels_from: labels and patients of the run, or of the store's manifest as it is now. None takes either, since
+            they must be equal.
+
     Raises:
-        InputError: the run is not finished.
-        StoreError: the store or the splits are not those the run was trained on.
+        InputError: the run is not finished, or the manifest's labels are none of its classes.
+        StoreError: the store, the labels or the splits are not those the run was trained on.
     """
+    labels_from = label_source(labels_from)
     run = Run(run_uri)
     spec, models, splits = run.spec(), run.models(), run.splits()
     store = PatchStore(spec.store_uri)
@@ -96,11 +110,15 @@ def open_run(run_uri: str, device: torch.device) -> RunPredictions:
         raise StoreError(
             f"{run_uri}: expected the splits it was trained with, got others; train again in another folder"
         )
+    manifest = store.manifest()
+    changes = _label_changes(run_uri, spec, splits, manifest, labels_from)
     if instance_digest(store, spec.train, splits["slide_id"].to_pylist()) != spec.instance_digest:
         raise StoreError(
             f"{spec.store_uri}: expected the instances that {run_uri} was trained on, got others; train again in "
             "another folder"
         )
+    if labels_from == "manifest":
+        splits = splits_with_labels(splits, spec.classes, manifest)
     as_split = load_bags(spec.store_uri, spec.train, splits)
     folds = _folds(as_split, splits) if spec.folds else {}
     bags = as_split.with_splits(
@@ -108,7 +126,25 @@ def open_run(run_uri: str, device: torch.device) -> RunPredictions:
     )
     predictions = predict_bags(models, bags, range(len(bags)), device)
     predictions |= {index: predictions[index].of_member(fold) for index, fold in folds.items()}
-    return RunPredictions(run_uri, spec, models, store, bags, as_split, predictions, folds)
+    return RunPredictions(run_uri, spec, models, store, bags, as_split, predictions, folds, labels_from, changes)
+
+
+def _label_changes(
+    run_uri: str, spec: RunSpec, splits: pa.Table, manifest: Manifest, labels_from: LabelSource | None
+) -> tuple[str, ...]:
+    """Differences between the labels of a run and of the manifest.
+
+    Raises:
+        StoreError: there are some, and ``labels_from`` is None.
+    """
+    changes = tuple(label_changes(splits.to_pylist(), dict(enumerate(spec.classes)), manifest))
+    if changes and labels_from is None:
+        raise StoreError(
+            f"{run_uri}: expected the manifest of {spec.store_uri} to have the labels that the run was trained on, got "
+            f"others ({changes_text(changes)}); allowed: --labels-from run, or --labels-from manifest; name one, or "
+            "train again in another folder"
+        )
+    return changes
 
 
 def _folds(bags: Bags, splits: pa.Table) -> dict[int, int]:

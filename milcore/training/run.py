@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from milcore import __version__
-from milcore.cohort.splits import add_folds, check_splits, make_splits, splits_digest, splits_of_fold
+from milcore.cohort.label_changes import changes_text, classes_of, label_changes
+from milcore.cohort.splits import add_folds, make_splits, splits_digest, splits_of_fold
+from milcore.cohort.splits_file import read_splits
 from milcore.config import RunSpec, SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError, UnreachableError
 from milcore.mil.bags.load import READING_THREADS, load_bags
@@ -43,9 +45,11 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
     """
     store, run = PatchStore(storage.absolute(store_uri)), Run(run_uri)
     splits = choose_splits(store, split_config)
+    if split_config.folds:
+        splits = add_folds(splits, split_config)
+    check_labels_kept(store, run_uri, splits)
     if not split_config.folds:
         return _claim_run(store, run, config, splits, folds=0)
-    splits = add_folds(splits, split_config)
     spec = _claim_run(store, run, config, splits, split_config.folds)
     for fold in range(spec.folds):
         _claim_run(store, run.fold(fold), config, splits_of_fold(splits, fold, split_config), folds=0)
@@ -73,19 +77,17 @@ def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
     The split is drawn from the whole manifest, or adopted from a file.
 
     Raises:
-        InputError: the store has one class, the file lacks slides, or the training split lacks a class.
+        InputError: the store has one class, the file is no split of its slides, or the training split lacks a class.
         StoreError: slides of the manifest are neither ok nor quarantined.
     """
-    classes = store.manifest().classes
+    manifest = store.manifest()
+    classes = manifest.classes
     if len(classes) < 2:
         raise InputError(
             f"manifest column label: expected slides of several classes, got only {', '.join(classes)}; allowed: two "
             "classes or more; add slides of another"
         )
-    splits = make_splits(store.manifest(), config) if config.splits is None else _read_splits(config.splits)
-    check_splits(splits)
-    if config.splits is not None and "fold" in splits.column_names:
-        splits = splits.drop_columns(["fold"])
+    splits = make_splits(manifest, config) if config.splits is None else read_splits(config.splits, manifest)
     usable = _usable_slides(store)
     absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
     if absent:
@@ -98,17 +100,33 @@ def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
     return splits
 
 
-def _read_splits(uri: str) -> pa.Table:
-    try:
-        return storage.read_table(uri)
-    except FileNotFoundError:
+def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table) -> None:
+    """Check that a run or sweep was made with the labels of the manifest.
+
+    A folder of other splits for another reason is left to ``claim_folder``.
+
+    Args:
+        store: of the run or sweep.
+        folder_uri: of it; empty before it is begun.
+        splits: now.
+
+    Raises:
+        InputError: labels, classes or patients that differ.
+    """
+    folder = Run(folder_uri)
+    if not storage.exists(folder.config_uri) or not storage.exists(folder.splits_uri):
+        return
+    claim, manifest = storage.read_json(folder.config_uri), store.manifest()
+    if claim.get("store_uri") != store.uri or claim.get("splits_digest") == splits_digest(splits):
+        return
+    before = folder.splits()
+    classes = classes_of(before, claim.get("classes", manifest.classes))
+    changes = label_changes(before.to_pylist(), classes, manifest)
+    if changes:
         raise InputError(
-            f"splits: expected a file, got nothing at {uri}; allowed: the splits.parquet of a run"
-        ) from None
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"splits: expected Parquet at {uri}, got {error}; allowed: the splits.parquet of a run"
-        ) from None
+            f"{folder_uri}: expected the labels that it was made with, got others in the manifest of {store.uri} "
+            f"({changes_text(changes)}); allowed: the same; take another folder, or ingest with the former manifest"
+        )
 
 
 def _usable_slides(store: PatchStore) -> list[str]:

@@ -17,7 +17,7 @@ from milcore.errors import ClusterError, InputError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
-from milcore.training.run import choose_splits, instance_digest
+from milcore.training.run import check_labels_kept, choose_splits, instance_digest
 from milcore.training.run_folder import claim_folder, config_uri, read_claim
 from milcore.training.search_space import trial_configs
 from milcore.training.selection import Validation
@@ -168,6 +168,7 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
         raise InputError(
             "val_fraction: expected validation slides in the split, to compare trials on, got none; raise val_fraction"
         )
+    check_labels_kept(store, out_uri, splits)
     spec = SweepSpec(
         milcore_version=__version__,
         store_uri=store_uri,

@@ -74,6 +74,8 @@ def test_train_evaluate_and_info_end_with_an_object(store_uri: str, tmp_path: Pa
     assert {"auroc", "accuracy", "localisation_auroc", "report"} <= evaluated.keys()
     assert Path(evaluated["report"]).stat().st_size > 10_000
     assert last_object(milcore("info", run, "--json"))["finished"] is True
+    evaluated = last_object(milcore("evaluate", run, "--no-baselines", "--labels-from", "manifest", "--json"))
+    assert evaluated["labels_from"] == "manifest"
 
 
 def test_a_config_file_is_taken_and_flags_stand_above_it(store_uri: str, tmp_path: Path) -> None:
@@ -111,9 +113,12 @@ def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, t
             ["train", "STORE", "OUT", "--features", "mean_rgb", "--encoder", "conv"],
             "such as conv or lenet5, without features",
         ),
+        (["train", "STORE", "OUT", "--splits", "absent.parquet"], "splits: expected a file, got nothing at"),
+        (["tune", "STORE", "OUT", "--splits", "."], "splits: expected a file that can be read at ."),
         (["train", "nowhere", "OUT"], "expected a patch store, got no manifest.parquet"),
         (["train", "STORE", "OUT", "--config", "absent.json"], "nothing at absent.json"),
         (["tune", "STORE", "OUT", "--learning-rate-min", "1"], "learning_rate_min: expected at most learning_rate_max"),
+        (["evaluate", "nowhere", "--labels-from", "store"], "got 'store'; allowed: run, manifest"),
         (["evaluate", "nowhere"], "(config.json is missing); run milcore train first"),
         (["predict", "nowhere", "OUT"], "allowed: RUN SLIDE"),
         (["info", "nowhere"], "neither a patch store"),

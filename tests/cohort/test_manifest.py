@@ -121,6 +121,17 @@ def test_an_absent_or_binary_manifest_is_refused(tmp_path: Path) -> None:
         read_manifest(str(tmp_path / "m.parquet"))
 
 
+@pytest.mark.parametrize("damage", ["pages", "text"])
+def test_damaged_parquet_is_one_line(tmp_path: Path, damage: str) -> None:
+    label = pa.array([b"\xff"]).view(pa.string()) if damage == "text" else pa.array(["1"])
+    table = pa.table({"slide_id": ["a"], "uri": ["a.svs"], "label": label})
+    pq.write_table(table, tmp_path / "m.parquet")
+    data = (tmp_path / "m.parquet").read_bytes()
+    (tmp_path / "m.parquet").write_bytes(data if damage == "text" else data[:4] + bytes(56) + data[60:])
+    with pytest.raises(InputError, match="expected a Parquet file, got another"):
+        read_manifest(str(tmp_path / "m.parquet"))
+
+
 def test_parquet_numbers_and_nulls_are_understood(tmp_path: Path) -> None:
     table = pa.table({"slide_id": [7, 8], "uri": ["a", "b"], "label": [1.0, 0.0], "mpp": [0.25, None]})
     pq.write_table(table, tmp_path / "m.parquet")

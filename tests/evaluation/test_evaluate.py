@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load
 
 from milcore.cohort.manifest import Manifest
-from milcore.config import SplitConfig, TrainConfig, TuneConfig
+from milcore.cohort.splits import splits_table
+from milcore.config import LABEL_SOURCES, LabelSource, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.attention.checks import check_attention
 from milcore.evaluation.attention.write import SUFFIXES
@@ -31,7 +33,7 @@ from milcore.training.run import prepare_run, train_run
 from milcore.training.run_folder import Run
 from milcore.training.search_space import trial_configs
 from milcore.training.sweep import Sweep, TrialResult, prepare_sweep, publish
-from tests.cohorts import PATCH_PX, as_folds, write_features, write_store
+from tests.cohorts import PATCH_PX, as_folds, relabel, write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=12, batch_size=4, learning_rate=0.02)
 
@@ -131,21 +133,22 @@ def test_test_labels_choose_nothing(tmp_path: Path) -> None:
     write_features(store)
     prepare_run(store.uri, str(tmp_path / "plan"), TRAIN, SplitConfig(val_fraction=0.4))
     rows = Run(str(tmp_path / "plan")).splits().to_pylist()
-    next(row for row in rows if row["split"] == "val" and row["label"])["label"] = 0
-    turned = [row | {"label": 1 - row["label"]} if row["split"] == "test" else row for row in rows]
-    (chosen, metrics), (chosen_turned, metrics_turned) = (
-        selected(store.uri, table, tmp_path / name) for name, table in (("as_is", rows), ("turned", turned))
-    )
+    split_of = {row["slide_id"]: row["split"] for row in rows}
+    relabel(store, {next(row["slide_id"] for row in rows if row["split"] == "val" and row["label"]): 0})
+    chosen, metrics = selected(store, split_of, tmp_path / "as_is")
+    relabel(store, {row["slide_id"]: 1 - row["label"] for row in rows if row["split"] == "test"})
+    chosen_turned, metrics_turned = selected(store, split_of, tmp_path / "turned")
     assert chosen == chosen_turned
     assert chosen["temperature"] != 1.0
     assert metrics["auroc"] == pytest.approx(1.0 - metrics_turned["auroc"])
     assert metrics["confusion"] != metrics_turned["confusion"]
 
 
-def selected(store_uri: str, splits: list[dict[str, object]], folder: Path) -> tuple[dict[str, object], dict[str, Any]]:
+def selected(store: PatchStore, split_of: dict[str, str], folder: Path) -> tuple[dict[str, object], dict[str, Any]]:
     """All that is chosen on the way from a sweep to an evaluation of one splits table, and the metrics."""
+    store_uri = store.uri
     splits_uri, run, out = (str(folder / name) for name in ("splits.parquet", "run", "sweep"))
-    storage.write_table(splits_uri, pa.Table.from_pylist(splits))
+    storage.write_table(splits_uri, splits_table(store.manifest(), split_of))
     tune = TuneConfig(poolings=("attention", "max"), trials=2, train=TRAIN)
     spec = prepare_sweep(store_uri, out, tune, SplitConfig(splits=splits_uri))
     bags = load_bags(store_uri, TRAIN, Sweep(out).splits())
@@ -177,6 +180,114 @@ def test_a_run_whose_instances_changed_is_refused(tmp_path: Path) -> None:
     store.slide("s00").write_features("mean_rgb", np.zeros((6, 3), np.float16), {})
     with pytest.raises(StoreError, match=r"expected the instances that .* was trained on"):
         evaluate(run)
+
+
+@pytest.fixture
+def corrected(run_uri: str, tmp_path: Path) -> tuple[str, PatchStore]:
+    """The run of the module and its store, copied, so that the labels of the manifest can be corrected."""
+    spec, run, store = (
+        storage.read_json(f"{run_uri}/config.json"),
+        tmp_path / "run",
+        PatchStore(str(tmp_path / "store")),
+    )
+    shutil.copytree(spec["store_uri"], store.uri)
+    run.mkdir()
+    for name in ("splits.parquet", "history.parquet", "model.safetensors"):
+        shutil.copy(f"{run_uri}/{name}", run / name)
+    storage.write_json(str(run / "config.json"), spec | {"store_uri": store.uri})
+    return str(run), store
+
+
+def quick(run: str, labels_from: LabelSource | None = None) -> dict[str, Any]:
+    return evaluate(run, baselines=False, attention_formats=("parquet",), labels_from=labels_from)
+
+
+def labels_of(run: str) -> dict[str, int]:
+    rows = storage.read_table(f"{run}/predictions.parquet").to_pylist()
+    return {row["slide_id"]: row["label"] for row in rows}
+
+
+def test_a_label_corrected_after_training_is_refused_until_one_is_chosen(corrected: tuple[str, PatchStore]) -> None:
+    run, store = corrected
+    trained = {row["slide_id"]: row["label"] for row in Run(run).splits().to_pylist()}
+    tested = next(row["slide_id"] for row in Run(run).splits().to_pylist() if row["split"] == "test" and row["label"])
+    relabel(store, {tested: 0})
+    change = f"slide {tested} was 1, is 0"
+    with pytest.raises(
+        StoreError, match=rf"labels that the run was trained on, got others \({change}\).*--labels-from run"
+    ):
+        quick(run)
+    assert not storage.exists(f"{run}/predictions.parquet")
+    assert (quick(run, "run")["auroc"], labels_of(run)) == (1.0, trained)
+    summary = quick(run, "manifest")
+    assert (summary["labels_from"], summary["label_changes"]) == ("manifest", [change])
+    assert summary["auroc"] < 1.0
+    assert labels_of(run) == trained | {tested: 0}
+    for name in ("report.html", "MODEL_CARD.md"):
+        text = storage.read_bytes(f"{run}/{name}").decode()
+        assert "of the manifest as it is now (--labels-from manifest)" in text
+        assert change in text
+
+
+def test_labels_that_agree_are_said_to_where_one_is_chosen(corrected: tuple[str, PatchStore]) -> None:
+    run, _ = corrected
+    assert "labels_from" not in quick(run)
+    assert quick(run, "run")["label_changes"] == []
+    assert (
+        "as the run was trained on them (--labels-from run); run and manifest agree"
+        in storage.read_bytes(f"{run}/MODEL_CARD.md").decode()
+    )
+
+
+def test_classes_in_another_order_keep_the_probability_of_each_slide_s_class(corrected: tuple[str, PatchStore]) -> None:
+    run, store = corrected
+    before = quick(run)
+    relabel(store, {slide_id: 1 - label for slide_id, label in labels_of(run).items()}, classes=("1", "0"))
+    with pytest.raises(StoreError, match="the classes were 0, 1, are 1, 0"):
+        quick(run)
+    for source in LABEL_SOURCES:
+        summary = quick(run, source)
+        assert summary | before == summary
+    assert (before["classes"], before["auroc"]) == (["0", "1"], 1.0)
+
+
+def test_a_class_that_the_run_does_not_know_cannot_be_taken(corrected: tuple[str, PatchStore]) -> None:
+    run, store = corrected
+    relabel(store, {}, classes=("0", "carcinoma"))
+    with pytest.raises(StoreError, match=r"slide s01 was 1, is carcinoma; .*; and 5 more\)"):
+        quick(run)
+    with pytest.raises(InputError, match=r"labels_from: .*slide s01 is carcinoma; .*allowed: 0, 1;"):
+        quick(run, "manifest")
+    assert quick(run, "run")["auroc"] == 1.0
+    with pytest.raises(InputError, match="labels_from: expected where labels come from, got 'store'"):
+        quick(run, "store")  # type: ignore[arg-type]
+
+
+def test_patients_and_slides_that_changed_are_told_and_a_patient_in_two_splits_refused(
+    corrected: tuple[str, PatchStore],
+) -> None:
+    run, store = corrected
+    rows = Run(run).splits().to_pylist()
+    one, other = (next(row for row in rows if row["split"] == split) for split in ("train", "test"))
+    slides = store.manifest().slides
+    of_one = [dataclasses.replace(s, patient_id="px") if s.slide_id == one["slide_id"] else s for s in slides]
+    store.write_manifest(Manifest(tuple(of_one), ("0", "1")))
+    with pytest.raises(StoreError, match=f"slide {one['slide_id']} was of patient {one['patient_id']}, is of px"):
+        quick(run)
+    quick(run, "manifest")
+    patients = storage.read_table(f"{run}/predictions.parquet")
+    assert patients["patient_id"].to_pylist().count("px") == 1
+    of_both = [dataclasses.replace(s, patient_id="px") if s.slide_id == other["slide_id"] else s for s in of_one]
+    store.write_manifest(Manifest(tuple(of_both), ("0", "1")))
+    with pytest.raises(InputError, match="patient 'px': expected one split"):
+        quick(run, "manifest")
+    positive = next(row["slide_id"] for row in rows if row["label"])
+    store.write_manifest(Manifest(tuple(s for s in slides if s.slide_id != positive), ("0", "1")))
+    with pytest.raises(StoreError, match=f"slide {positive} was 1, is not in the manifest"):
+        quick(run)
+    with pytest.raises(InputError, match=f"expected a slide of the manifest, got '{positive}'"):
+        quick(run, "manifest")
+    assert quick(run, "run")["auroc"] == 1.0
 
 
 def test_a_bag_of_a_patient_s_slides_is_trained_and_explained_slide_by_slide(tmp_path: Path) -> None:
@@ -273,10 +384,13 @@ def test_attention_of_a_model_trained_on_shuffled_labels_is_warned_of(run_uri: s
         # half of each class changes sides, so that nothing can be learnt
         for k, place in enumerate(sorted(places, key=lambda place: rows[place]["label"])):
             rows[place]["label"] = k % 2
-    storage.write_table(str(tmp_path / "splits.parquet"), pa.Table.from_pylist(rows))
-    store_uri, run = storage.read_json(f"{run_uri}/config.json")["store_uri"], str(tmp_path / "run")
+    store, run = PatchStore(str(tmp_path / "store")), str(tmp_path / "run")
+    shutil.copytree(Run(run_uri).spec().store_uri, store.uri)
+    manifest = relabel(store, {row["slide_id"]: row["label"] for row in rows})
+    splits = splits_table(manifest, {row["slide_id"]: row["split"] for row in rows})
+    storage.write_table(str(tmp_path / "splits.parquet"), splits)
     config = TRAIN.model_copy(update={"epochs": 1, "learning_rate": 1e-4})
-    prepare_run(store_uri, run, config, SplitConfig(splits=str(tmp_path / "splits.parquet")))
+    prepare_run(store.uri, run, config, SplitConfig(splits=str(tmp_path / "splits.parquet")))
     train_run(run, LocalContext(None, torch.device("cpu")))
     warned = evaluate(run, baselines=False)
     assert any(warning.startswith("Attention is flat") for warning in warned["warnings"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from milcore.cli.info import describe
-from milcore.config import SplitConfig, TrainConfig
+from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import InputError, StoreError
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
@@ -15,7 +15,8 @@ from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.run import prepare_run, train_run
 from milcore.training.run_folder import Run
-from tests.cohorts import write_features, write_store
+from milcore.training.sweep import Sweep, prepare_sweep
+from tests.cohorts import relabel, write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3, batch_size=4)
 CPU = torch.device("cpu")
@@ -83,6 +84,45 @@ def test_a_splits_file_is_taken_over(store_uri: str, tmp_path: Path) -> None:
     prepare_run(store_uri, first, TRAIN, SplitConfig(split_seed=3))
     prepare_run(store_uri, second, TRAIN, SplitConfig(splits=storage.join(first, "splits.parquet")))
     assert Run(second).splits().equals(Run(first).splits())
+
+
+def test_another_positive_class_is_refused_with_a_split_of_the_former(tmp_path: Path) -> None:
+    """The same slides in the same classes, whose order alone is turned: a label of 1 means the other class."""
+    store = write_store(str(tmp_path / "store"))
+    write_features(store)
+    relabel(store, {}, classes=("benign", "tumour"))
+    first = str(tmp_path / "first")
+    prepare_run(store.uri, first, TRAIN, SplitConfig())
+    relabel(store, {f"s{k:02d}": 1 - k % 2 for k in range(12)}, classes=("tumour", "benign"))
+    with pytest.raises(InputError, match="the classes were benign, tumour, are tumour, benign"):
+        prepare_run(store.uri, str(tmp_path / "run"), TRAIN, SplitConfig(splits=Run(first).splits_uri))
+    with pytest.raises(InputError, match="the classes were benign, tumour, are tumour, benign"):
+        prepare_run(store.uri, first, TRAIN, SplitConfig())
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_corrected_after_a_run_began_are_named_when_it_goes_on(store_uri: str, tmp_path: Path) -> None:
+    run, sweep, tune = str(tmp_path / "run"), str(tmp_path / "sweep"), TuneConfig(train=TRAIN)
+    prepare_run(store_uri, run, TRAIN, SplitConfig())
+    prepare_sweep(store_uri, sweep, tune, SplitConfig())
+    before = storage.read_bytes(Run(run).splits_uri)
+    relabel(PatchStore(store_uri), {"s03": 0})
+    with pytest.raises(InputError, match=r"labels that it was made with, got others .*slide s03 was 1, is 0"):
+        prepare_run(store_uri, run, TRAIN, SplitConfig())
+    with pytest.raises(InputError, match=r"labels that it was made with, got others .*slide s03 was 1, is 0"):
+        prepare_sweep(store_uri, sweep, tune, SplitConfig())
+    assert storage.read_bytes(Run(run).splits_uri) == before
+
+
+def test_a_run_and_a_sweep_of_a_version_without_class_names_go_on(store_uri: str, tmp_path: Path) -> None:
+    run, sweep, tune = str(tmp_path / "run"), str(tmp_path / "sweep"), TuneConfig(train=TRAIN)
+    for _ in range(2):
+        prepare_run(store_uri, run, TRAIN, SplitConfig())
+        prepare_sweep(store_uri, sweep, tune, SplitConfig())
+        for uri in (Run(run).splits_uri, Sweep(sweep).splits_uri):
+            storage.write_table(uri, storage.read_table(uri).drop_columns(["class"]))
+    train_run(run, LocalContext(None, CPU))
+    assert Run(run).is_finished()
 
 
 def test_features_that_are_not_there_are_named_with_the_command_that_makes_them(store_uri: str, tmp_path: Path) -> None:
