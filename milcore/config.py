@@ -58,8 +58,19 @@ LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
 FEATURE_ENCODERS: tuple[TrainableEncoderName, ...] = ("linear", "mlp")
 POOLINGS_OF_PROBABILITIES: tuple[PoolingName, ...] = ("noisy_or", "noisy_and")
 
+# limits, above all that a slide scanner or a user needs: input beyond them is refused before memory is taken for it
+MAX_SLIDE_EDGE_PX = 2_000_000
+MAX_SLIDE_GIGAPIXELS = 500
+MAX_PATCH_EDGE_PX = 65_536
+MAX_INSTANCES_PER_SLIDE = 50_000_000
+MAX_CLASSES = 1_000
+# of one array of one slide
+MAX_ARRAY_GB = 64
+
 C = TypeVar("C", bound="Config")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# names a folder of a store
+FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -170,7 +181,7 @@ class ImportConfig(Config):
     """Settings of an import: from instances made elsewhere to a store."""
 
     format: ImportFormat = Field(description="what made SOURCE")
-    name: str = Field("imported", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="features/<name> to write")
+    name: FeatureName = Field("imported", description="features/<name> to write")
     labels: str | None = Field(
         None,
         description="CSV or Parquet with slide_id, label and optionally patient_id, uri, mpp, site, split, annotation; "
@@ -215,9 +226,8 @@ class EncodeConfig(Config):
         "torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI; after it options such as "
         ",precision=bf16,mpp=any (README)",
     )
-    name: str | None = Field(
+    name: FeatureName | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="features/<name> to write (none: the encoder's name, with a URI and the digest of its weights)",
     )
     patches_per_batch: PositiveInt = Field(
@@ -279,7 +289,7 @@ class TrainConfig(Config):
     Launch settings (workers, devices) are not here: they change no weight.
     """
 
-    features: str | None = Field(
+    features: FeatureName | None = Field(
         "efficientnet_lite0", description="features/<name> of the store to train on (none: from patches)"
     )
     encoder: str = Field(
@@ -465,7 +475,7 @@ class RunSpec(Config):
 
     milcore_version: str
     store_uri: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = Field(max_length=MAX_CLASSES)
     instance_digest: str = Field(description="digest of the features (or patches) of every slide trained or tested on")
     splits_digest: str
     train: TrainConfig

@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 
-from milcore.config import SPLIT_NAMES
-from milcore.errors import InputError
+from milcore.config import MAX_CLASSES, SPLIT_NAMES
+from milcore.errors import InputError, StoreError
 from milcore.runtime import storage
 
 REQUIRED = ("slide_id", "uri", "label")
@@ -95,13 +95,59 @@ class Manifest:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
-        """The inverse of ``to_table``."""
-        classes = json.loads(table.schema.metadata[b"classes"])
-        return cls(tuple(Slide(**row) for row in table.to_pylist()), tuple(classes))
+        """The inverse of ``to_table``.
+
+        Raises:
+            StoreError: it is no such table, or a value in it is out of range.
+        """
+        try:
+            classes = tuple(json.loads((table.schema.metadata or {})[b"classes"]))
+            rows = table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
+        except (KeyError, ValueError, TypeError) as error:
+            raise StoreError(
+                f"manifest.parquet: expected a cohort, got another table ({error}); make it by `milcore ingest` or "
+                "`milcore import`"
+            ) from None
+        if len(classes) > MAX_CLASSES or not all(isinstance(name, str) for name in classes):
+            raise StoreError(f"manifest.parquet: expected at most {MAX_CLASSES} names of classes, got {len(classes)}")
+        problems = [problem for row in rows for problem in _stored_problems(row, len(classes))]
+        problems += [
+            f"{name!r} occurs twice" for name, count in Counter(r["slide_id"] for r in rows).items() if count > 1
+        ]
+        if problems:
+            raise StoreError(f"manifest.parquet has {len(problems)} problem(s): {'; '.join(problems[:5])}")
+        return cls(tuple(Slide(**row) for row in rows), classes)
 
     @cached_property
     def _by_id(self) -> dict[str, Slide]:
         return {slide.slide_id: slide for slide in self.slides}
+
+
+def id_problem(slide_id: object) -> str | None:
+    """Reason why a slide's id cannot name files; None where it can."""
+    if isinstance(slide_id, str) and _SAFE_ID.fullmatch(slide_id):
+        return None
+    return (
+        f"slide_id: expected a name for files, got {slide_id!r}; allowed: at most 200 letters, digits, '.', '_' "
+        "and '-', beginning with a letter or digit"
+    )
+
+
+def _stored_problems(row: dict[str, Any], classes: int) -> Iterator[str]:
+    """Problems of a row of a store's manifest, which others may have written."""
+    problem = id_problem(row["slide_id"])
+    if problem is not None:
+        yield problem
+    slide = f"slide {row['slide_id']!r}"
+    if row["label"] is None or not 0 <= row["label"] < classes:
+        yield f"{slide}: label: expected the index of a class, got {row['label']!r}; allowed: 0 to {classes - 1}"
+    yield from (
+        f"{slide}: {name}: expected a text, got none" for name in ("uri", "patient_id", "site") if row[name] is None
+    )
+    if row["mpp"] is not None and not 0 < row["mpp"] < math.inf:
+        yield f"{slide}: mpp: expected um/px, got {row['mpp']!r}; allowed: numbers above 0, or none"
+    if row["split"] is not None and row["split"] not in SPLIT_NAMES:
+        yield f"{slide}: split: expected a split, got {row['split']!r}; allowed: {', '.join(SPLIT_NAMES)}, or none"
 
 
 class _Row(NamedTuple):
@@ -233,11 +279,9 @@ def _row_problems(row: _Row, required: tuple[str, ...]) -> Iterator[str]:
         yield cells[""]
     yield from (f"{name}: expected a value, got an empty cell" for name in required if not cells.get(name))
     slide_id, mpp, split = cells.get("slide_id", ""), cells.get("mpp", ""), cells.get("split", "")
-    if slide_id and not _SAFE_ID.fullmatch(slide_id):
-        yield (
-            f"slide_id: expected a name for files, got {slide_id!r}; allowed: at most 200 letters, digits, '.', '_' "
-            "and '-', beginning with a letter or digit"
-        )
+    problem = id_problem(slide_id) if slide_id else None
+    if problem is not None:
+        yield problem
     if mpp and not (0 < _number(mpp) < math.inf):
         yield f"mpp: expected um/px, got {mpp!r}; allowed: numbers above 0, or an empty cell"
     if split and split not in SPLIT_NAMES:
@@ -327,4 +371,4 @@ def _slide(row: _Row, classes: tuple[str, ...], folder: str) -> Slide:
 
 def _resolve(folder: str, uri: str) -> str:
     rooted = "://" in uri or uri.startswith("/")
-    return storage.absolute(uri if rooted else storage.join(folder, uri))
+    return storage.absolute(uri if rooted else posixpath.join(folder, uri))

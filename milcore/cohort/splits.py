@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from milcore.cohort.manifest import Manifest, Slide
+from milcore.cohort.manifest import Manifest, Slide, id_problem
 from milcore.config import SPLIT_NAMES, SplitConfig
 from milcore.errors import InputError
 
@@ -170,14 +170,17 @@ def check_splits(splits: pa.Table, place: str = "splits") -> None:
         place: where it comes from, for an error.
 
     Raises:
-        InputError: a column is missing or of another type, a cell is empty, a split has another name, or a
-            slide or a patient is there twice.
+        InputError: a column is missing or of another type, a cell is empty, an id cannot name files, a split has
+            another name, or a slide or a patient is there twice.
     """
     _check_columns(splits, place)
     slides: set[str] = set()
     split_of: dict[str, str] = {}
     for row in splits.to_pylist():
         slide_id, patient, split = row["slide_id"], row["patient_id"], row["split"]
+        problem = id_problem(slide_id)
+        if problem is not None:
+            raise InputError(f"{place}: {problem}")
         if split not in SPLIT_NAMES:
             raise InputError(
                 f"{place}: slide {slide_id!r}: expected the name of a split, got {split!r}; allowed: "

@@ -62,10 +62,17 @@ def read_partition(store: PatchStore, index: int, count: int) -> list[Slide]:
         partitions = storage.read_json(_uri(store, count))
     except FileNotFoundError:
         return list(slides[index::count])
-    if sorted(name for partition in partitions for name in partition) != sorted(slide.slide_id for slide in slides):
+    if not _is_partition_of(partitions, slides, count):
         return list(slides[index::count])  # of another cohort: every step reads the same
     slide_ids = set(partitions[index])
     return [slide for slide in slides if slide.slide_id in slide_ids]
+
+
+def _is_partition_of(partitions: object, slides: Sequence[Slide], count: int) -> bool:
+    """True for ``count`` lists that hold every slide once; others may have written them."""
+    if not isinstance(partitions, list) or len(partitions) != count or not all(isinstance(p, list) for p in partitions):
+        return False
+    return sorted(str(name) for partition in partitions for name in partition) == sorted(s.slide_id for s in slides)
 
 
 def _size(uri: str) -> int:

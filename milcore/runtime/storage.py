@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 
+from milcore.errors import StoreError
+
 # errors of filesystems: s3fs does not wrap botocore's own (no credentials, no connection)
 IO_ERRORS = (OSError, BotoCoreError)
 
@@ -54,7 +56,14 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of a path below another URI."""
+    """The URI of a path below another URI.
+
+    Raises:
+        StoreError: a part leads out of it: parts may come from stored data that someone else wrote.
+    """
+    for part in parts:
+        if part.startswith("/") or ".." in part.split("/"):
+            raise StoreError(f"expected a path below {uri}, got {part!r}; allowed: names without '..'; do not trust it")
     return posixpath.join(uri.rstrip("/"), *parts)
 
 
@@ -183,16 +192,25 @@ def files(uri: str) -> set[str]:
     """URIs of all objects below a folder, at any depth, as ``join`` gives them.
 
     The folder itself is left out: s3fs lists it where its first object is written between an empty listing and a second
-    one.
+    one. What a link leads to is not below it.
     """
     fs, path = filesystem(uri)
+    if is_local(uri) and Path(path).is_symlink():
+        return set()
     below = f"{path.rstrip('/')}/"
     paths = (str(child) for child in fs.find(path))
     return {join(uri, child.removeprefix(below)) for child in paths if child.startswith(below) and child[-1] != "/"}
 
 
 def remove(uri: str) -> None:
-    """Remove an object or a whole folder, if it exists."""
+    """Remove an object, if it exists; never a folder."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def remove_folder(uri: str) -> None:
+    """Remove a folder that this run made, if it exists."""
     fs, path = filesystem(uri)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)

@@ -4,11 +4,20 @@ The JSON keeps the keys of the store: a field that is None has no key, but for t
 which are null there. The fields of ``ScanRecord`` lie beside those of ``SlideRecord`` in the JSON.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
-from milcore.config import Codec
+from milcore.cohort.manifest import id_problem
+from milcore.config import (
+    MAX_INSTANCES_PER_SLIDE,
+    MAX_PATCH_EDGE_PX,
+    MAX_SLIDE_EDGE_PX,
+    MAX_SLIDE_GIGAPIXELS,
+    Codec,
+)
+from milcore.errors import StoreError
 
 SCHEMA_VERSION = 1
 
@@ -170,7 +179,24 @@ class SlideRecord:
 
         Args:
             attrs: as JSON; unknown keys are left out, and keys of an earlier version may be absent.
+
+        Raises:
+            StoreError: a value is of another kind or out of range: others may have written the store.
         """
+        problem = id_problem(attrs.get("slide_id"))
+        if problem is not None:
+            raise StoreError(f"attributes of a slide: {problem}")
+        try:
+            record = cls._parse_attrs(attrs)
+            problem = record_problem(record)
+        except (TypeError, ValueError, AttributeError) as error:
+            problem = f"expected the attributes that milcore writes, got others ({error})"
+        if problem is not None:
+            raise StoreError(f"slide {attrs['slide_id']!r}: {problem}; make it anew")
+        return record
+
+    @classmethod
+    def _parse_attrs(cls, attrs: Mapping[str, Any]) -> Self:
         values: dict[str, Any] = {field.name: attrs.get(_key(field.name)) for field in fields(cls)}
         for name, part in _PARTS.items():
             values[name] = None if values[name] is None else _parse(part, values[name])
@@ -199,6 +225,39 @@ _PARTS: dict[str, type[Any]] = {
     "mpp": SlideMpp,
     "counts": TileCounts,
 }
+
+
+def record_problem(record: SlideRecord) -> str | None:
+    """Reason why a record is out of range; None where it is not.
+
+    Its values become sizes in memory, or choose how data is read.
+    """
+    width, height = record.size_level0 or (1, 1)
+    fits = {
+        "status": record.status in (None, *get_args(SlideState)),
+        "codec": record.codec in (None, *get_args(Codec)),
+        "reason": record.reason is None or isinstance(record.reason, str),
+        "patches": _is_count(record.patches or 0, 0, MAX_INSTANCES_PER_SLIDE),
+        "patch_size": _is_count(record.patch_size or 1, 1, MAX_PATCH_EDGE_PX),
+        "size_level0": all(_is_count(edge, 1, MAX_SLIDE_EDGE_PX) for edge in (width, height))
+        and width * height <= MAX_SLIDE_GIGAPIXELS * 1e9,
+        "patch_size_level0": _is_length(record.patch_size_level0),
+        "mpp": record.mpp is None or _is_length(record.mpp.level0),
+    }
+    wrong = next((name for name, is_right in fits.items() if not is_right), None)
+    return None if wrong is None else (
+        f"{wrong}: expected a value that milcore writes, got {getattr(record, wrong)!r}; allowed: at most "
+        f"{MAX_INSTANCES_PER_SLIDE:,} patches of {MAX_PATCH_EDGE_PX:,} px, a slide of {MAX_SLIDE_EDGE_PX:,} px an edge "
+        f"and {MAX_SLIDE_GIGAPIXELS} gigapixels"
+    )  # fmt: skip
+
+
+def _is_count(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and least <= value <= most
+
+
+def _is_length(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and 0 < value < math.inf)
 
 
 def _key(name: str) -> str:

@@ -65,13 +65,13 @@ class PatchStore:
     def record(self, slide_id: str) -> SlideRecord | None:
         """Record of a slide; None where its group is absent or incomplete."""
         data = storage.read_all([self._group_json(slide_id)])
-        return _parse_record(data.get(self._group_json(slide_id)))
+        return _parse_record(slide_id, data.get(self._group_json(slide_id)))
 
     def records(self) -> dict[str, SlideRecord | None]:
         """Record of each slide of the manifest, in its order; None as in ``record``."""
         ids = [slide.slide_id for slide in self.manifest().slides]
         data = storage.read_all([self._group_json(slide_id) for slide_id in ids])
-        return {slide_id: _parse_record(data.get(self._group_json(slide_id))) for slide_id in ids}
+        return {slide_id: _parse_record(slide_id, data.get(self._group_json(slide_id))) for slide_id in ids}
 
     def slide_ids(self) -> list[str]:
         """Ids of the slides that can be read, in manifest order."""
@@ -159,15 +159,17 @@ def write_columns(uri: str, columns: dict[str, npt.NDArray[Any]], attrs: dict[st
     Its attribute ``complete`` is false until the end.
 
     Args:
-        uri: of the group; objects there are removed.
+        uri: of the group; other arrays there are removed.
         columns: shape (n,) each.
         attrs: attributes of the group.
     """
-    storage.remove(uri)
+    arrays = {file.removeprefix(f"{uri}/").split("/")[0] for file in storage.files(uri)}
     write_group(uri, {**attrs, "complete": False})
     group = _open_group(uri)
     for name, values in columns.items():
-        group.create_array(name, data=values, chunks=(max(1, len(values)),))
+        group.create_array(name, data=values, chunks=(max(1, len(values)),), overwrite=True)
+    for name in arrays - {*columns, "zarr.json"}:
+        storage.remove_folder(storage.join(uri, name))
     write_group(uri, {**attrs, "complete": True})
 
 
@@ -175,6 +177,11 @@ def _open_group(uri: str) -> zarr.Group:
     return zarr.open_group(zarr_store(uri), mode="r+", zarr_format=3)
 
 
-def _parse_record(data: bytes | None) -> SlideRecord | None:
+def _parse_record(slide_id: str, data: bytes | None) -> SlideRecord | None:
     attrs = {} if data is None else json.loads(data)["attributes"]
-    return SlideRecord.from_attrs(attrs) if attrs.get("complete") else None
+    if not attrs.get("complete"):
+        return None
+    record = SlideRecord.from_attrs(attrs)
+    if record.slide_id != slide_id:  # it names files of a run
+        raise StoreError(f"slide {slide_id!r}: expected its own attributes, got those of {record.slide_id!r}")
+    return record

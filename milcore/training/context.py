@@ -65,7 +65,7 @@ class LocalContext:
             return
         if keep_checkpoint(checkpoint, storage.join(self._uri, f"{epoch:04d}")):
             for name in checkpoint_names(self._uri)[:-CHECKPOINTS_KEPT]:
-                storage.remove(storage.join(self._uri, name))
+                storage.remove_folder(storage.join(self._uri, name))
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:

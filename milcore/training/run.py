@@ -6,6 +6,7 @@ written last: a run that has it is finished.
 
 import hashlib
 import json
+import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,7 +27,7 @@ from milcore.training.context import TrainContext
 from milcore.training.history import history_table
 from milcore.training.loop import fit
 from milcore.training.model_file import model_bytes
-from milcore.training.run_folder import Run, claim_folder
+from milcore.training.run_folder import Run, check_no_other_files, claim_folder
 
 
 def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config: SplitConfig) -> RunSpec:
@@ -40,10 +41,11 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
             tested on.
 
     Raises:
-        InputError: the folder holds another run, or the split cannot be trained on.
+        InputError: the folder holds another run or other files, or the split cannot be trained on.
         StoreError: slides lack what is to be trained on.
     """
     store, run = PatchStore(storage.absolute(store_uri)), Run(run_uri)
+    check_no_other_files(run.uri, [posixpath.basename(run.checkpoints_uri)])
     splits = choose_splits(store, split_config)
     if split_config.folds:
         splits = add_folds(splits, split_config)

@@ -5,11 +5,13 @@
 
 import json
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from milcore.cohort.splits import check_splits
 from milcore.config import C, RunSpec, parse_config
 from milcore.errors import InputError
 from milcore.runtime import storage
@@ -122,7 +124,7 @@ class Run:
 
     def splits(self) -> pa.Table:
         """Columns slide_id, patient_id, label, split; also fold in a run of folds."""
-        return storage.read_table(self.splits_uri)
+        return read_splits(self.splits_uri)
 
     def is_finished(self) -> bool:
         """True where the model, or the models of all folds, are published."""
@@ -163,6 +165,17 @@ class Run:
         return digest(stats)
 
 
+def read_splits(uri: str) -> pa.Table:
+    """The ``splits.parquet`` of a run or a sweep, which others may have written.
+
+    Raises:
+        InputError: as ``check_splits``.
+    """
+    splits = storage.read_table(uri)
+    check_splits(splits)
+    return splits
+
+
 def config_uri(folder_uri: str) -> str:
     """The ``config.json`` of a run, a sweep or a folder of predictions."""
     return storage.join(folder_uri, "config.json")
@@ -187,6 +200,22 @@ def claim_folder(uri: str, spec: dict[str, object]) -> None:
         raise InputError(
             f"{uri}: expected the settings that it was made with, got others ({'; '.join(changed)}); take another "
             "folder or the same settings"
+        )
+
+
+def check_no_other_files(uri: str, folders: Sequence[str]) -> None:
+    """Check that a new folder lacks those that a run fills and removes.
+
+    Raises:
+        InputError: it has one: its files are another program's, and would be removed.
+    """
+    if storage.exists(config_uri(uri)):
+        return
+    taken = [name for name in folders if storage.names(storage.join(uri, name))]
+    if taken:
+        raise InputError(
+            f"{uri}: expected a new folder, or one of milcore (config.json), got one with {', '.join(taken)}, where "
+            "files would be removed; allowed: any other folder; take another"
         )
 
 

@@ -18,12 +18,14 @@ from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from milcore.training.run import check_labels_kept, choose_splits, instance_digest
-from milcore.training.run_folder import claim_folder, config_uri, read_claim
+from milcore.training.run_folder import check_no_other_files, claim_folder, config_uri, read_claim, read_splits
 from milcore.training.search_space import trial_configs
 from milcore.training.selection import Validation
 
 # 97.5 % quantile of the normal distribution: a two-sided test at 5 %
 SEPARABLE_AT = 1.96
+# folders of Ray and of ended trials; they are removed at the end
+TRIAL_FOLDERS = ("trials", "finished")
 
 
 class SweepSpec(Config):
@@ -132,7 +134,7 @@ class Sweep:
 
     def splits(self) -> pa.Table:
         """Columns slide_id, patient_id, label, split."""
-        return storage.read_table(self.splits_uri)
+        return read_splits(self.splits_uri)
 
     def best(self) -> TrainConfig | None:
         """Settings of the best trial; None until the sweep is finished."""
@@ -157,10 +159,11 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
         split_config: fractions and seed of the split, or the splits.parquet to adopt.
 
     Raises:
-        InputError: the folder holds another sweep, or the split lacks a class or validation slides.
+        InputError: the folder holds another sweep or other files, or the split lacks a class or validation slides.
         StoreError: slides lack features or patches to train on.
     """
     trial_configs(config)
+    check_no_other_files(out_uri, TRIAL_FOLDERS)
     store_uri = storage.absolute(store_uri)
     store = PatchStore(store_uri)
     splits = choose_splits(store, split_config)

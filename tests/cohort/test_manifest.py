@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from milcore.cohort.manifest import Manifest, Slide, read_manifest
-from milcore.errors import InputError
+from milcore.errors import InputError, StoreError
 
 
 def _csv(folder: Path, text: str) -> str:
@@ -154,3 +154,38 @@ def test_a_manifest_survives_its_table(tmp_path: Path) -> None:
     assert again["b"] == manifest.slides[1]
     with pytest.raises(InputError, match="'c'"):
         again.slide("c")
+
+
+STORED = {"slide_id": "a", "uri": "/a", "label": 0, "patient_id": "p", "site": "", "mpp": None, "split": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"slide_id": "../../x"}, "slide_id: expected a name for files, got '../../x'; allowed: "),
+        ({"slide_id": None}, "slide_id: expected a name for files, got None"),
+        ({"label": 2}, "slide 'a': label: expected the index of a class, got 2; allowed: 0 to 1"),
+        ({"label": None}, "slide 'a': label: expected the index of a class, got None"),
+        ({"patient_id": None}, "slide 'a': patient_id: expected a text, got none"),
+        ({"mpp": float("inf")}, "slide 'a': mpp: expected um/px, got inf"),
+        ({"split": "../x"}, "slide 'a': split: expected a split, got '../x'"),
+    ],
+)
+def test_a_stored_manifest_of_another_author_is_checked(row: dict[str, object], line: str) -> None:
+    schema = Manifest((), ("0", "1")).to_table().schema
+    with pytest.raises(StoreError) as raised:
+        Manifest.from_table(pa.Table.from_pylist([STORED | {"annotation": None} | row], schema=schema))
+    assert raised.value.line == f"manifest.parquet has 1 problem(s): {raised.value.line.partition(': ')[2]}"
+    assert line in raised.value.line
+
+
+@pytest.mark.parametrize("table", [pa.table({"a": [1]}), Manifest((), ("0", "1")).to_table().drop_columns(["label"])])
+def test_another_table_is_no_stored_manifest(table: pa.Table) -> None:
+    with pytest.raises(StoreError, match=r"manifest.parquet: expected a cohort, got another table"):
+        Manifest.from_table(table)
+
+
+def test_a_slide_that_stands_twice_in_a_stored_manifest_is_refused() -> None:
+    schema = Manifest((), ("0", "1")).to_table().schema
+    with pytest.raises(StoreError, match="'a' occurs twice"):
+        Manifest.from_table(pa.Table.from_pylist([STORED | {"annotation": None}] * 2, schema=schema))

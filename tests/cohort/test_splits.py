@@ -71,3 +71,9 @@ def test_a_table_with_a_patient_in_two_splits_is_refused() -> None:
     table = pa.table({"slide_id": ["a", "b"], "patient_id": ["p", "p"], "label": [0, 0], "split": ["train", "test"]})
     with pytest.raises(InputError, match="'p': expected one split, got 'train' and 'test'"):
         check_splits(table)
+
+
+def test_an_id_that_leads_out_of_a_folder_is_refused() -> None:
+    table = pa.table({"slide_id": ["../../x"], "patient_id": ["p"], "label": [0], "split": ["test"]})
+    with pytest.raises(InputError, match=r"splits: slide_id: expected a name for files, got '\.\./\.\./x'"):
+        check_splits(table)

@@ -1,6 +1,7 @@
 """Evaluation end to end on a small store: every file of the contract, each number where it belongs, no leak."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -15,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load
 
 from milcore.cohort.manifest import Manifest
-from milcore.cohort.splits import splits_table
+from milcore.cohort.splits import splits_digest, splits_table
 from milcore.config import LABEL_SOURCES, LabelSource, SplitConfig, TrainConfig, TuneConfig
-from milcore.errors import InputError, StoreError
+from milcore.errors import InputError, MILError, StoreError
 from milcore.evaluation.attention.checks import check_attention
 from milcore.evaluation.attention.write import SUFFIXES
 from milcore.evaluation.decision import choose_rule
@@ -395,3 +396,43 @@ def test_attention_of_a_model_trained_on_shuffled_labels_is_warned_of(run_uri: s
     warned = evaluate(run, baselines=False)
     assert any(warning.startswith("Attention is flat") for warning in warned["warnings"])
     assert "Attention is flat" in storage.read_bytes(f"{run}/report.html").decode()
+
+
+def with_id(table: pa.Table, slide_id: str, other_id: str) -> pa.Table:
+    """A manifest or splits with another id in place of one."""
+    ids = [other_id if name == slide_id else name for name in table["slide_id"].to_pylist()]
+    return table.set_column(0, table.schema.field(0), pa.array(ids))
+
+
+@pytest.mark.parametrize("consistent", [True, False], ids=["manifest and splits", "attributes"])
+def test_a_store_of_another_author_writes_and_removes_nothing_outside_the_run(
+    run_uri: str, tmp_path: Path, consistent: bool
+) -> None:
+    """The id of a test slide is a path out of the folder ``attention``, to a folder of somebody else."""
+    store, run, other_id = tmp_path / "store", tmp_path / "home/deep/run", "../../x"
+    shutil.copytree(Path(run_uri).parent / "store", store)
+    shutil.copytree(run_uri, run)
+    slide_id = next(row["slide_id"] for row in Run(str(run)).splits().to_pylist() if row["split"] == "test")
+    config, group = storage.read_json(str(run / "config.json")), store / f"slides/{slide_id}.zarr"
+    described = storage.read_json(str(group / "zarr.json"))
+    described["attributes"]["slide_id"] = other_id
+    storage.write_json(str(group / "zarr.json"), described)
+    if consistent:
+        group.rename(store / f"slides/{other_id}.zarr")
+        for file in (store / "manifest.parquet", run / "splits.parquet"):
+            storage.write_table(str(file), with_id(storage.read_table(str(file)), slide_id, other_id))
+        splits = storage.read_table(str(run / "splits.parquet"))
+        features = {
+            name: store / f"slides/{name}.zarr/features/mean_rgb/zarr.json" for name in splits["slide_id"].to_pylist()
+        }
+        digests = {name: storage.read_json(str(file))["attributes"]["digest"] for name, file in features.items()}
+        instances = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+        config |= {"splits_digest": splits_digest(splits), "instance_digest": instances}
+    storage.write_json(str(run / "config.json"), config | {"store_uri": str(store)})
+    (tmp_path / "home/deep/x.zarr").mkdir()
+    (tmp_path / "home/deep/x.zarr/keep.txt").write_text("mine")
+    with pytest.raises(MILError, match=r"slide_id: expected a name for files, got '\.\./\.\./x'") as raised:
+        evaluate(str(run), baselines=False)
+    assert raised.value.exit_code == 2
+    assert (tmp_path / "home/deep/x.zarr/keep.txt").read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "home/deep").iterdir()) == ["run", "x.zarr"]

@@ -58,3 +58,9 @@ def test_without_a_division_of_this_cohort_every_n_th_is_taken(store: PatchStore
     assert _ids(store, 1, 3) == ["s1", "s4"]
     with pytest.raises(InputError, match="partition: expected 0 <= index < 3, got 3"):
         read_partition(store, 3, 3)
+
+
+@pytest.mark.parametrize("written", [{"s0": 1}, 7, [1, 2], [["s0", "s1", "s2", "s3", "s4", "s5", "s6"]], None])
+def test_a_division_of_another_kind_is_no_division(store: PatchStore, written: object) -> None:
+    storage.write_json(storage.join(store.uri, "shares", "2.json"), written)
+    assert [_ids(store, k, 2) for k in range(2)] == [["s0", "s2", "s4", "s6"], ["s1", "s3", "s5"]]

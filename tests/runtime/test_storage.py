@@ -1,5 +1,6 @@
 """The contract of storage, over the local disk and over S3."""
 
+import contextlib
 import threading
 import uuid
 from pathlib import Path
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
+from milcore.errors import StoreError
 from milcore.runtime import storage
 
 
@@ -114,12 +116,13 @@ def test_a_child_named_as_its_folder_is_listed(folder_uri):
     assert storage.names(folder_uri) == [name]
 
 
-def test_remove_takes_an_object_or_a_folder_and_does_not_mind_nothing(folder_uri):
+def test_remove_takes_an_object_remove_folder_a_folder_and_neither_minds_nothing(folder_uri):
     for name in ("one", "sub/two", "sub/three"):
         storage.write_bytes(storage.join(folder_uri, name), b"x")
     storage.remove(storage.join(folder_uri, "one"))
-    storage.remove(storage.join(folder_uri, "sub"))
-    storage.remove(storage.join(folder_uri, "sub"))
+    storage.remove(storage.join(folder_uri, "one"))
+    storage.remove_folder(storage.join(folder_uri, "sub"))
+    storage.remove_folder(storage.join(folder_uri, "sub"))
     assert not storage.exists(storage.join(folder_uri, "one"))
     assert not storage.exists(storage.join(folder_uri, "sub", "two"))
     storage.write_bytes(storage.join(folder_uri, "sub", "two"), b"again")
@@ -181,3 +184,24 @@ def test_a_wrong_key_is_refused(s3, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(PermissionError):
         s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{s3}/object", b"x")
+
+
+def test_remove_leaves_a_folder_where_an_object_was_meant(folder_uri):
+    storage.write_bytes(storage.join(folder_uri, "sub", "mine"), b"x")
+    with contextlib.suppress(*storage.IO_ERRORS):
+        storage.remove(storage.join(folder_uri, "sub"))
+    assert storage.names(storage.join(folder_uri, "sub")) == ["mine"]
+
+
+@pytest.mark.parametrize("part", ["../x", "a/../../x", "/etc/x", ".."])
+def test_no_path_leads_out_of_its_folder(folder_uri, part):
+    with pytest.raises(StoreError, match=r"expected a path below .*, got .*; allowed: names without"):
+        storage.join(folder_uri, "a", part)
+
+
+def test_files_behind_a_link_are_not_those_of_a_folder(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/keep").write_text("x")
+    (tmp_path / "group").symlink_to(tmp_path / "mine")
+    assert storage.files(str(tmp_path / "group")) == set()
+    assert storage.files(str(tmp_path / "mine")) == {str(tmp_path / "mine/keep")}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from milcore.errors import StoreError
 from milcore.store.slide_record import (
     ImportOrigin,
     ScanRecord,
@@ -116,3 +117,34 @@ def test_keys_of_another_version_may_be_unknown_or_absent() -> None:
     record = SlideRecord.from_attrs({"slide_id": "a", "schema_version": 1, "patches": 3, "colour": "red"})
     assert record == SlideRecord("a", patches=3)
     assert (record.instances, record.arrays, record.patch_mpp, SlideRecord("a").instances) == (3, None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "line"),
+    [
+        ({"slide_id": "../../x"}, "attributes of a slide: slide_id: expected a name for files, got '../../x'"),
+        ({"slide_id": None}, "attributes of a slide: slide_id: expected a name for files, got None"),
+        ({"patches": 10**18}, "slide 'a': patches: expected a value that milcore writes, got 10000"),
+        ({"patches": "3"}, "slide 'a': patches: expected"),
+        ({"patch_size": 10**9}, "slide 'a': patch_size: expected"),
+        ({"size_level0": [10**6, 10**6]}, "slide 'a': size_level0: expected"),
+        ({"size_level0": [1, 10**9]}, "slide 'a': size_level0: expected"),
+        ({"size_level0": [0, 5]}, "slide 'a': size_level0: expected"),
+        ({"size_level0": [1, 2, 3]}, "slide 'a': expected the attributes that milcore writes"),
+        ({"patch_size_level0": -1.0}, "slide 'a': patch_size_level0: expected"),
+        ({"mpp": 3}, "slide 'a': expected the attributes that milcore writes"),
+        ({"mpp": {"level0": "x"}}, "slide 'a': mpp: expected"),
+        ({"status": "fine"}, "slide 'a': status: expected"),
+        ({"codec": "pickle"}, "slide 'a': codec: expected"),
+        ({"arrays": 5}, "slide 'a': expected the attributes"),
+    ],
+)
+def test_attributes_of_another_author_are_checked(attrs: dict[str, Any], line: str) -> None:
+    with pytest.raises(StoreError) as raised:
+        SlideRecord.from_attrs({"slide_id": "a"} | attrs)
+    assert raised.value.line.startswith(line)
+
+
+def test_the_largest_slide_of_a_scanner_is_in_range() -> None:
+    size = (250_000, 200_000)
+    assert SlideRecord.from_attrs({"slide_id": "a", "size_level0": list(size), "patches": 10**6}).size_level0 == size

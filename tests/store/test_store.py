@@ -12,8 +12,9 @@ import zarr
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.errors import InputError, StoreError
 from milcore.runtime import storage
+from milcore.store.slide_group import zarr_store
 from milcore.store.slide_record import SlideRecord, TileCounts
-from milcore.store.store import PatchStore
+from milcore.store.store import PatchStore, write_columns
 
 RECORD = SlideRecord("a", patch_size_level0=32.0, size_level0=(100, 80), parameters={"mpp": 0.5})
 MANIFEST = Manifest(tuple(Slide(name, f"/{name}", 0, name, "", None, None, None) for name in "cabd"), ("0", "1"))
@@ -238,3 +239,32 @@ def test_what_was_seen_of_a_source_is_kept(store: PatchStore) -> None:
     assert store.source("a") is None
     store.write_source("a", {"uri": "/a", "size": 3, "version": "v"})
     assert store.source("a") == {"uri": "/a", "size": 3, "version": "v"}
+
+
+def test_columns_written_again_replace_others_and_nothing_beside_the_group(store: PatchStore) -> None:
+    uri = storage.join(store.uri, "a.zarr")
+    storage.write_bytes(storage.join(store.uri, "a.zarr.txt"), b"mine")
+    write_columns(uri, {"x": np.arange(3), "old": np.arange(3)}, {"slide_id": "a"})
+    write_columns(uri, {"x": np.arange(4, dtype=np.float32)}, {"slide_id": "b"})
+    group = zarr.open_group(zarr_store(uri), mode="r")
+    assert sorted(group.array_keys()) == ["x"]
+    assert (group["x"][:].tolist(), dict(group.attrs)) == ([0.0, 1.0, 2.0, 3.0], {"slide_id": "b", "complete": True})
+    assert storage.names(store.uri) == ["a.zarr", "a.zarr.txt"]
+
+
+def test_a_group_that_links_to_somebody_s_folder_takes_nothing_from_it(tmp_path: Path) -> None:
+    store = PatchStore(str(tmp_path / "store"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/keep.txt").write_text("x")
+    (tmp_path / "store/slides").mkdir(parents=True)
+    (tmp_path / "store/slides/a.zarr").symlink_to(tmp_path / "mine")
+    store.quarantine(SlideRecord("a"), "reason")
+    assert (tmp_path / "mine/keep.txt").read_text() == "x"
+
+
+def test_attributes_of_another_slide_are_refused(store: PatchStore) -> None:
+    _write(store, "b")
+    uri = storage.join(store.group_uri("b"), "zarr.json")
+    storage.write_bytes(storage.join(store.group_uri("a"), "zarr.json"), storage.read_bytes(uri))
+    with pytest.raises(StoreError, match="slide 'a': expected its own attributes, got those of 'b'"):
+        store.slide("a")

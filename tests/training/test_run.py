@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from milcore.cli.info import describe
-from milcore.config import SplitConfig, TrainConfig, TuneConfig
+from milcore.config import SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError, StoreError
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
@@ -134,8 +134,8 @@ def test_a_store_with_slides_that_never_ended_is_not_trained_on(store_uri: str, 
     """As after an ingestion that was killed: training on the rest would lose a slide without a word."""
     store = PatchStore(store_uri)
     absent, quarantined, *_ = store.slide_ids()
-    storage.remove(store.group_uri(absent))
-    storage.remove(store.group_uri(quarantined))
+    storage.remove_folder(store.group_uri(absent))
+    storage.remove_folder(store.group_uri(quarantined))
     store.quarantine(SlideRecord(quarantined), "blurred")
     with pytest.raises(StoreError, match=rf"1 of 12 slides .* neither ok nor quarantined \({absent} .*milcore ingest"):
         prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig())
@@ -175,3 +175,16 @@ def test_splits_that_are_not_there_or_no_table_are_bad_input(store_uri: str, tmp
     for name, line in (("absent.parquet", "got nothing at"), ("notes.txt", "expected Parquet at")):
         with pytest.raises(InputError, match=f"splits: .*{line}"):
             prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig(splits=str(tmp_path / name)))
+
+
+def test_a_folder_with_checkpoints_of_another_program_is_left_alone(store_uri: str, tmp_path: Path) -> None:
+    (tmp_path / "project/checkpoints/0001").mkdir(parents=True)
+    (tmp_path / "project/checkpoints/0001/mine.pt").write_text("x")
+    with pytest.raises(InputError, match="got one with checkpoints, where files would be removed"):
+        prepare_run(store_uri, str(tmp_path / "project"), TRAIN, SplitConfig())
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["checkpoints"]
+
+
+def test_a_name_of_features_leads_nowhere_else() -> None:
+    with pytest.raises(InputError, match=r"features: expected pattern .*, got '\.\./\.\./other'"):
+        parse_config(TrainConfig, {"features": "../../other"})

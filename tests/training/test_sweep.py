@@ -177,3 +177,11 @@ def test_settings_that_were_drawn_are_columns_of_the_table(store_uri: str, tmp_p
     publish(str(tmp_path / "out"), spec, results)
     rows = storage.read_table(str(tmp_path / "out" / "trials.parquet")).to_pylist()
     assert [(row["hidden"], row["ema_decay"]) for row in rows] == [(0, 0.5), (8, 0.5), (16, 0.5)]
+
+
+def test_a_folder_with_trials_of_another_program_is_left_alone(store_uri: str, tmp_path: Path) -> None:
+    (tmp_path / "project/trials").mkdir(parents=True)
+    (tmp_path / "project/trials/mine.txt").write_text("x")
+    with pytest.raises(InputError, match="got one with trials, where files would be removed"):
+        prepare_sweep(store_uri, str(tmp_path / "project"), SWEEP, SplitConfig())
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["trials"]

@@ -26,10 +26,9 @@ from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
 from milcore.training.loop import fit
 from milcore.training.search_space import searched_settings, trial_configs
-from milcore.training.sweep import Sweep, SweepSpec, TrialResult, publish
+from milcore.training.sweep import TRIAL_FOLDERS, Sweep, SweepSpec, TrialResult, publish
 
-RAY_FOLDER = "trials"
-FINISHED = "finished"
+RAY_FOLDER, FINISHED = TRIAL_FOLDERS
 KEPT_METRIC = "kept"
 FIGURES = ("score", "val_loss", "val_auroc", "val_auroc_se", "epochs")
 # no files of Tune's own loggers; the snapshot that a resumed sweep reads is written every so many seconds
@@ -57,7 +56,7 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
     best = publish(out_uri, spec, results)
     log_line(sweep.verdict().line)
     for folder in (RAY_FOLDER, FINISHED):
-        storage.remove(storage.join(out_uri, folder))
+        storage.remove_folder(storage.join(out_uri, folder))
     return best
 
 
@@ -70,7 +69,7 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
             return tune.Tuner.restore(snapshot, trainable=trainable, resume_unfinished=True, restart_errored=True)
         except (ImportError, AttributeError) as error:  # Ray's pickle names modules of the version that wrote it
             log_line(f"the snapshot of the sweep is of another version ({error}); unfinished trials start anew")
-            storage.remove(snapshot)
+            storage.remove_folder(snapshot)
     return tune.Tuner(
         trainable,
         param_space={

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from milcore.config import MAX_SLIDE_EDGE_PX
 from milcore.errors import SlideError
 
 Coords = npt.NDArray[np.int32]
@@ -27,6 +28,19 @@ class PatchGrid(NamedTuple):
     patch_size_level0: float
     origin: str
     size_level0: tuple[int, int]
+
+
+def corners_problem(corners: npt.NDArray[Any]) -> str | None:
+    """Reason why corners are no places of a slide; None where they are.
+
+    Stored as int32, they would wrap.
+    """
+    if not np.isfinite(corners).all():
+        return "coords hold NaN or infinity"
+    farthest = float(np.abs(corners).max(initial=0))
+    if farthest > MAX_SLIDE_EDGE_PX:
+        return f"coords reach {farthest:,.0f} px; allowed: {MAX_SLIDE_EDGE_PX:,}, level-0 px"
+    return None
 
 
 def grid_step(coords: npt.NDArray[Any]) -> int | None:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from milcore.cohort.manifest import IMPORT_REQUIRED, Slide, read_manifest
-from milcore.config import ImportConfig
+from milcore.config import MAX_ARRAY_GB, ImportConfig
 from milcore.errors import InputError, SlideError, UnreachableSlideError
-from milcore.ingestion.imports.coords import patch_grid
+from milcore.ingestion.imports.coords import corners_problem, patch_grid
 from milcore.ingestion.imports.source import Array, Instances, Source
 from milcore.runtime import storage
 from milcore.slides.source import fetch, source_version
@@ -95,6 +95,10 @@ def _instances(content: FileContent, sha256: str, config: ImportConfig) -> Insta
         SlideError: features are no table of numbers, or coords are not one per row.
     """
     features = _without_leading_one(content.features)
+    if features.nbytes > MAX_ARRAY_GB * 1e9:
+        raise SlideError(
+            f"features of shape {features.shape}, {features.nbytes / 1e9:,.0f} GB; allowed: {MAX_ARRAY_GB} GB"
+        )
     if features.ndim != 2 or not features.shape[1] or features.dtype.kind not in "fiu":
         raise SlideError(
             f"features of shape {features.shape}, type {features.dtype}; allowed: numbers (instance, feature)"
@@ -114,8 +118,9 @@ def _corners(coords: Array, rows: int) -> Array:
         )
     if len(coords) != rows:
         raise SlideError(f"{rows} rows of features, {len(coords)} of coords; allowed: one place per row")
-    if not np.isfinite(coords).all():
-        raise SlideError("coords hold NaN or infinity")
+    problem = corners_problem(coords)
+    if problem is not None:
+        raise SlideError(problem)
     return np.floor(coords).astype(np.int32)
 
 

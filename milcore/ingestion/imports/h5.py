@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from milcore.config import ImportConfig
+from milcore.config import MAX_ARRAY_GB, ImportConfig
 from milcore.errors import SlideError
 from milcore.ingestion.imports.folder import FileContent, FileKind, open_files
 from milcore.ingestion.imports.source import Source
@@ -33,19 +33,41 @@ def read_h5(path: Path) -> FileContent:
     """Read features and coords of one file.
 
     Raises:
-        SlideError: it is no HDF5, is truncated, or has no features.
+        SlideError: it is no HDF5, is truncated, has no features, or has them in another file.
     """
     try:
         with h5py.File(path, "r") as file:
-            if not isinstance(file.get("features"), h5py.Dataset):
+            features, coords = (_dataset(file, name) for name in ("features", "coords"))
+            if features is None:
                 raise SlideError(f"no features in it; it has {', '.join(file) or 'nothing'}")
-            features = file["features"][...]
-            if not isinstance(file.get("coords"), h5py.Dataset):
-                return FileContent(features, None, None, None, None)
-            coords = file["coords"][...]
-            return FileContent(features, coords, *_grid_attrs(dict(file["coords"].attrs)))
-    except (OSError, RuntimeError, ValueError) as error:
+            if coords is None:
+                return FileContent(features[...], None, None, None, None)
+            return FileContent(features[...], coords[...], *_grid_attrs(dict(coords.attrs)))
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         raise SlideError(f"not readable as HDF5: {' '.join(str(error).split())}") from None
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
+    """Data set of the file itself, no value read; None where it has none.
+
+    Links, external storage and virtual data sets read any file of the machine.
+
+    Raises:
+        SlideError: its values lie elsewhere, or are more than a slide has.
+    """
+    link = file.get(name, getlink=True)
+    if link is not None and not isinstance(link, h5py.HardLink):
+        raise SlideError(f"{name} is a {type(link).__name__}; allowed: data in the file itself")
+    values = file.get(name)
+    if not isinstance(values, h5py.Dataset):
+        return None
+    if values.external or values.is_virtual:
+        raise SlideError(f"{name} lies in other files; allowed: data in the file itself")
+    if values.nbytes > MAX_ARRAY_GB * 1e9:
+        raise SlideError(
+            f"{name} of shape {values.shape} and {values.nbytes / 1e9:,.0f} GB; allowed: {MAX_ARRAY_GB} GB"
+        )
+    return values
 
 
 def _grid_attrs(attrs: dict[str, Any]) -> tuple[float | None, int | None, tuple[int, int] | None]:

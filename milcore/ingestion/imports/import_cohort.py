@@ -25,7 +25,7 @@ from milcore.ingestion.imports.source import FeatureType, Instances, Source
 from milcore.ingestion.slide import SlideOutcome
 from milcore.runtime import storage
 from milcore.runtime.progress import track
-from milcore.store.slide_record import ImportOrigin, SlideRecord, SlideState, SourceFile
+from milcore.store.slide_record import ImportOrigin, SlideRecord, SlideState, SourceFile, record_problem
 from milcore.store.store import PatchStore
 
 IMPORTS: dict[ImportFormat, Callable[[str, ImportConfig], Source]] = {
@@ -152,12 +152,15 @@ def _write(slide: Slide, instances: Instances, store: PatchStore, record: SlideR
     """Write a slide's group, then its features.
 
     Raises:
-        SlideError: coords lie outside the slide.
+        SlideError: coords lie outside the slide, or it is larger than any.
     """
     edge = None if instances.patches is None else instances.patches.shape[1]
     record = _with_instances(record, instances)
     image = read_slide_image(slide, record.patch_size_level0)
     record = with_scale(record, slide, image)
+    problem = record_problem(record)
+    if problem is not None:
+        raise SlideError(problem)
     _check_coords(instances, record)
     with store.writer(record, edge, "zstd", THUMBNAIL_QUALITY) as writer:
         for patch in () if instances.patches is None else instances.patches:

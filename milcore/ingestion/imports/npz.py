@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from milcore.cohort.manifest import Manifest, make_manifest
-from milcore.config import ImportConfig
+from milcore.config import MAX_ARRAY_GB, ImportConfig
 from milcore.errors import InputError
-from milcore.ingestion.imports.coords import patch_grid
+from milcore.ingestion.imports.coords import corners_problem, patch_grid
 from milcore.ingestion.imports.source import (
     Array,
     Instances,
@@ -99,8 +99,9 @@ def _load(uri: str, needed: tuple[str, ...]) -> _Arrays:
     """
     try:
         with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as file:
+            _check_size(file.zip)
             arrays = {name: file[name] for name in file.files}
-    except (*storage.IO_ERRORS, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (*storage.IO_ERRORS, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{uri} cannot be read as .npz ({type(error).__name__}: {error}); give one with {', '.join(needed)}"
         ) from None
@@ -111,6 +112,12 @@ def _load(uri: str, needed: tuple[str, ...]) -> _Arrays:
             f"{', '.join(lacking)}"
         )
     return arrays
+
+
+def _check_size(archive: zipfile.ZipFile) -> None:
+    size_gb = sum(member.file_size for member in archive.infolist()) / 1e9
+    if size_gb > MAX_ARRAY_GB:
+        raise ValueError(f"unpacked {size_gb:,.0f} GB, at most {MAX_ARRAY_GB} GB are read")
 
 
 def _bags(uri: str, arrays: _Arrays, count: int, positive: str | None) -> tuple[Manifest, _Arrays]:
@@ -151,11 +158,14 @@ def _with_channels(uri: str, patches: Array) -> Array:
 
 def _corners(uri: str, xy: Array, patches: Array, config: ImportConfig) -> npt.NDArray[np.int32]:
     """Upper left corners of patches, rounded down, level-0 px."""
-    if xy.shape != (len(patches), 2) or not np.isfinite(xy).all():
+    if xy.shape != (len(patches), 2) or xy.dtype.kind not in "fiu" or not np.isfinite(xy).all():
         raise InputError(
             f"{uri}: xy: expected a position per patch, level-0 px, got shape {xy.shape}; allowed: "
             f"({len(patches)}, 2), all finite"
         )
+    problem = corners_problem(xy)
+    if problem is not None:
+        raise InputError(f"{uri}: xy: {problem}")
     edge = config.patch_size_level0 or patches.shape[1]
     return np.floor(xy - (edge / 2 if config.xy == "centre" else 0.0)).astype(np.int32)
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from milcore.cohort.manifest import make_manifest
 from milcore.config import ImportConfig
 from milcore.errors import InputError
-from milcore.ingestion.imports.coords import patch_grid
+from milcore.ingestion.imports.coords import corners_problem, patch_grid
 from milcore.ingestion.imports.source import (
     Array,
     Instances,
@@ -171,5 +171,8 @@ def _coords(uri: str, table: pa.Table) -> npt.NDArray[np.int32]:
             f"{uri}: columns x, y: expected a number in every row, got none in "
             f"{int((~np.isfinite(values)).any(axis=1).sum())} of {len(values)}; fill or drop them"
         )
+    problem = corners_problem(values)
+    if problem is not None:
+        raise InputError(f"{uri}: columns x, y: {problem}")
     corners: npt.NDArray[np.int32] = np.floor(values).astype(np.int32)
     return corners

@@ -1,6 +1,7 @@
 """What CLAM and TRIDENT write comes back with its places; what cannot be used is quarantined with its reason."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,77 @@ def test_clam_s_own_folders_are_found(tmp_path: Path, kind: str) -> None:
     assert import_files(tmp_path, kind, ("a,0",))["ok"] == ["a"]
     slide = PatchStore(str(tmp_path / "store")).slide("a")
     np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(0).astype(np.float16))
+
+
+TEXT_OF_ANOTHER = "root:x:0:0:root:/root:/bin/bash"
+
+
+def _link_outside(file: h5py.File, other: Path) -> None:
+    file["features"] = h5py.ExternalLink(str(other), "features")
+
+
+def _link_soft(file: h5py.File, other: Path) -> None:
+    file["elsewhere"] = h5py.ExternalLink(str(other), "features")
+    file["features"] = h5py.SoftLink("/elsewhere")
+
+
+def _lay_outside(file: h5py.File, other: Path) -> None:
+    file.create_dataset("features", (2, 8), "u1", external=[(str(other), 0, 16)])
+
+
+def _make_virtual(file: h5py.File, other: Path) -> None:
+    layout = h5py.VirtualLayout((12, 16), "f4")
+    layout[:] = h5py.VirtualSource(str(other), "features", (12, 16))
+    file.create_virtual_dataset("features", layout)
+
+
+def _link_group(file: h5py.File, other: Path) -> None:
+    file["features"] = np.ones((12, 16), np.float32)
+    file["coords"] = h5py.ExternalLink(str(other), "coords")
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (
+            lambda file, other: file.update({"features": h5py.ExternalLink(str(other), "features")}),
+            "features is a ExternalLink",
+        ),
+        (_link_soft, "features is a SoftLink"),
+        (_lay_outside, "features lies in other files"),
+        (_make_virtual, "features lies in other files"),
+        (_link_group, "coords is a ExternalLink"),
+        (lambda file, _: file.create_dataset("features", (10**9, 10**6), "f4", chunks=(1, 10)), "features of shape"),
+        (lambda file, _: file.create_dataset("features", (2**60, 1), "f8", chunks=(1, 1)), "features of shape"),
+    ],
+    ids=["external", "soft", "external storage", "virtual", "coords", "petabytes", "exabytes"],
+)
+def test_an_h5_reads_no_other_file_and_no_more_than_it_holds(
+    tmp_path: Path, write: Callable[[h5py.File, Path], None], reason: str
+) -> None:
+    """The other file is a whole import of its own, or text that somebody else may not see."""
+    other = tmp_path / "home/other.h5"
+    write_h5(other, features_of(0))
+    if write is _lay_outside:
+        other.write_text(TEXT_OF_ANOTHER)
+    (tmp_path / "made").mkdir()
+    with h5py.File(tmp_path / "made/a.h5", "w") as file:
+        write(file, other)
+    write_h5(tmp_path / "made/b.h5", features_of(1))
+    summary = import_files(tmp_path, "clam", ("a,0", "b,1"))
+    assert summary["ok"] == ["b"]
+    assert summary["quarantined"]["a"].startswith(reason)
+
+
+@pytest.mark.parametrize("far", [3e9, 1e300, -(2.0**40)])
+def test_coords_beyond_any_slide_are_quarantined(tmp_path: Path, far: float) -> None:
+    write_h5(tmp_path / "made/a.h5", features_of(0))
+    with h5py.File(tmp_path / "made/a.h5", "r+") as file:
+        coords = file["coords"][...].astype(np.float64)
+        coords[3, 1] = far
+        del file["coords"]
+        file["coords"] = coords
+    assert import_files(tmp_path, "clam", ("a,0",))["quarantined"]["a"].startswith("coords reach ")
 
 
 def _spoil_h5(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Bags of features and of patches in one npz come back as they were; what does not fit is refused."""
 
+import io
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +197,12 @@ def test_what_a_store_holds_already_is_not_written_over(tmp_path: Path) -> None:
     import_source(write_bags(tmp_path / "b.npz"), store, BAGS)
     with pytest.raises(InputError, match="got features/imported, where this import makes features/other"):
         import_source(str(tmp_path / "b.npz"), store, BAGS.model_copy(update={"name": "other"}))
+
+
+def test_arrays_that_declare_more_than_memory_are_one_line(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**9)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("X.npy", header.getvalue())
+    with pytest.raises(InputError, match=r"a\.npz cannot be read as \.npz"):
+        import_source(str(tmp_path / "a.npz"), str(tmp_path / "store"), ImportConfig(format="bags-npz"))

@@ -34,3 +34,10 @@ def test_tensors_that_cannot_be_read_are_quarantined(tmp_path: Path) -> None:
     assert "may run code when read" in reasons["objects"]
     assert reasons["other"] == "no features in it; it has labels"
     assert all(len(reason.splitlines()) == 1 for reason in reasons.values())
+
+
+def test_a_tensor_that_repeats_one_row_beyond_any_slide_is_quarantined(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    torch.save(torch.zeros(1, 8).expand(10**12, 8), tmp_path / "made" / "a.pt")
+    reasons = import_files(tmp_path, "pt", ("a,0",))["quarantined"]
+    assert reasons["a"] == "features of shape (1000000000000, 8), 32,000 GB; allowed: 64 GB"
