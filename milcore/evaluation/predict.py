@@ -40,6 +40,8 @@ from milcore.training.run_folder import Run, claim_folder
 FREE_SETTINGS = ("default_mpp", "max_unreadable", "slide_mpp")
 RESEARCH_USE = "Research use only. Not for diagnosis."
 SLIDES = "slides"
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+SIGNED_NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
 
 
 class _Scorer(NamedTuple):
@@ -338,8 +340,15 @@ def _calibrated_probability(scorer: _Scorer, prediction: BagPrediction, label: i
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    """The rows as CSV whose cells no spreadsheet takes for a formula."""
     sink = io.StringIO()
     writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return sink.getvalue().encode()
+
+
+def _cell(value: object) -> object:
+    """Put an apostrophe before a text that opens like a formula."""
+    is_formula = isinstance(value, str) and value.startswith(FORMULA_STARTS) and not SIGNED_NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value

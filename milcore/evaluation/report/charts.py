@@ -103,7 +103,7 @@ def _legend(series: list[Series]) -> list[str]:
     parts = []
     for k, line in enumerate(series):
         y = HEIGHT + LEGEND_LINE * (k + 0.5)
-        parts.append(f'<line class="{line.style}" x1="{LEFT + 8}" x2="{LEFT + 30}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<line class="{escape(line.style)}" x1="{LEFT + 8}" x2="{LEFT + 30}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{LEFT + 36}" y="{y + 4}">{escape(line.name)}</text>')
     return parts
 
@@ -112,10 +112,10 @@ def _draw(axes: Axes, series: Series) -> list[str]:
     places = [(axes.x(x), axes.y(y)) for x, y in series.points]
     if series.dots:
         return [
-            f'<circle class="{series.style}" cx="{x}" cy="{y}" r="{radius:.1f}"/>'
+            f'<circle class="{escape(series.style)}" cx="{x}" cy="{y}" r="{radius:.1f}"/>'
             for (x, y), radius in zip(places, series.dots, strict=True)
         ]
-    return [f'<polyline class="{series.style}" points="{" ".join(f"{x},{y}" for x, y in places)}"/>']
+    return [f'<polyline class="{escape(series.style)}" points="{" ".join(f"{x},{y}" for x, y in places)}"/>']
 
 
 def steps(most: float, count: int) -> tuple[float, ...]:

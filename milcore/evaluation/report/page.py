@@ -12,6 +12,7 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from milcore.evaluation.report import markdown
 from milcore.evaluation.report.charts import Axes, Point, Series, chart, interval_bar, steps
 from milcore.evaluation.report.contents import Curve, FlippingCurves, ReportData, SlideView
 from milcore.evaluation.report.pictures import data_uri, scale_bar
@@ -63,7 +64,9 @@ def render(data: ReportData) -> str:
 
 def model_card(data: ReportData) -> str:
     """The model card as Markdown."""
-    return _environment().get_template("MODEL_CARD.md.j2").render(_template_values(data))
+    environment = _environment()
+    environment.finalize = markdown.text
+    return environment.get_template("MODEL_CARD.md.j2").render(_template_values(data))
 
 
 def _environment() -> Environment:
@@ -79,6 +82,7 @@ def _environment() -> Environment:
         "interval": interval,
         "interval_bar": interval_bar,
         "uri": data_uri,
+        "code": markdown.code,
         "cell": _cell,
         "percent": lambda share: f"{100 * share:.0f} %",
     }

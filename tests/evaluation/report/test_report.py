@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import shapely
+from markdown_it import MarkdownIt
 
 from milcore.evaluation.report import ReportData, model_card, render
 from milcore.evaluation.report.charts import HEIGHT, WIDTH, Axes, Series, chart, interval_bar, steps
@@ -124,6 +125,49 @@ def test_the_model_card_states_use_metrics_and_limits(data):
     assert "Research use only" in card
     assert f"| AUROC | {data.metrics['auroc'].value:.3f} |" in card
     assert f"| embedding-mean pooling | 0.790 | {DASH} |" in card
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)>", "a | b", "[x](javascript:alert(1))", "![i](http://x/y.png)", "# heading",
+    "`code` ``", "**bold** _em_ ~~gone~~", "line\n\n# heading", "back\\slash", "&lt;b&gt;", "1. item", "https://x.y <http://x.y>",
+)  # fmt: skip
+
+
+def tokens(card: str) -> tuple[list[str], list[str], str]:
+    """Kinds of blocks and of spans, and all text, as an independent parser of Markdown sees them."""
+    blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(card)
+    spans = [span for block in blocks for span in block.children or []]
+    kinds = [span.type for span in spans if span.type not in ("text", "text_special")]
+    return [block.type for block in blocks], kinds, " ".join(span.content for span in spans)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_what_comes_from_data_is_text_in_the_model_card(data: ReportData, name: str, classes: int) -> None:
+    """A card with the name for title, class, model, encoder and warning has the structure of one with plain words."""
+
+    def card(word: str) -> str:
+        return model_card(
+            dataclasses.replace(
+                data,
+                title=word,
+                classes=(word, "other", "third")[:classes],
+                comparison=tuple(dataclasses.replace(row, name=word) for row in data.comparison),
+                provenance={"Encoder": word},
+                warnings=(f"mind {word}",),
+            )
+        )
+
+    blocks, spans, text = tokens(card(name))
+    assert (blocks, spans) == tokens(card("plain"))[:2]
+    assert text.count(" ".join(name.split())) >= 5 + len(data.comparison)
+
+
+def test_what_a_run_s_history_holds_is_text_in_the_charts() -> None:
+    hostile = Series("name", 'line-"><script>', [(0.0, 0.0), (1.0, 1.0)])
+    dots = Series("name", 'dot-"><script>', [(0.0, 0.0)], (2.0,))
+    axes = Axes("x", "y", (0.0, 1.0), (0.0, 1.0), (0.0,), (0.0,), diagonal=False)
+    assert "<script>" not in chart(axes, [hostile, dots], "words", legend=True)
 
 
 def test_numbers_and_intervals_are_written_for_people():
