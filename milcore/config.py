@@ -64,6 +64,8 @@ MAX_SLIDE_GIGAPIXELS = 500
 MAX_PATCH_EDGE_PX = 65_536
 MAX_INSTANCES_PER_SLIDE = 50_000_000
 MAX_CLASSES = 1_000
+# 63,000 px square; a larger heat map is drawn at half the scale
+MAX_HEAT_MAP_MEGAPIXELS = 4_000
 # of one array of one slide
 MAX_ARRAY_GB = 64
 

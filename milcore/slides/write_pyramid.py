@@ -31,7 +31,7 @@ def write_pyramid(
     """Write an image and its ``levels - 1`` successive halvings.
 
     Level k measures ``ceil(size / 2**k)`` px. Each reduced px is the mean of the 2 x 2 px under it. Peak memory beside
-    ``pixels``: less than twice its size. The file becomes a BigTIFF where the uncompressed levels would pass 4 GiB.
+    ``pixels``: some bands of 256 rows. The file becomes a BigTIFF where the uncompressed levels would pass 4 GiB.
 
     Args:
         target: local file, or a binary stream that can seek.
@@ -45,10 +45,10 @@ def write_pyramid(
     """
     _check(pixels, mpp, levels)
     with tifffile.TiffWriter(target, bigtiff=pixels.nbytes * 4 // 3 >= CLASSIC_TIFF_BYTES) as tiff:
-        for level, image in enumerate(_halvings(pixels, levels)):
+        for level in range(levels):
             tiff.write(
-                _tiles(image),
-                shape=image.shape,
+                _tiles(pixels, level),
+                shape=(*(-(-edge // 2**level) for edge in pixels.shape[:2]), 3),
                 dtype=np.uint8,
                 tile=(TILE, TILE),
                 photometric="rgb",
@@ -75,22 +75,26 @@ def _check(pixels: UInt8[np.ndarray, "row column rgb"], mpp: float, levels: int)
         raise InputError(f"levels: expected at least 1 level, got {levels}; allowed: 1, 2, …")
 
 
-def _halvings(
-    pixels: UInt8[np.ndarray, "row column rgb"], levels: int
-) -> Iterator[UInt8[np.ndarray, "row column rgb"]]:
-    yield pixels
-    for _ in range(levels - 1):
-        pixels = np.asarray(Image.fromarray(pixels).reduce(2))
-        yield pixels
+def _band(pixels: UInt8[np.ndarray, "row column rgb"], level: int, top: int) -> UInt8[np.ndarray, "row column rgb"]:
+    """Rows ``top`` to ``top + TILE`` of a level, fewer at the end.
+
+    Each level is made anew from level 0, so that memory holds a few bands of rows and never a level.
+    """
+    if level == 0:
+        return np.ascontiguousarray(pixels[top : top + TILE])
+    rows = -(-pixels.shape[0] // 2 ** (level - 1))
+    finer = [_band(pixels, level - 1, start) for start in (2 * top, 2 * top + TILE) if start < rows]
+    return np.asarray(Image.fromarray(np.concatenate(finer)).reduce(2))
 
 
-def _tiles(image: UInt8[np.ndarray, "row column rgb"]) -> Iterator[UInt8[np.ndarray, "row column rgb"]]:
-    """Tiles in TIFF order.
+def _tiles(pixels: UInt8[np.ndarray, "row column rgb"], level: int) -> Iterator[UInt8[np.ndarray, "row column rgb"]]:
+    """Tiles of a level in TIFF order.
 
     Tiles over the right or lower edge repeat the last px, so that JPEG makes no ringing at the slide's edge.
     """
-    for top in range(0, image.shape[0], TILE):
-        for left in range(0, image.shape[1], TILE):
-            tile = image[top : top + TILE, left : left + TILE]
+    for top in range(0, -(-pixels.shape[0] // 2**level), TILE):
+        band = _band(pixels, level, top)
+        for left in range(0, band.shape[1], TILE):
+            tile = band[:, left : left + TILE]
             padding = ((0, TILE - tile.shape[0]), (0, TILE - tile.shape[1]), (0, 0))
             yield np.pad(tile, padding, mode="edge") if tile.shape[:2] != (TILE, TILE) else np.ascontiguousarray(tile)

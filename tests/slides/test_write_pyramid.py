@@ -1,12 +1,15 @@
 """The pyramid writer: its files as OpenSlide reads them, and the input it refuses."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import openslide
 import pytest
 import tifffile
+from PIL import Image
 
 from milcore.errors import InputError
 from milcore.slides.write_pyramid import write_pyramid
@@ -78,3 +81,30 @@ def test_equal_pixels_give_equal_bytes_in_a_file_and_in_a_stream(tmp_path: Path)
 def test_unusable_pixels_and_settings_are_refused(pixels: np.ndarray, mpp: float, levels: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         write_pyramid(io.BytesIO(), pixels, mpp, levels)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1_301, 777), (200, 3_003), (5, 1)])
+def test_every_level_is_the_halving_of_the_whole_level_before(width: int, height: int) -> None:
+    """Written at quality 100 by bands, read back, and equal to the same picture written as a level 0."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    write_pyramid(stream, pixels, 0.5, 4, quality=100)
+    with tifffile.TiffFile(io.BytesIO(stream.getvalue())) as tiff:
+        for page in tiff.pages:
+            alone = io.BytesIO()
+            write_pyramid(alone, pixels, 0.5, 1, quality=100)
+            np.testing.assert_array_equal(page.asarray(), tifffile.imread(io.BytesIO(alone.getvalue())))
+            pixels = np.asarray(Image.fromarray(pixels).reduce(2))
+
+
+def test_memory_of_a_pyramid_is_that_of_its_bands() -> None:
+    """Of 14,000 px square, 588 MB, that are one row again and again and take no memory themselves."""
+    script = (
+        "import io, re, numpy as np\n"
+        "from milcore.slides.write_pyramid import write_pyramid\n"
+        "row = np.full((1, 14_000, 3), 200, np.uint8)\n"
+        "write_pyramid(io.BytesIO(), np.broadcast_to(row, (14_000, 14_000, 3)), 0.5, 3)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    peak = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(peak) / 1e3 < 500

@@ -140,8 +140,10 @@ def overlay(
 
     ``(1 - a) thumbnail + a layer`` with a = 0.7 of the layer's own opacity.
     """
-    opacity = 0.7 * layer[..., 3:].astype(np.float64) / 255
-    blend: np.ndarray = np.rint((1 - opacity) * thumbnail + opacity * layer[..., :3]).astype(np.uint8)
+    blend = np.empty_like(thumbnail)
+    for row, (pixels, colours) in enumerate(zip(thumbnail, layer, strict=True)):  # in float64 all rows are 16 times it
+        opacity = 0.7 * colours[:, 3:].astype(np.float64) / 255
+        blend[row] = np.rint((1 - opacity) * pixels + opacity * colours[:, :3])
     return blend
 
 

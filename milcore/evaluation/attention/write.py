@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from shapely.geometry.base import BaseGeometry
 
 from milcore.config import AttentionFormat
-from milcore.evaluation.attention.exports import geojson, heat_factor, heat_map, ome_tiff
+from milcore.evaluation.attention.exports import HeatMap, geojson, ome_tiff
 from milcore.evaluation.attention.maps import attention_table, half_mass, heat_layer, overlay, png
 from milcore.evaluation.attention.patch_flipping import normalised_entropy
 from milcore.evaluation.report import PictureSizes, ShownPatch, SlideView
@@ -92,9 +92,7 @@ def _picture_file(file_format: AttentionFormat, slide: SlideGroup, table: pa.Tab
     if file_format == "geojson":
         return geojson(slide.slide_id, table)
     size = _size_level0(slide)
-    return None if size is None else ome_tiff(
-        slide.slide_id, heat_map(size, table), heat_factor(slide.patch_size_level0), _mpp(slide)
-    )  # fmt: skip
+    return None if size is None else ome_tiff(slide.slide_id, HeatMap(size, table), _mpp(slide))
 
 
 def slide_view(slide: SlideGroup, result: SlideResult, table: pa.Table, sizes: PictureSizes) -> SlideView:

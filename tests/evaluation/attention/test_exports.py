@@ -2,10 +2,13 @@
 
 import io
 import json
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
 import openslide
+import pyarrow as pa
 import pytest
 import tifffile
 import zarr
@@ -13,8 +16,8 @@ from geojson_pydantic import FeatureCollection
 from PIL import Image
 
 from milcore.config import ATTENTION_FORMATS
-from milcore.evaluation.attention.exports import geojson, heat_factor, heat_map, ome_tiff
-from milcore.evaluation.attention.maps import RAMP, attention_table
+from milcore.evaluation.attention.exports import HeatMap, geojson, heat_factor, ome_tiff
+from milcore.evaluation.attention.maps import RAMP, attention_table, colour_of
 from milcore.evaluation.attention.write import write_attention
 from milcore.runtime import storage
 from milcore.store.slide_record import SlideMpp, SlideRecord
@@ -104,7 +107,7 @@ def test_a_larger_map_has_its_halvings_and_equal_input_gives_equal_bytes() -> No
     size = (20_001, 9_000)
     coords = np.array([(0, 0), (19_000, 8_000)])
     table = attention_table(coords, 100.0, np.array([0.3, 0.7]), None)
-    files = [ome_tiff("s", heat_map(size, table), heat_factor(100.0), 0.5) for _ in range(2)]
+    files = [ome_tiff("s", HeatMap(size, table), 0.5) for _ in range(2)]
     assert files[0] == files[1]
     with tifffile.TiffFile(io.BytesIO(files[0])) as tiff:
         widths = [level.pages[0].imagewidth for level in tiff.series[0].levels]
@@ -115,3 +118,50 @@ def test_unknown_scores_are_left_out_of_the_measurements() -> None:
     table = attention_table(COORDS[:1], EDGE, np.ones(1), None, {"leave_one_out": np.array([np.nan])})
     (feature,) = json.loads(geojson("s", table))["features"]
     assert set(feature["properties"]["measurements"]) == {"Attention weight", "Attention percentile"}
+
+
+def random_table(size: tuple[int, int], edge: float, count: int) -> pa.Table:
+    generator = np.random.default_rng(0)
+    coords = np.stack([generator.integers(-20, side, count) for side in size], axis=1)
+    return attention_table(coords, edge, generator.random(count), None)
+
+
+@pytest.mark.parametrize(
+    ("size", "edge"), [((5_003, 2_777), 23.0), ((777, 70_001), 40.0), ((300, 200), 500.0), ((1, 1), 20.0)]
+)
+def test_every_level_is_the_mean_of_the_whole_picture_painted_at_once(size: tuple[int, int], edge: float) -> None:
+    table = random_table(size, edge, 400)
+    heat = HeatMap(size, table)
+    picture = np.full((heat.height, heat.width, 3), 255, np.uint8)
+    colours = np.rint(colour_of(table["weight"].to_numpy())).astype(np.uint8)
+    for k in np.argsort(table["weight"].to_numpy()):
+        x, y = (table[name][k].as_py() / heat.factor for name in "xy")
+        side = edge / heat.factor
+        rows, columns = (slice(max(round(at), 0), max(round(at + side), 0)) for at in (y, x))
+        picture[rows, columns] = colours[k]
+    with tifffile.TiffFile(io.BytesIO(ome_tiff("s", heat, None))) as tiff:
+        levels = [level.asarray() for level in tiff.series[0].levels]
+    np.testing.assert_array_equal(levels[0], picture)
+    assert len(levels) == 1 + max(0, int(np.ceil(np.log2(max(picture.shape) / 256))))
+    for number, pixels in enumerate(levels[1:], start=1):
+        np.testing.assert_array_equal(pixels, np.asarray(Image.fromarray(picture).reduce(2**number)))
+
+
+def test_the_largest_slide_of_small_patches_is_drawn_at_half_the_scale() -> None:
+    heat = HeatMap((250_000, 200_000), random_table((250_000, 200_000), 16.0, 3))
+    assert (heat.factor, heat.width, heat.height) == (4, 62_500, 50_000)
+    assert HeatMap((250_000, 200_000), random_table((250_000, 200_000), 256.0, 3)).factor == heat_factor(256.0) == 16
+
+
+def test_memory_of_a_heat_map_is_that_of_its_bands() -> None:
+    """Of 16,000 px square; the picture alone has 768 MB, the process begins with some 200."""
+    script = (
+        "import re, numpy as np\n"
+        "from milcore.evaluation.attention.exports import HeatMap, ome_tiff\n"
+        "from milcore.evaluation.attention.maps import attention_table\n"
+        "table = attention_table(np.array([(0, 0), (15_000, 9_000)]), 20.0, np.array([0.3, 0.7]), None)\n"
+        "ome_tiff('s', HeatMap((16_000, 16_000), table), 0.5)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    peak = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(peak) / 1e3 < 600
