@@ -358,10 +358,7 @@ def train_best(store_uri: str, run_uri: str, sweep_uri: str, launch: LaunchConfi
     from milcore.training.sweep import Sweep
 
     sweep = Sweep(sweep_uri)
-    best = sweep.best()
-    if best is None:
-        raise InputError(f"the sweep at {sweep_uri} is not finished (best.json is missing); run milcore tune first")
-    return train(store_uri, run_uri, best, sweep.splits_uri, launch)
+    return train(store_uri, run_uri, sweep.require_best(), sweep.splits_uri, launch)
 
 
 def download_model(run_uri: str, path: str) -> str:

@@ -14,7 +14,9 @@ import torch
 from shapely.geometry.base import BaseGeometry
 
 from milcore.cohort.annotations import instance_labels, load_annotation
+from milcore.cohort.label_changes import changes_text
 from milcore.config import ATTENTION_FORMATS, AttentionFormat, LabelSource, RunSpec
+from milcore.errors import InputError
 from milcore.evaluation.attention.checks import AttentionChecks, InstanceLabels, check_attention
 from milcore.evaluation.attention.write import SlideResult, slide_view, write_attention
 from milcore.evaluation.baselines import compare
@@ -70,13 +72,13 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         ``intervals``, the ``threshold``, and ``report``, the report's URI.
 
     Raises:
-        InputError: the run is not finished, an annotation cannot be read, or the manifest's labels are no classes of
-            the run.
+        InputError: the run is not finished, an annotation cannot be read, the manifest's labels are no classes of the
+            run, or the sweep saw its test split.
         StoreError: the store, the labels or the splits are not those the run was trained on.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
-    sweep = None if sweep_uri is None else _sweep_table(sweep_uri)
     folder = Run(storage.absolute(run_uri))
+    sweep = None if sweep_uri is None else _sweep_table(sweep_uri, folder)
     run = open_run(folder.uri, device, labels_from)
     rule = choose_rule(run.split("val"))
     storage.write_table(folder.predictions_uri, _predictions_table(run))
@@ -114,8 +116,23 @@ def download_overlays(run_uri: str, folder: str) -> None:
             storage.download(uri, f"{folder}/{name}")
 
 
-def _sweep_table(sweep_uri: str) -> SweepTable:
+def _sweep_table(sweep_uri: str, run: Run) -> SweepTable:
+    """Trials of a sweep, from which the run's test split was kept out.
+
+    Raises:
+        InputError: it was not, or the sweep is not finished.
+    """
     sweep = Sweep(sweep_uri)
+    sweep.require_best()
+    patients = {row["patient_id"] for row in run.splits().to_pylist() if row["split"] == "test"}
+    others = [row for row in sweep.splits().to_pylist() if row["split"] != "test"]
+    slides = [row["slide_id"] for row in others if row["patient_id"] in patients]
+    if slides:
+        raise InputError(
+            f"sweep: expected one that saw no patient of the run's test split, got {sweep_uri}, tuned on slides of "
+            f"theirs ({changes_text(slides)}); allowed: the sweep whose splits.parquet the run was trained with; "
+            "name that, or none"
+        )
     return SweepTable(sweep.trials(), sweep.verdict().line)
 
 

@@ -140,6 +140,17 @@ class Sweep:
         """Settings of the best trial; None until the sweep is finished."""
         return parse_config(TrainConfig, storage.read_json(self.best_uri)) if storage.exists(self.best_uri) else None
 
+    def require_best(self) -> TrainConfig:
+        """Settings of the best trial.
+
+        Raises:
+            InputError: the sweep is not finished.
+        """
+        best = self.best()
+        if best is None:
+            raise InputError(f"the sweep at {self.uri} is not finished (best.json is missing); run milcore tune first")
+        return best
+
     def trials(self) -> pa.Table:
         """A row per trial of a finished sweep."""
         return storage.read_table(self.trials_uri)

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from milcore.cohort.manifest import Manifest, Slide
-from milcore.cohort.splits import check_splits, make_splits, splits_digest
+from milcore.cohort.splits import add_folds, check_splits, make_splits, splits_digest
 from milcore.config import SplitConfig
 from milcore.errors import InputError
 
@@ -77,3 +77,15 @@ def test_an_id_that_leads_out_of_a_folder_is_refused() -> None:
     table = pa.table({"slide_id": ["../../x"], "patient_id": ["p"], "label": [0], "split": ["test"]})
     with pytest.raises(InputError, match=r"splits: slide_id: expected a name for files, got '\.\./\.\./x'"):
         check_splits(table)
+
+
+def test_a_table_with_a_patient_in_two_folds_is_refused() -> None:
+    table = add_folds(make_splits(cohort(12), SplitConfig(test_fraction=0.2)), SplitConfig(folds=3))
+    check_splits(table)
+    outside = [k for k, fold in enumerate(table["fold"].to_pylist()) if fold >= 0]
+    folds = [(fold + 1) % 3 if k == outside[0] else fold for k, fold in enumerate(table["fold"].to_pylist())]
+    moved = table.set_column(table.column_names.index("fold"), "fold", pa.array(folds))
+    with pytest.raises(
+        InputError, match=r"expected one split, got '(train|val), fold [0-2]' and '(train|val), fold [0-2]'"
+    ):
+        check_splits(moved)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from milcore.api import train_best
 from milcore.cli.info import describe
-from milcore.config import SplitConfig, TrainConfig, TuneConfig, parse_config
+from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError, StoreError
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
@@ -112,6 +113,18 @@ def test_labels_corrected_after_a_run_began_are_named_when_it_goes_on(store_uri:
     with pytest.raises(InputError, match=r"labels that it was made with, got others .*slide s03 was 1, is 0"):
         prepare_sweep(store_uri, sweep, tune, SplitConfig())
     assert storage.read_bytes(Run(run).splits_uri) == before
+
+
+def test_settings_of_a_sweep_are_not_trained_once_its_labels_are_corrected(store_uri: str, tmp_path: Path) -> None:
+    run, sweep = str(tmp_path / "run"), str(tmp_path / "sweep")
+    prepare_sweep(store_uri, sweep, TuneConfig(train=TRAIN), SplitConfig())
+    storage.write_json(Sweep(sweep).best_uri, TRAIN.model_dump(mode="json"))
+    relabel(PatchStore(store_uri), {"s03": 0})
+    with pytest.raises(InputError, match=r"splits in .*sweep/splits\.parquet: .*slide s03 was 1, is 0"):
+        train_best(store_uri, run, sweep, LaunchConfig())
+    relabel(PatchStore(store_uri), {"s03": 1})
+    train_best(store_uri, run, sweep, LaunchConfig())
+    assert Run(run).splits().equals(Sweep(sweep).splits())
 
 
 def test_a_run_and_a_sweep_of_a_version_without_class_names_go_on(store_uri: str, tmp_path: Path) -> None:
