@@ -6,6 +6,7 @@ Imports pydantic and the standard library only, so that compiling the pipeline n
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -63,7 +64,20 @@ MAX_SLIDE_EDGE_PX = 2_000_000
 MAX_SLIDE_GIGAPIXELS = 500
 MAX_PATCH_EDGE_PX = 65_536
 MAX_INSTANCES_PER_SLIDE = 50_000_000
+# that are resampled to one patch; a worker holds one patch a thread
+MAX_MEGAPIXELS_PER_PATCH = 300
 MAX_CLASSES = 1_000
+MAX_ANNOTATION_MB = 200
+# of features, an embedding or an attention network
+MAX_WIDTH = 65_536
+MAX_ENCODER_INPUT_PX = 16_384
+# of one forward pass: patches times px of a patch
+MAX_MEGAPIXELS_PER_BATCH = 4_000
+MAX_FOLDS = 1_000
+MAX_TRIALS = 100_000
+MAX_EPOCHS = 1_000_000
+MAX_WORKERS = 4_096
+MAX_SETTINGS_KB = 64
 # 63,000 px square; a larger heat map is drawn at half the scale
 MAX_HEAT_MAP_MEGAPIXELS = 4_000
 # of one array of one slide
@@ -233,7 +247,9 @@ class EncodeConfig(Config):
         description="features/<name> to write (none: the encoder's name, with a URI and the digest of its weights)",
     )
     patches_per_batch: PositiveInt = Field(
-        64, description="patches in one forward pass of the encoder on a GPU; a CPU takes at most 16 on each core"
+        64,
+        le=MAX_WIDTH,
+        description="patches in one forward pass of the encoder on a GPU; a CPU takes at most 16 on each core",
     )
 
     @field_validator("encoder")
@@ -252,7 +268,10 @@ class SplitConfig(Config):
     val_fraction: Fraction = Field(0.15, description="share of patients for model selection")
     test_fraction: Fraction = Field(0.30, description="share of patients kept for the final metrics")
     folds: int = Field(
-        0, ge=0, description="cross-validation: so many models, each leaving out other patients (0: one model)"
+        0,
+        ge=0,
+        le=MAX_FOLDS,
+        description="cross-validation: so many models, each leaving out other patients (0: one model)",
     )
 
     @model_validator(mode="after")
@@ -320,8 +339,8 @@ class TrainConfig(Config):
     )
     lse_sharpness: PositiveFloat = Field(5.0, description="r of lse pooling: towards 0 the mean, upwards the maximum")
     noisy_and_slope: PositiveFloat = Field(10.0, description="a of noisy_and pooling, the slope at its threshold")
-    hidden: PositiveInt = Field(512, description="width of the instance embedding")
-    attention_hidden: PositiveInt = Field(256, description="width of the attention network")
+    hidden: PositiveInt = Field(512, le=MAX_WIDTH, description="width of the instance embedding")
+    attention_hidden: PositiveInt = Field(256, le=MAX_WIDTH, description="width of the attention network")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="dropout on instance embeddings")
     instances_per_bag: NonNegativeInt = Field(
         0, description="most instances of a bag in a training pass, drawn anew in each (0: all)"
@@ -341,7 +360,7 @@ class TrainConfig(Config):
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="decay per step of a moving average of the weights, then validated and published (0: none)"
     )
-    epochs: PositiveInt = Field(40, description="most passes over the training bags")
+    epochs: PositiveInt = Field(40, le=MAX_EPOCHS, description="most passes over the training bags")
     patience: PositiveInt = Field(15, description="stop after this many epochs that do no better on validation")
     batch_size: PositiveInt = Field(8, description="bags in one optimizer step, over all workers together")
     activation_mb: PositiveFloat = Field(
@@ -415,7 +434,7 @@ class TuneConfig(Config):
     )
     learning_rate_min: PositiveFloat = Field(5e-5, description="lower end of the log-uniform learning-rate range")
     learning_rate_max: PositiveFloat = Field(1e-3, description="upper end of the log-uniform learning-rate range")
-    trials: PositiveInt = Field(8, description="trials in all, dealt to the poolings in turn")
+    trials: PositiveInt = Field(8, le=MAX_TRIALS, description="trials in all, dealt to the poolings in turn")
     tune_seed: Seed = Field(0, description="seed of what is drawn")
     search: SearchAxes = Field(
         (),
@@ -425,6 +444,7 @@ class TuneConfig(Config):
     objective_folds: int = Field(
         0,
         ge=0,
+        le=MAX_FOLDS,
         description="score a trial by its mean over so many folds of the patients outside the test split (0: by the "
         "validation split)",
     )
@@ -465,7 +485,7 @@ class LaunchConfig(Config):
     cluster_profile: str = Field(
         "", description="YAML file that describes the clusters of rayjob (empty: the defaults)"
     )
-    workers: int = Field(0, ge=0, description="Ray workers; 0 computes in this process without Ray")
+    workers: int = Field(0, ge=0, le=MAX_WORKERS, description="Ray workers; 0 computes in this process without Ray")
     use_gpu: bool = Field(False, description="give each worker one GPU (NCCL); otherwise CPU (gloo)")
 
 
@@ -481,7 +501,7 @@ class RunSpec(Config):
     instance_digest: str = Field(description="digest of the features (or patches) of every slide trained or tested on")
     splits_digest: str
     train: TrainConfig
-    folds: int = Field(0, ge=0, description="models in folds/<k>; 0: one model in the run folder itself")
+    folds: int = Field(0, ge=0, le=MAX_FOLDS, description="models in folds/<k>; 0: one model in the run folder itself")
 
 
 def parse_config(kind: type[C], values: dict[str, object], section: str = "") -> C:
@@ -636,6 +656,10 @@ class PipelineSettings:
 
 def _parse_sections(settings: str) -> dict[str, dict[str, object]]:
     example = """'{"train": {"hidden": 256}}'"""
+    if len(settings) > MAX_SETTINGS_KB * 1000:
+        raise InputError(
+            f"settings: expected JSON such as {example}, got {len(settings) // 1000:,} kB; allowed: {MAX_SETTINGS_KB} kB"
+        )
     try:
         sections = json.loads(settings, object_pairs_hook=_without_repeats) if settings.strip() else {}
     except (ValueError, RecursionError) as error:
@@ -649,7 +673,7 @@ def _parse_sections(settings: str) -> dict[str, dict[str, object]]:
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    repeated = {name for name, _ in pairs if [key for key, _ in pairs].count(name) > 1}
+    repeated = {name for name, count in Counter(name for name, _ in pairs).items() if count > 1}
     if repeated:
         raise ValueError(f"{', '.join(sorted(repeated))} occurs more than once")
     return dict(pairs)

@@ -17,6 +17,7 @@ from milcore import __version__, api
 from milcore.cli.options import AsJson, ConfigFile, Run, Store, Values, options_of, train_config
 from milcore.config import (
     ATTENTION_FORMATS,
+    MAX_WORKERS,
     EncodeConfig,
     ImportConfig,
     IngestConfig,
@@ -78,9 +79,9 @@ def synth(
     out: Annotated[
         str, typer.Argument(metavar="OUT", help="folder to write slides, annotations and manifest.csv into")
     ],
-    slides: Annotated[int, typer.Option(min=1, help="number of slides")] = 48,
+    slides: Annotated[int, typer.Option(min=1, max=100_000, help="number of slides")] = 48,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same bytes")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="processes on this machine")] = CPUS,
+    workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="processes on this machine")] = CPUS,
     as_json: AsJson = False,
 ) -> None:
     """Make a cohort of synthetic pyramidal slides with annotated lesions."""
@@ -97,7 +98,9 @@ def ingest(
     store: Store,
     config: Values,
     positive: Annotated[str | None, typer.Option(help="class name that counts as positive")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="processes on this machine; 0 works in this one")] = CPUS,
+    workers: Annotated[
+        int, typer.Option(min=0, max=MAX_WORKERS, help="processes on this machine; 0 works in this one")
+    ] = CPUS,
     ray_address: Annotated[
         str | None, typer.Option(help="local or host:port: deal slides to that many workers of a Ray cluster instead")
     ] = None,

@@ -32,7 +32,7 @@ RAYJOB = "rayjob"
 def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> list[EncodedSlide]:
     """Encode every slide of a store that lacks these features; returns all slides."""
     store_uri, config = storage.absolute(store_uri), with_feature_name(config)
-    slides = slides_to_encode(store_uri)
+    slides = slides_to_encode(store_uri, config)
     if _is_job(launch) and launch.workers > 0:
         _run_as_job(["encode", store_uri, *_encode_flags(config)], launch)
         return [EncodedSlide(slide_id, patches, skipped=False) for slide_id, patches in slides.items()]

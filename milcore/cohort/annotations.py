@@ -10,6 +10,7 @@ import shapely
 from jaxtyping import Int
 from shapely.geometry.base import BaseGeometry
 
+from milcore.config import MAX_ANNOTATION_MB
 from milcore.errors import InputError
 from milcore.runtime import storage
 
@@ -23,6 +24,12 @@ def load_annotation(uri: str, slide_id: str) -> BaseGeometry:
         InputError: there is no such object, or it is not GeoJSON.
     """
     try:
+        size_mb = storage.stat(uri).size / 1e6
+        if size_mb > MAX_ANNOTATION_MB:
+            raise InputError(
+                f"annotation of slide {slide_id}: expected regions, got {size_mb:,.0f} MB at {uri}; allowed: "
+                f"{MAX_ANNOTATION_MB} MB; simplify its outlines"
+            )
         text = storage.read_bytes(uri)
     except FileNotFoundError:
         raise InputError(

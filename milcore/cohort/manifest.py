@@ -202,6 +202,11 @@ def _manifest(uri: str, rows: list[_Row], positive: str | None, required: tuple[
         problems.sort(key=_place_number)
         raise InputError(f"manifest {uri} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
     classes = _classes(rows, positive)
+    if len(classes) > MAX_CLASSES:
+        raise InputError(
+            f"manifest {uri}: label: expected classes, got {len(classes):,} different ones; allowed: "
+            f"{MAX_CLASSES:,}; is it the column of labels?"
+        )
     folder = posixpath.dirname(storage.absolute(uri))
     return Manifest(tuple(_slide(row, classes, folder) for row in rows), classes)
 

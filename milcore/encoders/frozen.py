@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from milcore.config import MAX_ENCODER_INPUT_PX
 from milcore.encoders.loaders import LOADERS, LoadedNetwork, LoaderInput, Network
 from milcore.encoders.networks.efficientnet import packaged_weights
 from milcore.encoders.nvjpeg import nvjpeg
@@ -160,6 +161,11 @@ def transform_of(spec: EncoderSpec) -> Transform:
 def _transform(spec: EncoderSpec, preset: Preset | None, loaded: LoadedNetwork | None) -> Transform:
     file_px, file_mean, file_std = (loaded.input_px, loaded.mean, loaded.std) if loaded else (None, None, None)
     input_px = spec.input_px or (preset.input_px if preset else file_px)
+    if input_px is not None and input_px > MAX_ENCODER_INPUT_PX:
+        raise InputError(
+            f"encoder {spec.text!r}: input_px: expected px of a network's input, got {input_px:,}; allowed: up to "
+            f"{MAX_ENCODER_INPUT_PX:,}"
+        )
     if preset is not None and preset.loader != "efficientnet_lite0":
         mean, std = preset.mean, preset.std
     else:

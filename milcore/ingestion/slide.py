@@ -2,21 +2,22 @@
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from milcore.cohort.manifest import Slide
-from milcore.config import IngestConfig
+from milcore.config import MAX_INSTANCES_PER_SLIDE, MAX_MEGAPIXELS_PER_PATCH, IngestConfig
 from milcore.errors import SlideError, UnreachableSlideError
 from milcore.ingestion.extract import choose_encoding, extract, sample_tissue
 from milcore.ingestion.stain import Normaliser, estimate_stains
-from milcore.ingestion.tiling import TilePlan, plan_tiles, tile_size_level0
+from milcore.ingestion.tiling import TilePlan, grid_size, plan_tiles, tile_size_level0
 from milcore.ingestion.tissue import METHOD, Mask, tissue_mask
 from milcore.runtime.progress import log_line
 from milcore.slides import RemoteFile, SlideReader, find_remote_slide, open_slide
 from milcore.slides.mpp import COARSEST_MPP, FINEST_MPP, SAME_SCALE
-from milcore.slides.reader import Pixels
+from milcore.slides.reader import Pixels, level_box
 from milcore.slides.resample import area_resize
 from milcore.slides.source import fetch, source_version
 from milcore.store.slide_record import ScanRecord, SlideMpp, SlideRecord, SlideState, SourceFile, TileCounts
@@ -128,6 +129,7 @@ def _ingest_pixels(work: _SlideIngestion, reader: SlideReader, remote: RemoteFil
     slide, config = work.slide, work.config
     mpp, origin = _mpp(slide, reader, config)
     step = tile_size_level0(mpp, config)
+    _check_work(reader, mpp, config)
     thumbnail = reader.thumbnail(thumbnail_edge(reader.size, step))
     mask = mask_of(thumbnail, reader.size, step)
     plan = _plan(reader.size, mpp, mask, config)
@@ -189,6 +191,28 @@ def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float
             return mpp, origin
     missing = f"the slide tells no um/px between {FINEST_MPP:g} and {COARSEST_MPP:g}"
     raise SlideError(f"no mpp: {missing}; give --default-mpp, or an mpp in the manifest")
+
+
+def _check_work(reader: SlideReader, mpp: float, config: IngestConfig) -> None:
+    """Check the number of tiles and the px under one of them.
+
+    Raises:
+        SlideError: they are beyond the limits.
+    """
+    tiles = grid_size(reader.size, mpp, config)
+    if math.prod(tiles) > MAX_INSTANCES_PER_SLIDE:
+        raise SlideError(
+            f"{math.prod(tiles):,} tiles of stride {config.stride or config.patch_size} px in {reader.size[0]:,} x "
+            f"{reader.size[1]:,} px; allowed: {MAX_INSTANCES_PER_SLIDE:,}; take a larger --stride or --mpp"
+        )
+    edge = tile_size_level0(mpp, config)
+    box = level_box(reader.level_downsamples, (0.0, 0.0), (edge, edge), edge / config.patch_size)
+    megapixels = (box.right - box.left) * (box.bottom - box.top) / 1e6
+    if megapixels > MAX_MEGAPIXELS_PER_PATCH and all(tiles):
+        raise SlideError(
+            f"{megapixels:,.0f} megapixels of level {box.level} under one patch; allowed: {MAX_MEGAPIXELS_PER_PATCH}; "
+            "take a smaller --mpp or --patch-size, or a slide with more levels"
+        )
 
 
 def thumbnail_edge(size: tuple[int, int], step: float) -> int:

@@ -55,13 +55,27 @@ def plan_tiles(size: tuple[int, int], mpp: float, mask: npt.NDArray[np.bool_], c
     """
     extent = tile_size_level0(mpp, config)
     step = extent * (config.stride or config.patch_size) / config.patch_size
-    columns, rows = (_tiles(edge, extent, step, pad=config.border == "pad") for edge in size)
+    columns, rows = grid_size(size, mpp, config)
     fractions = _tissue_fractions(
         mask, size, extent, step * np.arange(columns, dtype=np.float64), step * np.arange(rows, dtype=np.float64)
     )
     row, column = np.nonzero(fractions >= config.min_tissue)
     corners = np.floor(np.stack([column, row], axis=1) * step + 1e-9)
     return TilePlan(corners.astype(np.int32), fractions[row, column].astype(np.float32), extent, rows * columns)
+
+
+def grid_size(size: tuple[int, int], mpp: float, config: IngestConfig) -> tuple[int, int]:
+    """Columns and rows of the grid.
+
+    Args:
+        size: (width, height) of level 0 in px.
+        mpp: um/px of level 0.
+        config: target scale, patch size, stride and border.
+    """
+    extent = tile_size_level0(mpp, config)
+    step = extent * (config.stride or config.patch_size) / config.patch_size
+    width, height = (_tiles(edge, extent, step, pad=config.border == "pad") for edge in size)
+    return width, height
 
 
 def _tiles(edge: int, extent: float, step: float, *, pad: bool) -> int:

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from milcore.config import ReaderChoice, ReaderName
+from milcore.config import MAX_SLIDE_EDGE_PX, MAX_SLIDE_GIGAPIXELS, ReaderChoice, ReaderName
 from milcore.errors import SlideError
 from milcore.slides.file import RemoteFile, SlideFile
 from milcore.slides.image import FlatImageReader
@@ -49,9 +49,22 @@ def open_slide(path: SlideFile, reader: ReaderChoice = "auto") -> Iterator[Slide
     """
     slide = TiffReader(path) if isinstance(path, RemoteFile) else _backend(path, reader)(path)
     try:
+        _check_size(*slide.size)
         yield slide
     finally:
         slide.close()
+
+
+def _check_size(width: int, height: int) -> None:
+    """Check the size that a file declares.
+
+    Raises:
+        SlideError: no scanner makes such a slide.
+    """
+    if not (0 < width <= MAX_SLIDE_EDGE_PX and 0 < height <= MAX_SLIDE_EDGE_PX):
+        raise SlideError(f"declares {width:,} x {height:,} px; allowed: an edge of 1 to {MAX_SLIDE_EDGE_PX:,} px")
+    if width * height > MAX_SLIDE_GIGAPIXELS * 1e9:
+        raise SlideError(f"declares {width:,} x {height:,} px; allowed: {MAX_SLIDE_GIGAPIXELS} gigapixels")
 
 
 def _backend(path: Path, reader: ReaderChoice) -> type[SlideReader]:

@@ -69,7 +69,7 @@ def _open_image(path: Path) -> Image.Image:
     """Open an image without decoding it.
 
     Raises:
-        SlideError: it has more px than Pillow's limit against decompression bombs.
+        SlideError: it has more px, or more text or colour profile, than Pillow's limits against decompression bombs.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -81,6 +81,8 @@ def _open_image(path: Path) -> Image.Image:
                 f"plain image of more than {Image.MAX_IMAGE_PIXELS or 0:,} px, which would be decoded whole; "
                 "convert it to a tiled pyramidal TIFF"
             ) from None
+        except ValueError as error:
+            raise SlideError(f"image cannot be opened: {error}") from None
 
 
 def _decode(image: Image.Image) -> Pixels:

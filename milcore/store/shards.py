@@ -15,7 +15,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from milcore.config import Codec
+from milcore.config import MAX_INSTANCES_PER_SLIDE, MAX_PATCH_EDGE_PX, Codec
 from milcore.errors import StoreError
 from milcore.runtime import storage
 from milcore.store.jpeg_codec import JPEG_CODECS, ZSTD_LEVEL, JpegCodec, UInt8, decode_into, encode_patch
@@ -164,6 +164,8 @@ class ShardReader:
         self._uri = storage.absolute(uri)
         self._count, self._edge = metadata["shape"][:2]
         self._per_shard = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        if not (0 < self._edge <= MAX_PATCH_EDGE_PX and 0 < self._per_shard <= MAX_INSTANCES_PER_SLIDE):
+            raise StoreError(f"{uri}: expected patches that milcore writes, got {self._per_shard} of {self._edge} px")
         names = [codec["name"] for codec in metadata["codecs"][0]["configuration"]["codecs"]]
         self._codec: Codec = "jpeg" if "milcore_jpeg" in names else "zstd" if "zstd" in names else "none"
         self._indexes: dict[int, npt.NDArray[np.uint64]] = {}

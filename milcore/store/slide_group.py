@@ -1,6 +1,7 @@
 """Zarr group of one slide: its patches, coords, thumbnail and instance features."""
 
 import hashlib
+import math
 import re
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import FsspecStore, LocalStore
 
+from milcore.config import MAX_ARRAY_GB, MAX_WIDTH
 from milcore.errors import InputError, StoreError
 from milcore.runtime import storage
 from milcore.store.shards import ShardReader, write_rows
@@ -127,7 +129,7 @@ class SlideGroup:
             StoreError: they are absent or incomplete.
         """
         self.feature_attrs(name)
-        return Features(zarr.open_array(zarr_store(self.uri), path=f"features/{name}", mode="r"))
+        return Features(self._open(f"features/{name}"))
 
     def feature_attrs(self, name: str) -> dict[str, Any]:
         """Attributes of the features: ``digest`` and those of the encoder or import.
@@ -167,10 +169,10 @@ class SlideGroup:
             raise InputError(
                 f"name: expected a name for features, got {name!r}; allowed: letters, digits, '.', '_' and '-'"
             )
-        if array.ndim != 2 or len(array) != len(self):
+        if array.ndim != 2 or len(array) != len(self) or array.shape[1] > MAX_WIDTH:
             raise InputError(
                 f"features of slide {self.slide_id!r}: expected a row per patch, got shape {array.shape} for "
-                f"{len(self)} patches; allowed: ({len(self)}, features)"
+                f"{len(self)} patches; allowed: ({len(self)}, features), at most {MAX_WIDTH:,} features"
             )
         if array.dtype not in (np.float16, np.float32):
             raise InputError(
@@ -211,7 +213,19 @@ class SlideGroup:
 
     def _array(self, name: str) -> npt.NDArray[Any]:
         self._expect(name)
-        return np.asarray(zarr.open_array(zarr_store(self.uri), path=name, mode="r")[...])
+        return np.asarray(self._open(name)[...])
+
+    def _open(self, name: str) -> zarr.Array[Any]:
+        """Open an array; its shape and chunks, by which memory is taken, are checked."""
+        array = zarr.open_array(zarr_store(self.uri), path=name, mode="r")
+        size_gb = max(math.prod(shape) for shape in (array.shape, array.chunks)) * array.dtype.itemsize / 1e9
+        is_wide = name.startswith("features/") and (array.ndim != 2 or array.shape[1] > MAX_WIDTH)
+        if size_gb > MAX_ARRAY_GB or is_wide:
+            raise StoreError(
+                f"slide {self.slide_id!r}: {name}: expected an array that milcore writes, got shape {array.shape} in "
+                f"chunks {array.chunks}; allowed: {MAX_ARRAY_GB} GB, features {MAX_WIDTH:,} wide"
+            )
+        return array
 
 
 class Features:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from milcore import __version__
-from milcore.cohort.splits import splits_digest
+from milcore.cohort.splits import add_folds, splits_digest
 from milcore.config import Config, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import ClusterError, InputError
 from milcore.metrics.auroc import auroc_standard_error
@@ -182,6 +182,8 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
         raise InputError(
             "val_fraction: expected validation slides in the split, to compare trials on, got none; raise val_fraction"
         )
+    if config.objective_folds:
+        sweep_folds(splits, config)
     check_labels_kept(store, out_uri, splits)
     spec = SweepSpec(
         milcore_version=__version__,
@@ -193,6 +195,15 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
     claim_folder(out_uri, spec.model_dump(mode="json"))
     storage.write_table(Sweep(out_uri).splits_uri, splits)
     return spec
+
+
+def sweep_folds(splits: pa.Table, config: TuneConfig) -> pa.Table:
+    """The splits with the folds that trials are scored by.
+
+    Raises:
+        InputError: a class has fewer patients than there are folds.
+    """
+    return add_folds(splits, SplitConfig(split_seed=config.tune_seed, folds=config.objective_folds))
 
 
 def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:

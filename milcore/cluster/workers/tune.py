@@ -17,8 +17,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from milcore.cluster.workers.connect import connected, default_environment, wait_for_capacity, worker_capacity
 from milcore.cluster.workers.context import FoldTrial, TrialContext, quiet_logging
-from milcore.cohort.splits import add_folds
-from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
+from milcore.config import LaunchConfig, TrainConfig, TuneConfig
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
@@ -26,7 +25,7 @@ from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
 from milcore.training.loop import fit
 from milcore.training.search_space import searched_settings, trial_configs
-from milcore.training.sweep import TRIAL_FOLDERS, Sweep, SweepSpec, TrialResult, publish
+from milcore.training.sweep import TRIAL_FOLDERS, Sweep, SweepSpec, TrialResult, publish, sweep_folds
 
 RAY_FOLDER, FINISHED = TRIAL_FOLDERS
 KEPT_METRIC = "kept"
@@ -145,9 +144,8 @@ def _run_trial(config: dict[str, Any]) -> None:
 def _without_fold(out_uri: str, bags: Bags, fold: int) -> Bags:
     """The bags with a fold's patients for validation and the others for training."""
     sweep = Sweep(out_uri)
-    tune_config, splits = sweep.spec().tune, sweep.splits()
-    split_config = SplitConfig(split_seed=tune_config.tune_seed, folds=tune_config.objective_folds)
-    fold_of = {row["patient_id"]: row["fold"] for row in add_folds(splits, split_config).to_pylist()}
+    splits = sweep_folds(sweep.splits(), sweep.spec().tune)
+    fold_of = {row["patient_id"]: row["fold"] for row in splits.to_pylist()}
     split_of = {bag.bag_id: "val" if fold_of[bag.patient_id] == fold else "train" for bag in bags.entries}
     return bags.with_splits(split_of)
 

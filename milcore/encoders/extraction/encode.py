@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from milcore.config import EncodeConfig
+from milcore.config import MAX_MEGAPIXELS_PER_BATCH, EncodeConfig
 from milcore.encoders.extraction.batches import Batches, Step, Writer
 from milcore.encoders.extraction.forward import CPU_ROWS, Forward
 from milcore.encoders.extraction.reader import EncodedSlide, Reader
@@ -59,7 +59,7 @@ def encode_steps(
         InputError: the store has no slide with status ok.
         StoreError: some slides could not be encoded, with the reasons; all others are.
     """
-    return _encode_all(EncodeJob(store_uri, config, device), slides_to_encode(store_uri), run or encode_here)
+    return _encode_all(EncodeJob(store_uri, config, device), slides_to_encode(store_uri, config), run or encode_here)
 
 
 def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> Iterator[Step]:
@@ -76,14 +76,20 @@ def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> It
         )
 
 
-def slides_to_encode(store_uri: str) -> dict[str, int]:
+def slides_to_encode(store_uri: str, config: EncodeConfig) -> dict[str, int]:
     """Number of patches of every slide with status ok, in manifest order.
 
     Raises:
-        InputError: there is no such slide.
+        InputError: there is no such slide, or a batch of their patches is beyond any device's memory.
     """
     records = PatchStore(store_uri).records()
     slides = {name: record.instances for name, record in records.items() if record and record.status == "ok"}
+    edge = max((record.patch_size or 0 for record in records.values() if record), default=0)
+    if config.patches_per_batch * edge**2 > MAX_MEGAPIXELS_PER_BATCH * 1e6:
+        raise InputError(
+            f"patches_per_batch: expected at most {MAX_MEGAPIXELS_PER_BATCH:,} megapixels in a batch, got "
+            f"{config.patches_per_batch} patches of {edge} px; allowed: {int(MAX_MEGAPIXELS_PER_BATCH * 1e6 / edge**2)}"
+        )
     if not slides:
         raise InputError(f"store: expected slides with status ok, got none in {store_uri}; run milcore ingest first")
     return slides

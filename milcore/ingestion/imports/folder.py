@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from milcore.cohort.manifest import IMPORT_REQUIRED, Slide, read_manifest
-from milcore.config import MAX_ARRAY_GB, ImportConfig
+from milcore.config import MAX_ARRAY_GB, MAX_WIDTH, ImportConfig
 from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.ingestion.imports.coords import corners_problem, patch_grid
 from milcore.ingestion.imports.source import Array, Instances, Source
@@ -103,6 +103,8 @@ def _instances(content: FileContent, sha256: str, config: ImportConfig) -> Insta
         raise SlideError(
             f"features of shape {features.shape}, type {features.dtype}; allowed: numbers (instance, feature)"
         )
+    if features.shape[1] > MAX_WIDTH:
+        raise SlideError(f"features {features.shape[1]:,} wide; allowed: {MAX_WIDTH:,}")
     if content.coords is None:
         return Instances(features, None, {}, sha256)
     coords = _corners(_without_leading_one(content.coords), len(features))

@@ -104,7 +104,7 @@ def test_a_killed_actor_costs_only_the_slide_it_was_at(
     monkeypatch.setattr("milcore.cluster.workers.encode.SlideEncoder", mortal(tmp_path, deaths_loading=1))
     config = EncodeConfig(encoder=slow_encoder, name="slow", patches_per_batch=4)
     computed, ended, killed = 0, [], False
-    for step in encode_on_ray(EncodeJob(store.uri, config, "cpu"), slides_to_encode(store.uri), TWO):
+    for step in encode_on_ray(EncodeJob(store.uri, config, "cpu"), slides_to_encode(store.uri, config), TWO):
         computed += step.patches
         ended += [step.slide] if step.slide else []
         if not killed and ended:
@@ -142,8 +142,9 @@ def test_a_third_death_on_loading_ends_the_run(
 ) -> None:
     store = write_store(str(tmp_path / "store"), slides=1)
     monkeypatch.setattr("milcore.cluster.workers.encode.SlideEncoder", mortal(tmp_path, deaths_loading=3))
+    slides = slides_to_encode(store.uri, EncodeConfig())
     with pytest.raises(ClusterError, match="3 Ray workers died while they loaded the encoder"):
-        list(encode_on_ray(EncodeJob(store.uri, EncodeConfig(), "cpu"), slides_to_encode(store.uri), ONE))
+        list(encode_on_ray(EncodeJob(store.uri, EncodeConfig(), "cpu"), slides, ONE))
 
 
 @pytest.mark.slow
