@@ -658,7 +658,7 @@ def _parse_sections(settings: str) -> dict[str, dict[str, object]]:
     example = """'{"train": {"hidden": 256}}'"""
     if len(settings) > MAX_SETTINGS_KB * 1000:
         raise InputError(
-            f"settings: expected JSON such as {example}, got {len(settings) // 1000:,} kB; allowed: {MAX_SETTINGS_KB} kB"
+            f"settings: expected JSON such as {example}, got {len(settings) // 1000} kB; allowed: {MAX_SETTINGS_KB} kB"
         )
     try:
         sections = json.loads(settings, object_pairs_hook=_without_repeats) if settings.strip() else {}

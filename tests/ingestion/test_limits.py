@@ -176,7 +176,7 @@ def test_folds_of_a_sweep_are_compared_with_its_patients_before_its_first_trial(
 
 def test_settings_beyond_their_length_are_refused() -> None:
     settings = json.dumps({"train": {f"name{k}": 1 for k in range(100_000)}})
-    with pytest.raises(InputError, match=r"settings: expected JSON such as .*, got 1,\d\d\d kB; allowed: 64 kB"):
+    with pytest.raises(InputError, match=r"settings: expected JSON such as .*, got 1\d\d\d kB; allowed: 64 kB"):
         PipelineSettings({}, settings)
 
 
