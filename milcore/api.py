@@ -479,7 +479,7 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
 ) -> dict[str, Any]:
     """Score new slides through a run's own ingestion and encoder settings.
 
-    The same folder resumes.
+    The same folder resumes, and keeps every slide predicted into it.
 
     Args:
         run_uri: a finished run.
@@ -490,7 +490,7 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
         use_gpu: compute on a CUDA device.
 
     Returns:
-        ``ok`` and ``quarantined`` slides.
+        ``ok`` and ``quarantined`` slides of this call.
 
     Raises:
         InputError: slides and a manifest, or neither of them.

@@ -82,6 +82,8 @@ MAX_SETTINGS_KB = 64
 MAX_HEAT_MAP_MEGAPIXELS = 4_000
 # of one array of one slide
 MAX_ARRAY_GB = 64
+# of ``config.json`` in runs, sweeps and folders of predictions
+FOLDER_SCHEMA_VERSION = 2
 
 C = TypeVar("C", bound="Config")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -489,19 +491,65 @@ class LaunchConfig(Config):
     use_gpu: bool = Field(False, description="give each worker one GPU (NCCL); otherwise CPU (gloo)")
 
 
-class RunSpec(Config):
+class EncoderRecord(Config):
+    """Frozen encoder that made features."""
+
+    encoder: str = Field(description="its spec string")
+    weights_digest: str = Field(description="sha256 of the weights' files")
+    transform: str = Field("", description="all else that changes a feature: transform, tokens, precision, decoder")
+
+    def differences(self, other: "EncoderRecord") -> list[str]:
+        """Names of what makes other features; the same weights may lie elsewhere."""
+        return [name for name in ("weights_digest", "transform") if getattr(self, name) != getattr(other, name)]
+
+
+class InstanceOrigin(Config):
+    """Settings that made the instances of a run, for new slides to follow.
+
+    Several of a kind where slides of the cohort differ in them.
+    """
+
+    ingestion: tuple[IngestConfig, ...] = Field(description="of ingested slides")
+    imports: tuple[str, ...] = Field(description="formats of imported slides")
+    encoder: EncoderRecord | None = Field(description="of the features; none with patches or imported features")
+
+
+class FolderSpec(Config):
+    """The ``config.json`` of a folder that a command makes and resumes.
+
+    Attributes:
+        schema_version: of this file; absent in the first schema.
+        milcore_version: that began the folder; another may go on.
+    """
+
+    schema_version: int = FOLDER_SCHEMA_VERSION
+    milcore_version: str = ""
+
+
+class RunSpec(FolderSpec):
     """The ``config.json`` of a run folder.
 
     Written before training, and compared when the folder is used again.
     """
 
-    milcore_version: str
     store_uri: str
     classes: tuple[str, ...] = Field(max_length=MAX_CLASSES)
     instance_digest: str = Field(description="digest of the features (or patches) of every slide trained or tested on")
     splits_digest: str
     train: TrainConfig
     folds: int = Field(0, ge=0, le=MAX_FOLDS, description="models in folds/<k>; 0: one model in the run folder itself")
+    origin: InstanceOrigin | None = Field(None, description="what made the instances; none in the first schema")
+
+
+def upgrade_train(values: dict[str, Any]) -> dict[str, Any]:
+    """Training settings that an earlier version stored, by the names of today.
+
+    ``max_instances`` bounded memory and changed no result; an encoder of none was linear on features, conv on patches.
+    """
+    upgraded = {name: value for name, value in values.items() if name != "max_instances"}
+    if "encoder" in upgraded and upgraded["encoder"] is None:
+        upgraded["encoder"] = "conv" if upgraded.get("features", "") is None else "linear"
+    return upgraded
 
 
 def parse_config(kind: type[C], values: dict[str, object], section: str = "") -> C:

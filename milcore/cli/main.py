@@ -269,9 +269,10 @@ def predict(
     use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score new slides through the run's own ingestion and encoder settings.
+    """Score new slides through the ingestion and encoder settings that the run recorded.
 
-    The same OUT resumes.
+    The same OUT resumes, and keeps every slide predicted into it. A file's id is its name without suffix, which it
+    keeps; where another file has that name, a short digest of the URI is added.
     """
     *uris, out = slides
     summary = api.predict(run, uris, out, manifest_uri=manifest, default_mpp=mpp, use_gpu=use_gpu)

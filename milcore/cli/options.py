@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from milcore.config import Config, TrainConfig, parse_config, sees_patches
+from milcore.config import Config, TrainConfig, parse_config, sees_patches, upgrade_train
 from milcore.errors import InputError
 from milcore.runtime import storage
 
@@ -130,7 +130,7 @@ def _text_of(value: object) -> str:
 
 def train_config(file: str | None, flags: Values) -> TrainConfig:
     """Training settings of a file, overridden by those of the command line."""
-    values = _read_settings(file) if file is not None else {}
+    values = upgrade_train(_read_settings(file)) if file is not None else {}
     if "encoder" in flags and sees_patches(str(flags["encoder"])):
         flags = {"features": None, **flags}
     if flags.get("features") is not None and "encoder" in values and sees_patches(str(values["encoder"])):

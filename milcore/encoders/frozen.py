@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from milcore.config import MAX_ENCODER_INPUT_PX
+from milcore.config import MAX_ENCODER_INPUT_PX, EncoderRecord
 from milcore.encoders.loaders import LOADERS, LoadedNetwork, LoaderInput, Network
 from milcore.encoders.networks.efficientnet import packaged_weights
 from milcore.encoders.nvjpeg import nvjpeg
@@ -63,6 +63,11 @@ class FrozenEncoder:
         self._network = _place(parts.network, device)
         self._half = _half_type(spec, parts.network)
         self.width = self._probe(spec)
+
+    @property
+    def record(self) -> EncoderRecord:
+        """The encoder as features and runs record it."""
+        return EncoderRecord(encoder=self.name, weights_digest=self.weights_digest, transform=self.transform_text)
 
     @torch.inference_mode()
     def __call__(self, patches: UInt8[Tensor, "patch height width 3"]) -> Float[Tensor, "patch feature"]:

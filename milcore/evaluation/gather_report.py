@@ -8,7 +8,7 @@ import torch
 
 from milcore import __version__
 from milcore.cohort.label_changes import changes_text
-from milcore.config import SPLIT_NAMES
+from milcore.config import SPLIT_NAMES, InstanceOrigin
 from milcore.evaluation.attention.patch_flipping import REMOVED, Flipping, mean_flipping
 from milcore.evaluation.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, SweepTable
 from milcore.evaluation.results import Evaluation
@@ -101,6 +101,7 @@ def _provenance(run: RunPredictions) -> dict[str, str]:
     patch_mpp, origin = first.record.patch_mpp, first.record.import_origin
     patches = f"{first.patch_size or 'unknown'} px" + ("" if patch_mpp is None else f" at {patch_mpp:g} µm/px")
     attrs = {} if features is None else first.feature_attrs(features)
+    ingestion = _ingestion(run.spec.origin)
     return {
         "Run": run.uri,
         "Store": run.spec.store_uri,
@@ -110,6 +111,7 @@ def _provenance(run: RunPredictions) -> dict[str, str]:
         "Splits, sha256": run.spec.splits_digest,
         **({"Labels": _label_source(run)} if run.labels_from else {}),
         "Encoder": "not ours: features were imported" if "imported" in attrs else str(attrs.get("encoder", encoder)),
+        **({"Ingestion": ingestion} if ingestion else {}),
         **({"Encoder weights, sha256": str(attrs["weights_digest"])} if "weights_digest" in attrs else {}),
         **({"Models": f"{run.spec.folds}, one per fold; probabilities are their mean"} if run.spec.folds else {}),
         "Trained with": f"milcore {run.spec.milcore_version}",
@@ -121,3 +123,10 @@ def _label_source(run: RunPredictions) -> str:
     """Source of labels and patients, and the differences between run and manifest."""
     source = "as the run was trained on them" if run.labels_from == "run" else "of the manifest as it is now"
     return f"{source} (--labels-from {run.labels_from}); {changes_text(run.label_changes) or 'run and manifest agree'}"
+
+
+def _ingestion(origin: InstanceOrigin | None) -> str:
+    """Settings of ingestion that the run recorded; empty where it recorded none."""
+    recorded = () if origin is None else origin.ingestion
+    settings = (", ".join(f"{name} {value}" for name, value in config.model_dump().items()) for config in recorded)
+    return "; or ".join(settings)

@@ -1,8 +1,8 @@
-"""Predict new slides with a finished run and its ingestion and encoder settings.
+"""Predict new slides with a finished run and the settings that it recorded.
 
-Each bag passes through a temporary store of its own, so that the cohort's store stays as the run was trained on it.
-Results are written bag by bag, and a slide that has not changed is not scored again. A slide that cannot be used is
-quarantined with its reason; the others are scored.
+Each bag passes through a temporary store of its own; the cohort's store is not read. Results are written bag by bag,
+and a slide that has not changed is not scored again. A slide that cannot be used is quarantined with its reason; the
+others are scored.
 """
 
 import csv
@@ -10,19 +10,29 @@ import hashlib
 import io
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from milcore import __version__
 from milcore.cohort.manifest import Slide, read_manifest
-from milcore.config import ATTENTION_FORMATS, EncodeConfig, IngestConfig, RunSpec, parse_config
+from milcore.config import ATTENTION_FORMATS, EncodeConfig, EncoderRecord, IngestConfig, RunSpec, parse_config
 from milcore.encoders.extraction.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
-from milcore.evaluation.attention.write import write_attention
+from milcore.evaluation.attention.write import remove_attention, write_attention
 from milcore.evaluation.decision import DecisionRule
+from milcore.evaluation.prediction_folder import (
+    PredictionsSpec,
+    Record,
+    check_files,
+    read_records,
+    recorded_slide,
+    slides_of_files,
+    write_record,
+)
 from milcore.ingestion.slide import ingest_slide
 from milcore.metrics.calibration import Temperature, calibrate
 from milcore.metrics.classification import Threshold
@@ -32,14 +42,14 @@ from milcore.mil.bags.rows import ChainedRows
 from milcore.mil.inference import BagPrediction, instance_columns, predict_bags
 from milcore.mil.model import MILModel
 from milcore.runtime import storage
-from milcore.runtime.progress import track
+from milcore.runtime.progress import log_line, track
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
+from milcore.training.instances import FREE_SETTINGS
 from milcore.training.run_folder import Run, claim_folder
 
-FREE_SETTINGS = ("default_mpp", "max_unreadable", "slide_mpp")
 RESEARCH_USE = "Research use only. Not for diagnosis."
-SLIDES = "slides"
+ATTENTION = "attention"
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 SIGNED_NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
 
@@ -48,6 +58,7 @@ class _Scorer(NamedTuple):
     """Models and settings of a run that score new slides.
 
     ``rule`` is None where the run has not been evaluated; ``encode`` is None where the models take patches.
+    ``settings`` is the digest of all that the folder's predictions depend on.
     """
 
     spec: RunSpec
@@ -55,6 +66,7 @@ class _Scorer(NamedTuple):
     ingest: IngestConfig
     encode: EncodeConfig | None
     rule: DecisionRule | None
+    settings: str
     device: torch.device
 
 
@@ -63,14 +75,16 @@ def predict(
 ) -> dict[str, Any]:
     """Score slide files, each a patient of its own: ``predict_slides``.
 
+    Their ids are those of ``slides_of_files``.
+
     Raises:
         InputError: the run is not finished, no slide is named, or ``out_uri`` holds predictions of another run.
-        StoreError: the cohort was not ingested or encoded in one way that could be repeated.
+        StoreError: the run's slides were not ingested or encoded in one way that could be repeated.
     """
     if not slide_uris:
         raise InputError("slides: expected at least one slide, got none; allowed: paths or URIs of slide files")
     uris = [storage.absolute(uri) for uri in slide_uris]
-    slides = [_slide_without_label(name, uri) for name, uri in zip(slide_names(uris), uris, strict=True)]
+    slides = slides_of_files(uris, read_records(out_uri))
     return predict_slides(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
 
 
@@ -82,11 +96,12 @@ def predict_manifest(
     Labels, where the manifest has any, are not read.
 
     Raises:
-        InputError: the manifest has bad rows, or as ``predict``.
+        InputError: the manifest has bad rows, an id stands for another file in the folder, or as ``predict``.
         StoreError: as ``predict``.
     """
     manifest = read_manifest(manifest_uri, required=("slide_id", "uri"))
-    return predict_slides(run_uri, manifest.slides, out_uri, default_mpp, use_gpu=use_gpu)
+    slides = [replace(slide, uri=storage.absolute(slide.uri)) for slide in manifest.slides]
+    return predict_slides(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
 
 
 def predict_slides(
@@ -94,9 +109,10 @@ def predict_slides(
 ) -> dict[str, Any]:
     """Score slides and write their predictions and attention below ``out_uri``.
 
-    Writes ``predictions.csv`` and ``predictions.json`` with a row per slide: probability (one column per class if more
-    than two), the same calibrated by the run's temperature, the standard deviation over the folds' models, and the
-    predicted class. Where the run's bags are patients, all slides of a patient share the values of their bag.
+    Writes ``predictions.csv`` and ``predictions.json`` with a row per slide that was ever predicted into the folder,
+    those of this call first: probability (one column per class if more than two), the same calibrated by the run's
+    temperature, the standard deviation over the folds' models, and the predicted class. Where the run's bags are
+    patients, all slides of a patient in the folder are one bag and share its values.
 
     Args:
         run_uri: a finished run; without an evaluation there is no predicted class and no calibrated probability.
@@ -106,17 +122,49 @@ def predict_slides(
         use_gpu: compute on a CUDA device.
 
     Returns:
-        The content of ``predictions.json``: ``ok`` (slide ids), ``quarantined`` (id to reason) and ``slides``.
+        The content of ``predictions.json`` for these slides: ``ok`` (ids), ``quarantined`` (id to reason), ``slides``.
     """
     run_uri, device = storage.absolute(run_uri), torch.device("cuda" if use_gpu else "cpu")
-    scorer = _load_scorer(run_uri, default_mpp, device)
-    claim_folder(
-        out_uri, {"run": run_uri, "models_sha256": _models_digest(run_uri, scorer.spec), "default_mpp": default_mpp}
+    scorer, spec = _load_scorer(run_uri, default_mpp, device)
+    claim_folder(out_uri, spec)
+    records = read_records(out_uri)
+    check_files(slides, records)
+    bags = _group_by_bag(
+        [*slides, *_other_slides(slides, records)] if _by_patient(scorer.spec) else slides, scorer.spec
     )
-    bags = _group_by_bag(slides, scorer.spec)
-    records = [record for bag in track(bags, "predict", len(bags)) for record in _bag_records(scorer, bag, out_uri)]
-    rows = [_row(scorer, record) for record in records]
-    summary = {
+    for bag in track(bags, "predict", len(bags)):
+        _score_bag(scorer, bag, records, out_uri)
+    rows = _rows(scorer, [slide.slide_id for slide in slides], read_records(out_uri))
+    storage.write_bytes(storage.join(out_uri, "predictions.csv"), _csv(rows))
+    storage.write_json(storage.join(out_uri, "predictions.json"), _summary(run_uri, scorer, rows))
+    return _summary(run_uri, scorer, rows[: len(slides)])
+
+
+def _by_patient(spec: RunSpec) -> bool:
+    return spec.train.bag == "patient"
+
+
+def _other_slides(slides: Sequence[Slide], records: Mapping[str, Record]) -> list[Slide]:
+    """Slides in the folder of the same patients, which belong to their bags."""
+    named, patients = {slide.slide_id for slide in slides}, {slide.patient_id for slide in slides}
+    others = [recorded_slide(slide_id, record) for slide_id, record in records.items() if slide_id not in named]
+    return [slide for slide in others if slide.patient_id in patients]
+
+
+def _rows(scorer: _Scorer, first: Sequence[str], records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """Rows of these slides, then of all others of the same models and settings."""
+    valid = {slide_id: record for slide_id, record in records.items() if record.get("settings") == scorer.settings}
+    if len(valid) < len(records):
+        others = ", ".join(sorted(records.keys() - valid.keys())[:5])
+        log_line(
+            f"left out of predictions.csv: {len(records) - len(valid)} slides predicted by an earlier version or with "
+            f"other settings ({others} …); predict them again"
+        )
+    return [_row(scorer, valid[slide_id]) for slide_id in dict.fromkeys([*first, *sorted(valid)])]
+
+
+def _summary(run_uri: str, scorer: _Scorer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
         "run": run_uri,
         "classes": list(scorer.spec.classes),
         "threshold": scorer.rule.threshold.value if scorer.rule and scorer.rule.threshold else None,
@@ -125,104 +173,106 @@ def predict_slides(
         "bag": scorer.spec.train.bag,
         "ok": [row["slide_id"] for row in rows if row["status"] == "ok"],
         "quarantined": {row["slide_id"]: row["reason"] for row in rows if row["status"] != "ok"},
-        "slides": rows,
+        "slides": list(rows),
         "notice": RESEARCH_USE,
     }
-    storage.write_bytes(storage.join(out_uri, "predictions.csv"), _csv(rows))
-    storage.write_json(storage.join(out_uri, "predictions.json"), summary)
-    return summary
 
 
-def slide_names(uris: Sequence[str]) -> list[str]:
-    """A unique slide id for each file, from its name without suffix.
-
-    Characters that an id cannot hold become ``_``; equal names are numbered.
-    """
-    names: list[str] = []
-    for uri in uris:
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(uri).stem).lstrip("._-") or "slide"
-        alike = (f"{stem}-{k}" for k in range(2, len(uris) + 2))
-        names.append(stem if stem not in names else next(name for name in alike if name not in names))
-    return names
-
-
-def cohort_ingestion(store: PatchStore, slide_ids: Sequence[str]) -> IngestConfig:
-    """Ingestion settings that all slides of a cohort share.
+def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
+    """Ingestion settings that all slides of a run share.
 
     Raises:
+        InputError: the run did not record them.
         StoreError: the slides were ingested with different settings, or imported.
     """
-    records = store.records()
-    of_run = [record for name in slide_ids if (record := records.get(name)) is not None]
-    if any(record.import_origin is not None for record in of_run):
-        raise StoreError(
-            f"{store.uri}: expected ingested slides, got imported ones, whose ingestion cannot be repeated on a new "
-            "slide; allowed: a run on a store of milcore ingest; import new slides beside the others and evaluate"
+    if spec.origin is None:
+        raise InputError(
+            f"{run_uri}: expected a run that records how its slides were ingested and encoded, got one of an earlier "
+            f"version without; run `milcore train {spec.store_uri} {run_uri}` with the options it was trained with: "
+            "it adds them, training nothing anew, if the store holds the same instances still; else train in another "
+            "folder"
         )
-    settings = [record.parameters for record in of_run if record.parameters is not None]
-    if not settings:
+    if spec.origin.imports:
         raise StoreError(
-            f"{store.uri}: expected the run's slides, got none of them, so that their ingestion cannot be repeated; "
-            "allowed: the store that the run was trained on"
+            f"{run_uri}: expected a run on ingested slides, got imported ones ({', '.join(spec.origin.imports)}), "
+            "whose ingestion cannot be repeated on a new slide; allowed: a run on a store of milcore ingest; import "
+            "new slides beside the others and evaluate"
         )
-    first = settings[0]
+    if not spec.origin.ingestion:
+        raise StoreError(
+            f"{run_uri}: expected a run on slides whose ingestion is known, got none in their records; ingest the "
+            "cohort again by milcore ingest and train in another folder"
+        )
+    first, *others = (config.model_dump() for config in spec.origin.ingestion)
     differing = sorted(
-        {name for other in settings for name in first if name not in FREE_SETTINGS and other[name] != first[name]}
+        {name for other in others for name in first if name not in FREE_SETTINGS and other[name] != first[name]}
     )
     if differing:
         raise StoreError(
-            f"{store.uri}: expected slides ingested with the same settings, got different {', '.join(differing)}; "
-            "allowed: one value each, for a new slide to follow; ingest the cohort again"
+            f"{run_uri}: expected a run on slides ingested with the same settings, got different "
+            f"{', '.join(differing)}; allowed: one value each, for a new slide to follow; ingest the cohort again and "
+            "train in another folder"
         )
-    return parse_config(IngestConfig, {name: value for name, value in first.items() if name != "slide_mpp"})
+    return spec.origin.ingestion[0]
 
 
-def _slide_without_label(slide_id: str, uri: str) -> Slide:
-    # Slide requires a label; prediction does not read it
-    return Slide(slide_id, uri, label=0, patient_id=slide_id, site="", mpp=None, split=None, annotation=None)
-
-
-def _load_scorer(run_uri: str, default_mpp: float | None, device: torch.device) -> _Scorer:
+def _load_scorer(run_uri: str, default_mpp: float | None, device: torch.device) -> tuple[_Scorer, PredictionsSpec]:
+    """The run's models and settings, and the ``config.json`` of predictions by them."""
     run = Run(run_uri)
     spec, models = run.spec(), run.models()
-    store = PatchStore(spec.store_uri)
-    slide_ids = run.splits()["slide_id"].to_pylist()
-    config = cohort_ingestion(store, slide_ids)
+    ingestion = cohort_ingestion(run_uri, spec)
     if default_mpp is not None:
-        config = parse_config(IngestConfig, config.model_dump() | {"default_mpp": default_mpp})
-    return _Scorer(
-        spec, models, config, _encode_config(spec, store.slide(slide_ids[0]), device), _decision_rule(run), device
+        ingestion = parse_config(IngestConfig, ingestion.model_dump() | {"default_mpp": default_mpp})
+    encoder = _installed_encoder(run_uri, spec, device)
+    predictions = PredictionsSpec(
+        milcore_version=__version__,
+        run=run_uri,
+        models_sha256=_models_digest(run_uri, spec),
+        default_mpp=default_mpp,
+        ingestion=ingestion,
+        encoder=encoder,
     )
+    encode = None if encoder is None else EncodeConfig(encoder=encoder.encoder, name=spec.train.features)
+    return _Scorer(spec, models, ingestion, encode, _decision_rule(run), predictions.digest, device), predictions
 
 
 def _decision_rule(run: Run) -> DecisionRule | None:
-    """Decision rule that evaluation chose on validation."""
+    """Decision rule that evaluation chose on validation.
+
+    None before evaluation, or where an earlier version did it.
+    """
     metrics = run.metrics()
     if metrics is None:
+        return None
+    if "temperature" not in metrics:
+        log_line(f"no class is predicted: an earlier version evaluated {run.uri}; run milcore evaluate again")
         return None
     threshold = None if metrics["threshold"] is None else Threshold(metrics["threshold"], metrics["threshold_origin"])
     return DecisionRule(threshold, Temperature(metrics["temperature"], metrics["temperature_origin"]))
 
 
-def _encode_config(spec: RunSpec, slide: SlideGroup, device: torch.device) -> EncodeConfig | None:
-    """Encoder settings of the run's features; None where the model takes patches.
+def _installed_encoder(run_uri: str, spec: RunSpec, device: torch.device) -> EncoderRecord | None:
+    """Encoder of the run's features; None where the models take patches.
 
     Raises:
-        StoreError: the encoder installed here has other weights or another transform.
+        StoreError: the run recorded none, or the one installed here has other weights or another transform.
     """
-    if spec.train.features is None:
+    name = spec.train.features
+    if name is None:
         return None
-    attrs = slide.feature_attrs(spec.train.features)
-    config = parse_config(EncodeConfig, {"encoder": attrs["encoder"], "name": spec.train.features})
-    encoder = load_encoder(config.encoder, device.type)
-    installed = {"weights_digest": encoder.weights_digest, "transform": encoder.transform_text}
-    changed = [name for name, value in installed.items() if attrs[name] != value]
+    recorded = None if spec.origin is None else spec.origin.encoder
+    if recorded is None:
+        raise StoreError(
+            f"{run_uri}: expected a run on features of an encoder, got features/{name}, which no encoder made that "
+            "could encode a new slide; allowed: a run on features of milcore encode"
+        )
+    changed = recorded.differences(load_encoder(recorded.encoder, device.type).record)
     if changed:
         raise StoreError(
-            f"encoder {config.encoder}: expected the {', '.join(changed)} that made features/{spec.train.features}, "
-            "got another; install the version the cohort was encoded with"
+            f"encoder {recorded.encoder}: expected the {', '.join(changed)} that made features/{name}, got another; "
+            "install the version the cohort was encoded with"
         )
-    return config
+    return recorded
 
 
 def _models_digest(run_uri: str, spec: RunSpec) -> str:
@@ -235,25 +285,25 @@ def _group_by_bag(slides: Sequence[Slide], spec: RunSpec) -> list[list[Slide]]:
     """The slides of each bag, in order of first appearance."""
     bags: dict[str, list[Slide]] = {}
     for slide in slides:
-        bags.setdefault(slide.patient_id if spec.train.bag == "patient" else slide.slide_id, []).append(slide)
+        bags.setdefault(slide.patient_id if _by_patient(spec) else slide.slide_id, []).append(slide)
     return list(bags.values())
 
 
-def _bag_records(scorer: _Scorer, slides: list[Slide], out_uri: str) -> list[dict[str, Any]]:
-    """Records of a bag's slides, reused where no slide has changed."""
-    versions = [_source_version(slide) for slide in slides]
-    uris = [storage.join(out_uri, SLIDES, f"{slide.slide_id}.json") for slide in slides]
-    stored = [storage.read_json(uri) if storage.exists(uri) else {} for uri in uris]
+def _score_bag(scorer: _Scorer, slides: list[Slide], records: Mapping[str, Record], out_uri: str) -> None:
+    """Score the slides of a bag and write their records.
+
+    Records of the same bag, files and settings stay.
+    """
+    bag = sorted(slide.slide_id for slide in slides)
+    made_of = [{"seen": _source_version(slide), "bag": bag, "settings": scorer.settings} for slide in slides]
+    stored = [records.get(slide.slide_id, {}) for slide in slides]
     if all(
-        record.get("seen") == version and record["status"] == "ok"
-        for record, version in zip(stored, versions, strict=True)
+        record.get("status") == "ok" and wanted.items() <= record.items()
+        for record, wanted in zip(stored, made_of, strict=True)
     ):
-        return stored
-    computed = _score_slides(scorer, slides, out_uri)
-    records = [record | {"seen": version} for record, version in zip(computed, versions, strict=True)]
-    for uri, record in zip(uris, records, strict=True):
-        storage.write_json(uri, record)
-    return records
+        return
+    for record, wanted in zip(_score_slides(scorer, slides, out_uri), made_of, strict=True):
+        write_record(out_uri, record | wanted)
 
 
 def _source_version(slide: Slide) -> list[object]:
@@ -282,6 +332,8 @@ def _score_slides(scorer: _Scorer, slides: list[Slide], out_uri: str) -> Iterato
         patches = {group.slide_id: len(group) for group in groups}
         for slide, outcome in zip(slides, outcomes, strict=True):
             members = prediction.members.tolist() if prediction is not None and slide.slide_id in patches else None
+            if members is None:
+                remove_attention(storage.join(out_uri, ATTENTION), slide.slide_id)
             yield {
                 "slide_id": slide.slide_id, "patient_id": slide.patient_id, "uri": slide.uri, "status": outcome.status,
                 "members": members, "patches": patches.get(slide.slide_id, 0), "reason": outcome.reason,
@@ -308,7 +360,7 @@ def _predict_bag(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri
     columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
     for group, weight in zip(groups, entry.by_slide(prediction.attention).values(), strict=True):
         of_slide = {name: values[group.slide_id] for name, values in columns.items()}
-        write_attention(storage.join(out_uri, "attention"), group, weight, ATTENTION_FORMATS, of_slide)
+        write_attention(storage.join(out_uri, ATTENTION), group, weight, ATTENTION_FORMATS, of_slide)
     return prediction
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from milcore.cohort.label_changes import changes_text, label_changes, splits_with_labels
 from milcore.cohort.manifest import Manifest
 from milcore.cohort.splits import splits_digest
-from milcore.config import LabelSource, RunSpec, label_source
+from milcore.config import EncoderRecord, LabelSource, RunSpec, label_source
 from milcore.errors import StoreError
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.load import load_bags
@@ -20,7 +20,7 @@ from milcore.mil.model import MILModel
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from milcore.training.history import with_fold
-from milcore.training.run import instance_digest
+from milcore.training.instances import read_instances
 from milcore.training.run_folder import Run
 
 ALL_FOLDS = -1
@@ -112,11 +112,13 @@ def open_run(run_uri: str, device: torch.device, labels_from: LabelSource | None
         )
     manifest = store.manifest()
     changes = _label_changes(run_uri, spec, splits, manifest, labels_from)
-    if instance_digest(store, spec.train, splits["slide_id"].to_pylist()) != spec.instance_digest:
+    instances = read_instances(store, spec.train, splits["slide_id"].to_pylist())
+    if instances.digest != spec.instance_digest:
         raise StoreError(
             f"{spec.store_uri}: expected the instances that {run_uri} was trained on, got others; train again in "
             "another folder"
         )
+    _check_encoder(spec, instances.origin.encoder)
     if labels_from == "manifest":
         splits = splits_with_labels(splits, spec.classes, manifest)
     as_split = load_bags(spec.store_uri, spec.train, splits)
@@ -145,6 +147,21 @@ def _label_changes(
             "train again in another folder"
         )
     return changes
+
+
+def _check_encoder(spec: RunSpec, encoder: EncoderRecord | None) -> None:
+    """Check that the store's features are of the encoder that the run recorded.
+
+    Raises:
+        StoreError: it is another.
+    """
+    recorded = None if spec.origin is None else spec.origin.encoder
+    differing = [] if recorded is None or encoder is None else recorded.differences(encoder)
+    if differing:
+        raise StoreError(
+            f"features/{spec.train.features} of {spec.store_uri}: expected the {', '.join(differing)} that the run was "
+            "trained on, got another; train again in another folder"
+        )
 
 
 def _folds(bags: Bags, splits: pa.Table) -> dict[int, int]:

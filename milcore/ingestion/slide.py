@@ -107,11 +107,11 @@ def _first_record(slide: Slide, config: IngestConfig) -> SlideRecord:
 def _is_up_to_date(earlier: SlideRecord, record: SlideRecord) -> bool:
     """True where another ingestion would give the earlier record.
 
-    Settings without effect on an ok slide may differ.
+    Settings without effect on an ok slide may differ. One that an earlier version lacked had its default's effect.
     """
-    if earlier.retry or earlier.import_origin is not None:
+    if earlier.retry or earlier.import_origin is not None or earlier.parameters is None:
         return False
-    before, parameters = earlier.parameters or {}, record.parameters or {}
+    before, parameters = IngestConfig().model_dump() | earlier.parameters, record.parameters or {}
     free = set()
     if earlier.mpp is not None and earlier.counts is not None:
         free |= {"default_mpp"} if earlier.mpp.origin != "default_mpp" else set()

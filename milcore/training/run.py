@@ -4,11 +4,8 @@
 written last: a run that has it is finished.
 """
 
-import hashlib
-import json
 import posixpath
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,12 +16,13 @@ from milcore.cohort.splits import add_folds, make_splits, splits_digest, splits_
 from milcore.cohort.splits_file import read_splits
 from milcore.config import RunSpec, SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError, UnreachableError
-from milcore.mil.bags.load import READING_THREADS, load_bags
+from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore
 from milcore.training.context import TrainContext
 from milcore.training.history import history_table
+from milcore.training.instances import read_instances
 from milcore.training.loop import fit
 from milcore.training.model_file import model_bytes
 from milcore.training.run_folder import Run, check_no_other_files, claim_folder
@@ -59,16 +57,18 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
 
 
 def _claim_run(store: PatchStore, run: Run, config: TrainConfig, splits: pa.Table, folds: int) -> RunSpec:
+    instances = read_instances(store, config, splits.column("slide_id").to_pylist())
     spec = RunSpec(
         milcore_version=__version__,
         store_uri=store.uri,
         classes=store.manifest().classes,
-        instance_digest=instance_digest(store, config, splits.column("slide_id").to_pylist()),
+        instance_digest=instances.digest,
         splits_digest=splits_digest(splits),
         train=config,
         folds=folds,
+        origin=instances.origin,
     )
-    claim_folder(run.uri, spec.model_dump(mode="json"))
+    claim_folder(run.uri, spec)
     storage.write_table(run.splits_uri, splits)
     return spec
 
@@ -161,36 +161,6 @@ def _check_training_classes(splits: pa.Table, classes: Sequence[str]) -> None:
             f"{', '.join(lacking)}; allowed: at least one slide each; ingest more slides or change split_seed or the "
             "fractions"
         )
-
-
-def instance_digest(store: PatchStore, config: TrainConfig, slide_ids: list[str]) -> str:
-    """Sha256 over the digests of each slide's features, or of its patches.
-
-    Raises:
-        StoreError: slides lack these features, or patches.
-    """
-
-    def digest(slide_id: str) -> str | None:
-        slide = store.slide(slide_id)
-        if config.features is None:
-            return slide.patches_digest
-        return str(slide.feature_attrs(config.features)["digest"]) if slide.has_features(config.features) else None
-
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        digests = dict(zip(slide_ids, pool.map(digest, slide_ids), strict=True))
-    lacking = sorted(slide_id for slide_id, value in digests.items() if value is None)
-    if lacking and config.features is None:
-        raise StoreError(
-            f"{len(lacking)} of {len(slide_ids)} slides were imported without patches ({', '.join(lacking[:5])} …); "
-            "train on their features by --features"
-        )
-    if lacking:
-        raise StoreError(
-            f"{len(lacking)} of {len(slide_ids)} slides have no features/{config.features} "
-            f"({', '.join(lacking[:5])} …); "
-            "run milcore encode or name others by --features"
-        )
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def train_run(run_uri: str, ctx: TrainContext) -> None:

@@ -3,22 +3,26 @@
 ``config.json`` identifies the run: the same settings resume it, others are refused.
 """
 
-import json
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
 from milcore.cohort.splits import check_splits
-from milcore.config import C, RunSpec, parse_config
+from milcore.config import FOLDER_SCHEMA_VERSION, FolderSpec, RunSpec, parse_config, upgrade_train
 from milcore.errors import InputError
 from milcore.runtime import storage
 from milcore.runtime.digest import digest, unique_digest
 
 if TYPE_CHECKING:
     from milcore.mil.model import MILModel
+
+F = TypeVar("F", bound=FolderSpec)
+# keys of ``config.json`` that may differ when a folder is used again
+NO_SETTINGS = re.compile(r"schema_version|milcore_version|origin|origin\.(ingestion|imports|encoder|encoder\.encoder)")
 
 
 @dataclass(frozen=True)
@@ -181,26 +185,30 @@ def config_uri(folder_uri: str) -> str:
     return storage.join(folder_uri, "config.json")
 
 
-def claim_folder(uri: str, spec: dict[str, object]) -> None:
+def claim_folder(uri: str, spec: FolderSpec) -> None:
     """Write ``config.json`` into a new folder, or check that it holds the same.
+
+    One of an earlier schema gains what it lacks.
 
     Raises:
         InputError: it holds another; every setting that differs is named.
     """
+    now = spec.model_dump(mode="json")
     if not storage.exists(config_uri(uri)):
-        storage.write_json(config_uri(uri), spec)
+        storage.write_json(config_uri(uri), now)
         return
-    before, now = _flatten(storage.read_json(config_uri(uri))), _flatten(json.loads(json.dumps(spec)))
-    changed = [
-        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(before | now)
-        if before.get(key) != now.get(key)
-    ]
+    earlier = _parse(type(spec), uri, storage.read_json(config_uri(uri)))
+    before = earlier.model_dump(mode="json")
+    is_older = earlier.schema_version < spec.schema_version
+    lacking = {name for name, value in before.items() if is_older and value is None}
+    changed = _changed_settings(before, {name: value for name, value in now.items() if name not in lacking})
     if changed:
         raise InputError(
             f"{uri}: expected the settings that it was made with, got others ({'; '.join(changed)}); take another "
             "folder or the same settings"
         )
+    if is_older:
+        storage.write_json(config_uri(uri), now | {"milcore_version": earlier.milcore_version})
 
 
 def check_no_other_files(uri: str, folders: Sequence[str]) -> None:
@@ -219,7 +227,20 @@ def check_no_other_files(uri: str, folders: Sequence[str]) -> None:
         )
 
 
-def read_claim(kind: type[C], uri: str, noun: str, command: str) -> C:
+def _changed_settings(before: dict[str, object], now: dict[str, object]) -> list[str]:
+    """Every setting of a folder that differs, with both values.
+
+    Instances are compared by digest, so that only the encoder of their origin counts.
+    """
+    before, now = _flatten(before), _flatten(now)
+    return [
+        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key) and not NO_SETTINGS.fullmatch(key)
+    ]
+
+
+def read_claim(kind: type[F], uri: str, noun: str, command: str) -> F:
     """Read the ``config.json`` that ``claim_folder`` wrote.
 
     Args:
@@ -229,13 +250,34 @@ def read_claim(kind: type[C], uri: str, noun: str, command: str) -> C:
         command: the ``milcore`` command that makes such a folder.
 
     Raises:
-        InputError: the folder has none.
+        InputError: the folder has none, or one of a newer schema.
     """
     try:
         values = storage.read_json(config_uri(uri))
     except FileNotFoundError:
         raise InputError(f"no {noun} at {uri} (config.json is missing); run milcore {command} first") from None
+    return _parse(kind, uri, values)
+
+
+def _parse(kind: type[F], uri: str, values: dict[str, Any]) -> F:
+    """The content of a ``config.json`` of this schema or an earlier one."""
+    values = {"schema_version": 1} | values
+    version = values["schema_version"]
+    if isinstance(version, int) and version > FOLDER_SCHEMA_VERSION:
+        raise InputError(
+            f"{config_uri(uri)}: schema_version: expected at most {FOLDER_SCHEMA_VERSION}, got {version}; allowed: "
+            f"1 to {FOLDER_SCHEMA_VERSION}; install the milcore that wrote it ({values.get('milcore_version')}), or "
+            "a newer one"
+        )
+    if version == 1:
+        values = _upgrade(values)
     return parse_config(kind, values)
+
+
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """A ``config.json`` of the first schema, by the names of today."""
+    upgraded = {name: _upgrade(value) if name == "tune" else value for name, value in values.items()}
+    return upgraded | ({"train": upgrade_train(upgraded["train"])} if "train" in upgraded else {})
 
 
 def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from milcore import __version__
 from milcore.cohort.splits import add_folds, splits_digest
-from milcore.config import Config, SplitConfig, TrainConfig, TuneConfig, parse_config
+from milcore.config import FolderSpec, SplitConfig, TrainConfig, TuneConfig, parse_config, upgrade_train
 from milcore.errors import ClusterError, InputError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
-from milcore.training.run import check_labels_kept, choose_splits, instance_digest
+from milcore.training.instances import read_instances
+from milcore.training.run import check_labels_kept, choose_splits
 from milcore.training.run_folder import check_no_other_files, claim_folder, config_uri, read_claim, read_splits
 from milcore.training.search_space import trial_configs
 from milcore.training.selection import Validation
@@ -28,13 +29,12 @@ SEPARABLE_AT = 1.96
 TRIAL_FOLDERS = ("trials", "finished")
 
 
-class SweepSpec(Config):
+class SweepSpec(FolderSpec):
     """The ``config.json`` of a sweep folder.
 
     Written before the first trial, and compared when the folder is used again.
     """
 
-    milcore_version: str
     store_uri: str
     instance_digest: str
     splits_digest: str
@@ -138,7 +138,9 @@ class Sweep:
 
     def best(self) -> TrainConfig | None:
         """Settings of the best trial; None until the sweep is finished."""
-        return parse_config(TrainConfig, storage.read_json(self.best_uri)) if storage.exists(self.best_uri) else None
+        if not storage.exists(self.best_uri):
+            return None
+        return parse_config(TrainConfig, upgrade_train(storage.read_json(self.best_uri)))
 
     def require_best(self) -> TrainConfig:
         """Settings of the best trial.
@@ -156,8 +158,15 @@ class Sweep:
         return storage.read_table(self.trials_uri)
 
     def verdict(self) -> SweepVerdict:
-        """Comparison of the best trial of a finished sweep with the next one."""
-        return SweepVerdict(**storage.read_json(self.verdict_uri))
+        """Comparison of the best trial of a finished sweep with the next one.
+
+        Made anew where an earlier version wrote none.
+        """
+        if storage.exists(self.verdict_uri):
+            return SweepVerdict(**storage.read_json(self.verdict_uri))
+        splits, rows = self.splits(), self.trials().to_pylist()
+        results = [TrialResult(**{name: row[name] for name in TrialResult._fields if name in row}) for row in rows]
+        return sweep_verdict([with_standard_error(result, splits) for result in results])
 
 
 def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config: SplitConfig) -> SweepSpec:
@@ -188,11 +197,11 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
     spec = SweepSpec(
         milcore_version=__version__,
         store_uri=store_uri,
-        instance_digest=instance_digest(store, config.train, splits.column("slide_id").to_pylist()),
+        instance_digest=read_instances(store, config.train, splits.column("slide_id").to_pylist()).digest,
         splits_digest=splits_digest(splits),
         tune=config,
     )
-    claim_folder(out_uri, spec.model_dump(mode="json"))
+    claim_folder(out_uri, spec)
     storage.write_table(Sweep(out_uri).splits_uri, splits)
     return spec
 

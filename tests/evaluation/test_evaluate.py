@@ -178,9 +178,33 @@ def test_a_run_whose_instances_changed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not finished"):
         evaluate(run)
     train_run(run, LocalContext(None, torch.device("cpu")))
-    store.slide("s00").write_features("mean_rgb", np.zeros((6, 3), np.float16), {})
+    slide = store.slide("s00")
+    attrs, values = slide.feature_attrs("mean_rgb"), slide.features("mean_rgb").read(0, len(slide))
+    slide.write_features("mean_rgb", values, attrs | {"weights_digest": "1" * 64})
+    with pytest.raises(
+        StoreError, match=r"those of one encoder, got another weights_digest for slide 's01' than for 's00'"
+    ):
+        evaluate(run)
+    slide.write_features("mean_rgb", np.zeros((6, 3), np.float16), attrs)
     with pytest.raises(StoreError, match=r"expected the instances that .* was trained on"):
         evaluate(run)
+
+
+def test_features_of_another_encoder_than_the_run_s_are_refused(tmp_path: Path) -> None:
+    """Equal features, but said to be another encoder's: neither evaluated nor trained on in the run's folder."""
+    store = write_store(str(tmp_path / "store"))
+    write_features(store)
+    run, config = str(tmp_path / "run"), TRAIN.model_copy(update={"epochs": 1})
+    prepare_run(store.uri, run, config, SplitConfig())
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    for slide_id in store.slide_ids():
+        slide = store.slide(slide_id)
+        attrs, values = slide.feature_attrs("mean_rgb"), slide.features("mean_rgb").read(0, len(slide))
+        slide.write_features("mean_rgb", values, attrs | {"weights_digest": "1" * 64})
+    with pytest.raises(StoreError, match="expected the weights_digest that the run was trained on"):
+        evaluate(run)
+    with pytest.raises(InputError, match=r"origin\.encoder\.weights_digest was '0+', now '1+'"):
+        prepare_run(store.uri, run, config, SplitConfig())
 
 
 @pytest.fixture

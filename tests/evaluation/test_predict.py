@@ -1,12 +1,14 @@
 """New slides go the run's own way: its patches, its encoder, its threshold; bad ones are quarantined, never lost."""
 
 import csv
+import hashlib
 import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -16,14 +18,18 @@ from milcore.encoders.extraction.encode import encode
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.attention.write import SUFFIXES
 from milcore.evaluation.evaluate import evaluate
-from milcore.evaluation.predict import cohort_ingestion, predict, predict_manifest, slide_names
+from milcore.evaluation.predict import cohort_ingestion, predict, predict_manifest
+from milcore.evaluation.prediction_folder import slides_of_files
 from milcore.ingestion.cohort import ingest, plan_cohort
+from milcore.ingestion.imports.import_cohort import import_source
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.run import prepare_run, train_run
+from milcore.training.run_folder import Run
 from tests.cohorts import as_folds
+from tests.ingestion.imports.made import BAGS, write_bags
 
 TRAIN = TrainConfig(hidden=8, attention_hidden=4, epochs=2, batch_size=4)
 SLIDES = 8
@@ -123,16 +129,44 @@ def test_no_slide_is_an_error(cohort: Path, tmp_path: Path) -> None:
 
 
 def test_a_cohort_cut_in_two_ways_cannot_be_followed(cohort: Path, tmp_path: Path) -> None:
-    store = PatchStore(str(cohort / "store"))
-    assert cohort_ingestion(store, ["s0", "s1"]) == IngestConfig(patch_size=64)
-    mixed = str(tmp_path / "store")
+    assert cohort_ingestion("run", Run(str(cohort / "run")).spec()) == IngestConfig(patch_size=64)
+    mixed, run = str(tmp_path / "store"), str(tmp_path / "run")
     plan_cohort(str(cohort / "manifest.csv"), mixed)
-    for k, size in enumerate((64, 32)):
-        list(ingest(mixed, IngestConfig(patch_size=size), 0, (k, SLIDES)))
-    with pytest.raises(StoreError, match="got different patch_size"):
-        cohort_ingestion(PatchStore(mixed), ["s0", "s1"])
-    with pytest.raises(StoreError, match="expected the run's slides, got none"):
-        cohort_ingestion(PatchStore(mixed), ["s7"])
+    for k in range(SLIDES):
+        list(ingest(mixed, IngestConfig(patch_size=(64, 32)[k % 2], max_unreadable=k), 0, (k, SLIDES)))
+    prepare_run(mixed, run, TRAIN.model_copy(update={"features": None, "encoder": "conv"}), SplitConfig())
+    spec = Run(run).spec()
+    assert {config.patch_size for config in spec.origin.ingestion} == {32, 64}
+    with pytest.raises(StoreError, match="got different patch_size; allowed"):
+        cohort_ingestion(run, spec)
+
+
+def test_a_run_on_imports_records_them_and_predicts_no_slide(cohort: Path, tmp_path: Path) -> None:
+    run, store = str(tmp_path / "run"), str(tmp_path / "store")
+    import_source(write_bags(tmp_path / "bags.npz"), store, BAGS)
+    splits = {"slide_id": PatchStore(store).slide_ids(), "split": ["train", "train", "val", "test"]}
+    table = PatchStore(store).manifest().to_table().select(["slide_id", "patient_id", "label"])
+    storage.write_table(str(tmp_path / "s.parquet"), table.append_column("split", pa.array(splits["split"])))
+    config = TRAIN.model_copy(update={"features": "imported"})
+    prepare_run(store, run, config, SplitConfig(splits=str(tmp_path / "s.parquet")))
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    assert Run(run).spec().origin.imports == ("bags-npz",)
+    with pytest.raises(StoreError, match=r"got imported ones \(bags-npz\), whose ingestion cannot be repeated"):
+        predict(run, [str(cohort / "s0.tiff")], str(tmp_path / "out"))
+
+
+def test_a_run_predicts_by_its_own_settings_whatever_the_store_holds_now(cohort: Path, tmp_path: Path) -> None:
+    """Ingested again at half the resolution, then removed."""
+    shutil.copytree(cohort / "store", tmp_path / "store")
+    run, store, slides = str(tmp_path / "run"), str(tmp_path / "store"), [str(cohort / "s1.tiff")]
+    prepare_run(store, run, TRAIN, SplitConfig())
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    before = predict(run, slides, str(tmp_path / "before"))
+    list(ingest(store, IngestConfig(patch_size=32, mpp=1.0), 0))
+    list(encode(store, EncodeConfig()))
+    assert predict(run, slides, str(tmp_path / "after")) == before
+    shutil.rmtree(store)
+    assert predict(run, slides, str(tmp_path / "without")) == before
 
 
 def test_features_of_another_encoder_cannot_be_repeated(cohort: Path, tmp_path: Path) -> None:
@@ -151,17 +185,87 @@ def test_features_of_another_encoder_cannot_be_repeated(cohort: Path, tmp_path: 
         predict(run, [str(cohort / "s0.tiff")], str(tmp_path / "out"))
 
 
+def digest_of(uri: str) -> str:
+    return hashlib.sha256(uri.encode()).hexdigest()[:8]
+
+
 @pytest.mark.parametrize(
     ("uris", "expected"),
     [
         (["/a/x.svs", "/b/y.svs"], ["x", "y"]),
-        (["/a/x.svs", "/b/x.svs", "/c/x.tiff"], ["x", "x-2", "x-3"]),
+        (["/b/x.svs", "/a/x.svs"], [f"x-{digest_of('/b/x.svs')}", f"x-{digest_of('/a/x.svs')}"]),
+        (["/a/x.svs", "/a/x.tiff"], [f"x-{digest_of('/a/x.svs')}", f"x-{digest_of('/a/x.tiff')}"]),
+        (["/a/x.svs", "/a/x.svs"], ["x"]),
         (["s3://bucket/case 7 (left).svs"], ["case_7__left_"]),
         (["/a/.svs", "/a/_.svs"], ["svs", "slide"]),
+        (["/b/known.svs", "/a/new.svs", "/a/known.svs"],
+         ["new", f"new-{digest_of('/a/new.svs')}", f"known-{digest_of('/a/known.svs')}"]),
     ],
-)
+)  # fmt: skip
 def test_slide_ids_are_safe_and_differ(uris: list[str], expected: list[str]) -> None:
-    assert slide_names(uris) == expected
+    """The folder holds a file recorded as known, and one recorded as new that was called known."""
+    records = {
+        "known": {"uri": "/z/known.svs", "seen": ["/z/known.svs", "known", None]},
+        "new": {"uri": "/b/known.svs", "seen": ["/b/known.svs", "new", None]},
+    }
+    assert [slide.slide_id for slide in slides_of_files(uris, records)] == expected
+    assert [slide.slide_id for slide in slides_of_files(uris[::-1], records)] == expected[::-1]
+
+
+def test_a_folder_keeps_every_slide_predicted_into_it(cohort: Path, tmp_path: Path) -> None:
+    """Two files of one name, in two calls and again together in the other order: no id and no result moves."""
+    run, out, uris = str(cohort / "run"), tmp_path / "out", []
+    for k in range(2):
+        (tmp_path / str(k)).mkdir()
+        shutil.copy(cohort / f"s{k}.tiff", tmp_path / f"{k}/a.tiff")
+        uris.append(str(tmp_path / f"{k}/a.tiff"))
+    ids = ["a", f"a-{digest_of(uris[1])}"]
+    first = predict(run, uris[:1], str(out))
+    attention = (out / "attention/a.parquet").read_bytes()
+    second = predict(run, uris[1:], str(out))
+    assert [first["ok"], second["ok"]] == [ids[:1], ids[1:]]
+    assert (out / "attention/a.parquet").read_bytes() == attention
+    assert {path.name.split(".")[0] for path in (out / "attention").iterdir()} == set(ids)
+    together = predict(run, uris[::-1], str(out))
+    assert together["slides"] == [*second["slides"], *first["slides"]]
+    for uri in (uris, [str(cohort / "s2.tiff")]):
+        predict(run, uri, str(out))
+    rows = list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
+    assert [row["slide_id"] for row in rows] == ["s2", *ids]
+    assert [row["uri"] for row in rows] == [str(cohort / "s2.tiff"), *uris]
+    assert json.loads((out / "predictions.json").read_text())["ok"] == ["s2", *ids]
+
+
+def test_an_id_stands_for_one_file_and_a_changed_file_is_scored_again(cohort: Path, tmp_path: Path) -> None:
+    run, out = str(cohort / "run"), str(tmp_path / "out")
+    for name in ("a", "b"):
+        shutil.copy(cohort / "s0.tiff", tmp_path / f"{name}.tiff")
+    (tmp_path / "one.csv").write_text("slide_id,uri\nx,a.tiff\n")
+    (tmp_path / "two.csv").write_text("slide_id,uri\nx,b.tiff\n")
+    (before,) = predict_manifest(run, str(tmp_path / "one.csv"), out)["slides"]
+    with pytest.raises(
+        InputError, match=rf"slide_id 'x': expected the file .*{tmp_path}/a.tiff, got {tmp_path}/b.tiff"
+    ):
+        predict_manifest(run, str(tmp_path / "two.csv"), out)
+    shutil.copy(cohort / "s1.tiff", tmp_path / "a.tiff")
+    (after,) = predict_manifest(run, str(tmp_path / "one.csv"), out)["slides"]
+    assert after["probability"] != before["probability"]
+    (tmp_path / "a.tiff").write_bytes(b"")
+    assert predict(run, [str(tmp_path / "a.tiff")], out)["quarantined"].keys() == {"x"}
+    assert storage.files(f"{out}/attention") == set()
+
+
+def test_a_record_of_other_settings_is_not_believed(cohort: Path, tmp_path: Path) -> None:
+    """One scored at another scale, put beside the others."""
+    run, slide = str(cohort / "run"), str(cohort / "s0.tiff")
+    (row,) = predict(run, [slide], str(tmp_path / "out"))["slides"]
+    predict(run, [slide, str(cohort / "s1.tiff")], str(tmp_path / "other"), 0.25)
+    for name in ("s0", "s1"):
+        shutil.copy(tmp_path / f"other/slides/{name}.json", tmp_path / f"out/slides/{name}.json")
+    record = storage.read_json(str(tmp_path / "out/slides/s0.json"))
+    storage.write_json(str(tmp_path / "out/slides/s0.json"), record | {"members": [[0.5, 0.5]]})
+    assert predict(run, [slide], str(tmp_path / "out"))["slides"] == [row]
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["slides"] == [row]
 
 
 def test_a_manifest_is_scored_and_taken_up_again_where_it_was(cohort: Path, tmp_path: Path) -> None:
@@ -200,6 +304,20 @@ def test_folds_predict_their_mean_and_report_its_spread(cohort: Path, tmp_path: 
     row = predict(folded, [slide], str(tmp_path / "out"))["slides"][0]
     assert row["probability"] == pytest.approx(np.mean(alone), abs=1e-6)
     assert row["spread"] == pytest.approx(np.std(alone), abs=1e-6)
+
+
+def test_a_later_slide_of_a_patient_joins_its_bag(cohort: Path, tmp_path: Path) -> None:
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    prepare_run(str(cohort / "store"), run, TRAIN.model_copy(update={"bag": "patient"}), SplitConfig())
+    train_run(run, LocalContext(None, torch.device("cpu")))
+    for name, ids in (("both", (0, 1)), ("first", (0,)), ("second", (1,))):
+        rows = "".join(f"s{k},{cohort}/s{k}.tiff,p\n" for k in ids)
+        (tmp_path / f"{name}.csv").write_text(f"slide_id,uri,patient_id\n{rows}")
+    both = predict_manifest(run, str(tmp_path / "both.csv"), str(tmp_path / "at_once"))
+    predict_manifest(run, str(tmp_path / "first.csv"), out)
+    assert predict_manifest(run, str(tmp_path / "second.csv"), out)["ok"] == ["s1"]
+    rows = {row["slide_id"]: row["probability"] for row in storage.read_json(f"{out}/predictions.json")["slides"]}
+    assert rows == {row["slide_id"]: pytest.approx(row["probability"], abs=1e-6) for row in both["slides"]}
 
 
 def test_slides_of_a_patient_are_one_bag_where_the_run_s_are(cohort: Path, tmp_path: Path) -> None:

@@ -8,29 +8,37 @@ features are readable only once they are complete.
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import torch
 
-from milcore.config import MAX_MEGAPIXELS_PER_BATCH, EncodeConfig
+from milcore.config import MAX_MEGAPIXELS_PER_BATCH, EncodeConfig, EncoderRecord
 from milcore.encoders.extraction.batches import Batches, Step, Writer
 from milcore.encoders.extraction.forward import CPU_ROWS, Forward
 from milcore.encoders.extraction.reader import EncodedSlide, Reader
 from milcore.encoders.frozen import FrozenEncoder, digest_of_spec
+from milcore.encoders.record import encoder_of_features
 from milcore.encoders.spec import parse_spec
-from milcore.errors import InputError, StoreError
+from milcore.errors import InputError, MILError, StoreError
+from milcore.runtime import storage
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore
 
 FAILURES_NAMED = 5
+READING_THREADS = 16
 
 
 class EncodeJob(NamedTuple):
-    """Store to encode, encoder and device, for every worker."""
+    """Store to encode, encoder and device, for every worker.
+
+    ``made_by`` is the encoder of those features of that name that are there already; None where there are none.
+    """
 
     store_uri: str
     config: EncodeConfig
     device: str
+    made_by: EncoderRecord | None = None
 
 
 # encodes slides (id to number of patches) in this process or others, yielding steps as they come
@@ -64,7 +72,7 @@ def encode_steps(
 
 def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> Iterator[Step]:
     failed = []
-    for step in run(job, slides):
+    for step in run(job._replace(made_by=_encoder_of_stored(job, slides)), slides):
         if step.slide is not None and step.slide.reason is not None:
             failed.append(f"{step.slide.slide_id}: {step.slide.reason}")
         yield step
@@ -74,6 +82,33 @@ def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> It
             f"{len(failed)} of {len(slides)} slides have no features: {'; '.join(failed[:FAILURES_NAMED])}{more}; the "
             "others are encoded; repair these and run milcore encode again"
         )
+
+
+def _encoder_of_stored(job: EncodeJob, slides: dict[str, int]) -> EncoderRecord | None:
+    """Encoder of the features of that name that slides have already.
+
+    Raises:
+        StoreError: they are of several encoders, or were imported.
+    """
+    store, name = PatchStore(job.store_uri), str(with_feature_name(job.config).name)
+
+    def attrs(slide_id: str) -> dict[str, Any]:
+        try:
+            slide = store.slide(slide_id)
+            return slide.feature_attrs(name) if slide.has_features(name) else {}
+        except (MILError, *storage.IO_ERRORS):
+            return {}  # why a slide cannot be read is told where it is encoded
+
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        stored = dict(zip(slides, pool.map(attrs, slides), strict=True))
+    made = {slide_id: of_slide for slide_id, of_slide in stored.items() if of_slide}
+    encoder = encoder_of_features(name, made)
+    if made and encoder is None:
+        raise StoreError(
+            f"features/{name} of {job.store_uri}: expected those of an encoder, got imported ones; give these features "
+            "another --name"
+        )
+    return encoder
 
 
 def slides_to_encode(store_uri: str, config: EncodeConfig) -> dict[str, int]:
@@ -119,6 +154,7 @@ def encode_slides(job: EncodeJob, slide_ids: Iterable[str | None], threads: int)
         threads: forward passes at a time on a CPU.
     """
     encoder = load_encoder(job.config.encoder, job.device)
+    _check_encoder(job, encoder)
     store, name = PatchStore(job.store_uri), str(with_feature_name(job.config).name)
     rows = job.config.patches_per_batch if job.device == "cuda" else min(job.config.patches_per_batch, CPU_ROWS)
     passes = 1 if job.device == "cuda" else threads
@@ -132,6 +168,21 @@ def encode_slides(job: EncodeJob, slide_ids: Iterable[str | None], threads: int)
             else:
                 yield from batches.add(arrival)
         yield from batches.finish()
+
+
+def _check_encoder(job: EncodeJob, encoder: FrozenEncoder) -> None:
+    """Check that no features of that name were made by another encoder.
+
+    Raises:
+        StoreError: they were.
+    """
+    differing = [] if job.made_by is None else job.made_by.differences(encoder.record)
+    if differing:
+        raise StoreError(
+            f"features/{with_feature_name(job.config).name} of {job.store_uri}: expected the {', '.join(differing)} "
+            "that made those of its slides, got another; allowed: one encoder a name; give these features another "
+            "--name"
+        )
 
 
 def with_feature_name(config: EncodeConfig) -> EncodeConfig:

@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import Float16, UInt8
 from torch import Tensor
 
+from milcore.config import EncoderRecord
 from milcore.encoders.extraction.forward import CPU_ROWS
 from milcore.encoders.frozen import FrozenEncoder
+from milcore.encoders.record import encoder_record
 from milcore.errors import MILError, StoreError
 from milcore.runtime import storage
 from milcore.store.slide_group import SlideGroup
@@ -129,7 +131,7 @@ class Reader:
         try:
             slide = self._store.slide(slide_id)
             attributes = _attributes(slide, self._encoder)
-            if _has_features(slide, self._name, attributes):
+            if _has_features(slide, self._name, self._encoder.record):
                 return EncodedSlide(slide_id, len(slide), skipped=True)
         except (MILError, *storage.IO_ERRORS) as error:
             return _failure(slide_id, error)
@@ -198,16 +200,14 @@ def _attributes(slide: SlideGroup, encoder: FrozenEncoder) -> dict[str, Any]:
             f"slide {slide.slide_id!r}: expected patches, got an import without them; train on its features"
         )
     return {
-        "encoder": encoder.name,
-        "weights_digest": encoder.weights_digest,
-        "transform": encoder.transform_text,
+        **encoder.record.model_dump(),
         "mpp_seen": encoder.transform.check_scale(slide.slide_id, slide.patch_size, slide.record.patch_mpp),
         "patches_digest": slide.patches_digest,
     }
 
 
-def _has_features(slide: SlideGroup, name: str, attributes: dict[str, Any]) -> bool:
-    """True where the slide has features of these patches and this encoder.
+def _has_features(slide: SlideGroup, name: str, encoder: EncoderRecord) -> bool:
+    """True where the slide has features of its patches and this encoder.
 
     The weights are compared by digest, not by location.
 
@@ -216,11 +216,12 @@ def _has_features(slide: SlideGroup, name: str, attributes: dict[str, Any]) -> b
     """
     if not slide.has_features(name):
         return False
-    stored = slide.feature_attrs(name)
-    changed = [key for key in ("weights_digest", "transform") if stored.get(key) != attributes[key]]
+    attrs = slide.feature_attrs(name)
+    stored = encoder_record(attrs)
+    changed = ["encoder"] if stored is None else stored.differences(encoder)
     if changed:
         raise StoreError(
             f"features/{name} of slide {slide.slide_id!r}: expected the {', '.join(changed)} of this encoder, got "
             "another; give these features another --name"
         )
-    return bool(stored.get("patches_digest") == attributes["patches_digest"])
+    return bool(attrs.get("patches_digest") == slide.patches_digest)

@@ -47,6 +47,13 @@ class SlideResult(NamedTuple):
     localisation: float | None
 
 
+def remove_attention(folder_uri: str, slide_id: str) -> None:
+    """Remove the files of a slide's attention that exist."""
+    for file_format, suffix in SUFFIXES.items():
+        remove = storage.remove_folder if file_format == "zarr" else storage.remove
+        remove(storage.join(folder_uri, f"{slide_id}.{suffix}"))
+
+
 def write_attention(
     folder_uri: str,
     slide: SlideGroup,

@@ -69,14 +69,23 @@ def test_a_run_cut_short_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert all(store.slide(slide_id).has_features("efficientnet_lite0") for slide_id in store.slide_ids())
 
 
-def test_features_of_another_encoder_under_the_name_are_refused_and_the_others_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("attrs", "line"),
+    [
+        ({"encoder": "efficientnet_lite0", "weights_digest": "0"}, "expected the weights_digest, transform that made"),
+        ({"imported": "clam"}, "expected those of an encoder, got imported ones"),
+    ],
+)
+def test_features_of_another_encoder_under_the_name_are_refused_before_any_are_written(
+    attrs: dict[str, str], line: str, tmp_path: Path
+) -> None:
+    """One name would hold the features of two encoders."""
     store = write_store(str(tmp_path), slides=3)
-    store.slide("s01").write_features("efficientnet_lite0", np.zeros((6, 3), np.float16), {"encoder": "other"})
-    with pytest.raises(StoreError, match=r"1 of 3 slides .* s01: .* expected the weights_digest, transform of this"):
+    store.slide("s01").write_features("efficientnet_lite0", np.zeros((6, 3), np.float16), attrs)
+    with pytest.raises(StoreError, match=line):
         list(encode(store.uri, ENCODE))
-    assert store.slide("s00").has_features("efficientnet_lite0")
-    assert store.slide("s02").has_features("efficientnet_lite0")
-    with pytest.raises(StoreError, match="expected the weights_digest"):
+    assert not store.slide("s00").has_features("efficientnet_lite0")
+    with pytest.raises(StoreError, match=line):
         encode_slide(store.uri, ENCODE, "cpu", "s01")
 
 

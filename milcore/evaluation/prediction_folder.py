@@ -1,0 +1,139 @@
+"""Folder of predictions: its ``config.json``, the ids and records of its slides.
+
+The record of a slide is ``slides/<id>.json``. A slide keeps its id, and the folder every slide predicted into it.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic import Field
+
+from milcore.cohort.manifest import Slide
+from milcore.config import EncoderRecord, FolderSpec, IngestConfig
+from milcore.errors import InputError, StoreError
+from milcore.runtime import storage
+from milcore.runtime.digest import digest
+
+SLIDES = "slides"
+STEM_CHARACTERS = 100
+DIGEST_CHARACTERS = 8
+
+Record = dict[str, Any]
+
+
+class PredictionsSpec(FolderSpec):
+    """The ``config.json`` of a folder of predictions.
+
+    All that a prediction depends on beside the slide.
+    """
+
+    run: str
+    models_sha256: str
+    default_mpp: float | None
+    ingestion: IngestConfig | None = Field(None, description="none in the first schema")
+    encoder: EncoderRecord | None = Field(None, description="none with patches, and in the first schema")
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the content, which each record carries."""
+        return digest(self.model_dump(mode="json", exclude={"schema_version", "milcore_version"}))
+
+
+def read_records(out_uri: str) -> dict[str, Record]:
+    """Record of every slide that was predicted into the folder, by id.
+
+    Raises:
+        StoreError: a file there is no record.
+    """
+    folder = storage.join(out_uri, SLIDES)
+    uris = {_record_uri(out_uri, name.removesuffix(".json")): name for name in storage.names(folder)}
+    data = storage.read_all([uri for uri, name in uris.items() if name.endswith(".json")])
+    return {uris[uri].removesuffix(".json"): _parse(uri, content) for uri, content in sorted(data.items())}
+
+
+def write_record(out_uri: str, record: Record) -> None:
+    """Write the record of a slide."""
+    storage.write_json(_record_uri(out_uri, record["slide_id"]), record)
+
+
+def _record_uri(out_uri: str, slide_id: str) -> str:
+    return storage.join(out_uri, SLIDES, f"{slide_id}.json")
+
+
+def _parse(uri: str, data: bytes) -> Record:
+    try:
+        record = dict(json.loads(data))
+        _, patient_id, _, *_ = record["seen"]
+        is_record = isinstance(record["uri"], str) and isinstance(patient_id, str)
+    except (ValueError, TypeError, KeyError):
+        is_record = False
+    if not is_record:
+        raise StoreError(f"{uri}: expected a slide's record, got other data; remove it and predict the slide again")
+    return record
+
+
+def slides_of_files(uris: Sequence[str], records: Mapping[str, Record]) -> list[Slide]:
+    """A slide for each file, in their order.
+
+    A file named twice is one slide. One that has a record keeps its id. Another gets the stem of its name; where
+    another file has that stem, in this call or among the records, the stem and a short digest of its URI.
+
+    Args:
+        uris: absolute.
+        records: of the folder, by id.
+    """
+    known = {record["uri"]: recorded_slide(slide_id, record) for slide_id, record in records.items()}
+    stems = {uri: _stem(uri) for uri in uris if uri not in known}
+    count, taken = Counter(stems.values()), set(records)
+    slides = dict(known)
+    # sorted, so that no id depends on the order of the files
+    for uri in sorted(stems):
+        is_alone = count[stems[uri]] == 1 and stems[uri] not in taken
+        slide_id = stems[uri] if is_alone else _with_digest(stems[uri], uri, taken)
+        taken.add(slide_id)
+        slides[uri] = _slide(slide_id, uri, slide_id, None)
+    return [slides[uri] for uri in dict.fromkeys(uris)]
+
+
+def _stem(uri: str) -> str:
+    """File name without suffix; characters that an id cannot hold become ``_``."""
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(uri).stem).lstrip("._-")
+    return safe[:STEM_CHARACTERS] or "slide"
+
+
+def _with_digest(stem: str, uri: str, taken: set[str]) -> str:
+    """Stem and digest of a URI, long enough for no other id."""
+    sha256 = hashlib.sha256(uri.encode()).hexdigest()
+    ids = (f"{stem}-{sha256[:length]}" for length in range(DIGEST_CHARACTERS, len(sha256) + 1))
+    return next(slide_id for slide_id in ids if slide_id not in taken)
+
+
+def recorded_slide(slide_id: str, record: Record) -> Slide:
+    """The slide of a record."""
+    _, patient_id, mpp, *_ = record["seen"]
+    return _slide(slide_id, record["uri"], patient_id, mpp)
+
+
+def _slide(slide_id: str, uri: str, patient_id: str, mpp: float | None) -> Slide:
+    # Slide requires a label; prediction does not read it
+    return Slide(slide_id, uri, label=0, patient_id=patient_id, site="", mpp=mpp, split=None, annotation=None)
+
+
+def check_files(slides: Sequence[Slide], records: Mapping[str, Record]) -> None:
+    """Check that no slide's id stands for another file in the folder.
+
+    Raises:
+        InputError: it does.
+    """
+    for slide in slides:
+        uri = records.get(slide.slide_id, {}).get("uri", slide.uri)
+        if uri != slide.uri:
+            raise InputError(
+                f"slide_id {slide.slide_id!r}: expected the file that it was predicted from, {uri}, got {slide.uri}; "
+                "allowed: one file an id; take another id or another folder"
+            )

@@ -1,0 +1,110 @@
+"""Instances of a run: digest of their content, and settings that made them."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from milcore.config import IngestConfig, InstanceOrigin, TrainConfig, parse_config
+from milcore.encoders.record import encoder_of_features
+from milcore.errors import StoreError
+from milcore.mil.bags.load import READING_THREADS
+from milcore.store.slide_group import SlideGroup
+from milcore.store.slide_record import SlideRecord
+from milcore.store.store import PatchStore
+
+# settings of ingestion without effect on a slide that is ok
+FREE_SETTINGS = {"default_mpp", "max_unreadable"}
+
+
+class Instances(NamedTuple):
+    """Digest of the instances of a run's slides, and the settings that made them."""
+
+    digest: str
+    origin: InstanceOrigin
+
+
+def read_instances(store: PatchStore, config: TrainConfig, slide_ids: Sequence[str]) -> Instances:
+    """Read the digest and the origin of the slides' features, or of their patches.
+
+    Raises:
+        StoreError: slides lack these features, or patches, or their features are of several encoders or of other
+            patches.
+    """
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        slides = dict(zip(slide_ids, pool.map(store.slide, slide_ids), strict=True))
+        if config.features is None:
+            attrs = {}
+            digests = {slide_id: slide.patches_digest for slide_id, slide in slides.items()}
+        else:
+            attrs = dict(
+                zip(slides, pool.map(_feature_attrs, slides.values(), [config.features] * len(slides)), strict=True)
+            )
+            digests = {slide_id: of_slide.get("digest") for slide_id, of_slide in attrs.items()}
+    _check_complete(digests, config.features)
+    encoder = None
+    if config.features is not None:
+        _check_patches(slides, attrs, config.features)
+        encoder = encoder_of_features(config.features, attrs)
+    records = [slide.record for slide in slides.values()]
+    origin = InstanceOrigin(ingestion=_ingestion(records), imports=_imports(records), encoder=encoder)
+    return Instances(hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(), origin)
+
+
+def _feature_attrs(slide: SlideGroup, name: str) -> dict[str, Any]:
+    """Attributes of a slide's features; empty where it has none."""
+    return slide.feature_attrs(name) if slide.has_features(name) else {}
+
+
+def _check_complete(digests: Mapping[str, str | None], features: str | None) -> None:
+    """Check that every slide has instances.
+
+    Raises:
+        StoreError: slides lack these features, or patches.
+    """
+    lacking = sorted(slide_id for slide_id, digest in digests.items() if digest is None)
+    if lacking and features is None:
+        raise StoreError(
+            f"{len(lacking)} of {len(digests)} slides were imported without patches ({', '.join(lacking[:5])} …); "
+            "train on their features by --features"
+        )
+    if lacking:
+        raise StoreError(
+            f"{len(lacking)} of {len(digests)} slides have no features/{features} ({', '.join(lacking[:5])} …); "
+            "run milcore encode or name others by --features"
+        )
+
+
+def _check_patches(slides: Mapping[str, SlideGroup], attrs: Mapping[str, Mapping[str, Any]], features: str) -> None:
+    """Check that the features are of the patches that the slides have now.
+
+    Raises:
+        StoreError: slides whose features are of other patches.
+    """
+    stale = sorted(
+        slide_id
+        for slide_id, slide in slides.items()
+        if attrs[slide_id].get("patches_digest", slide.patches_digest) != slide.patches_digest
+    )
+    if stale:
+        raise StoreError(
+            f"features/{features}: expected those of the slides' patches, got those of others for {len(stale)} slides "
+            f"({', '.join(stale[:5])} …); run milcore encode again"
+        )
+
+
+def _ingestion(records: Sequence[SlideRecord]) -> tuple[IngestConfig, ...]:
+    """Settings of the ingested slides, one of each kind, in order of the slides."""
+    distinct: dict[str, IngestConfig] = {}
+    for record in records:
+        if record.import_origin is None and record.parameters is not None:
+            settings = {name: value for name, value in record.parameters.items() if name != "slide_mpp"}
+            config = parse_config(IngestConfig, settings)
+            distinct.setdefault(config.model_dump_json(exclude=FREE_SETTINGS), config)
+    return tuple(distinct.values())
+
+
+def _imports(records: Sequence[SlideRecord]) -> tuple[str, ...]:
+    """Formats of the imported slides."""
+    return tuple(sorted({record.import_origin.format for record in records if record.import_origin is not None}))
