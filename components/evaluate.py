@@ -36,7 +36,8 @@ def evaluate(
     from milcore import api
 
     with api.one_line_errors():
-        summary = api.evaluate(run_uri, baselines=baselines, sweep_uri=sweep_uri)
+        # the encoder is the one that the settings of this pipeline named
+        summary = api.evaluate(run_uri, baselines=baselines, sweep_uri=sweep_uri, allow_program=True)
     for name, value in summary.items():
         if isinstance(value, float):
             metrics.log_metric(name, value)

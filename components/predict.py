@@ -6,7 +6,9 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def predict(run_uri: str, slides: list[str], out_uri: str, default_mpp: float, use_gpu: bool) -> str:
+def predict(
+    run_uri: str, slides: list[str], out_uri: str, default_mpp: float, allow_program: bool, use_gpu: bool
+) -> str:
     """Score slides through the run's own ingestion and encoder settings.
 
     A bad slide is quarantined with its reason.
@@ -16,6 +18,7 @@ def predict(run_uri: str, slides: list[str], out_uri: str, default_mpp: float, u
         slides: paths or s3:// URIs of slides.
         out_uri: folder for predictions and attention.
         default_mpp: um/px assumed for a slide that carries none; 0: as the run's cohort has it.
+        allow_program: load an encoder that the run names and that is a TorchScript program.
         use_gpu: compute on a GPU of the step.
 
     Returns:
@@ -24,4 +27,6 @@ def predict(run_uri: str, slides: list[str], out_uri: str, default_mpp: float, u
     from milcore import api
 
     with api.one_line_errors():
-        return api.score_slides(run_uri, slides, out_uri, default_mpp=default_mpp or None, use_gpu=use_gpu)
+        return api.score_slides(
+            run_uri, slides, out_uri, default_mpp=default_mpp or None, allow_program=allow_program, use_gpu=use_gpu
+        )

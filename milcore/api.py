@@ -410,6 +410,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
     with_leave_one_out: bool = False,
     labels_from: LabelSource | None = None,
+    allow_program: bool = False,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
@@ -422,6 +423,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         with_leave_one_out: also the change of the log-odds without each instance; seconds a slide.
         labels_from: ``run`` or ``manifest``, where the store's manifest has other labels or patients than the run was
             trained on; None refuses that.
+        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
+            author.
         use_gpu: compute on a CUDA device.
 
     Returns:
@@ -441,6 +444,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         attention_formats=attention_formats,
         with_leave_one_out=with_leave_one_out,
         labels_from=labels_from,
+        allow_program=allow_program,
         use_gpu=use_gpu,
     )
 
@@ -475,6 +479,7 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
     *,
     manifest_uri: str | None = None,
     default_mpp: float | None = None,
+    allow_program: bool = False,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Score new slides through a run's own ingestion and encoder settings.
@@ -487,6 +492,8 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
         out_uri: folder for predictions and attention.
         manifest_uri: in place of slides: CSV or Parquet with slide_id, uri; also patient_id, mpp.
         default_mpp: um/px of slides that carry none; None: as the run's cohort has it.
+        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
+            author.
         use_gpu: compute on a CUDA device.
 
     Returns:
@@ -505,14 +512,24 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
             "or a manifest"
         )
     if manifest_uri is None:
-        summary = predict_files(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
+        summary = predict_files(run_uri, slides, out_uri, default_mpp, allow_program=allow_program, use_gpu=use_gpu)
     else:
-        summary = predict_manifest(run_uri, manifest_uri, out_uri, default_mpp, use_gpu=use_gpu)
+        summary = predict_manifest(
+            run_uri, manifest_uri, out_uri, default_mpp, allow_program=allow_program, use_gpu=use_gpu
+        )
     _log_quarantined(summary)
     return summary
 
 
-def score_slides(run_uri: str, slides: Sequence[str], out_uri: str, *, default_mpp: float | None, use_gpu: bool) -> str:
+def score_slides(  # noqa: PLR0913 - one keyword per parameter of the pipeline
+    run_uri: str,
+    slides: Sequence[str],
+    out_uri: str,
+    *,
+    default_mpp: float | None,
+    allow_program: bool = False,
+    use_gpu: bool,
+) -> str:
     """Score slides as ``predict`` does, listing those in quarantine; the folder.
 
     Args:
@@ -520,12 +537,14 @@ def score_slides(run_uri: str, slides: Sequence[str], out_uri: str, *, default_m
         slides: URIs of slides.
         out_uri: folder for predictions and attention.
         default_mpp: um/px of slides that carry none; None: as the run's cohort has it.
+        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
+            author.
         use_gpu: compute on a CUDA device.
 
     Raises:
         InputError: no slide could be scored.
     """
-    summary = predict(run_uri, slides, out_uri, default_mpp=default_mpp, use_gpu=use_gpu)
+    summary = predict(run_uri, slides, out_uri, default_mpp=default_mpp, allow_program=allow_program, use_gpu=use_gpu)
     if not summary["ok"]:
         raise InputError(
             f"predict: expected slides that can be scored, got none of {len(slides)}; see the reasons above"

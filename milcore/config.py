@@ -56,6 +56,8 @@ POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
 ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
 LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
+# their file is TorchScript, a program of its author
+PROGRAM_ENCODERS = ("torchscript", "conch")
 FEATURE_ENCODERS: tuple[TrainableEncoderName, ...] = ("linear", "mlp")
 POOLINGS_OF_PROBABILITIES: tuple[PoolingName, ...] = ("noisy_or", "noisy_and")
 
@@ -132,6 +134,21 @@ def check_encoder(encoder: str) -> str:
         f"expected an encoder, got {encoder!r}; allowed: {', '.join(names)}, each with @URI for a copy of its weights, "
         f"or {', '.join(f'{kind}:…' for kind in kinds)}"
     )
+
+
+def check_program(encoder: str, *, allow_program: bool) -> None:
+    """Check that an encoder out of stored data is no program.
+
+    One that the user names in the settings of a command is the user's own word.
+
+    Raises:
+        InputError: it is one: loading it would run code of whoever wrote the store, the run or the file.
+    """
+    if not allow_program and re.split(r"[@,:]", encoder, maxsplit=1)[0] in PROGRAM_ENCODERS:
+        raise InputError(
+            f"encoder: expected weights, got {encoder!r}, a TorchScript program that runs code of its author; allowed: "
+            "with --allow-program, or as --encoder of a command; check where it comes from"
+        )
 
 
 def sees_patches(encoder: str) -> bool:

@@ -12,6 +12,7 @@ def predict(
     slides: list[str],
     out_uri: str,
     default_mpp: float = 0.0,
+    allow_program: bool = False,
     use_gpu: bool = False,
     step_cpus: str = "2",
     step_memory: str = "8Gi",
@@ -26,6 +27,7 @@ def predict(
         slides: paths or s3:// URIs of slides.
         out_uri: folder for predictions and attention.
         default_mpp: um/px assumed for a slide that carries none; 0: as the run's cohort has it.
+        allow_program: load an encoder that the run names and that is a TorchScript program.
         use_gpu: compute on a GPU of the step.
         step_cpus: CPUs of the step.
         step_memory: memory of the step.
@@ -34,6 +36,13 @@ def predict(
     Returns:
         The folder.
     """
-    scored = predict_slides(run_uri=run_uri, slides=slides, out_uri=out_uri, default_mpp=default_mpp, use_gpu=use_gpu)
+    scored = predict_slides(
+        run_uri=run_uri,
+        slides=slides,
+        out_uri=out_uri,
+        default_mpp=default_mpp,
+        allow_program=allow_program,
+        use_gpu=use_gpu,
+    )
     output: str = sized(step(scored), step_cpus, step_memory, step_gpus).output
     return output

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from milcore import __version__, api
-from milcore.cli.options import AsJson, ConfigFile, Run, Store, Values, options_of, train_config
+from milcore.cli.options import AllowProgram, AsJson, ConfigFile, Run, Store, Values, options_of, train_config
 from milcore.config import (
     ATTENTION_FORMATS,
     MAX_WORKERS,
@@ -226,6 +226,7 @@ def evaluate(
             help="run or manifest: labels and patients to take where the manifest has others than at training"
         ),
     ] = None,
+    allow_program: AllowProgram = False,
     use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -246,6 +247,7 @@ def evaluate(
         attention_formats=tuple(form for form in ATTENTION_FORMATS if form in attention.split(",")),
         with_leave_one_out=without_each,
         labels_from=label_source(labels_from),
+        allow_program=allow_program,
         use_gpu=use_gpu,
     )
     figures = ", ".join(
@@ -266,6 +268,7 @@ def predict(
         typer.Option(help="in place of SLIDE: CSV or Parquet with slide_id, uri; also patient_id, mpp"),
     ] = None,
     mpp: Annotated[float | None, typer.Option(min=0.001, help="um/px of slides that carry none")] = None,
+    allow_program: AllowProgram = False,
     use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -275,7 +278,9 @@ def predict(
     keeps; where another file has that name, a short digest of the URI is added.
     """
     *uris, out = slides
-    summary = api.predict(run, uris, out, manifest_uri=manifest, default_mpp=mpp, use_gpu=use_gpu)
+    summary = api.predict(
+        run, uris, out, manifest_uri=manifest, default_mpp=mpp, allow_program=allow_program, use_gpu=use_gpu
+    )
     finish(summary, f"{len(summary['ok'])} slides scored; {out}", as_json, code=0 if summary["ok"] else NONE_OK)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from milcore.config import Config, TrainConfig, parse_config, sees_patches, upgrade_train
+from milcore.config import Config, TrainConfig, check_program, parse_config, sees_patches, upgrade_train
 from milcore.errors import InputError
 from milcore.runtime import storage
 
@@ -22,6 +22,9 @@ Values = dict[str, object]
 AsJson = Annotated[bool, typer.Option("--json", help="end with one JSON object on the last line of stdout")]
 Store = Annotated[str, typer.Argument(metavar="STORE", help="patch store: a folder or s3:// URI")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder: a folder or s3:// URI; the same one resumes")]
+AllowProgram = Annotated[
+    bool, typer.Option("--allow-program", help="load an encoder that the run names and that is a TorchScript program")
+]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="JSON of training settings, such as best.json")]
 
 
@@ -131,6 +134,8 @@ def _text_of(value: object) -> str:
 def train_config(file: str | None, flags: Values) -> TrainConfig:
     """Training settings of a file, overridden by those of the command line."""
     values = upgrade_train(_read_settings(file)) if file is not None else {}
+    if "encoder" not in flags:
+        check_program(str(values.get("encoder", "")), allow_program=False)
     if "encoder" in flags and sees_patches(str(flags["encoder"])):
         flags = {"features": None, **flags}
     if flags.get("features") is not None and "encoder" in values and sees_patches(str(values["encoder"])):

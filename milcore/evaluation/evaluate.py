@@ -53,6 +53,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
     with_leave_one_out: bool = False,
     labels_from: LabelSource | None = None,
+    allow_program: bool = False,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
@@ -65,6 +66,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         with_leave_one_out: also write the change of the log-odds without each instance; seconds a slide.
         labels_from: ``run`` or ``manifest``, where the store's manifest has other labels or patients than the run was
             trained on; None refuses that. Classes stay in the run's order.
+        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
+            author.
         use_gpu: compute on a CUDA device.
 
     Returns:
@@ -79,7 +82,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     device = torch.device("cuda" if use_gpu else "cpu")
     folder = Run(storage.absolute(run_uri))
     sweep = None if sweep_uri is None else _sweep_table(sweep_uri, folder)
-    run = open_run(folder.uri, device, labels_from)
+    run = open_run(folder.uri, device, labels_from, allow_program=allow_program)
     rule = choose_rule(run.split("val"))
     storage.write_table(folder.predictions_uri, _predictions_table(run))
     groups = _groups(run)

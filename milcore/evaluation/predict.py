@@ -19,7 +19,15 @@ import torch
 
 from milcore import __version__
 from milcore.cohort.manifest import Slide, read_manifest
-from milcore.config import ATTENTION_FORMATS, EncodeConfig, EncoderRecord, IngestConfig, RunSpec, parse_config
+from milcore.config import (
+    ATTENTION_FORMATS,
+    EncodeConfig,
+    EncoderRecord,
+    IngestConfig,
+    RunSpec,
+    check_program,
+    parse_config,
+)
 from milcore.encoders.extraction.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.attention.write import remove_attention, write_attention
@@ -70,8 +78,14 @@ class _Scorer(NamedTuple):
     device: torch.device
 
 
-def predict(
-    run_uri: str, slide_uris: Sequence[str], out_uri: str, default_mpp: float | None = None, *, use_gpu: bool = False
+def predict(  # noqa: PLR0913 - one argument per option of the command
+    run_uri: str,
+    slide_uris: Sequence[str],
+    out_uri: str,
+    default_mpp: float | None = None,
+    *,
+    allow_program: bool = False,
+    use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Score slide files, each a patient of its own: ``predict_slides``.
 
@@ -85,11 +99,17 @@ def predict(
         raise InputError("slides: expected at least one slide, got none; allowed: paths or URIs of slide files")
     uris = [storage.absolute(uri) for uri in slide_uris]
     slides = slides_of_files(uris, read_records(out_uri))
-    return predict_slides(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
+    return predict_slides(run_uri, slides, out_uri, default_mpp, allow_program=allow_program, use_gpu=use_gpu)
 
 
-def predict_manifest(
-    run_uri: str, manifest_uri: str, out_uri: str, default_mpp: float | None = None, *, use_gpu: bool = False
+def predict_manifest(  # noqa: PLR0913 - one argument per option of the command
+    run_uri: str,
+    manifest_uri: str,
+    out_uri: str,
+    default_mpp: float | None = None,
+    *,
+    allow_program: bool = False,
+    use_gpu: bool = False,
 ) -> dict[str, Any]:
     """Score every slide of a manifest: ``predict_slides``.
 
@@ -101,11 +121,17 @@ def predict_manifest(
     """
     manifest = read_manifest(manifest_uri, required=("slide_id", "uri"))
     slides = [replace(slide, uri=storage.absolute(slide.uri)) for slide in manifest.slides]
-    return predict_slides(run_uri, slides, out_uri, default_mpp, use_gpu=use_gpu)
+    return predict_slides(run_uri, slides, out_uri, default_mpp, allow_program=allow_program, use_gpu=use_gpu)
 
 
-def predict_slides(
-    run_uri: str, slides: Sequence[Slide], out_uri: str, default_mpp: float | None, *, use_gpu: bool
+def predict_slides(  # noqa: PLR0913 - one argument per option of the command
+    run_uri: str,
+    slides: Sequence[Slide],
+    out_uri: str,
+    default_mpp: float | None,
+    *,
+    allow_program: bool = False,
+    use_gpu: bool,
 ) -> dict[str, Any]:
     """Score slides and write their predictions and attention below ``out_uri``.
 
@@ -119,13 +145,15 @@ def predict_slides(
         slides: to score.
         out_uri: folder to write into; its results for unchanged slides are reused.
         default_mpp: um/px of slides that carry none; None takes the cohort's own default.
+        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
+            author.
         use_gpu: compute on a CUDA device.
 
     Returns:
         The content of ``predictions.json`` for these slides: ``ok`` (ids), ``quarantined`` (id to reason), ``slides``.
     """
     run_uri, device = storage.absolute(run_uri), torch.device("cuda" if use_gpu else "cpu")
-    scorer, spec = _load_scorer(run_uri, default_mpp, device)
+    scorer, spec = _load_scorer(run_uri, default_mpp, device, allow_program=allow_program)
     claim_folder(out_uri, spec)
     records = read_records(out_uri)
     check_files(slides, records)
@@ -216,14 +244,16 @@ def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
     return spec.origin.ingestion[0]
 
 
-def _load_scorer(run_uri: str, default_mpp: float | None, device: torch.device) -> tuple[_Scorer, PredictionsSpec]:
+def _load_scorer(
+    run_uri: str, default_mpp: float | None, device: torch.device, *, allow_program: bool
+) -> tuple[_Scorer, PredictionsSpec]:
     """The run's models and settings, and the ``config.json`` of predictions by them."""
     run = Run(run_uri)
-    spec, models = run.spec(), run.models()
+    spec, models = run.spec(), run.models(allow_program=allow_program)
     ingestion = cohort_ingestion(run_uri, spec)
     if default_mpp is not None:
         ingestion = parse_config(IngestConfig, ingestion.model_dump() | {"default_mpp": default_mpp})
-    encoder = _installed_encoder(run_uri, spec, device)
+    encoder = _installed_encoder(run_uri, spec, device, allow_program=allow_program)
     predictions = PredictionsSpec(
         milcore_version=__version__,
         run=run_uri,
@@ -251,10 +281,13 @@ def _decision_rule(run: Run) -> DecisionRule | None:
     return DecisionRule(threshold, Temperature(metrics["temperature"], metrics["temperature_origin"]))
 
 
-def _installed_encoder(run_uri: str, spec: RunSpec, device: torch.device) -> EncoderRecord | None:
+def _installed_encoder(
+    run_uri: str, spec: RunSpec, device: torch.device, *, allow_program: bool
+) -> EncoderRecord | None:
     """Encoder of the run's features; None where the models take patches.
 
     Raises:
+        InputError: it is a program that the user did not allow.
         StoreError: the run recorded none, or the one installed here has other weights or another transform.
     """
     name = spec.train.features
@@ -266,6 +299,7 @@ def _installed_encoder(run_uri: str, spec: RunSpec, device: torch.device) -> Enc
             f"{run_uri}: expected a run on features of an encoder, got features/{name}, which no encoder made that "
             "could encode a new slide; allowed: a run on features of milcore encode"
         )
+    check_program(recorded.encoder, allow_program=allow_program)
     changed = recorded.differences(load_encoder(recorded.encoder, device.type).record)
     if changed:
         raise StoreError(

@@ -89,7 +89,9 @@ class RunPredictions(NamedTuple):
         return pa.concat_tables(map(with_fold, histories, range(len(members))))
 
 
-def open_run(run_uri: str, device: torch.device, labels_from: LabelSource | None = None) -> RunPredictions:
+def open_run(
+    run_uri: str, device: torch.device, labels_from: LabelSource | None = None, *, allow_program: bool = False
+) -> RunPredictions:
     """Read a run, verify its store and splits, and predict all bags.
 
     Args:
@@ -97,14 +99,15 @@ def open_run(run_uri: str, device: torch.device, labels_from: LabelSource | None
         device: of the predictions.
         labels_from: labels and patients of the run, or of the store's manifest as it is now. None takes either, since
             they must be equal.
+        allow_program: load an encoder that is a program (TorchScript) too.
 
     Raises:
-        InputError: the run is not finished, or the manifest's labels are none of its classes.
+        InputError: the run is not finished, its encoder is a program, or the manifest's labels are none of its classes.
         StoreError: the store, the labels or the splits are not those the run was trained on.
     """
     labels_from = label_source(labels_from)
     run = Run(run_uri)
-    spec, models, splits = run.spec(), run.models(), run.splits()
+    spec, models, splits = run.spec(), run.models(allow_program=allow_program), run.splits()
     store = PatchStore(spec.store_uri)
     if splits_digest(splits) != spec.splits_digest:
         raise StoreError(

@@ -55,7 +55,7 @@ def train_fold(run_uri: str, device: str, fold: int) -> int:
     observer = RunObserver(run.uri, spec.train.epochs, f"fold {fold}, ")
     train_run(run.uri, LocalContext(run.checkpoints_uri, torch.device(device), observer))
     bags = load_bags(spec.store_uri, spec.train, run.splits())
-    predictions = predict_bags(run.models(), bags, bags.split("test"), torch.device(device))
+    predictions = predict_bags(run.models(allow_program=True), bags, bags.split("test"), torch.device(device))
     storage.write_table(run.predictions_uri, _predictions_table(bags, predictions, fold))
     return fold
 

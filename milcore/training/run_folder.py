@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from milcore.cohort.splits import check_splits
-from milcore.config import FOLDER_SCHEMA_VERSION, FolderSpec, RunSpec, parse_config, upgrade_train
+from milcore.config import FOLDER_SCHEMA_VERSION, FolderSpec, RunSpec, check_program, parse_config, upgrade_train
 from milcore.errors import InputError
 from milcore.runtime import storage
 from milcore.runtime.digest import digest, unique_digest
@@ -134,15 +134,19 @@ class Run:
         """True where the model, or the models of all folds, are published."""
         return any(storage.exists(uri) for uri in (self.model_uri, self.out_of_fold_uri))
 
-    def models(self) -> tuple["MILModel", ...]:
+    def models(self, *, allow_program: bool = False) -> tuple["MILModel", ...]:
         """The published models on the CPU, in evaluation mode: one, or one per fold.
 
+        Args:
+            allow_program: load an encoder that is a program (TorchScript) too.
+
         Raises:
-            InputError: the run, or one of its folds, is not finished.
+            InputError: the run, or one of its folds, is not finished, or its encoder is a program.
         """
         from milcore.training.model_file import load_model  # noqa: PLC0415 - torch is imported only for weights
 
         spec = self.spec()
+        check_program(spec.train.encoder, allow_program=allow_program)
         uris = [member.model_uri for member in self.members(spec.folds)]
         for uri in uris:
             if not storage.exists(uri):

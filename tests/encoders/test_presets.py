@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from milcore.config import PROGRAM_ENCODERS
 from milcore.encoders.networks.resnet import TruncatedResNet50
 from milcore.encoders.networks.vit import VisionTransformer, VitShape
 from milcore.encoders.presets import PRESETS
@@ -102,3 +103,7 @@ def test_every_preset_says_whose_it_is_and_the_readme_repeats_it() -> None:
         terms = f"{preset.licence} | {gated} | {preset.source}"
         row = f"| `{name}` | {place} | {preset.input_px} px, {mpp} | {preset.width} | {terms} |"
         assert row in readme, row
+
+
+def test_the_encoders_that_are_programs_are_those_of_the_torchscript_loader() -> None:
+    assert set(PROGRAM_ENCODERS) == {"torchscript"} | {k for k, v in PRESETS.items() if v.loader == "torchscript"}

@@ -331,3 +331,18 @@ def test_slides_of_a_patient_are_one_bag_where_the_run_s_are(cohort: Path, tmp_p
     assert slides[0]["called"] is None
     weights = [storage.read_table(str(tmp_path / f"out/attention/s{k}.parquet"))["weight"].to_numpy() for k in (0, 1)]
     assert np.concatenate(weights).sum() == pytest.approx(1.0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_program_that_a_run_names_as_its_encoder_waits_for_the_user_s_word(cohort: Path, tmp_path: Path) -> None:
+    """Loaded by --allow-program alone, after which its digest is compared."""
+    torch.jit.save(torch.jit.script(torch.nn.Flatten()), tmp_path / "program.pt")
+    shutil.copytree(cohort / "run", tmp_path / "run")
+    config = storage.read_json(str(tmp_path / "run/config.json"))
+    config["origin"]["encoder"]["encoder"] = f"torchscript:{tmp_path}/program.pt,mpp=any"
+    storage.write_json(str(tmp_path / "run/config.json"), config)
+    arguments = str(tmp_path / "run"), [str(cohort / "s1.tiff")], str(tmp_path / "out")
+    with pytest.raises(InputError, match=r"got 'torchscript:.*', a TorchScript program .* --allow-program"):
+        predict(*arguments)
+    with pytest.raises(StoreError, match="weights_digest"):
+        predict(*arguments, allow_program=True)

@@ -7,6 +7,7 @@ import torch
 
 from milcore.api import train_best
 from milcore.cli.info import describe
+from milcore.cli.options import train_config
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError, StoreError
 from milcore.mil.bags.load import load_bags
@@ -201,3 +202,21 @@ def test_a_folder_with_checkpoints_of_another_program_is_left_alone(store_uri: s
 def test_a_name_of_features_leads_nowhere_else() -> None:
     with pytest.raises(InputError, match=r"features: expected pattern .*, got '\.\./\.\./other'"):
         parse_config(TrainConfig, {"features": "../../other"})
+
+
+@pytest.mark.parametrize("encoder", ["torchscript:/no/such/program.pt,mpp=any", "conch@s3://bucket/program.pt"])
+def test_a_program_that_a_run_or_a_file_names_waits_for_the_user_s_word(
+    store_uri: str, tmp_path: Path, encoder: str
+) -> None:
+    """Refused before its file is looked for, which there is none of."""
+    run = str(tmp_path / "run")
+    trained(store_uri, run)
+    config = storage.read_json(f"{run}/config.json")
+    config["train"] |= {"features": None, "encoder": encoder}
+    storage.write_json(f"{run}/config.json", config)
+    with pytest.raises(InputError, match=r"got '(torchscript|conch).*', a TorchScript program .* --allow-program"):
+        Run(run).models()
+    storage.write_json(str(tmp_path / "best.json"), config["train"])
+    with pytest.raises(InputError, match="a TorchScript program"):
+        train_config(str(tmp_path / "best.json"), {"epochs": 1})
+    assert train_config(str(tmp_path / "best.json"), {"encoder": encoder}).encoder == encoder
