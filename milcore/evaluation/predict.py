@@ -162,7 +162,9 @@ def predict_slides(  # noqa: PLR0913 - one argument per option of the command
     )
     for bag in track(bags, "predict", len(bags)):
         _score_bag(scorer, bag, records, out_uri)
-    rows = _rows(scorer, [slide.slide_id for slide in slides], read_records(out_uri))
+    records = read_records(out_uri)
+    check_files(slides, records)  # another command may have predicted another file by the same id at the same time
+    rows = _rows(scorer, [slide.slide_id for slide in slides], records)
     storage.write_bytes(storage.join(out_uri, "predictions.csv"), _csv(rows))
     storage.write_json(storage.join(out_uri, "predictions.json"), _summary(run_uri, scorer, rows))
     return _summary(run_uri, scorer, rows[: len(slides)])

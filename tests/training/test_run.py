@@ -74,6 +74,24 @@ def test_a_folder_of_another_run_is_refused_and_the_difference_named(store_uri: 
         prepare_run(store_uri, run, TRAIN.model_copy(update={"pooling": "max"}), SplitConfig())
 
 
+def test_another_version_of_milcore_goes_on_with_a_run(store_uri: str, tmp_path: Path) -> None:
+    """The version is no setting; the folder keeps the one that began it."""
+    run = str(tmp_path / "run")
+    prepare_run(store_uri, run, TRAIN, SplitConfig())
+    begun = storage.read_json(Run(run).config_uri) | {"milcore_version": "0.0.1"}
+    storage.write_json(Run(run).config_uri, begun)
+    prepare_run(store_uri, run, TRAIN, SplitConfig())
+    assert Run(run).spec().milcore_version == "0.0.1"
+
+
+def test_features_of_other_patches_are_not_trained_on(store_uri: str, tmp_path: Path) -> None:
+    slide = PatchStore(store_uri).slide("s01")
+    attrs, values = slide.feature_attrs("mean_rgb"), slide.features("mean_rgb").read(0, len(slide))
+    slide.write_features("mean_rgb", values, attrs | {"patches_digest": "0"})
+    with pytest.raises(StoreError, match=r"those of others for 1 slides \(s01 …\); run milcore encode again"):
+        prepare_run(store_uri, str(tmp_path / "run"), TRAIN, SplitConfig())
+
+
 def test_another_split_in_the_same_folder_is_refused(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     prepare_run(store_uri, run, TRAIN, SplitConfig())
