@@ -38,12 +38,12 @@ def evaluate(
     with api.one_line_errors():
         # the encoder is the one that the settings of this pipeline named
         summary = api.evaluate(run_uri, baselines=baselines, sweep_uri=sweep_uri, allow_program=True)
+        uris = api.download_evaluation(run_uri, report.path, model_card.path, attention.path)
     for name, value in summary.items():
         if isinstance(value, float):
             metrics.log_metric(name, value)
     classification.log_roc_curve(*summary["roc"].values())
     classification.log_confusion_matrix(summary["classes"], summary["confusion"])
-    uris = api.download_evaluation(run_uri, report.path, model_card.path, attention.path)
     for output, name in ((report, "report"), (model_card, "model_card"), (attention, "attention")):
         output.metadata["uri"] = uris[name]
     return uris["report"]

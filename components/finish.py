@@ -17,4 +17,5 @@ def finish(run_uri: str, ray_address: str, status: dsl.PipelineTaskFinalStatus) 
     from milcore import api
 
     ended = {"state": status.state, "error": status.error_message, "run": status.pipeline_job_resource_name}
-    api.finish_pipeline_run(run_uri, ray_address, ended)
+    with api.one_line_errors():
+        api.finish_pipeline_run(run_uri, ray_address, ended)

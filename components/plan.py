@@ -75,4 +75,5 @@ def survey(store_uri: str) -> str:
     """
     from milcore import api
 
-    return api.store_state(store_uri)
+    with api.one_line_errors():
+        return api.store_state(store_uri)

@@ -38,6 +38,7 @@ def train(
     with api.one_line_errors():
         launch = PipelineSettings(parameters, "").launch
         settings = api.train_best(store_uri, run_uri, sweep_uri, launch).spec.train
-        uri = api.download_model(run_uri, model.path)
-    model.metadata.update(uri=uri, pooling=settings.pooling, level=settings.level)
-    return api.run_state(run_uri)
+        model.metadata.update(
+            uri=api.download_model(run_uri, model.path), pooling=settings.pooling, level=settings.level
+        )
+        return api.run_state(run_uri)

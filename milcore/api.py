@@ -27,7 +27,7 @@ from milcore.config import (
     TuneConfig,
     parse_config,
 )
-from milcore.errors import InputError, MILError
+from milcore.errors import InputError
 
 if TYPE_CHECKING:
     from milcore.training.sweep import SweepVerdict
@@ -230,15 +230,16 @@ def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[s
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Exit with an error's one line and code in place of a traceback."""
-    from milcore.runtime.progress import log_line
+def one_line_errors(program: str = "milcore") -> Iterator[None]:
+    """Exit with an error's one line and code in place of a traceback.
 
-    try:
+    Args:
+        program: begins the line.
+    """
+    from milcore.runtime.command import exit_codes
+
+    with exit_codes(program):
         yield
-    except MILError as error:
-        log_line(f"milcore: {error.line}")
-        raise SystemExit(error.exit_code) from None
 
 
 def check_settings(parameters: Mapping[str, object], settings: str) -> PipelineSettings:

@@ -46,5 +46,12 @@ class UnreachableError(MILError):
     """Storage is full or unreachable; the same command may succeed later."""
 
 
+class StorageError(UnreachableError, OSError):
+    """Storage that refuses, fails or does not answer.
+
+    Nothing is known of what lies there; an absent object is a ``FileNotFoundError``.
+    """
+
+
 class ClusterError(MILError):
     """A Ray job, worker group or trial failed for another reason than user input."""

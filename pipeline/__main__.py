@@ -33,13 +33,13 @@ FOLDER = Path(__file__).parent
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one of the three; the exit code."""
+    """Run one of the three; the exit code, an error's after its one line."""
     given = vars(_parser(_chosen(arguments)).parse_args(arguments))
     try:
-        given.pop("action")(given)
-    except MILError as error:
-        print(f"pipeline: {error.line}", file=sys.stderr)
-        return error.exit_code
+        with api.one_line_errors("pipeline"):
+            given.pop("action")(given)
+    except SystemExit as ended:
+        return int(ended.code or 0)
     return 0
 
 

@@ -8,7 +8,6 @@ failure that is not the input's.
 
 import json
 import os
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -28,7 +27,8 @@ from milcore.config import (
     label_source,
     parse_config,
 )
-from milcore.errors import InputError, MILError
+from milcore.errors import InputError
+from milcore.runtime.command import exit_codes
 from milcore.runtime.progress import format_metric, log_line
 
 CPUS = len(os.sched_getaffinity(0))
@@ -44,12 +44,9 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; a MILError becomes one line and its exit code."""
-    try:
+    """Run the command line; an error becomes one line and its exit code."""
+    with exit_codes():
         app()
-    except MILError as error:
-        log_line(f"milcore: {error.line}")
-        sys.exit(error.exit_code)
 
 
 def finish(summary: dict[str, Any], line: str, as_json: bool, code: int = 0) -> None:

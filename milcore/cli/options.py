@@ -147,10 +147,8 @@ def _read_settings(uri: str) -> Values:
     allowed = "a JSON object of training settings, such as best.json"
     try:
         values = storage.read_json(uri)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"--config: expected a file, got nothing at {uri}; allowed: {allowed}") from None
-    except storage.IO_ERRORS as error:
-        raise InputError(f"--config: expected a file that can be read, got {error}; allowed: {allowed}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"--config: expected JSON, got another text at {uri} ({error}); allowed: {allowed}") from None
     if not isinstance(values, dict):

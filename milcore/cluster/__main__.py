@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from milcore.cluster.jobs.heartbeat import SECONDS_WITHOUT_HEARTBEAT, exit_without_heartbeat
 from milcore.cluster.launch import encode_with, field_flag, train_with, tune_with
 from milcore.config import EncodeConfig, LaunchConfig, pick
-from milcore.errors import MILError
-from milcore.runtime.progress import log_line
+from milcore.runtime.command import exit_codes
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one step and return the exit code; errors are one logged line."""
+def main(arguments: Sequence[str]) -> None:
+    """Run one step; an error becomes one logged line and its exit code."""
     values = vars(_parser().parse_args(arguments))
     step, uri = values.pop("step"), values.pop("uri")
-    try:
+    with exit_codes():
         launch = pick(LaunchConfig, values)
         if values["heartbeat"]:
             exit_without_heartbeat(values["heartbeat"], values["heartbeat_seconds"])
@@ -28,10 +27,6 @@ def main(arguments: Sequence[str]) -> int:
             tune_with(uri, launch)
         else:
             train_with(uri, launch)
-    except MILError as error:
-        log_line(f"milcore: {' '.join(str(error).splitlines())}")
-        return error.exit_code
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,4 +61,4 @@ def _add_encode_flags(command: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

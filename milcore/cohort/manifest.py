@@ -214,10 +214,8 @@ def _manifest(uri: str, rows: list[_Row], positive: str | None, required: tuple[
 def _read(uri: str) -> bytes:
     try:
         return storage.read_bytes(uri)
-    except storage.IO_ERRORS as error:
-        raise InputError(
-            f"manifest {uri} cannot be read: {type(error).__name__}: {error}; check its path and the right to read it"
-        ) from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"manifest {uri} cannot be read: {type(error).__name__}: {error}; check its path") from None
 
 
 def _csv_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:

@@ -29,19 +29,12 @@ def weights_at(uri: str) -> Iterator[Path]:
         InputError: there is nothing at the URI.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            if storage.exists(uri):
-                path = stack.enter_context(storage.local_file(uri))
-            elif storage.names(uri):
-                path = stack.enter_context(storage.local_folder(uri))
-            else:
-                raise InputError(
-                    f"encoder: expected a file or folder, got nothing at {uri}; allowed: a path or s3:// URI"
-                )
-        except storage.IO_ERRORS as error:
-            raise InputError(
-                f"encoder: {uri} cannot be read: {error}; check its path and the right to read it"
-            ) from error
+        if storage.exists(uri):
+            path = stack.enter_context(storage.local_file(uri))
+        elif storage.names(uri):
+            path = stack.enter_context(storage.local_folder(uri))
+        else:
+            raise InputError(f"encoder: expected a file or folder, got nothing at {uri}; allowed: a path or s3:// URI")
         yield path
 
 

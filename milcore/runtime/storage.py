@@ -2,10 +2,15 @@
 
 All output of milcore outside Zarr groups is written here. Writes are atomic: a reader sees the old object, the new
 one, or none. Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` …).
+
+Absence is a ``FileNotFoundError``; all else that keeps storage from answering, a missing right or a server that is
+down, is a ``StorageError`` with its reason, and never taken for absence.
 """
 
 import contextlib
+import errno
 import json
+import os
 import posixpath
 import shutil
 import tempfile
@@ -14,16 +19,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
-from milcore.errors import StoreError
+from milcore.errors import InputError, StorageError, StoreError
 
-# errors of filesystems: s3fs does not wrap botocore's own (no credentials, no connection)
-IO_ERRORS = (OSError, BotoCoreError)
+# errors of filesystems: s3fs does not wrap botocore's own (no credentials, no connection), nor fsspec aiohttp's
+IO_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
+# a name below a file is as absent as one below a folder
+_ABSENCE = (FileNotFoundError, NotADirectoryError)
+# a server that knows no conditional write, and a disk that knows no hard link
+_UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+_PRECONDITION_FAILED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 
 
 class SourceStat(NamedTuple):
@@ -37,10 +49,34 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a URI and the path inside it.
 
     Listings are never cached, since other processes write too.
+
+    Raises:
+        InputError: no filesystem of this scheme is installed.
     """
-    remote = "://" in uri and not uri.startswith("file://")
-    fs, path = url_to_fs(uri, **({"use_listings_cache": False} if remote else {}))
+    if is_local(uri):
+        return LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100 - links stay as they are
+    try:
+        fs, path = url_to_fs(uri, use_listings_cache=False)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"{uri}: expected a URI of a known scheme, got {uri.partition('://')[0]}://; allowed: a local path, "
+            f"file://, s3://, https://, gs:// with gcsfs and az:// with adlfs installed "
+            f"({' '.join(str(error).split())})"
+        ) from None
     return fs, path
+
+
+@contextlib.contextmanager
+def _access(uri: str) -> Iterator[None]:
+    """Tell absence from an error of storage, and name the URI in both."""
+    try:
+        yield
+    except (StorageError, IsADirectoryError, FileExistsError):
+        raise
+    except _ABSENCE:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", uri) from None
+    except IO_ERRORS as error:
+        raise StorageError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def is_local(uri: str) -> bool:
@@ -68,9 +104,22 @@ def join(uri: str, *parts: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """True where the URI is an object, not a folder."""
+    """True where the URI is an object, not a folder.
+
+    Raises:
+        StorageError: the storage does not say.
+    """
+    try:
+        return bool(_info(uri)["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
+def _info(uri: str) -> dict[str, Any]:
+    # not isfile() and its like: they take every error for absence
     fs, path = filesystem(uri)
-    return bool(fs.isfile(path))
+    with _access(uri):
+        return dict(fs.info(path))
 
 
 def stat(uri: str) -> SourceStat:
@@ -81,9 +130,10 @@ def stat(uri: str) -> SourceStat:
     Raises:
         FileNotFoundError: there is no object.
     """
-    fs, path = filesystem(uri)
-    info = fs.info(path)
+    info = _info(uri)
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    if info["size"] is None:
+        raise StorageError(f"{uri}: the server does not tell the object's size")
     return SourceStat(int(info["size"]), str(version).strip('"'))
 
 
@@ -93,14 +143,14 @@ def etag(uri: str) -> str | None:
     Raises:
         FileNotFoundError: there is no object.
     """
-    fs, path = filesystem(uri)
-    return str(stat(uri).version) if {"ETag", "etag"} & fs.info(path).keys() else None
+    return str(stat(uri).version) if {"ETag", "etag"} & _info(uri).keys() else None
 
 
 def read_bytes(uri: str) -> bytes:
     """Read a whole object."""
     fs, path = filesystem(uri)
-    return bytes(fs.cat_file(path))
+    with _access(uri):
+        return bytes(fs.cat_file(path))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -114,16 +164,55 @@ def write_parts(uri: str, parts: Sequence[bytes]) -> None:
     The parts of a local object are not joined in memory.
     """
     fs, path = filesystem(uri)
-    if not is_local(uri):
-        fs.pipe_file(path, parts[0] if len(parts) == 1 else b"".join(parts))
-        return
-    target = Path(path)
+    with _access(uri):
+        if is_local(uri):
+            with _partial_file(Path(path), parts) as partial:
+                partial.replace(path)
+        else:
+            fs.pipe_file(path, parts[0] if len(parts) == 1 else b"".join(parts))
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Write an object where there is none, atomically; False where one exists.
+
+    Of several writers one succeeds: a remote object is written under a condition (``If-None-Match``), a local one
+    linked to its name. On storage that has neither, the last writer succeeds: compare then what stands there.
+    """
+    fs, path = filesystem(uri)
+    if exists(uri):  # storage may not know the condition
+        return False
+    with _access(uri):
+        try:
+            if is_local(uri):
+                with _partial_file(Path(path), [data]) as partial:
+                    os.link(partial, path)
+            else:
+                fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if _is_refused_condition(error):
+                return False
+            if error.errno not in _UNSUPPORTED:
+                raise
+            write_bytes(uri, data)
+    return True
+
+
+def _is_refused_condition(error: OSError) -> bool:
+    answer = getattr(error.__cause__, "response", {})
+    return answer.get("Error", {}).get("Code") in _PRECONDITION_FAILED
+
+
+@contextlib.contextmanager
+def _partial_file(target: Path, parts: Sequence[bytes]) -> Iterator[Path]:
+    """A complete file beside the target, removed when the context ends."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("wb") as file:
             file.writelines(parts)
-        partial.replace(target)
+        yield partial
     finally:
         partial.unlink(missing_ok=True)  # on a full disk a partial file would stay and keep it full
 
@@ -137,7 +226,8 @@ def read_range(uri: str, start: int, end: int | None) -> bytes:
         end: exclusive; None is the end of the object.
     """
     fs, path = filesystem(uri)
-    return bytes(fs.cat_file(path, start=start, end=end))
+    with _access(uri):
+        return bytes(fs.cat_file(path, start=start, end=end))
 
 
 def read_all(uris: Sequence[str]) -> dict[str, bytes]:
@@ -145,9 +235,14 @@ def read_all(uris: Sequence[str]) -> dict[str, bytes]:
     if not uris:
         return {}
     fs, _ = filesystem(uris[0])
-    paths = {filesystem(uri)[1]: uri for uri in uris}
-    contents = fs.cat(list(paths), on_error="omit")
-    return {paths[path]: bytes(data) for path, data in contents.items()}
+    contents = fs.cat_ranges([filesystem(uri)[1] for uri in uris], None, None)
+    objects: dict[str, bytes] = {}
+    for uri, data in zip(uris, contents, strict=True):
+        with contextlib.suppress(FileNotFoundError), _access(uri):
+            if isinstance(data, Exception):
+                raise data
+            objects[uri] = bytes(data)
+    return objects
 
 
 def read_json(uri: str) -> Any:
@@ -157,7 +252,12 @@ def read_json(uri: str) -> Any:
 
 def write_json(uri: str, value: object) -> None:
     """Write a value as JSON with sorted keys: equal values give equal bytes."""
-    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """The bytes that ``write_json`` writes."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_table(uri: str) -> pa.Table:
@@ -181,7 +281,8 @@ def names(uri: str) -> list[str]:
     """Sorted names directly below a folder; empty where the folder is missing."""
     fs, path = filesystem(uri)
     try:
-        paths = fs.ls(path, detail=False)
+        with _access(uri):
+            paths = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
     children = {str(child).rstrip("/") for child in paths} - {path.rstrip("/")}
@@ -198,21 +299,36 @@ def files(uri: str) -> set[str]:
     if is_local(uri) and Path(path).is_symlink():
         return set()
     below = f"{path.rstrip('/')}/"
-    paths = (str(child) for child in fs.find(path))
+    with _access(uri):
+        paths = [str(child) for child in (_local_files(path) if is_local(uri) else fs.find(path))]
     return {join(uri, child.removeprefix(below)) for child in paths if child.startswith(below) and child[-1] != "/"}
+
+
+def _local_files(path: str) -> Iterator[str]:
+    """Paths of all files below a folder.
+
+    The listing of fsspec leaves out folders that it may not read.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, _ABSENCE):
+            raise error
+
+    for folder, _, file_names in os.walk(path, onerror=refuse):
+        yield from (posixpath.join(folder, name) for name in file_names)
 
 
 def remove(uri: str) -> None:
     """Remove an object, if it exists; never a folder."""
     fs, path = filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), _access(uri):
         fs.rm_file(path)
 
 
 def remove_folder(uri: str) -> None:
     """Remove a folder that this run made, if it exists."""
     fs, path = filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), _access(uri):
         fs.rm(path, recursive=True)
 
 
@@ -232,7 +348,7 @@ def download(uri: str, path: str) -> None:
     """Copy one object to a local path, streamed."""
     fs, source_path = filesystem(uri)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with fs.open(source_path, "rb") as source, Path(path).open("wb") as sink:
+    with _access(uri), fs.open(source_path, "rb") as source, Path(path).open("wb") as sink:
         shutil.copyfileobj(source, sink, 16 << 20)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from milcore.errors import UnreachableSlideError
+from milcore.errors import StorageError, UnreachableSlideError
 from milcore.runtime import storage
 
 T = TypeVar("T")
@@ -58,6 +58,8 @@ def with_retries(uri: str, action: Callable[[], T]) -> T:
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise UnreachableSlideError(_unreachable(uri, error)) from None
         except storage.IO_ERRORS as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise UnreachableSlideError(_unreachable(uri, error)) from None
             if wait_s is None:
                 raise UnreachableSlideError(
                     f"{_unreachable(uri, error)} (tried {len(RETRY_WAITS_S) + 1} times)"
@@ -79,4 +81,6 @@ def _unreachable(uri: str, error: Exception) -> str:
         FileNotFoundError: "there is no such file",
         IsADirectoryError: "it is a folder, not a file",
     }
+    if isinstance(error, StorageError):
+        return f"cannot read {error}"
     return f"cannot read {uri}: {known.get(type(error)) or f'{type(error).__name__}: {error}'}"

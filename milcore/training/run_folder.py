@@ -192,15 +192,13 @@ def config_uri(folder_uri: str) -> str:
 def claim_folder(uri: str, spec: FolderSpec) -> None:
     """Write ``config.json`` into a new folder, or check that it holds the same.
 
-    One of an earlier schema gains what it lacks.
+    One of an earlier schema gains what it lacks. Of two claims at once with different settings one is refused.
 
     Raises:
         InputError: it holds another; every setting that differs is named.
     """
     now = spec.model_dump(mode="json")
-    if not storage.exists(config_uri(uri)):
-        storage.write_json(config_uri(uri), now)
-        return
+    storage.create(config_uri(uri), storage.json_bytes(now))
     earlier = _parse(type(spec), uri, storage.read_json(config_uri(uri)))
     before = earlier.model_dump(mode="json")
     is_older = earlier.schema_version < spec.schema_version

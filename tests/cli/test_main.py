@@ -149,3 +149,32 @@ def test_help_gives_the_default_and_the_choices_of_a_setting() -> None:
     shown = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", CliRunner().invoke(app, ["train", "--help"]).output).split())
     assert "(max, mean, lse, noisy_or, noisy_and, attention, gated_attention) [default: gated_attention]" in shown
     assert f"[default: {TrainConfig().learning_rate}]" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", ["info RUN", "ingest MANIFEST STORE", "train STORE RUN", "predict RUN slide.tiff OUT"]
+)
+def test_storage_that_refuses_is_one_line_and_no_absence(
+    command: str, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    (tmp_path / "manifest.csv").write_text("slide_id,uri,label\na,a.tiff,0\nb,b.tiff,1\n")
+    places = {"MANIFEST": str(tmp_path / "manifest.csv"), "STORE": f"{s3}/refused", "RUN": f"{s3}/refused-run",
+              "OUT": f"{s3}/refused-out"}  # fmt: skip
+    for name, place in places.items():
+        command = command.replace(name, place)
+    ended = milcore(*command.split())
+    assert ended.returncode == 1, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert re.match(f"milcore: {s3}/refused.*: PermissionError: ", line)
+
+
+def test_a_file_that_a_command_cannot_do_without_is_one_line(store_uri: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert milcore("train", store_uri, str(run), *SMALL).returncode == 0
+    (run / "splits.parquet").unlink()
+    ended = milcore("info", str(run))
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "splits.parquet" in ended.stderr

@@ -6,6 +6,7 @@ import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+CODES = {403: "AccessDenied", 500: "InternalError"}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
@@ -16,13 +17,16 @@ class FaultyProxy:
         upstream: URL of the server behind.
 
     Attributes:
-        every: answer 500 to each request whose number this divides; 0 to none.
+        every: refuse each request whose number this divides; 0 none.
+        status: of the answer to a refused request; 0: the connection is cut without one.
+        methods: of the requests that are refused.
         stall_s: hold every request for so long before passing it on.
         failed, stalled: how many requests were treated so.
     """
 
     def __init__(self, upstream: str) -> None:
         self.every, self.stall_s = 0, 0.0
+        self.status, self.methods = 500, ("GET", "PUT", "POST", "DELETE", "HEAD")
         self.requests = self.failed = self.stalled = 0
         self._lock = threading.Lock()
         self._upstream = urllib.parse.urlsplit(upstream).netloc
@@ -38,17 +42,17 @@ class FaultyProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def refuses(self) -> bool:
-        """True where the next request is answered by 500; stalls it first if so set."""
+    def refuses(self, method: str) -> bool:
+        """True where the next request is refused; stalls it first if so set."""
         with self._lock:
             self.requests += 1
-            refused = bool(self.every) and self.requests % self.every == 0
+            refused = bool(self.every) and self.requests % self.every == 0 and method in self.methods
             self.failed += refused
             self.stalled += self.stall_s > 0.0
         time.sleep(self.stall_s)
         return refused
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - methods of one class
         proxy, upstream = self, self._upstream
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,10 +60,8 @@ class FaultyProxy:
 
             def handle_any(self) -> None:
                 body = _body_of(self)
-                if proxy.refuses():
-                    self._answer(
-                        500, [("Content-Type", "application/xml")], b"<Error><Code>InternalError</Code></Error>"
-                    )
+                if proxy.refuses(self.command):
+                    self._refuse(proxy.status)
                     return
                 behind = http.client.HTTPConnection(upstream, timeout=120)
                 try:
@@ -78,6 +80,12 @@ class FaultyProxy:
                     behind.close()
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 - the names http.server calls
+
+            def _refuse(self, status: int) -> None:
+                self.close_connection = not status
+                if status:
+                    content = f"<Error><Code>{CODES[status]}</Code></Error>".encode()
+                    self._answer(status, [("Content-Type", "application/xml")], content)
 
             def _answer(
                 self, status: int, headers: list[tuple[str, str]], content: bytes, length: str | None = None

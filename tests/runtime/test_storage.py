@@ -1,16 +1,21 @@
 """The contract of storage, over the local disk and over S3."""
 
 import contextlib
+import os
 import threading
 import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import s3fs
 
-from milcore.errors import StoreError
+from milcore.errors import InputError, MILError, StorageError, StoreError
 from milcore.runtime import storage
+from tests.conftest import free_ports
+from tests.faults.proxy import FaultyProxy
 
 
 def test_bytes_come_back_and_are_replaced_whole(folder_uri):
@@ -205,3 +210,80 @@ def test_files_behind_a_link_are_not_those_of_a_folder(tmp_path):
     (tmp_path / "group").symlink_to(tmp_path / "mine")
     assert storage.files(str(tmp_path / "group")) == set()
     assert storage.files(str(tmp_path / "mine")) == {str(tmp_path / "mine/keep")}
+
+
+QUESTIONS: dict[str, Callable[[str], object]] = {
+    "exists": storage.exists, "stat": storage.stat, "etag": storage.etag, "names": storage.names,
+    "files": storage.files, "read_bytes": storage.read_bytes, "read_all": lambda uri: storage.read_all([uri]),
+    "remove": storage.remove, "create": lambda uri: storage.create(uri, b"other"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def other_s3(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Sets variables of the environment for S3, read anew; the earlier ones come back."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+
+    def change(**values: str) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    yield change
+    monkeypatch.undo()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("trouble", ["403", "500", "cut", "down", "wrong key"])
+def test_only_not_found_is_absence(s3, other_s3, trouble):
+    """An object that storage does not answer for is neither there nor absent."""
+    uri = storage.join(s3, uuid.uuid4().hex)
+    storage.write_bytes(uri, b"first")
+    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"])
+    proxy.status, proxy.every = {"403": 403, "500": 500}.get(trouble, 0), 1
+    down = f"http://127.0.0.1:{free_ports(1)[0]}"
+    changes = {"down": {"AWS_ENDPOINT_URL": down}, "wrong key": {"AWS_SECRET_ACCESS_KEY": "wrong"}}
+    server, key = os.environ["AWS_ENDPOINT_URL"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    other_s3(**changes.get(trouble, {"AWS_ENDPOINT_URL": proxy.url}))
+    for name, question in QUESTIONS.items():
+        with pytest.raises(StorageError) as raised:
+            question(uri)
+        assert isinstance(raised.value, MILError)
+        assert raised.value.line.startswith(f"{uri}: "), name
+    proxy.close()
+    other_s3(AWS_ENDPOINT_URL=server, AWS_SECRET_ACCESS_KEY=key)
+    assert storage.read_bytes(uri) == b"first"
+
+
+def test_a_failed_head_is_not_absence(s3, other_s3):
+    uri = storage.join(s3, uuid.uuid4().hex)
+    storage.write_bytes(uri, b"x")
+    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"])
+    proxy.status, proxy.every, proxy.methods = 403, 1, ("HEAD",)
+    other_s3(AWS_ENDPOINT_URL=proxy.url)
+    with pytest.raises(StorageError, match="PermissionError"):
+        storage.exists(uri)
+    proxy.close()
+
+
+def test_of_writers_that_create_one_object_one_succeeds(folder_uri):
+    """Four times four writers at once; the object is the one of the writer that was told so."""
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(4):
+            uri = storage.join(folder_uri, f"{number}")
+            contents = [f"writer {k}".encode() * 1000 for k in range(4)]
+            told = list(pool.map(lambda content, uri=uri: storage.create(uri, content), contents))
+            assert told.count(True) == 1
+            assert storage.read_bytes(uri) == contents[told.index(True)]
+    assert len(storage.names(folder_uri)) == 4
+
+
+def test_an_unknown_scheme_is_one_line_that_names_it():
+    with pytest.raises(InputError, match="got nosuch://; allowed: a local path"):
+        storage.exists("nosuch://bucket/object")
+
+
+def test_a_name_with_wildcards_is_that_name(folder_uri):
+    storage.write_bytes(storage.join(folder_uri, "run1"), b"another")
+    assert storage.read_all([storage.join(folder_uri, "run*"), storage.join(folder_uri, "run[1]")]) == {}

@@ -1,5 +1,6 @@
 """A run folder says what it is, resumes the same run, refuses another, and publishes a model that reads back."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ from milcore.cli.info import describe
 from milcore.cli.options import train_config
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError, StoreError
+from milcore.evaluation.prediction_folder import PredictionsSpec
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.run import prepare_run, train_run
-from milcore.training.run_folder import Run
+from milcore.training.run_folder import Run, claim_folder
 from milcore.training.sweep import Sweep, prepare_sweep
 from tests.cohorts import relabel, write_features, write_store
 
@@ -57,6 +59,24 @@ def test_the_run_folder_holds_nothing_but_the_contract_s_files(store_uri: str, t
         "model.safetensors",
         "splits.parquet",
     ]
+
+
+def test_of_two_claims_at_once_with_different_settings_one_is_refused(folder_uri: str) -> None:
+    """However they meet, the folder's settings are those of every claim that was granted."""
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(5):
+            uri = storage.join(folder_uri, str(number))
+            claims = list(pool.map(lambda run, uri=uri: _claim(uri, run), ("one", "other")))
+            assert sorted(claims) == [False, True]
+            assert storage.read_json(storage.join(uri, "config.json"))["run"] == ("one", "other")[claims.index(True)]
+
+
+def _claim(uri: str, run: str) -> bool:
+    try:
+        claim_folder(uri, PredictionsSpec(milcore_version="0", run=run, models_sha256="", default_mpp=None))
+    except InputError:
+        return False
+    return True
 
 
 def test_a_finished_run_is_left_as_it_is(store_uri: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from milcore.cohort.manifest import Manifest, make_manifest
 from milcore.config import MAX_ARRAY_GB, ImportConfig
-from milcore.errors import InputError
+from milcore.errors import InputError, StorageError
 from milcore.ingestion.imports.coords import corners_problem, patch_grid
 from milcore.ingestion.imports.source import (
     Array,
@@ -101,7 +101,9 @@ def _load(uri: str, needed: tuple[str, ...]) -> _Arrays:
         with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as file:
             _check_size(file.zip)
             arrays = {name: file[name] for name in file.files}
-    except (*storage.IO_ERRORS, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
+    except StorageError:
+        raise
+    except (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{uri} cannot be read as .npz ({type(error).__name__}: {error}); give one with {', '.join(needed)}"
         ) from None

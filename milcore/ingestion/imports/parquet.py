@@ -66,7 +66,7 @@ def _read_slide(
 def _read(uri: str) -> pa.Table:
     try:
         table = storage.read_table(uri)
-    except (*storage.IO_ERRORS, pa.ArrowInvalid) as error:
+    except (FileNotFoundError, IsADirectoryError, pa.ArrowInvalid) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{uri} cannot be read as Parquet ({reason}); give one file, a row per instance") from None
     lacking = [name for name in ("slide_id", "label") if name not in table.column_names]
