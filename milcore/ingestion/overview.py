@@ -60,7 +60,7 @@ def _row(store: PatchStore, slide: Slide, stored: SlideRecord | None) -> dict[st
         "mpp_from": "" if mpp is None else mpp.origin,
         "size": "" if size is None else f"{size[0]:,} x {size[1]:,}",
         "reader": "" if scan is None else scan.reader,
-        "picture": _picture(store.slide(slide.slide_id)) if record.status == "ok" else None,
+        "picture": _picture(SlideGroup(store.group_uri(slide.slide_id), record)) if record.status == "ok" else None,
     }
 
 

@@ -38,6 +38,10 @@ _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 _PRECONDITION_FAILED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 
 
+# times that an unfinished file is written anew because another writer removed it
+REMOVED_AT_MOST = 3
+
+
 class SourceStat(NamedTuple):
     """Size in bytes and version of an object."""
 
@@ -166,10 +170,25 @@ def write_parts(uri: str, parts: Sequence[bytes]) -> None:
     fs, path = filesystem(uri)
     with _access(uri):
         if is_local(uri):
-            with _partial_file(Path(path), parts) as partial:
-                partial.replace(path)
+            _replace(Path(path), parts)
         else:
             fs.pipe_file(path, parts[0] if len(parts) == 1 else b"".join(parts))
+
+
+def _replace(target: Path, parts: Sequence[bytes]) -> None:
+    """Put a complete file in the target's place.
+
+    It is written anew where another writer of the folder took the unfinished one for old and removed it.
+    """
+    for attempt in range(REMOVED_AT_MOST + 1):
+        try:
+            with _partial_file(target, parts) as partial:
+                partial.replace(target)
+        except FileNotFoundError:
+            if attempt == REMOVED_AT_MOST:
+                raise
+        else:
+            return
 
 
 def create(uri: str, data: bytes) -> bool:

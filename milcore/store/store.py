@@ -21,13 +21,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
-import zarr
 
 from milcore.cohort.manifest import Manifest
 from milcore.config import Codec
 from milcore.errors import StoreError
 from milcore.runtime import storage
-from milcore.store.slide_group import SlideGroup, zarr_store
+from milcore.store.shards import write_array
+from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
 from milcore.store.writer import SlideWriter, write_group
 
@@ -156,7 +156,8 @@ class PatchStore:
 def write_columns(uri: str, columns: dict[str, npt.NDArray[Any]], attrs: dict[str, Any]) -> None:
     """Write a Zarr v3 group of arrays of one length, each one chunk.
 
-    Its attribute ``complete`` is false until the end.
+    Its attribute ``complete`` is false until the end. Arrays of the same columns are overwritten, not removed, so two
+    writers of them do each other no harm.
 
     Args:
         uri: of the group; other arrays there are removed.
@@ -165,16 +166,11 @@ def write_columns(uri: str, columns: dict[str, npt.NDArray[Any]], attrs: dict[st
     """
     arrays = {file.removeprefix(f"{uri}/").split("/")[0] for file in storage.files(uri)}
     write_group(uri, {**attrs, "complete": False})
-    group = _open_group(uri)
     for name, values in columns.items():
-        group.create_array(name, data=values, chunks=(max(1, len(values)),), overwrite=True)
+        write_array(storage.join(uri, name), values)
     for name in arrays - {*columns, "zarr.json"}:
         storage.remove_folder(storage.join(uri, name))
     write_group(uri, {**attrs, "complete": True})
-
-
-def _open_group(uri: str) -> zarr.Group:
-    return zarr.open_group(zarr_store(uri), mode="r+", zarr_format=3)
 
 
 def _parse_record(slide_id: str, data: bytes | None) -> SlideRecord | None:

@@ -86,6 +86,11 @@ class SlideWriter:
         self._written |= write_array(storage.join(self._uri, "tissue_mask"), mask.astype(np.uint8))
         self._arrays.add("tissue_mask")
 
+    def keep_features(self, name: str) -> None:
+        """Keep features that were written to the group while this writer was open."""
+        features = storage.join(self._uri, "features")
+        self._written |= {storage.join(features, "zarr.json"), *storage.files(storage.join(features, name))}
+
     def __enter__(self) -> Self:
         return self
 

@@ -1,5 +1,7 @@
 """``model.safetensors``: the weights of a finished run as one file."""
 
+import json
+
 from safetensors.torch import load, save
 
 from milcore import __version__
@@ -9,10 +11,20 @@ from milcore.runtime import storage
 
 
 def model_bytes(model: MILModel, best_epoch: int) -> bytes:
-    """The bytes of ``model.safetensors``; its metadata names the epoch."""
+    """The bytes of ``model.safetensors``, equal for equal models; its metadata names the epoch."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    data: bytes = save(tensors, metadata={"milcore_version": __version__, "best_epoch": str(best_epoch)})
-    return data
+    return _with_metadata(save(tensors), {"best_epoch": str(best_epoch), "milcore_version": __version__})
+
+
+def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
+    """Add metadata to a safetensors file, its keys in order.
+
+    ``save`` itself would write them in a random one.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(data[8:end])}, separators=(",", ":"))
+    header += " " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header.encode() + data[end:]
 
 
 def load_model(uri: str, config: TrainConfig) -> MILModel:

@@ -22,6 +22,7 @@ from milcore.runtime import storage
 from milcore.training.run import prepare_run
 from milcore.training.sweep import prepare_sweep
 from tests.cohorts import write_features, write_store
+from tests.faults.processes import MARK, marked
 from tests.faults.proxy import FaultyProxy
 
 # 7 training bags in batches of 2 and a checkpoint after every epoch; each epoch waits 0.1 s for Ray
@@ -33,7 +34,6 @@ SWEEP = TuneConfig(
     poolings=("max", "mean", "attention", "gated_attention"), trials=12,
     train=TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=16, batch_size=4, checkpoint_every=2),
 )  # fmt: skip
-MARK = "MILCORE_TEST_RUN"
 TIMES_STARTED = 4
 Driver = subprocess.Popen[bytes]
 
@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.faults)
+            if item.get_closest_marker("long") is None:
+                item.add_marker(pytest.mark.faults)
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
 
@@ -96,17 +97,7 @@ class Training:
 
     def processes(self, title: str) -> list[int]:
         """Ids of the processes of this run whose command line begins so."""
-        ids = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    begins = (entry / "cmdline").read_bytes().startswith(title.encode())
-                    ours = f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
-                except OSError:
-                    continue
-                if begins and ours:
-                    ids.append(int(entry.name))
-        return ids
+        return marked(self.mark, title)
 
 
 @pytest.fixture

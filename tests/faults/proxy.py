@@ -4,10 +4,33 @@ import http.client
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 CODES = {403: "AccessDenied", 500: "InternalError"}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+
+WRITES = ("PUT", "POST", "DELETE")
+
+
+class Stop(NamedTuple):
+    """A moment between two writes: a request that changes something, and what is done then.
+
+    Args:
+        at_write: number of the request, from 1.
+        is_passed_on: the moment lies after the server got it; else before.
+        action: true where the request is then passed on, and answered; else it or its answer is lost.
+    """
+
+    at_write: int
+    is_passed_on: bool
+    action: Callable[[], bool]
+
+    def goes_on(self, *, is_passed_on: bool) -> bool:
+        """False where this is the moment, and the request or its answer is lost."""
+        return self.is_passed_on != is_passed_on or self.action()
 
 
 class FaultyProxy:
@@ -21,13 +44,16 @@ class FaultyProxy:
         status: of the answer to a refused request; 0: the connection is cut without one.
         methods: of the requests that are refused.
         stall_s: hold every request for so long before passing it on.
+        stop: what happens at one of the writes; None for nothing.
+        writes: how many requests that change something have come.
         failed, stalled: how many requests were treated so.
     """
 
     def __init__(self, upstream: str) -> None:
         self.every, self.stall_s = 0, 0.0
         self.status, self.methods = 500, ("GET", "PUT", "POST", "DELETE", "HEAD")
-        self.requests = self.failed = self.stalled = 0
+        self.stop: Stop | None = None
+        self.requests = self.failed = self.stalled = self.writes = 0
         self._lock = threading.Lock()
         self._upstream = urllib.parse.urlsplit(upstream).netloc
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -52,6 +78,14 @@ class FaultyProxy:
         time.sleep(self.stall_s)
         return refused
 
+    def stop_at(self, method: str) -> Stop:
+        """What happens at the next request; nothing where it is not the write to stop at."""
+        with self._lock:
+            self.writes += method in WRITES
+            if self.stop is not None and method in WRITES and self.writes == self.stop.at_write:
+                return self.stop
+            return Stop(self.writes, is_passed_on=False, action=lambda: True)
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - methods of one class
         proxy, upstream = self, self._upstream
 
@@ -63,17 +97,16 @@ class FaultyProxy:
                 if proxy.refuses(self.command):
                     self._refuse(proxy.status)
                     return
+                stop = proxy.stop_at(self.command)
+                if not stop.goes_on(is_passed_on=False):
+                    return
                 behind = http.client.HTTPConnection(upstream, timeout=120)
                 try:
-                    # the request is signed for the host it names
-                    behind.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-                    for name, value in self.headers.items():
-                        if name.lower() not in {*HOP_BY_HOP, "expect"}:
-                            behind.putheader(name, value)
-                    behind.putheader("Content-Length", str(len(body)))
-                    behind.endheaders(body)
+                    _ask(behind, self, body)
                     answer = behind.getresponse()
                     content = answer.read()
+                    if not stop.goes_on(is_passed_on=True):
+                        return
                     length = answer.getheader("Content-Length") if self.command == "HEAD" else None
                     self._answer(answer.status, answer.getheaders(), content, length)
                 finally:
@@ -103,6 +136,16 @@ class FaultyProxy:
                 pass
 
         return Handler
+
+
+def _ask(behind: http.client.HTTPConnection, request: BaseHTTPRequestHandler, body: bytes) -> None:
+    # the request is signed for the host it names
+    behind.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
+    for name, value in request.headers.items():
+        if name.lower() not in {*HOP_BY_HOP, "expect"}:
+            behind.putheader(name, value)
+    behind.putheader("Content-Length", str(len(body)))
+    behind.endheaders(body)
 
 
 def _body_of(request: BaseHTTPRequestHandler) -> bytes:

@@ -4,8 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 
+from milcore import __version__
 from milcore.api import train_best
 from milcore.cli.info import describe
 from milcore.cli.options import train_config
@@ -13,10 +15,12 @@ from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig, p
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.prediction_folder import PredictionsSpec
 from milcore.mil.bags.load import load_bags
+from milcore.mil.model import make_model
 from milcore.runtime import storage
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
+from milcore.training.model_file import model_bytes
 from milcore.training.run import prepare_run, train_run
 from milcore.training.run_folder import Run, claim_folder
 from milcore.training.sweep import Sweep, prepare_sweep
@@ -48,6 +52,15 @@ def test_a_published_model_reads_back_and_speaks_of_every_bag(store_uri: str, tm
         output = model.predict_bags(batch)
         torch.testing.assert_close(output.log_prob.exp().sum(1), torch.ones(len(batch.labels)))
         torch.testing.assert_close(output.attention.sum(), torch.tensor(float(len(batch.labels))))
+
+
+def test_equal_models_have_equal_files(tmp_path: Path) -> None:
+    model = make_model(TRAIN, 3, classes=2)
+    contents = {model_bytes(model, 2) for _ in range(20)}
+    assert len(contents) == 1
+    (tmp_path / "model.safetensors").write_bytes(contents.pop())
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"best_epoch": "2", "milcore_version": __version__}
 
 
 def test_the_run_folder_holds_nothing_but_the_contract_s_files(store_uri: str, tmp_path: Path) -> None:

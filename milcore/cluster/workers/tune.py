@@ -63,19 +63,27 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
     resources = _trial_resources(launch)
     trainable = tune.with_resources(_run_trial, {name.lower(): amount for name, amount in resources.items()})
     snapshot = storage.join(out_uri, RAY_FOLDER)
+    param_space = {
+        "trial": tune.grid_search(list(range(spec.tune.trials))),
+        "out_uri": out_uri,
+        "device": "cuda" if launch.use_gpu else "cpu",
+    }
     if tune.Tuner.can_restore(snapshot):
         try:
-            return tune.Tuner.restore(snapshot, trainable=trainable, resume_unfinished=True, restart_errored=True)
+            # a driver that was killed before the first snapshot has left no trials: they are drawn again
+            return tune.Tuner.restore(
+                snapshot,
+                trainable=trainable,
+                param_space=param_space,
+                resume_unfinished=True,
+                restart_errored=True,
+            )
         except (ImportError, AttributeError) as error:  # Ray's pickle names modules of the version that wrote it
             log_line(f"the snapshot of the sweep is of another version ({error}); unfinished trials start anew")
             storage.remove_folder(snapshot)
     return tune.Tuner(
         trainable,
-        param_space={
-            "trial": tune.grid_search(list(range(spec.tune.trials))),
-            "out_uri": out_uri,
-            "device": "cuda" if launch.use_gpu else "cpu",
-        },
+        param_space=param_space,
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",

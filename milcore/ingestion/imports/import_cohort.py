@@ -25,6 +25,7 @@ from milcore.ingestion.imports.source import FeatureType, Instances, Source
 from milcore.ingestion.slide import SlideOutcome
 from milcore.runtime import storage
 from milcore.runtime.progress import track
+from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import ImportOrigin, SlideRecord, SlideState, SourceFile, record_problem
 from milcore.store.store import PatchStore
 
@@ -140,7 +141,9 @@ def _usable_record(record: SlideRecord, config: ImportConfig, store: PatchStore)
     if (earlier.import_origin, earlier.parameters) != (record.import_origin, record.parameters):
         return None
     complete = earlier.status != "ok" or _array_name(config) == PATCHES
-    return earlier if complete or store.slide(record.slide_id).has_features(config.name) else None
+    # not store.slide(): another import may be writing the group at this moment
+    group = SlideGroup(store.group_uri(record.slide_id), earlier)
+    return earlier if complete or group.has_features(config.name) else None
 
 
 def _skipped_outcome(record: SlideRecord) -> SlideOutcome:
@@ -149,7 +152,9 @@ def _skipped_outcome(record: SlideRecord) -> SlideOutcome:
 
 
 def _write(slide: Slide, instances: Instances, store: PatchStore, record: SlideRecord, config: ImportConfig) -> None:
-    """Write a slide's group, then its features.
+    """Write a slide's group and its features.
+
+    The group is complete only with them, so that of two imports at once neither finds the other's half.
 
     Raises:
         SlideError: coords lie outside the slide, or it is larger than any.
@@ -169,9 +174,11 @@ def _write(slide: Slide, instances: Instances, store: PatchStore, record: SlideR
             writer.write_rows(name, values)
         if isinstance(image, SlideImage):
             writer.write_thumbnail(image.thumbnail)
-    if instances.features is not None:
-        attrs = {"imported": config.format, "source": record.to_attrs()["source"]}
-        store.slide(slide.slide_id).write_features(config.name, instances.features, attrs)
+        if instances.features is not None:
+            attrs = {"imported": config.format, "source": record.to_attrs()["source"]}
+            group = SlideGroup(store.group_uri(slide.slide_id), record)
+            group.write_features(config.name, instances.features, attrs)
+            writer.keep_features(config.name)
 
 
 def _with_instances(record: SlideRecord, instances: Instances) -> SlideRecord:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from milcore.cluster.launch import tune_with
-from milcore.cluster.workers.tune import gpu_share
+from milcore.cluster.workers.tune import _tuner, gpu_share
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
@@ -61,6 +61,14 @@ def test_a_sweep_over_folds_scores_by_their_mean_and_says_its_error(local_ray: N
     assert all(row["val_auroc_se"] >= 0.0 or row["epochs"] for row in rows)
     assert any(row["val_auroc_se"] >= 0.0 for row in (rows[0], rows[2]))
     assert [row["hidden"] for row in rows] == [trial.hidden for trial in trial_configs(Sweep(out).spec().tune)]
+
+
+def test_a_sweep_killed_before_its_first_snapshot_goes_on(local_ray: None, tmp_path: Path) -> None:
+    """Ray has written what the sweep is, and nothing of its trials."""
+    out = prepared(str(tmp_path), SWEEP.model_copy(update={"trials": 2}))
+    _tuner(out, Sweep(out).spec(), TWO)
+    tune_with(out, TWO)
+    assert [row["state"] for row in trials_of(out)] == ["ok", "ok"]
 
 
 def test_trials_that_cannot_learn_are_reported_with_their_reason(local_ray: None, tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""The commands of a small cohort: what each reads, writes and is compared by."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from milcore.runtime import storage
+from milcore.slides.write_pyramid import write_pyramid
+from tests.faults.processes import succeed
+
+PATCH_PX, COLUMNS, ROWS = 32, 5, 4
+TIMES = ("bags_per_sec", "waiting")
+SPLITS = ("train", "train", "val", "val", "test", "test")
+STORE = "{cohort}/encoded/store"
+MODEL = (
+    "--features",
+    "colour",
+    "--hidden",
+    "8",
+    "--attention-hidden",
+    "4",
+    "--batch-size",
+    "1",
+    "--epochs",
+    "3",
+    "--checkpoint-every",
+    "1",
+)
+
+
+class Command(NamedTuple):
+    """A command line, and its folder.
+
+    Args:
+        line: arguments of ``milcore``; ``{files}`` is a local folder with slides, features and an encoder, ``{cohort}``
+            a folder with a store and runs, ``{out}`` the folder to write into.
+        begun: parts of the cohort that the command changes itself: they are copied into ``{out}`` first.
+    """
+
+    line: tuple[str, ...]
+    begun: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "ingest": Command(
+        ("ingest", "{files}/manifest.csv", "{out}/store", "--patch-size", str(PATCH_PX), "--workers", "0"),
+    ),
+    "import": Command(
+        ("import", "{files}/h5", "{out}/store", "--format", "clam", "--labels", "{files}/manifest.csv"),
+    ),
+    "encode": Command(
+        ("encode", "{out}/store", "--encoder", "onnx:{files}/encoder.onnx", "--name", "colour", "--workers", "0"),
+        begun=("store",),
+    ),
+    "train": Command(
+        ("train", STORE, "{out}/run", *MODEL, "--workers", "0")
+    ),
+    "train in folds": Command(
+        ("train", STORE, "{out}/run", *MODEL, "--workers", "0", "--folds", "2"),
+    ),
+    # one epoch, so that no trial is stopped early, which depends on how fast they run beside each other
+    "tune": Command(
+        ("tune", STORE, "{out}/sweep", *MODEL, "--epochs", "1", "--trials", "3",
+         "--workers", "2"),
+    ),
+    "evaluate": Command(("evaluate", "{out}/run"), begun=("run",)),
+    "predict": Command(
+        ("predict", "{cohort}/run", "{files}/s4.tiff", "{files}/s5.tiff", "{out}/predictions"),
+    ),
+}  # fmt: skip
+
+
+class Cohort(NamedTuple):
+    """Slides on the local disk, and a store and a run made of them on some storage."""
+
+    files: Path
+    uri: str
+
+    def arguments(self, command: Command, out: str) -> list[str]:
+        """Command line for a folder to write into."""
+        return [word.format(files=self.files, cohort=self.uri, out=out) for word in command.line]
+
+    def begin(self, command: Command, out: str) -> None:
+        """Copy what the command changes into its folder."""
+        for name in command.begun:
+            source = storage.join(self.uri, name)
+            for uri, data in storage.read_all(sorted(storage.files(source))).items():
+                storage.write_bytes(storage.join(out, name) + uri.removeprefix(source), data)
+
+
+def make_cohort(files: Path, uri: str) -> Cohort:
+    """Slides of 20 patches, a store of them, one with features too, and a run trained on that."""
+    files.mkdir(parents=True)
+    _write_files(files)
+    cohort = Cohort(files, uri)
+    for name, out in {"ingest": uri, "encode": storage.join(uri, "encoded"), "train": uri}.items():
+        cohort.begin(COMMANDS[name], out)
+        succeed(cohort.arguments(COMMANDS[name], out))
+    return cohort
+
+
+def _write_files(files: Path) -> None:
+    rows = ["slide_id,uri,label,split"]
+    (files / "h5").mkdir()
+    generator = np.random.default_rng(5)
+    for k, split in enumerate(SPLITS):
+        y, x = np.mgrid[: ROWS * PATCH_PX, : COLUMNS * PATCH_PX]
+        pixels = np.stack([200 - x % 60, 120 + (y + 9 * k) % 40, np.full_like(x, 150 + 20 * (k % 2))], -1)
+        write_pyramid(files / f"s{k}.tiff", pixels.astype(np.uint8), 0.5, 1)
+        rows.append(f"s{k},s{k}.tiff,{k % 2},{split}")
+        with h5py.File(files / "h5" / f"s{k}.h5", "w") as file:
+            file["features"] = generator.standard_normal((ROWS * COLUMNS, 8)).astype(np.float32)
+            file["coords"] = np.stack([x, y], -1)[::PATCH_PX, ::PATCH_PX].reshape(-1, 2)
+    (files / "manifest.csv").write_text("\n".join(rows) + "\n")
+    _write_encoder(files / "encoder.onnx")
+
+
+def _write_encoder(path: Path) -> None:
+    """An encoder whose features are the mean colour."""
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, PATCH_PX, PATCH_PX])
+    mean = helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["n", 3, 1, 1])
+    graph = helper.make_graph([helper.make_node("GlobalAveragePool", ["pixels"], ["mean"])], "colour", [pixels], [mean])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def contents(folder: str) -> dict[str, bytes | str]:
+    """Every object below a folder by its path, as it is compared with that of another run.
+
+    Left out: event files of TensorBoard, and bags per second and the share of waiting in a history, which hold times;
+    and the hidden files that a killed process left half written, which nothing reads.
+    """
+    uris = sorted(uri for uri in storage.files(folder) if not re.search(r"/tensorboard/|\.partial$", uri))
+    found = {uri.removeprefix(f"{folder}/"): data for uri, data in storage.read_all(uris).items()}
+    return {path: _comparable(path, data.replace(folder.encode(), b"FOLDER")) for path, data in found.items()}
+
+
+def _comparable(path: str, data: bytes) -> bytes | str:
+    """The bytes, but of a history its rows without those that hold times."""
+    if path.endswith("/history.parquet"):
+        rows = storage.parse_table(data).to_pylist()
+        return repr([row for row in rows if row["metric"] not in TIMES])
+    if re.search(r"/checkpoints/\d+/state.json$", path):
+        state = json.loads(data)
+        return repr({**state, "history": [row for row in state["history"] if row[2] not in TIMES]})
+    return data
