@@ -19,7 +19,7 @@ from tests.faults.processes import LONGEST_S, Child
 from tests.faults.proxy import FaultyProxy, Stop
 
 PLACES = ("local", "s3")
-# Ray Tune keeps one snapshot of a sweep: two sweeps in one folder are not supported
+# Ray Tune keeps one snapshot of a sweep: two sweeps in one folder at once are not held to anything here
 PAIRED = [name for name in COMMANDS if name != "tune"]
 Cohorts = Callable[[str], Cohort]
 
@@ -67,8 +67,12 @@ class Runs:
     def new_folder(self) -> str:
         """A folder in which the command can begin."""
         out = storage.join(self._cohort.uri, uuid.uuid4().hex)
-        self._cohort.begin(self._command, out)
+        self.begin(out)
         return out
+
+    def begin(self, out: str) -> None:
+        """Copy what the command changes into a folder."""
+        self._cohort.begin(self._command, out)
 
     def start(
         self, out: str, signal_at: int = 0, number: signal.Signals = signal.SIGKILL, endpoint: str | None = None
