@@ -365,10 +365,11 @@ def train_best(store_uri: str, run_uri: str, sweep_uri: str, launch: LaunchConfi
 def download_model(run_uri: str, path: str) -> str:
     """Copy the published weights of a run to a local file; their URI."""
     from milcore.runtime import storage
+    from milcore.training.run_files import read_file
     from milcore.training.run_folder import Run
 
     uri = Run(run_uri).model_uri
-    storage.download(uri, path)
+    storage.write_bytes(path, read_file(uri))
     return uri
 
 
@@ -464,11 +465,12 @@ def download_evaluation(run_uri: str, report: str, model_card: str, attention: s
     """
     from milcore.evaluation.evaluate import download_overlays
     from milcore.runtime import storage
+    from milcore.training.run_files import read_file
     from milcore.training.run_folder import Run
 
     run = Run(run_uri)
-    storage.download(run.report_uri, report)
-    storage.download(run.model_card_uri, model_card)
+    storage.write_bytes(report, read_file(run.report_uri))
+    storage.write_bytes(model_card, read_file(run.model_card_uri))
     download_overlays(run_uri, attention)
     return {"report": run.report_uri, "model_card": run.model_card_uri, "attention": run.attention_uri}
 

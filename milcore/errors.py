@@ -42,6 +42,10 @@ class StoreError(MILError):
     exit_code = 2
 
 
+class DamageError(StoreError):
+    """Stored bytes are not those that were written, or are absent."""
+
+
 class UnreachableError(MILError):
     """Storage is full or unreachable; the same command may succeed later."""
 

@@ -9,8 +9,10 @@ import pyarrow as pa
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.cohort.splits import splits_digest
 from milcore.runtime import storage
+from milcore.store.metadata import read_metadata, write_metadata
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
+from milcore.training.run_files import publish
 from milcore.training.run_folder import Run
 
 PATCH_PX = 16
@@ -65,3 +67,14 @@ def as_folds(run_uris: list[str], uri: str) -> str:
         for name in ("model.safetensors", "history.parquet"):
             storage.write_bytes(f"{uri}/folds/{k}/{name}", storage.read_bytes(f"{run}/{name}"))
     return uri
+
+
+def rewrite_json(uri: str, changes: Mapping[str, object]) -> None:
+    """Write other members of a run's JSON file, published with its digest, as another program could."""
+    publish({uri: storage.json_bytes(storage.read_json(uri) | changes)})
+
+
+def rewrite_metadata(uri: str, changes: Mapping[str, object], attributes: Mapping[str, object]) -> None:
+    """Write other members and attributes of a group's or array's zarr.json, with a digest that agrees."""
+    metadata = {**read_metadata(uri), **changes}
+    write_metadata(uri, metadata | {"attributes": {**metadata["attributes"], **attributes}})

@@ -16,6 +16,7 @@ from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from milcore.training.run_folder import Run
 from milcore.training.sweep import Sweep
+from tests.cohorts import rewrite_json
 from tests.versions import VERSIONS, unpack
 
 LATEST = VERSIONS[-1]
@@ -162,7 +163,7 @@ def test_a_folder_of_a_newer_schema_is_refused(folder: str, tmp_path: Path) -> N
     milcore("train", cohort / "store", cohort / "run", "--config", write_settings(cohort, LATEST))
     config = cohort / folder / "config.json"
     newer = {"schema_version": 99, "milcore_version": "9.0", "unheard_of": 1}
-    config.write_text(json.dumps(json.loads(config.read_text()) | newer))
+    rewrite_json(str(config), newer)
     commands = {
         "run": [["info", config.parent], ["evaluate", config.parent],
                 ["predict", config.parent, cohort / "s1.tiff", cohort / "out"],

@@ -1,11 +1,16 @@
-"""Figures of a patch store or a run folder."""
+"""Figures of a store or run, and a check of all its bytes."""
 
+import os
+from functools import partial
 from typing import Any
 
 from milcore.errors import InputError
 from milcore.runtime import storage
+from milcore.runtime.processes import map_in_processes
+from milcore.runtime.progress import track
 from milcore.store.store import PatchStore
-from milcore.training.run_folder import Run
+from milcore.store.verify import slide_damage
+from milcore.training.run_folder import Run, run_damage
 
 
 def describe(uri: str) -> dict[str, Any]:
@@ -14,10 +19,39 @@ def describe(uri: str) -> dict[str, Any]:
     Raises:
         InputError: it is neither.
     """
+    return _describe_store(uri) if _is_store(uri) else _describe_run(Run(uri))
+
+
+def damage(uri: str) -> list[str]:
+    """Lines on every damaged array of a store, or file of a run.
+
+    Every byte is read. The slides of a store are read by one process per core.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not _is_store(uri):
+        return run_damage(Run(uri))
+    slide_ids = [slide.slide_id for slide in PatchStore(uri).manifest().slides]
+    workers = min(len(os.sched_getaffinity(0)), len(slide_ids))
+    lines = map_in_processes(partial(slide_damage, uri), slide_ids, workers, _killed)
+    return sorted(line for of_slide in track(lines, "verify", len(slide_ids)) for line in of_slide)
+
+
+def _killed(slide_id: str) -> list[str]:
+    return [f"slide {slide_id!r}: its process was killed twice while reading it (out of memory?); run this again"]
+
+
+def _is_store(uri: str) -> bool:
+    """True for a store, False for a run.
+
+    Raises:
+        InputError: it is neither.
+    """
     if storage.exists(storage.join(uri, "manifest.parquet")):
-        return _describe_store(uri)
+        return True
     if storage.exists(Run(uri).config_uri):
-        return _describe_run(Run(uri))
+        return False
     raise InputError(f"{uri} is neither a patch store (no manifest.parquet) nor a run folder (no config.json)")
 
 

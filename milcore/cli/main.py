@@ -283,10 +283,19 @@ def predict(
 
 @app.command()
 def info(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="a patch store or a run folder")], as_json: AsJson = False
+    uri: Annotated[str, typer.Argument(metavar="URI", help="a patch store or a run folder")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="first read every byte, on all cores, and compare it with its checksums")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the figures of a patch store or a run folder."""
-    from milcore.cli.info import describe  # noqa: PLC0415 - a run's figures need torch, which takes seconds to import
+    from milcore.cli.info import damage, describe  # noqa: PLC0415 - a run's figures need torch: seconds to import
 
+    lines = damage(uri) if verify else []
+    if lines:
+        for line in lines:
+            log_line(line)
+        finish({"damage": lines}, f"{len(lines)} arrays or files of {uri} are damaged", as_json, InputError.exit_code)
     summary = describe(uri)
     finish(summary, "\n".join(f"{name}: {value}" for name, value in summary.items()), as_json)

@@ -5,6 +5,7 @@ Flag, type, description and default come from the config class, so a field that 
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -146,7 +147,7 @@ def train_config(file: str | None, flags: Values) -> TrainConfig:
 def _read_settings(uri: str) -> Values:
     allowed = "a JSON object of training settings, such as best.json"
     try:
-        values = storage.read_json(uri)
+        values = json.loads(storage.read_bytes(uri))
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"--config: expected a file, got nothing at {uri}; allowed: {allowed}") from None
     except (ValueError, RecursionError) as error:

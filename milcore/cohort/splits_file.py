@@ -11,7 +11,7 @@ import pyarrow as pa
 from milcore.cohort.label_changes import changes_text, classes_of, label_changes
 from milcore.cohort.manifest import Manifest
 from milcore.cohort.splits import CLASS, COLUMNS, check_splits, splits_table
-from milcore.errors import InputError
+from milcore.errors import DamageError, InputError
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line
 
@@ -54,10 +54,10 @@ def _read_table(uri: str) -> pa.Table:
     except storage.IO_ERRORS as error:
         raise InputError(f"splits: expected a file that can be read at {uri}, got {error}; {ALLOWED}") from None
     try:
-        table = storage.parse_table(data)
+        table = storage.check_table(data, uri)
         table.validate(full=True)  # a text that is no UTF-8
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"splits: expected Parquet at {uri}, got {error}; {ALLOWED}") from None
+    except (DamageError, pa.ArrowException):
+        raise InputError(f"splits: expected Parquet at {uri}, got another or a damaged file; {ALLOWED}") from None
     # folds are made anew
     return table.select([place for place, name in enumerate(table.column_names) if name in (*COLUMNS, CLASS)])
 

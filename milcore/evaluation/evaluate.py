@@ -32,6 +32,7 @@ from milcore.mil.inference import instance_columns
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line, track
 from milcore.store.slide_group import SlideGroup
+from milcore.training.run_files import publish
 from milcore.training.run_folder import Run
 from milcore.training.sweep import Sweep
 
@@ -84,7 +85,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     sweep = None if sweep_uri is None else _sweep_table(sweep_uri, folder)
     run = open_run(folder.uri, device, labels_from, allow_program=allow_program)
     rule = choose_rule(run.split("val"))
-    storage.write_table(folder.predictions_uri, _predictions_table(run))
+    publish({folder.predictions_uri: storage.table_bytes(_predictions_table(run))})
     groups = _groups(run)
     regions = _regions(run, groups)
     labels = _instance_labels(groups, regions)
@@ -99,9 +100,13 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     evaluation = Evaluation(run, rule, metrics, checks, comparison)
     summary = metrics_json(evaluation, folder.report_uri)
     data = report_data(evaluation, views, sweep)
-    storage.write_bytes(folder.model_card_uri, model_card(data).encode())
-    storage.write_bytes(folder.report_uri, render(data).encode())
-    storage.write_json(folder.metrics_uri, summary)
+    publish(
+        {
+            folder.model_card_uri: model_card(data).encode(),
+            folder.report_uri: render(data).encode(),
+            folder.metrics_uri: storage.json_bytes(summary),
+        }
+    )
     for warning in checks.warnings:
         log_line(f"warning: {warning}")
     return summary

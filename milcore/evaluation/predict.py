@@ -54,6 +54,7 @@ from milcore.runtime.progress import log_line, track
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
 from milcore.training.instances import FREE_SETTINGS
+from milcore.training.run_files import read_file
 from milcore.training.run_folder import Run, claim_folder
 
 RESEARCH_USE = "Research use only. Not for diagnosis."
@@ -313,7 +314,7 @@ def _installed_encoder(
 
 def _models_digest(run_uri: str, spec: RunSpec) -> str:
     """SHA-256 over the run's model files."""
-    models = [storage.read_bytes(member.model_uri) for member in Run(run_uri).members(spec.folds)]
+    models = [read_file(member.model_uri) for member in Run(run_uri).members(spec.folds)]
     return hashlib.sha256(b"".join(models)).hexdigest()
 
 

@@ -17,7 +17,7 @@ from milcore.cohort.manifest import Slide
 from milcore.config import EncoderRecord, FolderSpec, IngestConfig
 from milcore.errors import InputError, StoreError
 from milcore.runtime import storage
-from milcore.runtime.digest import digest
+from milcore.runtime.digest import digest, with_own_digest, without_own_digest
 
 SLIDES = "slides"
 STEM_CHARACTERS = 100
@@ -58,7 +58,7 @@ def read_records(out_uri: str) -> dict[str, Record]:
 
 def write_record(out_uri: str, record: Record) -> None:
     """Write the record of a slide."""
-    storage.write_json(_record_uri(out_uri, record["slide_id"]), record)
+    storage.write_json(_record_uri(out_uri, record["slide_id"]), with_own_digest(record))
 
 
 def _record_uri(out_uri: str, slide_id: str) -> str:
@@ -67,7 +67,7 @@ def _record_uri(out_uri: str, slide_id: str) -> str:
 
 def _parse(uri: str, data: bytes) -> Record:
     try:
-        record = dict(json.loads(data))
+        record = without_own_digest(json.loads(data), uri)
         _, patient_id, _, *_ = record["seen"]
         is_record = isinstance(record["uri"], str) and isinstance(patient_id, str)
     except (ValueError, TypeError, KeyError):

@@ -17,7 +17,6 @@ from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import BagPrediction, predict_bags
 from milcore.mil.model import MILModel
-from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from milcore.training.history import with_fold
 from milcore.training.instances import read_instances
@@ -85,7 +84,7 @@ class RunPredictions(NamedTuple):
     def history(self) -> pa.Table:
         """Columns fold, epoch, split, metric, value of all folds."""
         members = Run(self.uri).members(self.spec.folds)
-        histories = [storage.read_table(member.history_uri) for member in members]
+        histories = [member.history() for member in members]
         return pa.concat_tables(map(with_fold, histories, range(len(members))))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from milcore.cohort.manifest import Slide
 from milcore.config import MAX_INSTANCES_PER_SLIDE, MAX_MEGAPIXELS_PER_PATCH, IngestConfig
-from milcore.errors import SlideError, UnreachableSlideError
+from milcore.errors import DamageError, SlideError, UnreachableSlideError
 from milcore.ingestion.extract import choose_encoding, extract, sample_tissue
 from milcore.ingestion.stain import Normaliser, estimate_stains
 from milcore.ingestion.tiling import TilePlan, grid_size, plan_tiles, tile_size_level0
@@ -64,7 +64,7 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads:
     work = _SlideIngestion(slide, store, config, threads, _first_record(slide, config))
     try:
         version = source_version(slide.uri)._asdict()
-        earlier = store.record(slide.slide_id)
+        earlier = stored_record(store, slide.slide_id)
         if earlier and _is_up_to_date(earlier, work.record) and store.source(slide.slide_id) == version:
             return _outcome(earlier, skipped=True)
         outcome = _ingest_file(work, earlier)
@@ -117,6 +117,15 @@ def _is_up_to_date(earlier: SlideRecord, record: SlideRecord) -> bool:
         free |= {"default_mpp"} if earlier.mpp.origin != "default_mpp" else set()
         free |= {"max_unreadable"} if earlier.counts.unreadable <= parameters["max_unreadable"] else set()
     return all(before.get(name) == value for name, value in parameters.items() if name not in free)
+
+
+def stored_record(store: PatchStore, slide_id: str) -> SlideRecord | None:
+    """Record of a slide in the store; None where it is absent or damaged."""
+    try:
+        return store.record(slide_id)
+    except DamageError as error:
+        log_line(f"{error.line}; it is made again")
+        return None
 
 
 def _outcome(record: SlideRecord, *, skipped: bool) -> SlideOutcome:
@@ -288,7 +297,7 @@ def _quarantine_until_retry(store: PatchStore, record: SlideRecord, reason: str)
 
     An earlier run or another process may have written them.
     """
-    stored = store.record(record.slide_id)
+    stored = stored_record(store, record.slide_id)
     if stored and stored.status == "ok" and _is_up_to_date(stored, record):
         log_line(f"{record.slide_id}: {reason}; the patches that the store has of it stay")
         return _outcome(stored, skipped=True)

@@ -27,7 +27,8 @@ from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from milcore.errors import InputError, StorageError, StoreError
+from milcore.errors import DamageError, InputError, StorageError, StoreError
+from milcore.runtime.digest import table_digest
 
 # errors of filesystems: s3fs does not wrap botocore's own (no credentials, no connection), nor fsspec aiohttp's
 IO_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
@@ -37,9 +38,10 @@ _ABSENCE = (FileNotFoundError, NotADirectoryError)
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 _PRECONDITION_FAILED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 
-
 # times that an unfinished file is written anew because another writer removed it
 REMOVED_AT_MOST = 3
+# key of a table's digest in the metadata of its Parquet schema
+_TABLE_DIGEST = b"milcore_sha256"
 
 
 class SourceStat(NamedTuple):
@@ -265,8 +267,26 @@ def read_all(uris: Sequence[str]) -> dict[str, bytes]:
 
 
 def read_json(uri: str) -> Any:
-    """Read and parse a JSON object."""
-    return json.loads(read_bytes(uri))
+    """Read and parse a JSON object.
+
+    Raises:
+        DamageError: it is no JSON.
+    """
+    return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(data: bytes, uri: str) -> Any:
+    """Parse JSON that was read from a URI.
+
+    Raises:
+        DamageError: it is no JSON.
+    """
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise DamageError(
+            f"{uri}: expected JSON, got {len(data)} bytes of something else; restore the object"
+        ) from None
 
 
 def write_json(uri: str, value: object) -> None:
@@ -280,8 +300,33 @@ def json_bytes(value: object) -> bytes:
 
 
 def read_table(uri: str) -> pa.Table:
-    """Read a Parquet object."""
-    return parse_table(read_bytes(uri))
+    """Read a Parquet object that ``write_table`` wrote.
+
+    Raises:
+        DamageError: as ``check_table``.
+    """
+    return check_table(read_bytes(uri), uri)
+
+
+def check_table(data: bytes, uri: str) -> pa.Table:
+    """Parse a Parquet object and compare its rows with its digest.
+
+    A table without a digest, of another writer, is not checked.
+
+    Raises:
+        DamageError: it is not what was written.
+    """
+    try:
+        table = parse_table(data)
+        metadata = dict(table.schema.metadata or {})
+        own_digest = metadata.pop(_TABLE_DIGEST, b"").decode()
+        table = table.replace_schema_metadata(metadata or None)
+        is_intact = own_digest in ("", table_digest(table))
+    except (pa.ArrowException, OSError, ValueError):
+        is_intact = False
+    if not is_intact:
+        raise DamageError(f"{uri}: expected the table that was written, got a damaged one or another; restore it")
+    return table
 
 
 def parse_table(data: bytes) -> pa.Table:
@@ -290,10 +335,16 @@ def parse_table(data: bytes) -> pa.Table:
 
 
 def write_table(uri: str, table: pa.Table) -> None:
-    """Write a table as one Parquet object."""
+    """Write a table as one Parquet object, with the digest of its rows."""
+    write_bytes(uri, table_bytes(table))
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """The bytes of a Parquet object, with the digest of its rows."""
+    metadata = (table.schema.metadata or {}) | {_TABLE_DIGEST: table_digest(table).encode()}
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_bytes(uri, sink.getvalue().to_pybytes())
+    pq.write_table(table.replace_schema_metadata(metadata), sink)
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def names(uri: str) -> list[str]:

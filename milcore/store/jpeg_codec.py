@@ -1,6 +1,6 @@
 """Codecs of a patch's chunk: JPEG 4:4:4, zstd, or raw pixels.
 
-``milcore_jpeg`` is the Zarr codec of such JPEG chunks.
+``milcore_jpeg`` is the Zarr codec of such JPEG chunks. The checksum behind a chunk is not here (``checksums.py``).
 """
 
 from dataclasses import dataclass
@@ -67,6 +67,14 @@ def decode_into(data: Any, codec: Codec, patch: UInt8) -> None:
             raise StoreError(f"patch: expected {patch.size} bytes, got {size}; ingest the slide again")
     else:
         patch.reshape(-1)[:] = np.frombuffer(data, np.uint8)
+
+
+def chunk_codecs(codec: Codec, quality: int) -> list[dict[str, Any]]:
+    """Entries of a patch's codecs in an array's metadata, without the checksum."""
+    if codec in JPEG_CODECS:
+        return [dict(JpegCodec(quality).to_dict())]
+    zstd = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
+    return [{"name": "bytes"}, *([zstd] if codec == "zstd" else [])]
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,26 @@
-"""Zarr v3 arrays of a slide: sharded patches, small arrays, tables of features.
+"""Patches of a slide as one sharded Zarr v3 array.
 
-A shard is its chunks' bytes in a row, then an index of (offset, length) pairs and the index's crc32c (the Zarr v3
-``sharding_indexed`` layout, index at the end). Writing it here keeps only one compressed shard in memory and calls
-zarr-python for no patch; plain zarr-python reads it back. Not here: the layout of a slide's group (``store.py``), and
-the codec of a chunk (``jpeg_codec.py``). Axis words: n (patch), p (patch edge in px).
+A shard is its chunks' bytes in a row, each with its crc32c, then an index of (offset, length) pairs and the index's
+crc32c (the Zarr v3 ``sharding_indexed`` layout, index at the end). Writing it here keeps only one compressed shard in
+memory and calls zarr-python for no patch; plain zarr-python reads it back. Not here: the layout of a slide's group
+(``store.py``), and the codec of a chunk (``jpeg_codec.py``). Axis words: n (patch), p (patch edge in px).
 """
 
 import hashlib
 import os
+from collections.abc import Mapping
 from typing import Any
 
-import google_crc32c
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
 from milcore.config import MAX_INSTANCES_PER_SLIDE, MAX_PATCH_EDGE_PX, Codec
-from milcore.errors import StoreError
+from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
-from milcore.store.jpeg_codec import JPEG_CODECS, ZSTD_LEVEL, JpegCodec, UInt8, decode_into, encode_patch
+from milcore.store.arrays import array_metadata
+from milcore.store.checksums import CHECKSUM_BYTES, CODEC, Checksums, checksum_attributes, checksum_bytes, crc32c
+from milcore.store.jpeg_codec import UInt8, chunk_codecs, decode_into, encode_patch
+from milcore.store.metadata import metadata_uri, read_metadata, write_metadata
 
 SHARD_MB = 64
 # raw bytes of an H&E patch divided by its stored bytes: sets how many patches make a shard of about SHARD_MB
@@ -41,13 +43,18 @@ class ShardWriter:
         edge: p, in px.
         codec: codec of a chunk.
         quality: JPEG quality, 1 to 100.
+        attributes: of the array; the checksums are added.
     """
 
-    def __init__(self, uri: str, edge: int, codec: Codec, quality: int) -> None:
+    def __init__(
+        self, uri: str, edge: int, codec: Codec, quality: int, attributes: Mapping[str, Any] | None = None
+    ) -> None:
         self.count = 0
         self._uri, self._edge, self._codec, self._quality = uri, edge, codec, quality
+        self._attributes = attributes or {}
         self._capacity = patches_per_shard(codec, edge)
         self._chunks: list[bytes] = []
+        self._checksums: list[int] = []
         self._shards = 0
         self.uris: set[str] = set()
         self._sha256 = hashlib.sha256()
@@ -59,6 +66,7 @@ class ShardWriter:
     def append_chunk(self, data: bytes) -> None:
         """Add one patch that is already encoded in this writer's codec."""
         self._sha256.update(data)
+        self._checksums.append(crc32c(data))
         self._chunks.append(data)
         self.count += 1
         if len(self._chunks) == self._capacity:
@@ -67,7 +75,7 @@ class ShardWriter:
     def finish(self) -> str:
         """Write the last shard and the metadata; return the chunks' sha256.
 
-        The digest is over the bytes of all chunks in order.
+        The digest is over the bytes of all chunks in order, without their checksums.
 
         Raises:
             StoreError: no patch was added.
@@ -77,15 +85,16 @@ class ShardWriter:
         per_shard = min(self._capacity, self.count)
         if self._chunks:
             self._flush(per_shard)
-        uri = storage.join(self._uri, "zarr.json")
-        storage.write_json(uri, self._metadata(per_shard))
-        self.uris.add(uri)
+        write_metadata(self._uri, self._metadata(per_shard))
+        self.uris.add(metadata_uri(self._uri))
         return self._sha256.hexdigest()
 
     def _flush(self, per_shard: int) -> None:
-        self._chunks.append(_index([len(chunk) for chunk in self._chunks], per_shard))
+        checksums = self._checksums[-len(self._chunks) :]
+        parts = [part for pair in zip(self._chunks, map(checksum_bytes, checksums), strict=True) for part in pair]
+        parts.append(_index([len(chunk) + CHECKSUM_BYTES for chunk in self._chunks], per_shard))
         uri = _shard_uri(self._uri, self._shards)
-        storage.write_parts(uri, self._chunks)
+        storage.write_parts(uri, parts)
         self.uris.add(uri)
         self._chunks.clear()
         self._shards += 1
@@ -94,72 +103,39 @@ class ShardWriter:
         patch = [self._edge, self._edge, 3]
         sharding = {
             "chunk_shape": [1, *patch],
-            "codecs": _chunk_codecs(self._codec, self._quality),
-            "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            "codecs": [*chunk_codecs(self._codec, self._quality), CODEC],
+            "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, CODEC],
             "index_location": "end",
         }
         codecs = [{"name": "sharding_indexed", "configuration": sharding}]
         names = ["patch", "y", "x", "channel"]
-        return _array_metadata([self.count, *patch], "uint8", [per_shard, *patch], codecs) | {"dimension_names": names}
-
-
-def write_array(uri: str, array: npt.NDArray[Any], jpeg_quality: int | None = None) -> set[str]:
-    """Write an array as one chunk; return the URIs of its two objects.
-
-    Each object is written atomically and nothing is removed first, so a reader or a second writer of the same bytes
-    never reads an incomplete one.
-
-    Args:
-        uri: of the array.
-        array: values of a little-endian or byte type.
-        jpeg_quality: 1 to 100, for an image (h, w, 3); None stores the values with zstd.
-    """
-    if jpeg_quality is None:
-        little = {"name": "bytes", "configuration": {"endian": "little"}}
-        codecs = [little if array.itemsize > 1 else {"name": "bytes"}, _chunk_codecs("zstd", 0)[1]]
-        data = bytes(imagecodecs.zstd_encode(np.ascontiguousarray(array).tobytes(), level=ZSTD_LEVEL))
-    else:
-        codecs, data = _chunk_codecs("jpeg", jpeg_quality), encode_patch(array, "jpeg", jpeg_quality)
-    shape = list(array.shape)
-    metadata = _array_metadata(shape, array.dtype.name, [max(1, edge) for edge in shape], codecs)
-    chunk_uri = storage.join(uri, "c", *("0" for _ in shape))
-    storage.write_bytes(chunk_uri, data)
-    storage.write_json(storage.join(uri, "zarr.json"), metadata)
-    return {chunk_uri, storage.join(uri, "zarr.json")}
-
-
-def write_rows(uri: str, values: npt.NDArray[Any], rows: int, attributes: dict[str, Any]) -> set[str]:
-    """Write a table (n, d) as raw chunks of rows; return its objects' URIs.
-
-    The metadata is written last; until then the array does not exist for any reader.
-
-    Args:
-        uri: of the array; objects there are overwritten, not removed, so two writers of one table do no harm.
-        values: of a little-endian type.
-        rows: rows per chunk.
-        attributes: of the array.
-    """
-    starts = {storage.join(uri, "c", str(number), "0"): number * rows for number in range(-(-len(values) // rows))}
-    for chunk_uri, start in starts.items():
-        chunk = values[start : start + rows]
-        storage.write_bytes(chunk_uri, chunk.tobytes() + bytes((rows - len(chunk)) * chunk.strides[0]))
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    metadata = _array_metadata(list(values.shape), values.dtype.name, [rows, values.shape[1]], [little])
-    storage.write_json(storage.join(uri, "zarr.json"), metadata | {"attributes": attributes})
-    return {*starts, storage.join(uri, "zarr.json")}
+        attributes = {**self._attributes, **checksum_attributes(self._checksums)}
+        metadata = array_metadata([self.count, *patch], "uint8", [per_shard, *patch], codecs, attributes)
+        return metadata | {"dimension_names": names}
 
 
 class ShardReader:
     """Reader of runs of patches from an array of ``ShardWriter``.
 
-    A run takes one range request per shard that it touches.
+    A run takes one range request per shard that it touches; every patch that is read is checked.
 
     Args:
         uri: of the array.
+        place: names the array in errors, such as ``slide 'S03': patches``.
+        remedy: command that makes the array again.
+
+    Raises:
+        DamageError: its metadata is absent or damaged.
     """
 
-    def __init__(self, uri: str) -> None:
-        metadata = storage.read_json(storage.join(uri, "zarr.json"))
+    def __init__(self, uri: str, place: str = "patches", remedy: str = "ingest the slide again") -> None:
+        try:
+            metadata = read_metadata(uri)
+        except FileNotFoundError:
+            raise DamageError(
+                f"{place}: expected an array, got no object at {metadata_uri(uri)}; restore it, or {remedy}"
+            ) from None
+        self.attributes = metadata["attributes"]
         self._is_local = storage.is_local(uri)
         self._uri = storage.absolute(uri)
         self._count, self._edge = metadata["shape"][:2]
@@ -168,16 +144,22 @@ class ShardReader:
             raise StoreError(f"{uri}: expected patches that milcore writes, got {self._per_shard} of {self._edge} px")
         names = [codec["name"] for codec in metadata["codecs"][0]["configuration"]["codecs"]]
         self._codec: Codec = "jpeg" if "milcore_jpeg" in names else "zstd" if "zstd" in names else "none"
+        self._checksums = Checksums(metadata, place, remedy)
         self._indexes: dict[int, npt.NDArray[np.uint64]] = {}
+
+    def __len__(self) -> int:
+        return int(self._count)
 
     def read(self, start: int, stop: int) -> UInt8:
         """Patches ``start`` to ``stop`` (exclusive, clipped to the array), shape (k, p, p, 3)."""
-        start, stop = max(0, start), min(stop, self._count)
-        patches = np.empty((max(0, stop - start), self._edge, self._edge, 3), np.uint8)
-        for shard in range(start // self._per_shard, -(-stop // self._per_shard)):
-            first = shard * self._per_shard
-            low, high = max(start, first), min(stop, first + self._per_shard)
-            self._read_run(shard, low - first, high - first, patches[low - start : high - start])
+        chunks = self.chunks(start, stop)
+        patches = np.empty((len(chunks), self._edge, self._edge, 3), np.uint8)
+        for number, (patch, chunk) in enumerate(zip(patches, chunks, strict=True), start=max(0, start)):
+            try:
+                decode_into(chunk, self._codec, patch)
+            except (StoreError, ValueError, RuntimeError) as error:
+                uri = _shard_uri(self._uri, number // self._per_shard)
+                raise self._checksums.damage(uri, f"patch {number} cannot be decoded ({error})") from None
         return patches
 
     def chunks(self, start: int, stop: int) -> list[UInt8]:
@@ -186,84 +168,61 @@ class ShardReader:
         chunks: list[UInt8] = []
         for shard in range(start // self._per_shard, -(-stop // self._per_shard)):
             first = shard * self._per_shard
-            runs = self._index(shard)[max(start, first) - first : min(stop, first + self._per_shard) - first]
-            chunks += self._read_chunks(shard, runs)
+            chunks += self._read_chunks(shard, max(start, first) - first, min(stop, first + self._per_shard) - first)
         return chunks
 
-    def _read_run(self, shard: int, low: int, high: int, out: UInt8) -> None:
-        runs = self._index(shard)[low:high]
+    def _read_chunks(self, shard: int, low: int, high: int) -> list[UInt8]:
+        """Chunks ``low`` to ``high`` of a shard, by one range request."""
+        uri, runs = _shard_uri(self._uri, shard), self._index(shard)[low:high]
+        if (runs == _EMPTY).any():
+            raise self._checksums.damage(uri, f"expected patches {low} to {high - 1} of the shard, got none of some")
         begin, end = int(runs[0, 0]), int(runs[-1].sum())
-        if self._codec == "none" and end - begin == out.nbytes:
-            self._read_into(shard, begin, out)
-            return
-        for patch, data in zip(out, self._read_chunks(shard, runs), strict=True):
-            decode_into(data, self._codec, patch)
+        data = self._read_range(uri, begin, end)
+        stored = [data[offset - begin : offset - begin + length] for offset, length in runs.tolist()]
+        return [
+            self._checksums.check(shard * self._per_shard + number, chunk, uri)
+            for number, chunk in enumerate(stored, start=low)
+        ]
 
-    def _read_chunks(self, shard: int, runs: npt.NDArray[np.uint64]) -> list[UInt8]:
-        """Chunks at consecutive (offset, length) of a shard, by one range request."""
-        begin = int(runs[0, 0])
-        data = self._read_range(shard, begin, int(runs[-1].sum()))
-        return [data[offset - begin : offset - begin + length] for offset, length in runs.tolist()]
-
-    def _read_into(self, shard: int, begin: int, out: UInt8) -> None:
-        """Read raw patches into ``out`` without a copy."""
-        if self._is_local:
-            _read_fully(_shard_uri(self._uri, shard), begin, out)
-        else:
-            out.reshape(-1)[:] = self._read_range(shard, begin, begin + out.nbytes)
-
-    def _read_range(self, shard: int, begin: int, end: int) -> UInt8:
-        if not self._is_local:
-            return np.frombuffer(storage.read_range(_shard_uri(self._uri, shard), begin, end), np.uint8)
-        data = np.empty(end - begin, np.uint8)
-        _read_fully(_shard_uri(self._uri, shard), begin, data)
-        return data
+    def _read_range(self, uri: str, begin: int, end: int | None) -> UInt8:
+        try:
+            if not self._is_local:
+                return np.frombuffer(storage.read_range(uri, begin, end), np.uint8)
+            return _read_local(uri, begin, end)
+        except FileNotFoundError:
+            raise self._checksums.damage(uri, "expected a shard, got no object") from None
 
     def _index(self, shard: int) -> npt.NDArray[np.uint64]:
         if shard not in self._indexes:
-            uri = _shard_uri(self._uri, shard)
-            data = storage.read_range(uri, -(self._per_shard * 16 + 4), None)
-            if _crc32c(data[:-4]) != data[-4:]:
-                raise StoreError(f"shard {uri} is damaged: the checksum of its index differs; ingest the slide again")
-            self._indexes[shard] = np.frombuffer(data[:-4], "<u8").reshape(-1, 2)
+            uri, length = _shard_uri(self._uri, shard), self._per_shard * 16 + CHECKSUM_BYTES
+            data = self._read_range(uri, -length, None)
+            if (
+                len(data) != length
+                or checksum_bytes(crc32c(data[:-CHECKSUM_BYTES])) != data[-CHECKSUM_BYTES:].tobytes()
+            ):
+                raise self._checksums.damage(uri, "expected the index of the shard, got other bytes (crc32c differs)")
+            self._indexes[shard] = np.frombuffer(data[:-CHECKSUM_BYTES], "<u8").reshape(-1, 2)
         return self._indexes[shard]
 
 
-def _read_fully(path: str, begin: int, out: UInt8) -> None:
-    """Fill ``out`` (contiguous) with the bytes of a local file from offset ``begin``."""
+def _read_local(path: str, begin: int, end: int | None) -> UInt8:
+    """Bytes ``begin`` to ``end`` of a local file, fewer where it ends early.
+
+    A negative ``begin`` counts from the end.
+    """
     file = os.open(path, os.O_RDONLY)
     try:
-        flat, done = out.reshape(-1), 0
-        while done < flat.size:
-            count = os.preadv(file, [flat[done:].data], begin + done)
+        size = os.fstat(file).st_size
+        begin, end = max(0, size + begin) if begin < 0 else begin, size if end is None else min(end, size)
+        data, done = np.empty(max(0, end - begin), np.uint8), 0
+        while done < data.size:
+            count = os.preadv(file, [data[done:].data], begin + done)
             if not count:
-                raise StoreError(f"shard {path} ends early; ingest the slide again")
+                return data[:done]
             done += count
+        return data
     finally:
         os.close(file)
-
-
-def _array_metadata(shape: list[int], dtype: str, chunk: list[int], codecs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": shape,
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0,
-        "codecs": codecs,
-        "attributes": {},
-    }
-
-
-def _chunk_codecs(codec: Codec, quality: int) -> list[dict[str, Any]]:
-    if codec in JPEG_CODECS:
-        return [dict(JpegCodec(quality).to_dict())]
-    raw = {"name": "bytes"}
-    return (
-        [raw, {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}] if codec == "zstd" else [raw]
-    )
 
 
 def _index(lengths: list[int], per_shard: int) -> bytes:
@@ -275,11 +234,7 @@ def _index(lengths: list[int], per_shard: int) -> bytes:
     index[: len(lengths), 0] = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     index[: len(lengths), 1] = lengths
     data = index.tobytes()
-    return data + _crc32c(data)
-
-
-def _crc32c(data: bytes) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(4, "little")
+    return data + checksum_bytes(crc32c(data))
 
 
 def _shard_uri(uri: str, shard: int) -> str:

@@ -1,22 +1,21 @@
 """Zarr group of one slide: its patches, coords, thumbnail and instance features."""
 
 import hashlib
-import math
 import re
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.storage import FsspecStore, LocalStore
 
-from milcore.config import MAX_ARRAY_GB, MAX_WIDTH
-from milcore.errors import InputError, StoreError
+from milcore.config import MAX_WIDTH
+from milcore.errors import DamageError, InputError, StoreError
 from milcore.runtime import storage
-from milcore.store.shards import ShardReader, write_rows
+from milcore.store.arrays import ArrayReader, RowChunks
+from milcore.store.checksums import ATTRIBUTE as CHECKSUMS
+from milcore.store.metadata import metadata_uri, read_metadata, write_group
+from milcore.store.shards import ShardReader
 from milcore.store.slide_record import SlideRecord
-from milcore.store.writer import write_group
 
 FEATURE_CHUNK_MB = 32
 # of a slide whose record names no arrays, as earlier versions wrote it
@@ -75,12 +74,12 @@ class SlideGroup:
     @cached_property
     def coords(self) -> npt.NDArray[np.int32]:
         """Corner (x, y) of every patch in level-0 px, shape (n, 2)."""
-        return self._array("coords").astype(np.int32, copy=False)
+        return self.array("coords").astype(np.int32, copy=False)
 
     @cached_property
     def tissue(self) -> npt.NDArray[np.float32] | None:
         """Tissue fraction of every patch's area, shape (n,); None in an import."""
-        return self._array("tissue").astype(np.float32, copy=False) if "tissue" in self._arrays else None
+        return self.array("tissue").astype(np.float32, copy=False) if "tissue" in self._arrays else None
 
     @cached_property
     def instance_labels(self) -> npt.NDArray[np.int8] | None:
@@ -88,12 +87,12 @@ class SlideGroup:
 
         None where an import has none. They are for localisation metrics only: nothing is trained on them.
         """
-        return self._array("instance_labels") if "instance_labels" in self._arrays else None
+        return self.array("instance_labels") if "instance_labels" in self._arrays else None
 
     @property
     def thumbnail(self) -> npt.NDArray[np.uint8]:
         """Thumbnail of the whole slide, shape (h, w, 3)."""
-        return self._array("thumbnail").astype(np.uint8, copy=False)
+        return self.array("thumbnail").astype(np.uint8, copy=False)
 
     @property
     def tissue_mask(self) -> npt.NDArray[np.bool_] | None:
@@ -101,7 +100,7 @@ class SlideGroup:
 
         It covers the whole slide, at a scale of its own.
         """
-        return self._array("tissue_mask").astype(bool) if "tissue_mask" in self._arrays else None
+        return self.array("tissue_mask").astype(bool) if "tissue_mask" in self._arrays else None
 
     def patches(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Read patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
@@ -114,13 +113,27 @@ class SlideGroup:
         Raises:
             StoreError: they are stored in another codec.
         """
-        self._expect("patches")
         if self.record.codec != "jpeg":
             raise StoreError(
                 f"slide {self.slide_id!r}: expected patches stored as JPEG files, got codec {self.record.codec}; "
                 "allowed: jpeg"
             )
+        return self.chunks(start, stop)
+
+    def chunks(self, start: int, stop: int) -> list[npt.NDArray[np.uint8]]:
+        """Read the stored bytes of patches ``start`` to ``stop`` (exclusive), without decoding them."""
+        self._expect("patches")
         return self._shards.chunks(start, stop)
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Read one of ``array_names`` but patches."""
+        self._expect(name)
+        return self._reader(name).read_all()
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Names of the arrays that the slide has, without features."""
+        return tuple(self._arrays)
 
     def features(self, name: str) -> "Features":
         """Open the instance features of this name; no values are read.
@@ -129,13 +142,13 @@ class SlideGroup:
             StoreError: they are absent or incomplete.
         """
         self.feature_attrs(name)
-        return Features(self._open(f"features/{name}"))
+        return Features(self._reader(f"features/{name}"))
 
     def feature_attrs(self, name: str) -> dict[str, Any]:
         """Attributes of the features: ``digest`` and those of the encoder or import.
 
         Raises:
-            StoreError: they are absent or incomplete.
+            StoreError: they are absent, incomplete, damaged, or those of another slide.
         """
         attrs = self._feature_attrs(name)
         if attrs is None:
@@ -180,27 +193,72 @@ class SlideGroup:
                 "float16, float32"
             )
         values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        digest = hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
-        final_attrs = {**attrs, "digest": digest, "complete": True}
-        if self._feature_attrs(name) == final_attrs:
+        rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (values.itemsize * values.shape[1]))))
+        chunks = RowChunks(values, rows)
+        final_attrs = {
+            **attrs,
+            "slide_id": self.slide_id,
+            "digest": features_digest(values),
+            "complete": True,
+            **chunks.attributes,
+        }
+        if self._are_stored(name, final_attrs):
             return
         uri = storage.join(self.uri, "features", name)
         before = storage.files(uri)
-        storage.remove(storage.join(uri, "zarr.json"))
+        storage.remove(metadata_uri(uri))
         write_group(storage.join(self.uri, "features"), {})
-        rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (values.itemsize * values.shape[1]))))
-        storage.remove_all(before - write_rows(uri, values, rows, final_attrs))
+        storage.remove_all(before - chunks.write(uri, final_attrs))
+
+    def _are_stored(self, name: str, attrs: dict[str, Any]) -> bool:
+        """True where features with these attributes are there, in chunks of any length."""
+        try:
+            stored = self._feature_attrs(name) or {}
+        except DamageError:
+            return False  # they are written again
+        return stored | {CHECKSUMS: attrs[CHECKSUMS]} == attrs and CHECKSUMS in stored
 
     def _feature_attrs(self, name: str) -> dict[str, Any] | None:
         try:
-            attrs = storage.read_json(storage.join(self.uri, "features", name, "zarr.json"))["attributes"]
+            attrs: dict[str, Any] = read_metadata(storage.join(self.uri, "features", name))["attributes"]
         except FileNotFoundError:
             return None
-        return dict(attrs) if attrs.get("complete") else None
+        self._check_owner(f"features/{name}", attrs)
+        return attrs if attrs.get("complete") else None
 
     @cached_property
     def _shards(self) -> ShardReader:
-        return ShardReader(storage.join(self.uri, "patches"))
+        uri = storage.join(self.uri, "patches")
+        reader = ShardReader(uri, f"slide {self.slide_id!r}: patches", self._remedy(uri))
+        self._check_owner("patches", reader.attributes)
+        return reader
+
+    def _reader(self, name: str) -> ArrayReader:
+        uri = storage.join(self.uri, name)
+        reader = ArrayReader(uri, f"slide {self.slide_id!r}: {name}", self._remedy(uri))
+        self._check_owner(name, reader.attributes)
+        if name.startswith("features/") and (len(reader.shape) != 2 or reader.shape[1] > MAX_WIDTH):
+            raise StoreError(
+                f"slide {self.slide_id!r}: {name}: expected features, got shape {reader.shape}; allowed: (instances, "
+                f"features), {MAX_WIDTH:,} features at most"
+            )
+        return reader
+
+    def _remedy(self, uri: str) -> str:
+        """The way to make an array again."""
+        if uri.startswith(storage.join(self.uri, "features/")):
+            return f"remove {uri} and run milcore encode or milcore import again"
+        return f"remove {metadata_uri(self.uri)} and run milcore ingest or milcore import again"
+
+    def _check_owner(self, name: str, attributes: dict[str, Any]) -> None:
+        """Refuse an array that belongs to another slide."""
+        owner = attributes.get("slide_id", self.slide_id)
+        if owner != self.slide_id:
+            uri = storage.join(self.uri, name)
+            raise DamageError(
+                f"slide {self.slide_id!r}: {uri}: expected the array of this slide, got the one of {owner!r}; restore "
+                f"it, or {self._remedy(uri)}"
+            )
 
     def _expect(self, name: str) -> None:
         """Refuse an array that the slide was imported without."""
@@ -211,41 +269,24 @@ class SlideGroup:
         there = ", ".join([*self._arrays, *(f"features/{feature}" for feature in self.feature_names())])
         return StoreError(f"slide {self.slide_id!r}: expected {name}, got an import without; allowed: {there}")
 
-    def _array(self, name: str) -> npt.NDArray[Any]:
-        self._expect(name)
-        return np.asarray(self._open(name)[...])
 
-    def _open(self, name: str) -> zarr.Array[Any]:
-        """Open an array; its shape and chunks, by which memory is taken, are checked."""
-        array = zarr.open_array(zarr_store(self.uri), path=name, mode="r")
-        size_gb = max(math.prod(shape) for shape in (array.shape, array.chunks)) * array.dtype.itemsize / 1e9
-        is_wide = name.startswith("features/") and (array.ndim != 2 or array.shape[1] > MAX_WIDTH)
-        if size_gb > MAX_ARRAY_GB or is_wide:
-            raise StoreError(
-                f"slide {self.slide_id!r}: {name}: expected an array that milcore writes, got shape {array.shape} in "
-                f"chunks {array.chunks}; allowed: {MAX_ARRAY_GB} GB, features {MAX_WIDTH:,} wide"
-            )
-        return array
+def features_digest(values: npt.NDArray[Any]) -> str:
+    """Sha256 of the shape and values of features."""
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
 class Features:
     """Instance features (n, d) of one slide, read by runs of rows."""
 
-    def __init__(self, array: zarr.Array[Any]) -> None:
+    def __init__(self, array: ArrayReader) -> None:
         self._array = array
         self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
-        self.rows_per_chunk: int = array.chunks[0]
+        self.rows_per_chunk: int = array.rows_per_chunk
 
     def read(self, start: int, stop: int) -> FeatureArray:
-        """Read rows ``start`` to ``stop`` (exclusive), shape (k, d), in the stored type."""
-        return np.asarray(self._array[start:stop])
+        """Read rows ``start`` to ``stop`` (exclusive), shape (k, d), in the stored type.
 
-
-def zarr_store(uri: str) -> LocalStore | FsspecStore:
-    """Zarr store at a URI, without a cache of listings.
-
-    Other processes write too.
-    """
-    if storage.is_local(uri):
-        return LocalStore(storage.absolute(uri))
-    return FsspecStore.from_url(uri, storage_options={"use_listings_cache": False})
+        Raises:
+            DamageError: a chunk of them is absent or not what was written.
+        """
+        return self._array.read(start, stop)

@@ -19,7 +19,8 @@ from milcore.config import (
 )
 from milcore.errors import StoreError
 
-SCHEMA_VERSION = 1
+# 2: chunks, arrays and groups have checksums
+SCHEMA_VERSION = 2
 
 SlideState = Literal["ok", "quarantined"]
 Part = TypeVar("Part")

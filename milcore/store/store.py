@@ -16,7 +16,7 @@ quarantined slide has a group too, whose attrs hold the reason; arrays in it are
 is not complete. One writer per group. Axis words: n (patch), p (patch edge in px), d (feature).
 """
 
-import json
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -24,12 +24,14 @@ import numpy.typing as npt
 
 from milcore.cohort.manifest import Manifest
 from milcore.config import Codec
-from milcore.errors import StoreError
+from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
-from milcore.store.shards import write_array
+from milcore.runtime.progress import log_line
+from milcore.store.arrays import write_array
+from milcore.store.metadata import metadata_uri, parse_metadata, write_group
 from milcore.store.slide_group import SlideGroup
-from milcore.store.slide_record import SlideRecord
-from milcore.store.writer import SlideWriter, write_group
+from milcore.store.slide_record import SCHEMA_VERSION, SlideRecord
+from milcore.store.writer import SlideWriter
 
 # keys that the marker of a quarantine being written lacks
 IDENTITY = ("schema_version", "slide_id")
@@ -64,14 +66,23 @@ class PatchStore:
 
     def record(self, slide_id: str) -> SlideRecord | None:
         """Record of a slide; None where its group is absent or incomplete."""
-        data = storage.read_all([self._group_json(slide_id)])
-        return _parse_record(slide_id, data.get(self._group_json(slide_id)))
+        return self._read_records([slide_id])[slide_id]
 
     def records(self) -> dict[str, SlideRecord | None]:
-        """Record of each slide of the manifest, in its order; None as in ``record``."""
-        ids = [slide.slide_id for slide in self.manifest().slides]
-        data = storage.read_all([self._group_json(slide_id) for slide_id in ids])
-        return {slide_id: _parse_record(slide_id, data.get(self._group_json(slide_id))) for slide_id in ids}
+        """Record of each slide of the manifest, in its order; None as in ``record``.
+
+        Slides of an earlier version, whose bytes cannot be checked, are told once per process.
+        """
+        records = self._read_records([slide.slide_id for slide in self.manifest().slides])
+        unchecked = sum(record is not None and record.schema_version < SCHEMA_VERSION for record in records.values())
+        if unchecked:
+            _log_unchecked(self.uri, unchecked)
+        return records
+
+    def _read_records(self, slide_ids: list[str]) -> dict[str, SlideRecord | None]:
+        uris = {slide_id: metadata_uri(self.group_uri(slide_id)) for slide_id in slide_ids}
+        data = storage.read_all(list(uris.values()))
+        return {slide_id: _parse_record(data.get(uri), slide_id, uri) for slide_id, uri in uris.items()}
 
     def slide_ids(self) -> list[str]:
         """Ids of the slides that can be read, in manifest order."""
@@ -117,11 +128,11 @@ class PatchStore:
             reason: why, for a person.
             keep: leave the arrays: another process may be writing them at this moment, and succeed.
         """
-        uri, group_json = self.group_uri(record.slide_id), self._group_json(record.slide_id)
+        uri = self.group_uri(record.slide_id)
         if not keep:
             begun = {key: value for key, value in record.to_attrs().items() if key not in IDENTITY}
             write_group(uri, {"begun": begun, "complete": False})
-            storage.remove_all(storage.files(uri) - {group_json})
+            storage.remove_all(storage.files(uri) - {metadata_uri(uri)})
         write_group(uri, replace(record, status="quarantined", reason=reason).to_complete_attrs())
 
     def source(self, slide_id: str) -> dict[str, Any] | None:
@@ -141,9 +152,6 @@ class PatchStore:
     def group_uri(self, slide_id: str) -> str:
         """URI of the slide's Zarr group."""
         return storage.join(self.uri, "slides", f"{slide_id}.zarr")
-
-    def _group_json(self, slide_id: str) -> str:
-        return storage.join(self.group_uri(slide_id), "zarr.json")
 
     def _source_uri(self, slide_id: str) -> str:
         return storage.join(self.uri, "sources", f"{slide_id}.json")
@@ -167,17 +175,39 @@ def write_columns(uri: str, columns: dict[str, npt.NDArray[Any]], attrs: dict[st
     arrays = {file.removeprefix(f"{uri}/").split("/")[0] for file in storage.files(uri)}
     write_group(uri, {**attrs, "complete": False})
     for name, values in columns.items():
-        write_array(storage.join(uri, name), values)
+        write_array(storage.join(uri, name), values, {})
     for name in arrays - {*columns, "zarr.json"}:
         storage.remove_folder(storage.join(uri, name))
     write_group(uri, {**attrs, "complete": True})
 
 
-def _parse_record(slide_id: str, data: bytes | None) -> SlideRecord | None:
-    attrs = {} if data is None else json.loads(data)["attributes"]
+def _parse_record(data: bytes | None, slide_id: str, uri: str) -> SlideRecord | None:
+    """Record of a slide from its ``zarr.json``; None where that is incomplete.
+
+    Raises:
+        DamageError: it is damaged, or of another slide.
+        StoreError: it is of a later version.
+    """
+    attrs = {} if data is None else parse_metadata(data, uri)["attributes"]
     if not attrs.get("complete"):
         return None
     record = SlideRecord.from_attrs(attrs)
-    if record.slide_id != slide_id:  # it names files of a run
-        raise StoreError(f"slide {slide_id!r}: expected its own attributes, got those of {record.slide_id!r}")
+    if record.schema_version > SCHEMA_VERSION:
+        raise StoreError(
+            f"slide {slide_id!r}: {uri}: expected schema_version {SCHEMA_VERSION}, got {record.schema_version}; "
+            f"allowed: 1 to {SCHEMA_VERSION}; install a later version of milcore"
+        )
+    if record.slide_id != slide_id:
+        raise DamageError(
+            f"slide {slide_id!r}: {uri}: expected the record of this slide, got the one of {record.slide_id!r}; "
+            "restore it, or remove it and run milcore ingest or milcore import again"
+        )
     return record
+
+
+@functools.cache
+def _log_unchecked(uri: str, slides: int) -> None:
+    log_line(
+        f"{uri}: {slides} slides were written by an earlier version, without checksums: a changed byte would not be "
+        "noticed; ingest them into a new store to have them checked"
+    )

@@ -16,7 +16,9 @@ import numpy.typing as npt
 from milcore.config import Codec
 from milcore.errors import StoreError
 from milcore.runtime import storage
-from milcore.store.shards import ShardWriter, write_array
+from milcore.store.arrays import write_array
+from milcore.store.metadata import metadata_uri, write_group
+from milcore.store.shards import ShardWriter
 from milcore.store.slide_record import SlideRecord, TileCounts
 
 ROW_TYPES = {"coords": np.int32, "instance_labels": np.int8, "instance_classes": np.int32}
@@ -40,11 +42,12 @@ class SlideWriter:
         self._uri = uri
         self._before = storage.files(uri)
         write_group(uri, {"begun": record.to_attrs(), "complete": False})
-        self._written = {storage.join(uri, "zarr.json")}
+        self._written = {metadata_uri(uri)}
+        self._attributes = {"slide_id": record.slide_id}
         self._shards: ShardWriter | None = None
         if patch_size is not None:
             self._record = replace(record, patch_size=patch_size, codec=codec)
-            self._shards = ShardWriter(storage.join(uri, "patches"), patch_size, codec, quality)
+            self._shards = ShardWriter(storage.join(uri, "patches"), patch_size, codec, quality, self._attributes)
         self._coords: list[tuple[int, int]] = []
         self._tissue: list[float] = []
         self._rows: dict[str, npt.NDArray[Any]] = {}
@@ -78,13 +81,15 @@ class SlideWriter:
 
     def write_thumbnail(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Write the slide's thumbnail (h, w, 3)."""
-        self._written |= write_array(storage.join(self._uri, "thumbnail"), pixels, self._quality)
-        self._arrays.add("thumbnail")
+        self._write_array("thumbnail", pixels, self._quality)
 
     def write_mask(self, mask: npt.NDArray[np.bool_]) -> None:
         """Write the tissue mask (h, w), True for tissue, at any scale."""
-        self._written |= write_array(storage.join(self._uri, "tissue_mask"), mask.astype(np.uint8))
-        self._arrays.add("tissue_mask")
+        self._write_array("tissue_mask", mask.astype(np.uint8))
+
+    def _write_array(self, name: str, array: npt.NDArray[Any], jpeg_quality: int | None = None) -> None:
+        self._written |= write_array(storage.join(self._uri, name), array, self._attributes, jpeg_quality)
+        self._arrays.add(name)
 
     def keep_features(self, name: str) -> None:
         """Keep features that were written to the group while this writer was open."""
@@ -115,9 +120,9 @@ class SlideWriter:
             rows |= {"coords": np.array(self._coords, np.int32), "tissue": np.array(self._tissue, np.float32)}
         record = self._finish_patches(rows.get("coords", np.empty((0, 2), np.int32)))
         for name, array in rows.items():
-            self._written |= write_array(storage.join(self._uri, name), array)
+            self._write_array(name, array)
         storage.remove_all(self._before - self._written)
-        record = replace(record, status="ok", arrays=tuple(sorted(self._arrays | rows.keys())))
+        record = replace(record, status="ok", arrays=tuple(sorted(self._arrays)))
         write_group(self._uri, record.to_complete_attrs())
 
     def _finish_patches(self, coords: npt.NDArray[np.int32]) -> SlideRecord:
@@ -127,11 +132,14 @@ class SlideWriter:
         chunks = self._shards.finish()
         self._written |= self._shards.uris
         self._arrays.add("patches")
-        digest = hashlib.sha256(chunks.encode() + coords.astype("<i4").tobytes()).hexdigest()
-        return replace(self._record, patches=self._shards.count, patches_digest=digest)
+        return replace(self._record, patches=self._shards.count, patches_digest=patches_digest(chunks, coords))
 
 
-def write_group(uri: str, attrs: dict[str, Any]) -> None:
-    """Write the group's metadata atomically."""
-    metadata = {"zarr_format": 3, "node_type": "group", "attributes": attrs}
-    storage.write_json(storage.join(uri, "zarr.json"), metadata)
+def patches_digest(chunks_sha256: str, coords: npt.NDArray[np.int32]) -> str:
+    """Digest of a slide's patches.
+
+    Args:
+        chunks_sha256: hex digest of the bytes of all chunks in order, without their checksums.
+        coords: of the patches, shape (n, 2); no rows where they are unknown.
+    """
+    return hashlib.sha256(chunks_sha256.encode() + coords.astype("<i4").tobytes()).hexdigest()

@@ -14,6 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from milcore.errors import DamageError
+from milcore.runtime import storage
+from milcore.runtime.digest import OWN_DIGEST, with_own_digest, without_own_digest
 from milcore.training.history import HistoryRow
 from milcore.training.optimizer import Optimisation
 from milcore.training.selection import NO_VALIDATION, Validation
@@ -45,16 +48,16 @@ def save_checkpoint(folder: Path, training: Optimisation, progress: Progress) ->
         "best_epoch": progress.best_epoch,
         "best": progress.best,
         "history": progress.history,
-        "sha256": {file.name: _digest(file) for file in sorted(folder.iterdir())},
+        "files": {file.name: _digest(file) for file in sorted(folder.iterdir())},
     }
-    (folder / STATE).write_text(json.dumps(state))
+    (folder / STATE).write_text(json.dumps(with_own_digest(state)))
 
 
 def is_intact(folder: Path) -> bool:
     """True where every file of a checkpoint has the digest in ``state.json``."""
     try:
-        digests = json.loads((folder / STATE).read_bytes())["sha256"]
-    except (FileNotFoundError, ValueError):
+        digests = _read_state(folder)["files"]
+    except (FileNotFoundError, DamageError):
         return False
     return all((folder / name).is_file() and _digest(folder / name) == digest for name, digest in digests.items())
 
@@ -65,7 +68,7 @@ def load_checkpoint(folder: Path, training: Optimisation) -> Progress:
     _restore_optimizer(training.optimizer, load_file(folder / OPTIMIZER))
     if training.ema is not None:
         training.ema.load_state_dict(load_file(folder / EMA))
-    state = json.loads((folder / STATE).read_text())
+    state = _read_state(folder)
     return Progress(
         epochs_done=state["epochs_done"],
         history=[HistoryRow(*row) for row in state["history"]],
@@ -73,6 +76,13 @@ def load_checkpoint(folder: Path, training: Optimisation) -> Progress:
         best=Validation(*state["best"]),
         best_weights=load_file(folder / BEST),
     )
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    values = storage.parse_json((folder / STATE).read_bytes(), str(folder / STATE))
+    if isinstance(values.get(OWN_DIGEST), dict):  # of an earlier version: the digests of the other files
+        return {**values, "files": values[OWN_DIGEST]}
+    return without_own_digest(values, str(folder / STATE))
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

@@ -24,6 +24,7 @@ from milcore.runtime.progress import format_metric, log_line
 from milcore.training.context import LocalContext
 from milcore.training.history import with_fold
 from milcore.training.run import train_run
+from milcore.training.run_files import publish
 from milcore.training.run_folder import Run
 from milcore.training.tensorboard import RunObserver
 
@@ -56,7 +57,7 @@ def train_fold(run_uri: str, device: str, fold: int) -> int:
     train_run(run.uri, LocalContext(run.checkpoints_uri, torch.device(device), observer))
     bags = load_bags(spec.store_uri, spec.train, run.splits())
     predictions = predict_bags(run.models(allow_program=True), bags, bags.split("test"), torch.device(device))
-    storage.write_table(run.predictions_uri, _predictions_table(bags, predictions, fold))
+    publish({run.predictions_uri: storage.table_bytes(_predictions_table(bags, predictions, fold))})
     return fold
 
 
@@ -81,12 +82,17 @@ def _predictions_table(bags: Bags, predictions: dict[int, BagPrediction], fold: 
 def publish_folds(run_uri: str, spec: RunSpec) -> dict[str, Any]:
     """Join predictions and history of all folds; write ``out_of_fold.json`` last."""
     run = Run(run_uri)
-    predictions = pa.concat_tables([storage.read_table(run.fold(fold).predictions_uri) for fold in range(spec.folds)])
-    storage.write_table(run.predictions_uri, predictions)
-    histories = [storage.read_table(run.fold(fold).history_uri) for fold in range(spec.folds)]
-    storage.write_table(run.history_uri, pa.concat_tables(map(with_fold, histories, range(spec.folds))))
+    predictions = pa.concat_tables([run.fold(fold).predictions() for fold in range(spec.folds)])
+    histories = [run.fold(fold).history() for fold in range(spec.folds)]
+    history = pa.concat_tables(map(with_fold, histories, range(spec.folds)))
     summary = out_of_fold_summary(predictions, spec)
-    storage.write_json(run.out_of_fold_uri, summary)
+    publish(
+        {
+            run.predictions_uri: storage.table_bytes(predictions),
+            run.history_uri: storage.table_bytes(history),
+            run.out_of_fold_uri: storage.json_bytes(summary),
+        }
+    )
     return summary
 
 

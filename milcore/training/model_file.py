@@ -2,12 +2,14 @@
 
 import json
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from milcore import __version__
 from milcore.config import TrainConfig
+from milcore.errors import DamageError
 from milcore.mil.model import MILModel, make_model
-from milcore.runtime import storage
+from milcore.training.run_files import read_file
 
 
 def model_bytes(model: MILModel, best_epoch: int) -> bytes:
@@ -34,7 +36,11 @@ def load_model(uri: str, config: TrainConfig) -> MILModel:
         uri: of ``model.safetensors``.
         config: the settings it was trained with.
     """
-    weights = load(storage.read_bytes(uri))
+    data = read_file(uri)
+    try:
+        weights = load(data)
+    except SafetensorError as error:
+        raise DamageError(f"{uri}: expected the weights of a model, got a damaged file ({error}); restore it") from None
     width = len(weights["encoder.mean"]) if "encoder.mean" in weights else 0
     logits = len(weights["classifier.bias"])
     model = make_model(config, width, classes=2 if logits == 1 else logits)

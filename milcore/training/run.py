@@ -25,6 +25,7 @@ from milcore.training.history import history_table
 from milcore.training.instances import read_instances
 from milcore.training.loop import fit
 from milcore.training.model_file import model_bytes
+from milcore.training.run_files import publish, read_json
 from milcore.training.run_folder import Run, check_no_other_files, claim_folder
 
 
@@ -69,7 +70,7 @@ def _claim_run(store: PatchStore, run: Run, config: TrainConfig, splits: pa.Tabl
         origin=instances.origin,
     )
     claim_folder(run.uri, spec)
-    storage.write_table(run.splits_uri, splits)
+    publish({run.splits_uri: storage.table_bytes(splits)})
     return spec
 
 
@@ -118,7 +119,7 @@ def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table) -> N
     folder = Run(folder_uri)
     if not storage.exists(folder.config_uri) or not storage.exists(folder.splits_uri):
         return
-    claim, manifest = storage.read_json(folder.config_uri), store.manifest()
+    claim, manifest = read_json(folder.config_uri), store.manifest()
     if claim.get("store_uri") != store.uri or claim.get("splits_digest") == splits_digest(splits):
         return
     before = folder.splits()
@@ -179,8 +180,8 @@ def train_run(run_uri: str, ctx: TrainContext) -> None:
     result = fit(spec.train, load_bags(spec.store_uri, spec.train, run.splits()), ctx)
     if ctx.rank == 0:
         try:
-            storage.write_table(run.history_uri, history_table(result.history))
-            storage.write_bytes(run.model_uri, model_bytes(result.model, result.best_epoch))
+            history, model = history_table(result.history), model_bytes(result.model, result.best_epoch)
+            publish({run.history_uri: storage.table_bytes(history), run.model_uri: model})
         except storage.IO_ERRORS as error:
             raise UnreachableError(
                 f"{run_uri} cannot be written to ({error}); make room or wait, then run the same command again: it "

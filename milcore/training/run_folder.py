@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from milcore.cohort.splits import check_splits
 from milcore.config import FOLDER_SCHEMA_VERSION, FolderSpec, RunSpec, check_program, parse_config, upgrade_train
-from milcore.errors import InputError
+from milcore.errors import DamageError, InputError
 from milcore.runtime import storage
 from milcore.runtime.digest import digest, unique_digest
+from milcore.training import run_files
 
 if TYPE_CHECKING:
     from milcore.mil.model import MILModel
@@ -130,6 +131,14 @@ class Run:
         """Columns slide_id, patient_id, label, split; also fold in a run of folds."""
         return read_splits(self.splits_uri)
 
+    def predictions(self) -> pa.Table:
+        """Probabilities of every bag; of a fold, of the bags it left out."""
+        return run_files.read_table(self.predictions_uri)
+
+    def history(self) -> pa.Table:
+        """Columns fold, epoch, split, metric, value."""
+        return run_files.read_table(self.history_uri)
+
     def is_finished(self) -> bool:
         """True where the model, or the models of all folds, are published."""
         return any(storage.exists(uri) for uri in (self.model_uri, self.out_of_fold_uri))
@@ -155,11 +164,14 @@ class Run:
 
     def out_of_fold(self) -> dict[str, Any]:
         """The content of ``out_of_fold.json`` of a finished run of folds."""
-        return dict(storage.read_json(self.out_of_fold_uri))
+        return dict(run_files.read_json(self.out_of_fold_uri))
 
     def metrics(self) -> dict[str, Any] | None:
         """The content of ``metrics.json``; None before the run is evaluated."""
-        return dict(storage.read_json(self.metrics_uri)) if storage.exists(self.metrics_uri) else None
+        try:
+            return dict(run_files.read_json(self.metrics_uri))
+        except FileNotFoundError:
+            return None
 
     def state(self) -> str:
         """Digest of the published files; a new one while any is missing."""
@@ -173,13 +185,23 @@ class Run:
         return digest(stats)
 
 
+def run_damage(run: Run) -> list[str]:
+    """Lines on the damaged files of a run and its folds; all are read."""
+    lines = run_files.damage_of(run.uri)
+    try:
+        members = run.members(run.spec().folds)
+    except DamageError:
+        return lines
+    return lines + [line for member in members if member != run for line in run_files.damage_of(member.uri)]
+
+
 def read_splits(uri: str) -> pa.Table:
     """The ``splits.parquet`` of a run or a sweep, which others may have written.
 
     Raises:
         InputError: as ``check_splits``.
     """
-    splits = storage.read_table(uri)
+    splits = run_files.read_table(uri)
     check_splits(splits)
     return splits
 
@@ -198,8 +220,9 @@ def claim_folder(uri: str, spec: FolderSpec) -> None:
         InputError: it holds another; every setting that differs is named.
     """
     now = spec.model_dump(mode="json")
-    storage.create(config_uri(uri), storage.json_bytes(now))
-    earlier = _parse(type(spec), uri, storage.read_json(config_uri(uri)))
+    if storage.create(config_uri(uri), storage.json_bytes(now)):
+        run_files.record({config_uri(uri): storage.json_bytes(now)})
+    earlier = _parse(type(spec), uri, run_files.read_json(config_uri(uri)))
     before = earlier.model_dump(mode="json")
     is_older = earlier.schema_version < spec.schema_version
     lacking = {name for name, value in before.items() if is_older and value is None}
@@ -210,7 +233,9 @@ def claim_folder(uri: str, spec: FolderSpec) -> None:
             "folder or the same settings"
         )
     if is_older:
-        storage.write_json(config_uri(uri), now | {"milcore_version": earlier.milcore_version})
+        run_files.publish({config_uri(uri): storage.json_bytes(now | {"milcore_version": earlier.milcore_version})})
+    else:
+        run_files.record({config_uri(uri): storage.read_bytes(config_uri(uri))})
 
 
 def check_no_other_files(uri: str, folders: Sequence[str]) -> None:
@@ -255,7 +280,7 @@ def read_claim(kind: type[F], uri: str, noun: str, command: str) -> F:
         InputError: the folder has none, or one of a newer schema.
     """
     try:
-        values = storage.read_json(config_uri(uri))
+        values = run_files.read_json(config_uri(uri))
     except FileNotFoundError:
         raise InputError(f"no {noun} at {uri} (config.json is missing); run milcore {command} first") from None
     return _parse(kind, uri, values)

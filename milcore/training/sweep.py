@@ -4,6 +4,7 @@
 ``best.json`` at the end, ``best.json`` last: a sweep that has it is finished.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from milcore.errors import ClusterError, InputError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
+from milcore.training import run_files
 from milcore.training.instances import read_instances
 from milcore.training.run import check_labels_kept, choose_splits
 from milcore.training.run_folder import check_no_other_files, claim_folder, config_uri, read_claim, read_splits
@@ -138,9 +140,10 @@ class Sweep:
 
     def best(self) -> TrainConfig | None:
         """Settings of the best trial; None until the sweep is finished."""
-        if not storage.exists(self.best_uri):
+        try:
+            return parse_config(TrainConfig, upgrade_train(run_files.read_json(self.best_uri)))
+        except FileNotFoundError:
             return None
-        return parse_config(TrainConfig, upgrade_train(storage.read_json(self.best_uri)))
 
     def require_best(self) -> TrainConfig:
         """Settings of the best trial.
@@ -155,15 +158,15 @@ class Sweep:
 
     def trials(self) -> pa.Table:
         """A row per trial of a finished sweep."""
-        return storage.read_table(self.trials_uri)
+        return run_files.read_table(self.trials_uri)
 
     def verdict(self) -> SweepVerdict:
         """Comparison of the best trial of a finished sweep with the next one.
 
         Made anew where an earlier version wrote none.
         """
-        if storage.exists(self.verdict_uri):
-            return SweepVerdict(**storage.read_json(self.verdict_uri))
+        with contextlib.suppress(FileNotFoundError):
+            return SweepVerdict(**run_files.read_json(self.verdict_uri))
         splits, rows = self.splits(), self.trials().to_pylist()
         results = [TrialResult(**{name: row[name] for name in TrialResult._fields if name in row}) for row in rows]
         return sweep_verdict([with_standard_error(result, splits) for result in results])
@@ -202,7 +205,7 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
         tune=config,
     )
     claim_folder(out_uri, spec)
-    storage.write_table(Sweep(out_uri).splits_uri, splits)
+    run_files.publish({Sweep(out_uri).splits_uri: storage.table_bytes(splits)})
     return spec
 
 
@@ -263,11 +266,15 @@ def publish(out_uri: str, spec: SweepSpec, results: list[TrialResult]) -> TrainC
     sweep = Sweep(out_uri)
     splits = sweep.splits()
     results = [with_standard_error(result, splits) for result in sorted(results)]
-    storage.write_table(sweep.trials_uri, _trials_table(results))
     verdict = sweep_verdict(results)
-    storage.write_json(sweep.verdict_uri, verdict._asdict())
     best = trial_configs(spec.tune)[verdict.best]
-    storage.write_json(sweep.best_uri, best.model_dump(mode="json"))
+    run_files.publish(
+        {
+            sweep.trials_uri: storage.table_bytes(_trials_table(results)),
+            sweep.verdict_uri: storage.json_bytes(verdict._asdict()),
+            sweep.best_uri: storage.json_bytes(best.model_dump(mode="json")),
+        }
+    )
     return best
 
 

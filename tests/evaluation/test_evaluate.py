@@ -28,13 +28,14 @@ from milcore.metrics.classification import choose_threshold
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
+from milcore.training import run_files
 from milcore.training.context import LocalContext
 from milcore.training.loop import fit
 from milcore.training.run import prepare_run, train_run
 from milcore.training.run_folder import Run
 from milcore.training.search_space import trial_configs
 from milcore.training.sweep import Sweep, TrialResult, prepare_sweep, publish
-from tests.cohorts import PATCH_PX, as_folds, relabel, write_features, write_store
+from tests.cohorts import PATCH_PX, as_folds, relabel, rewrite_json, rewrite_metadata, write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=12, batch_size=4, learning_rate=0.02)
 
@@ -448,13 +449,13 @@ def test_a_store_of_another_author_writes_and_removes_nothing_outside_the_run(
     shutil.copytree(run_uri, run)
     slide_id = next(row["slide_id"] for row in Run(str(run)).splits().to_pylist() if row["split"] == "test")
     config, group = storage.read_json(str(run / "config.json")), store / f"slides/{slide_id}.zarr"
-    described = storage.read_json(str(group / "zarr.json"))
-    described["attributes"]["slide_id"] = other_id
-    storage.write_json(str(group / "zarr.json"), described)
+    rewrite_metadata(str(group), {}, {"slide_id": other_id})
     if consistent:
         group.rename(store / f"slides/{other_id}.zarr")
         for file in (store / "manifest.parquet", run / "splits.parquet"):
-            storage.write_table(str(file), with_id(storage.read_table(str(file)), slide_id, other_id))
+            run_files.publish(
+                {str(file): storage.table_bytes(with_id(storage.read_table(str(file)), slide_id, other_id))}
+            )
         splits = storage.read_table(str(run / "splits.parquet"))
         features = {
             name: store / f"slides/{name}.zarr/features/mean_rgb/zarr.json" for name in splits["slide_id"].to_pylist()
@@ -462,7 +463,7 @@ def test_a_store_of_another_author_writes_and_removes_nothing_outside_the_run(
         digests = {name: storage.read_json(str(file))["attributes"]["digest"] for name, file in features.items()}
         instances = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
         config |= {"splits_digest": splits_digest(splits), "instance_digest": instances}
-    storage.write_json(str(run / "config.json"), config | {"store_uri": str(store)})
+    rewrite_json(str(run / "config.json"), config | {"store_uri": str(store)})
     (tmp_path / "home/deep/x.zarr").mkdir()
     (tmp_path / "home/deep/x.zarr/keep.txt").write_text("mine")
     with pytest.raises(MILError, match=r"slide_id: expected a name for files, got '\.\./\.\./x'") as raised:

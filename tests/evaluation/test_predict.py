@@ -23,12 +23,13 @@ from milcore.evaluation.prediction_folder import slides_of_files
 from milcore.ingestion.cohort import ingest, plan_cohort
 from milcore.ingestion.imports.import_cohort import import_source
 from milcore.runtime import storage
+from milcore.runtime.digest import with_own_digest
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.run import prepare_run, train_run
 from milcore.training.run_folder import Run
-from tests.cohorts import as_folds
+from tests.cohorts import as_folds, rewrite_json
 from tests.ingestion.imports.made import BAGS, write_bags
 
 TRAIN = TrainConfig(hidden=8, attention_hidden=4, epochs=2, batch_size=4)
@@ -104,7 +105,7 @@ def test_no_cell_of_the_csv_is_a_formula(cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("\n".join(["slide_id,uri,patient_id", f"s1,{cohort}/s1.tiff,p", *lines]))
     run = tmp_path / "run"
     shutil.copytree(cohort / "run", run)
-    storage.write_json(str(run / "config.json"), storage.read_json(str(run / "config.json")) | {"classes": ["-", "@b"]})
+    rewrite_json(str(run / "config.json"), {"classes": ["-", "@b"]})
     summary = predict_manifest(str(run), str(tmp_path / "new.csv"), str(tmp_path / "out"))
     assert [row["patient_id"] for row in summary["slides"]] == ["p", *patients]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/predictions.csv").read_text())))
@@ -263,7 +264,8 @@ def test_a_record_of_other_settings_is_not_believed(cohort: Path, tmp_path: Path
     for name in ("s0", "s1"):
         shutil.copy(tmp_path / f"other/slides/{name}.json", tmp_path / f"out/slides/{name}.json")
     record = storage.read_json(str(tmp_path / "out/slides/s0.json"))
-    storage.write_json(str(tmp_path / "out/slides/s0.json"), record | {"members": [[0.5, 0.5]]})
+    del record["sha256"]
+    storage.write_json(str(tmp_path / "out/slides/s0.json"), with_own_digest(record | {"members": [[0.5, 0.5]]}))
     assert predict(run, [slide], str(tmp_path / "out"))["slides"] == [row]
     assert json.loads((tmp_path / "out/predictions.json").read_text())["slides"] == [row]
 
@@ -338,9 +340,9 @@ def test_a_program_that_a_run_names_as_its_encoder_waits_for_the_user_s_word(coh
     """Loaded by --allow-program alone, after which its digest is compared."""
     torch.jit.save(torch.jit.script(torch.nn.Flatten()), tmp_path / "program.pt")
     shutil.copytree(cohort / "run", tmp_path / "run")
-    config = storage.read_json(str(tmp_path / "run/config.json"))
-    config["origin"]["encoder"]["encoder"] = f"torchscript:{tmp_path}/program.pt,mpp=any"
-    storage.write_json(str(tmp_path / "run/config.json"), config)
+    origin = storage.read_json(str(tmp_path / "run/config.json"))["origin"]
+    origin["encoder"]["encoder"] = f"torchscript:{tmp_path}/program.pt,mpp=any"
+    rewrite_json(str(tmp_path / "run/config.json"), {"origin": origin})
     arguments = str(tmp_path / "run"), [str(cohort / "s1.tiff")], str(tmp_path / "out")
     with pytest.raises(InputError, match=r"got 'torchscript:.*', a TorchScript program .* --allow-program"):
         predict(*arguments)

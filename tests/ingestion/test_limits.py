@@ -28,13 +28,13 @@ from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, StoreError
 from milcore.ingestion.cohort import ingest, plan_cohort
 from milcore.ingestion.tiling import grid_size
-from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.slides.write_pyramid import write_pyramid
+from milcore.store.metadata import read_metadata
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.sweep import prepare_sweep
-from tests.cohorts import write_features, write_store
+from tests.cohorts import rewrite_metadata, write_features, write_store
 
 
 def png(path: Path, width: int, height: int, extra: bytes = b"") -> None:
@@ -183,9 +183,7 @@ def test_settings_beyond_their_length_are_refused() -> None:
 def test_a_batch_beyond_any_device_is_refused_before_the_encoder_is_loaded(tmp_path: Path) -> None:
     store = PatchStore(str(tmp_path / "store"))
     write_store(store.uri, slides=1)
-    described = storage.read_json(f"{store.uri}/slides/s00.zarr/zarr.json")
-    described["attributes"]["patch_size"] = 1024
-    storage.write_json(f"{store.uri}/slides/s00.zarr/zarr.json", described)
+    rewrite_metadata(store.group_uri("s00"), {}, {"patch_size": 1024})
     config = EncodeConfig(encoder="torchscript:/no/such/file", name="f", patches_per_batch=60_000)
     with pytest.raises(InputError, match=r"at most 4,000 megapixels in a batch, got 60000 patches of 1024 px"):
         list(encode(store.uri, config))
@@ -201,12 +199,10 @@ def test_an_encoder_s_input_beyond_any_network_is_refused() -> None:
 def test_an_array_that_declares_more_than_memory_names_its_slide(tmp_path: Path, name: str, part: str) -> None:
     store = write_store(str(tmp_path / "store"), slides=1)
     write_features(store)
-    uri = f"{store.uri}/slides/s00.zarr/{name}/zarr.json"
-    described = storage.read_json(uri)
-    place = described if part == "shape" else described["chunk_grid"]["configuration"]
-    key = "shape" if part == "shape" else "chunk_shape"
-    place[key] = [10**12, *place[key][1:]]
-    storage.write_json(uri, described)
+    uri = f"{store.group_uri('s00')}/{name}"
+    shape = [10**12, *read_metadata(uri)["shape"][1:]]
+    grid = {"name": "regular", "configuration": {"chunk_shape": shape}}
+    rewrite_metadata(uri, {"shape": shape} if part == "shape" else {"chunk_grid": grid}, {})
     slide = store.slide("s00")
     with pytest.raises(StoreError, match=f"slide 's00': {name}: expected an array that milcore writes, got shape"):
         _ = slide.features("mean_rgb") if name.startswith("features") else getattr(slide, name)

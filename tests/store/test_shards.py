@@ -1,5 +1,7 @@
 """Shards: what our writer writes, plain zarr-python reads."""
 
+import base64
+import hashlib
 import io
 import json
 import struct
@@ -12,9 +14,9 @@ import zarr
 from PIL import Image
 
 from milcore.config import Codec
-from milcore.errors import StoreError
+from milcore.errors import DamageError, StoreError
 from milcore.store import shards
-from milcore.store.jpeg_codec import decode_into, encode_patch
+from milcore.store.jpeg_codec import JpegCodec, decode_into, encode_patch
 from milcore.store.shards import ShardReader, ShardWriter
 
 
@@ -61,24 +63,33 @@ def test_no_patches_make_no_shard(tmp_path: Path) -> None:
         ShardWriter(str(tmp_path / "a"), 16, "none", 90).finish()
 
 
-def test_a_shard_is_chunks_then_index_then_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two raw chunks of 16 x 16 x 3 = 768 bytes in a shard for three: index rows (0, 768), (768, 768), (max, max)."""
+def _checked(chunk: np.ndarray) -> bytes:
+    """A raw chunk as it is stored: its bytes, then their crc32c, little-endian."""
+    return chunk.tobytes() + struct.pack("<I", google_crc32c.value(chunk.tobytes()))
+
+
+def test_a_shard_is_checked_chunks_then_a_checked_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two raw chunks of 16 x 16 x 3 + 4 = 772 bytes in a shard for three: rows (0, 772), (772, 772), (max, max)."""
     patches = _smooth_patches(5, 16)
     _write(tmp_path / "a", patches, "none", monkeypatch, 3)
-    index = struct.pack("<6Q", 0, 768, 768, 768, 2**64 - 1, 2**64 - 1)
-    expected = patches[3].tobytes() + patches[4].tobytes() + index + struct.pack("<I", google_crc32c.value(index))
+    index = struct.pack("<6Q", 0, 772, 772, 772, 2**64 - 1, 2**64 - 1)
+    expected = _checked(patches[3]) + _checked(patches[4]) + index + struct.pack("<I", google_crc32c.value(index))
     assert (tmp_path / "a/c/1/0/0/0").read_bytes() == expected
+    attributes = json.loads((tmp_path / "a/zarr.json").read_text())["attributes"]
+    checksums = [google_crc32c.value(patch.tobytes()) for patch in patches]
+    assert struct.unpack("<5I", base64.b64decode(attributes["crc32c"])) == tuple(checksums)
 
 
-def test_each_chunk_is_an_ordinary_jpeg_file_444(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_chunk_is_a_jpeg_file_444_and_four_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patches = _smooth_patches(2, 32)
     _write(tmp_path / "a", patches, "jpeg", monkeypatch, 2)
     shard = (tmp_path / "a/c/0/0/0/0").read_bytes()
     offset, length = struct.unpack("<2Q", shard[-20:-4])
-    image = Image.open(io.BytesIO(shard[offset : offset + length]))
+    image = Image.open(io.BytesIO(shard[offset : offset + length - 4]))
     assert (image.format, image.size) == ("JPEG", (32, 32))
     assert [component[1] for component in image.layer] == [1, 1, 1]
     assert np.abs(np.asarray(image).astype(int) - patches[1]).max() <= 4
+    assert ShardReader(str(tmp_path / "a")).chunks(1, 2)[0].tobytes() == shard[offset : offset + length - 4]
 
 
 def test_the_digest_is_of_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +97,7 @@ def test_the_digest_is_of_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     one = _write(tmp_path / "a", patches, "none", monkeypatch, 2)
     assert one == _write(tmp_path / "b", patches, "none", monkeypatch, 3)
     assert one != _write(tmp_path / "c", patches[::-1], "none", monkeypatch, 3)
+    assert one == hashlib.sha256(patches.tobytes()).hexdigest()
 
 
 def test_a_damaged_index_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +106,23 @@ def test_a_damaged_index_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     data = bytearray(shard.read_bytes())
     data[-10] ^= 1
     shard.write_bytes(bytes(data))
-    with pytest.raises(StoreError, match="checksum of its index"):
+    with pytest.raises(DamageError, match="expected the index of the shard"):
         ShardReader(str(tmp_path / "a")).read(0, 1)
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "zstd", "none"])
+def test_shards_and_patches_in_each_other_s_place_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
+    """Raw chunks are equally long, so that the indexes of full shards are equal."""
+    patches = _smooth_patches(4, 16)
+    _write(tmp_path / "a", patches, codec, monkeypatch, 2)
+    one, two = tmp_path / "a/c/0/0/0/0", tmp_path / "a/c/1/0/0/0"
+    data = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(data)
+    with pytest.raises(DamageError, match=r"expected chunk 1 as it was written.*crc32c differs"):
+        ShardReader(str(tmp_path / "a")).read(1, 2)
 
 
 def test_zarr_writes_through_the_jpeg_codec_by_its_entry_point(tmp_path: Path) -> None:
@@ -105,7 +132,7 @@ def test_zarr_writes_through_the_jpeg_codec_by_its_entry_point(tmp_path: Path) -
         shape=picture.shape,
         dtype="uint8",
         chunks=picture.shape,
-        serializer=shards.JpegCodec(95),
+        serializer=JpegCodec(95),
         compressors=None,
     )
     array[...] = picture

@@ -34,7 +34,7 @@ INGESTED = SlideRecord(
     scan=ScanRecord("tiff:generic", AFFINE, None, {"method": "m"}),
 )
 INGESTED_ATTRS = {
-    "schema_version": 1,
+    "schema_version": 2,
     "slide_id": "a",
     "status": "ok",
     "parameters": {"mpp": 0.5, "default_mpp": None},
@@ -72,7 +72,7 @@ IMPORTED = SlideRecord(
     instance_class_names=(),
 )
 IMPORTED_ATTRS = {
-    "schema_version": 1,
+    "schema_version": 2,
     "slide_id": "b",
     "status": "ok",
     "parameters": {"name": "imported"},
@@ -90,14 +90,14 @@ IMPORTED_ATTRS = {
 }
 REMOTE = SlideRecord("c", status="quarantined", reason="too small", source=SourceFile("s3://c", 7, etag="e"))
 REMOTE_ATTRS = {
-    "schema_version": 1,
+    "schema_version": 2,
     "slide_id": "c",
     "status": "quarantined",
     "reason": "too small",
     "source": {"uri": "s3://c", "size": 7, "etag": "e"},
 }
 RETRY = SlideRecord("d", status="quarantined", reason="NaN", retry=False)
-RETRY_ATTRS = {"schema_version": 1, "slide_id": "d", "status": "quarantined", "reason": "NaN", "retry": False}
+RETRY_ATTRS = {"schema_version": 2, "slide_id": "d", "status": "quarantined", "reason": "NaN", "retry": False}
 CASES = [(INGESTED, INGESTED_ATTRS), (IMPORTED, IMPORTED_ATTRS), (REMOTE, REMOTE_ATTRS), (RETRY, RETRY_ATTRS)]
 
 
@@ -114,7 +114,7 @@ def test_the_cases_cover_every_field() -> None:
 
 
 def test_keys_of_another_version_may_be_unknown_or_absent() -> None:
-    record = SlideRecord.from_attrs({"slide_id": "a", "schema_version": 1, "patches": 3, "colour": "red"})
+    record = SlideRecord.from_attrs({"slide_id": "a", "schema_version": 2, "patches": 3, "colour": "red"})
     assert record == SlideRecord("a", patches=3)
     assert (record.instances, record.arrays, record.patch_mpp, SlideRecord("a").instances) == (3, None, None, 0)
 

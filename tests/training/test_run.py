@@ -22,9 +22,10 @@ from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.model_file import model_bytes
 from milcore.training.run import prepare_run, train_run
+from milcore.training.run_files import publish
 from milcore.training.run_folder import Run, claim_folder
 from milcore.training.sweep import Sweep, prepare_sweep
-from tests.cohorts import relabel, write_features, write_store
+from tests.cohorts import relabel, rewrite_json, write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3, batch_size=4)
 CPU = torch.device("cpu")
@@ -68,6 +69,7 @@ def test_the_run_folder_holds_nothing_but_the_contract_s_files(store_uri: str, t
     trained(store_uri, str(run))
     assert sorted(p.name for p in run.iterdir()) == [
         "config.json",
+        "files.json",
         "history.parquet",
         "model.safetensors",
         "splits.parquet",
@@ -111,8 +113,7 @@ def test_another_version_of_milcore_goes_on_with_a_run(store_uri: str, tmp_path:
     """The version is no setting; the folder keeps the one that began it."""
     run = str(tmp_path / "run")
     prepare_run(store_uri, run, TRAIN, SplitConfig())
-    begun = storage.read_json(Run(run).config_uri) | {"milcore_version": "0.0.1"}
-    storage.write_json(Run(run).config_uri, begun)
+    rewrite_json(Run(run).config_uri, {"milcore_version": "0.0.1"})
     prepare_run(store_uri, run, TRAIN, SplitConfig())
     assert Run(run).spec().milcore_version == "0.0.1"
 
@@ -185,7 +186,7 @@ def test_a_run_and_a_sweep_of_a_version_without_class_names_go_on(store_uri: str
         prepare_run(store_uri, run, TRAIN, SplitConfig())
         prepare_sweep(store_uri, sweep, tune, SplitConfig())
         for uri in (Run(run).splits_uri, Sweep(sweep).splits_uri):
-            storage.write_table(uri, storage.read_table(uri).drop_columns(["class"]))
+            publish({uri: storage.table_bytes(storage.read_table(uri).drop_columns(["class"]))})
     train_run(run, LocalContext(None, CPU))
     assert Run(run).is_finished()
 
@@ -262,12 +263,11 @@ def test_a_program_that_a_run_or_a_file_names_waits_for_the_user_s_word(
     """Refused before its file is looked for, which there is none of."""
     run = str(tmp_path / "run")
     trained(store_uri, run)
-    config = storage.read_json(f"{run}/config.json")
-    config["train"] |= {"features": None, "encoder": encoder}
-    storage.write_json(f"{run}/config.json", config)
+    settings = storage.read_json(f"{run}/config.json")["train"] | {"features": None, "encoder": encoder}
+    rewrite_json(f"{run}/config.json", {"train": settings})
     with pytest.raises(InputError, match=r"got '(torchscript|conch).*', a TorchScript program .* --allow-program"):
         Run(run).models()
-    storage.write_json(str(tmp_path / "best.json"), config["train"])
+    storage.write_json(str(tmp_path / "best.json"), settings)
     with pytest.raises(InputError, match="a TorchScript program"):
         train_config(str(tmp_path / "best.json"), {"epochs": 1})
     assert train_config(str(tmp_path / "best.json"), {"encoder": encoder}).encoder == encoder

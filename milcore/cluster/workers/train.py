@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from milcore.cluster.workers.connect import connected, cpus, default_environment, wait_for_capacity
 from milcore.cluster.workers.context import RayContext, quiet_logging
 from milcore.config import LaunchConfig
-from milcore.errors import ClusterError, MILError, UnreachableError
+from milcore.errors import ClusterError, DamageError, MILError, UnreachableError
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line
 from milcore.training.context import CHECKPOINTS_KEPT
@@ -102,7 +102,7 @@ def _drop_torn_snapshot(checkpoints_uri: str) -> None:
         return
     try:
         listed = [result["checkpoint_dir_name"] for result in storage.read_json(uri)["checkpoint_results"]]
-    except (ValueError, KeyError, TypeError):
+    except (DamageError, KeyError, TypeError):
         listed = None
     if listed is None or not set(listed) <= set(storage.names(checkpoints_uri)):
         storage.remove(uri)

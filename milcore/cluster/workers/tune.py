@@ -21,6 +21,7 @@ from milcore.config import LaunchConfig, TrainConfig, TuneConfig
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
+from milcore.runtime.digest import with_own_digest, without_own_digest
 from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
 from milcore.training.loop import fit
@@ -135,7 +136,7 @@ def _run_trial(config: dict[str, Any]) -> None:
     quiet_logging()
     finished = _finished_uri(config["out_uri"], config["trial"])
     if storage.exists(finished):
-        tune.report({**storage.read_json(finished), KEPT_METRIC: True})
+        tune.report({**without_own_digest(storage.read_json(finished), finished), KEPT_METRIC: True})
         return
     spec = Sweep(config["out_uri"]).spec()
     settings, device = trial_configs(spec.tune)[config["trial"]], torch.device(config["device"])
@@ -215,7 +216,7 @@ class _TrialRecorder(tune.Callback):
         try:
             storage.write_json(
                 _finished_uri(self._out_uri, trial.config["trial"]),
-                {name: metrics[name] for name in FIGURES if name in metrics},
+                with_own_digest({name: metrics[name] for name in FIGURES if name in metrics}),
             )
         except storage.IO_ERRORS as error:
             log_line(f"the figures of this trial are in Tune's snapshot only: {error}")

@@ -22,7 +22,7 @@ from milcore.ingestion.imports.parquet import open_table
 from milcore.ingestion.imports.pt import open_pt
 from milcore.ingestion.imports.slide_image import SlideImage, read_slide_image, slide_version, with_scale
 from milcore.ingestion.imports.source import FeatureType, Instances, Source
-from milcore.ingestion.slide import SlideOutcome
+from milcore.ingestion.slide import SlideOutcome, stored_record
 from milcore.runtime import storage
 from milcore.runtime.progress import track
 from milcore.store.slide_group import SlideGroup
@@ -135,7 +135,7 @@ def _usable_record(record: SlideRecord, config: ImportConfig, store: PatchStore)
 
     None if a retry is due, or its features are missing.
     """
-    earlier = store.record(record.slide_id)
+    earlier = stored_record(store, record.slide_id)
     if earlier is None or earlier.retry:
         return None
     if (earlier.import_origin, earlier.parameters) != (record.import_origin, record.parameters):

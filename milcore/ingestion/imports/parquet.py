@@ -65,7 +65,7 @@ def _read_slide(
 
 def _read(uri: str) -> pa.Table:
     try:
-        table = storage.read_table(uri)
+        table = storage.parse_table(storage.read_bytes(uri))
     except (FileNotFoundError, IsADirectoryError, pa.ArrowInvalid) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{uri} cannot be read as Parquet ({reason}); give one file, a row per instance") from None

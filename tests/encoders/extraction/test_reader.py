@@ -67,6 +67,7 @@ def test_a_slide_that_cannot_be_read_is_reported_once_and_the_next_goes_on(tmp_p
     ended = [result for result in results if isinstance(result, EncodedSlide)]
     assert [slide.slide_id for slide in ended] == ["nowhere", "s00"]
     assert "absent" in str(ended[0].reason)
-    assert "damaged" in str(ended[1].reason)
+    assert "slide 's00': patches: " in str(ended[1].reason)
+    assert "crc32c differs" in str(ended[1].reason)
     read = [result.patch_range.slide.slide.slide_id for result in results if isinstance(result, Arrival)]
     assert read == 10 * ["s01"]

@@ -1,0 +1,179 @@
+"""Zarr v3 arrays without shards: features, coords, images.
+
+A chunk is the bytes of its values, compressed or not, and their crc32c; plain zarr-python reads and checks the same
+arrays. Every chunk is written, so an absent one is damage. Axis words: n (row), d (column).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+
+from milcore.config import MAX_ARRAY_GB
+from milcore.errors import DamageError, StoreError
+from milcore.runtime import storage
+from milcore.store.checksums import CODEC, Checksums, checksum_attributes, checksum_bytes, crc32c
+from milcore.store.jpeg_codec import ZSTD_LEVEL, chunk_codecs, encode_patch
+from milcore.store.metadata import metadata_uri, read_metadata, write_metadata
+
+_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def array_metadata(
+    shape: list[int], dtype: str, chunk: list[int], codecs: list[dict[str, Any]], attributes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The metadata of a Zarr v3 array with a regular grid of chunks."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": codecs,
+        "attributes": dict(attributes),
+    }
+
+
+def write_array(
+    uri: str, array: npt.NDArray[Any], attributes: Mapping[str, Any], jpeg_quality: int | None = None
+) -> set[str]:
+    """Write an array as one chunk; return the URIs of its two objects.
+
+    Each object is written atomically and nothing is removed first, so a reader or a second writer of the same bytes
+    never reads an incomplete one.
+
+    Args:
+        uri: of the array.
+        array: values of a little-endian or byte type.
+        attributes: of the array.
+        jpeg_quality: 1 to 100, for an image (h, w, 3); None stores the values with zstd.
+    """
+    if jpeg_quality is None:
+        codecs = [_LITTLE if array.itemsize > 1 else {"name": "bytes"}, chunk_codecs("zstd", 0)[1]]
+        data = bytes(imagecodecs.zstd_encode(np.ascontiguousarray(array).tobytes(), level=ZSTD_LEVEL))
+    else:
+        codecs, data = chunk_codecs("jpeg", jpeg_quality), encode_patch(array, "jpeg", jpeg_quality)
+    checksum = crc32c(data)
+    shape, chunk = list(array.shape), [max(1, edge) for edge in array.shape]
+    chunk_uri = storage.join(uri, "c", *("0" for _ in shape))
+    storage.write_parts(chunk_uri, [data, checksum_bytes(checksum)])
+    attributes = {**attributes, **checksum_attributes([checksum])}
+    write_metadata(uri, array_metadata(shape, array.dtype.name, chunk, [*codecs, CODEC], attributes))
+    return {chunk_uri, metadata_uri(uri)}
+
+
+class RowChunks:
+    """Chunks of a table (n, d) as they are stored, and their checksums.
+
+    Args:
+        values: of a little-endian type.
+        rows: rows per chunk.
+    """
+
+    def __init__(self, values: npt.NDArray[Any], rows: int) -> None:
+        self._values, self._rows = values, rows
+        self._checksums = [crc32c(self._data(chunk)) for chunk in range(-(-len(values) // rows))]
+        self.attributes = checksum_attributes(self._checksums)
+
+    def write(self, uri: str, attributes: Mapping[str, Any]) -> set[str]:
+        """Write the chunks, then the metadata; return the URIs of all objects.
+
+        Until the metadata is written the array does not exist for any reader.
+
+        Args:
+            uri: of the array; objects there are overwritten, not removed, so two writers of one table do no harm.
+            attributes: of the array; the checksums are added.
+        """
+        chunk_uris = [_row_chunk_uri(uri, chunk, 2) for chunk in range(len(self._checksums))]
+        for chunk, (chunk_uri, checksum) in enumerate(zip(chunk_uris, self._checksums, strict=True)):
+            storage.write_parts(chunk_uri, [self._data(chunk), checksum_bytes(checksum)])
+        shape, dtype = list(self._values.shape), self._values.dtype.name
+        chunk_shape = [self._rows, self._values.shape[1]]
+        attributes = {**attributes, **self.attributes}
+        write_metadata(uri, array_metadata(shape, dtype, chunk_shape, [_LITTLE, CODEC], attributes))
+        return {*chunk_uris, metadata_uri(uri)}
+
+    def _data(self, chunk: int) -> bytes:
+        """Bytes of a chunk; the last one is filled up with zeros."""
+        values = self._values[chunk * self._rows : (chunk + 1) * self._rows]
+        return values.tobytes() + bytes((self._rows - len(values)) * self._values.strides[0])
+
+
+class ArrayReader:
+    """Reader of an array whose chunks divide its first axis alone.
+
+    Every chunk that is read is checked.
+
+    Args:
+        uri: of the array.
+        place: names the array in errors, such as ``slide 'S03': features/x``.
+        remedy: command that makes the array again.
+
+    Raises:
+        DamageError: its metadata is absent or damaged.
+        StoreError: it is larger than what milcore writes.
+    """
+
+    def __init__(self, uri: str, place: str, remedy: str) -> None:
+        self._uri = uri
+        try:
+            metadata = read_metadata(uri)
+        except FileNotFoundError:
+            raise DamageError(
+                f"{place}: expected an array, got no object at {metadata_uri(uri)}; restore it, or {remedy}"
+            ) from None
+        self.attributes = metadata["attributes"]
+        self.shape: tuple[int, ...] = tuple(metadata["shape"])
+        self._chunk_shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        self._dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+        self._codecs = [codec["name"] for codec in metadata["codecs"]]
+        self.rows_per_chunk: int = self._chunk_shape[0]
+        self._checksums = Checksums(metadata, place, remedy)
+        size_gb = max(map(math.prod, (self.shape, self._chunk_shape))) * self._dtype.itemsize / 1e9
+        if size_gb > MAX_ARRAY_GB:
+            raise StoreError(
+                f"{place}: expected an array that milcore writes, got shape {self.shape} in chunks "
+                f"{self._chunk_shape}; allowed: {MAX_ARRAY_GB} GB"
+            )
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Read rows ``start`` to ``stop`` (exclusive, clipped to the array)."""
+        start, stop = max(0, start), min(stop, self.shape[0])
+        values = np.empty((max(0, stop - start), *self.shape[1:]), self._dtype)
+        chunks = range(start // self.rows_per_chunk, -(-stop // self.rows_per_chunk))
+        uris = [_row_chunk_uri(self._uri, chunk, len(self.shape)) for chunk in chunks]
+        stored = storage.read_all(uris)
+        for chunk, uri in zip(chunks, uris, strict=True):
+            if uri not in stored:
+                raise self._checksums.damage(uri, f"expected chunk {chunk}, got no object")
+            first = chunk * self.rows_per_chunk
+            low, high = max(start, first), min(stop, first + self.rows_per_chunk)
+            rows = self._decode(chunk, np.frombuffer(stored.pop(uri), np.uint8), uri)
+            values[low - start : high - start] = rows[low - first : high - first]
+        return values
+
+    def read_all(self) -> npt.NDArray[Any]:
+        """Read the whole array."""
+        return self.read(0, self.shape[0])
+
+    def _decode(self, chunk: int, stored: npt.NDArray[np.uint8], uri: str) -> npt.NDArray[Any]:
+        data: Any = self._checksums.check(chunk, stored, uri)
+        try:
+            if "milcore_jpeg" in self._codecs:
+                return np.asarray(imagecodecs.jpeg8_decode(data)).reshape(self._chunk_shape)
+            if "zstd" in self._codecs:
+                data = imagecodecs.zstd_decode(data)
+            return np.frombuffer(data, self._dtype).reshape(self._chunk_shape)
+        except (ValueError, RuntimeError) as error:
+            raise self._checksums.damage(
+                uri, f"expected chunk {chunk} of shape {self._chunk_shape}, got {error}"
+            ) from None
+
+
+def _row_chunk_uri(uri: str, chunk: int, axes: int) -> str:
+    return storage.join(uri, "c", str(chunk), *("0" for _ in range(axes - 1)))

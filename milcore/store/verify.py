@@ -1,0 +1,71 @@
+"""Check of every byte of a slide against its checksums and digests.
+
+Slides of earlier versions have digests of patches and features only; those are checked.
+"""
+
+import hashlib
+
+import numpy as np
+
+from milcore.errors import StoreError
+from milcore.runtime import storage
+from milcore.store.slide_group import SlideGroup, features_digest
+from milcore.store.store import PatchStore
+from milcore.store.writer import patches_digest
+
+PATCHES_PER_READ = 256
+
+
+def slide_damage(store_uri: str, slide_id: str) -> list[str]:
+    """Lines on the damaged arrays of a slide.
+
+    Args:
+        store_uri: patch store.
+        slide_id: of a slide; one that is incomplete or in quarantine has nothing to check.
+    """
+    try:
+        record = PatchStore(store_uri).record(slide_id)
+        if record is None or record.status != "ok":
+            return []
+        slide = PatchStore(store_uri).slide(slide_id)
+        features = [name for name in storage.names(storage.join(slide.uri, "features")) if name != "zarr.json"]
+    except StoreError as error:
+        return [error.line]
+    lines = []
+    for name in [*slide.array_names, *(f"features/{name}" for name in features)]:
+        try:
+            _check_array(slide, name)
+        except StoreError as error:
+            lines.append(error.line)
+    return list(dict.fromkeys(lines))  # the check of patches reads coords too
+
+
+def _check_array(slide: SlideGroup, name: str) -> None:
+    """Read an array and compare it with its digest, where it has one.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    if name == "patches":
+        digest, stored = _digest_of_patches(slide), slide.patches_digest
+    elif name.startswith("features/"):
+        feature = name.removeprefix("features/")
+        if not slide.has_features(feature):
+            return  # being written
+        features = slide.features(feature)
+        digest = features_digest(features.read(0, features.shape[0]))
+        stored = slide.feature_attrs(feature)["digest"]
+    else:
+        slide.array(name)
+        return
+    if digest != stored:
+        raise StoreError(f"slide {slide.slide_id!r}: {name}: expected the digest {stored}, got {digest}; make it again")
+
+
+def _digest_of_patches(slide: SlideGroup) -> str:
+    sha256 = hashlib.sha256()
+    for start in range(0, len(slide), PATCHES_PER_READ):
+        for chunk in slide.chunks(start, start + PATCHES_PER_READ):
+            sha256.update(chunk.data)
+    coords = slide.coords if slide.has_coords else np.empty((0, 2), np.int32)
+    return patches_digest(sha256.hexdigest(), coords)

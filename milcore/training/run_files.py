@@ -1,0 +1,114 @@
+"""``files.json``: the sha256 of each published file of a run or sweep.
+
+It is written before the files that it names, and every reader compares: a file that changed, or was exchanged with that
+of another run, is an error. Files of earlier versions are in no ``files.json`` and cannot be checked.
+"""
+
+import functools
+import hashlib
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from milcore.errors import DamageError
+from milcore.runtime import storage
+from milcore.runtime.digest import with_own_digest, without_own_digest
+from milcore.runtime.progress import log_line
+
+FILES = "files.json"
+
+
+def publish(files: Mapping[str, bytes]) -> None:
+    """Record the digests of a folder's files, then write the files in order.
+
+    Args:
+        files: content by URI.
+    """
+    record(files)
+    for uri, data in files.items():
+        storage.write_bytes(uri, data)
+
+
+def record(files: Mapping[str, bytes]) -> None:
+    """Record the digests of files of a folder; others recorded there stay.
+
+    Args:
+        files: content by URI.
+    """
+    folder_uri = posixpath.dirname(next(iter(files)))
+    before = recorded_digests(folder_uri)
+    digests = before | {posixpath.basename(uri): _sha256(data) for uri, data in files.items()}
+    if digests != before:
+        storage.write_json(storage.join(folder_uri, FILES), with_own_digest({"files": digests}))
+
+
+def read_file(uri: str) -> bytes:
+    """Read a published file and compare it with its digest.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamageError: it is not the file that was published.
+    """
+    data, folder_uri = storage.read_bytes(uri), posixpath.dirname(uri)
+    digest = recorded_digests(folder_uri).get(posixpath.basename(uri))
+    if digest is None:
+        _log_unchecked(folder_uri)
+    elif digest != _sha256(data):
+        raise DamageError(
+            f"{uri}: expected the file that was published (sha256 {digest[:12]}… in {FILES}), got another; restore it, "
+            "or make the folder again"
+        )
+    return data
+
+
+def read_json(uri: str) -> Any:
+    """Read a published JSON file; errors as of ``read_file``."""
+    return storage.parse_json(read_file(uri), uri)
+
+
+def read_table(uri: str) -> pa.Table:
+    """Read a published Parquet file; errors as of ``read_file``."""
+    return storage.check_table(read_file(uri), uri)
+
+
+def recorded_digests(folder_uri: str) -> dict[str, str]:
+    """Sha256 of each published file of a folder, by its name.
+
+    Raises:
+        DamageError: ``files.json`` is damaged.
+    """
+    uri = storage.join(folder_uri, FILES)
+    try:
+        values = storage.read_json(uri)
+    except FileNotFoundError:
+        return {}
+    return dict(without_own_digest(values, uri)["files"])
+
+
+def damage_of(folder_uri: str) -> list[str]:
+    """Lines on the published files of a folder that are absent or changed."""
+    lines = []
+    try:
+        names = recorded_digests(folder_uri)
+    except DamageError as error:
+        return [error.line]
+    for name in names:
+        uri = storage.join(folder_uri, name)
+        try:
+            read_file(uri)
+        except FileNotFoundError:
+            lines.append(f"{uri}: expected the file that {FILES} names, got no object; restore it, or run its command")
+        except DamageError as error:
+            lines.append(error.line)
+    return lines
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@functools.cache
+def _log_unchecked(folder_uri: str) -> None:
+    log_line(f"{folder_uri}: made by an earlier version, without {FILES}: a changed file would not be noticed")
