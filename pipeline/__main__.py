@@ -97,14 +97,15 @@ def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]
 
 def _say_result(run_uri: str) -> None:
     from milcore.runtime import storage  # noqa: PLC0415 - compiling works without what storage needs
-    from milcore.runtime.progress import format_metric  # noqa: PLC0415 - nor what progress needs
+    from milcore.runtime.progress import format_metric, printable  # noqa: PLC0415 - nor what progress needs
 
     metrics = storage.read_json(storage.join(run_uri, "metrics.json"))
     for row in metrics["comparison"]:
         localisation = format_metric(row["localisation_auroc"])
-        print(f"{row['name']}: test AUROC {format_metric(row['auroc'])}, localisation AUROC {localisation}")
+        name = printable(row["name"])
+        print(f"{name}: test AUROC {format_metric(row['auroc'])}, localisation AUROC {localisation}")
     print(f"accuracy {format_metric(metrics['accuracy'])}, {len(metrics['quarantined'])} slides quarantined")
-    print(f"report: {metrics['report']}")
+    print(printable(f"report: {metrics['report']}"))
 
 
 def _chosen(arguments: Sequence[str]) -> BaseComponent:

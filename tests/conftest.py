@@ -48,6 +48,7 @@ def _quiet_surroundings() -> Iterator[None]:
         environment.setenv("RAY_worker_niceness", "0")  # workers would stand back behind the other tests
         environment.setenv("OMP_NUM_THREADS", "1")
         environment.delenv("RAY_ADDRESS", raising=False)
+        environment.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         yield
 
 

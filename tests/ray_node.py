@@ -48,7 +48,9 @@ def worker_node(address: str) -> contextlib.AbstractContextManager[Node]:
 def _started(options: Sequence[str]) -> Iterator[Node]:
     programs = Path(sys.executable).parent
     command = [str(programs / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", *QUIET, *options]
-    surroundings = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    # as its administrator sets it; jobs and workers of others may read nothing else of this disk
+    roots = {"MILCORE_ALLOWED_ROOTS": tempfile.gettempdir()}
+    surroundings = os.environ | roots | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     with tempfile.NamedTemporaryFile(prefix="ray-start-") as log:
         node = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=surroundings, start_new_session=True)
         try:

@@ -29,7 +29,7 @@ from milcore.config import (
 )
 from milcore.errors import InputError
 from milcore.runtime.command import exit_codes
-from milcore.runtime.progress import format_metric, log_line
+from milcore.runtime.progress import format_metric, log_line, printable
 
 CPUS = len(os.sched_getaffinity(0))
 NONE_OK = 3
@@ -51,7 +51,7 @@ def main() -> None:
 
 def finish(summary: dict[str, Any], line: str, as_json: bool, code: int = 0) -> None:
     """End a command with its result, as a line or as JSON."""
-    typer.echo(json.dumps(summary, sort_keys=True) if as_json else line)
+    typer.echo(json.dumps(summary, sort_keys=True) if as_json else printable(line))
     if code:
         raise typer.Exit(code)
 
@@ -298,4 +298,7 @@ def info(
             log_line(line)
         finish({"damage": lines}, f"{len(lines)} arrays or files of {uri} are damaged", as_json, InputError.exit_code)
     summary = describe(uri)
-    finish(summary, "\n".join(f"{name}: {value}" for name, value in summary.items()), as_json)
+    *lines, last = (f"{name}: {value}" for name, value in summary.items())
+    for line in () if as_json else lines:
+        typer.echo(printable(line))
+    finish(summary, last, as_json)

@@ -13,6 +13,7 @@ from shapely.geometry.base import BaseGeometry
 from milcore.config import MAX_ANNOTATION_MB
 from milcore.errors import InputError
 from milcore.runtime import storage
+from milcore.runtime.allow_list import check_uri
 
 POSITIVE_OVERLAP = 0.25
 
@@ -23,6 +24,7 @@ def load_annotation(uri: str, slide_id: str) -> BaseGeometry:
     Raises:
         InputError: there is no such object, or it is not GeoJSON.
     """
+    check_uri(uri, f"annotation of slide {slide_id}")
     try:
         size_mb = storage.stat(uri).size / 1e6
         if size_mb > MAX_ANNOTATION_MB:
@@ -51,9 +53,11 @@ def read_annotation(text: bytes, slide_id: str) -> BaseGeometry:
     try:
         shapes = [shapely.geometry.shape(part) for part in _geometries(json.loads(text))]
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError) as error:
+        # not the error's text, which may quote the file
         raise InputError(
-            f"annotation of slide {slide_id}: expected GeoJSON, got none ({error}); allowed: polygons in level-0 px"
-        ) from error
+            f"annotation of slide {slide_id}: expected GeoJSON, got none ({type(error).__name__}); allowed: polygons "
+            "in level-0 px"
+        ) from None
     areas = [shapely.make_valid(shape) for shape in shapes if shape.area > 0]
     return shapely.union_all(areas)
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from milcore.config import MAX_CLASSES, SPLIT_NAMES
 from milcore.errors import InputError, StoreError
 from milcore.runtime import storage
+from milcore.runtime.allow_list import uri_problem
 
 REQUIRED = ("slide_id", "uri", "label")
 IMPORT_REQUIRED = ("slide_id", "label")
@@ -196,7 +197,9 @@ def make_manifest(uri: str, rows: Iterable[dict[str, object]], positive: str | N
 def _manifest(uri: str, rows: list[_Row], positive: str | None, required: tuple[str, ...]) -> Manifest:
     if not rows:
         raise InputError(f"manifest {uri}: expected slides, got none; allowed: at least one row below the header")
+    folder = posixpath.dirname(storage.absolute(uri))
     problems = [f"{row.place}: {problem}" for row in rows for problem in _row_problems(row, required)]
+    problems += [f"{row.place}: {problem}" for row in rows for problem in _annotation_problems(row, folder)]
     problems += _label_problems(rows) + _duplicates(rows)
     if problems:
         problems.sort(key=_place_number)
@@ -207,7 +210,6 @@ def _manifest(uri: str, rows: list[_Row], positive: str | None, required: tuple[
             f"manifest {uri}: label: expected classes, got {len(classes):,} different ones; allowed: "
             f"{MAX_CLASSES:,}; is it the column of labels?"
         )
-    folder = posixpath.dirname(storage.absolute(uri))
     return Manifest(tuple(_slide(row, classes, folder) for row in rows), classes)
 
 
@@ -289,6 +291,17 @@ def _row_problems(row: _Row, required: tuple[str, ...]) -> Iterator[str]:
         yield f"mpp: expected um/px, got {mpp!r}; allowed: numbers above 0, or an empty cell"
     if split and split not in SPLIT_NAMES:
         yield f"split: expected the name of a split, got {split!r}; allowed: {', '.join(SPLIT_NAMES)}"
+
+
+def _annotation_problems(row: _Row, folder: str) -> Iterator[str]:
+    """Problem of an annotation that may not be read.
+
+    A slide that may not is quarantined instead.
+    """
+    annotation = row.cells.get("annotation")
+    problem = uri_problem(_resolve(folder, annotation)) if annotation else None
+    if problem is not None:
+        yield f"annotation: {problem}"
 
 
 def _number(text: str) -> float:

@@ -13,6 +13,7 @@ from milcore.cohort.manifest import Manifest
 from milcore.cohort.splits import CLASS, COLUMNS, check_splits, splits_table
 from milcore.errors import DamageError, InputError
 from milcore.runtime import storage
+from milcore.runtime.allow_list import check_uri
 from milcore.runtime.progress import log_line
 
 ALLOWED = "allowed: the splits.parquet of a run or a sweep"
@@ -47,12 +48,11 @@ def read_splits(uri: str, manifest: Manifest) -> pa.Table:
 
 
 def _read_table(uri: str) -> pa.Table:
+    check_uri(uri, "splits")
     try:
         data = storage.read_bytes(uri)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"splits: expected a file, got nothing at {uri}; {ALLOWED}") from None
-    except storage.IO_ERRORS as error:
-        raise InputError(f"splits: expected a file that can be read at {uri}, got {error}; {ALLOWED}") from None
     try:
         table = storage.check_table(data, uri)
         table.validate(full=True)  # a text that is no UTF-8

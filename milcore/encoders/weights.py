@@ -15,9 +15,14 @@ from torch import Tensor
 
 from milcore.errors import InputError
 from milcore.runtime import storage
+from milcore.runtime.allow_list import check_uri
 
 STATE_FILES = ("model.safetensors", "pytorch_model.bin")
 DESCRIPTION_FILES = ("config.json", "preprocessor_config.json")
+# of torch and safetensors on damaged bytes, and on other files
+_DAMAGE_ERRORS = (
+    pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError,
+)  # fmt: skip
 _STATE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -28,10 +33,13 @@ def weights_at(uri: str) -> Iterator[Path]:
     Raises:
         InputError: there is nothing at the URI.
     """
+    check_uri(uri, "encoder")
     with contextlib.ExitStack() as stack:
         if storage.exists(uri):
             path = stack.enter_context(storage.local_file(uri))
-        elif storage.names(uri):
+        elif names := storage.names(uri):
+            for name in names:  # a file of a local folder may be a link
+                check_uri(storage.join(uri, name), "encoder")
             path = stack.enter_context(storage.local_folder(uri))
         else:
             raise InputError(f"encoder: expected a file or folder, got nothing at {uri}; allowed: a path or s3:// URI")
@@ -80,16 +88,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
         InputError: there is no such file, or it is not a state dict.
     """
     file = path if path.is_file() else _state_file(path)
-    if file.suffix == ".safetensors":
-        return safetensors.torch.load_file(file)
     try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except (*_DAMAGE_ERRORS, safetensors.SafetensorError) as error:
         raise InputError(
-            f"encoder: expected a file of tensors only, got {file.name} ({reason}); allowed: safetensors (best), or a "
-            "state_dict of torch.save"
-        ) from error
+            f"encoder: expected a file of tensors only, got {file.name} ({type(error).__name__}); allowed: safetensors "
+            "(best), or a state_dict of torch.save"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
             f"encoder: expected a state_dict of named tensors, got {file.name}; allowed: safetensors (best), "

@@ -50,6 +50,7 @@ from milcore.mil.bags.rows import ChainedRows
 from milcore.mil.inference import BagPrediction, instance_columns, predict_bags
 from milcore.mil.model import MILModel
 from milcore.runtime import storage
+from milcore.runtime.allow_list import uri_problem
 from milcore.runtime.progress import log_line, track
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
@@ -349,8 +350,10 @@ def _source_version(slide: Slide) -> list[object]:
     A slide whose file cannot be reached is scored again.
     """
     try:
-        size, version = storage.stat(slide.uri)
+        size, version = (None, None) if uri_problem(slide.uri) else storage.stat(slide.uri)
     except storage.IO_ERRORS:
+        size = None
+    if size is None:
         return [slide.uri, slide.patient_id, slide.mpp]
     return [slide.uri, slide.patient_id, slide.mpp, size, version]
 

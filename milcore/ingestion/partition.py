@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from milcore.cohort.manifest import Slide
 from milcore.errors import InputError
 from milcore.runtime import storage
+from milcore.runtime.allow_list import uri_problem
 from milcore.store.store import PatchStore
 
 CONCURRENT_STATS = 16
@@ -80,9 +81,11 @@ def _size(uri: str) -> int:
 
     Such a slide costs little work.
     """
+    if uri_problem(uri) is not None:
+        return 0
     try:
         return storage.stat(uri).size
-    except (*storage.IO_ERRORS, ValueError, ImportError):
+    except storage.IO_ERRORS:
         return 0
 
 

@@ -3,6 +3,7 @@
 A bar on a terminal; in logs (a Kubernetes pod, a file) one plain line every few seconds.
 """
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from rich.progress import Progress
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 5.0
+# control characters, marks that turn the direction of text, line separators, and halves of pairs
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
@@ -44,9 +47,14 @@ def format_metric(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
+def printable(line: str) -> str:
+    """A line with its control characters escaped, since it may quote data."""
+    return _CONTROLS.sub(lambda control: control[0].encode("unicode_escape").decode(), line)
+
+
 def log_line(line: str) -> None:
-    """Print one line of progress to standard error."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
+    """Print one line of progress to standard error, as ``printable`` gives it."""
+    print(printable(line), file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
 
 
 class EpochObserver(Protocol):

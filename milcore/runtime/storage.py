@@ -15,7 +15,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,15 +73,18 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 @contextlib.contextmanager
-def _access(uri: str) -> Iterator[None]:
-    """Tell absence from an error of storage, and name the URI in both."""
+def _access(uri: str, *, writes: bool = False) -> Iterator[None]:
+    """Tell absence from an error of storage, and name the URI in both.
+
+    To a write, a folder or bucket that cannot be is an error of storage.
+    """
     try:
         yield
-    except (StorageError, IsADirectoryError, FileExistsError):
+    except (StorageError, IsADirectoryError):
         raise
-    except _ABSENCE:
-        raise FileNotFoundError(errno.ENOENT, "there is no such object", uri) from None
     except IO_ERRORS as error:
+        if isinstance(error, _ABSENCE) and not writes:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", uri) from None
         raise StorageError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
@@ -170,14 +173,14 @@ def write_parts(uri: str, parts: Sequence[bytes]) -> None:
     The parts of a local object are not joined in memory.
     """
     fs, path = filesystem(uri)
-    with _access(uri):
+    with _access(uri, writes=True):
         if is_local(uri):
-            _replace(Path(path), parts)
+            _put(Path(path), parts, Path.replace)
         else:
             fs.pipe_file(path, parts[0] if len(parts) == 1 else b"".join(parts))
 
 
-def _replace(target: Path, parts: Sequence[bytes]) -> None:
+def _put(target: Path, parts: Sequence[bytes], move: Callable[[Path, Path], object]) -> None:
     """Put a complete file in the target's place.
 
     It is written anew where another writer of the folder took the unfinished one for old and removed it.
@@ -185,7 +188,7 @@ def _replace(target: Path, parts: Sequence[bytes]) -> None:
     for attempt in range(REMOVED_AT_MOST + 1):
         try:
             with _partial_file(target, parts) as partial:
-                partial.replace(target)
+                move(partial, target)
         except FileNotFoundError:
             if attempt == REMOVED_AT_MOST:
                 raise
@@ -202,17 +205,16 @@ def create(uri: str, data: bytes) -> bool:
     fs, path = filesystem(uri)
     if exists(uri):  # storage may not know the condition
         return False
-    with _access(uri):
+    with _access(uri, writes=True):
+        if is_local(uri):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
             if is_local(uri):
-                with _partial_file(Path(path), [data]) as partial:
-                    os.link(partial, path)
+                _put(Path(path), [data], os.link)
             else:
                 fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
         except OSError as error:
-            if _is_refused_condition(error):
+            if isinstance(error, FileExistsError) or _is_refused_condition(error):
                 return False
             if error.errno not in _UNSUPPORTED:
                 raise

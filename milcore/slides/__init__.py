@@ -83,7 +83,7 @@ def _unrecognised_reason(head: bytes, size: int, tried: list[str]) -> str:
     directory = _tiff_directory(head)
     if directory is not None and directory >= size:
         return f"truncated: the TIFF directory lies at byte {directory:,} of a file of {size:,} bytes"
-    return f"not a slide in a known format: of {', '.join(tried)} none recognises it (begins {head[:4]!r})"
+    return f"not a slide in a known format: of {', '.join(tried)} none recognises it"
 
 
 def _tiff_directory(head: bytes) -> int | None:

@@ -81,14 +81,17 @@ def _open_image(path: Path) -> Image.Image:
                 f"plain image of more than {Image.MAX_IMAGE_PIXELS or 0:,} px, which would be decoded whole; "
                 "convert it to a tiled pyramidal TIFF"
             ) from None
-        except ValueError as error:
-            raise SlideError(f"image cannot be opened: {error}") from None
+        except UnidentifiedImageError:
+            raise
+        except (OSError, SyntaxError, ValueError) as error:
+            raise SlideError(f"image cannot be opened ({type(error).__name__})") from None
 
 
 def _decode(image: Image.Image) -> Pixels:
     try:
         rgba = image.convert("RGBA")
     except (OSError, SyntaxError, ValueError) as error:
-        raise SlideError(f"image cannot be decoded: {error}") from None
+        # not the error's text, which may quote the file
+        raise SlideError(f"image cannot be decoded ({type(error).__name__})") from None
     white = Image.new("RGBA", rgba.size, "white")
     return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))

@@ -65,7 +65,8 @@ class OpenSlideReader:
         try:
             bgrx = _paint(new_slide, *region)
         except openslide.OpenSlideError as error:
-            raise SlideError(f"unreadable at ({x}, {y}), level {level}: {error}") from None
+            # not the error's text, which may quote the file
+            raise SlideError(f"unreadable at ({x}, {y}), level {level} ({type(error).__name__})") from None
         self._slide = new_slide  # the old handle is freed when no other thread reads through it
         return bgrx
 
@@ -81,7 +82,7 @@ class OpenSlideReader:
         try:
             return openslide.OpenSlide(str(self._path))
         except openslide.OpenSlideError as error:
-            raise SlideError(f"OpenSlide cannot open it: {error}") from None
+            raise SlideError(f"OpenSlide cannot open it ({type(error).__name__})") from None
 
 
 def _paint(  # noqa: PLR0913, PLR0917 - a slide and a region of it

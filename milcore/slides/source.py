@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from milcore.errors import StorageError, UnreachableSlideError
 from milcore.runtime import storage
+from milcore.runtime.allow_list import uri_problem
 
 T = TypeVar("T")
 RETRY_WAITS_S = (2.0,)
@@ -52,6 +53,9 @@ def with_retries(uri: str, action: Callable[[], T]) -> T:
     Raises:
         UnreachableSlideError: the file does not exist or may not be read, or every attempt failed.
     """
+    problem = uri_problem(uri)
+    if problem is not None:
+        raise UnreachableSlideError(problem)
     for wait_s in (*RETRY_WAITS_S, None):
         try:
             return action()

@@ -235,7 +235,8 @@ def _damage_as_slide_error(reason: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE_ERRORS as error:
-        raise SlideError(f"{reason}: {' '.join(str(error).split())[:200] or type(error).__name__}") from None
+        # not the error's text, which may quote the file
+        raise SlideError(f"{reason} ({type(error).__name__})") from None
 
 
 def _levels(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:

@@ -15,6 +15,7 @@ from milcore.cohort.splits import check_splits
 from milcore.config import FOLDER_SCHEMA_VERSION, FolderSpec, RunSpec, check_program, parse_config, upgrade_train
 from milcore.errors import DamageError, InputError
 from milcore.runtime import storage
+from milcore.runtime.allow_list import check_uri
 from milcore.runtime.digest import digest, unique_digest
 from milcore.training import run_files
 
@@ -125,7 +126,9 @@ class Run:
         Raises:
             InputError: the folder holds no run.
         """
-        return read_claim(RunSpec, self.uri, "run", "train")
+        spec = read_claim(RunSpec, self.uri, "run", "train")
+        check_uri(spec.store_uri, f"store_uri of {config_uri(self.uri)}")
+        return spec
 
     def splits(self) -> pa.Table:
         """Columns slide_id, patient_id, label, split; also fold in a run of folds."""

@@ -17,6 +17,7 @@ from milcore.config import FolderSpec, SplitConfig, TrainConfig, TuneConfig, par
 from milcore.errors import ClusterError, InputError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
+from milcore.runtime.allow_list import check_uri
 from milcore.store.store import PatchStore
 from milcore.training import run_files
 from milcore.training.instances import read_instances
@@ -132,7 +133,9 @@ class Sweep:
         Raises:
             InputError: the folder holds no sweep.
         """
-        return read_claim(SweepSpec, self.uri, "sweep", "tune")
+        spec = read_claim(SweepSpec, self.uri, "sweep", "tune")
+        check_uri(spec.store_uri, f"store_uri of {config_uri(self.uri)}")
+        return spec
 
     def splits(self) -> pa.Table:
         """Columns slide_id, patient_id, label, split."""

@@ -178,3 +178,17 @@ def test_a_file_that_a_command_cannot_do_without_is_one_line(store_uri: str, tmp
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "splits.parquet" in ended.stderr
+
+
+def test_lines_quote_data_without_its_control_characters(tmp_path: Path) -> None:
+    """A class name, a file's name and an error's text; as JSON they are escaped already."""
+    (tmp_path / "manifest.csv").write_text("slide_id,uri,label\na,\x1b[2Ja.svs,\x1b[31mred\nb,b.svs,blue\n")
+    store = str(tmp_path / "store")
+    ended = [milcore("ingest", str(tmp_path / "manifest.csv"), store), milcore("info", store),
+             milcore("info", f"{tmp_path}/\x1b[2J")]  # fmt: skip
+    assert [end.returncode for end in ended] == [3, 0, 2]
+    assert r"\x1b[2J" in ended[0].stderr
+    assert r"\x1b[2J" in ended[2].stderr
+    for end in ended:
+        assert "\x1b" not in end.stdout + end.stderr
+        assert "Traceback" not in end.stderr

@@ -1,5 +1,6 @@
 """One local Ray for all tests of the room, and a cluster of its own started from the command line."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def local_ray(s3: str) -> Iterator[None]:
-    """A Ray cluster of this process; it begins with the environment that holds the keys of the S3 server."""
-    with connected(LaunchConfig(), dashboard=True):
-        yield
+    """A Ray cluster of this process; it begins with the environment that holds the keys of the S3 server.
+
+    Drivers of other processes join it, too: to them it is another cluster, with roots that its administrator set.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MILCORE_ALLOWED_ROOTS", tempfile.gettempdir())
+        with connected(LaunchConfig(), dashboard=True):
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -95,8 +95,8 @@ def test_a_declared_size_beyond_any_slide_quarantines_it(tmp_path: Path, good: s
     assert outcome["square.tiff"] == "declares 1,000,000 x 1,000,000 px; allowed: 500 gigapixels"
     assert outcome["long.tiff"] == "declares 2,147,483,647 x 100 px; allowed: an edge of 1 to 2,000,000 px"
     assert "more than 89,478,485 px" in outcome["square.png"]
-    assert outcome["profile.png"].startswith("image cannot be opened: Decompressed data too large")
-    assert outcome["text.png"].startswith("image cannot be opened: Decompressed data too large")
+    assert outcome["profile.png"] == "image cannot be opened (ValueError)"
+    assert outcome["text.png"] == "image cannot be opened (ValueError)"
 
 
 def test_more_tiles_than_any_slide_has_quarantine_it(tmp_path: Path, good: str) -> None:

@@ -109,6 +109,13 @@ def test_one_place_holds_the_image_tag_and_it_is_the_version(
     assert {container["image"] for container in containers(cluster)} == {"milcore"}
 
 
+def test_the_cluster_and_the_image_know_that_they_are_remote(cluster: dict[str, Any]) -> None:
+    """What data may name is decided by it."""
+    for container in containers(cluster):
+        assert {"name": "MILCORE_REMOTE", "value": "1"} in container["env"]
+    assert "\nENV MILCORE_REMOTE=1\n" in (K8S / "image" / "Dockerfile").read_text()
+
+
 def test_the_cluster_runs_the_pinned_ray(cluster: dict[str, Any]) -> None:
     assert f"ray=={cluster['spec']['rayVersion']}" in (ROOT / "constraints.txt").read_text().splitlines()
 

@@ -41,6 +41,12 @@ def pods(job: dict[str, Any]) -> list[dict[str, Any]]:
     return [job["spec"]["submitterPodTemplate"], *(group["template"] for group in groups)]
 
 
+def test_its_nodes_know_that_they_are_remote(job: dict[str, Any]) -> None:
+    """What data may name is decided by it."""
+    for pod in pods(job)[1:]:
+        assert {"name": "MILCORE_REMOTE", "value": "1"} in pod["spec"]["containers"][0]["env"]
+
+
 def test_kuberay_s_schema_takes_it(job: dict[str, Any], rayjob_schema: Any) -> None:
     assert [error.message for error in rayjob_schema.iter_errors(job)] == []
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milcore.runtime.progress import PatchProgress
+from milcore.runtime.progress import PatchProgress, log_line, printable
 
 
 def test_patches_per_second_and_the_time_left_count_computed_patches_only(
@@ -22,3 +22,18 @@ def test_patches_per_second_and_the_time_left_count_computed_patches_only(
     clock[0] = 161.0
     lines.show(1, 0)
     assert capsys.readouterr().err == "encode: 321/1000 patches, 1.98/s, 5:42 min to go\n"
+
+
+def test_a_line_holds_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing that data says moves the cursor, hides text, turns its direction or begins a line."""
+    log_line("slide \x1b[2J\x1b]0;title\x07 a\r\nmilcore: all is well\x00\x7f\x9b1m \u202eevil\u2066 \u2028 \ud800 µ é")
+    assert capsys.readouterr().err == (
+        r"slide \x1b[2J\x1b]0;title\x07 a\r\nmilcore: all is well\x00\x7f\x9b1m \u202eevil\u2066 \u2028 \ud800 µ é"
+        "\n"
+    )
+
+
+def test_every_control_character_is_escaped_and_no_letter() -> None:
+    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)):
+        assert printable(chr(code)).startswith("\\")
+    assert printable("".join(map(chr, range(0xA0, 0x300)))) == "".join(map(chr, range(0xA0, 0x300)))

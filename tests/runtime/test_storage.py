@@ -279,6 +279,15 @@ def test_of_writers_that_create_one_object_one_succeeds(folder_uri):
     assert len(storage.names(folder_uri)) == 4
 
 
+def test_what_cannot_be_written_is_an_error_of_storage_and_no_absence(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for uri in (f"{tmp_path}/file/object", f"{tmp_path}/file/deep/object"):
+        assert not storage.exists(uri)
+        for write in (storage.write_bytes, storage.create):
+            with pytest.raises(StorageError, match=f"{uri}: "):
+                write(uri, b"x")
+
+
 def test_an_unknown_scheme_is_one_line_that_names_it():
     with pytest.raises(InputError, match="got nosuch://; allowed: a local path"):
         storage.exists("nosuch://bucket/object")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ray
 
 from milcore.cluster.jobs.profile import ClusterProfile, Nodes
+from milcore.runtime.allow_list import REMOTE
 
 Json = dict[str, Any]
 
@@ -166,6 +167,7 @@ def _container(name: str, profile: ClusterProfile, image: str, resources: Json) 
             _variable_from("AWS_SECRET_ACCESS_KEY", "secretKeyRef", secret),
             _variable_from("AWS_ENDPOINT_URL", "configMapKeyRef", config),
             _variable_from("AWS_DEFAULT_REGION", "configMapKeyRef", config),
+            {"name": REMOTE, "value": "1"},
             # interval in which Ray Train collects its workers' reports (s); it bounds the speed of short epochs
             {"name": "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "value": "1"},
         ],

@@ -20,6 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
+from milcore.runtime.allow_list import REMOTE
 from milcore.runtime.progress import log_line
 
 LOCAL_ENVIRONMENT = {
@@ -111,8 +112,11 @@ def wait_for_capacity(workers: int, resources: Mapping[str, float], seconds: flo
 
 
 def forwarded_variables() -> dict[str, str]:
-    """Environment variables of this process that workers on other machines need too."""
-    return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_PREFIXES)}
+    """Environment variables for workers on other machines.
+
+    Those of this process that they need too, and that they are remote.
+    """
+    return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_PREFIXES)} | {REMOTE: "1"}
 
 
 def _start(*, dashboard: bool) -> None:

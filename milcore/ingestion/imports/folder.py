@@ -16,6 +16,7 @@ from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.ingestion.imports.coords import corners_problem, patch_grid
 from milcore.ingestion.imports.source import Array, Instances, Source
 from milcore.runtime import storage
+from milcore.runtime.allow_list import check_uri
 from milcore.slides.source import fetch, source_version
 
 
@@ -57,6 +58,7 @@ def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
     Raises:
         InputError: the labels cannot be read, or there is no such file at all.
     """
+    check_uri(str(config.labels), "labels")
     manifest = read_manifest(str(config.labels), config.positive, IMPORT_REQUIRED)
     files = _files(uri, kind)
     unlabelled = sorted(files.keys() - {slide.slide_id for slide in manifest.slides})

@@ -39,12 +39,13 @@ def read_h5(path: Path) -> FileContent:
         with h5py.File(path, "r") as file:
             features, coords = (_dataset(file, name) for name in ("features", "coords"))
             if features is None:
-                raise SlideError(f"no features in it; it has {', '.join(file) or 'nothing'}")
+                raise SlideError(f"no features in it, but {len(file)} other entries")
             if coords is None:
                 return FileContent(features[...], None, None, None, None)
             return FileContent(features[...], coords[...], *_grid_attrs(dict(coords.attrs)))
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
-        raise SlideError(f"not readable as HDF5: {' '.join(str(error).split())}") from None
+        # not the error's text, which may quote the file
+        raise SlideError(f"not readable as HDF5 ({type(error).__name__})") from None
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset | None:

@@ -41,12 +41,13 @@ def read_pt(path: Path) -> FileContent:
         raise SlideError(
             "not tensors alone: other objects in a .pt may run code when read; save tensors only"
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise SlideError(f"not readable as tensors: {str(error).splitlines()[0]}") from None
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
+        # not the error's text, which may quote the file
+        raise SlideError(f"not readable as tensors ({type(error).__name__})") from None
     parts = content if isinstance(content, dict) else {"features": content}
     features = next((parts[name] for name in FEATURE_KEYS if isinstance(parts.get(name), torch.Tensor)), None)
     if features is None:
-        raise SlideError(f"no features in it; it has {', '.join(map(str, parts)) or 'nothing'}")
+        raise SlideError(f"no features in it, but {len(parts)} other entries")
     coords = parts.get("coords")
     edge = parts.get("patch_size_level0")
     edge = float(edge) if isinstance(edge, (int, float)) and edge > 0 else None

@@ -171,7 +171,7 @@ SPOILT = {
     "lonely": "no patch size: the source tells none and no two coords share a row; give --patch-size-level0",
     "outside": r"a patch begins at \(768, 512\), the slide measures 700 x 3000 px: another slide\?",
     "text": "not readable as HDF5",
-    "other": "no features in it; it has embeddings",
+    "other": "no features in it, but 1 other entries",
     "gone": "no file gone.h5 in ",
 }
 

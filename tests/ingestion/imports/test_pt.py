@@ -32,7 +32,7 @@ def test_tensors_that_cannot_be_read_are_quarantined(tmp_path: Path) -> None:
     reasons = import_files(tmp_path, "pt", ("a,0", "short,1", "other,1", "objects,0"))["quarantined"]
     assert set(reasons) == {"short", "other", "objects"}
     assert "may run code when read" in reasons["objects"]
-    assert reasons["other"] == "no features in it; it has labels"
+    assert reasons["other"] == "no features in it, but 1 other entries"
     assert all(len(reason.splitlines()) == 1 for reason in reasons.values())
 
 
