@@ -1,6 +1,7 @@
 """Stores, runs, sweeps and predictions of earlier versions are read by every command, those of later ones refused."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from milcore.cli.main import app
-from milcore.errors import InputError, MILError, StoreError
+from milcore.errors import InputError, MILError, StorageError, StoreError
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from milcore.training.run_folder import Run
@@ -87,6 +88,21 @@ def test_a_run_without_its_slides_settings_is_told_how_to_get_them_and_then_pred
     assert row["called"] in ("0", "1")
     known = {each["slide_id"]: each for each in storage.read_table(str(run / "predictions.parquet")).to_pylist()}
     assert row["probability"] == pytest.approx(known["s1"]["probability"], abs=1e-5)
+
+
+def test_a_run_whose_config_could_not_be_written_gains_its_settings_later(tmp_path: Path) -> None:
+    """Its records are smaller than the limit of a file's size, its ``config.json`` is not."""
+    cohort = unpack(LATEST, tmp_path / "cohort")
+    words = ("train", cohort / "store", cohort / "run", "--config", write_settings(cohort, LATEST))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(StorageError, match=r"config\.json: OSError: .*File too large"):
+            milcore(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    milcore(*words)
+    assert milcore("info", cohort / "run")["finished"]
 
 
 def test_other_settings_are_refused_and_nothing_is_added(cohort: Path, version: str) -> None:

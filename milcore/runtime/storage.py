@@ -37,6 +37,7 @@ _ABSENCE = (FileNotFoundError, NotADirectoryError)
 # a server that knows no conditional write, and a disk that knows no hard link
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 _PRECONDITION_FAILED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+_NO_SUCH_RANGE = ("InvalidRange", "416")
 
 # times that an unfinished file is written anew because another writer removed it
 REMOVED_AT_MOST = 3
@@ -214,7 +215,7 @@ def create(uri: str, data: bytes) -> bool:
             else:
                 fs.pipe_file(path, data, mode="create")
         except OSError as error:
-            if isinstance(error, FileExistsError) or _is_refused_condition(error):
+            if isinstance(error, FileExistsError) or _answer_code(error) in _PRECONDITION_FAILED:
                 return False
             if error.errno not in _UNSUPPORTED:
                 raise
@@ -222,9 +223,11 @@ def create(uri: str, data: bytes) -> bool:
     return True
 
 
-def _is_refused_condition(error: OSError) -> bool:
+def _answer_code(error: OSError) -> str | None:
+    """Code of the error that S3 answered."""
     answer = getattr(error.__cause__, "response", {})
-    return answer.get("Error", {}).get("Code") in _PRECONDITION_FAILED
+    code: str | None = answer.get("Error", {}).get("Code")
+    return code
 
 
 @contextlib.contextmanager
@@ -241,7 +244,7 @@ def _partial_file(target: Path, parts: Sequence[bytes]) -> Iterator[Path]:
 
 
 def read_range(uri: str, start: int, end: int | None) -> bytes:
-    """Read bytes ``start`` to ``end`` of an object.
+    """Read bytes ``start`` to ``end`` of an object, fewer where it ends early.
 
     Args:
         uri: of the object.
@@ -250,7 +253,12 @@ def read_range(uri: str, start: int, end: int | None) -> bytes:
     """
     fs, path = filesystem(uri)
     with _access(uri):
-        return bytes(fs.cat_file(path, start=start, end=end))
+        try:
+            return bytes(fs.cat_file(path, start=start, end=end))
+        except OSError as error:
+            if _answer_code(error) not in _NO_SUCH_RANGE:
+                raise
+            return b""
 
 
 def read_all(uris: Sequence[str]) -> dict[str, bytes]:

@@ -236,9 +236,9 @@ def claim_folder(uri: str, spec: FolderSpec) -> None:
             "folder or the same settings"
         )
     if is_older:
-        run_files.publish({config_uri(uri): storage.json_bytes(now | {"milcore_version": earlier.milcore_version})})
-    else:
-        run_files.record({config_uri(uri): storage.read_bytes(config_uri(uri))})
+        storage.write_json(config_uri(uri), now | {"milcore_version": earlier.milcore_version})
+    # last: a claim that ended before leaves a file that is not recorded, which a later one reads
+    run_files.record({config_uri(uri): storage.read_bytes(config_uri(uri))})
 
 
 def check_no_other_files(uri: str, folders: Sequence[str]) -> None:

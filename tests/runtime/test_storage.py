@@ -32,6 +32,16 @@ def test_an_empty_object_exists(folder_uri):
     assert storage.read_bytes(uri) == b""
 
 
+def test_a_range_beyond_the_end_is_cut_there(folder_uri):
+    uri = storage.join(folder_uri, "object.bin")
+    storage.write_bytes(uri, b"0123")
+    assert [storage.read_range(uri, *limits) for limits in ((2, 9), (4, 9), (9, 12), (-9, None))] == [
+        b"23", b"", b"", b"0123"
+    ]  # fmt: skip
+    storage.write_bytes(uri, b"")
+    assert storage.read_range(uri, -4, None) == b""
+
+
 def test_reading_nothing_is_file_not_found(folder_uri):
     missing = storage.join(folder_uri, "missing")
     with pytest.raises(FileNotFoundError):

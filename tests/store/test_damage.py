@@ -1,6 +1,7 @@
 """A byte of a store that changed is an error that names its slide and object, and plain zarr-python notices it too."""
 
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import zarr
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
+from milcore.store.arrays import ArrayReader
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SCHEMA_VERSION, SlideRecord
 from milcore.store.store import PatchStore
@@ -29,7 +31,7 @@ READS: dict[str, Callable[[SlideGroup], object]] = {
 }
 
 
-def _write(folder: Path, codec: str = "jpeg") -> PatchStore:
+def _write(folder: Path | str, codec: str = "jpeg") -> PatchStore:
     store = PatchStore(str(folder))
     slides = tuple(Slide(name, f"/{name}", 0, name, "", None, None, None) for name in IDS)
     store.write_manifest(Manifest(slides, ("0", "1")))
@@ -79,6 +81,32 @@ def test_a_changed_chunk_is_an_error_that_names_slide_and_object(tmp_path: Path,
     CHANGES[change](file, _chunk(store, "b", array))
     with pytest.raises(DamageError, match=rf"slide 'a': {array}: {file}: expected .*; restore the object, or remove "):
         READS[array](store.slide("a"))
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_a_shard_that_ends_early_on_s3_names_its_slide(s3: str, kept: int) -> None:
+    """S3 refuses a range beyond the end, and any of an empty object."""
+    store = _write(f"{s3}/{uuid.uuid4().hex}", "none")
+    uri = storage.join(store.group_uri("a"), "patches/c/0/0/0/0")
+    opened = store.slide("a")
+    opened.patches(0, 1)
+    storage.write_bytes(uri, storage.read_bytes(uri)[:kept])
+    for slide in (opened, store.slide("a")):  # with the index of the whole shard, and without
+        with pytest.raises(DamageError, match=f"slide 'a': patches: {uri}: expected "):
+            slide.patches(3, 4)
+
+
+def test_zeros_that_zarr_python_left_out_are_read_and_other_absent_chunks_refused(tmp_path: Path) -> None:
+    """Stores of the first versions, which zarr-python wrote: a chunk of zeros is no object."""
+    group = zarr.open_group(str(tmp_path), mode="w")
+    for name, values in (("labels", np.zeros(5, np.int8)), ("corner", np.zeros((1, 2), np.int32))):
+        group.create_array(name, data=values, chunks=values.shape)
+        assert not Path(tmp_path, name, "c").exists()
+        np.testing.assert_array_equal(ArrayReader(str(tmp_path / name), name, "").read_all(), values)
+    group.create_array("features", data=np.ones((4, 2), np.float32), chunks=(2, 2))
+    Path(tmp_path, "features/c/1/0").unlink()
+    with pytest.raises(DamageError, match="expected chunk 1, got no object"):
+        ArrayReader(str(tmp_path / "features"), "features", "").read_all()
 
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name != "swap"])
