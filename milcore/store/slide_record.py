@@ -199,6 +199,7 @@ class SlideRecord:
     @classmethod
     def _parse_attrs(cls, attrs: Mapping[str, Any]) -> Self:
         values: dict[str, Any] = {field.name: attrs.get(_key(field.name)) for field in fields(cls)}
+        values["schema_version"] = attrs.get("schema_version", 1)
         for name, part in _PARTS.items():
             values[name] = None if values[name] is None else _parse(part, values[name])
         for name in ("size_level0", "arrays", "instance_class_names"):
@@ -235,6 +236,7 @@ def record_problem(record: SlideRecord) -> str | None:
     """
     width, height = record.size_level0 or (1, 1)
     fits = {
+        "schema_version": isinstance(record.schema_version, int),
         "status": record.status in (None, *get_args(SlideState)),
         "codec": record.codec in (None, *get_args(Codec)),
         "reason": record.reason is None or isinstance(record.reason, str),

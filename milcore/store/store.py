@@ -188,9 +188,17 @@ def _parse_record(data: bytes | None, slide_id: str, uri: str) -> SlideRecord | 
         DamageError: it is damaged, or of another slide.
         StoreError: it is of a later version.
     """
-    attrs = {} if data is None else parse_metadata(data, uri)["attributes"]
+    if data is None:
+        return None
+    try:
+        metadata = parse_metadata(data, uri)
+    except DamageError as error:
+        raise DamageError(f"slide {slide_id!r}: {error.line}, or run milcore ingest or milcore import again") from None
+    attrs = metadata["attributes"]
     if not attrs.get("complete"):
         return None
+    if metadata.get("node_type") != "group":
+        raise _another_record(slide_id, uri, "the metadata of an array")
     record = SlideRecord.from_attrs(attrs)
     if record.schema_version > SCHEMA_VERSION:
         raise StoreError(
@@ -198,11 +206,15 @@ def _parse_record(data: bytes | None, slide_id: str, uri: str) -> SlideRecord | 
             f"allowed: 1 to {SCHEMA_VERSION}; install a later version of milcore"
         )
     if record.slide_id != slide_id:
-        raise DamageError(
-            f"slide {slide_id!r}: {uri}: expected the record of this slide, got the one of {record.slide_id!r}; "
-            "restore it, or remove it and run milcore ingest or milcore import again"
-        )
+        raise _another_record(slide_id, uri, f"the one of {record.slide_id!r}")
     return record
+
+
+def _another_record(slide_id: str, uri: str, got: str) -> DamageError:
+    return DamageError(
+        f"slide {slide_id!r}: {uri}: expected the record of this slide, got {got}; restore it, or run milcore "
+        "ingest or milcore import again"
+    )
 
 
 @functools.cache

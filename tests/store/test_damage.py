@@ -157,12 +157,21 @@ def test_the_group_of_another_slide_is_refused(tmp_path: Path) -> None:
         store.records()
 
 
+def test_the_metadata_of_features_is_no_record_of_their_slide(tmp_path: Path) -> None:
+    """Both are complete and of the slide."""
+    store = _write(tmp_path)
+    record = Path(store.group_uri("a"), "zarr.json")
+    _swap(record, record.with_name("features") / "f/zarr.json")
+    with pytest.raises(DamageError, match=f"slide 'a': {record}: expected the record of this slide, got the metadata"):
+        store.slide("a")
+
+
 @pytest.mark.parametrize("change", ["empty", "truncate", "zeros", "flip", "swap"])
 def test_a_changed_record_is_an_error_that_names_it(tmp_path: Path, change: str) -> None:
     store = _write(tmp_path)
     file = Path(store.group_uri("a"), "zarr.json")
     CHANGES[change](file, Path(store.group_uri("b"), "zarr.json"))
-    with pytest.raises(DamageError, match=str(file)):
+    with pytest.raises(DamageError, match=f"slide 'a': {file}: .*; restore .*, or run milcore ingest or "):
         store.slide("a")
 
 

@@ -124,6 +124,7 @@ def test_keys_of_another_version_may_be_unknown_or_absent() -> None:
     [
         ({"slide_id": "../../x"}, "attributes of a slide: slide_id: expected a name for files, got '../../x'"),
         ({"slide_id": None}, "attributes of a slide: slide_id: expected a name for files, got None"),
+        ({"schema_version": None}, "slide 'a': schema_version: expected a value that milcore writes, got None"),
         ({"patches": 10**18}, "slide 'a': patches: expected a value that milcore writes, got 10000"),
         ({"patches": "3"}, "slide 'a': patches: expected"),
         ({"patch_size": 10**9}, "slide 'a': patch_size: expected"),
