@@ -46,6 +46,13 @@ class DamageError(StoreError):
     """Stored bytes are not those that were written, or are absent."""
 
 
+class AbsentFileError(DamageError, FileNotFoundError):
+    """A file that a run or sweep publishes is absent.
+
+    No damage where it may not be published yet.
+    """
+
+
 class UnreachableError(MILError):
     """Storage is full or unreachable; the same command may succeed later."""
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.cohort.splits import splits_digest
 from milcore.runtime import storage
-from milcore.store.metadata import read_metadata, write_metadata
+from milcore.store.metadata import metadata_uri, parse_metadata, write_metadata
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.run_files import publish
@@ -76,5 +76,6 @@ def rewrite_json(uri: str, changes: Mapping[str, object]) -> None:
 
 def rewrite_metadata(uri: str, changes: Mapping[str, object], attributes: Mapping[str, object]) -> None:
     """Write other members and attributes of a group's or array's zarr.json, with a digest that agrees."""
-    metadata = {**read_metadata(uri), **changes}
+    zarr_uri = metadata_uri(uri)
+    metadata = {**parse_metadata(storage.read_bytes(zarr_uri), zarr_uri), **changes}
     write_metadata(uri, metadata | {"attributes": {**metadata["attributes"], **attributes}})

@@ -7,10 +7,12 @@ from typing import Any
 from milcore.errors import InputError
 from milcore.runtime import storage
 from milcore.runtime.processes import map_in_processes
-from milcore.runtime.progress import track
+from milcore.runtime.progress import log_line, track
 from milcore.store.store import PatchStore
 from milcore.store.verify import slide_damage
 from milcore.training.run_folder import Run, run_damage
+
+SLIDES_NAMED = 5
 
 
 def describe(uri: str) -> dict[str, Any]:
@@ -58,8 +60,13 @@ def _is_store(uri: str) -> bool:
 def _describe_store(uri: str) -> dict[str, Any]:
     store = PatchStore(uri)
     manifest = store.manifest()
-    slides = [store.slide(slide_id) for slide_id in store.slide_ids()]
-    names = [name for slide in slides for name in slide.feature_names()]
+    records = store.records()
+    slides = [store.slide(slide_id) for slide_id, record in records.items() if record and record.status == "ok"]
+    features = {slide.slide_id: slide.feature_names() for slide in slides}
+    names = [name for of_slide in features.values() for name in of_slide]
+    _log_lacking(uri, "a complete record", [slide_id for slide_id, record in records.items() if record is None])
+    for name in sorted(set(names)):
+        _log_lacking(uri, f"features/{name}", [slide_id for slide_id in features if name not in features[slide_id]])
     return {
         "kind": "patch store",
         "classes": list(manifest.classes),
@@ -70,6 +77,14 @@ def _describe_store(uri: str) -> dict[str, Any]:
         "patches": sum(len(slide) for slide in slides),
         "features": {name: names.count(name) for name in sorted(set(names))},
     }
+
+
+def _log_lacking(uri: str, what: str, slide_ids: list[str]) -> None:
+    """Log which slides of a store lack something."""
+    if slide_ids:
+        more = " …" if len(slide_ids) > SLIDES_NAMED else ""
+        named = ", ".join(slide_ids[:SLIDES_NAMED])
+        log_line(f"{len(slide_ids)} slide(s) in the manifest of {uri} lack {what}: {named}{more}")
 
 
 def _describe_run(run: Run) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from milcore.mil.inference import instance_columns
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line, track
 from milcore.store.slide_group import SlideGroup
-from milcore.training.run_files import publish
+from milcore.training.run_files import publish, read_file, record_digests, recorded_digests
 from milcore.training.run_folder import Run
 from milcore.training.sweep import Sweep
 
@@ -118,10 +118,10 @@ def download_overlays(run_uri: str, folder: str) -> None:
     Attention in other formats stays at its URI.
     """
     run = Run(run_uri)
-    for name in storage.names(run.attention_uri):
+    for name in sorted({*storage.names(run.attention_uri), *recorded_digests(run.attention_uri)}):
         uri = storage.join(run.attention_uri, name)
         if uri == run.attention_index_uri or name.endswith(".png"):
-            storage.download(uri, f"{folder}/{name}")
+            storage.write_bytes(f"{folder}/{name}", read_file(uri))
 
 
 def _sweep_table(sweep_uri: str, run: Run) -> SweepTable:
@@ -218,7 +218,7 @@ def _slide_views(
     folder = Run(run.uri)
     predicted = predicted_classes(run, rule)
     sizes = PictureSizes.for_slides(sum(len(run.bags.entries[index].slides) for index in predicted))
-    index_rows = []
+    index_rows, digests = [], dict[str, str]()
     for index in track(list(predicted), "attention", len(predicted)):
         entry, prediction, predicted_class = run.bags.entries[index], run.predictions[index], predicted[index]
         of_bag = instance_columns(
@@ -228,7 +228,8 @@ def _slide_views(
         for slide_id, weight in entry.by_slide(prediction.attention).items():
             slide = run.store.slide(slide_id)
             of_slide = {name: values[slide_id] for name, values in columns.items()}
-            table = write_attention(folder.attention_uri, slide, weight, outputs.formats, of_slide)
+            written = write_attention(folder.attention_uri, slide, weight, outputs.formats, of_slide)
+            digests |= written.digests
             result = SlideResult(
                 patient_id=entry.patient_id,
                 label=entry.label,
@@ -239,8 +240,10 @@ def _slide_views(
                 region=regions.get(slide_id) if entry.label or len(run.spec.classes) > 2 else None,
                 localisation=checks.localisation.bags.get(slide_id),
             )
-            view = slide_view(slide, result, table, sizes)
+            view = slide_view(slide, result, written.table, sizes)
             row = {"slide_id": slide_id, "bag": entry.bag_id, "called": run.spec.classes[predicted_class]}
             index_rows.append(row | {"probabilities": result.probabilities, "entropy": nan_to_none(view.entropy)})
             yield view
-    storage.write_json(folder.attention_index_uri, index_rows)
+    if digests:
+        record_digests(folder.attention_uri, digests)
+    publish({folder.attention_index_uri: storage.json_bytes(index_rows)})

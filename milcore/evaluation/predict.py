@@ -36,6 +36,8 @@ from milcore.evaluation.prediction_folder import (
     PredictionsSpec,
     Record,
     check_files,
+    check_records,
+    predictions_uri,
     read_records,
     recorded_slide,
     slides_of_files,
@@ -159,6 +161,7 @@ def predict_slides(  # noqa: PLR0913 - one argument per option of the command
     claim_folder(out_uri, spec)
     records = read_records(out_uri)
     check_files(slides, records)
+    check_records(out_uri, slides, records)
     bags = _group_by_bag(
         [*slides, *_other_slides(slides, records)] if _by_patient(scorer.spec) else slides, scorer.spec
     )
@@ -168,7 +171,7 @@ def predict_slides(  # noqa: PLR0913 - one argument per option of the command
     check_files(slides, records)  # another command may have predicted another file by the same id at the same time
     rows = _rows(scorer, [slide.slide_id for slide in slides], records)
     storage.write_bytes(storage.join(out_uri, "predictions.csv"), _csv(rows))
-    storage.write_json(storage.join(out_uri, "predictions.json"), _summary(run_uri, scorer, rows))
+    storage.write_json(predictions_uri(out_uri), _summary(run_uri, scorer, rows))
     return _summary(run_uri, scorer, rows[: len(slides)])
 
 

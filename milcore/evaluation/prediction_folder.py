@@ -15,7 +15,7 @@ from pydantic import Field
 
 from milcore.cohort.manifest import Slide
 from milcore.config import EncoderRecord, FolderSpec, IngestConfig
-from milcore.errors import InputError, StoreError
+from milcore.errors import DamageError, InputError, StoreError
 from milcore.runtime import storage
 from milcore.runtime.digest import digest, with_own_digest, without_own_digest
 
@@ -69,12 +69,39 @@ def _parse(uri: str, data: bytes) -> Record:
     try:
         record = without_own_digest(json.loads(data), uri)
         _, patient_id, _, *_ = record["seen"]
-        is_record = isinstance(record["uri"], str) and isinstance(patient_id, str)
+        is_of_name = uri.endswith(f"/{record['slide_id']}.json")
+        is_record = is_of_name and isinstance(record["uri"], str) and isinstance(patient_id, str)
     except (ValueError, TypeError, KeyError):
         is_record = False
     if not is_record:
         raise StoreError(f"{uri}: expected a slide's record, got other data; remove it and predict the slide again")
     return record
+
+
+def check_records(out_uri: str, slides: Sequence[Slide], records: Mapping[str, Record]) -> None:
+    """Check that each slide of ``predictions.json`` has its record.
+
+    Those that are predicted now need none.
+
+    Raises:
+        StoreError: one is lost.
+    """
+    uri = predictions_uri(out_uri)
+    try:
+        listed = {row["slide_id"] for row in storage.read_json(uri)["slides"]}
+    except (FileNotFoundError, DamageError, LookupError, TypeError):
+        return  # it is written anew
+    lost = sorted(listed - {slide.slide_id for slide in slides} - records.keys())
+    if lost:
+        raise StoreError(
+            f"{_record_uri(out_uri, lost[0])}: expected the record of a slide of {uri}, got no object; restore it, or "
+            f"predict {', '.join(map(repr, lost[:5]))} again"
+        )
+
+
+def predictions_uri(out_uri: str) -> str:
+    """``predictions.json``: a row per slide of the folder."""
+    return storage.join(out_uri, "predictions.json")
 
 
 def slides_of_files(uris: Sequence[str], records: Mapping[str, Record]) -> list[Slide]:

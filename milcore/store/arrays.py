@@ -18,7 +18,7 @@ from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
 from milcore.store.checksums import CODEC, Checksums, checksum_attributes, checksum_bytes, crc32c
 from milcore.store.jpeg_codec import ZSTD_LEVEL, chunk_codecs, encode_patch
-from milcore.store.metadata import metadata_uri, read_metadata, write_metadata
+from milcore.store.metadata import array_metadata_expected, metadata_uri, read_array_metadata, write_metadata
 
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -123,22 +123,23 @@ class ArrayReader:
     def __init__(self, uri: str, place: str, remedy: str) -> None:
         self._uri = uri
         try:
-            metadata = read_metadata(uri)
+            metadata = read_array_metadata(uri)
         except FileNotFoundError:
             raise DamageError(
                 f"{place}: expected an array, got no object at {metadata_uri(uri)}; restore it, or {remedy}"
             ) from None
-        self.attributes = metadata["attributes"]
-        self.shape: tuple[int, ...] = tuple(metadata["shape"])
-        self._chunk_shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-        self._dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-        self._codecs = [codec["name"] for codec in metadata["codecs"]]
-        self.rows_per_chunk: int = self._chunk_shape[0]
-        self._checksums = Checksums(metadata, place, remedy)
-        # zarr-python, which wrote the arrays of the first versions, leaves a chunk of zeros out
-        is_of_zarr = "storage_transformers" in metadata
-        self._may_lack_zeros = is_of_zarr and self._dtype.kind in "iu" and 1 in (len(self.shape), self.shape[0])
-        size_gb = max(map(math.prod, (self.shape, self._chunk_shape))) * self._dtype.itemsize / 1e9
+        with array_metadata_expected(uri):
+            self.attributes = metadata["attributes"]
+            self.shape: tuple[int, ...] = tuple(metadata["shape"])
+            self._chunk_shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+            self._dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+            self._codecs = [codec["name"] for codec in metadata["codecs"]]
+            self.rows_per_chunk: int = self._chunk_shape[0]
+            self._checksums = Checksums(metadata, place, remedy)
+            # zarr-python, which wrote the arrays of the first versions, leaves a chunk of zeros out
+            is_of_zarr = "storage_transformers" in metadata
+            self._may_lack_zeros = is_of_zarr and self._dtype.kind in "iu" and 1 in (len(self.shape), self.shape[0])
+            size_gb = max(map(math.prod, (self.shape, self._chunk_shape))) * self._dtype.itemsize / 1e9
         if size_gb > MAX_ARRAY_GB:
             raise StoreError(
                 f"{place}: expected an array that milcore writes, got shape {self.shape} in chunks "

@@ -49,7 +49,7 @@ class Checksums:
         text = metadata["attributes"].get(ATTRIBUTE)
         self.place = place
         self._remedy = remedy
-        self._values = None if text is None else np.frombuffer(base64.b64decode(text), "<u4")
+        self._values = None if text is None else np.frombuffer(base64.b64decode(text, validate=True), "<u4")
 
     @property
     def are_recorded(self) -> bool:
@@ -71,7 +71,8 @@ class Checksums:
             return data
         content, behind = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:].tobytes()
         checksum = crc32c(content)
-        if checksum != self._values[chunk] or checksum_bytes(checksum) != behind:
+        is_listed = chunk < len(self._values) and checksum == self._values[chunk]
+        if not is_listed or checksum_bytes(checksum) != behind:
             raise self.damage(uri, f"expected chunk {chunk} as it was written, got other bytes (crc32c differs)")
         return content
 

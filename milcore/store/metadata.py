@@ -3,9 +3,11 @@
 The attributes hold the sha256 of the whole object, so that a changed byte of it is noticed.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from milcore.errors import DamageError
 from milcore.runtime import storage
 from milcore.runtime.digest import OWN_DIGEST, with_own_digest, without_own_digest
 
@@ -13,6 +15,11 @@ from milcore.runtime.digest import OWN_DIGEST, with_own_digest, without_own_dige
 def metadata_uri(uri: str) -> str:
     """The ``zarr.json`` of a group or array."""
     return storage.join(uri, "zarr.json")
+
+
+def array_attributes(slide_id: str, name: str) -> dict[str, str]:
+    """Attributes of an array that tell it from those of other slides and names."""
+    return {"slide_id": slide_id, "array": name}
 
 
 def write_group(uri: str, attributes: Mapping[str, Any]) -> None:
@@ -27,14 +34,38 @@ def write_metadata(uri: str, metadata: Mapping[str, Any]) -> None:
     storage.write_json(metadata_uri(uri), {**metadata, "attributes": attributes})
 
 
-def read_metadata(uri: str) -> dict[str, Any]:
-    """Read the metadata of a group or array; ``parse_metadata``.
+def read_array_metadata(uri: str) -> dict[str, Any]:
+    """Read the metadata of an array; ``parse_metadata``.
 
     Raises:
         FileNotFoundError: there is none.
-        DamageError: it is not what was written.
+        DamageError: it is not what was written, or that of a group.
     """
-    return parse_metadata(storage.read_bytes(metadata_uri(uri)), metadata_uri(uri))
+    metadata = parse_metadata(storage.read_bytes(metadata_uri(uri)), metadata_uri(uri))
+    if metadata.get("node_type") != "array":
+        raise _other_metadata(uri, f"that of a {metadata.get('node_type')}")
+    return metadata
+
+
+@contextlib.contextmanager
+def array_metadata_expected(uri: str) -> Iterator[None]:
+    """Context that takes the metadata of an array apart.
+
+    Others may have written it.
+
+    Raises:
+        DamageError: it lacks what milcore writes, or holds it in another form.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _other_metadata(uri, f"other ({type(error).__name__}: {error})") from None
+
+
+def _other_metadata(uri: str, got: str) -> DamageError:
+    return DamageError(
+        f"{metadata_uri(uri)}: expected the metadata of an array that milcore writes, got {got}; restore it"
+    )
 
 
 def parse_metadata(data: bytes, uri: str) -> dict[str, Any]:
@@ -43,7 +74,10 @@ def parse_metadata(data: bytes, uri: str) -> dict[str, Any]:
     Raises:
         DamageError: it is not what was written.
     """
-    metadata = dict(storage.parse_json(data, uri))
-    attributes = dict(metadata.get("attributes", {}))
+    metadata = storage.parse_json(data, uri)
+    attributes = metadata.get("attributes", {}) if isinstance(metadata, dict) else None
+    if not isinstance(attributes, dict):
+        raise DamageError(f"{uri}: expected the metadata of a group or array, got other JSON; restore the object")
+    attributes = dict(attributes)
     own_digest = {OWN_DIGEST: attributes.pop(OWN_DIGEST)} if OWN_DIGEST in attributes else {}
     return without_own_digest({**metadata, "attributes": attributes, **own_digest}, uri)

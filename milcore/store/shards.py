@@ -20,7 +20,7 @@ from milcore.runtime import storage
 from milcore.store.arrays import array_metadata
 from milcore.store.checksums import CHECKSUM_BYTES, CODEC, Checksums, checksum_attributes, checksum_bytes, crc32c
 from milcore.store.jpeg_codec import UInt8, chunk_codecs, decode_into, encode_patch
-from milcore.store.metadata import metadata_uri, read_metadata, write_metadata
+from milcore.store.metadata import array_metadata_expected, metadata_uri, read_array_metadata, write_metadata
 
 SHARD_MB = 64
 # raw bytes of an H&E patch divided by its stored bytes: sets how many patches make a shard of about SHARD_MB
@@ -130,21 +130,22 @@ class ShardReader:
 
     def __init__(self, uri: str, place: str = "patches", remedy: str = "ingest the slide again") -> None:
         try:
-            metadata = read_metadata(uri)
+            metadata = read_array_metadata(uri)
         except FileNotFoundError:
             raise DamageError(
                 f"{place}: expected an array, got no object at {metadata_uri(uri)}; restore it, or {remedy}"
             ) from None
-        self.attributes = metadata["attributes"]
         self._is_local = storage.is_local(uri)
         self._uri = storage.absolute(uri)
-        self._count, self._edge = metadata["shape"][:2]
-        self._per_shard = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        with array_metadata_expected(uri):
+            self.attributes = metadata["attributes"]
+            self._count, self._edge = metadata["shape"][:2]
+            self._per_shard = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+            names = [codec["name"] for codec in metadata["codecs"][0]["configuration"]["codecs"]]
+            self._checksums = Checksums(metadata, place, remedy)
         if not (0 < self._edge <= MAX_PATCH_EDGE_PX and 0 < self._per_shard <= MAX_INSTANCES_PER_SLIDE):
             raise StoreError(f"{uri}: expected patches that milcore writes, got {self._per_shard} of {self._edge} px")
-        names = [codec["name"] for codec in metadata["codecs"][0]["configuration"]["codecs"]]
         self._codec: Codec = "jpeg" if "milcore_jpeg" in names else "zstd" if "zstd" in names else "none"
-        self._checksums = Checksums(metadata, place, remedy)
         self._indexes: dict[int, npt.NDArray[np.uint64]] = {}
 
     def __len__(self) -> int:

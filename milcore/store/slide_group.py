@@ -13,7 +13,7 @@ from milcore.errors import DamageError, InputError, StoreError
 from milcore.runtime import storage
 from milcore.store.arrays import ArrayReader, RowChunks
 from milcore.store.checksums import ATTRIBUTE as CHECKSUMS
-from milcore.store.metadata import metadata_uri, read_metadata, write_group
+from milcore.store.metadata import array_attributes, metadata_uri, read_array_metadata, write_group
 from milcore.store.shards import ShardReader
 from milcore.store.slide_record import SlideRecord
 
@@ -197,7 +197,7 @@ class SlideGroup:
         chunks = RowChunks(values, rows)
         final_attrs = {
             **attrs,
-            "slide_id": self.slide_id,
+            **array_attributes(self.slide_id, f"features/{name}"),
             "digest": features_digest(values),
             "complete": True,
             **chunks.attributes,
@@ -220,7 +220,7 @@ class SlideGroup:
 
     def _feature_attrs(self, name: str) -> dict[str, Any] | None:
         try:
-            attrs: dict[str, Any] = read_metadata(storage.join(self.uri, "features", name))["attributes"]
+            attrs: dict[str, Any] = read_array_metadata(storage.join(self.uri, "features", name))["attributes"]
         except FileNotFoundError:
             return None
         self._check_owner(f"features/{name}", attrs)
@@ -251,13 +251,14 @@ class SlideGroup:
         return f"remove {metadata_uri(self.uri)} and run milcore ingest or milcore import again"
 
     def _check_owner(self, name: str, attributes: dict[str, Any]) -> None:
-        """Refuse an array that belongs to another slide."""
-        owner = attributes.get("slide_id", self.slide_id)
-        if owner != self.slide_id:
-            uri = storage.join(self.uri, name)
+        """Refuse an array that belongs to another slide, or is another of this one."""
+        uri, owner = storage.join(self.uri, name), attributes.get("slide_id", self.slide_id)
+        array = attributes.get("array", name)
+        if owner != self.slide_id or array != name:
+            got = f"the one of {owner!r}" if owner != self.slide_id else str(array)
             raise DamageError(
-                f"slide {self.slide_id!r}: {uri}: expected the array of this slide, got the one of {owner!r}; restore "
-                f"it, or {self._remedy(uri)}"
+                f"slide {self.slide_id!r}: {uri}: expected the array of this slide, got {got}; restore it, or "
+                f"{self._remedy(uri)}"
             )
 
     def _expect(self, name: str) -> None:

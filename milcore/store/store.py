@@ -138,12 +138,14 @@ class PatchStore:
     def source(self, slide_id: str) -> dict[str, Any] | None:
         """Version of the slide's file at the last ingestion; None before the first.
 
-        ``uri``, ``size`` in bytes and ``version`` (ETag or modification time).
+        None too where it is damaged: the file itself is read then. ``uri``, ``size`` in bytes and ``version`` (ETag or
+        modification time).
         """
         try:
-            return dict(storage.read_json(self._source_uri(slide_id)))
-        except FileNotFoundError:
+            source = storage.read_json(self._source_uri(slide_id))
+        except (FileNotFoundError, DamageError):
             return None
+        return source if isinstance(source, dict) else None
 
     def write_source(self, slide_id: str, source: dict[str, Any]) -> None:
         """Write the version of the slide's file, as ``source`` reads it."""

@@ -2,10 +2,12 @@
 
 The group is marked as begun first and ``complete`` last, and each object is written atomically; nothing is removed
 before that, so two writers of one slide, whose bytes are equal, do each other no harm. Objects of an earlier ingestion
-are removed at the end, as far as they existed at the beginning.
+are removed at the end, as far as they existed at the beginning; features of equal patches stay.
 """
 
+import contextlib
 import hashlib
+import posixpath
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from milcore.config import Codec
-from milcore.errors import StoreError
+from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
 from milcore.store.arrays import write_array
-from milcore.store.metadata import metadata_uri, write_group
+from milcore.store.metadata import array_attributes, metadata_uri, read_array_metadata, write_group
 from milcore.store.shards import ShardWriter
 from milcore.store.slide_record import SlideRecord, TileCounts
 
@@ -43,11 +45,11 @@ class SlideWriter:
         self._before = storage.files(uri)
         write_group(uri, {"begun": record.to_attrs(), "complete": False})
         self._written = {metadata_uri(uri)}
-        self._attributes = {"slide_id": record.slide_id}
         self._shards: ShardWriter | None = None
         if patch_size is not None:
             self._record = replace(record, patch_size=patch_size, codec=codec)
-            self._shards = ShardWriter(storage.join(uri, "patches"), patch_size, codec, quality, self._attributes)
+            attributes = array_attributes(record.slide_id, "patches")
+            self._shards = ShardWriter(storage.join(uri, "patches"), patch_size, codec, quality, attributes)
         self._coords: list[tuple[int, int]] = []
         self._tissue: list[float] = []
         self._rows: dict[str, npt.NDArray[Any]] = {}
@@ -88,7 +90,8 @@ class SlideWriter:
         self._write_array("tissue_mask", mask.astype(np.uint8))
 
     def _write_array(self, name: str, array: npt.NDArray[Any], jpeg_quality: int | None = None) -> None:
-        self._written |= write_array(storage.join(self._uri, name), array, self._attributes, jpeg_quality)
+        attributes = array_attributes(self._record.slide_id, name)
+        self._written |= write_array(storage.join(self._uri, name), array, attributes, jpeg_quality)
         self._arrays.add(name)
 
     def keep_features(self, name: str) -> None:
@@ -121,9 +124,22 @@ class SlideWriter:
         record = self._finish_patches(rows.get("coords", np.empty((0, 2), np.int32)))
         for name, array in rows.items():
             self._write_array(name, array)
-        storage.remove_all(self._before - self._written)
+        storage.remove_all(self._before - self._written - self._features_of(record.patches_digest))
         record = replace(record, status="ok", arrays=tuple(sorted(self._arrays)))
         write_group(self._uri, record.to_complete_attrs())
+
+    def _features_of(self, digest: str | None) -> set[str]:
+        """URIs of what there is of features of patches with this digest."""
+        features_uri = storage.join(self._uri, "features")
+        kept: set[str] = set()
+        for file in self._before:
+            uri = posixpath.dirname(file)
+            if digest is None or file != metadata_uri(uri) or posixpath.dirname(uri) != features_uri:
+                continue
+            with contextlib.suppress(FileNotFoundError, DamageError):
+                if read_array_metadata(uri)["attributes"].get("patches_digest") == digest:
+                    kept |= {metadata_uri(features_uri), *storage.files(uri)}
+        return kept
 
     def _finish_patches(self, coords: npt.NDArray[np.int32]) -> SlideRecord:
         """Write the last shard; the record with the patches' count and digest."""

@@ -86,9 +86,11 @@ def publish_folds(run_uri: str, spec: RunSpec) -> dict[str, Any]:
     histories = [run.fold(fold).history() for fold in range(spec.folds)]
     history = pa.concat_tables(map(with_fold, histories, range(spec.folds)))
     summary = out_of_fold_summary(predictions, spec)
+    # evaluation has written those of the test split too
+    of_slides = {} if storage.exists(run.metrics_uri) else {run.predictions_uri: storage.table_bytes(predictions)}
     publish(
         {
-            run.predictions_uri: storage.table_bytes(predictions),
+            **of_slides,
             run.history_uri: storage.table_bytes(history),
             run.out_of_fold_uri: storage.json_bytes(summary),
         }

@@ -142,7 +142,7 @@ def _usable_slides(store: PatchStore) -> list[str]:
     unfinished = [slide_id for slide_id, record in records.items() if record is None]
     if unfinished:
         raise StoreError(
-            f"{len(unfinished)} of {len(records)} slides of {store.uri} are neither ok nor quarantined "
+            f"{len(unfinished)} of {len(records)} slides in the manifest of {store.uri} are neither ok nor quarantined "
             f"({', '.join(unfinished[:5])} …); run `milcore ingest` or `milcore import` again"
         )
     return [slide_id for slide_id, record in records.items() if record and record.status == "ok"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from milcore.errors import DamageError
+from milcore.errors import AbsentFileError, DamageError
 from milcore.runtime import storage
 from milcore.runtime.digest import with_own_digest, without_own_digest
 from milcore.runtime.progress import log_line
@@ -38,24 +38,36 @@ def record(files: Mapping[str, bytes]) -> None:
         files: content by URI.
     """
     folder_uri = posixpath.dirname(next(iter(files)))
+    record_digests(folder_uri, {posixpath.basename(uri): sha256(data) for uri, data in files.items()})
+
+
+def record_digests(folder_uri: str, digests: Mapping[str, str]) -> None:
+    """Record digests of files of a folder by name; others recorded there stay."""
     before = recorded_digests(folder_uri)
-    digests = before | {posixpath.basename(uri): _sha256(data) for uri, data in files.items()}
-    if digests != before:
-        storage.write_json(storage.join(folder_uri, FILES), with_own_digest({"files": digests}))
+    after = {**before, **digests}
+    if after != before:
+        storage.write_json(storage.join(folder_uri, FILES), with_own_digest({"files": after}))
 
 
 def read_file(uri: str) -> bytes:
     """Read a published file and compare it with its digest.
 
     Raises:
-        FileNotFoundError: there is none.
+        AbsentFileError: there is none.
         DamageError: it is not the file that was published.
     """
-    data, folder_uri = storage.read_bytes(uri), posixpath.dirname(uri)
+    folder_uri = posixpath.dirname(uri)
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise AbsentFileError(
+            f"{uri}: expected the file that was published, got no object; restore it, or run the command that makes it "
+            "again"
+        ) from None
     digest = recorded_digests(folder_uri).get(posixpath.basename(uri))
     if digest is None:
         _log_unchecked(folder_uri)
-    elif digest != _sha256(data):
+    elif digest != sha256(data):
         raise DamageError(
             f"{uri}: expected the file that was published (sha256 {digest[:12]}… in {FILES}), got another; restore it, "
             "or make the folder again"
@@ -95,17 +107,15 @@ def damage_of(folder_uri: str) -> list[str]:
     except DamageError as error:
         return [error.line]
     for name in names:
-        uri = storage.join(folder_uri, name)
         try:
-            read_file(uri)
-        except FileNotFoundError:
-            lines.append(f"{uri}: expected the file that {FILES} names, got no object; restore it, or run its command")
+            read_file(storage.join(folder_uri, name))
         except DamageError as error:
             lines.append(error.line)
     return lines
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
+    """Hex digest of the content of a file."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -170,10 +170,16 @@ class Run:
         return dict(run_files.read_json(self.out_of_fold_uri))
 
     def metrics(self) -> dict[str, Any] | None:
-        """The content of ``metrics.json``; None before the run is evaluated."""
+        """The content of ``metrics.json``; None before the run is evaluated.
+
+        Raises:
+            AbsentFileError: it was written, and is lost.
+        """
         try:
             return dict(run_files.read_json(self.metrics_uri))
         except FileNotFoundError:
+            if posixpath.basename(self.metrics_uri) in run_files.recorded_digests(self.uri):
+                raise
             return None
 
     def state(self) -> str:
@@ -189,8 +195,8 @@ class Run:
 
 
 def run_damage(run: Run) -> list[str]:
-    """Lines on the damaged files of a run and its folds; all are read."""
-    lines = run_files.damage_of(run.uri)
+    """Lines on the damaged files of a run, its attention and its folds."""
+    lines = run_files.damage_of(run.uri) + run_files.damage_of(run.attention_uri)
     try:
         members = run.members(run.spec().folds)
     except DamageError:

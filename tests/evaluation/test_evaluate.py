@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
+from milcore.cli.info import damage
 from milcore.cohort.manifest import Manifest
 from milcore.cohort.splits import splits_digest, splits_table
 from milcore.config import LABEL_SOURCES, LabelSource, SplitConfig, TrainConfig, TuneConfig
-from milcore.errors import InputError, MILError, StoreError
+from milcore.errors import DamageError, InputError, MILError, StoreError
 from milcore.evaluation.attention.checks import check_attention
 from milcore.evaluation.attention.write import SUFFIXES
 from milcore.evaluation.decision import choose_rule
-from milcore.evaluation.evaluate import evaluate
+from milcore.evaluation.evaluate import download_overlays, evaluate
 from milcore.evaluation.run_predictions import open_run
 from milcore.metrics.classification import choose_threshold
 from milcore.mil.bags.load import load_bags
@@ -99,7 +100,9 @@ def test_every_slide_is_predicted_once_and_the_threshold_is_validation_s(
 def test_attention_of_every_test_slide_lies_at_its_place(run_uri: str, summary: dict[str, object]) -> None:
     tested = [row["slide_id"] for row in Run(run_uri).splits().to_pylist() if row["split"] == "test"]
     names = storage.names(f"{run_uri}/attention")
-    assert names == sorted(["index.json"] + [f"{name}.{form}" for name in tested for form in SUFFIXES.values()])
+    assert names == sorted(
+        ["files.json", "index.json"] + [f"{name}.{form}" for name in tested for form in SUFFIXES.values()]
+    )
     positive = next(slide_id for slide_id in tested if int(slide_id[1:]) % 2)
     table = storage.read_table(f"{run_uri}/attention/{positive}.parquet")
     assert table["x"].to_pylist() == [PATCH_PX * k for k in range(6)]
@@ -109,6 +112,23 @@ def test_attention_of_every_test_slide_lies_at_its_place(run_uri: str, summary: 
     assert picture.shape == (PATCH_PX, 6 * PATCH_PX, 3)
     yellow = picture[..., 0].astype(int) - picture[..., 2]
     assert yellow[8, 2 * PATCH_PX + 8] == yellow.max()
+
+
+def test_damaged_overlays_are_not_downloaded(run_uri: str, summary: dict[str, object], tmp_path: Path) -> None:
+    folder = Path(run_uri, "attention")
+    pictures = sorted(folder.glob("*.png"))
+    download_overlays(run_uri, str(tmp_path / "there"))
+    there = {file.name: file.read_bytes() for file in (tmp_path / "there").iterdir()}
+    assert there == {file.name: file.read_bytes() for file in [*pictures, folder / "index.json"]}
+    for file in (pictures[0], folder / "index.json"):
+        file.write_bytes(pictures[1].read_bytes())
+        with pytest.raises(DamageError, match=f"{file}: expected the file that was published"):
+            download_overlays(run_uri, str(tmp_path / "changed"))
+        assert any(str(file) in line for line in damage(run_uri))
+        file.unlink()
+        with pytest.raises(DamageError, match=f"{file}: expected the file that was published, got no object"):
+            download_overlays(run_uri, str(tmp_path / "lost"))
+        file.write_bytes(there[file.name])
 
 
 def test_attention_checks_return_their_estimates_in_the_order_of_the_metrics(

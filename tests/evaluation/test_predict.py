@@ -348,3 +348,25 @@ def test_a_program_that_a_run_names_as_its_encoder_waits_for_the_user_s_word(coh
         predict(*arguments)
     with pytest.raises(StoreError, match="weights_digest"):
         predict(*arguments, allow_program=True)
+
+
+def test_a_lost_record_is_an_error_until_its_slide_is_predicted_again(cohort: Path, tmp_path: Path) -> None:
+    """Its row would leave predictions.csv without a word."""
+    one, two, three = (str(cohort / f"s{k}.tiff") for k in range(3))
+    predict(str(cohort / "run"), [one, two], str(tmp_path))
+    before = (tmp_path / "predictions.csv").read_text()
+    (tmp_path / "slides/s1.json").unlink()
+    with pytest.raises(StoreError, match=rf"{tmp_path}/slides/s1\.json: expected the record of a slide .*'s1' again"):
+        predict(str(cohort / "run"), [three], str(tmp_path))
+    predict(str(cohort / "run"), [one, two], str(tmp_path))
+    assert (tmp_path / "predictions.csv").read_text() == before
+
+
+def test_records_in_each_other_s_place_are_refused(cohort: Path, tmp_path: Path) -> None:
+    predict(str(cohort / "run"), [str(cohort / "s0.tiff"), str(cohort / "s1.tiff")], str(tmp_path))
+    one, two = (tmp_path / f"slides/s{k}.json" for k in range(2))
+    data = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(data)
+    with pytest.raises(StoreError, match=f"{one}: expected a slide's record, got other data"):
+        predict(str(cohort / "run"), [str(cohort / "s2.tiff")], str(tmp_path))

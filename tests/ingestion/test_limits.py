@@ -30,7 +30,7 @@ from milcore.ingestion.cohort import ingest, plan_cohort
 from milcore.ingestion.tiling import grid_size
 from milcore.slides import open_slide
 from milcore.slides.write_pyramid import write_pyramid
-from milcore.store.metadata import read_metadata
+from milcore.store.metadata import read_array_metadata
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.sweep import prepare_sweep
@@ -200,7 +200,7 @@ def test_an_array_that_declares_more_than_memory_names_its_slide(tmp_path: Path,
     store = write_store(str(tmp_path / "store"), slides=1)
     write_features(store)
     uri = f"{store.group_uri('s00')}/{name}"
-    shape = [10**12, *read_metadata(uri)["shape"][1:]]
+    shape = [10**12, *read_array_metadata(uri)["shape"][1:]]
     grid = {"name": "regular", "configuration": {"chunk_shape": shape}}
     rewrite_metadata(uri, {"shape": shape} if part == "shape" else {"chunk_grid": grid}, {})
     slide = store.slide("s00")

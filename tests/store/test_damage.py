@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
+from milcore.cli.info import describe
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
@@ -16,6 +17,7 @@ from milcore.store.arrays import ArrayReader
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SCHEMA_VERSION, SlideRecord
 from milcore.store.store import PatchStore
+from tests.cohorts import rewrite_metadata
 
 PX, PATCHES = 16, 5
 IDS = ("a", "b")
@@ -232,3 +234,70 @@ def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
         StoreError, match=f"expected schema_version {SCHEMA_VERSION}, got {SCHEMA_VERSION + 1}; allowed"
     ):
         store.slide("a")
+
+
+@pytest.mark.parametrize(
+    ("array", "other"), [("thumbnail", "tissue_mask"), ("tissue_mask", "thumbnail"), ("features/f", "features/g")]
+)
+def test_metadata_of_another_array_of_the_slide_is_refused(tmp_path: Path, array: str, other: str) -> None:
+    """Those of an image have other axes, so that a chunk would be a folder."""
+    store = _write(tmp_path)
+    store.slide("a").write_features("g", np.ones((PATCHES, 3), np.float32), {"encoder": "e"})
+    uri = Path(store.group_uri("a"), array)
+    (uri / "zarr.json").write_bytes(Path(store.group_uri("a"), other, "zarr.json").read_bytes())
+    with pytest.raises(DamageError, match=rf"slide 'a': {uri}: expected the array of this slide, got {other};"):
+        READS[array](store.slide("a"))
+
+
+@pytest.mark.parametrize("array", READS)
+def test_metadata_of_a_group_in_the_place_of_an_array_is_refused(tmp_path: Path, array: str) -> None:
+    store = _write(tmp_path)
+    file = Path(store.group_uri("a"), array, "zarr.json")
+    file.write_bytes(Path(store.group_uri("a"), "features/zarr.json").read_bytes())
+    with pytest.raises(DamageError, match=rf"{file}: expected the metadata of an array .*, got that of a group"):
+        READS[array](store.slide("a"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"shape": None}, {"chunk_grid": {}}, {"codecs": [1]}, {"data_type": "u9"}, {"attributes": {"crc32c": "?"}}],
+    ids=str,
+)
+def test_metadata_without_a_digest_that_milcore_did_not_write_is_refused(
+    tmp_path: Path, changed: dict[str, object]
+) -> None:
+    store = _write(tmp_path)
+    file = Path(store.group_uri("a"), "coords", "zarr.json")
+    metadata = json.loads(file.read_text())
+    del metadata["attributes"]["sha256"]
+    file.write_text(json.dumps(metadata | changed))
+    with pytest.raises(DamageError, match=rf"{file}: expected the metadata of an array that milcore writes, got other"):
+        store.slide("a").array("coords")
+
+
+def test_a_chunk_without_its_checksum_is_refused(tmp_path: Path) -> None:
+    store = _write(tmp_path)
+    rewrite_metadata(f"{store.group_uri('a')}/coords", {}, {"crc32c": ""})
+    with pytest.raises(DamageError, match=r"slide 'a': coords: .* expected chunk 0 as it was written"):
+        store.slide("a").array("coords")
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '{"attributes": 3}'])
+def test_other_json_in_the_place_of_metadata_is_refused(tmp_path: Path, text: str) -> None:
+    store = _write(tmp_path)
+    file = Path(store.group_uri("a"), "zarr.json")
+    file.write_text(text)
+    with pytest.raises(DamageError, match=rf"{file}: expected the metadata of a group or array"):
+        store.slide("a")
+
+
+def test_a_lost_record_and_lost_features_are_told_of_a_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = _write(tmp_path)
+    Path(store.group_uri("a"), "features/f/zarr.json").unlink()
+    assert describe(store.uri)["features"] == {"f": 1}
+    assert f"1 slide(s) in the manifest of {store.uri} lack features/f: a\n" in capsys.readouterr().err
+    Path(store.group_uri("b"), "zarr.json").unlink()
+    assert describe(store.uri)["ok"] == 1
+    assert f"1 slide(s) in the manifest of {store.uri} lack a complete record: b\n" in capsys.readouterr().err

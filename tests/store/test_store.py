@@ -269,3 +269,27 @@ def test_attributes_of_another_slide_are_refused(store: PatchStore) -> None:
     storage.write_bytes(storage.join(store.group_uri("a"), "zarr.json"), storage.read_bytes(uri))
     with pytest.raises(StoreError, match=r"slide 'a': .*: expected the record of this slide, got the one of 'b'"):
         store.slide("a")
+
+
+@pytest.mark.parametrize(("count", "kept"), [(5, ["f"]), (4, [])])
+def test_a_slide_written_again_keeps_the_features_of_equal_patches(
+    store: PatchStore, count: int, kept: list[str]
+) -> None:
+    _write(store, "a")
+    slide = store.slide("a")
+    slide.write_features("f", np.ones((5, 2), np.float32), {"patches_digest": slide.patches_digest})
+    slide.write_features("of_others", np.ones((5, 2), np.float32), {"patches_digest": "0" * 64})
+    _write(store, "a", count)
+    assert store.slide("a").feature_names() == kept
+    below = f"{store.group_uri('a')}/features/"
+    assert {uri.removeprefix(below).split("/")[0] for uri in storage.files(store.group_uri("a")) if below in uri} == (
+        {"zarr.json", *kept} if kept else set()
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"uri": "/a", "siz'])
+def test_a_damaged_version_of_a_slide_s_file_is_as_none(store: PatchStore, content: bytes) -> None:
+    store.write_source("a", {"uri": "/a", "size": 3, "version": "1"})
+    assert store.source("a") == {"uri": "/a", "size": 3, "version": "1"}
+    storage.write_bytes(f"{store.uri}/sources/a.json", content)
+    assert store.source("a") is None

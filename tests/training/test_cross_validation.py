@@ -9,6 +9,7 @@ from milcore.cluster.launch import train_with
 from milcore.cohort.splits import add_folds, splits_of_fold
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import InputError
+from milcore.evaluation.evaluate import evaluate
 from milcore.runtime import storage
 from milcore.training.cross_validation import out_of_fold_summary
 from milcore.training.run import prepare_run
@@ -106,3 +107,17 @@ def test_folds_end_with_a_model_each_and_a_prediction_of_every_slide_left_out(tm
 def test_one_fold_is_none() -> None:
     with pytest.raises(ValueError, match="folds: expected 0 or at least 2, got 1, which leaves every patient out"):
         SplitConfig(folds=1)
+
+
+def test_a_lost_summary_of_an_evaluated_run_is_made_again_and_its_predictions_stay(tmp_path: Path) -> None:
+    """Those of the test split are evaluation's, which is not repeated."""
+    store, uri = write_store(str(tmp_path / "store"), slides=16), str(tmp_path / "run")
+    write_features(store)
+    prepare_run(store.uri, uri, TRAIN, SplitConfig(folds=2))
+    train_with(uri, LaunchConfig())
+    evaluate(uri, baselines=False, attention_formats=())
+    run = Run(uri)
+    before = (run.predictions(), run.out_of_fold())
+    Path(run.out_of_fold_uri).unlink()
+    train_with(uri, LaunchConfig())
+    assert (run.predictions(), run.out_of_fold()) == before

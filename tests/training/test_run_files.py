@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from milcore.api import download_model
 from milcore.cli.info import damage
 from milcore.config import SplitConfig, TrainConfig
 from milcore.errors import DamageError, MILError
@@ -102,7 +103,7 @@ def test_models_of_two_folds_in_each_other_s_place_are_refused(store_uri: str, t
 def test_a_lost_file_is_told(run: Run) -> None:
     Path(run.history_uri).unlink()
     (line,) = damage(run.uri)
-    assert line.startswith(f"{run.history_uri}: expected the file that {FILES} names, got no object")
+    assert line.startswith(f"{run.history_uri}: expected the file that was published, got no object")
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
@@ -155,3 +156,26 @@ def test_verify_lists_every_damaged_array_of_a_store_without_checksums_too(tmp_p
     assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
     with pytest.raises(MILError):
         PatchStore(str(tmp_path)).records()
+
+
+@pytest.mark.parametrize("name", ["splits.parquet", "history.parquet"])
+def test_a_read_of_a_lost_file_is_an_error_that_names_it(run: Run, name: str) -> None:
+    Path(run.uri, name).unlink()
+    with pytest.raises(DamageError, match=f"{run.uri}/{name}: expected the file that was published, got no object"):
+        READS[name](run)
+
+
+def test_a_lost_model_cannot_be_downloaded(run: Run, tmp_path: Path) -> None:
+    Path(run.model_uri).unlink()
+    with pytest.raises(DamageError, match=f"{run.model_uri}: expected the file that was published, got no object"):
+        download_model(run.uri, str(tmp_path / "model"))
+
+
+def test_lost_metrics_are_an_error_and_not_those_of_a_run_before_its_evaluation(run: Run) -> None:
+    """Else predict would call no class without a word."""
+    assert run.metrics() is None
+    publish({run.metrics_uri: b"{}"})
+    assert run.metrics() == {}
+    Path(run.metrics_uri).unlink()
+    with pytest.raises(DamageError, match=f"{run.metrics_uri}: expected the file that was published, got no object"):
+        run.metrics()

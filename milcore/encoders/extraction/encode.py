@@ -112,21 +112,29 @@ def _encoder_of_stored(job: EncodeJob, slides: dict[str, int]) -> EncoderRecord 
 
 
 def slides_to_encode(store_uri: str, config: EncodeConfig) -> dict[str, int]:
-    """Number of patches of every slide with status ok, in manifest order.
+    """Number of patches of every slide to encode, in manifest order.
+
+    0 of slides that are incomplete, whose encoding says so.
 
     Raises:
         InputError: there is no such slide, or a batch of their patches is beyond any device's memory.
     """
     records = PatchStore(store_uri).records()
-    slides = {name: record.instances for name, record in records.items() if record and record.status == "ok"}
+    slides = {
+        name: record.instances if record else 0
+        for name, record in records.items()
+        if record is None or record.status == "ok"
+    }
     edge = max((record.patch_size or 0 for record in records.values() if record), default=0)
     if config.patches_per_batch * edge**2 > MAX_MEGAPIXELS_PER_BATCH * 1e6:
         raise InputError(
             f"patches_per_batch: expected at most {MAX_MEGAPIXELS_PER_BATCH:,} megapixels in a batch, got "
             f"{config.patches_per_batch} patches of {edge} px; allowed: {int(MAX_MEGAPIXELS_PER_BATCH * 1e6 / edge**2)}"
         )
-    if not slides:
-        raise InputError(f"store: expected slides with status ok, got none in {store_uri}; run milcore ingest first")
+    if not any(record and record.status == "ok" for record in records.values()):
+        raise InputError(
+            f"store: expected slides with status ok, got none in the manifest of {store_uri}; run milcore ingest first"
+        )
     return slides
 
 

@@ -18,12 +18,20 @@ from milcore.runtime import storage
 from milcore.store.sampling import read_patches
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import write_columns
+from milcore.training import run_files
 
 BLANK_EDGE = 1024
 JPEG_QUALITY = 80
 SUFFIXES: dict[AttentionFormat, str] = {
     "parquet": "parquet", "png": "png", "geojson": "geojson", "ome-tiff": "ome.tiff", "zarr": "zarr",
 }  # fmt: skip
+
+
+class WrittenAttention(NamedTuple):
+    """Table of a slide's attention, and the sha256 of its pictures by file name."""
+
+    table: pa.Table
+    digests: dict[str, str]
 
 
 class SlideResult(NamedTuple):
@@ -60,8 +68,8 @@ def write_attention(
     weight: np.ndarray,
     formats: Sequence[AttentionFormat],
     extra_columns: Mapping[str, np.ndarray] | None = None,
-) -> pa.Table:
-    """Write ``<slide_id>.<suffix>`` in each format and return the table of attention.
+) -> WrittenAttention:
+    """Write ``<slide_id>.<suffix>`` in each format.
 
     Formats that draw are written only where the coordinates of patches are known.
 
@@ -74,6 +82,7 @@ def write_attention(
     """
     coords, size = (slide.coords, slide.patch_size_level0) if slide.has_coords else (None, None)
     table = attention_table(coords, size, weight, slide.tissue, extra_columns)
+    digests = {}
     for file_format in formats:
         if file_format == "parquet":
             storage.write_table(storage.join(folder_uri, f"{slide.slide_id}.parquet"), table)
@@ -85,8 +94,10 @@ def write_attention(
             continue
         data = _picture_file(file_format, slide, table)
         if data is not None:
-            storage.write_bytes(storage.join(folder_uri, f"{slide.slide_id}.{SUFFIXES[file_format]}"), data)
-    return table
+            name = f"{slide.slide_id}.{SUFFIXES[file_format]}"
+            storage.write_bytes(storage.join(folder_uri, name), data)
+            digests[name] = run_files.sha256(data)
+    return WrittenAttention(table, digests)
 
 
 def _picture_file(file_format: AttentionFormat, slide: SlideGroup, table: pa.Table) -> bytes | None:
@@ -108,7 +119,7 @@ def slide_view(slide: SlideGroup, result: SlideResult, table: pa.Table, sizes: P
     Args:
         slide: in the store.
         result: of the slide.
-        table: of ``write_attention``.
+        table: that ``write_attention`` wrote.
         sizes: of its pictures.
     """
     canvas = _canvas(slide)

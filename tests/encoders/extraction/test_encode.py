@@ -172,3 +172,11 @@ def test_a_short_batch_is_padded() -> None:
     patches = torch.arange(2, dtype=torch.uint8).reshape(2, 1, 1, 1)
     assert pad_rows(patches, 4).ravel().tolist() == [0, 1, 1, 1]
     assert pad_rows(patches, 2) is patches
+
+
+def test_a_slide_whose_record_is_lost_is_named_and_the_others_are_encoded(tmp_path: Path) -> None:
+    store = write_store(str(tmp_path), slides=2)
+    Path(store.group_uri("s01"), "zarr.json").unlink()
+    with pytest.raises(StoreError, match=r"1 of 2 slides have no features: s01: slide 's01' is absent from .* or inc"):
+        list(encode(store.uri, ENCODE))
+    assert store.slide("s00").feature_names() == ["efficientnet_lite0"]
