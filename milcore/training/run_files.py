@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from milcore.errors import AbsentFileError, DamageError
 from milcore.runtime import storage
-from milcore.runtime.digest import with_own_digest, without_own_digest
+from milcore.runtime.digest import OWN_DIGEST, with_own_digest, without_own_digest
 from milcore.runtime.progress import log_line
 
 FILES = "files.json"
@@ -96,7 +96,10 @@ def recorded_digests(folder_uri: str) -> dict[str, str]:
         values = storage.read_json(uri)
     except FileNotFoundError:
         return {}
-    return dict(without_own_digest(values, uri)["files"])
+    files = without_own_digest(values, uri).get("files") if isinstance(values, dict) and OWN_DIGEST in values else None
+    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
+        raise DamageError(f"{uri}: expected the digests of the folder's files, got other JSON; restore it")
+    return files
 
 
 def damage_of(folder_uri: str) -> list[str]:

@@ -19,7 +19,7 @@ from milcore.training.context import LocalContext
 from milcore.training.cross_validation import train_folds
 from milcore.training.model_file import load_model, model_bytes
 from milcore.training.run import prepare_run, train_run
-from milcore.training.run_files import FILES, publish, read_file, record
+from milcore.training.run_files import FILES, damage_of, publish, read_file, record
 from milcore.training.run_folder import Run
 from tests.cohorts import write_features, write_store
 
@@ -151,8 +151,9 @@ def test_verify_lists_every_damaged_array_of_a_store_without_checksums_too(tmp_p
         _flip(min(path for path in Path(store.group_uri(slide_id), array, "c").rglob("*") if path.is_file()))
     Path(store.group_uri("s03"), "zarr.json").write_text("{")
     lines = sorted(damage(str(tmp_path)), reverse=True)
-    arrays = ("s02", "patches"), ("s01", "coords"), ("s00", "features/mean_rgb")
-    begins = [*(f"slide {slide_id!r}: {array}:" for slide_id, array in arrays), f"{store.group_uri('s03')}/zarr.json:"]
+    record = f"{store.group_uri('s03')}/zarr.json"
+    places = ("s03", record), ("s02", "patches"), ("s01", "coords"), ("s00", "features/mean_rgb")
+    begins = [f"slide {slide_id!r}: {place}:" for slide_id, place in places]
     assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
     with pytest.raises(MILError):
         PatchStore(str(tmp_path)).records()
@@ -179,3 +180,14 @@ def test_lost_metrics_are_an_error_and_not_those_of_a_run_before_its_evaluation(
     Path(run.metrics_uri).unlink()
     with pytest.raises(DamageError, match=f"{run.metrics_uri}: expected the file that was published, got no object"):
         run.metrics()
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{}", '{"files": 3}', '{"files": {"config.json": 5}}'])
+def test_other_json_in_place_of_the_digests_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
+    """Such as that of another file of the run in its place."""
+    publish({str(tmp_path / "config.json"): b"{}"})
+    (tmp_path / FILES).write_text(text)
+    line = f"{tmp_path / FILES}: expected the digests of the folder's files, got other JSON; restore it"
+    with pytest.raises(DamageError, match=line):
+        read_file(str(tmp_path / "config.json"))
+    assert damage_of(str(tmp_path)) == [line]
