@@ -66,3 +66,10 @@ class StorageError(UnreachableError, OSError):
 
 class ClusterError(MILError):
     """A Ray job, worker group or trial failed for another reason than user input."""
+
+
+class BusyError(MILError):
+    """A folder that another process works on.
+
+    The same command succeeds once that has ended.
+    """

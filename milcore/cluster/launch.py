@@ -16,6 +16,7 @@ from milcore.encoders.extraction.encode import encode_steps, slides_to_encode, w
 from milcore.encoders.extraction.reader import EncodedSlide
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
+from milcore.runtime.lease import lease
 from milcore.runtime.progress import PatchProgress
 from milcore.training.context import LocalContext
 from milcore.training.cross_validation import train_folds
@@ -61,6 +62,9 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
     """Train a prepared run, or its folds side by side.
 
     A finished run is left as it is, an interrupted one is resumed.
+
+    Raises:
+        BusyError: another process trains it on Ray.
     """
     run_uri = storage.absolute(run_uri)
     run = Run(run_uri)
@@ -78,7 +82,10 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
     else:
         from milcore.cluster.workers.train import train_on_ray
 
-        train_on_ray(run_uri, launch)
+        # Ray's snapshot and the removal of old checkpoints are those of one driver
+        with lease(run_uri, "run"):
+            if not run.is_finished():
+                train_on_ray(run_uri, launch)
 
 
 def _train_folds(run_uri: str, launch: LaunchConfig) -> None:
@@ -97,6 +104,9 @@ def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
     """Run a prepared sweep and return its best settings.
 
     At least one trial runs at a time.
+
+    Raises:
+        BusyError: another process works on the sweep.
     """
     out_uri = storage.absolute(out_uri)
     sweep = Sweep(out_uri)
@@ -106,7 +116,8 @@ def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
         else:
             from milcore.cluster.workers.tune import tune_on_ray
 
-            tune_on_ray(out_uri, launch)
+            with lease(out_uri, "sweep"):
+                tune_on_ray(out_uri, launch)
     best = sweep.best()
     if best is None:
         raise ClusterError(f"the sweep at {out_uri} ended without best.json; does the cluster see the same storage?")

@@ -41,6 +41,8 @@ _NO_SUCH_RANGE = ("InvalidRange", "416")
 
 # times that an unfinished file is written anew because another writer removed it
 REMOVED_AT_MOST = 3
+# times that a folder is removed again because another writer wrote into it
+REFILLED_AT_MOST = 10
 # key of a table's digest in the metadata of its Parquet schema
 _TABLE_DIGEST = b"milcore_sha256"
 
@@ -406,10 +408,23 @@ def remove(uri: str) -> None:
 
 
 def remove_folder(uri: str) -> None:
-    """Remove a folder that this run made, if it exists."""
+    """Remove a folder that this run made, if it exists.
+
+    It is tried again where another process removes from it, or writes into it, meanwhile.
+    """
     fs, path = filesystem(uri)
-    with contextlib.suppress(FileNotFoundError), _access(uri):
-        fs.rm(path, recursive=True)
+    for attempt in range(REFILLED_AT_MOST + 1):
+        try:
+            with _access(uri):
+                fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            if not is_local(uri) or not Path(path).exists():
+                return
+        except StorageError as error:
+            if getattr(error.__cause__, "errno", None) != errno.ENOTEMPTY or attempt == REFILLED_AT_MOST:
+                raise
+        else:
+            return
 
 
 def remove_all(uris: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from milcore.config import RunSpec, SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError, UnreachableError
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
+from milcore.runtime.lease import lease
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore
 from milcore.training.context import TrainContext
@@ -42,6 +43,7 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
     Raises:
         InputError: the folder holds another run or other files, or the split cannot be trained on.
         StoreError: slides lack what is to be trained on.
+        BusyError: another process prepares the run, or trains it on Ray.
     """
     store, run = PatchStore(storage.absolute(store_uri)), Run(run_uri)
     check_no_other_files(run.uri, [posixpath.basename(run.checkpoints_uri)])
@@ -49,11 +51,10 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
     if split_config.folds:
         splits = add_folds(splits, split_config)
     check_labels_kept(store, run_uri, splits)
-    if not split_config.folds:
-        return _claim_run(store, run, config, splits, folds=0)
-    spec = _claim_run(store, run, config, splits, split_config.folds)
-    for fold in range(spec.folds):
-        _claim_run(store, run.fold(fold), config, splits_of_fold(splits, fold, split_config), folds=0)
+    with lease(run_uri, "run"):
+        spec = _claim_run(store, run, config, splits, split_config.folds)
+        for fold in range(spec.folds):
+            _claim_run(store, run.fold(fold), config, splits_of_fold(splits, fold, split_config), folds=0)
     return spec
 
 

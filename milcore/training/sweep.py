@@ -18,6 +18,7 @@ from milcore.errors import ClusterError, InputError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import storage
 from milcore.runtime.allow_list import check_uri
+from milcore.runtime.lease import lease
 from milcore.store.store import PatchStore
 from milcore.training import run_files
 from milcore.training.instances import read_instances
@@ -186,6 +187,7 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
 
     Raises:
         InputError: the folder holds another sweep or other files, or the split lacks a class or validation slides.
+        BusyError: another process works on the sweep.
         StoreError: slides lack features or patches to train on.
     """
     trial_configs(config)
@@ -207,9 +209,18 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
         splits_digest=splits_digest(splits),
         tune=config,
     )
-    claim_folder(out_uri, spec)
-    run_files.publish({Sweep(out_uri).splits_uri: storage.table_bytes(splits)})
+    with lease(out_uri, "sweep"):
+        claim_folder(out_uri, spec)
+        run_files.publish({Sweep(out_uri).splits_uri: storage.table_bytes(splits)})
+        if storage.exists(Sweep(out_uri).best_uri):
+            remove_trial_folders(out_uri)
     return spec
+
+
+def remove_trial_folders(out_uri: str) -> None:
+    """Remove the folders of a finished sweep's trials."""
+    for folder in TRIAL_FOLDERS:
+        storage.remove_folder(storage.join(out_uri, folder))
 
 
 def sweep_folds(splits: pa.Table, config: TuneConfig) -> pa.Table:

@@ -45,6 +45,27 @@ def test_the_driver_is_killed_and_started_again(
     as_undisturbed(training.run_uri)
 
 
+def test_a_second_driver_is_refused_and_a_terminated_one_keeps_no_lease(
+    disturbed: Disturbed, tmp_path: Path, as_undisturbed: Check
+) -> None:
+    run = prepared(str(tmp_path))
+    training = disturbed(run, *HERE)
+    first = training.start()
+    training.wait_until(training.has_checkpoint, first)
+    running = training.processes("")
+    for pid in running:
+        os.kill(pid, signal.SIGSTOP)
+    assert training.start().wait(timeout=300) == 1
+    for pid in running:
+        os.kill(pid, signal.SIGCONT)
+    assert f"milcore: the run at {run} is being worked on by another process (host " in training.log
+    first.terminate()
+    first.wait(timeout=300)
+    assert [name for name in storage.names(run) if name.startswith("lease")] == []
+    training.end(training.start())
+    as_undisturbed(run)
+
+
 def test_a_node_is_lost(disturbed: Disturbed, tmp_path: Path, as_undisturbed: Check) -> None:
     """Three nodes of one CPU; two hold a worker each, and one of those goes."""
     with contextlib.ExitStack() as nodes:

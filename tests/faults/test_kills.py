@@ -19,8 +19,6 @@ from tests.faults.processes import LONGEST_S, Child
 from tests.faults.proxy import FaultyProxy, Stop
 
 PLACES = ("local", "s3")
-# Ray Tune keeps one snapshot of a sweep: two sweeps in one folder at once are not held to anything here
-PAIRED = [name for name in COMMANDS if name != "tune"]
 Cohorts = Callable[[str], Cohort]
 
 
@@ -199,13 +197,13 @@ def is_one_line(log: str) -> bool:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_two_of_a_command_at_once_end_as_one(name: str, place: str, cohort_at: Cohorts) -> None:
     check_pairs(Runs(cohort_at(place), COMMANDS[name]), 3, f"3 {name} {place}")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_thirty_pairs_of_a_command_end_as_one(name: str, place: str, cohort_at: Cohorts) -> None:
     check_pairs(Runs(cohort_at(place), COMMANDS[name]), 30, f"30 {name} {place}")

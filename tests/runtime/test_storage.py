@@ -144,6 +144,51 @@ def test_remove_takes_an_object_remove_folder_a_folder_and_neither_minds_nothing
     assert storage.read_bytes(storage.join(folder_uri, "sub", "two")) == b"again"
 
 
+def test_a_folder_that_another_process_writes_into_is_removed_again(tmp_path, monkeypatch):
+    """The file is written when the folder has been emptied and is about to be removed."""
+    folder, rmdir, times = tmp_path / "folder", os.rmdir, []
+
+    def written_meanwhile(path, *, dir_fd=None):
+        if len(times) < 3:
+            (folder / "late").write_bytes(b"x")
+        times.append(path)
+        rmdir(path, dir_fd=dir_fd)
+
+    storage.write_bytes(str(folder / "file"), b"x")
+    monkeypatch.setattr(os, "rmdir", written_meanwhile)
+    storage.remove_folder(str(folder))
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_written_into_without_end_is_an_error(tmp_path, monkeypatch):
+    folder, rmdir = tmp_path / "folder", os.rmdir
+
+    def written_meanwhile(path, *, dir_fd=None):
+        (folder / "late").write_bytes(b"x")
+        rmdir(path, dir_fd=dir_fd)
+
+    storage.write_bytes(str(folder / "file"), b"x")
+    monkeypatch.setattr(os, "rmdir", written_meanwhile)
+    with pytest.raises(StorageError, match="Directory not empty"):
+        storage.remove_folder(str(folder))
+
+
+def test_a_folder_that_two_remove_at_once_is_gone_when_either_ends(tmp_path, monkeypatch):
+    """The other has removed a file between its listing and its removal here."""
+    folder, unlink = tmp_path / "folder", os.unlink
+
+    def removed_meanwhile(path, *, dir_fd=None):
+        if path == "a":
+            (folder / "a").unlink()
+        unlink(path, dir_fd=dir_fd)
+
+    for name in ("a", "b"):
+        storage.write_bytes(str(folder / name), b"x")
+    monkeypatch.setattr(os, "unlink", removed_meanwhile)
+    storage.remove_folder(str(folder))
+    assert not folder.exists()
+
+
 def test_a_flat_folder_goes_up_and_comes_back(folder_uri, tmp_path):
     source = tmp_path / "source"
     source.mkdir()

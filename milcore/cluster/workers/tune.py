@@ -26,7 +26,15 @@ from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
 from milcore.training.loop import fit
 from milcore.training.search_space import searched_settings, trial_configs
-from milcore.training.sweep import TRIAL_FOLDERS, Sweep, SweepSpec, TrialResult, publish, sweep_folds
+from milcore.training.sweep import (
+    TRIAL_FOLDERS,
+    Sweep,
+    SweepSpec,
+    TrialResult,
+    publish,
+    remove_trial_folders,
+    sweep_folds,
+)
 
 RAY_FOLDER, FINISHED = TRIAL_FOLDERS
 KEPT_METRIC = "kept"
@@ -55,8 +63,7 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
         results = _results(spec, _tuner(out_uri, spec, launch).fit())
     best = publish(out_uri, spec, results)
     log_line(sweep.verdict().line)
-    for folder in (RAY_FOLDER, FINISHED):
-        storage.remove_folder(storage.join(out_uri, folder))
+    remove_trial_folders(out_uri)
     return best
 
 

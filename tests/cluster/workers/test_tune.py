@@ -41,6 +41,7 @@ def test_a_sweep_ends_with_all_its_trials_and_the_best_of_them(local_ray: None, 
     assert sorted(path.name for path in Path(out).iterdir()) == [
         "best.json",
         "config.json",
+        "files.json",
         "splits.parquet",
         "trials.parquet",
         "verdict.json",
