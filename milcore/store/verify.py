@@ -21,11 +21,15 @@ def slide_damage(store_uri: str, slide_id: str) -> list[str]:
 
     Args:
         store_uri: patch store.
-        slide_id: of a slide; one that is incomplete or in quarantine has nothing to check.
+        slide_id: of a slide; one in quarantine has nothing to check.
     """
     try:
         record = PatchStore(store_uri).record(slide_id)
-        if record is None or record.status != "ok":
+        if record is None:
+            uri = PatchStore(store_uri).group_uri(slide_id)
+            lost = f"slide {slide_id!r}: {uri}: expected a complete record, got none; it is lost or its ingestion never"
+            return [f"{lost} ended: run milcore ingest or milcore import again"]
+        if record.status != "ok":
             return []
         slide = PatchStore(store_uri).slide(slide_id)
         features = [name for name in storage.names(storage.join(slide.uri, "features")) if name != "zarr.json"]
@@ -50,8 +54,6 @@ def _check_array(slide: SlideGroup, name: str) -> None:
         digest, stored = _digest_of_patches(slide), slide.patches_digest
     elif name.startswith("features/"):
         feature = name.removeprefix("features/")
-        if not slide.has_features(feature):
-            return  # being written
         features = slide.features(feature)
         digest = features_digest(features.read(0, features.shape[0]))
         stored = slide.feature_attrs(feature)["digest"]

@@ -70,7 +70,7 @@ def read_file(uri: str) -> bytes:
     elif digest != sha256(data):
         raise DamageError(
             f"{uri}: expected the file that was published (sha256 {digest[:12]}… in {FILES}), got another; restore it, "
-            "or make the folder again"
+            "or run the command that writes it again"
         )
     return data
 

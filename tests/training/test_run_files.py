@@ -191,3 +191,13 @@ def test_other_json_in_place_of_the_digests_is_an_error_that_names_it(tmp_path: 
     with pytest.raises(DamageError, match=line):
         read_file(str(tmp_path / "config.json"))
     assert damage_of(str(tmp_path)) == [line]
+
+
+def test_verify_tells_of_a_record_and_of_features_that_are_lost(tmp_path: Path) -> None:
+    store = write_store(str(tmp_path), slides=2)
+    write_features(store)
+    Path(store.group_uri("s00"), "zarr.json").unlink()
+    Path(store.group_uri("s01"), "features/mean_rgb/zarr.json").unlink()
+    record_line, features_line = damage(str(tmp_path))
+    assert record_line.startswith(f"slide 's00': {store.group_uri('s00')}: expected a complete record, got none")
+    assert "slide 's01': expected complete features, got no 'mean_rgb'" in features_line
