@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
+from milcore.training.run_files import damage_of
 from tests.faults.processes import succeed
 
 PATCH_PX, COLUMNS, ROWS = 32, 5, 4
@@ -137,15 +138,20 @@ def contents(folder: str) -> dict[str, bytes | str]:
     """
     uris = sorted(uri for uri in storage.files(folder) if not re.search(r"/tensorboard/|\.partial$", uri))
     found = {uri.removeprefix(f"{folder}/"): data for uri, data in storage.read_all(uris).items()}
+    recorded = [uri.rpartition("/")[0] for uri in uris if uri.endswith("/files.json")]
+    assert [line for uri in recorded for line in damage_of(uri)] == []
     return {path: _comparable(path, data.replace(folder.encode(), b"FOLDER")) for path, data in found.items()}
 
 
 def _comparable(path: str, data: bytes) -> bytes | str:
-    """The bytes, but of a history its rows without those that hold times."""
+    """The bytes without what holds times, and without digests over these."""
     if path.endswith("/history.parquet"):
         rows = storage.parse_table(data).to_pylist()
         return repr([row for row in rows if row["metric"] not in TIMES])
     if re.search(r"/checkpoints/\d+/state.json$", path):
         state = json.loads(data)
+        del state["sha256"]
         return repr({**state, "history": [row for row in state["history"] if row[2] not in TIMES]})
+    if path.endswith("/files.json"):  # digests of histories, and of pages that name their folder
+        return repr(sorted(json.loads(data)["files"]))
     return data
