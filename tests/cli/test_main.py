@@ -114,7 +114,7 @@ def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, t
             "such as conv or lenet5, without features",
         ),
         (["train", "STORE", "OUT", "--splits", "absent.parquet"], "splits: expected a file, got nothing at"),
-        (["tune", "STORE", "OUT", "--splits", "."], "splits: expected a file that can be read at ."),
+        (["tune", "STORE", "OUT", "--splits", "."], "splits: expected a file, got nothing at ."),
         (["train", "nowhere", "OUT"], "expected a patch store, got no manifest.parquet"),
         (["train", "STORE", "OUT", "--config", "absent.json"], "nothing at absent.json"),
         (["tune", "STORE", "OUT", "--learning-rate-min", "1"], "learning_rate_min: expected at most learning_rate_max"),

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.commands import COMMANDS
 from tests.faults.proxy import FaultyProxy
-from tests.faults.test_kills import PAIRED, Cohorts, Runs, cohort_at, differences, is_one_line
+from tests.faults.test_kills import Cohorts, Runs, cohort_at, differences, is_one_line
 
 __all__ = ["cohort_at"]
 
@@ -45,7 +45,7 @@ def read_only(place: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [full, read_only])
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "tune"])
 def test_a_disk_that_takes_no_more_ends_a_command_with_a_line(
     name: str, fault: "contextlib._GeneratorContextManager[None]", disk: Path, cohort_at: Cohorts
 ) -> None:

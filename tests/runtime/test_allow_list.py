@@ -35,6 +35,7 @@ MARKS = ("MILCORE_REMOTE", "KUBERNETES_SERVICE_HOST")
 @pytest.fixture(params=MARKS)
 def _remote(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(request.param, "1")
+    monkeypatch.delenv("MILCORE_ALLOWED_ROOTS", raising=False)
 
 
 @pytest.mark.parametrize("uri", ["/data/a.svs", "a.svs", "file:///data/a.svs", "s3://b/a.svs", "https://host/a.svs"])
