@@ -8,6 +8,8 @@ YAML for the Kubeflow UI, a run on this machine, a run on a cluster.
 import argparse
 import builtins
 import contextlib
+import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -59,13 +61,34 @@ def run(given: dict[str, Any]) -> None:
     api.check_manifest(given["manifest"], given["positive"] or None)
     # the runner warns of images that may lack the steps' package; here the steps import this very one
     warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
-    with tempfile.TemporaryDirectory() as root, _own_print():
+    with tempfile.TemporaryDirectory() as root, _own_print(), _steps_that_end(root):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["pipeline_root"] or root)
         try:
             attention_mil(**_arguments(attention_mil, given))
         except RuntimeError as error:
             raise MILError(f"{error}; its reason stands above; the same command goes on from what is done") from error
     _say_result(given["run_uri"])
+
+
+@contextlib.contextmanager
+def _steps_that_end(root: str) -> Iterator[None]:
+    """End the steps, and then this process, on SIGTERM or Ctrl-C.
+
+    The runner would wait for them, and begin the next.
+    """
+    from milcore.runtime import command, processes  # noqa: PLC0415 - compiling works without what they need
+
+    ours = builtins.print
+
+    def stop(signum: int, _frame: object) -> None:
+        processes.terminate_children(command.SECONDS_TO_STOP)
+        builtins.print = ours
+        shutil.rmtree(root, ignore_errors=True)
+        command.log_termination("pipeline", signum)
+        os._exit(128 + signum)
+
+    with command.signal_handler(stop), command.bound_children():
+        yield
 
 
 @contextlib.contextmanager

@@ -5,17 +5,22 @@ systems and threads do not survive a fork.
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
+import signal
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TypeVar
 
 I = TypeVar("I")  # noqa: E741 - item
 R = TypeVar("R")
 
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -51,11 +56,13 @@ def _until_broken(function: Callable[[I], R], waiting: deque[I], workers: int) -
     No more items than processes are submitted at a time, so that few are suspected.
     """
     running: dict[Future[R], I] = {}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn, fate = multiprocessing.get_context("spawn"), (os.getpid(), signal.SIGKILL)
+    with ProcessPoolExecutor(workers, spawn, initializer=end_with_parent, initargs=fate) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    running[pool.submit(function, waiting[0])] = waiting[0]
+                    with _without_interrupts():
+                        running[pool.submit(function, waiting[0])] = waiting[0]
                     waiting.popleft()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     result = future.result()
@@ -63,7 +70,105 @@ def _until_broken(function: Callable[[I], R], waiting: deque[I], workers: int) -
                     yield result
         except BrokenProcessPool:
             return list(running.values())
+        except BaseException:  # no result is wanted any more; leaving the context would wait for them
+            for process in list((pool._processes or {}).values()):  # noqa: SLF001 - public in Python 3.14 alone
+                process.kill()
+            raise
     return []
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Leave Ctrl-C to this process: those started in this context never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent(parent: int, signum: int) -> None:
+    """Send this process a signal when its parent ends.
+
+    Args:
+        parent: its id; where it has ended already, this process exits.
+        signum: the signal.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signum)
+    if os.getppid() != parent:
+        os._exit(128 + signum)
+
+
+@contextlib.contextmanager
+def adopted_orphans() -> Iterator[None]:
+    """Make this process the parent of descendants whose own has ended.
+
+    So ``descendants`` has them too.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def kill_descendants() -> None:
+    """Kill every process that this one, or a descendant, has started."""
+    while pids := descendants():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def terminate_children(seconds: float) -> None:
+    """Ask every child to end, also new ones, until none is left.
+
+    Args:
+        seconds: after which all descendants are killed.
+    """
+    until, asked = time.monotonic() + seconds, set[int]()
+    while descendants() and time.monotonic() < until:
+        for pid in set(children()) - asked:
+            asked.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        time.sleep(0.02)
+    kill_descendants()
+
+
+def children() -> list[int]:
+    """Ids of the living processes that this one has started."""
+    return [pid for pid, parent in _living().items() if parent == os.getpid()]
+
+
+def descendants() -> list[int]:
+    """Ids of the living processes that this one, or a descendant, has started."""
+    parents = _living()
+    ids, families = [], [os.getpid()]
+    while families:
+        family = families.pop()
+        offspring = [pid for pid, parent in parents.items() if parent == family]
+        ids += offspring
+        families += offspring
+    return ids
+
+
+def _living() -> dict[int, int]:
+    """The parent of every living process of the machine."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # after the name in parentheses, which may hold any character
+                state, parent, *_ = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                if state not in {"Z", "X"}:
+                    parents[int(entry.name)] = int(parent)
+    return parents
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 @contextlib.contextmanager

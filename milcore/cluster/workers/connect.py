@@ -6,6 +6,7 @@ was started with it.
 
 import contextlib
 import functools
+import io
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime.allow_list import REMOTE
+from milcore.runtime.command import delayed_signals
 from milcore.runtime.progress import log_line
 
 LOCAL_ENVIRONMENT = {
@@ -57,11 +59,31 @@ def connected(launch: LaunchConfig, *, dashboard: bool = False) -> Iterator[None
         return
     is_local = launch.ray_address == "local"
     with default_environment({**LOCAL_ENVIRONMENT, **_local_token()} if is_local else {}):
-        _start(dashboard=dashboard) if is_local else _join(launch.ray_address)
         try:
+            with delayed_signals(), _own_sigterm():
+                _start(dashboard=dashboard) if is_local else _join(launch.ray_address)
             yield
+        except (SystemExit, KeyboardInterrupt):
+            # Ray's actors would print tracebacks while their cluster ends
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                ray.shutdown()
+            raise
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep Ray from handling SIGTERM.
+
+    It would exit with another code, and wait for drains.
+    """
+    rays = ray._private.utils.set_sigterm_handler  # noqa: SLF001 - it has no setting for this
+    ray._private.utils.set_sigterm_handler = lambda _: None  # noqa: SLF001
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = rays  # noqa: SLF001
 
 
 def cpus() -> int:

@@ -75,8 +75,18 @@ def _fit(run_uri: str, launch: LaunchConfig, epochs: int) -> None:
             return
 
 
+class _Trainer(TorchTrainer):
+    """Ray's trainer, which leaves Ctrl-C to the command.
+
+    Its own handler waits for the workers and exits with another code.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
 def _trainer(run_uri: str, launch: LaunchConfig, epochs: int) -> TorchTrainer:
-    return TorchTrainer(
+    return _Trainer(
         _train_worker,
         train_loop_config={"run_uri": run_uri, "epochs": epochs},
         scaling_config=scaling_config(launch),

@@ -40,7 +40,10 @@ RAY_FOLDER, FINISHED = TRIAL_FOLDERS
 KEPT_METRIC = "kept"
 FIGURES = ("score", "val_loss", "val_auroc", "val_auroc_se", "epochs")
 # no files of Tune's own loggers; the snapshot that a resumed sweep reads is written every so many seconds
-TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "5"}
+# Ctrl-C is the command's: Tune would take it for the end of a sweep
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "5", "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}  # fmt: skip
 
 
 def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
