@@ -295,7 +295,7 @@ def parse_json(data: bytes, uri: str) -> Any:
     """
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DamageError(
             f"{uri}: expected JSON, got {len(data)} bytes of something else; restore the object"
         ) from None

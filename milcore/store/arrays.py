@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from milcore.config import MAX_ARRAY_GB
-from milcore.errors import DamageError, StoreError
+from milcore.errors import StoreError
 from milcore.runtime import storage
 from milcore.store.checksums import CODEC, Checksums, checksum_attributes, checksum_bytes, crc32c
 from milcore.store.jpeg_codec import ZSTD_LEVEL, chunk_codecs, encode_patch
-from milcore.store.metadata import array_metadata_expected, metadata_uri, read_array_metadata, write_metadata
+from milcore.store.metadata import array_metadata_expected, existing_array_metadata, metadata_uri, write_metadata
 
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -122,12 +122,7 @@ class ArrayReader:
 
     def __init__(self, uri: str, place: str, remedy: str) -> None:
         self._uri = uri
-        try:
-            metadata = read_array_metadata(uri)
-        except FileNotFoundError:
-            raise DamageError(
-                f"{place}: expected an array, got no object at {metadata_uri(uri)}; restore it, or {remedy}"
-            ) from None
+        metadata = existing_array_metadata(uri, place, remedy)
         with array_metadata_expected(uri):
             self.attributes = metadata["attributes"]
             self.shape: tuple[int, ...] = tuple(metadata["shape"])

@@ -47,6 +47,25 @@ def read_array_metadata(uri: str) -> dict[str, Any]:
     return metadata
 
 
+def existing_array_metadata(uri: str, place: str, remedy: str) -> dict[str, Any]:
+    """Read the metadata of an array that is due, as ``read_array_metadata``.
+
+    Args:
+        uri: of the array.
+        place: names the array in errors, such as ``slide 'S03': features/x``.
+        remedy: command that makes the array again.
+
+    Raises:
+        DamageError: there is none, or another.
+    """
+    try:
+        return read_array_metadata(uri)
+    except FileNotFoundError:
+        raise DamageError(
+            f"{place}: expected an array, got no object at {metadata_uri(uri)}; restore it, or {remedy}"
+        ) from None
+
+
 @contextlib.contextmanager
 def array_metadata_expected(uri: str) -> Iterator[None]:
     """Context that takes the metadata of an array apart.

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from milcore.config import MAX_INSTANCES_PER_SLIDE, MAX_PATCH_EDGE_PX, Codec
-from milcore.errors import DamageError, StoreError
+from milcore.errors import StoreError
 from milcore.runtime import storage
 from milcore.store.arrays import array_metadata
 from milcore.store.checksums import CHECKSUM_BYTES, CODEC, Checksums, checksum_attributes, checksum_bytes, crc32c
 from milcore.store.jpeg_codec import UInt8, chunk_codecs, decode_into, encode_patch
-from milcore.store.metadata import array_metadata_expected, metadata_uri, read_array_metadata, write_metadata
+from milcore.store.metadata import array_metadata_expected, existing_array_metadata, metadata_uri, write_metadata
 
 SHARD_MB = 64
 # raw bytes of an H&E patch divided by its stored bytes: sets how many patches make a shard of about SHARD_MB
@@ -129,12 +129,7 @@ class ShardReader:
     """
 
     def __init__(self, uri: str, place: str = "patches", remedy: str = "ingest the slide again") -> None:
-        try:
-            metadata = read_array_metadata(uri)
-        except FileNotFoundError:
-            raise DamageError(
-                f"{place}: expected an array, got no object at {metadata_uri(uri)}; restore it, or {remedy}"
-            ) from None
+        metadata = existing_array_metadata(uri, place, remedy)
         self._is_local = storage.is_local(uri)
         self._uri = storage.absolute(uri)
         with array_metadata_expected(uri):

@@ -295,8 +295,13 @@ def read_claim(kind: type[F], uri: str, noun: str, command: str) -> F:
     return _parse(kind, uri, values)
 
 
-def _parse(kind: type[F], uri: str, values: dict[str, Any]) -> F:
+def _parse(kind: type[F], uri: str, values: Any) -> F:
     """The content of a ``config.json`` of this schema or an earlier one."""
+    if not isinstance(values, dict):
+        raise DamageError(
+            f"{config_uri(uri)}: expected a JSON object, got a {type(values).__name__}; restore it, or take another "
+            "folder"
+        )
     values = {"schema_version": 1} | values
     version = values["schema_version"]
     if isinstance(version, int) and version > FOLDER_SCHEMA_VERSION:

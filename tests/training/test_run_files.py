@@ -201,3 +201,10 @@ def test_verify_tells_of_a_record_and_of_features_that_are_lost(tmp_path: Path) 
     record_line, features_line = damage(str(tmp_path))
     assert record_line.startswith(f"slide 's00': {store.group_uri('s00')}: expected a complete record, got none")
     assert "slide 's01': expected complete features, got no 'mean_rgb'" in features_line
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "[" * 100_000])
+def test_a_config_that_is_no_object_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DamageError, match=f"{tmp_path}/config.json: expected "):
+        Run(str(tmp_path)).spec()

@@ -13,6 +13,7 @@ from milcore.cluster.launch import train_with
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
+from milcore.runtime.lease import lease
 from milcore.training.run import prepare_run
 from milcore.training.run_folder import Run
 from tests.cohorts import write_features, write_store
@@ -49,9 +50,10 @@ def test_a_job_whose_input_cannot_be_used_says_so_in_one_line(standing_ray: Head
 
 
 def test_a_job_that_fails_is_an_error_with_its_last_line(standing_ray: Head, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ClusterError, match=r"ended as FAILED: TypeError: "):
-        run_job(["train", str(tmp_path)], LaunchConfig(ray_address=f"{standing_ray.dashboard}/", workers=2))
+    """Here because another process, this one, trains the same run."""
+    run = prepared(str(tmp_path))
+    with lease(run, "run"), pytest.raises(ClusterError, match=r"ended as FAILED: the run at .* by another process"):
+        run_job(["train", run, "--workers", "2"], LaunchConfig(ray_address=f"{standing_ray.dashboard}/", workers=2))
 
 
 def test_nobody_at_the_dashboard_s_address() -> None:
