@@ -71,11 +71,22 @@ def load_checkpoint(folder: Path, training: Optimisation) -> Progress:
     state = _read_state(folder)
     return Progress(
         epochs_done=state["epochs_done"],
-        history=[HistoryRow(*row) for row in state["history"]],
+        history=_history(state),
         best_epoch=state["best_epoch"],
         best=Validation(*state["best"]),
         best_weights=load_file(folder / BEST),
     )
+
+
+def validations(folder: Path) -> list[Validation]:
+    """Validation of every epoch up to a checkpoint."""
+    values = {(row.epoch, row.split, row.metric): row.value for row in _history(_read_state(folder))}
+    epochs = sorted(epoch for epoch, split, metric in values if (split, metric) == ("val", "loss"))
+    return [Validation(values[epoch, "val", "loss"], values[epoch, "val", "auroc"]) for epoch in epochs]
+
+
+def _history(state: dict[str, Any]) -> list[HistoryRow]:
+    return [HistoryRow(*row) for row in state["history"]]
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def local_ray(s3: str) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MILCORE_ALLOWED_ROOTS", tempfile.gettempdir())
-        with connected(LaunchConfig(), dashboard=True):
+        with connected(LaunchConfig()):
             yield
 
 

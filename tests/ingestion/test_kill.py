@@ -21,9 +21,7 @@ from milcore.store.store import PatchStore
 CONFIG = IngestConfig(patch_size=64, codec="none")
 SLIDES = 3
 SHARD_MB = 50 * 64 * 64 * 3 / 1e6 + 1e-4
-# ends without the interpreter's shutdown, in which a native library rarely aborts after all work is done
 CHILD = """
-import os
 import sys
 import milcore.store.shards
 from milcore.config import IngestConfig
@@ -35,7 +33,6 @@ print("ready", flush=True)
 sys.stdin.readline()
 for outcome in ingest(sys.argv[1], IngestConfig.model_validate_json(sys.argv[2]), 0):
     pass
-os._exit(0)
 """
 
 

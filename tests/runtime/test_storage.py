@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -351,3 +353,20 @@ def test_an_unknown_scheme_is_one_line_that_names_it():
 def test_a_name_with_wildcards_is_that_name(folder_uri):
     storage.write_bytes(storage.join(folder_uri, "run1"), b"another")
     assert storage.read_all([storage.join(folder_uri, "run*"), storage.join(folder_uri, "run[1]")]) == {}
+
+
+THREADS = """
+import os, sys
+from milcore.runtime import storage
+before = len(os.listdir("/proc/self/task"))
+storage.read_table(sys.argv[1])
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_reading_a_table_leaves_no_threads(tmp_path: Path) -> None:
+    """Arrow's own end some processes with SIGABRT as the interpreter shuts down."""
+    uri = str(tmp_path / "table.parquet")
+    storage.write_table(uri, pa.table({"a": list(range(1000)), "b": list(range(1000))}))
+    command = [sys.executable, "-c", THREADS, uri]
+    assert subprocess.run(command, check=True, capture_output=True).stdout == b"0\n"

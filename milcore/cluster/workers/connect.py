@@ -41,14 +41,13 @@ TOKEN_VARIABLES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
 @contextlib.contextmanager
-def connected(launch: LaunchConfig, *, dashboard: bool = False) -> Iterator[None]:
+def connected(launch: LaunchConfig) -> Iterator[None]:
     """Connect to Ray at ``launch.ray_address`` for the length of the context.
 
     A connection that is open already is used, and left open.
 
     Args:
         launch: Ray's address.
-        dashboard: start a local cluster with a dashboard (loopback), which Ray's State API needs.
 
     Raises:
         InputError: the environment has a token and no RAY_AUTH_MODE.
@@ -61,7 +60,7 @@ def connected(launch: LaunchConfig, *, dashboard: bool = False) -> Iterator[None
     with default_environment({**LOCAL_ENVIRONMENT, **_local_token()} if is_local else {}):
         try:
             with delayed_signals(), _own_sigterm():
-                _start(dashboard=dashboard) if is_local else _join(launch.ray_address)
+                _start() if is_local else _join(launch.ray_address)
             yield
         except (SystemExit, KeyboardInterrupt):
             # Ray's actors would print tracebacks while their cluster ends
@@ -141,8 +140,8 @@ def forwarded_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_PREFIXES)} | {REMOTE: "1"}
 
 
-def _start(*, dashboard: bool) -> None:
-    ray.init(address="local", num_cpus=cpus(), include_dashboard=dashboard, logging_level=logging.ERROR)
+def _start() -> None:
+    ray.init(address="local", num_cpus=cpus(), include_dashboard=False, logging_level=logging.ERROR)
 
 
 def _join(address: str) -> None:

@@ -7,10 +7,8 @@ import contextlib
 import logging
 import math
 import posixpath
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray.train
@@ -20,8 +18,9 @@ from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 
 from milcore.runtime import storage
-from milcore.runtime.progress import EpochObserver
-from milcore.training.checkpoints import is_intact
+from milcore.runtime.digest import with_own_digest, without_own_digest
+from milcore.runtime.progress import EpochObserver, log_line
+from milcore.training.checkpoints import is_intact, validations
 from milcore.training.context import LocalContext, keep_checkpoint
 from milcore.training.selection import NO_VALIDATION, Validation
 
@@ -77,77 +76,101 @@ class RayContext:
 
 
 class TrialContext:
-    """Training context of one trial, which reports its best validation to Ray Tune."""
+    """Training context of one trial, which reports its best validation to Ray Tune.
+
+    A trial that is resumed reports the epochs up to its checkpoint again, so that the scheduler compares it as before.
+
+    Args:
+        checkpoints_uri: folder of the trial's checkpoints.
+        device: to compute on.
+    """
 
     rank = 0
     world_size = 1
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, checkpoints_uri: str, device: torch.device) -> None:
         self.device = device
+        self._checkpoints = LocalContext(checkpoints_uri, device)
         self._best = NO_VALIDATION
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Report the validation of the best epoch so far.
+        """Keep the checkpoint and report the validation of the best epoch so far.
 
         Ray Tune compares trials by its ``score``.
         """
-        validation = Validation(metrics["val_loss"], metrics["val_auroc"])
-        if validation.rank < self._best.rank:
-            self._best = validation
-        reported = None if checkpoint is None else ray.tune.Checkpoint.from_directory(str(checkpoint))
-        if reported is not None:
-            reported.set_metadata(self._best._asdict())
-        loss, auroc = self._best
-        figures = {"score": score(self._best), "val_loss": loss, "val_auroc": auroc, "epochs": epoch + 1}
-        ray.tune.report(figures, checkpoint=reported)
+        self._checkpoints.report(epoch, metrics, checkpoint)
+        self._report(epoch, Validation(metrics["val_loss"], metrics["val_auroc"]))
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Restore the trial's newest checkpoint and the best validation up to it."""
-        checkpoint = ray.tune.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        self._best = Validation(**checkpoint.get_metadata())
-        with checkpoint.as_directory() as path:
-            yield Path(path)
+        """Restore the trial's newest intact checkpoint, and report the epochs up to it."""
+        with self._checkpoints.restore() as folder:
+            for epoch, validation in enumerate([] if folder is None else validations(folder)):
+                self._report(epoch, validation)
+            yield folder
+
+    def _report(self, epoch: int, validation: Validation) -> None:
+        if validation.rank < self._best.rank:
+            self._best = validation
+        ray.tune.report(figures(self._best, epoch + 1))
 
 
 class FoldTrial:
     """A trial that is scored by its mean validation over folds.
 
-    It reports to Ray Tune after each fold. An interrupted trial is resumed with the fold after its last report.
+    It reports to Ray Tune after each fold. One that is resumed reports the folds it has trained again, and goes on with
+    the next.
+
+    Args:
+        uri: JSON object of the folds that have been trained.
     """
 
-    def __init__(self) -> None:
-        checkpoint = ray.tune.get_checkpoint()
-        metadata: dict[str, Any] = {"folds": [], "epochs": 0} if checkpoint is None else checkpoint.get_metadata()
-        self._validations = [Validation(*fold) for fold in metadata["folds"]]
-        self._epochs = int(metadata["epochs"])
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._folds: list[tuple[Validation, int]] = []
+        if storage.exists(uri):
+            for loss, auroc, epochs in without_own_digest(storage.read_json(uri), uri)["folds"]:
+                self._add(Validation(loss, auroc), epochs)
 
     @property
     def done(self) -> int:
         """Number of folds that have been trained."""
-        return len(self._validations)
+        return len(self._folds)
 
     def report(self, best: Validation, epochs: int) -> None:
-        """Report a fold.
+        """Keep a fold's validation and report the mean over the folds.
 
         Args:
             best: validation of the fold's best epoch.
             epochs: epochs up to it.
         """
-        self._validations.append(best)
-        self._epochs = max(self._epochs, epochs)
-        losses, areas = (np.array(column, dtype=np.float64) for column in zip(*self._validations, strict=True))
-        mean = Validation(float(losses.mean()), float(areas.mean()))
+        folds = [[*validation, trained] for validation, trained in [*self._folds, (best, epochs)]]
+        try:
+            storage.write_json(self._uri, with_own_digest({"folds": folds}))
+        except storage.IO_ERRORS as error:
+            log_line(f"the folds of this trial are not kept: {error}; it goes on")
+        self._add(best, epochs)
+
+    def _add(self, best: Validation, epochs: int) -> None:
+        self._folds.append((best, epochs))
+        losses, areas = (
+            np.array(column, dtype=np.float64) for column in zip(*(fold for fold, _ in self._folds), strict=True)
+        )
         error = float(areas.std(ddof=1) / math.sqrt(len(areas))) if len(areas) > 1 else math.nan
-        figures = {"score": score(mean), "val_loss": mean.loss, "val_auroc": mean.auroc, "epochs": self._epochs}
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = ray.tune.Checkpoint.from_directory(folder)
-            folds = [list(validation) for validation in self._validations]
-            checkpoint.set_metadata({"folds": folds, "epochs": self._epochs})
-            ray.tune.report({**figures, "val_auroc_se": error}, checkpoint=checkpoint)
+        mean = Validation(float(losses.mean()), float(areas.mean()))
+        trained = max(trained for _, trained in self._folds)
+        ray.tune.report({**figures(mean, trained), "val_auroc_se": error})
+
+
+def figures(validation: Validation, epochs: int) -> dict[str, float]:
+    """What a trial reports to Ray Tune, which compares trials by ``score``.
+
+    Args:
+        validation: of the best epoch, or the mean over folds.
+        epochs: trained.
+    """
+    loss, auroc = validation
+    return {"score": score(validation), "val_loss": loss, "val_auroc": auroc, "epochs": epochs}
 
 
 def score(validation: Validation) -> float:

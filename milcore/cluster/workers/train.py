@@ -11,6 +11,7 @@ from typing import Any
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from milcore.cluster.workers.connect import connected, cpus, default_environment, wait_for_capacity
 from milcore.cluster.workers.context import RayContext, quiet_logging
@@ -48,7 +49,7 @@ def train_on_ray(run_uri: str, launch: LaunchConfig) -> None:
     """
     run_uri = storage.absolute(run_uri)
     epochs = Run(run_uri).spec().train.epochs
-    with connected(launch, dashboard=True), default_environment(TRAIN_ENVIRONMENT):
+    with connected(launch), default_environment(TRAIN_ENVIRONMENT):
         wait_for_capacity(max(1, launch.workers), worker_resources(launch))
         try:
             _fit(run_uri, launch, epochs)
@@ -85,8 +86,21 @@ class _Trainer(TorchTrainer):
         pass
 
 
+class _LocalTrainer(_Trainer):
+    """Ray's trainer on a cluster that ends with this process.
+
+    Nothing needs to free what a killed run had reserved. The actor that does so asks Ray's dashboard, and fails beside
+    another Ray on this machine.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # the types are those of an older trainer
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
 def _trainer(run_uri: str, launch: LaunchConfig, epochs: int) -> TorchTrainer:
-    return _Trainer(
+    trainer = _LocalTrainer if launch.ray_address == "local" else _Trainer
+    return trainer(
         _train_worker,
         train_loop_config={"run_uri": run_uri, "epochs": epochs},
         scaling_config=scaling_config(launch),

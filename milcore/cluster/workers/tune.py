@@ -6,6 +6,8 @@ same for the same seed; which of them are stopped depends on how fast they run b
 
 import functools
 import math
+import tempfile
+from collections import defaultdict
 from typing import Any
 
 import pyarrow.compute as pc
@@ -36,21 +38,19 @@ from milcore.training.sweep import (
     sweep_folds,
 )
 
-RAY_FOLDER, FINISHED = TRIAL_FOLDERS
+TRIALS, FINISHED = TRIAL_FOLDERS
+FOLDS = "folds.json"
 KEPT_METRIC = "kept"
 FIGURES = ("score", "val_loss", "val_auroc", "val_auroc_se", "epochs")
-# no files of Tune's own loggers; the snapshot that a resumed sweep reads is written every so many seconds
-# Ctrl-C is the command's: Tune would take it for the end of a sweep
-TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "5", "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}  # fmt: skip
+# no files of Tune's own loggers; Ctrl-C is the command's: Tune would take it for the end of a sweep
+TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
 
 
 def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
     """Run a prepared sweep and return its best settings.
 
-    An interrupted sweep is resumed, a finished one is only read. ``launch.workers`` trials run at a time (0: as many as
-    the cluster holds). A trial that fails is in ``trials.parquet`` with its reason.
+    An interrupted sweep is resumed from what its trials have kept, a finished one is only read. ``launch.workers``
+    trials run at a time (0: as many as the cluster holds). A trial that fails is in ``trials.parquet`` with its reason.
 
     Raises:
         ClusterError: no cluster answers, it is too small, trials are missing, or none succeeded.
@@ -63,38 +63,24 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
     spec = sweep.spec()
     with connected(launch), default_environment(TUNE_ENVIRONMENT):
         wait_for_capacity(1, _trial_resources(launch))
-        results = _results(spec, _tuner(out_uri, spec, launch).fit())
+        with tempfile.TemporaryDirectory(prefix="milcore-tune-") as folder:
+            results = _results(spec, _tuner(out_uri, spec, launch, folder).fit())
     best = publish(out_uri, spec, results)
     log_line(sweep.verdict().line)
     remove_trial_folders(out_uri)
     return best
 
 
-def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
+def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig, folder: str) -> tune.Tuner:
+    """Tune over the trials; what it writes of its own, pickles that nobody reads, goes to a local folder."""
     resources = _trial_resources(launch)
-    trainable = tune.with_resources(_run_trial, {name.lower(): amount for name, amount in resources.items()})
-    snapshot = storage.join(out_uri, RAY_FOLDER)
-    param_space = {
-        "trial": tune.grid_search(list(range(spec.tune.trials))),
-        "out_uri": out_uri,
-        "device": "cuda" if launch.use_gpu else "cpu",
-    }
-    if tune.Tuner.can_restore(snapshot):
-        try:
-            # a driver that was killed before the first snapshot has left no trials: they are drawn again
-            return tune.Tuner.restore(
-                snapshot,
-                trainable=trainable,
-                param_space=param_space,
-                resume_unfinished=True,
-                restart_errored=True,
-            )
-        except (ImportError, AttributeError) as error:  # Ray's pickle names modules of the version that wrote it
-            log_line(f"the snapshot of the sweep is of another version ({error}); unfinished trials start anew")
-            storage.remove_folder(snapshot)
     return tune.Tuner(
-        trainable,
-        param_space=param_space,
+        tune.with_resources(_run_trial, {name.lower(): amount for name, amount in resources.items()}),
+        param_space={
+            "trial": tune.grid_search(list(range(spec.tune.trials))),
+            "out_uri": out_uri,
+            "device": "cuda" if launch.use_gpu else "cpu",
+        },
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
@@ -104,13 +90,11 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig) -> tune.Tuner:
             trial_dirname_creator=_trial_folder,
         ),
         run_config=tune.RunConfig(
-            name=RAY_FOLDER,
-            storage_path=out_uri,
+            name=TRIALS,
+            storage_path=folder,
             verbose=0,
             callbacks=[_TrialRecorder(out_uri, spec.tune)],
             failure_config=tune.FailureConfig(max_failures=1),
-            # all: a resumed sweep starts from a snapshot seconds old, which may name an older checkpoint
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=None),
         ),
     )
 
@@ -144,20 +128,29 @@ def _scheduler(config: TuneConfig) -> ASHAScheduler:
 def _run_trial(config: dict[str, Any]) -> None:
     """Train a trial in one worker; Ray Tune runs this."""
     quiet_logging()
-    finished = _finished_uri(config["out_uri"], config["trial"])
+    out_uri, number = config["out_uri"], config["trial"]
+    finished = _finished_uri(out_uri, number)
     if storage.exists(finished):
-        tune.report({**without_own_digest(storage.read_json(finished), finished), KEPT_METRIC: True})
+        _report_again(without_own_digest(storage.read_json(finished), finished))
         return
-    spec = Sweep(config["out_uri"]).spec()
-    settings, device = trial_configs(spec.tune)[config["trial"]], torch.device(config["device"])
-    bags = _bags(config["out_uri"])
+    spec = Sweep(out_uri).spec()
+    settings, device = trial_configs(spec.tune)[number], torch.device(config["device"])
+    folder = storage.join(out_uri, TRIALS, str(number))
+    bags = _bags(out_uri)
     if spec.tune.objective_folds == 0:
-        fit(settings, bags, TrialContext(device))
+        fit(settings, bags, TrialContext(folder, device))
         return
-    trial = FoldTrial()
+    trial = FoldTrial(storage.join(folder, FOLDS))
     for fold in range(trial.done, spec.tune.objective_folds):
-        result = fit(settings, _without_fold(config["out_uri"], bags, fold), LocalContext(None, device))
+        result = fit(settings, _without_fold(out_uri, bags, fold), LocalContext(None, device))
         trial.report(result.best, result.best_epoch + 1)
+
+
+def _report_again(record: dict[str, Any]) -> None:
+    """Report a trial that has ended before, with every score it had, by which the scheduler compares the others."""
+    scores = record.pop("scores", [record["score"]])
+    for score in scores:
+        tune.report({**record, "score": score, KEPT_METRIC: True})
 
 
 def _without_fold(out_uri: str, bags: Bags, fold: int) -> Bags:
@@ -210,26 +203,34 @@ def _finished_uri(out_uri: str, trial: int) -> str:
 
 
 class _TrialRecorder(tune.Callback):
-    """Logs every trial that ends and writes its figures at once.
-
-    Tune's snapshot may be seconds older.
-    """
+    """Logs every trial that ends and writes its figures at once."""
 
     def __init__(self, out_uri: str, config: TuneConfig) -> None:
         self._out_uri = out_uri
         self._configs = trial_configs(config)
+        self._scores: dict[int, list[float]] = defaultdict(list)
         self._ended = 0
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so
+        """Forget the scores of an attempt that failed: the next one reports them again."""
+        self._scores.pop(trial.config["trial"], None)
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Trial],  # noqa: ARG002
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,  # noqa: ARG002
+    ) -> None:
+        """Remember the score, by which a resumed sweep compares its trials again."""
+        self._scores[trial.config["trial"]].append(result["score"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so
         """Write the trial's figures and log them."""
-        metrics = trial.last_result
-        try:
-            storage.write_json(
-                _finished_uri(self._out_uri, trial.config["trial"]),
-                with_own_digest({name: metrics[name] for name in FIGURES if name in metrics}),
-            )
-        except storage.IO_ERRORS as error:
-            log_line(f"the figures of this trial are in Tune's snapshot only: {error}")
+        number, metrics = trial.config["trial"], trial.last_result
+        if KEPT_METRIC not in metrics:
+            self._write(number, {name: metrics[name] for name in FIGURES if name in metrics})
         auroc, loss, epochs = metrics["val_auroc"], metrics["val_loss"], metrics["epochs"]
         figures = f"validation AUROC {auroc:.3f}, loss {loss:.4f}, {epochs} epochs"
         self._log(trial, figures + (", trained before" if KEPT_METRIC in metrics else ""))
@@ -237,6 +238,13 @@ class _TrialRecorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so
         """Log that the trial failed."""
         self._log(trial, "failed")
+
+    def _write(self, number: int, figures: dict[str, float]) -> None:
+        record = with_own_digest({**figures, "scores": self._scores[number]})
+        try:
+            storage.write_json(_finished_uri(self._out_uri, number), record)
+        except storage.IO_ERRORS as error:
+            log_line(f"trial {number} would be trained again if the sweep were resumed: {error}")
 
     def _log(self, trial: Trial, outcome: str) -> None:
         self._ended += 1

@@ -1,14 +1,18 @@
 """A sweep on Ray ends with all its trials, the best of them, and nothing else; killed, it goes on."""
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from milcore.cluster.launch import tune_with
-from milcore.cluster.workers.tune import _tuner, gpu_share
+from milcore.cluster.workers.tune import _run_trial, gpu_share
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
+from milcore.runtime.digest import with_own_digest
+from milcore.training.loop import _TimedBatches
 from milcore.training.search_space import trial_configs
 from milcore.training.sweep import Sweep, prepare_sweep
 from tests.cohorts import write_features, write_store
@@ -64,14 +68,6 @@ def test_a_sweep_over_folds_scores_by_their_mean_and_says_its_error(local_ray: N
     assert [row["hidden"] for row in rows] == [trial.hidden for trial in trial_configs(Sweep(out).spec().tune)]
 
 
-def test_a_sweep_killed_before_its_first_snapshot_goes_on(local_ray: None, tmp_path: Path) -> None:
-    """Ray has written what the sweep is, and nothing of its trials."""
-    out = prepared(str(tmp_path), SWEEP.model_copy(update={"trials": 2}))
-    _tuner(out, Sweep(out).spec(), TWO)
-    tune_with(out, TWO)
-    assert [row["state"] for row in trials_of(out)] == ["ok", "ok"]
-
-
 def test_trials_that_cannot_learn_are_reported_with_their_reason(local_ray: None, tmp_path: Path) -> None:
     rates = {"learning_rate_min": 1e30, "learning_rate_max": 1e30, "trials": 1}
     out = prepared(str(tmp_path), SWEEP.model_copy(update=rates))
@@ -91,15 +87,68 @@ def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
         tune_with(str(tmp_path), TWO)
 
 
-def test_a_snapshot_of_another_version_costs_unfinished_trials_only(
-    local_ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Ray's pickle names modules, which may have been renamed since."""
+def test_nothing_of_a_sweep_folder_is_unpickled(local_ray: None, tmp_path: Path) -> None:
+    """Trials are resumed from JSON and safetensors; Ray's own snapshot, which lay there before, is a pickle."""
     out = prepared(str(tmp_path), SWEEP.model_copy(update={"trials": 2}))
     known = {"score": 0.25, "val_loss": 0.5, "val_auroc": 0.25, "val_auroc_se": 0.125, "epochs": 3}
     storage.write_json(storage.join(out, "finished", "0.json"), known)
-    storage.write_bytes(storage.join(out, "trials", "tuner.pkl"), b"cmilcore.of.before\nTrials\n.")
+    call = f"cposix\nmkdir\n(V{tmp_path / 'called'}\ntR.".encode()
+    for name in ("tuner.pkl", "trainable.pkl", "experiment_state-2026-01-01_00-00-00.json"):
+        storage.write_bytes(storage.join(out, "trials", name), call)
+    pickle.loads(call)  # noqa: S301 - it is a pickle that acts
+    (tmp_path / "called").rmdir()
     tune_with(out, LaunchConfig(workers=1))
-    assert "the snapshot of the sweep is of another version" in capfd.readouterr().err
+    assert not (tmp_path / "called").exists()
     assert trials_of(out)[0]["val_loss"] == known["val_loss"]
     assert trials_of(out)[1]["state"] == "ok"
+
+
+class Reports:
+    """What a trial reports to Ray Tune; one of the reports may be the last thing it does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.stop_at = 0
+        monkeypatch.setattr("ray.tune.report", self.report)
+
+    def report(self, figures: dict[str, Any]) -> None:
+        self.seen.append(figures)
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_a_trial_that_is_resumed_reports_again_what_it_has_reported(
+    folds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after a part of its work, it goes on to the same figures."""
+    config = SWEEP.model_copy(update={"trials": 2, "objective_folds": folds})
+    reports = Reports(monkeypatch)
+    out = prepared(str(tmp_path), config)
+    trial = {"trial": 1, "out_uri": out, "device": "cpu"}
+    _run_trial(trial)
+    whole, reports.seen[:] = list(reports.seen), []
+    storage.remove_folder(storage.join(out, "trials"))
+
+    reports.stop_at = len(whole) - 1
+    with pytest.raises(KeyboardInterrupt):
+        _run_trial(trial)
+    reports.seen.clear()
+    reports.stop_at = 0
+    epochs: list[int] = []
+    monkeypatch.setattr(
+        "milcore.training.loop._TimedBatches", lambda batches: epochs.append(1) or _TimedBatches(batches)
+    )
+    _run_trial(trial)
+    assert repr(reports.seen) == repr(whole)
+    assert len(epochs) == (TRAIN.epochs if folds else 1)
+
+
+def test_a_trial_that_has_ended_reports_every_score_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = Reports(monkeypatch)
+    out = prepared(str(tmp_path), SWEEP)
+    record = {"score": 0.5, "val_loss": 0.5, "val_auroc": 0.5, "epochs": 3, "scores": [0.25, 0.25, 0.5]}
+    storage.write_json(storage.join(out, "finished", "2.json"), with_own_digest(record))
+    _run_trial({"trial": 2, "out_uri": out, "device": "cpu"})
+    assert [seen["score"] for seen in reports.seen] == record["scores"]
+    assert {(seen["val_loss"], seen["epochs"]) for seen in reports.seen} == {(0.5, 3)}
