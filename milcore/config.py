@@ -34,7 +34,7 @@ Border = Literal["drop", "pad"]
 StainNormalisation = Literal["none", "macenko"]
 ReaderName = Literal["tiff", "openslide", "flat"]
 ReaderChoice = Literal["auto", "tiff", "openslide", "flat"]
-ImportFormat = Literal["bags-npz", "patches-npz", "clam", "trident", "pt", "parquet"]
+ImportFormat = Literal["bags-npz", "patches-npz", "clam", "trident", "stamp", "pt", "parquet"]
 PlaceInPatch = Literal["centre", "corner"]
 Precision = Literal["fp32", "fp64", "bf16"]
 ClassBalance = Literal["none", "weighted", "sampled"]
@@ -51,7 +51,7 @@ AttentionFormat = Literal["parquet", "png", "geojson", "ome-tiff", "zarr"]
 LabelSource = Literal["run", "manifest"]
 
 IMPORT_FORMATS: tuple[str, ...] = get_args(ImportFormat)
-FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "pt")
+FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "stamp", "pt")
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
 ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
@@ -220,7 +220,7 @@ class ImportConfig(Config):
     labels: str | None = Field(
         None,
         description="CSV or Parquet with slide_id, label and optionally patient_id, uri, mpp, site, split, annotation; "
-        "for clam, trident and pt, whose files hold no label",
+        f"for {', '.join(FORMATS_WITHOUT_LABELS)}, whose files hold no label",
     )
     positive: str | None = Field(None, description="class name that counts as positive (none: the later by name)")
     positive_instances: Names = Field(

@@ -163,7 +163,7 @@ class FoldTrial:
 
 
 def figures(validation: Validation, epochs: int) -> dict[str, float]:
-    """What a trial reports to Ray Tune, which compares trials by ``score``.
+    """Figures of a trial for Ray Tune, which compares trials by ``score``.
 
     Args:
         validation: of the best epoch, or the mean over folds.

@@ -72,7 +72,10 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
 
 
 def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig, folder: str) -> tune.Tuner:
-    """Tune over the trials; what it writes of its own, pickles that nobody reads, goes to a local folder."""
+    """Tuner over the trials.
+
+    Its own files, pickles that nobody reads, go to a local folder.
+    """
     resources = _trial_resources(launch)
     return tune.Tuner(
         tune.with_resources(_run_trial, {name.lower(): amount for name, amount in resources.items()}),
@@ -147,7 +150,10 @@ def _run_trial(config: dict[str, Any]) -> None:
 
 
 def _report_again(record: dict[str, Any]) -> None:
-    """Report a trial that has ended before, with every score it had, by which the scheduler compares the others."""
+    """Report a trial that has ended before.
+
+    With every score it had, by which the scheduler compares the others.
+    """
     scores = record.pop("scores", [record["score"]])
     for score in scores:
         tune.report({**record, "score": score, KEPT_METRIC: True})

@@ -14,6 +14,7 @@ from milcore.cohort.manifest import IMPORT_REQUIRED, Slide, read_manifest
 from milcore.config import MAX_ARRAY_GB, MAX_WIDTH, ImportConfig
 from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.ingestion.imports.coords import corners_problem, patch_grid
+from milcore.ingestion.imports.slide_image import slide_mpp
 from milcore.ingestion.imports.source import Array, Instances, Source
 from milcore.runtime import storage
 from milcore.runtime.allow_list import check_uri
@@ -39,10 +40,11 @@ class FileContent(NamedTuple):
 
     Args:
         features: (n, d), or (1, n, d).
-        coords: corners (x, y) in level-0 px, (n, 2), or (1, n, 2).
-        patch_size_level0: patch edge, level-0 px.
+        coords: corners (x, y) in the unit of the file, (n, 2), or (1, n, 2).
+        patch_size_level0: patch edge in the same unit.
         patch_size: patch edge in px that the encoder got.
         size_level0: (width, height) of the slide, level-0 px.
+        unit_um: um of the unit of coords; None where it is the level-0 px.
     """
 
     features: Array
@@ -50,6 +52,7 @@ class FileContent(NamedTuple):
     patch_size_level0: float | None
     patch_size: int | None
     size_level0: tuple[int, int] | None
+    unit_um: float | None = None
 
 
 def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
@@ -71,7 +74,7 @@ def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
     def read(slide: Slide) -> Instances:
         with contextlib.ExitStack() as stack:
             path, sha256 = fetch(file_of(slide), stack)
-            return _instances(kind.parse(path), sha256, config)
+            return _instances(kind.parse(path), slide, sha256, config)
 
     return Source(manifest, lambda slide: source_version(file_of(slide))._asdict(), read, "float16", tuple(unlabelled))
 
@@ -90,7 +93,21 @@ def _files(uri: str, kind: FileKind) -> dict[str, str]:
     )
 
 
-def _instances(content: FileContent, sha256: str, config: ImportConfig) -> Instances:
+def _px_per_unit(unit_um: float | None, slide: Slide) -> float:
+    """Level-0 px per unit of a file's coords.
+
+    Raises:
+        SlideError: the unit is in um, and neither the labels nor the slide's file have um/px.
+    """
+    if unit_um is None:
+        return 1.0
+    mpp = slide_mpp(slide)
+    if mpp is None:
+        raise SlideError("coords in um, and no um/px of the slide; give mpp, or uri of the slide, in the labels")
+    return unit_um / mpp
+
+
+def _instances(content: FileContent, slide: Slide, sha256: str, config: ImportConfig) -> Instances:
     """Check the content of a file.
 
     Raises:
@@ -109,19 +126,25 @@ def _instances(content: FileContent, sha256: str, config: ImportConfig) -> Insta
         raise SlideError(f"features {features.shape[1]:,} wide; allowed: {MAX_WIDTH:,}")
     if content.coords is None:
         return Instances(features, None, {}, sha256)
-    coords = _corners(_without_leading_one(content.coords), len(features))
-    edge = content.patch_size_level0
+    scale = _px_per_unit(content.unit_um, slide)
+    coords = _corners(_without_leading_one(content.coords), len(features), scale)
+    edge = None if content.patch_size_level0 is None else content.patch_size_level0 * scale
     grid = patch_grid(coords, config.patch_size_level0, edge, content.size_level0) if len(coords) else None
     return Instances(features, None, {"coords": coords}, sha256, grid, content.patch_size)
 
 
-def _corners(coords: Array, rows: int) -> Array:
+def _corners(coords: Array, rows: int, scale: float) -> Array:
+    """Corners in level-0 px.
+
+    Rounded down, or to the nearest where they had another unit.
+    """
     if coords.ndim != 2 or coords.shape[1] != 2 or coords.dtype.kind not in "fiu":
         raise SlideError(
             f"coords of shape {coords.shape}, type {coords.dtype}; allowed: numbers (instance, 2), level-0 px"
         )
     if len(coords) != rows:
         raise SlideError(f"{rows} rows of features, {len(coords)} of coords; allowed: one place per row")
+    coords = coords if scale == 1.0 else np.rint(coords * scale)
     problem = corners_problem(coords)
     if problem is not None:
         raise SlideError(problem)

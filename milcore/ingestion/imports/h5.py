@@ -1,11 +1,14 @@
-"""Source of HDF5 files by CLAM and TRIDENT, one per slide.
+"""Source of HDF5 files by CLAM, TRIDENT and STAMP, one per slide.
 
-Datasets are ``features`` and, in level-0 px, ``coords``. CLAM: features (n, d) f4, coords (n, 2), no attributes; where
-its coords were copied from ``patches/``, they carry ``patch_size`` and ``downsample`` of the level read. TRIDENT: its
-coords carry ``patch_size``, ``patch_size_level0``, ``level0_magnification``, ``target_magnification`` and, in later
-versions, ``level0_width`` and ``level0_height``.
+Which program wrote a file is read from the file. Datasets are ``features`` and, in level-0 px, ``coords``. CLAM:
+features (n, d) f4, coords (n, 2), no attributes; where its coords were copied from ``patches/``, they carry
+``patch_size`` and ``downsample`` of the level read. TRIDENT: its coords carry ``patch_size``, ``patch_size_level0``,
+``level0_magnification``, ``target_magnification`` and, in later versions, ``level0_width`` and ``level0_height``.
+STAMP: features are ``feats``, coords are in um, and the file carries ``unit``, ``tile_size_um`` (earlier
+``tile_size``) and ``tile_size_px``; before it did, coords had the unit 256/224 um.
 
-Source: CLAM ``extract_features_fp.py`` and ``wsi_core/WholeSlideImage.py``; TRIDENT ``trident/wsi_objects/WSI.py``.
+Source: CLAM ``extract_features_fp.py`` and ``wsi_core/WholeSlideImage.py``; TRIDENT ``trident/wsi_objects/WSI.py``;
+STAMP ``stamp/modeling/data.py``.
 """
 
 from pathlib import Path
@@ -16,8 +19,12 @@ import numpy as np
 
 from milcore.config import MAX_ARRAY_GB, ImportConfig
 from milcore.errors import SlideError
+from milcore.ingestion.imports.coords import grid_step
 from milcore.ingestion.imports.folder import FileContent, FileKind, open_files
-from milcore.ingestion.imports.source import Source
+from milcore.ingestion.imports.source import Array, Source
+
+# patches of STAMP 1, whose files do not tell
+STAMP_1_PX, STAMP_1_UM = 224, 256.0
 
 
 def open_h5(uri: str, config: ImportConfig) -> Source:
@@ -37,12 +44,15 @@ def read_h5(path: Path) -> FileContent:
     """
     try:
         with h5py.File(path, "r") as file:
-            features, coords = (_dataset(file, name) for name in ("features", "coords"))
-            if features is None:
+            features, feats, coords = (_dataset(file, name) for name in ("features", "feats", "coords"))
+            values = feats if features is None else features
+            if values is None:
                 raise SlideError(f"no features in it, but {len(file)} other entries")
             if coords is None:
-                return FileContent(features[...], None, None, None, None)
-            return FileContent(features[...], coords[...], *_grid_attrs(dict(coords.attrs)))
+                return FileContent(values[...], None, None, None, None)
+            if features is None:
+                return _stamp_content(values[...], coords[...], dict(file.attrs))
+            return FileContent(values[...], coords[...], *_grid_attrs(dict(coords.attrs)))
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         # not the error's text, which may quote the file
         raise SlideError(f"not readable as HDF5 ({type(error).__name__})") from None
@@ -69,6 +79,25 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
             f"{name} of shape {values.shape} and {values.nbytes / 1e9:,.0f} GB; allowed: {MAX_ARRAY_GB} GB"
         )
     return values
+
+
+def _stamp_content(features: Array, coords: Array, attrs: dict[str, Any]) -> FileContent:
+    """Content of a file by STAMP.
+
+    Raises:
+        SlideError: the unit of its coords is unknown.
+    """
+    edge_um, edge = (_number(attrs, name) for name in ("tile_size_um", "tile_size_px"))
+    if edge_um is None and attrs.get("unit") == "um":
+        edge_um = _number(attrs, "tile_size")
+    if edge_um is not None:
+        return FileContent(features, coords, edge_um, None if edge is None else int(edge), None, 1.0)
+    step = _number(attrs, "tile_size")
+    if step is None and coords.ndim == 2 and coords.shape[1] == 2 and coords.dtype.kind in "fiu":
+        step = grid_step(coords)
+    if step is None or round(step) != STAMP_1_PX:
+        raise SlideError(f"coords {step} apart in an unknown unit; allowed: um, with the attribute tile_size_um")
+    return FileContent(features, coords, STAMP_1_PX, STAMP_1_PX, None, STAMP_1_UM / STAMP_1_PX)
 
 
 def _grid_attrs(attrs: dict[str, Any]) -> tuple[float | None, int | None, tuple[int, int] | None]:

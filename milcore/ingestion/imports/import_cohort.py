@@ -34,6 +34,7 @@ IMPORTS: dict[ImportFormat, Callable[[str, ImportConfig], Source]] = {
     "patches-npz": open_patches,
     "clam": open_h5,
     "trident": open_h5,
+    "stamp": open_h5,
     "pt": open_pt,
     "parquet": open_table,
 }

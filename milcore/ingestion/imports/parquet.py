@@ -1,10 +1,12 @@
 """Source of one Parquet file with a row per instance.
 
 Columns are ``slide_id``, ``label``, features, and optionally ``x``, ``y`` in level-0 px. Features are one list column
-``features``, or every numeric column that has no other meaning. A column of a manifest (``patient_id``, ``uri``,
-``mpp``, ``site``, ``split``, ``annotation``) holds one value per slide.
+``features``, or every numeric column that has no other meaning; an index of pandas is none. A column of a manifest
+(``patient_id``, ``uri``, ``mpp``, ``site``, ``split``, ``annotation``) holds one value per slide.
 """
 
+import json
+import re
 from functools import partial
 from typing import Any
 
@@ -31,6 +33,8 @@ from milcore.runtime import storage
 SLIDE_COLUMNS = ("slide_id", "label", "patient_id", "uri", "mpp", "site", "split", "annotation")
 COORDS = ("x", "y")
 FEATURES = "features"
+# of to_parquet, of to_csv read again, and of reset_index
+_INDEX = re.compile(r"__index_level_\d+__|(Unnamed: \d+)?|index|level_\d+")
 
 
 def open_table(uri: str, config: ImportConfig) -> Source:
@@ -127,7 +131,7 @@ def _check_constant(
 def _features(uri: str, table: pa.Table) -> npt.NDArray[np.float32]:
     if FEATURES in table.column_names:
         return _of_lists(uri, table[FEATURES].combine_chunks())
-    rest = [name for name in table.column_names if name not in SLIDE_COLUMNS + COORDS]
+    rest = [name for name in table.column_names if name not in SLIDE_COLUMNS + COORDS and not _is_index(table, name)]
     other = [name for name in rest if not _is_number(table.schema.field(name).type)]
     if other or not rest:
         raise InputError(
@@ -136,6 +140,20 @@ def _features(uri: str, table: pa.Table) -> npt.NDArray[np.float32]:
             "allowed: a list column features, or numeric columns"
         )
     return np.column_stack([table[name].to_numpy().astype(np.float32) for name in rest])
+
+
+def _is_index(table: pa.Table, name: str) -> bool:
+    """True for a column that pandas wrote of an index."""
+    return name in _pandas_indices(table) or _INDEX.fullmatch(name) is not None
+
+
+def _pandas_indices(table: pa.Table) -> list[Any]:
+    """Names of the columns that pandas made of an index that has a name."""
+    try:
+        columns = json.loads((table.schema.metadata or {})[b"pandas"])["index_columns"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return []
+    return columns if isinstance(columns, list) else []
 
 
 def _of_lists(uri: str, column: Any) -> npt.NDArray[np.float32]:

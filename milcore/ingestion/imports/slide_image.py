@@ -66,6 +66,17 @@ def read_slide_image(slide: Slide, patch_size_level0: float | None) -> SlideImag
             return NoSlideImage(str(error))
 
 
+def slide_mpp(slide: Slide) -> float | None:
+    """um/px of a slide at level 0.
+
+    Of the labels, else of its own file; None where neither has it.
+    """
+    if slide.mpp is not None:
+        return slide.mpp
+    image = read_slide_image(slide, None)
+    return image.mpp if isinstance(image, SlideImage) else None
+
+
 def with_scale(record: SlideRecord, slide: Slide, image: SlideImage | NoSlideImage) -> SlideRecord:
     """Add ``size_level0`` and ``mpp`` to a record, or the reason why they are unknown.
 

@@ -1,4 +1,4 @@
-"""What CLAM and TRIDENT write comes back with its places; what cannot be used is quarantined with its reason."""
+"""What CLAM, TRIDENT and STAMP write comes back with its places; what cannot be used is quarantined with its reason."""
 
 import re
 from collections.abc import Callable
@@ -8,10 +8,22 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tifffile
 
+from milcore.config import ImportConfig
 from milcore.ingestion.imports.coords import grid_step
+from milcore.ingestion.imports.import_cohort import import_source
 from milcore.store.store import PatchStore
-from tests.ingestion.imports.made import GRID, TRIDENT, cut_short, features_of, import_files, write_h5, write_pt
+from tests.ingestion.imports.made import (
+    GRID,
+    TRIDENT,
+    cut_short,
+    features_of,
+    import_files,
+    write_h5,
+    write_labels,
+    write_pt,
+)
 
 CLAM = {"patch_size": 128, "patch_level": 1, "downsample": (2.0, 2.0)}
 GRID_EXTENT = (1024, 768)
@@ -68,6 +80,76 @@ def test_clam_s_own_folders_are_found(tmp_path: Path, kind: str) -> None:
     assert import_files(tmp_path, kind, ("a,0",))["ok"] == ["a"]
     slide = PatchStore(str(tmp_path / "store")).slide("a")
     np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(0).astype(np.float16))
+
+
+STAMP = {"unit": "um", "tile_size_um": 128.0, "tile_size_px": 224}
+EARLIER_STAMP = {"unit": "um", "tile_size": 128.0}
+
+
+def _write_stamp(path: Path, coords: np.ndarray, **attrs: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["feats"], file["coords"] = features_of(0), coords
+        file.attrs.update(attrs)
+
+
+@pytest.mark.parametrize(
+    ("coords", "attrs", "patch_size"),
+    [
+        (GRID * 0.5, STAMP, 224),
+        (GRID * 0.5, EARLIER_STAMP, None),
+        # 0.4999 um from rounding down a float is a whole px
+        (np.nextafter(GRID * 0.5, -1.0), STAMP, 224),
+    ],
+)
+@pytest.mark.parametrize("kind", ["stamp", "clam"])
+def test_places_that_stamp_writes_in_um_become_level_0_px(
+    tmp_path: Path, coords: np.ndarray, attrs: dict[str, Any], patch_size: int | None, kind: str
+) -> None:
+    """At 0.5 um/px, 128 um are 256 px; the program is read from the file, whatever the format is called."""
+    _write_stamp(tmp_path / "made/a.h5", coords, **attrs)
+    labels = write_labels(tmp_path, ["a,1,0.5"], "slide_id,label,mpp")
+    import_source(str(tmp_path / "made"), str(tmp_path / "store"), ImportConfig(format=kind, labels=labels))
+    slide = PatchStore(str(tmp_path / "store")).slide("a")
+    np.testing.assert_array_equal(slide.coords, GRID)
+    np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(0).astype(np.float16))
+    assert (slide.patch_size_level0, slide.record.patch_size) == (256.0, patch_size)
+
+
+def test_places_of_stamp_1_have_224_units_in_256_um(tmp_path: Path) -> None:
+    _write_stamp(tmp_path / "made/a.h5", GRID // 256 * 224)
+    labels = write_labels(tmp_path, ["a,1,0.25"], "slide_id,label,mpp")
+    import_source(str(tmp_path / "made"), str(tmp_path / "store"), ImportConfig(format="stamp", labels=labels))
+    slide = PatchStore(str(tmp_path / "store")).slide("a")
+    np.testing.assert_array_equal(slide.coords, GRID * 4)
+    assert (slide.patch_size_level0, slide.record.patch_size) == (1024.0, 224)
+
+
+def test_the_slide_s_own_file_tells_the_um_per_px_of_stamp_s_places(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((800, 1100, 3), np.uint8), tile=(256, 256), photometric="rgb",
+        resolution=(1e4 / 0.5, 1e4 / 0.5), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    _write_stamp(tmp_path / "made/a.h5", GRID * 0.5, **STAMP)
+    labels = write_labels(tmp_path, ["a,1,a.tif"], "slide_id,label,uri")
+    import_source(str(tmp_path / "made"), str(tmp_path / "store"), ImportConfig(format="stamp", labels=labels))
+    np.testing.assert_array_equal(PatchStore(str(tmp_path / "store")).slide("a").coords, GRID)
+
+
+@pytest.mark.parametrize(
+    ("coords", "attrs", "reason"),
+    [
+        (GRID * 0.5, STAMP, "coords in um, and no um/px of the slide; give mpp, or uri of the slide, in the labels"),
+        (GRID * 0.5, {}, "coords 128 apart in an unknown unit; allowed: um, with the attribute tile_size_um"),
+        (np.array([b"x"] * 24).reshape(12, 2), STAMP, "coords in um"),
+        (np.array([b"x"] * 24).reshape(12, 2), {}, "coords None apart in an unknown unit"),
+    ],
+)
+def test_stamp_s_places_of_unknown_size_are_quarantined(
+    tmp_path: Path, coords: np.ndarray, attrs: dict[str, Any], reason: str
+) -> None:
+    _write_stamp(tmp_path / "made/a.h5", coords, **attrs)
+    assert import_files(tmp_path, "stamp", ("a,0",))["quarantined"]["a"].startswith(reason)
 
 
 TEXT_OF_ANOTHER = "root:x:0:0:root:/root:/bin/bash"

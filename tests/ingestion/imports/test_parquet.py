@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -38,6 +39,48 @@ def test_a_table_comes_back_slide_by_slide(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read, values[[1, 3, 4]].astype(read.dtype))
         assert store.slide("a").coords.tolist() == [[0, 0], [64, 0], [128, 0]]
         assert store.slide("a").patch_size_level0 == 64.0
+
+
+def _noise() -> pd.DataFrame:
+    return pd.DataFrame({"slide_id": ["a"] * 4 + ["b"] * 4, "label": [0] * 4 + [1] * 4, **_columns(8)})
+
+
+def _columns(rows: int) -> dict[str, np.ndarray]:
+    return {f"f{k}": column for k, column in enumerate(features_of(0, rows=rows, width=3).T)}
+
+
+# what pandas makes of an index: all become the same features
+TABLES_WITH_INDEX = {
+    # numbers that are no range become __index_level_0__
+    "noise_index": lambda: _noise().set_axis([1, 2, 3, 5, 8, 13, 21, 34]),
+    "noise_clean": _noise,
+    "a range as a column": lambda: _noise().set_axis(list(range(8))),
+    # an index with a name is a column of that name
+    "index of a name": lambda: _noise().rename_axis("patch"),
+    "index of slides": lambda: _noise().set_index("slide_id"),
+    "several levels": lambda: _noise().set_index([[0] * 8, list(range(8))]),
+    # read from a CSV that pandas wrote, or made a column again
+    "Unnamed: 0": lambda: _noise().assign(**{"Unnamed: 0": range(8)}),
+    "Unnamed: 0, twice": lambda: _noise().assign(**{"Unnamed: 0": range(8), "Unnamed: 1": range(8)}),
+    "no name": lambda: _noise().assign(**{"": range(8)}),
+    "reset_index": lambda: _noise().reset_index(),
+    "reset_index of levels": lambda: _noise().set_index([[0] * 8, list(range(8))]).reset_index(),
+}
+
+
+@pytest.mark.parametrize("name", TABLES_WITH_INDEX)
+def test_an_index_of_pandas_is_no_feature(tmp_path: Path, name: str) -> None:
+    TABLES_WITH_INDEX[name]().to_parquet(tmp_path / "t.parquet", index=None if name == "noise_clean" else True)
+    import_source(str(tmp_path / "t.parquet"), str(tmp_path / "s"), ImportConfig(format="parquet"))
+    read = PatchStore(str(tmp_path / "s")).slide("b").features("imported").read(0, 4)
+    np.testing.assert_array_equal(read, features_of(0, rows=8, width=3)[4:].astype(read.dtype))
+
+
+@pytest.mark.parametrize("metadata", [b"no JSON", b"[" * 100_000, b"[]", b'{"index_columns": "f0"}', b"\xff"])
+def test_metadata_of_pandas_that_are_none_are_passed_over(tmp_path: Path, metadata: bytes) -> None:
+    table = pa.Table.from_pandas(_noise(), preserve_index=False).replace_schema_metadata({b"pandas": metadata})
+    storage.write_table(str(tmp_path / "t.parquet"), table)
+    assert import_source(str(tmp_path / "t.parquet"), str(tmp_path / "s"), ImportConfig(format="parquet"))["ok"]
 
 
 @pytest.mark.parametrize(
