@@ -30,6 +30,7 @@ from milcore.config import (
 from milcore.errors import InputError
 
 if TYPE_CHECKING:
+    from milcore.cohort.manifest import Manifest
     from milcore.training.sweep import SweepVerdict
 
 
@@ -128,11 +129,20 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     from milcore.runtime.progress import track
 
     cohort = plan_cohort(manifest_uri, store_uri, positive)
+    _log_notes(cohort)
     with _slide_map(ray_address, workers) as map_slides:
         outcomes = ingest_cohort(store_uri, config, workers, map_slides=map_slides)
         counts = ingest_counts(track(outcomes, "ingest", len(cohort.slides)))
     _log_quarantined(counts)
     return counts | {"page": write_cohort_page(store_uri)}
+
+
+def _log_notes(manifest: "Manifest") -> None:
+    from milcore.cohort.manifest_notes import manifest_notes
+    from milcore.runtime.progress import log_line
+
+    for note in manifest_notes(manifest):
+        log_line(note)
 
 
 def _log_quarantined(summary: Mapping[str, Any]) -> None:
@@ -176,7 +186,9 @@ def plan_ingestion(manifest_uri: str, store_uri: str, positive: str | None, part
     from milcore.ingestion.cohort import plan_cohort
     from milcore.ingestion.partition import write_partitions
 
-    count = max(1, min(partitions, len(plan_cohort(manifest_uri, store_uri, positive).slides)))
+    cohort = plan_cohort(manifest_uri, store_uri, positive)
+    _log_notes(cohort)
+    count = max(1, min(partitions, len(cohort.slides)))
     write_partitions(store_uri, count)
     return [f"{index}/{count}" for index in range(count)]
 
@@ -291,8 +303,10 @@ def import_cohort(source_uri: str, store_uri: str, config: ImportConfig) -> dict
         ``ok`` ids, ``quarantined`` ids with reasons, ``without_picture``, ``unlabelled`` files, and counts.
     """
     from milcore.ingestion.imports.import_cohort import import_source
+    from milcore.store.store import PatchStore
 
     summary = import_source(source_uri, store_uri, config)
+    _log_notes(PatchStore(store_uri).manifest())
     _log_quarantined(summary)
     return summary
 

@@ -1,24 +1,24 @@
 """Manifest of a cohort: its slides with patients and labels.
 
-Read once from CSV or Parquet, checked whole (every bad row is reported at once), and stored as Parquet in the patch
+Read once from a table, checked whole (every bad row is reported at once), and stored as Parquet in the patch
 store. No slide is opened. The surprise: a label's number is the position of its class name in ``Manifest.classes``, and
 index 1 is the positive class of two.
 """
 
-import csv
-import io
 import json
 import math
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import pyarrow as pa
 
+from milcore.cohort.table import Row, control_problem, is_missing, number_of, read_rows, table_rows
 from milcore.config import MAX_CLASSES, SPLIT_NAMES
 from milcore.errors import InputError, StoreError
 from milcore.runtime import storage
@@ -26,7 +26,10 @@ from milcore.runtime.allow_list import uri_problem
 
 REQUIRED = ("slide_id", "uri", "label")
 IMPORT_REQUIRED = ("slide_id", "label")
-_NUMERIC_CLASSES = ("0", "1")
+BINARY_CLASSES = ("0", "1")
+_BOOLEANS = ("true", "false")
+# in which letters with marks have one form; a path keeps the one that its file system has
+_NAMES = ("slide_id", "label", "patient_id", "site")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SCHEMA = pa.schema(
     [
@@ -129,9 +132,16 @@ def id_problem(slide_id: object) -> str | None:
     if isinstance(slide_id, str) and _SAFE_ID.fullmatch(slide_id):
         return None
     return (
-        f"slide_id: expected a name for files, got {slide_id!r}; allowed: at most 200 letters, digits, '.', '_' "
-        "and '-', beginning with a letter or digit"
+        f"slide_id: expected a name for files, got {slide_id!r}; allowed: at most 200 of A-Z, a-z, 0-9, '.', '_' and "
+        f"'-', beginning with a letter or digit; make one of it{_example_id(slide_id)}"
     )
+
+
+def _example_id(slide_id: object) -> str:
+    """An id that is allowed, made of one that is not, as an example."""
+    ascii_text = unicodedata.normalize("NFKD", str(slide_id)).encode("ascii", "ignore").decode()
+    example = re.sub(r"[^A-Za-z0-9._-]+", "_", ascii_text).strip("._-")[:200]
+    return f", such as {example!r}" if example else ""
 
 
 def _stored_problems(row: dict[str, Any], classes: int) -> Iterator[str]:
@@ -151,18 +161,10 @@ def _stored_problems(row: dict[str, Any], classes: int) -> Iterator[str]:
         yield f"{slide}: split: expected a split, got {row['split']!r}; allowed: {', '.join(SPLIT_NAMES)}, or none"
 
 
-class _Row(NamedTuple):
-    """An unchecked row: line or row number, and cells as text.
-
-    A missing cell is empty; ``cells[""]`` is a problem of the row's length.
-    """
-
-    place: str
-    cells: dict[str, str]
-
-
 def read_manifest(uri: str, positive: str | None = None, required: tuple[str, ...] = REQUIRED) -> Manifest:
     """Read and check a manifest (CSV, or Parquet by the suffix ``.parquet``).
+
+    Labels are whole numbers, or names of classes. NA, None, NaN and the like stand for no value; so does an empty cell.
 
     Args:
         uri: of the file; relative ``uri`` and ``annotation`` cells are relative to its folder.
@@ -173,7 +175,7 @@ def read_manifest(uri: str, positive: str | None = None, required: tuple[str, ..
     Raises:
         InputError: the file cannot be read, or rows are bad; the text lists each bad row with its line number.
     """
-    rows = _parquet_rows(uri, required) if uri.endswith(".parquet") else _csv_rows(uri, required)
+    rows = read_rows(uri, _SCHEMA.names, required)
     if "label" not in required:
         rows = [row._replace(cells={**row.cells, "label": "0"}) for row in rows]
     return _manifest(uri, rows, positive, required)
@@ -190,11 +192,11 @@ def make_manifest(uri: str, rows: Iterable[dict[str, object]], positive: str | N
     Raises:
         InputError: rows are bad; the text lists each, counted from 1.
     """
-    text_rows = [_text_row(number, row) for number, row in enumerate(rows, start=1)]
-    return _manifest(uri, text_rows, positive, IMPORT_REQUIRED)
+    return _manifest(uri, table_rows(rows), positive, IMPORT_REQUIRED)
 
 
-def _manifest(uri: str, rows: list[_Row], positive: str | None, required: tuple[str, ...]) -> Manifest:
+def _manifest(uri: str, rows: list[Row], positive: str | None, required: tuple[str, ...]) -> Manifest:
+    rows = [_tidy_row(row, required) for row in rows]
     if not rows:
         raise InputError(f"manifest {uri}: expected slides, got none; allowed: at least one row below the header")
     folder = posixpath.dirname(storage.absolute(uri))
@@ -213,87 +215,36 @@ def _manifest(uri: str, rows: list[_Row], positive: str | None, required: tuple[
     return Manifest(tuple(_slide(row, classes, folder) for row in rows), classes)
 
 
-def _read(uri: str) -> bytes:
-    try:
-        return storage.read_bytes(uri)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"manifest {uri} cannot be read: {type(error).__name__}: {error}; check its path") from None
+def _tidy_row(row: Row, required: tuple[str, ...]) -> Row:
+    """Row with Unicode names composed, and empty cells for what stands for no value."""
+    cells = row.cells | {name: unicodedata.normalize("NFC", row.cells[name]) for name in _NAMES if name in row.cells}
+    optional = {name for name in _SCHEMA.names if name not in required and is_missing(cells.get(name, ""))}
+    return row._replace(cells=cells | dict.fromkeys(optional & cells.keys(), ""))
 
 
-def _csv_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
-    try:
-        text = _read(uri).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"manifest {uri}: expected UTF-8 text, got other bytes ({error}); allowed: CSV in UTF-8, or Parquet in a "
-            "file that ends in .parquet"
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = [name.strip() for name in next(reader, [])]
-    _check_columns(uri, header, required)
-    return [_csv_row(reader.line_num, header, cells) for cells in reader if any(cell.strip() for cell in cells)]
-
-
-def _csv_row(line: int, header: list[str], cells: list[str]) -> _Row:
-    cell_of = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-    if len(cells) != len(header):
-        cell_of[""] = f"cells: expected {len(header)}, one per column of the header, got {len(cells)}"
-    return _Row(f"line {line}", cell_of)
-
-
-def _parquet_rows(uri: str, required: tuple[str, ...]) -> list[_Row]:
-    try:
-        table = storage.parse_table(_read(uri))
-        table.validate(full=True)  # a text that is no UTF-8
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"manifest {uri}: expected a Parquet file, got another ({error}); allowed: Parquet, or CSV in a file that "
-            "does not end in .parquet"
-        ) from None
-    _check_columns(uri, table.column_names, required)
-    return [_text_row(number, row) for number, row in enumerate(table.to_pylist(), start=1)]
-
-
-def _text_row(number: int, row: dict[str, object]) -> _Row:
-    return _Row(f"row {number}", {name: _cell_text(value) for name, value in row.items()})
-
-
-def _cell_text(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(int(value)) if isinstance(value, bool) else str(value).strip()
-
-
-def _check_columns(uri: str, columns: list[str], required: tuple[str, ...]) -> None:
-    missing = [name for name in required if name not in columns]
-    if missing:
-        raise InputError(
-            f"manifest {uri}: expected the column(s) {', '.join(required)}, got {', '.join(columns) or 'none'}; "
-            f"allowed: further columns; add {', '.join(missing)}"
-        )
-    doubled = [name for name, count in Counter(columns).items() if count > 1]
-    if doubled:
-        raise InputError(
-            f"manifest {uri}: expected each column once, got {', '.join(doubled)} more than once; rename or drop one"
-        )
-
-
-def _row_problems(row: _Row, required: tuple[str, ...]) -> Iterator[str]:
+def _row_problems(row: Row, required: tuple[str, ...]) -> Iterator[str]:
     cells = row.cells
     if "" in cells:
         yield cells[""]
-    yield from (f"{name}: expected a value, got an empty cell" for name in required if not cells.get(name))
+    for name in required:
+        if is_missing(cells.get(name, "")):
+            got = f"{cells[name]!r}, which stands for none" if cells.get(name) else "an empty cell"
+            yield f"{name}: expected a value, got {got}; fill it, or drop the row"
+    for name in _SCHEMA.names:
+        problem = control_problem(cells.get(name, ""))
+        if problem is not None:
+            yield f"{name}: {problem}"
     slide_id, mpp, split = cells.get("slide_id", ""), cells.get("mpp", ""), cells.get("split", "")
-    problem = id_problem(slide_id) if slide_id else None
+    problem = None if is_missing(slide_id) else id_problem(slide_id)
     if problem is not None:
         yield problem
-    if mpp and not (0 < _number(mpp) < math.inf):
+    if mpp and not (number_of(mpp) or 0) > 0:
         yield f"mpp: expected um/px, got {mpp!r}; allowed: numbers above 0, or an empty cell"
     if split and split not in SPLIT_NAMES:
         yield f"split: expected the name of a split, got {split!r}; allowed: {', '.join(SPLIT_NAMES)}"
 
 
-def _annotation_problems(row: _Row, folder: str) -> Iterator[str]:
+def _annotation_problems(row: Row, folder: str) -> Iterator[str]:
     """Problem of an annotation that may not be read.
 
     A slide that may not is quarantined instead.
@@ -304,45 +255,39 @@ def _annotation_problems(row: _Row, folder: str) -> Iterator[str]:
         yield f"annotation: {problem}"
 
 
-def _number(text: str) -> float:
-    """Text as a number; NaN where it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _is_number(text: str) -> bool:
-    return text.lower().lstrip("+-") == "nan" or not math.isnan(_number(text))
-
-
-def _label_problems(rows: list[_Row]) -> list[str]:
-    """Problems of labels that are neither all 0/1 nor all class names.
+def _label_problems(rows: list[Row]) -> list[str]:
+    """Problems of labels that are neither all whole numbers nor all class names.
 
     Of a mixture the rarer kind is reported.
     """
-    labels = [(row.place, row.cells.get("label", "")) for row in rows if row.cells.get("label")]
-    numbers = [(place, label) for place, label in labels if _is_number(label)]
-    names = [(place, label) for place, label in labels if not _is_number(label)]
+    labels = [(row.place, row.cells.get("label", "")) for row in rows if not is_missing(row.cells.get("label", ""))]
+    numbers = [(place, label) for place, label in labels if number_of(label) is not None]
+    names = [(place, label) for place, label in labels if number_of(label) is None]
     problems = [
-        f"{place}: label: expected 0/1 or a class name, got {label!r}"
+        f"{place}: label: expected a whole number or a class name, got {label!r}"
         for place, label in numbers
-        if _binary(label) is None
+        if not _is_whole(label)
     ]
-    binary = [(place, label) for place, label in numbers if _binary(label) is not None]
-    if binary and names:
-        rarer, other = (names, "0/1") if len(names) <= len(binary) else (binary, "class names")
+    if numbers and names:
+        rarer, other = (names, "numbers") if len(names) <= len(numbers) else (numbers, "class names")
         problems += [f"{place}: label: expected {other} as in the other rows, got {label!r}" for place, label in rarer]
     return problems
 
 
-def _binary(label: str) -> str | None:
-    """``"0"`` or ``"1"`` for a label of that value (``1.0`` too), else None."""
-    value = _number(label)
-    return str(int(value)) if value in (0.0, 1.0) else None
+def _is_whole(label: str) -> bool:
+    number = number_of(label)
+    return number is not None and number.is_integer()
 
 
-def _duplicates(rows: list[_Row]) -> list[str]:
+def _class_name(label: str) -> str:
+    """Class of a label: 1 and 1.0 have one, TRUE and True too."""
+    number = number_of(label)
+    if number is not None and number.is_integer():
+        return str(int(number))
+    return label.capitalize() if label.lower() in _BOOLEANS else label
+
+
+def _duplicates(rows: list[Row]) -> list[str]:
     first: dict[str, str] = {}
     problems = []
     for row in rows:
@@ -358,11 +303,14 @@ def _place_number(problem: str) -> int:
     return int(problem.split(":", 1)[0].split()[1])
 
 
-def _classes(rows: list[_Row], positive: str | None) -> tuple[str, ...]:
-    labels = sorted({row.cells["label"] for row in rows})
-    classes = _NUMERIC_CLASSES if _is_number(labels[0]) else tuple(labels)
+def _classes(rows: list[Row], positive: str | None) -> tuple[str, ...]:
+    names = {_class_name(row.cells["label"]) for row in rows}
+    if names.issubset(BINARY_CLASSES):
+        names.update(BINARY_CLASSES)
+    classes = tuple(sorted(names, key=int if all(map(_is_whole, names)) else None))
     if positive is None:
         return classes
+    positive = _class_name(positive)
     if positive not in classes or len(classes) != 2:
         raise InputError(
             f"positive: expected one of two classes, got {positive!r} with the class(es) {', '.join(classes)}; "
@@ -371,15 +319,15 @@ def _classes(rows: list[_Row], positive: str | None) -> tuple[str, ...]:
     return (*(name for name in classes if name != positive), positive)
 
 
-def _slide(row: _Row, classes: tuple[str, ...], folder: str) -> Slide:
+def _slide(row: Row, classes: tuple[str, ...], folder: str) -> Slide:
     cells = row.cells
     return Slide(
         slide_id=cells["slide_id"],
         uri=_resolve(folder, cells["uri"]) if cells.get("uri") else "",
-        label=classes.index(_binary(cells["label"]) or cells["label"]),
+        label=classes.index(_class_name(cells["label"])),
         patient_id=cells.get("patient_id") or cells["slide_id"],
         site=cells.get("site", ""),
-        mpp=float(cells["mpp"]) if cells.get("mpp") else None,
+        mpp=number_of(cells["mpp"]) if cells.get("mpp") else None,
         split=cells.get("split") or None,
         annotation=_resolve(folder, cells["annotation"]) if cells.get("annotation") else None,
     )

@@ -14,7 +14,7 @@ from milcore import __version__
 from milcore.cohort.label_changes import changes_text, classes_of, label_changes
 from milcore.cohort.splits import add_folds, make_splits, splits_digest, splits_of_fold
 from milcore.cohort.splits_file import read_splits
-from milcore.config import RunSpec, SplitConfig, TrainConfig
+from milcore.config import BagUnit, RunSpec, SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError, UnreachableError
 from milcore.mil.bags.load import load_bags
 from milcore.runtime import storage
@@ -47,7 +47,7 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
     """
     store, run = PatchStore(storage.absolute(store_uri)), Run(run_uri)
     check_no_other_files(run.uri, [posixpath.basename(run.checkpoints_uri)])
-    splits = choose_splits(store, split_config)
+    splits = choose_splits(store, split_config, config.bag)
     if split_config.folds:
         splits = add_folds(splits, split_config)
     check_labels_kept(store, run_uri, splits)
@@ -75,13 +75,14 @@ def _claim_run(store: PatchStore, run: Run, config: TrainConfig, splits: pa.Tabl
     return spec
 
 
-def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
+def choose_splits(store: PatchStore, config: SplitConfig, bag: BagUnit) -> pa.Table:
     """Split the usable slides of a store.
 
     The split is drawn from the whole manifest, or adopted from a file.
 
     Raises:
-        InputError: the store has one class, the file is no split of its slides, or the training split lacks a class.
+        InputError: the store has one class, the file is no split of its slides, the training split lacks a class, or a
+            patient that is to be one bag has slides of several classes.
         StoreError: slides of the manifest are neither ok nor quarantined.
     """
     manifest = store.manifest()
@@ -101,6 +102,8 @@ def choose_splits(store: PatchStore, config: SplitConfig) -> pa.Table:
         )
     splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
     _check_training_classes(splits, classes)
+    if bag == "patient":
+        _check_patients(splits, classes)
     return splits
 
 
@@ -147,6 +150,27 @@ def _usable_slides(store: PatchStore) -> list[str]:
             f"({', '.join(unfinished[:5])} …); run `milcore ingest` or `milcore import` again"
         )
     return [slide_id for slide_id, record in records.items() if record and record.status == "ok"]
+
+
+def _check_patients(splits: pa.Table, classes: Sequence[str]) -> None:
+    """Check that all slides of a patient have one class.
+
+    Raises:
+        InputError: a patient with several.
+    """
+    labels: dict[str, set[int]] = {}
+    for row in splits.to_pylist():
+        labels.setdefault(row["patient_id"], set()).add(row["label"])
+    mixed = [
+        f"patient {patient!r} has {', '.join(classes[label] for label in sorted(of_patient))}"
+        for patient, of_patient in labels.items()
+        if len(of_patient) > 1
+    ]
+    if mixed:
+        raise InputError(
+            f"bag: expected slides of one class per patient where a patient is a bag, got several "
+            f"({changes_text(mixed)}); allowed: one class; label every slide with the patient's, or take bag slide"
+        )
 
 
 def _check_training_classes(splits: pa.Table, classes: Sequence[str]) -> None:

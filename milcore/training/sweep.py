@@ -194,7 +194,7 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
     check_no_other_files(out_uri, TRIAL_FOLDERS)
     store_uri = storage.absolute(store_uri)
     store = PatchStore(store_uri)
-    splits = choose_splits(store, split_config)
+    splits = choose_splits(store, split_config, config.train.bag)
     if "val" not in splits.column("split").to_pylist():
         raise InputError(
             "val_fraction: expected validation slides in the split, to compare trials on, got none; raise val_fraction"

@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from milcore.cli.main import app, main
+from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import TrainConfig
+from milcore.store.store import PatchStore
 from tests.cohorts import write_features, write_store
 
 SMALL = ["--features", "mean_rgb", "--epochs", "2", "--batch-size", "4"]
@@ -181,13 +183,16 @@ def test_a_file_that_a_command_cannot_do_without_is_one_line(store_uri: str, tmp
 
 
 def test_lines_quote_data_without_its_control_characters(tmp_path: Path) -> None:
-    """A class name, a file's name and an error's text; as JSON they are escaped already."""
-    (tmp_path / "manifest.csv").write_text("slide_id,uri,label\na,\x1b[2Ja.svs,\x1b[31mred\nb,b.svs,blue\n")
+    """A cell, the class name of a store that others made, and a path; as JSON they are escaped already."""
+    (tmp_path / "manifest.csv").write_text("slide_id,uri,label\na,\x1b[2Ja.svs,red\nb,b.svs,blue\n")
     store = str(tmp_path / "store")
+    slide = Slide("a", "a.svs", 0, "a", "", None, None, None)
+    PatchStore(store).write_manifest(Manifest((slide,), ("\x1b[31mred", "blue")))
     ended = [milcore("ingest", str(tmp_path / "manifest.csv"), store), milcore("info", store),
              milcore("info", f"{tmp_path}/\x1b[2J")]  # fmt: skip
-    assert [end.returncode for end in ended] == [3, 0, 2]
-    assert r"\x1b[2J" in ended[0].stderr
+    assert [end.returncode for end in ended] == [2, 0, 2]
+    assert r"\x1b" in ended[0].stderr
+    assert r"\x1b[31mred" in ended[1].stdout
     assert r"\x1b[2J" in ended[2].stderr
     for end in ended:
         assert "\x1b" not in end.stdout + end.stderr

@@ -11,9 +11,10 @@ from milcore import __version__
 from milcore.api import train_best
 from milcore.cli.info import describe
 from milcore.cli.options import train_config
-from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig, parse_config
+from milcore.config import ImportConfig, LaunchConfig, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.prediction_folder import PredictionsSpec
+from milcore.ingestion.imports.import_cohort import import_source
 from milcore.mil.bags.load import load_bags
 from milcore.mil.model import make_model
 from milcore.runtime import storage
@@ -26,6 +27,7 @@ from milcore.training.run_files import publish
 from milcore.training.run_folder import Run, claim_folder
 from milcore.training.sweep import Sweep, prepare_sweep
 from tests.cohorts import relabel, rewrite_json, write_features, write_store
+from tests.ingestion.imports.made import features_of, write_h5
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3, batch_size=4)
 CPU = torch.device("cpu")
@@ -53,6 +55,34 @@ def test_a_published_model_reads_back_and_speaks_of_every_bag(store_uri: str, tm
         output = model.predict_bags(batch)
         torch.testing.assert_close(output.log_prob.exp().sum(1), torch.ones(len(batch.labels)))
         torch.testing.assert_close(output.attention.sum(), torch.tensor(float(len(batch.labels))))
+
+
+CSV = Path(__file__).resolve().parents[1] / "cases" / "csv"
+
+
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [
+        # it can be ingested or imported; a patient who is one bag has one class
+        ("patient2labels.csv", "bag: expected slides of one class per patient where a patient is a bag, got several"),
+        ("one_class.csv", "splits: expected slides of all 2 classes in the training split, got none of class 0"),
+    ],
+)  # fmt: skip
+def test_labels_that_a_store_may_have_but_no_training(tmp_path: Path, labels: str, line: str) -> None:
+    for name in "ab":
+        write_h5(tmp_path / "made" / f"{name}.h5", features_of(0))
+    store = str(tmp_path / "store")
+    assert import_source(str(tmp_path / "made"), store, ImportConfig(format="clam", labels=str(CSV / labels)))["ok"]
+    everything_trains = SplitConfig(val_fraction=0.0, test_fraction=0.0)
+    train = TRAIN.model_copy(update={"features": "imported", "bag": "patient"})
+    tune = TuneConfig(train=train, trials=1)
+    with pytest.raises(InputError) as raised:
+        prepare_run(store, str(tmp_path / "run"), train, everything_trains)
+    assert raised.value.line.startswith(line)
+    assert ("patient 'p' has 0, 1" in raised.value.line) == (labels == "patient2labels.csv")
+    with pytest.raises(InputError) as raised:
+        prepare_sweep(store, str(tmp_path / "sweep"), tune, everything_trains)
+    assert raised.value.line.startswith(line)
 
 
 def test_equal_models_have_equal_files(tmp_path: Path) -> None:

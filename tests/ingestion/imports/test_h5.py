@@ -228,7 +228,13 @@ def _spoil_h5(folder: Path) -> None:
     features = features_of(0)
     nan, huge = features.copy(), features.copy()
     nan[2, 1], huge[0, 0] = np.nan, 1e5
-    for name, rows in {"a": features, "b": features, "nan": nan, "huge": huge, "wide": features_of(0, width=7)}.items():
+    for name, rows in {
+        "a": features,
+        "b": features,
+        "holes": nan,
+        "huge": huge,
+        "wide": features_of(0, width=7),
+    }.items():
         write_h5(folder / f"{name}.h5", rows)
     write_h5(folder / "short.h5", features)
     cut_short(folder / "short.h5")
@@ -243,7 +249,7 @@ def _spoil_h5(folder: Path) -> None:
 
 
 SPOILT = {
-    "nan": "1 of 12 rows of features hold NaN or infinity",
+    "holes": "1 of 12 rows of features hold NaN or infinity",
     "huge": "features reach 100,000, float16 holds 65,504 at most",
     "wide": "features 7 wide, most slides have 5",
     "short": "not readable as HDF5",

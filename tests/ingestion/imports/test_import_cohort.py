@@ -68,7 +68,10 @@ def test_the_table_of_formats_has_the_names_of_the_setting() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--format", "clam"], "expected a table with format clam, got None; allowed: a table with clam, trident, pt"),
+        (
+            ["--format", "clam"],
+            "expected a table with format clam, got None; allowed: a table with clam, trident, stamp, pt",
+        ),
         (["--format", "bags-npz", "--labels", "x.csv"], "labels: expected none with format bags-npz, got 'x.csv'"),
         (["--format", "clam", "--labels", "absent.csv"], "manifest absent.csv cannot be read"),
         (["--format", "parquet", "--positive-instances", "a"], "allowed: with patches-npz only"),

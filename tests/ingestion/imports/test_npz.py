@@ -106,7 +106,10 @@ def test_a_bag_that_cannot_be_used_is_quarantined_and_the_others_go_on(tmp_path:
         ({"X": np.zeros(8)}, r"got shape \(8,\), type float64; allowed: numbers \(instance, feature\)"),
         ({"bag": np.zeros(7, int)}, r"bag: expected .* got shape \(7,\)"),
         ({"bag": np.full(8, 4)}, "bag: expected indices of the labels y, got 4 to 4; allowed: 0 to 3"),
-        ({"y": np.array([0, 1, 2, 3])}, "2 problem.*row 3: label: expected 0/1 or a class name, got '2'"),
+        (
+            {"y": np.array([0, 1, 0.5, 3])},
+            "1 problem.*row 3: label: expected a whole number or a class name, got '0.5'",
+        ),
         ({"X": np.array([{}], object)}, "cannot be read as .npz"),
     ],
 )

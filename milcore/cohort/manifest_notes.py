@@ -1,0 +1,71 @@
+"""Notes on a manifest: what is no error, but seldom meant."""
+
+import posixpath
+from collections.abc import Iterable, Iterator
+
+from milcore.cohort.label_changes import changes_text
+from milcore.cohort.manifest import BINARY_CLASSES, Manifest, Slide
+from milcore.cohort.table import spelling_variants
+
+
+def manifest_notes(manifest: Manifest) -> list[str]:
+    """Lines for the user who ingests or imports a manifest.
+
+    They name the positive class, names that are nearly the same, one file under several ids, and patients with
+    slides of several classes.
+    """
+    return [*_positive_class(manifest), *_spellings(manifest), *_files(manifest), *_patients(manifest)]
+
+
+def _positive_class(manifest: Manifest) -> Iterator[str]:
+    if len(manifest.classes) == 2 and manifest.classes != BINARY_CLASSES:
+        negative, positive = manifest.classes
+        yield f"label: {positive!r} is the positive class, {negative!r} the negative one; --positive takes the other"
+
+
+def _spellings(manifest: Manifest) -> Iterator[str]:
+    slides = manifest.slides
+    named: dict[str, Iterable[str]] = {
+        "slide_id": [slide.slide_id for slide in slides],
+        "label": manifest.classes,
+        "patient_id": [slide.patient_id for slide in slides if slide.patient_id != slide.slide_id],
+        "site": [slide.site for slide in slides],
+    }
+    for column, names in named.items():
+        pairs = [f"{one!r} and {other!r}" for one, other in spelling_variants(names)]
+        if pairs:
+            yield (
+                f"warning: {column}: counted apart, though they differ in case, spaces or leading zeros alone: "
+                f"{changes_text(pairs)}"
+            )
+
+
+def _files(manifest: Manifest) -> Iterator[str]:
+    of_file: dict[str, list[Slide]] = {}
+    for slide in manifest.slides:
+        if slide.uri:
+            of_file.setdefault(slide.uri, []).append(slide)
+    shared = [
+        f"{posixpath.basename(uri)} is "
+        + " and ".join(f"{slide.slide_id} ({manifest.classes[slide.label]})" for slide in slides)
+        for uri, slides in of_file.items()
+        if len(slides) > 1
+    ]
+    if shared:
+        yield f"warning: uri: one file under several ids: {changes_text(shared)}"
+
+
+def _patients(manifest: Manifest) -> Iterator[str]:
+    labels_of: dict[str, set[int]] = {}
+    for slide in manifest.slides:
+        labels_of.setdefault(slide.patient_id, set()).add(slide.label)
+    patients = [
+        f"{patient} ({', '.join(manifest.classes[label] for label in sorted(labels))})"
+        for patient, labels in labels_of.items()
+        if len(labels) > 1
+    ]
+    if patients:
+        yield (
+            f"warning: label: {len(patients)} patient(s) with slides of several classes: {changes_text(patients)}; "
+            "figures of patients take the highest, and a bag is a slide, not a patient"
+        )
