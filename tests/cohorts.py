@@ -62,7 +62,8 @@ def as_folds(run_uris: list[str], uri: str) -> str:
     splits = pa.Table.from_pylist(rows).append_column("fold", pa.array(folds))
     storage.write_table(f"{uri}/splits.parquet", splits)
     digest = splits_digest(splits)
-    storage.write_json(f"{uri}/config.json", spec | {"folds": len(run_uris), "splits_digest": digest})
+    config = spec | {"folds": len(run_uris), "splits_digest": digest}
+    publish({f"{uri}/config.json": storage.json_bytes(config)})
     for k, run in enumerate(run_uris):
         for name in ("model.safetensors", "history.parquet"):
             storage.write_bytes(f"{uri}/folds/{k}/{name}", storage.read_bytes(f"{run}/{name}"))

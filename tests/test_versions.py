@@ -87,7 +87,8 @@ def test_a_run_without_its_slides_settings_is_told_how_to_get_them_and_then_pred
     (row,) = milcore("predict", run, cohort / "s1.tiff", cohort / "out")["slides"]
     assert row["called"] in ("0", "1")
     known = {each["slide_id"]: each for each in storage.read_table(str(run / "predictions.parquet")).to_pylist()}
-    assert row["probability"] == pytest.approx(known["s1"]["probability"], abs=1e-5)
+    # the features of then are float16 that another processor computed
+    assert row["probability"] == pytest.approx(known["s1"]["probability"], abs=1e-4)
 
 
 def test_a_run_whose_config_could_not_be_written_gains_its_settings_later(tmp_path: Path) -> None:

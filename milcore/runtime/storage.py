@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ _NO_SUCH_RANGE = ("InvalidRange", "416")
 REMOVED_AT_MOST = 3
 # times that a folder is removed again because another writer wrote into it
 REFILLED_AT_MOST = 10
+_REMOVALS_AT_A_TIME = 16
 # key of a table's digest in the metadata of its Parquet schema
 _TABLE_DIGEST = b"milcore_sha256"
 
@@ -419,13 +421,17 @@ def remove_folder(uri: str) -> None:
 
     It is tried again where another process removes from it, or writes into it, meanwhile.
     """
-    fs, path = filesystem(uri)
+    if not is_local(uri):
+        with ThreadPoolExecutor(_REMOVALS_AT_A_TIME) as pool:  # one by one: s3fs takes a folder's name for a pattern
+            list(pool.map(remove, files(uri)))
+        return
+    path = filesystem(uri)[1]
     for attempt in range(REFILLED_AT_MOST + 1):
         try:
             with _access(uri):
-                fs.rm(path, recursive=True)
+                shutil.rmtree(path)
         except FileNotFoundError:
-            if not is_local(uri) or not Path(path).exists():
+            if not Path(path).exists():
                 return
         except StorageError as error:
             if getattr(error.__cause__, "errno", None) != errno.ENOTEMPTY or attempt == REFILLED_AT_MOST:

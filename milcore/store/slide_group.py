@@ -150,7 +150,7 @@ class SlideGroup:
         Raises:
             StoreError: they are absent, incomplete, damaged, or those of another slide.
         """
-        attrs = self._feature_attrs(name)
+        attrs = self.stored_feature_attrs(name)
         if attrs is None:
             there = ", ".join(self.feature_names()) or "none"
             raise StoreError(f"slide {self.slide_id!r}: expected complete features, got no {name!r}; allowed: {there}")
@@ -158,7 +158,20 @@ class SlideGroup:
 
     def has_features(self, name: str) -> bool:
         """True where there are complete features of this name."""
-        return self._feature_attrs(name) is not None
+        return self.stored_feature_attrs(name) is not None
+
+    def stored_feature_attrs(self, name: str) -> dict[str, Any] | None:
+        """Attributes of the features, as ``feature_attrs``; None where they are absent or incomplete.
+
+        Raises:
+            DamageError: they are damaged, or those of another slide.
+        """
+        try:
+            attrs: dict[str, Any] = read_array_metadata(storage.join(self.uri, "features", name))["attributes"]
+        except FileNotFoundError:
+            return None
+        self._check_owner(f"features/{name}", attrs)
+        return attrs if attrs.get("complete") else None
 
     def feature_names(self) -> list[str]:
         """Names of the complete features."""
@@ -213,18 +226,10 @@ class SlideGroup:
     def _are_stored(self, name: str, attrs: dict[str, Any]) -> bool:
         """True where features with these attributes are there, in chunks of any length."""
         try:
-            stored = self._feature_attrs(name) or {}
+            stored = self.stored_feature_attrs(name) or {}
         except DamageError:
             return False  # they are written again
         return stored | {CHECKSUMS: attrs[CHECKSUMS]} == attrs and CHECKSUMS in stored
-
-    def _feature_attrs(self, name: str) -> dict[str, Any] | None:
-        try:
-            attrs: dict[str, Any] = read_array_metadata(storage.join(self.uri, "features", name))["attributes"]
-        except FileNotFoundError:
-            return None
-        self._check_owner(f"features/{name}", attrs)
-        return attrs if attrs.get("complete") else None
 
     @cached_property
     def _shards(self) -> ShardReader:

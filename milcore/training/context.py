@@ -64,19 +64,43 @@ class LocalContext:
         if checkpoint is None or self._uri is None:
             return
         if keep_checkpoint(checkpoint, storage.join(self._uri, f"{epoch:04d}")):
-            for name in checkpoint_names(self._uri)[:-CHECKPOINTS_KEPT]:
-                storage.remove_folder(storage.join(self._uri, name))
+            self._remove_checkpoints(checkpoint_names(self._uri)[:-CHECKPOINTS_KEPT])
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """The newest intact checkpoint."""
-        for name in reversed(checkpoint_names(self._uri) if self._uri is not None else []):
-            with storage.local_folder(storage.join(str(self._uri), name)) as folder:
-                if is_intact(folder):
-                    yield folder
-                    return
-                log_line(f"checkpoint {name} is not whole; looking for an older one")
-        yield None
+        """The newest intact checkpoint.
+
+        Older ones that a killed process was about to remove are removed.
+        """
+        if self._uri is None:
+            yield None
+            return
+        with newest_checkpoint(self._uri) as (name, folder):
+            older = [other for other in checkpoint_names(self._uri) if other < name]
+            self._remove_checkpoints(older[: len(older) - CHECKPOINTS_KEPT + 1])
+            yield folder
+
+    def _remove_checkpoints(self, names: list[str]) -> None:
+        for name in names:
+            storage.remove_folder(storage.join(str(self._uri), name))
+
+
+@contextlib.contextmanager
+def newest_checkpoint(uri: str) -> Iterator[tuple[str, Path | None]]:
+    """Name and local folder of the newest intact checkpoint.
+
+    An empty name and None where there is none.
+
+    Args:
+        uri: folder of the checkpoints.
+    """
+    for name in reversed(checkpoint_names(uri)):
+        with storage.local_folder(storage.join(uri, name)) as folder:
+            if is_intact(folder):
+                yield name, folder
+                return
+            log_line(f"checkpoint {name} is not whole; looking for an older one")
+    yield "", None
 
 
 def sum_over_ranks(values: Tensor, ctx: TrainContext) -> Tensor:

@@ -54,7 +54,7 @@ def read_instances(store: PatchStore, config: TrainConfig, slide_ids: Sequence[s
 
 def _feature_attrs(slide: SlideGroup, name: str) -> dict[str, Any]:
     """Attributes of a slide's features; empty where it has none."""
-    return slide.feature_attrs(name) if slide.has_features(name) else {}
+    return slide.stored_feature_attrs(name) or {}
 
 
 def _check_complete(digests: Mapping[str, str | None], features: str | None) -> None:

@@ -102,6 +102,24 @@ def recorded_digests(folder_uri: str) -> dict[str, str]:
     return files
 
 
+def check_recorded(uri: str, command: str) -> None:
+    """Check that the digest of a file is recorded.
+
+    Args:
+        uri: of the file.
+        command: the ``milcore`` command that records it.
+
+    Raises:
+        DamageError: it is not, so that no change of the folder's files would be noticed.
+    """
+    folder_uri, name = posixpath.split(uri)
+    if name not in recorded_digests(folder_uri):
+        raise DamageError(
+            f"{storage.join(folder_uri, FILES)}: expected the digests of the folder's files, got none of {name}; "
+            f"restore it, or run the same milcore {command} again"
+        )
+
+
 def damage_of(folder_uri: str) -> list[str]:
     """Lines on the published files of a folder that are absent or changed."""
     lines = []

@@ -287,12 +287,16 @@ def read_claim(kind: type[F], uri: str, noun: str, command: str) -> F:
 
     Raises:
         InputError: the folder has none, or one of a newer schema.
+        DamageError: it is not what was written, or its digest is lost.
     """
     try:
         values = run_files.read_json(config_uri(uri))
     except FileNotFoundError:
         raise InputError(f"no {noun} at {uri} (config.json is missing); run milcore {command} first") from None
-    return _parse(kind, uri, values)
+    spec = _parse(kind, uri, values)
+    if spec.schema_version > 1:
+        run_files.check_recorded(config_uri(uri), command)
+    return spec
 
 
 def _parse(kind: type[F], uri: str, values: Any) -> F:

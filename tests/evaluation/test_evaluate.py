@@ -231,16 +231,12 @@ def test_features_of_another_encoder_than_the_run_s_are_refused(tmp_path: Path) 
 @pytest.fixture
 def corrected(run_uri: str, tmp_path: Path) -> tuple[str, PatchStore]:
     """The run of the module and its store, copied, so that the labels of the manifest can be corrected."""
-    spec, run, store = (
-        storage.read_json(f"{run_uri}/config.json"),
-        tmp_path / "run",
-        PatchStore(str(tmp_path / "store")),
-    )
-    shutil.copytree(spec["store_uri"], store.uri)
+    run, store = tmp_path / "run", PatchStore(str(tmp_path / "store"))
+    shutil.copytree(Run(run_uri).spec().store_uri, store.uri)
     run.mkdir()
-    for name in ("splits.parquet", "history.parquet", "model.safetensors"):
+    for name in ("splits.parquet", "history.parquet", "model.safetensors", "config.json"):
         shutil.copy(f"{run_uri}/{name}", run / name)
-    storage.write_json(str(run / "config.json"), spec | {"store_uri": store.uri})
+    rewrite_json(str(run / "config.json"), {"store_uri": store.uri})
     return str(run), store
 
 

@@ -355,6 +355,15 @@ def test_a_name_with_wildcards_is_that_name(folder_uri):
     assert storage.read_all([storage.join(folder_uri, "run*"), storage.join(folder_uri, "run[1]")]) == {}
 
 
+@pytest.mark.parametrize("name", ["a*", "a[bc]", "a?"])
+def test_the_name_of_a_folder_that_is_removed_is_no_pattern(folder_uri: str, name: str) -> None:
+    others = [storage.join(folder_uri, other, "kept.txt") for other in ("ab", "abc")]
+    for uri in (*others, storage.join(folder_uri, name, "sub", "object.txt")):
+        storage.write_bytes(uri, b"x")
+    storage.remove_folder(storage.join(folder_uri, name))
+    assert storage.files(folder_uri) == set(others)
+
+
 THREADS = """
 import os, sys
 from milcore.runtime import storage

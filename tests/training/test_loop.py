@@ -16,7 +16,7 @@ from milcore.config import TrainConfig
 from milcore.errors import MILError
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.model import make_model
-from milcore.training.context import LocalContext
+from milcore.training.context import LocalContext, checkpoint_names
 from milcore.training.loop import bag_losses, fit
 
 WIDTH = 6
@@ -192,6 +192,17 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
         "optimizer.safetensors",
         "state.json",
     ]
+
+
+def test_what_is_left_of_a_checkpoint_being_removed_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    """A process that was killed while it removed one had written all epochs, so that no report removes it."""
+    config = SMALL.model_copy(update={"checkpoint_every": 1})
+    fit(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
+    whole = checkpoint_names(str(tmp_path))
+    (tmp_path / "0000").mkdir()
+    (tmp_path / "0000" / "best.safetensors").write_bytes(b"half of it")
+    fit(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
+    assert checkpoint_names(str(tmp_path)) == whole
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(

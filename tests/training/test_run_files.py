@@ -117,10 +117,20 @@ def test_a_checkpoint_with_a_changed_byte_of_its_state_is_not_taken(run: Run, pl
 
 
 def test_a_run_without_digests_is_read_and_told_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Versions of the first schema wrote none."""
+    config = {**json.loads(Path(run.config_uri).read_text()), "schema_version": 1}
+    Path(run.config_uri).write_text(json.dumps(config))
     Path(run.uri, FILES).unlink()
     run.models()
     run.spec()
     assert capsys.readouterr().err.count(f"{run.uri}: made by an earlier version, without {FILES}") == 1
+
+
+def test_digests_that_are_lost_are_an_error_and_no_run_of_an_earlier_version(run: Run) -> None:
+    """Else every other change of the run would pass."""
+    Path(run.uri, FILES).unlink()
+    with pytest.raises(DamageError, match=f"{run.uri}/{FILES}: expected the digests of the folder's files, got none"):
+        run.spec()
 
 
 def test_files_published_one_after_another_are_all_recorded(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from milcore.runtime import storage
 from milcore.runtime.digest import with_own_digest, without_own_digest
 from milcore.runtime.progress import EpochObserver, log_line
 from milcore.training.checkpoints import is_intact, validations
-from milcore.training.context import LocalContext, keep_checkpoint
+from milcore.training.context import LocalContext, keep_checkpoint, newest_checkpoint
 from milcore.training.selection import NO_VALIDATION, Validation
 
 
@@ -71,7 +71,7 @@ class RayContext:
                 if is_intact(Path(path)):
                     yield Path(path)
                     return
-        with LocalContext(self._uri, self.device).restore() as folder:
+        with newest_checkpoint(self._uri) as (_, folder):
             yield folder
 
 
@@ -163,7 +163,7 @@ class FoldTrial:
 
 
 def figures(validation: Validation, epochs: int) -> dict[str, float]:
-    """Figures of a trial for Ray Tune, which compares trials by ``score``.
+    """Figures that a trial reports; Ray Tune compares trials by ``score``.
 
     Args:
         validation: of the best epoch, or the mean over folds.

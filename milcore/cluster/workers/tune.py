@@ -72,9 +72,13 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
 
 
 def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig, folder: str) -> tune.Tuner:
-    """Tuner over the trials.
+    """Ray Tune over the trials.
 
-    Its own files, pickles that nobody reads, go to a local folder.
+    Args:
+        out_uri: the sweep folder.
+        spec: its trials.
+        launch: workers and their resources.
+        folder: local, for what Tune writes of its own: pickles that nothing reads.
     """
     resources = _trial_resources(launch)
     return tune.Tuner(
@@ -150,9 +154,9 @@ def _run_trial(config: dict[str, Any]) -> None:
 
 
 def _report_again(record: dict[str, Any]) -> None:
-    """Report a trial that has ended before.
+    """Report a trial that has ended before, with every score it had.
 
-    With every score it had, by which the scheduler compares the others.
+    The scheduler compares the others by them.
     """
     scores = record.pop("scores", [record["score"]])
     for score in scores:

@@ -94,8 +94,7 @@ def _encoder_of_stored(job: EncodeJob, slides: dict[str, int]) -> EncoderRecord 
 
     def attrs(slide_id: str) -> dict[str, Any]:
         try:
-            slide = store.slide(slide_id)
-            return slide.feature_attrs(name) if slide.has_features(name) else {}
+            return store.slide(slide_id).stored_feature_attrs(name) or {}
         except (MILError, *storage.IO_ERRORS):
             return {}  # why a slide cannot be read is told where it is encoded
 

@@ -214,9 +214,9 @@ def _has_features(slide: SlideGroup, name: str, encoder: EncoderRecord) -> bool:
     Raises:
         StoreError: features of that name were made by another encoder.
     """
-    if not slide.has_features(name):
+    attrs = slide.stored_feature_attrs(name)
+    if attrs is None:
         return False
-    attrs = slide.feature_attrs(name)
     stored = encoder_record(attrs)
     changed = ["encoder"] if stored is None else stored.differences(encoder)
     if changed:
