@@ -57,8 +57,8 @@ def plan(
     from milcore import api
 
     with api.one_line_errors():
-        api.check_settings(parameters, settings)
-        return api.plan_ingestion(manifest, store_uri, positive or None, partitions)
+        annotations = api.check_settings(parameters, settings).annotations
+        return api.plan_ingestion(manifest, store_uri, positive or None, partitions, annotations)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

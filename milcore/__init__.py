@@ -17,6 +17,7 @@ _HOME = {
     "tune": "milcore.api",
     "evaluate": "milcore.api",
     "predict": "milcore.api",
+    "AnnotationConfig": "milcore.config",
     "IngestConfig": "milcore.config",
     "ImportConfig": "milcore.config",
     "EncodeConfig": "milcore.config",

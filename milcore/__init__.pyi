@@ -5,6 +5,7 @@ from milcore.api import ingest as ingest
 from milcore.api import predict as predict
 from milcore.api import train as train
 from milcore.api import tune as tune
+from milcore.config import AnnotationConfig as AnnotationConfig
 from milcore.config import EncodeConfig as EncodeConfig
 from milcore.config import ImportConfig as ImportConfig
 from milcore.config import IngestConfig as IngestConfig

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from milcore.config import (
     ATTENTION_FORMATS,
+    AnnotationConfig,
     AttentionFormat,
     EncodeConfig,
     ImportConfig,
@@ -102,6 +103,7 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     config: IngestConfig,
     *,
     positive: str | None = None,
+    annotations: AnnotationConfig | None = None,
     workers: int = 0,
     ray_address: str | None = None,
 ) -> dict[str, Any]:
@@ -114,6 +116,7 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
         store_uri: patch store to make or go on with.
         config: how a slide becomes patches.
         positive: class name that counts as positive; None: the later by name.
+        annotations: how they are read; None: by the defaults.
         workers: processes on this machine, or Ray workers; 0 works in this process.
         ray_address: ``local`` or host:port of a Ray cluster to deal slides to.
 
@@ -121,19 +124,22 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
         ``ok`` ids, ``quarantined`` ids with reasons, counts, and ``page``, the URI of the cohort's overview.
 
     Raises:
-        InputError: every bad row of the manifest.
+        InputError: every bad row of the manifest, or every annotation that cannot be read.
     """
+    from milcore.ingestion.annotations import log_outside_tissue
     from milcore.ingestion.cohort import ingest as ingest_cohort
     from milcore.ingestion.cohort import ingest_counts, plan_cohort
     from milcore.ingestion.overview import write_cohort_page
     from milcore.runtime.progress import track
+    from milcore.store.store import PatchStore
 
-    cohort = plan_cohort(manifest_uri, store_uri, positive)
+    cohort = plan_cohort(manifest_uri, store_uri, positive, annotations)
     _log_notes(cohort)
     with _slide_map(ray_address, workers) as map_slides:
         outcomes = ingest_cohort(store_uri, config, workers, map_slides=map_slides)
         counts = ingest_counts(track(outcomes, "ingest", len(cohort.slides)))
     _log_quarantined(counts)
+    log_outside_tissue(PatchStore(store_uri))
     return counts | {"page": write_cohort_page(store_uri)}
 
 
@@ -166,7 +172,13 @@ def _slide_map(ray_address: str | None, workers: int) -> Iterator[Callable[..., 
         yield partial(map_on_ray, launch=launch)
 
 
-def plan_ingestion(manifest_uri: str, store_uri: str, positive: str | None, partitions: int) -> list[str]:
+def plan_ingestion(
+    manifest_uri: str,
+    store_uri: str,
+    positive: str | None,
+    partitions: int,
+    annotations: AnnotationConfig | None = None,
+) -> list[str]:
     """Make a manifest the store's cohort and divide it for a fan-out.
 
     Partitions are of about equal work, by the sizes of the slides.
@@ -176,17 +188,18 @@ def plan_ingestion(manifest_uri: str, store_uri: str, positive: str | None, part
         store_uri: patch store to make or go on with.
         positive: class name that counts as positive; None: the later by name.
         partitions: how many at most; never more than slides.
+        annotations: how they are read; None: by the defaults.
 
     Returns:
         The partitions as ``i/n``.
 
     Raises:
-        InputError: every bad row of the manifest.
+        InputError: every bad row of the manifest, or every annotation that cannot be read.
     """
     from milcore.ingestion.cohort import plan_cohort
     from milcore.ingestion.partition import write_partitions
 
-    cohort = plan_cohort(manifest_uri, store_uri, positive)
+    cohort = plan_cohort(manifest_uri, store_uri, positive, annotations)
     _log_notes(cohort)
     count = max(1, min(partitions, len(cohort.slides)))
     write_partitions(store_uri, count)
@@ -231,13 +244,16 @@ def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[s
         MILError: a slide of the cohort stands in none of them.
         InputError: no slide is ok.
     """
+    from milcore.ingestion.annotations import log_outside_tissue
     from milcore.ingestion.cohort import join_counts
     from milcore.ingestion.overview import write_cohort_page
     from milcore.runtime.progress import log_line
+    from milcore.store.store import PatchStore
 
     log_line(f"cohort: {write_cohort_page(store_uri)}")
     summary = join_counts(store_uri, counts)
     _log_quarantined(summary)
+    log_outside_tissue(PatchStore(store_uri))
     return summary
 
 
@@ -425,6 +441,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     sweep_uri: str | None = None,
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
     with_leave_one_out: bool = False,
+    annotations: AnnotationConfig | None = None,
     labels_from: LabelSource | None = None,
     allow_program: bool = False,
     use_gpu: bool = False,
@@ -437,6 +454,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
         attention_formats: the forms of each test slide's attention.
         with_leave_one_out: also the change of the log-odds without each instance; seconds a slide.
+        annotations: fields that are set here override those that ingestion recorded.
         labels_from: ``run`` or ``manifest``, where the store's manifest has other labels or patients than the run was
             trained on; None refuses that.
         allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
@@ -459,6 +477,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         sweep_uri=sweep_uri,
         attention_formats=attention_formats,
         with_leave_one_out=with_leave_one_out,
+        annotations=annotations,
         labels_from=labels_from,
         allow_program=allow_program,
         use_gpu=use_gpu,

@@ -49,6 +49,7 @@ FeatureForm = Literal["standardised", "signed_root", "both"]
 SplitName = Literal["train", "val", "test"]
 AttentionFormat = Literal["parquet", "png", "geojson", "ome-tiff", "zarr"]
 LabelSource = Literal["run", "manifest"]
+AnnotationOrigin = Literal["slide", "bounds"]
 
 IMPORT_FORMATS: tuple[str, ...] = get_args(ImportFormat)
 FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "stamp", "pt")
@@ -210,6 +211,19 @@ class IngestConfig(Config):
                 f"{self.stain_normalisation}, got passthrough; allowed: jpeg, zstd, none"
             )
         return self
+
+
+class AnnotationConfig(Config):
+    """Classes of annotations that count, and the origin of their coordinates."""
+
+    annotation_class: Names = Field(
+        (), description="classes of outlines that count, commas between (none: all); Ignore* is always subtracted"
+    )
+    annotation_origin: AnnotationOrigin | None = Field(
+        None,
+        description="corner that annotations and the GeoJSON and OME-TIFF of attention begin at: the slide's, or that "
+        "of its scanned bounds (none: the bounds, as QuPath shows a slide, but the slide for ASAP's XML)",
+    )
 
 
 class ImportConfig(Config):
@@ -625,6 +639,7 @@ NOT_IN_SETTINGS = {
 OTHER_MEANING = {("train", "encoder"): "a pipeline's encoder is the frozen one"}
 SECTIONS: dict[str, type[Config]] = {
     "ingest": IngestConfig,
+    "annotations": AnnotationConfig,
     "encode": EncodeConfig,
     "split": SplitConfig,
     "train": TrainConfig,
@@ -664,6 +679,11 @@ class PipelineSettings:
     def ingest(self) -> IngestConfig:
         """Settings of ingestion."""
         return parse_config(IngestConfig, self._values("ingest", IngestConfig), "ingest")
+
+    @property
+    def annotations(self) -> AnnotationConfig:
+        """Settings of annotations, which ingestion checks and evaluation reads."""
+        return parse_config(AnnotationConfig, self._values("annotations", AnnotationConfig), "annotations")
 
     @property
     def encode(self) -> EncodeConfig:

@@ -36,8 +36,8 @@ PARAMETERS: dict[str, dict[str, str | type[Config]]] = {
         "bag": TrainConfig,
         "epochs": TrainConfig,
         "baselines": "also train and show what the model has to beat",
-        "settings": "every other setting, as JSON with a key per config (ingest, encode, split, train, tune), such as "
-        '{"train": {"hidden": 256}, "encode": {"patches_per_batch": 32}}',
+        "settings": "every other setting, as JSON with a key per config (ingest, annotations, encode, split, train, "
+        'tune), such as {"train": {"hidden": 256}, "encode": {"patches_per_batch": 32}}',
     },
     "Cluster": {
         "workers": "Ray workers of the run, and trials of the sweep at a time; 0: the run is trained in the step, the "

@@ -12,6 +12,7 @@ from milcore.cli.options import FLAGS
 from milcore.config import (
     NOT_IN_SETTINGS,
     OTHER_MEANING,
+    AnnotationConfig,
     Config,
     EncodeConfig,
     ImportConfig,
@@ -28,6 +29,7 @@ from pipeline import attention_mil, sweep
 
 COMMANDS: dict[type[Config], tuple[str, ...]] = {
     IngestConfig: ("ingest",),
+    AnnotationConfig: ("ingest", "evaluate"),
     ImportConfig: ("import",),
     EncodeConfig: ("encode",),
     SplitConfig: ("train", "tune"),
@@ -38,6 +40,7 @@ COMMANDS: dict[type[Config], tuple[str, ...]] = {
 # config -> its key in ``settings``
 KEYS: dict[type[Config], str] = {
     IngestConfig: "ingest",
+    AnnotationConfig: "annotations",
     EncodeConfig: "encode",
     SplitConfig: "split",
     TrainConfig: "train",
@@ -72,6 +75,8 @@ def value_other_than_the_default(kind: type[Config], name: str) -> object:
     """Some allowed value of a field that is not its default."""
     field = kind.model_fields[name]
     special: dict[str, object] = {
+        "annotation_class": ["Tumor"],
+        "annotation_origin": "slide",
         "encoder": "mlp" if kind is TrainConfig else "uni",
         "features": "other",
         "name": "other",
@@ -189,7 +194,10 @@ def test_a_setting_beside_a_parameter_at_its_default_counts() -> None:
         ("{", "settings: expected JSON such as"),
         ("[1]", "settings: expected an object of objects"),
         ('{"train": 3}', "settings: expected an object of objects"),
-        ('{"evaluate": {}}', "settings: expected a config, got evaluate; allowed: ingest, encode, split, train, tune"),
+        (
+            '{"evaluate": {}}',
+            "settings: expected a config, got evaluate; allowed: ingest, annotations, encode, split, train, tune",
+        ),
         ('{"launch": {"workers": 3}}', "settings: expected a config, got launch"),
         ('{"train": {"hiden": 1}}', "train.hiden: expected a setting, got 'hiden'; allowed: encoder, "),
         ('{"train": {"hidden": 0}}', "train.hidden: expected greater than 0, got 0"),

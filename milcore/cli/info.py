@@ -34,6 +34,7 @@ def damage(uri: str) -> list[str]:
     """
     if not _is_store(uri):
         return run_damage(Run(uri))
+    PatchStore(uri).annotation_record()
     slide_ids = [slide.slide_id for slide in PatchStore(uri).manifest().slides]
     workers = min(len(os.sched_getaffinity(0)), len(slide_ids))
     lines = map_in_processes(partial(slide_damage, uri), slide_ids, workers, _killed)

@@ -17,6 +17,7 @@ from milcore.cli.options import AllowProgram, AsJson, ConfigFile, Run, Store, Va
 from milcore.config import (
     ATTENTION_FORMATS,
     MAX_WORKERS,
+    AnnotationConfig,
     EncodeConfig,
     ImportConfig,
     IngestConfig,
@@ -87,13 +88,14 @@ def synth(
 
 
 @app.command()
-@options_of(config=IngestConfig)
+@options_of(config=IngestConfig, annotations=AnnotationConfig)
 def ingest(
     manifest: Annotated[
         str, typer.Argument(metavar="MANIFEST", help="CSV or Parquet with slide_id, uri, label and optional columns")
     ],
     store: Store,
     config: Values,
+    annotations: Values,
     positive: Annotated[str | None, typer.Option(help="class name that counts as positive")] = None,
     workers: Annotated[
         int, typer.Option(min=0, max=MAX_WORKERS, help="processes on this machine; 0 works in this one")
@@ -108,7 +110,16 @@ def ingest(
     A bad slide is quarantined with its reason, the others go on.
     """
     ingest_config = parse_config(IngestConfig, config)
-    summary = api.ingest(manifest, store, ingest_config, positive=positive, workers=workers, ray_address=ray_address)
+    annotation_config = parse_config(AnnotationConfig, annotations)
+    summary = api.ingest(
+        manifest,
+        store,
+        ingest_config,
+        positive=positive,
+        annotations=annotation_config,
+        workers=workers,
+        ray_address=ray_address,
+    )
     line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} patches"
     finish(summary, f"{line}; {summary['page']}", as_json, code=0 if summary["ok"] else NONE_OK)
 
@@ -206,8 +217,10 @@ def tune(
 
 
 @app.command()
+@options_of(annotations=AnnotationConfig)
 def evaluate(
     run: Run,
+    annotations: Values,
     baselines: Annotated[bool, typer.Option(help="also train and show what the model has to beat")] = True,
     sweep: Annotated[str | None, typer.Option(help="sweep the run took its settings from; shows its trials")] = None,
     attention: Annotated[str, typer.Option(help="forms of each test slide's attention, commas between")] = ",".join(
@@ -243,6 +256,7 @@ def evaluate(
         sweep_uri=sweep,
         attention_formats=tuple(form for form in ATTENTION_FORMATS if form in attention.split(",")),
         with_leave_one_out=without_each,
+        annotations=parse_config(AnnotationConfig, annotations),
         labels_from=label_source(labels_from),
         allow_program=allow_program,
         use_gpu=use_gpu,

@@ -6,6 +6,8 @@ are computed once, and no choice depends on its labels.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +15,13 @@ import pyarrow as pa
 import torch
 from shapely.geometry.base import BaseGeometry
 
-from milcore.cohort.annotations import instance_labels, load_annotation
+from milcore.cohort.annotations import Annotation, instance_labels, load_annotation, unmatched_classes
 from milcore.cohort.label_changes import changes_text
-from milcore.config import ATTENTION_FORMATS, AttentionFormat, LabelSource, RunSpec
+from milcore.cohort.manifest import Slide
+from milcore.config import ATTENTION_FORMATS, AnnotationConfig, AttentionFormat, LabelSource, RunSpec
 from milcore.errors import InputError
 from milcore.evaluation.attention.checks import AttentionChecks, InstanceLabels, check_attention
-from milcore.evaluation.attention.write import SlideResult, slide_view, write_attention
+from milcore.evaluation.attention.write import AttentionFiles, SlideResult, slide_view, write_attention
 from milcore.evaluation.baselines import compare
 from milcore.evaluation.decision import DecisionRule, choose_rule, predicted_classes
 from milcore.evaluation.gather_report import report_data
@@ -31,18 +34,20 @@ from milcore.metrics.classification import Comparison
 from milcore.mil.inference import instance_columns
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line, track
+from milcore.store.annotation_record import AnnotationRecord
 from milcore.store.slide_group import SlideGroup
 from milcore.training.run_files import publish, read_file, record_digests, recorded_digests
 from milcore.training.run_folder import Run
 from milcore.training.sweep import Sweep
 
 READING_THREADS = 16
+SLIDES_NAMED = 5
 
 
 class AttentionOutputs(NamedTuple):
-    """File formats of attention, with or without leave-one-out log-odds."""
+    """Files of attention, with or without leave-one-out log-odds."""
 
-    formats: Sequence[AttentionFormat]
+    files: AttentionFiles
     with_leave_one_out: bool
 
 
@@ -53,6 +58,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     sweep_uri: str | None = None,
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
     with_leave_one_out: bool = False,
+    annotations: AnnotationConfig | None = None,
     labels_from: LabelSource | None = None,
     allow_program: bool = False,
     use_gpu: bool = False,
@@ -65,6 +71,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
         attention_formats: file formats of each test slide's attention.
         with_leave_one_out: also write the change of the log-odds without each instance; seconds a slide.
+        annotations: fields that are set here override those that ingestion recorded.
         labels_from: ``run`` or ``manifest``, where the store's manifest has other labels or patients than the run was
             trained on; None refuses that. Classes stay in the run's order.
         allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
@@ -76,8 +83,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         ``intervals``, the ``threshold``, and ``report``, the report's URI.
 
     Raises:
-        InputError: the run is not finished, an annotation cannot be read, the manifest's labels are no classes of the
-            run, or the sweep saw its test split.
+        InputError: the run is not finished, an annotation cannot be read or is not the one that was ingested, the
+            manifest's labels are no classes of the run, or the sweep saw its test split.
         StoreError: the store, the labels or the splits are not those the run was trained on.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
@@ -87,7 +94,12 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     rule = choose_rule(run.split("val"))
     publish({folder.predictions_uri: storage.table_bytes(_predictions_table(run))})
     groups = _groups(run)
-    regions = _regions(run, groups)
+    record = run.store.annotation_record()
+    if annotations is not None:
+        chosen = {name: getattr(annotations, name) for name in annotations.model_fields_set}
+        record = replace(record, config=record.config.model_copy(update=chosen))
+    _log_lacking_bounds(run)
+    regions = _regions(run, groups, record)
     labels = _instance_labels(groups, regions)
     metrics = measure(run.split("test"), rule, run.spec.train.seed)
     checks = check_attention(run, rule, labels)
@@ -96,7 +108,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     if baselines:
         log_line("comparing with simple models")
         comparison += compare(run.spec.train, run.as_split, run.store, labels, device)
-    views = tuple(_slide_views(run, rule, regions, checks, AttentionOutputs(attention_formats, with_leave_one_out)))
+    files = AttentionFiles(attention_formats, record.config.annotation_origin or "bounds")
+    views = tuple(_slide_views(run, rule, regions, checks, AttentionOutputs(files, with_leave_one_out)))
     evaluation = Evaluation(run, rule, metrics, checks, comparison)
     summary = metrics_json(evaluation, folder.report_uri)
     data = report_data(evaluation, views, sweep)
@@ -171,13 +184,49 @@ def _groups(run: RunPredictions) -> dict[str, SlideGroup]:
         return dict(zip(names, pool.map(run.store.slide, names), strict=True))
 
 
-def _regions(run: RunPredictions, groups: dict[str, SlideGroup]) -> dict[str, BaseGeometry]:
-    """Annotated regions of these slides."""
+def _regions(run: RunPredictions, groups: dict[str, SlideGroup], record: AnnotationRecord) -> dict[str, BaseGeometry]:
+    """Annotated regions of these slides, level-0 px.
+
+    A slide without annotated area is left out.
+
+    Raises:
+        InputError: an annotation is not the one that was ingested, or none has a class that was asked for.
+    """
     manifest = run.store.manifest()
     annotated = [slide for slide in manifest.slides if slide.slide_id in groups and slide.annotation is not None]
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        loaded = pool.map(lambda slide: load_annotation(str(slide.annotation), slide.slide_id), annotated)
-        return dict(zip([slide.slide_id for slide in annotated], loaded, strict=True))
+        annotations = list(pool.map(partial(_load_annotation, record=record), annotated))
+    if annotations:
+        unmatched_classes([annotation.class_names for annotation in annotations], record.config)
+    corners = (groups[slide.slide_id].bounds_corner for slide in annotated)
+    regions = (
+        annotation.region(record.config, corner) for annotation, corner in zip(annotations, corners, strict=True)
+    )
+    return {slide.slide_id: region for slide, region in zip(annotated, regions, strict=True) if not region.is_empty}
+
+
+def _load_annotation(slide: Slide, record: AnnotationRecord) -> Annotation:
+    """Read the annotation of a slide, which must be the one that ingestion recorded."""
+    annotation = load_annotation(str(slide.annotation), slide.slide_id)
+    expected = record.sha256.get(slide.slide_id, annotation.sha256)
+    if annotation.sha256 != expected:
+        raise InputError(
+            f"annotation of slide {slide.slide_id}: expected the file that was ingested (sha256 {expected[:12]}…), got "
+            f"another at {slide.annotation} ({annotation.sha256[:12]}…); restore it, or run milcore ingest again to "
+            "take it"
+        )
+    return annotation
+
+
+def _log_lacking_bounds(run: RunPredictions) -> None:
+    """Tell of slides whose scanned bounds an earlier version did not record."""
+    lacking = [slide_id for slide_id, record in run.store.records().items() if record and record.lacks_bounds]
+    if lacking:
+        log_line(
+            f"{len(lacking)} slide(s) were ingested by an earlier version, which did not record their scanned bounds "
+            f"({', '.join(lacking[:SLIDES_NAMED])}): annotations and attention are placed from the slide's corner; "
+            "ingest them into a new store where QuPath shows only a part of them"
+        )
 
 
 def _instance_labels(groups: dict[str, SlideGroup], regions: dict[str, BaseGeometry]) -> InstanceLabels:
@@ -228,7 +277,7 @@ def _slide_views(
         for slide_id, weight in entry.by_slide(prediction.attention).items():
             slide = run.store.slide(slide_id)
             of_slide = {name: values[slide_id] for name, values in columns.items()}
-            written = write_attention(folder.attention_uri, slide, weight, outputs.formats, of_slide)
+            written = write_attention(folder.attention_uri, slide, weight, outputs.files, of_slide)
             digests |= written.digests
             result = SlideResult(
                 patient_id=entry.patient_id,

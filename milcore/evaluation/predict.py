@@ -30,7 +30,7 @@ from milcore.config import (
 )
 from milcore.encoders.extraction.encode import encode_slide, load_encoder
 from milcore.errors import InputError, StoreError
-from milcore.evaluation.attention.write import remove_attention, write_attention
+from milcore.evaluation.attention.write import AttentionFiles, remove_attention, write_attention
 from milcore.evaluation.decision import DecisionRule
 from milcore.evaluation.prediction_folder import (
     PredictionsSpec,
@@ -62,6 +62,7 @@ from milcore.training.run_folder import Run, claim_folder
 
 RESEARCH_USE = "Research use only. Not for diagnosis."
 ATTENTION = "attention"
+FILES = AttentionFiles(ATTENTION_FORMATS, "bounds")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 SIGNED_NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
 
@@ -403,7 +404,7 @@ def _predict_bag(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri
     columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
     for group, weight in zip(groups, entry.by_slide(prediction.attention).values(), strict=True):
         of_slide = {name: values[group.slide_id] for name, values in columns.items()}
-        write_attention(storage.join(out_uri, ATTENTION), group, weight, ATTENTION_FORMATS, of_slide)
+        write_attention(storage.join(out_uri, ATTENTION), group, weight, FILES, of_slide)
     return prediction
 
 

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from milcore.cohort.manifest import Manifest, Slide, read_manifest
-from milcore.config import IngestConfig
+from milcore.config import AnnotationConfig, IngestConfig
 from milcore.errors import InputError, MILError
+from milcore.ingestion.annotations import check_annotations
 from milcore.ingestion.partition import read_partition
 from milcore.ingestion.slide import SlideOutcome, ingest_slide, quarantine_killed
 from milcore.runtime.processes import map_in_processes
@@ -21,14 +22,23 @@ from milcore.store.store import PatchStore
 SlideMap = Callable[[Callable[[Slide], SlideOutcome], Iterable[Slide]], Iterator[SlideOutcome]]
 
 
-def plan_cohort(manifest_uri: str, store_uri: str, positive: str | None = None) -> Manifest:
-    """Check a manifest and write it as the store's cohort, unless it is equal.
+def plan_cohort(
+    manifest_uri: str, store_uri: str, positive: str | None = None, annotations: AnnotationConfig | None = None
+) -> Manifest:
+    """Check a manifest and its annotations, and make it the store's cohort.
+
+    Args:
+        manifest_uri: CSV or Parquet.
+        store_uri: store to make or go on with.
+        positive: class name that counts as positive; None: the later by name.
+        annotations: how they are read; None: by the defaults.
 
     Raises:
-        InputError: every bad row of the manifest.
+        InputError: every bad row of the manifest, or every annotation that cannot be read.
     """
     manifest = read_manifest(manifest_uri, positive)
     store = PatchStore(store_uri)
+    store.write_annotation_record(check_annotations(manifest, annotations or AnnotationConfig()))
     if not store.has_manifest() or store.manifest() != manifest:
         store.write_manifest(manifest)
     return manifest

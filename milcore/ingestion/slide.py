@@ -175,11 +175,12 @@ def _scan_record(reader: SlideReader, mpp: float, config: IngestConfig, codec_in
 
 
 def _scale_fields(reader: SlideReader, mpp: float, origin: str, config: IngestConfig) -> dict[str, Any]:
-    """Size and scale of a slide and its patches, as fields of its record."""
+    """Size, bounds and scale of a slide and its patches, by field."""
     step = tile_size_level0(mpp, config)
     patch_mpp = config.mpp if step != config.patch_size else mpp
     return {
         "size_level0": (reader.size[0], reader.size[1]),
+        "bounds": reader.bounds,
         "mpp": SlideMpp(mpp, config.mpp, patch_mpp, origin),
         "patch_size_level0": step,
     }

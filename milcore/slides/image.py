@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from milcore.errors import SlideError
-from milcore.slides.reader import Pixels, draw_thumbnail
+from milcore.slides.reader import Bounds, Pixels, draw_thumbnail
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -31,6 +31,7 @@ class FlatImageReader:
             self.icc: bytes | None = image.info.get("icc_profile") or None
             self._pixels = _decode(image)
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
+        self.bounds = Bounds(0, 0, *self.size)
         self.level_downsamples: tuple[float, ...] = (1.0,)
         self.mpp: float | None = None
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from milcore.errors import SlideError
 from milcore.slides.mpp import parse_number, square_mpp
-from milcore.slides.reader import Pixels, draw_thumbnail, level_downsample
+from milcore.slides.reader import Bounds, Pixels, draw_thumbnail, level_downsample
 
 _OPAQUE = 0xFF000000
 
@@ -30,6 +30,7 @@ class OpenSlideReader:
         self.backend = f"openslide:{self._slide.properties.get('openslide.vendor', 'unknown')}"
         width, height = self._slide.dimensions
         self.size = (width, height)
+        self.bounds = bounds_of(self._slide.properties, self.size)
         self.level_downsamples: tuple[float, ...] = tuple(
             level_downsample(self.size, level) for level in self._slide.level_dimensions
         )
@@ -106,6 +107,16 @@ def premultiplied_on_white(bgra: Pixels) -> Pixels:
 
 def _mpp(properties: Mapping[str, str]) -> float | None:
     return square_mpp(*(parse_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"))
+
+
+def bounds_of(properties: Mapping[str, str], size: tuple[int, int]) -> Bounds:
+    """The bounds that the properties name inside the slide, else the whole slide."""
+    values = [properties.get(f"openslide.bounds-{name}", "") for name in ("x", "y", "width", "height")]
+    if not all(value.isdecimal() for value in values):
+        return Bounds(0, 0, *size)
+    bounds = Bounds(*map(int, values))
+    is_inside = bounds.left + bounds.width <= size[0] and bounds.top + bounds.height <= size[1]
+    return bounds if is_inside and bounds.width and bounds.height else Bounds(0, 0, *size)
 
 
 def _icc(slide: openslide.OpenSlide) -> bytes | None:

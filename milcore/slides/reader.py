@@ -24,15 +24,29 @@ _EPSILON = 1e-6
 Pixels = npt.NDArray[np.uint8]
 
 
+class Bounds(NamedTuple):
+    """The part of a slide that was scanned, in level-0 px.
+
+    A viewer may show this part alone, and then counts px from its corner.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
 class SlideReader(Protocol):
     """One open slide. Threads may read it at the same time.
 
     ``backend`` names reader and vendor; ``mpp`` is um/px of level 0, None where unknown; ``icc`` is the colour profile,
-    which is kept but not applied; ``level_downsamples`` is level-0 px per px of each level.
+    which is kept but not applied; ``level_downsamples`` is level-0 px per px of each level. ``bounds`` is the whole
+    slide where the file names no part of it.
     """
 
     backend: str
     size: tuple[int, int]
+    bounds: Bounds
     mpp: float | None
     icc: bytes | None
     level_downsamples: tuple[float, ...]

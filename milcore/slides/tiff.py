@@ -22,7 +22,7 @@ from milcore.errors import SlideError
 from milcore.slides import jpeg_tile
 from milcore.slides.file import SlideFile, open_bytes, open_stream
 from milcore.slides.mpp import aperio_mpp, ome_mpp, square_mpp, tag_mpp
-from milcore.slides.reader import Pixels, draw_thumbnail, level_downsample, on_white
+from milcore.slides.reader import Bounds, Pixels, draw_thumbnail, level_downsample, on_white
 from milcore.slides.tile_cache import LruCache, TileIndex
 
 _RGB, _YCBCR = 2, 6
@@ -54,6 +54,7 @@ class TiffReader:
             self.icc = bytes(pages[0].tags.valueof(34675) or b"") or None
             _check(self._levels[0])
             self.size = (self._levels[0].width, self._levels[0].height)
+            self.bounds = Bounds(0, 0, *self.size)
             self.level_downsamples = tuple(
                 level_downsample(self.size, (level.width, level.height)) for level in self._levels
             )

@@ -71,6 +71,23 @@ class SlideGroup:
             raise self._missing("the slide's size")
         return size
 
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """(left, top, width, height) of the part that was scanned, in level-0 px.
+
+        The whole slide where none is known.
+
+        Raises:
+            StoreError: an import does not know the slide's size.
+        """
+        return self.record.bounds or (0, 0, *self.size_level0)
+
+    @property
+    def bounds_corner(self) -> tuple[int, int]:
+        """Upper left corner (x, y) of the part that was scanned, in level-0 px."""
+        left, top, *_ = self.record.bounds or (0, 0)
+        return left, top
+
     @cached_property
     def coords(self) -> npt.NDArray[np.int32]:
         """Corner (x, y) of every patch in level-0 px, shape (n, 2)."""

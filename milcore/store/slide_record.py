@@ -126,6 +126,8 @@ class SlideRecord:
         source: file that the slide was read from.
         import_origin: of an imported slide.
         size_level0: (width, height) of the slide in level-0 px.
+        bounds: (left, top, width, height) of the part that was scanned, in level-0 px; None in stores of earlier
+            versions, and in an import without its slide.
         mpp: its scale.
         patch_size_level0: patch edge in level-0 px.
         patch_size_level0_origin: of that in an import: option, source or grid step.
@@ -150,6 +152,7 @@ class SlideRecord:
     source: SourceFile | None = None
     import_origin: ImportOrigin | None = None
     size_level0: tuple[int, int] | None = None
+    bounds: tuple[int, int, int, int] | None = None
     mpp: SlideMpp | None = None
     patch_size_level0: float | None = None
     patch_size_level0_origin: str | None = None
@@ -173,6 +176,11 @@ class SlideRecord:
     def patch_mpp(self) -> float | None:
         """um/px of the patches; None where unknown."""
         return None if self.mpp is None else self.mpp.patch
+
+    @property
+    def lacks_bounds(self) -> bool:
+        """True where the slide may have bounds that an earlier version did not record."""
+        return self.bounds is None and self.scan is not None and self.scan.reader.startswith("openslide:")
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> Self:
@@ -202,7 +210,7 @@ class SlideRecord:
         values["schema_version"] = attrs.get("schema_version", 1)
         for name, part in _PARTS.items():
             values[name] = None if values[name] is None else _parse(part, values[name])
-        for name in ("size_level0", "arrays", "instance_class_names"):
+        for name in ("size_level0", "bounds", "arrays", "instance_class_names"):
             values[name] = None if values[name] is None else tuple(values[name])
         return cls(**values | {"scan": _parse(ScanRecord, attrs) if "reader" in attrs else None})
 
@@ -235,6 +243,7 @@ def record_problem(record: SlideRecord) -> str | None:
     Its values become sizes in memory, or choose how data is read.
     """
     width, height = record.size_level0 or (1, 1)
+    left, top, *bounds_size = record.bounds or (0, 0, 1, 1)
     fits = {
         "schema_version": isinstance(record.schema_version, int),
         "status": record.status in (None, *get_args(SlideState)),
@@ -244,6 +253,9 @@ def record_problem(record: SlideRecord) -> str | None:
         "patch_size": _is_count(record.patch_size or 1, 1, MAX_PATCH_EDGE_PX),
         "size_level0": all(_is_count(edge, 1, MAX_SLIDE_EDGE_PX) for edge in (width, height))
         and width * height <= MAX_SLIDE_GIGAPIXELS * 1e9,
+        "bounds": len(bounds_size) == 2
+        and all(_is_count(edge, 0, MAX_SLIDE_EDGE_PX) for edge in (left, top))
+        and all(_is_count(edge, 1, MAX_SLIDE_EDGE_PX) for edge in bounds_size),
         "patch_size_level0": _is_length(record.patch_size_level0),
         "mpp": record.mpp is None or _is_length(record.mpp.level0),
     }

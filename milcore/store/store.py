@@ -5,6 +5,7 @@ It lies at any fsspec URI.
 ::
 
     <store>/manifest.parquet          the cohort
+    <store>/annotations.json          digest of each slide's annotation at the last ingestion, and how it is read
     <store>/sources/<slide_id>.json   size and version of the slide's file at the last ingestion
     <store>/slides/<slide_id>.zarr    attrs (status, source, scale, counts; ``complete`` last) and the arrays
         patches (n, p, p, 3) u1, coords (n, 2) i4, tissue (n,) f4, thumbnail (h, w, 3) u1, tissue_mask (h, w) u1
@@ -27,6 +28,7 @@ from milcore.config import Codec
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line
+from milcore.store.annotation_record import AnnotationRecord, read_annotation_record
 from milcore.store.arrays import write_array
 from milcore.store.metadata import metadata_uri, parse_metadata, write_group
 from milcore.store.slide_group import SlideGroup
@@ -63,6 +65,25 @@ class PatchStore:
             raise StoreError(
                 f"{self.uri}: expected a patch store, got no manifest.parquet; make it by `milcore ingest`"
             ) from None
+
+    def annotation_record(self) -> AnnotationRecord:
+        """Annotations as the last ingestion read them.
+
+        Empty before the first, and in stores of earlier versions.
+
+        Raises:
+            DamageError: it is not what was written.
+        """
+        return read_annotation_record(self._annotations_uri)
+
+    def write_annotation_record(self, record: AnnotationRecord) -> None:
+        """Write the record of the cohort's annotations, unless it is equal."""
+        try:
+            is_equal = self.annotation_record() == record
+        except DamageError:
+            is_equal = False
+        if not is_equal:
+            storage.write_json(self._annotations_uri, record.to_json())
 
     def record(self, slide_id: str) -> SlideRecord | None:
         """Record of a slide; None where its group is absent or incomplete."""
@@ -157,6 +178,10 @@ class PatchStore:
 
     def _source_uri(self, slide_id: str) -> str:
         return storage.join(self.uri, "sources", f"{slide_id}.json")
+
+    @property
+    def _annotations_uri(self) -> str:
+        return storage.join(self.uri, "annotations.json")
 
     @property
     def _manifest_uri(self) -> str:

@@ -128,7 +128,9 @@ def test_a_patch_of_more_pixels_than_a_worker_holds_quarantines_the_slide(tmp_pa
 def test_an_annotation_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.geojson").open("wb") as file:
         file.truncate(10**9)
-    with pytest.raises(InputError, match=r"annotation of slide s: expected regions, got 1,000 MB .*; allowed: 200 MB"):
+    with pytest.raises(
+        InputError, match=r"annotation of slide s, .*: expected outlines, got 1,000 MB; allowed: 200 MB"
+    ):
         load_annotation(str(tmp_path / "a.geojson"), "s")
 
 

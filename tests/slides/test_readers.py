@@ -13,9 +13,10 @@ from milcore.config import ReaderName
 from milcore.errors import SlideError
 from milcore.slides import READERS, SlideReader, open_slide, read_area
 from milcore.slides.image import FlatImageReader
-from milcore.slides.openslide import premultiplied_on_white
+from milcore.slides.openslide import bounds_of, premultiplied_on_white
 from milcore.slides.reader import finer_level
 from milcore.slides.write_pyramid import write_pyramid
+from tests.leica import write_scn
 
 
 def _gradient(width: int, height: int) -> np.ndarray:
@@ -58,6 +59,36 @@ def test_outside_the_slide_is_white(reader: SlideReader, x: int, y: int) -> None
 
 def test_wholly_outside_is_white(reader: SlideReader) -> None:
     assert reader.read(2000, 2000, 0, 8, 8).min() == 255
+
+
+def test_bounds_are_the_whole_slide_where_the_file_names_none(reader: SlideReader) -> None:
+    assert reader.bounds == (0, 0, 700, 500)
+
+
+def test_a_slide_that_was_scanned_in_part_has_bounds(tmp_path: Path) -> None:
+    write_scn(tmp_path / "a.scn", np.full((384, 512, 3), (200, 120, 170), np.uint8), (256, 128), (1024, 768))
+    with open_slide(tmp_path / "a.scn") as slide:
+        assert (slide.backend, slide.size) == ("openslide:leica", (1024, 768))
+        assert slide.bounds == (256, 128, 512, 384)
+        # coordinates stay the slide's own
+        assert slide.read(250, 200, 0, 12, 1)[0, 5].min() == 255
+        assert slide.read(250, 200, 0, 12, 1)[0, 6].tolist() == pytest.approx((200, 120, 170), abs=2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"x": "1", "y": "2", "width": "3"},
+        {"x": "-1", "y": "2", "width": "3", "height": "4"},
+        {"x": "1", "y": "2", "width": "0", "height": "4"},
+        {"x": "90", "y": "2", "width": "11", "height": "4"},
+        {"x": "1.5", "y": "2", "width": "3", "height": "4"},
+    ],
+)
+def test_bounds_that_are_none_are_the_whole_slide(values: dict[str, str]) -> None:
+    properties = {f"openslide.bounds-{name}": value for name, value in values.items()}
+    assert bounds_of(properties, (100, 50)) == (0, 0, 100, 50)
 
 
 def test_a_thumbnail_shows_the_whole(reader: SlideReader) -> None:

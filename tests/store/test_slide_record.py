@@ -23,6 +23,7 @@ INGESTED = SlideRecord(
     parameters={"mpp": 0.5, "default_mpp": None},
     source=SourceFile("/a.svs", 7, sha256="ab"),
     size_level0=(400, 200),
+    bounds=(100, 50, 256, 128),
     mpp=SlideMpp(0.5, 0.5, 0.5, "slide"),
     patch_size_level0=64.0,
     patch_size=64,
@@ -40,6 +41,7 @@ INGESTED_ATTRS = {
     "parameters": {"mpp": 0.5, "default_mpp": None},
     "source": {"uri": "/a.svs", "size": 7, "sha256": "ab"},
     "size_level0": [400, 200],
+    "bounds": [100, 50, 256, 128],
     "mpp": {"level0": 0.5, "target": 0.5, "patch": 0.5, "from": "slide"},
     "patch_size_level0": 64.0,
     "patch_size": 64,
@@ -132,6 +134,12 @@ def test_keys_of_another_version_may_be_unknown_or_absent() -> None:
         ({"size_level0": [1, 10**9]}, "slide 'a': size_level0: expected"),
         ({"size_level0": [0, 5]}, "slide 'a': size_level0: expected"),
         ({"size_level0": [1, 2, 3]}, "slide 'a': expected the attributes that milcore writes"),
+        ({"bounds": [1, 2, 3]}, "slide 'a': bounds: expected a value that milcore writes"),
+        ({"bounds": [0, 0, 0, 5]}, "slide 'a': bounds: expected"),
+        ({"bounds": [-1, 0, 5, 5]}, "slide 'a': bounds: expected"),
+        ({"bounds": [0, 0, 5, 10**9]}, "slide 'a': bounds: expected"),
+        ({"bounds": [0, 0, 5, "5"]}, "slide 'a': bounds: expected"),
+        ({"bounds": 7}, "slide 'a': expected the attributes"),
         ({"patch_size_level0": -1.0}, "slide 'a': patch_size_level0: expected"),
         ({"mpp": 3}, "slide 'a': expected the attributes that milcore writes"),
         ({"mpp": {"level0": "x"}}, "slide 'a': mpp: expected"),
@@ -149,3 +157,19 @@ def test_attributes_of_another_author_are_checked(attrs: dict[str, Any], line: s
 def test_the_largest_slide_of_a_scanner_is_in_range() -> None:
     size = (250_000, 200_000)
     assert SlideRecord.from_attrs({"slide_id": "a", "size_level0": list(size), "patches": 10**6}).size_level0 == size
+
+
+@pytest.mark.parametrize(
+    ("reader", "bounds", "lacks"),
+    [
+        ("openslide:mirax", None, True),
+        ("openslide:mirax", (0, 0, 400, 200), False),
+        ("tiff:aperio", None, False),
+    ],
+)
+def test_bounds_may_be_missing_where_an_earlier_version_read_through_openslide(
+    reader: str, bounds: tuple[int, int, int, int] | None, lacks: bool
+) -> None:
+    record = SlideRecord("a", bounds=bounds, scan=ScanRecord(reader, AFFINE, None, {}))
+    assert record.lacks_bounds is lacks
+    assert not SlideRecord("a").lacks_bounds

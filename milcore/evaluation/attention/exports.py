@@ -1,7 +1,8 @@
 """GeoJSON tiles and a pyramidal OME-TIFF heat map of attention, for QuPath.
 
-No I/O. Coordinates are level-0 px. The heat map has one pixel per ``2**k`` level-0 px, from the same origin, and
-carries its physical pixel size, so that a viewer that knows scales lays it over the slide.
+No I/O. Coordinates are level-0 px from the corner that the caller chose: QuPath counts them from the corner of a
+slide's scanned bounds. The heat map has one pixel per ``2**k`` level-0 px, from the same corner, and carries its
+physical pixel size, so that a viewer that knows scales lays it over the slide.
 """
 
 import io
@@ -89,7 +90,7 @@ class HeatMap:
     the patches, doubled where the picture would have more than ``MAX_HEAT_MAP_MEGAPIXELS``.
 
     Args:
-        size_level0: (width, height) of the slide, level-0 px.
+        size_level0: (width, height) of the slide or its bounds, level-0 px.
         table: of ``attention_table``, with coordinates.
     """
 

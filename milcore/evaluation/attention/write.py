@@ -8,7 +8,7 @@ import pyarrow as pa
 from jaxtyping import UInt8
 from shapely.geometry.base import BaseGeometry
 
-from milcore.config import AttentionFormat
+from milcore.config import AnnotationOrigin, AttentionFormat
 from milcore.evaluation.attention.exports import HeatMap, geojson, ome_tiff
 from milcore.evaluation.attention.maps import attention_table, half_mass, heat_layer, overlay, png
 from milcore.evaluation.attention.patch_flipping import normalised_entropy
@@ -25,6 +25,18 @@ JPEG_QUALITY = 80
 SUFFIXES: dict[AttentionFormat, str] = {
     "parquet": "parquet", "png": "png", "geojson": "geojson", "ome-tiff": "ome.tiff", "zarr": "zarr",
 }  # fmt: skip
+
+
+class AttentionFiles(NamedTuple):
+    """Files of attention to write.
+
+    Args:
+        formats: ``parquet`` and ``zarr`` hold a row per patch in the store's order.
+        origin: corner that coordinates in GeoJSON and the OME-TIFF begin at; those of the others begin at the slide's.
+    """
+
+    formats: Sequence[AttentionFormat]
+    origin: AnnotationOrigin
 
 
 class WrittenAttention(NamedTuple):
@@ -66,7 +78,7 @@ def write_attention(
     folder_uri: str,
     slide: SlideGroup,
     weight: np.ndarray,
-    formats: Sequence[AttentionFormat],
+    files: AttentionFiles,
     extra_columns: Mapping[str, np.ndarray] | None = None,
 ) -> WrittenAttention:
     """Write ``<slide_id>.<suffix>`` in each format.
@@ -77,13 +89,13 @@ def write_attention(
         folder_uri: the run's ``attention`` folder.
         slide: in the store.
         weight: shares of attention in the store's order.
-        formats: ``parquet`` and ``zarr`` hold a row per patch in the store's order.
+        files: to write.
         extra_columns: of the table, by name.
     """
     coords, size = (slide.coords, slide.patch_size_level0) if slide.has_coords else (None, None)
     table = attention_table(coords, size, weight, slide.tissue, extra_columns)
     digests = {}
-    for file_format in formats:
+    for file_format in files.formats:
         if file_format == "parquet":
             storage.write_table(storage.join(folder_uri, f"{slide.slide_id}.parquet"), table)
             continue
@@ -92,7 +104,7 @@ def write_attention(
             uri = storage.join(folder_uri, f"{slide.slide_id}.zarr")
             write_columns(uri, columns, {"slide_id": slide.slide_id, "rows": "as in the store's patches"})
             continue
-        data = _picture_file(file_format, slide, table)
+        data = _picture_file(file_format, slide, table, files.origin)
         if data is not None:
             name = f"{slide.slide_id}.{SUFFIXES[file_format]}"
             storage.write_bytes(storage.join(folder_uri, name), data)
@@ -100,17 +112,30 @@ def write_attention(
     return WrittenAttention(table, digests)
 
 
-def _picture_file(file_format: AttentionFormat, slide: SlideGroup, table: pa.Table) -> bytes | None:
+def _picture_file(
+    file_format: AttentionFormat, slide: SlideGroup, table: pa.Table, origin: AnnotationOrigin
+) -> bytes | None:
     """The file in one format; None where the coordinates of patches are unknown."""
     canvas = _canvas(slide)
     if canvas is None or not len(table):
         return None
     if file_format == "png":
         return png(overlay(canvas, _heat(canvas, slide, table)))
+    table = table if origin == "slide" else _shifted(table, slide.bounds_corner)
     if file_format == "geojson":
         return geojson(slide.slide_id, table)
-    size = _size_level0(slide)
-    return None if size is None else ome_tiff(slide.slide_id, HeatMap(size, table), _mpp(slide))
+    if _size_level0(slide) is None:
+        return None
+    size = slide.size_level0 if origin == "slide" else slide.bounds[2:]
+    return ome_tiff(slide.slide_id, HeatMap(size, table), _mpp(slide))
+
+
+def _shifted(table: pa.Table, corner: tuple[int, int]) -> pa.Table:
+    """The table with coordinates that begin at a corner, level-0 px."""
+    for name, start in zip("xy", corner, strict=True):
+        shifted = pa.array(table[name].to_numpy() - start, pa.int32())
+        table = table.set_column(table.column_names.index(name), name, shifted)
+    return table
 
 
 def slide_view(slide: SlideGroup, result: SlideResult, table: pa.Table, sizes: PictureSizes) -> SlideView:

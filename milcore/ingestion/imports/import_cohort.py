@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from milcore.cohort.manifest import Slide
-from milcore.config import ImportConfig, ImportFormat
+from milcore.config import AnnotationConfig, ImportConfig, ImportFormat
 from milcore.errors import InputError, SlideError, UnreachableSlideError
+from milcore.ingestion.annotations import check_annotations
 from milcore.ingestion.cohort import ingest_counts
 from milcore.ingestion.imports.h5 import open_h5
 from milcore.ingestion.imports.npz import open_bags, open_patches
@@ -83,7 +84,8 @@ def _claim(store: PatchStore, source: Source, array: str) -> None:
     """Write the cohort to a store that has no slides of another origin.
 
     Raises:
-        InputError: the store has slides that were ingested, or imported as another array.
+        InputError: the store has slides that were ingested, or imported as another array, or an annotation cannot be
+            read.
     """
     earlier = store.records() if store.has_manifest() else {}
     others = {_origin(record) for record in earlier.values() if record is not None} - {array}
@@ -92,6 +94,7 @@ def _claim(store: PatchStore, source: Source, array: str) -> None:
             f"{store.uri}: expected no slides of another origin, got {', '.join(sorted(others))}, where this import "
             f"makes {array}; allowed: a new store, or one of an earlier import of the same; take another store"
         )
+    store.write_annotation_record(check_annotations(source.manifest, AnnotationConfig()))
     if not earlier or store.manifest() != source.manifest:
         store.write_manifest(source.manifest)
 

@@ -13,7 +13,7 @@ from milcore.errors import SlideError, UnreachableSlideError
 from milcore.ingestion.slide import thumbnail_edge
 from milcore.runtime import storage
 from milcore.slides import open_slide
-from milcore.slides.reader import Pixels
+from milcore.slides.reader import Bounds, Pixels
 from milcore.slides.source import source_version, with_retries
 from milcore.store.slide_record import SlideMpp, SlideRecord
 
@@ -23,11 +23,13 @@ class SlideImage(NamedTuple):
 
     Args:
         size: (width, height) in level-0 px.
+        bounds: the part that was scanned.
         mpp: um/px at level 0; None where the file has none.
         thumbnail: of the whole slide.
     """
 
     size: tuple[int, int]
+    bounds: Bounds
     mpp: float | None
     thumbnail: Pixels
 
@@ -61,7 +63,7 @@ def read_slide_image(slide: Slide, patch_size_level0: float | None) -> SlideImag
             path = with_retries(slide.uri, lambda: stack.enter_context(storage.local_file(slide.uri)))
             reader = stack.enter_context(open_slide(path))
             edge = thumbnail_edge(reader.size, patch_size_level0 or max(reader.size))
-            return SlideImage(reader.size, reader.mpp, reader.thumbnail(edge))
+            return SlideImage(reader.size, reader.bounds, reader.mpp, reader.thumbnail(edge))
         except SlideError as error:
             return NoSlideImage(str(error))
 
@@ -78,7 +80,7 @@ def slide_mpp(slide: Slide) -> float | None:
 
 
 def with_scale(record: SlideRecord, slide: Slide, image: SlideImage | NoSlideImage) -> SlideRecord:
-    """Add ``size_level0`` and ``mpp`` to a record, or the reason why they are unknown.
+    """Add size, bounds and scale to a record, or why they are unknown.
 
     Args:
         record: with ``patch_size_level0`` and ``patch_size``, if known.
@@ -86,7 +88,7 @@ def with_scale(record: SlideRecord, slide: Slide, image: SlideImage | NoSlideIma
         image: of the slide.
     """
     if isinstance(image, SlideImage):
-        record = replace(record, size_level0=image.size)
+        record = replace(record, size_level0=image.size, bounds=image.bounds)
     elif image.reason is not None:
         record = replace(record, no_picture=image.reason)
     file_mpp = image.mpp if isinstance(image, SlideImage) else None

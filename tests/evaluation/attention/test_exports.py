@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import openslide
@@ -15,10 +16,10 @@ import zarr
 from geojson_pydantic import FeatureCollection
 from PIL import Image
 
-from milcore.config import ATTENTION_FORMATS
+from milcore.config import ATTENTION_FORMATS, AnnotationOrigin
 from milcore.evaluation.attention.exports import HeatMap, geojson, heat_factor, ome_tiff
 from milcore.evaluation.attention.maps import RAMP, attention_table, colour_of
-from milcore.evaluation.attention.write import write_attention
+from milcore.evaluation.attention.write import AttentionFiles, write_attention
 from milcore.runtime import storage
 from milcore.store.slide_record import SlideMpp, SlideRecord
 from milcore.store.store import PatchStore
@@ -39,7 +40,8 @@ def folder(tmp_path):
         for x, y in COORDS:
             writer.append(np.zeros((16, 16, 3), np.uint8), int(x), int(y), 1.0)
         writer.write_thumbnail(np.full((128, 256, 3), 250, np.uint8))
-    write_attention(str(tmp_path / "attention"), store.slide("s"), WEIGHT, ATTENTION_FORMATS, {"score": np.log(WEIGHT)})
+    files = AttentionFiles(ATTENTION_FORMATS, "bounds")
+    write_attention(str(tmp_path / "attention"), store.slide("s"), WEIGHT, files, {"score": np.log(WEIGHT)})
     return tmp_path / "attention"
 
 
@@ -70,6 +72,29 @@ def test_the_known_patch_lies_at_its_place_in_every_form(folder) -> None:
     picture = np.asarray(Image.open(folder / "s.png")).astype(int)
     changed = (250 - picture[..., 2]) > 120
     assert (np.flatnonzero(changed.any(axis=0))[0], np.flatnonzero(changed.any(axis=1))[0]) == (LEFT // 16, TOP // 16)
+
+
+@pytest.mark.parametrize(("origin", "corner", "size"), [("bounds", (1000, 200), (3000, 1800)), ("slide", (0, 0), SIZE)])
+def test_what_viewers_draw_begins_at_the_bounds_and_tables_at_the_slide(
+    tmp_path: Path, origin: AnnotationOrigin, corner: tuple[int, int], size: tuple[int, int]
+) -> None:
+    store = PatchStore(str(tmp_path / "store"))
+    record = SlideRecord("s", patch_size_level0=EDGE, size_level0=SIZE, bounds=(1000, 200, 3000, 1800))
+    with store.writer(record, 16, "none", 90) as writer:
+        for x, y in COORDS:
+            writer.append(np.zeros((16, 16, 3), np.uint8), int(x), int(y), 1.0)
+    files = AttentionFiles(("parquet", "geojson", "ome-tiff"), origin)
+    write_attention(str(tmp_path), store.slide("s"), WEIGHT, files)
+    table = storage.read_table(str(tmp_path / "s.parquet"))
+    assert (table["x"][KNOWN].as_py(), table["y"][KNOWN].as_py()) == (LEFT, TOP)
+    left, top = LEFT - corner[0], TOP - corner[1]
+    feature = json.loads((tmp_path / "s.geojson").read_bytes())["features"][KNOWN]
+    assert feature["geometry"]["coordinates"][0][0] == [left, top]
+    with tifffile.TiffFile(tmp_path / "s.ome.tiff") as tiff:
+        page = tiff.pages[0]
+        assert (page.imagewidth, page.imagelength) == tuple(-(-edge // 16) for edge in size)
+        expected = tuple(round(edge / 16) for edge in (left, top, left + EDGE, top + EDGE))
+        assert brightest(page.asarray()) == expected
 
 
 def test_geojson_keeps_rfc_7946_and_names_what_qupath_reads(folder) -> None:

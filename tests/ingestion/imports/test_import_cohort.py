@@ -15,6 +15,7 @@ from milcore.ingestion.imports.import_cohort import IMPORTS, import_source
 from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from tests.ingestion.imports.made import features_of, import_files, write_h5, write_labels
+from tests.leica import write_scn
 
 
 def test_files_without_a_label_are_named_and_left_out(tmp_path: Path) -> None:
@@ -92,3 +93,24 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], line: str) 
     assert isinstance(caught.value, InputError)
     assert line in caught.value.line
     assert not (tmp_path / "s").exists()
+
+
+def test_annotations_of_the_labels_are_checked_and_recorded(tmp_path: Path) -> None:
+    write_h5(tmp_path / "made" / "a.h5", features_of(0))
+    labels = write_labels(tmp_path, ["a,0,a.geojson"], "slide_id,label,annotation")
+    config = ImportConfig(format="clam", labels=labels)
+    (tmp_path / "a.geojson").write_text('{"type": "Polygon", "coordinates": [[[0, 0], [9, 0]]]}')
+    with pytest.raises(InputError, match=r"annotation of slide a, .*a\.geojson, feature 1: expected a ring of at"):
+        import_source(str(tmp_path / "made"), str(tmp_path / "store"), config)
+    (tmp_path / "a.geojson").write_text('{"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9]]]}')
+    import_source(str(tmp_path / "made"), str(tmp_path / "store"), config)
+    assert set(PatchStore(str(tmp_path / "store")).annotation_record().sha256) == {"a"}
+
+
+def test_bounds_come_from_the_slide_s_own_file(tmp_path: Path) -> None:
+    write_scn(tmp_path / "a.scn", np.full((512, 768, 3), (200, 120, 170), np.uint8), (256, 128), (2048, 1024))
+    write_h5(tmp_path / "made" / "a.h5", features_of(0))
+    labels = write_labels(tmp_path, ["a,0,a.scn"], "slide_id,label,uri")
+    import_source(str(tmp_path / "made"), str(tmp_path / "store"), ImportConfig(format="clam", labels=labels))
+    slide = PatchStore(str(tmp_path / "store")).slide("a")
+    assert (slide.size_level0, slide.bounds) == ((2048, 1024), (256, 128, 768, 512))
