@@ -37,6 +37,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Files as the field makes them, kept beside the project; tests that use them skip where they are absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no shared cases beside the project ({folder.name} folder absent)")
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_surroundings() -> Iterator[None]:
     """Ray without tokens or usage reports, quick reports from its workers; one thread each; no cluster but ours."""

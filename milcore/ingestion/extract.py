@@ -2,17 +2,21 @@
 
 Rows of patches follow one another, so a reader that keeps its last native tiles decodes each once; patches stay in
 memory only until they are compressed, a few for every thread. With codec passthrough the slide's own compressed tile is
-stored where it is exactly the patch, and nothing is decoded. Order and bytes do not depend on the number of threads.
+stored where it is exactly the patch; a sample of these is decoded and compared with the slide, the others are not
+decoded. Order and bytes do not depend on the number of threads.
 """
 
+import io
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from milcore.config import Codec, IngestConfig
 from milcore.errors import SlideError, UnreachableSlideError
@@ -26,6 +30,8 @@ from milcore.store.jpeg_codec import encode_patch
 PATCHES_A_RUN = 8
 SAMPLED_TILES = 32
 SAMPLED_PX_APART = 2
+# levels of a channel by which two JPEG decoders may differ
+DECODERS_DIFFER = 8
 
 Corner = tuple[int, int]
 T = TypeVar("T")
@@ -62,7 +68,8 @@ def choose_encoding(reader: SlideReader, plan: TilePlan, config: IngestConfig) -
             continue
         if tile is None:
             return PatchEncoding("jpeg", f"the slide has no JPEG tiles of {config.patch_size} px where the patches lie")
-        return PatchEncoding("passthrough", None)
+        if tile:
+            return PatchEncoding("passthrough", None)
     return PatchEncoding("jpeg", "no tile can be read")
 
 
@@ -74,9 +81,9 @@ def sample_tissue(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> 
     Raises:
         UnreachableSlideError: the storage of a remote slide fails.
     """
-    tiles = np.linspace(0, len(plan.coords) - 1, min(SAMPLED_TILES, len(plan.coords))).round().astype(int)
     apart = slice(None, None, SAMPLED_PX_APART)
-    patches = (_unless_damaged(partial(_patch, reader, corner, plan, config)) for corner in plan.coords[tiles].tolist())
+    corners = plan.coords[_sample(len(plan.coords))].tolist()
+    patches = (_unless_damaged(partial(_patch, reader, corner, plan, config)) for corner in corners)
     pixels = [patch[apart, apart].reshape(-1, 3) for patch in patches if patch is not None]
     return np.concatenate([np.empty((0, 3), np.uint8), *pixels])
 
@@ -95,6 +102,7 @@ def extract(
 
     Raises:
         UnreachableSlideError: the storage of a remote slide fails, which makes no tile unreadable.
+        SlideError: a tile that is copied decodes to other pixels than the slide's.
     """
     keep_freed_memory()  # decoded tiles are freed and taken again, patch after patch
     corners = (tuple(corner) for corner in plan.coords.tolist())
@@ -104,10 +112,49 @@ def extract(
     def chunk(corner: Corner) -> bytes | None:
         return _unless_damaged(partial(chunk_at, corner))
 
-    if threads <= 1:
-        yield from map(chunk, corners)
-    else:
-        yield from _in_threads(chunk, corners, threads)
+    chunks = map(chunk, corners) if threads <= 1 else _in_threads(chunk, corners, threads)
+    yield from _compare_sample(chunks, reader, plan, config) if encoding.codec == "passthrough" else chunks
+
+
+def _compare_sample(
+    chunks: Iterable[bytes | None], reader: SlideReader, plan: TilePlan, config: IngestConfig
+) -> Iterator[bytes | None]:
+    """Pass chunks on; compare a sample of the copied tiles with the slide.
+
+    Pillow decodes them, which knows nothing of the TIFF. A tile that the reader itself cannot decode is unreadable.
+
+    Raises:
+        SlideError: the pixels differ.
+    """
+    sample = set(_sample(len(plan.coords)).tolist())
+    for number, chunk in enumerate(chunks):
+        corner = plan.coords[number].tolist()
+        if number not in sample or not chunk or not isinstance(reader, JpegTiles):
+            yield chunk
+        elif _native_tile(reader, corner, plan, config.patch_size) != chunk:
+            yield chunk  # no copy of a tile
+        else:
+            patch = _unless_damaged(partial(_patch, reader, corner, plan, config))
+            if patch is not None and not _decodes_to(chunk, patch):
+                raise SlideError(
+                    f"the JPEG tile at {corner[0]}, {corner[1]} px, copied as it is, decodes to other pixels than the "
+                    "slide's; take --codec jpeg"
+                )
+            yield chunk if patch is not None else None
+
+
+def _decodes_to(jpeg: bytes, pixels: Pixels) -> bool:
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            shown = np.asarray(image.convert("RGB"), np.int16)
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return shown.shape == pixels.shape and bool(np.abs(shown - pixels).max() <= DECODERS_DIFFER)
+
+
+def _sample(tiles: int) -> npt.NDArray[np.intp]:
+    """Indices of at most SAMPLED_TILES tiles, at equal distances."""
+    return np.linspace(0, tiles - 1, min(SAMPLED_TILES, tiles)).round().astype(np.intp)
 
 
 def _chunk_function(

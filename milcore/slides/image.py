@@ -1,20 +1,25 @@
 """Reader of plain images (PNG, JPEG, untiled TIFF) through Pillow.
 
 They have one level and no um/px. They are decoded whole, so large ones are refused: those belong in a tiled pyramidal
-TIFF.
+TIFF. Of several pages of a TIFF the largest is read, of equal ones the first.
 """
 
+import math
 import warnings
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from milcore.errors import SlideError
 from milcore.slides.reader import Bounds, Pixels, draw_thumbnail
+from milcore.slides.tiff import MAX_PAGES, damage_as_slide_error, open_tiff
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_GREY_MODES = ("1", "L", "LA")
+_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 class FlatImageReader:
@@ -25,8 +30,8 @@ class FlatImageReader:
 
     def __init__(self, path: Path) -> None:
         with _open_image(path) as image:
-            if image.mode not in _MODES:
-                raise SlideError(f"image of mode {image.mode}; allowed: 8 bits per channel ({', '.join(_MODES)})")
+            bits = _open_largest_page(path, image) if image.format == "TIFF" else _bits(image)
+            _check(image.mode, bits)
             self.backend = f"flat:{str(image.format).lower()}"
             self.icc: bytes | None = image.info.get("icc_profile") or None
             self._pixels = _decode(image)
@@ -66,6 +71,53 @@ class FlatImageReader:
         """Do nothing: the pixels are in memory, the file is closed."""
 
 
+def _check(mode: str, bits: int) -> None:
+    """Check that an image is an 8-bit colour image.
+
+    Raises:
+        SlideError: it is not.
+    """
+    if mode in _GREY_MODES:
+        raise SlideError(f"image of mode {mode}: greyscale, not a stained colour slide; allowed: {', '.join(_MODES)}")
+    if mode not in _MODES:
+        raise SlideError(f"image of mode {mode}; allowed: 8 bits per channel ({', '.join(_MODES)})")
+    if bits > 8:
+        raise SlideError(f"{bits} bits a sample; allowed: 8; convert the image with its own software")
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits of a sample in a PNG or JPEG.
+
+    Pillow reads those of 16 bits as 8.
+    """
+    return 16 if any(";16" in str(tile.args) for tile in getattr(image, "tile", ())) else 8
+
+
+def _open_largest_page(path: Path, image: Image.Image) -> int:
+    """Turn a TIFF to its largest page; return the bits of a sample.
+
+    Raises:
+        SlideError: the page is damaged, or has more px than Pillow's limit against decompression bombs.
+    """
+    with damage_as_slide_error("its TIFF directory is damaged"):
+        with open_tiff(path) as tiff:
+            pages: list[Any] = list(islice(tiff.pages, MAX_PAGES))
+            areas = [page.imagewidth * page.imagelength for page in pages]
+            number = areas.index(max(areas))
+            bits = int(np.max(pages[number].bitspersample))
+        if areas[number] > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise _too_large()
+        image.seek(number)
+    return bits
+
+
+def _too_large() -> SlideError:
+    return SlideError(
+        f"plain image of more than {Image.MAX_IMAGE_PIXELS or 0:,} px, which would be decoded whole; convert it to a "
+        "tiled pyramidal TIFF"
+    )
+
+
 def _open_image(path: Path) -> Image.Image:
     """Open an image without decoding it.
 
@@ -78,10 +130,7 @@ def _open_image(path: Path) -> Image.Image:
         try:
             return Image.open(path, formats=_FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise SlideError(
-                f"plain image of more than {Image.MAX_IMAGE_PIXELS or 0:,} px, which would be decoded whole; "
-                "convert it to a tiled pyramidal TIFF"
-            ) from None
+            raise _too_large() from None
         except UnidentifiedImageError:
             raise
         except (OSError, SyntaxError, ValueError) as error:

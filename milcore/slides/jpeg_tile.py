@@ -6,6 +6,7 @@ for YCbCr; an Adobe APP14 segment overrides that, but only where no JFIF segment
 """
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from milcore.errors import SlideError
@@ -65,7 +66,7 @@ def standalone_jpeg(data: bytes, header: Header, tables: bytes | None, *, rgb: b
     Args:
         data: the tile's bytes.
         header: of ``data``.
-        tables: the TIFF's JPEGTables, from SOI to EOI.
+        tables: as ``shared_tables`` returns them.
         rgb: True where the components are red, green and blue, False where YCbCr.
 
     Raises:
@@ -77,22 +78,40 @@ def standalone_jpeg(data: bytes, header: Header, tables: bytes | None, *, rgb: b
     return b"".join([b"\xff\xd8", adobe, tables[2:-2] if tables else b"", *segments, data[header.scan :]])
 
 
+def shared_tables(tables: bytes | None) -> bytes | None:
+    """A TIFF's JPEGTables, their segments alone between SOI and EOI.
+
+    Bytes after EOI, with which some writers pad them, would lie between the segments of a tile's header. Segments on
+    the colour space are left out: the TIFF's photometric tag tells it.
+    """
+    if not tables:
+        return None
+    segments = [tables[part.start : part.stop] for part in _walk(tables) if part.marker not in (_APP0, _APP14)]
+    return b"".join([bytes((0xFF, _SOI)), *segments, bytes((0xFF, _EOI))])
+
+
 def _segments(data: bytes) -> tuple[Segment, ...]:
     """The header segments after SOI, up to and with SOS."""
     if data[:2] != bytes((0xFF, _SOI)):
         raise SlideError("a tile is no JPEG")
-    segments: list[Segment] = []
+    segments = tuple(_walk(data))
+    if not segments or segments[-1].marker != _SOS:
+        raise SlideError("a tile's JPEG header is damaged or ends early")
+    return segments
+
+
+def _walk(data: bytes) -> Iterator[Segment]:
+    """The segments after SOI, up to SOS, EOI or bytes that are none."""
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _EOI:
         if data[at + 1] == 0xFF:  # a fill byte
             at += 1
             continue
         stop = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        segments.append(Segment(data[at + 1], at, stop))
+        yield Segment(data[at + 1], at, stop)
         if data[at + 1] == _SOS:
-            return tuple(segments)
+            return
         at = stop
-    raise SlideError("a tile's JPEG header is damaged or ends early")
 
 
 def _check_scan(data: bytes, header: Header) -> None:

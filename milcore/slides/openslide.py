@@ -16,7 +16,7 @@ from PIL import Image
 
 from milcore.errors import SlideError
 from milcore.slides.mpp import parse_number, square_mpp
-from milcore.slides.reader import Bounds, Pixels, draw_thumbnail, level_downsample
+from milcore.slides.reader import Bounds, Pixels, draw_thumbnail, level_downsample, on_white
 
 _OPAQUE = 0xFF000000
 
@@ -101,8 +101,7 @@ def premultiplied_on_white(bgra: Pixels) -> Pixels:
     """Premultiplied pixels (h, w, 4), alpha last, composited on white."""
     if np.bitwise_and.reduce(bgra.view(np.uint32), axis=None) >= _OPAQUE:
         return bgra
-    colours = bgra[..., :3].astype(np.uint16) + (255 - bgra[..., 3:])
-    return np.dstack([np.minimum(colours, 255).astype(np.uint8), np.full_like(bgra[..., 3:], 255)])
+    return np.dstack([on_white(bgra, premultiplied=True), np.full_like(bgra[..., 3:], 255)])
 
 
 def _mpp(properties: Mapping[str, str]) -> float | None:

@@ -91,6 +91,8 @@ class JpegTiles(Protocol):
     def jpeg_tile(self, x: int, y: int, level: int, width: int, height: int) -> bytes | None:
         """Standalone JPEG file of a region that is exactly one tile; else None.
 
+        A tile that was never scanned has no bytes.
+
         Args:
             x: left edge, px of the level.
             y: top edge, px of the level.
@@ -194,11 +196,19 @@ def level_downsample(size: tuple[int, int], level_size: tuple[int, int]) -> floa
     return float(whole) if fits else ratio
 
 
-def on_white(rgba: Pixels) -> Pixels:
-    """RGBA pixels (h, w, 4) composited on white, shape (h, w, 3)."""
+def on_white(rgba: Pixels, *, premultiplied: bool) -> Pixels:
+    """Pixels (h, w, 4), alpha last, composited on white, shape (h, w, 3).
+
+    Args:
+        rgba: colours and alpha, 255 where opaque.
+        premultiplied: True where the colours come multiplied by alpha.
+    """
     if rgba[..., 3].min() == 255:
         return rgba[..., :3]
     alpha = rgba[..., 3:].astype(np.uint16)
+    if premultiplied:
+        pixels: Pixels = np.minimum(rgba[..., :3] + (255 - alpha), 255).astype(np.uint8)
+        return pixels
     return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 

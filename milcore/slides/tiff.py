@@ -14,7 +14,6 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import tifffile
 
@@ -22,33 +21,33 @@ from milcore.errors import SlideError
 from milcore.slides import jpeg_tile
 from milcore.slides.file import SlideFile, open_bytes, open_stream
 from milcore.slides.mpp import aperio_mpp, ome_mpp, square_mpp, tag_mpp
-from milcore.slides.reader import Bounds, Pixels, draw_thumbnail, level_downsample, on_white
+from milcore.slides.reader import Bounds, Pixels, draw_thumbnail, level_downsample
+from milcore.slides.resample import area_resize
+from milcore.slides.tiff_level import CODECS, JPEG, RGB, YCBCR, Level
 from milcore.slides.tile_cache import LruCache, TileIndex
 
-_RGB, _YCBCR = 2, 6
-_JPEG, _JPEG2000, _APERIO_JPEG2000, _WEBP = 7, 34712, 33005, 50001
-# libjpeg's number of the colour space, by the TIFF's photometric
-_JPEG_COLOURS = {_RGB: 2, _YCBCR: 3}
-_BYTE_CODECS = frozenset({1, 5, 8, 32773, 32946, 34926, 50000})
-_CODECS = _BYTE_CODECS | {_JPEG, _JPEG2000, _APERIO_JPEG2000, _WEBP, 34927}
 _STITCHED = ("is_ndpi", "is_scn", "is_bif", "is_philips")
 TILE_CACHE_MB = 256.0
-_LARGEST_TILE_PX = 4096
-_MAX_PAGES = 64
-# exceptions of tifffile and the codecs on damaged bytes; none of them is a bug here
+_BLOCK_PX = 2048
+MAX_PAGES = 64
+# exceptions of tifffile, Pillow and the codecs on damaged bytes; none of them is a bug here
 _DAMAGE_ERRORS = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AttributeError, AssertionError,
-    MemoryError, struct.error, tifffile.TiffFileError,
+    MemoryError, EOFError, SyntaxError, struct.error, tifffile.TiffFileError,
 )  # fmt: skip
 
 
 class TiffReader:
-    """One tiled TIFF."""
+    """One tiled TIFF.
+
+    A tile without bytes was never scanned; it is white, or what a finer level has of it.
+    """
 
     def __init__(self, path: SlideFile) -> None:
-        with _damage_as_slide_error("its TIFF directory is damaged"), _open_tiff(path) as tiff:
+        with damage_as_slide_error("its TIFF directory is damaged"), open_tiff(path) as tiff:
             pages = _levels(tiff)
-            self._levels = [_Level(page) for page in pages]
+            _check_largest(tiff, pages[0])
+            self._levels = [Level(page) for page in pages]
             self.mpp = _mpp(pages[0])
             self.backend = f"tiff:{_vendor(pages[0])}"
             self.icc = bytes(pages[0].tags.valueof(34675) or b"") or None
@@ -66,10 +65,10 @@ class TiffReader:
     def recognises(path: SlideFile) -> bool:
         """True for a tiled TIFF without stitching, in a compression read here."""
         try:
-            with _open_tiff(path) as tiff:
+            with open_tiff(path) as tiff:
                 page = _levels(tiff)[0]
                 stitched = any(getattr(tiff, name) for name in _STITCHED) or "Trestle" in page.software
-                return not stitched and page.compression in _CODECS and _colours_supported(page)
+                return not stitched and page.compression in CODECS and _colours_supported(page)
         except (*_DAMAGE_ERRORS, SlideError):
             return False
 
@@ -97,20 +96,22 @@ class TiffReader:
     def jpeg_tile(self, x: int, y: int, level: int, width: int, height: int) -> bytes | None:
         """Standalone JPEG file of a region that is exactly one tile; else None.
 
-        The compressed pixels are those of the slide.
+        The compressed pixels are those of the slide; a tile that was never scanned has no bytes.
 
         Raises:
             SlideError: the tile is damaged.
         """
         grid = self._levels[level]
         tile = self._whole_tile(x, y, level, width, height)
-        if tile is None or grid.compression != _JPEG or grid.samples != 3:
+        if tile is None or grid.compression != JPEG or grid.samples != 3:
             return None
         data = self._tile_bytes(tile)
+        if not data:
+            return b""
         header = grid.header(data)
         if (header.width, header.height, header.components) != (width, height, 3):
             return None
-        return jpeg_tile.standalone_jpeg(data, header, grid.tables, rgb=grid.photometric == _RGB and not header.jfif)
+        return jpeg_tile.standalone_jpeg(data, header, grid.tables, rgb=grid.photometric == RGB and not header.jfif)
 
     def thumbnail(self, max_edge: int) -> Pixels:
         """The whole slide with its longer edge at most ``max_edge`` px."""
@@ -130,7 +131,7 @@ class TiffReader:
     def _tile_bytes(self, tile: TileIndex) -> bytes:
         level = self._levels[tile.level]
         index = level.index(tile)
-        size = level.sizes[index]
+        size = int(level.sizes[index])
         if size > level.max_tile_bytes:
             raise SlideError(
                 f"tile {tile.column}, {tile.row} of level {tile.level} has {size:,} bytes by the TIFF directory; "
@@ -141,86 +142,52 @@ class TiffReader:
             raise SlideError(f"tile {tile.column}, {tile.row} of level {tile.level} lies outside the file")
         return data
 
+    def _absent_tile(self, tile: TileIndex) -> Pixels:
+        """White, or the pixels of the next finer level that has any there."""
+        level = self._levels[tile.level]
+        left, top = tile.column * level.tile_width, tile.row * level.tile_height
+        width, height = min(level.tile_width, level.width - left), min(level.tile_height, level.height - top)
+        pixels = np.full((level.tile_height, level.tile_width, 3), 255, np.uint8)
+        for number in range(tile.level - 1, -1, -1):
+            finer = self._levels[number]
+            scale = finer.width / level.width, finer.height / level.height
+            if finer.has_bytes(left * scale[0], top * scale[1], (left + width) * scale[0], (top + height) * scale[1]):
+                step = max(1, int(_BLOCK_PX / max(scale)))
+                for y in range(0, height, step):
+                    for x in range(0, width, step):
+                        size = min(step, width - x), min(step, height - y)
+                        pixels[y : y + size[1], x : x + size[0]] = self._shrink(
+                            number, scale, (left + x, top + y), size
+                        )
+                break
+        return pixels
+
+    def _shrink(self, level: int, scale: tuple[float, float], corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
+        """Pixels of a level, area-resampled to a coarser one.
+
+        Args:
+            level: to read.
+            scale: px of it per px of the coarser one, in x and y.
+            corner: (x, y) in px of the coarser one.
+            size: (width, height) in px of the coarser one.
+        """
+        left, top = corner[0] * scale[0], corner[1] * scale[1]
+        right, bottom = (corner[0] + size[0]) * scale[0], (corner[1] + size[1]) * scale[1]
+        x, y = int(left), int(top)
+        pixels = self.read(x, y, level, math.ceil(right) - x, math.ceil(bottom) - y)
+        return area_resize(pixels, (left - x, top - y, right - x, bottom - y), size)
+
     def _decode(self, tile: TileIndex) -> Pixels:
         level = self._levels[tile.level]
         data = self._tile_bytes(tile)
         if not data:
-            return level.empty_tile(tile)
-        with _damage_as_slide_error(f"tile {tile.column}, {tile.row} of level {tile.level} cannot be decoded"):
+            return self._absent_tile(tile)
+        with damage_as_slide_error(f"tile {tile.column}, {tile.row} of level {tile.level} cannot be decoded"):
             return level.decode(data, level.index(tile))
 
 
-class _Level:
-    """One level of a TIFF: grid of tiles, byte ranges and codec."""
-
-    def __init__(self, page: tifffile.TiffPage) -> None:
-        self.width, self.height = page.imagewidth, page.imagelength
-        self.tile_width, self.tile_height = page.tilewidth, page.tilelength
-        self.compression, self.photometric = int(page.compression), int(page.photometric)
-        self.samples, self.bits = page.samplesperpixel, page.bitspersample
-        # no codec makes a tile larger than its pixels, but for a few headers
-        self.max_tile_bytes = 2 * self.tile_width * self.tile_height * self.samples + 65_536
-        self.tables: bytes | None = page.jpegtables
-        self.offsets, self.sizes = page.dataoffsets, page.databytecounts
-        self._header: tuple[bytes, jpeg_tile.Header | None] = b"", None
-        self._aperio = page.is_svs
-        self._decode = page.decode
-        self._columns = -(-self.width // self.tile_width)
-        tiles = self._columns * -(-self.height // self.tile_height)
-        if not len(self.offsets) == len(self.sizes) >= tiles:
-            raise SlideError(f"its TIFF directory is damaged: {len(self.offsets)} offsets for {tiles} tiles")
-        if max(self.tile_width, self.tile_height) > _LARGEST_TILE_PX:
-            raise SlideError(f"tiles of {self.tile_width} x {self.tile_height} px; allowed: up to {_LARGEST_TILE_PX}")
-
-    def index(self, tile: TileIndex) -> int:
-        """Position of the tile in the directory's lists of offsets and byte counts."""
-        return tile.row * self._columns + tile.column
-
-    def header(self, data: bytes) -> jpeg_tile.Header:
-        """The header of a JPEG tile, parsed once where successive tiles share its bytes."""
-        head, header = self._header
-        if header is None or not data.startswith(head):
-            header = jpeg_tile.read_header(data)
-            self._header = data[: header.scan], header
-        return header
-
-    def empty_tile(self, tile: TileIndex) -> Pixels:
-        """White pixels of a tile without bytes, which was never scanned.
-
-        Raises:
-            SlideError: it is an Aperio slide, where an empty tile is a fault of the encoder.
-        """
-        if self._aperio:
-            raise SlideError(f"tile {tile.column}, {tile.row} of level {tile.level} is missing")
-        return np.full((self.tile_height, self.tile_width, 3), 255, np.uint8)
-
-    def decode(self, data: bytes, index: int) -> Pixels:
-        """RGB pixels (tile height, tile width, 3) of a compressed tile."""
-        if self.compression in _BYTE_CODECS:
-            pixels = np.asarray(self._decode(data, index, _fullsize=True)[0])[0]
-        elif self.compression == _JPEG:
-            return self._jpeg(data)
-        else:
-            webp = self.compression not in {_JPEG2000, _APERIO_JPEG2000}
-            out = np.empty((self.tile_height, self.tile_width, self.samples), np.uint8)
-            pixels = imagecodecs.webp_decode(data, out=out) if webp else imagecodecs.jpeg2k_decode(data, out=out)
-        return np.ascontiguousarray(on_white(pixels) if self.samples == 4 else pixels)
-
-    def _jpeg(self, data: bytes) -> Pixels:
-        header = self.header(data)
-        if header.width > self.tile_width or header.height > self.tile_height or header.components != 3:
-            raise SlideError(f"a tile's JPEG is of {header.width} x {header.height} px, {header.components} components")
-        colours = None if header.jfif else _JPEG_COLOURS[self.photometric]
-        out = np.empty((header.height, header.width, 3), np.uint8)
-        imagecodecs.jpeg8_decode(
-            data, tables=self.tables, colorspace=colours, outcolorspace=_JPEG_COLOURS[_RGB], out=out
-        )
-        padding = (0, self.tile_height - header.height), (0, self.tile_width - header.width), (0, 0)
-        return np.pad(out, padding, constant_values=255) if padding[0][1] or padding[1][1] else out
-
-
 @contextlib.contextmanager
-def _open_tiff(file: SlideFile) -> Iterator[tifffile.TiffFile]:
+def open_tiff(file: SlideFile) -> Iterator[tifffile.TiffFile]:
     """Open the TIFF directories with tifffile's log switched off: damage becomes a reason."""
     logger = logging.getLogger("tifffile")
     before, logger.disabled = logger.disabled, True
@@ -232,7 +199,8 @@ def _open_tiff(file: SlideFile) -> Iterator[tifffile.TiffFile]:
 
 
 @contextlib.contextmanager
-def _damage_as_slide_error(reason: str) -> Iterator[None]:
+def damage_as_slide_error(reason: str) -> Iterator[None]:
+    """Raise the errors of tifffile, Pillow and the codecs on damaged bytes as ``SlideError``."""
     try:
         yield
     except _DAMAGE_ERRORS as error:
@@ -253,13 +221,28 @@ def _levels(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     return levels
 
 
+def _check_largest(tiff: tifffile.TiffFile, base: tifffile.TiffPage) -> None:
+    """Check that no page is larger than the tiled one that would be read.
+
+    The macro image of an Aperio export may be larger than the slide.
+
+    Raises:
+        SlideError: one is, in strips: the tiled image is its thumbnail.
+    """
+    width, height = max((_size(page) for page in _pages(tiff)), key=math.prod)
+    if width * height > math.prod(_size(base)) and not base.is_svs:
+        raise SlideError(
+            f"its largest image, {width:,} x {height:,} px, is stored in strips; convert it to a tiled pyramidal TIFF"
+        )
+
+
 def _size(page: tifffile.TiffPage) -> tuple[int, int]:
     return page.imagewidth, page.imagelength
 
 
 def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
-    """The first ``_MAX_PAGES`` pages, each followed by its SubIFDs."""
-    for number in range(_MAX_PAGES):
+    """The first ``MAX_PAGES`` pages, each followed by its SubIFDs."""
+    for number in range(MAX_PAGES):
         try:
             page: Any = tiff.pages[number]
         except IndexError:
@@ -267,7 +250,7 @@ def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
         yield page
         subpages = page.pages if page.subifds else None
         if subpages is not None:
-            yield from (subpages[k] for k in range(min(_MAX_PAGES, len(page.subifds))))
+            yield from (subpages[k] for k in range(min(MAX_PAGES, len(page.subifds))))
 
 
 def _is_reduction(page: tifffile.TiffPage, base: tifffile.TiffPage) -> bool:
@@ -286,13 +269,13 @@ def _colours_supported(page: tifffile.TiffPage) -> bool:
 
     Also for an image without colour: this reader opens it to refuse it with the reason.
     """
-    if page.samplesperpixel < 3 or page.photometric not in {_RGB, _YCBCR}:
+    if page.samplesperpixel < 3 or page.photometric not in {RGB, YCBCR}:
         return True
     planar = page.planarconfig != 1
-    return not planar and (page.photometric == _RGB or page.compression == _JPEG)
+    return not planar and (page.photometric == RGB or page.compression == JPEG)
 
 
-def _check(level: _Level) -> None:
+def _check(level: Level) -> None:
     """Check that the level is an 8-bit colour image.
 
     Raises:
@@ -302,9 +285,9 @@ def _check(level: _Level) -> None:
         raise SlideError(f"{level.samples} sample a pixel: greyscale or fluorescence, not a stained colour slide")
     if level.bits != 8:
         raise SlideError(f"{level.bits} bits a sample; allowed: 8; convert the slide with its own software")
-    if level.samples > 4 or level.photometric not in {_RGB, _YCBCR}:
+    if level.samples > 4 or level.photometric not in {RGB, YCBCR}:
         raise SlideError(f"{level.samples} samples a pixel, photometric {level.photometric}; allowed: RGB or YCbCr")
-    if level.compression == _JPEG and level.samples == 4:
+    if level.compression == JPEG and level.samples == 4:
         raise SlideError("JPEG tiles of 4 components; allowed: RGB or YCbCr")
 
 

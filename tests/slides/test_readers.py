@@ -5,8 +5,10 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from milcore.config import ReaderName
@@ -225,10 +227,48 @@ def test_a_truncated_plain_image_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_16_bit_images_are_refused_and_transparency_is_white(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+def test_images_of_16_bits_or_without_colour_are_refused(tmp_path: Path) -> None:
+    """Pillow opens 16-bit RGB as if it were 8-bit RGB, and cuts off what is below."""
+    deep = np.full((40, 50, 3), 40_000, np.uint16)
+    (tmp_path / "rgb.png").write_bytes(imagecodecs.png_encode(deep))
+    (tmp_path / "rgba.png").write_bytes(imagecodecs.png_encode(np.dstack([deep, deep[..., :1]])))
+    for name, how in (("strips", {}), ("lzw", {"compression": "lzw"}), ("planar", {"planarconfig": "separate"})):
+        values = np.moveaxis(deep, -1, 0) if name == "planar" else deep
+        tifffile.imwrite(tmp_path / f"{name}.tiff", values, photometric="rgb", **how)
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(SlideError, match=r"16 bits a sample; allowed: 8; convert the image"), open_slide(path):
+            pass
+    Image.fromarray(deep[..., 0]).save(tmp_path / "deep.png")
     with pytest.raises(SlideError, match="image of mode I;16"), open_slide(tmp_path / "deep.png"):
         pass
+    Image.new("L", (8, 8)).save(tmp_path / "grey.png")
+    with pytest.raises(SlideError, match="image of mode L: greyscale"), open_slide(tmp_path / "grey.png"):
+        pass
+
+
+def test_transparency_of_a_plain_image_is_white(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     with open_slide(tmp_path / "clear.png") as image:
         assert image.read(0, 0, 0, 8, 8).min() == 255
+
+
+@pytest.mark.parametrize("order", [(20, 200, 200, 60), (200, 20, 200, 60)])
+def test_the_largest_page_of_a_plain_tiff_is_read(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """A thumbnail may lie before or behind it; of two equal pages the first is read."""
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
+        for number, edge in enumerate(order):
+            tiff.write(np.full((edge, 2 * edge, 3), 10 * number, np.uint8), photometric="rgb")
+    with open_slide(tmp_path / "a.tiff") as image:
+        assert (image.backend, image.size) == ("flat:tiff", (400, 200))
+        assert (image.read(0, 0, 0, 400, 200) == 10 * order.index(200)).all()
+
+
+def test_a_page_too_large_to_decode_behind_a_small_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
+        for edge in (20, 200):
+            tiff.write(np.zeros((edge, edge, 3), np.uint8), photometric="rgb")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
+    with pytest.raises(SlideError, match=r"more than 30,000 px.*pyramidal TIFF"), open_slide(tmp_path / "a.tiff"):
+        pass
