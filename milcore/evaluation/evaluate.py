@@ -248,9 +248,8 @@ def _instance_labels(groups: dict[str, SlideGroup], regions: dict[str, BaseGeome
 def _run_row(spec: RunSpec, metrics: SplitMetrics) -> Comparison:
     source = spec.train.features or f"{spec.train.encoder}, trained end to end"
     name = f"{spec.train.pooling.replace('_', ' ')} pooling, {spec.train.level} level"
-    values = metrics.overall
     models = f"mean of {spec.folds} folds, " if spec.folds else ""
-    return Comparison(name, f"this run, {models}on {source}", values["auroc"], values["localisation_auroc"])
+    return Comparison(name, f"this run, {models}on {source}", metrics.auroc, metrics.overall["localisation_auroc"])
 
 
 def _slide_views(

@@ -23,11 +23,12 @@ def metrics_json(evaluation: Evaluation, report_uri: str) -> dict[str, Any]:
     run, rule, metrics, checks, comparison = evaluation
     test = run.split("test")
     classes = run.spec.classes
-    delong = metrics.auroc_delong
+    delong, is_binary = metrics.auroc_delong, len(run.spec.classes) == 2
     return {
         **_metric_entries(metrics.overall),
         **{f"{name}_calibrated": nan_to_none(estimate.value) for name, estimate in metrics.calibrated.items()},
         "attention_entropy": nan_to_none(attention_entropy(run)),
+        "auroc_newcombe": [metrics.auroc.low, metrics.auroc.high] if is_binary and not metrics.auroc.reason else None,
         "auroc_delong": None if math.isnan(delong.low) else [delong.low, delong.high],
         "per_class": {name: _metric_entries(values) for name, values in zip(classes, metrics.of_class, strict=False)},
         "patients": _metric_entries(metrics.of_patients),

@@ -16,6 +16,7 @@ from milcore.metrics.calibration import calibrate
 from milcore.metrics.classification import Estimate, Threshold, class_estimates, estimates
 from milcore.metrics.curves import RocCurve, roc_curve
 from milcore.metrics.delong import delong
+from milcore.metrics.newcombe import auroc_to_show
 
 
 class SplitMetrics(NamedTuple):
@@ -26,6 +27,7 @@ class SplitMetrics(NamedTuple):
         of_class: of each class of more than two, empty for two.
         of_patients: empty where every patient has one bag.
         calibrated: Brier score and ECE after temperature scaling.
+        auroc: with the interval that the report shows: Newcombe's for two classes.
         auroc_delong: AUROC with DeLong's interval, undefined for more than two classes.
     """
 
@@ -33,6 +35,7 @@ class SplitMetrics(NamedTuple):
     of_class: tuple[dict[str, Estimate], ...]
     of_patients: dict[str, Estimate]
     calibrated: dict[str, Estimate]
+    auroc: Estimate
     auroc_delong: Estimate
 
 
@@ -45,16 +48,23 @@ def measure(test: SplitPredictions, rule: DecisionRule, seed: int) -> SplitMetri
         seed: of the resampling.
     """
     calibrated = calibrate(test.probability, rule.temperature.value)
+    auroc = auroc_to_show(test.labels, test.probability, test.patients, seed)
     if rule.threshold is None:
         metrics = class_estimates(test.labels, test.probability, test.patients, seed)
         after = class_estimates(test.labels, calibrated, test.patients, seed).overall
         undefined = Estimate(math.nan, reason="defined for two classes")
-        return SplitMetrics(metrics.overall, metrics.of_class, {}, _calibration_errors(after), undefined)
+        return SplitMetrics(metrics.overall, metrics.of_class, {}, _calibration_errors(after), auroc, undefined)
     positive = test.probability[:, 1]
     overall = estimates(test.labels, positive, test.patients, rule.threshold.value, seed)
     after = estimates(test.labels, calibrated[:, 1], test.patients, 0.5, seed)
-    auroc_delong = delong(test.labels, positive, test.patients)
-    return SplitMetrics(overall, (), _of_patients(test, rule.threshold, seed), _calibration_errors(after), auroc_delong)
+    return SplitMetrics(
+        overall=overall,
+        of_class=(),
+        of_patients=_of_patients(test, rule.threshold, seed),
+        calibrated=_calibration_errors(after),
+        auroc=auroc,
+        auroc_delong=delong(test.labels, positive, test.patients),
+    )
 
 
 def _calibration_errors(metrics: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -112,6 +113,14 @@ class Child:
     def age_s(self) -> float:
         """Seconds since it began."""
         return time.monotonic() - self._began
+
+
+def has_traceback(log: str) -> bool:
+    """True where a command printed a traceback.
+
+    Those of Ray's workers are left out: Ray ends idle ones by SIGTERM, which Python prints where it is in a callback.
+    """
+    return any("Traceback" in line for line in log.splitlines() if not re.match(r"(\x1b\[\d+m)?\(\w+ pid=", line))
 
 
 def marked(mark: str, title: str = "") -> list[int]:

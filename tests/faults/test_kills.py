@@ -15,7 +15,7 @@ import pytest
 
 from milcore.runtime import storage
 from tests.faults.commands import COMMANDS, Cohort, Command, contents, make_cohort
-from tests.faults.processes import LONGEST_S, Child
+from tests.faults.processes import LONGEST_S, Child, has_traceback
 from tests.faults.proxy import FaultyProxy, Stop
 
 PLACES = ("local", "s3")
@@ -83,7 +83,7 @@ class Runs:
     def end(self, child: Child, out: str) -> dict[str, bytes | str]:
         """What the command has written, which has to succeed."""
         code = child.end()
-        assert (code, "Traceback" in child.log) == (0, False), child.log[-3000:]
+        assert (code, has_traceback(child.log)) == (0, False), child.log[-3000:]
         return contents(out)
 
     def kill_after(self, out: str, seconds: float) -> None:
@@ -186,7 +186,7 @@ def check_pairs(runs: Runs, pairs: int, seed: str) -> None:
         where = f"waiting at writes {writes} of {runs.writes}"
         assert 0 in dict(ends), (where, ends)
         assert all(is_one_line(log) for code, log in ends if code), (where, ends)
-        assert not any("Traceback" in log for _, log in ends), (where, ends)
+        assert not any(has_traceback(log) for _, log in ends), (where, ends)
         assert differences(contents(out), runs.undisturbed) == [], where
         storage.remove_folder(out)
 

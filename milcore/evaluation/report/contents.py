@@ -161,6 +161,7 @@ class ReportData:
     Args:
         bag: unit of a bag, ``slide`` or ``patient``.
         metrics: test values by name.
+        auroc: with the interval that is shown first: Newcombe's for two classes.
         of_class: test values by name of each class of more than two, empty for two.
         of_patients: test values of patients, empty where bags are patients'.
         calibrated: Brier score and ECE after temperature scaling.
@@ -176,6 +177,7 @@ class ReportData:
     bag: str
     counts: tuple[SplitCount, ...]
     metrics: dict[str, Estimate]
+    auroc: Estimate
     auroc_delong: Estimate
     of_class: tuple[dict[str, Estimate], ...]
     of_patients: dict[str, Estimate]

@@ -131,7 +131,8 @@ def _headline(data: ReportData, classes: tuple[str, ...]) -> list[tuple[str, str
     notes = {name: note.format(**words) for name, _, note in HEADLINE}
     if len(classes) > 2:
         notes |= MACRO_NOTES
-    return [(name, title, notes[name], data.metrics[name]) for name, title, _ in HEADLINE if name in data.metrics]
+    values = data.metrics | {"auroc": data.auroc}
+    return [(name, title, notes[name], values[name]) for name, title, _ in HEADLINE if name in values]
 
 
 def _asset(name: str) -> Markup:

@@ -92,6 +92,7 @@ def example(slides: int) -> ReportData:
         bag="slide",
         counts=(SplitCount("train", 22, (13, 13)), SplitCount("test", slides, (slides - positive, positive))),
         metrics=metrics,
+        auroc=Estimate(metrics["auroc"].value, 0.69, 0.98),
         auroc_delong=Estimate(metrics["auroc"].value, 0.71, 0.99),
         of_class=(),
         of_patients={},
