@@ -11,8 +11,8 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -88,6 +88,18 @@ class Manifest:
 
     def __getitem__(self, slide_id: str) -> Slide:
         return self.slide(slide_id)
+
+    def with_files(self, change: Callable[[str], str]) -> Self:
+        """The same slides with the URIs of their files and annotations changed."""
+        slides = (
+            replace(
+                slide,
+                uri=slide.uri and change(slide.uri),
+                annotation=None if slide.annotation is None else change(slide.annotation),
+            )
+            for slide in self.slides
+        )
+        return replace(self, slides=tuple(slides))
 
     def to_table(self) -> pa.Table:
         """Table of one row per slide.
@@ -250,7 +262,7 @@ def _annotation_problems(row: Row, folder: str) -> Iterator[str]:
     A slide that may not is quarantined instead.
     """
     annotation = row.cells.get("annotation")
-    problem = uri_problem(_resolve(folder, annotation)) if annotation else None
+    problem = uri_problem(storage.resolve(annotation, folder)) if annotation else None
     if problem is not None:
         yield f"annotation: {problem}"
 
@@ -323,16 +335,11 @@ def _slide(row: Row, classes: tuple[str, ...], folder: str) -> Slide:
     cells = row.cells
     return Slide(
         slide_id=cells["slide_id"],
-        uri=_resolve(folder, cells["uri"]) if cells.get("uri") else "",
+        uri=storage.resolve(cells["uri"], folder) if cells.get("uri") else "",
         label=classes.index(_class_name(cells["label"])),
         patient_id=cells.get("patient_id") or cells["slide_id"],
         site=cells.get("site", ""),
         mpp=number_of(cells["mpp"]) if cells.get("mpp") else None,
         split=cells.get("split") or None,
-        annotation=_resolve(folder, cells["annotation"]) if cells.get("annotation") else None,
+        annotation=storage.resolve(cells["annotation"], folder) if cells.get("annotation") else None,
     )
-
-
-def _resolve(folder: str, uri: str) -> str:
-    rooted = "://" in uri or uri.startswith("/")
-    return storage.absolute(uri if rooted else posixpath.join(folder, uri))

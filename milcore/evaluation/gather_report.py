@@ -1,6 +1,7 @@
 """Contents of the report of an evaluated run."""
 
 import platform
+import posixpath
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +17,7 @@ from milcore.evaluation.run_predictions import RunPredictions, SplitPredictions
 from milcore.metrics.calibration import reliability
 from milcore.metrics.classification import confusion
 from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
+from milcore.runtime import storage
 
 RELIABILITY_BINS = 5
 
@@ -54,7 +56,7 @@ def report_data(evaluation: Evaluation, views: tuple[SlideView, ...], sweep: Swe
         slides=views,
         quarantined=run.store.quarantined(),
         provenance=_provenance(run),
-        config=run.spec.model_dump_json(indent=2),
+        config=run.spec.model_copy(update={"store_uri": _store_path(run)}).model_dump_json(indent=2),
     )
 
 
@@ -96,6 +98,14 @@ def _count(run: RunPredictions, name: str) -> SplitCount:
     return SplitCount(name, len(set(split.patients)), tuple(of_class.tolist()))
 
 
+def _store_path(run: RunPredictions) -> str:
+    """The store, from the run folder where both are local.
+
+    A report is handed on, and a full path names people and projects.
+    """
+    return storage.relative(run.spec.store_uri, run.uri)
+
+
 def _provenance(run: RunPredictions) -> dict[str, str]:
     first = run.store.slide(run.bags.entries[0].slides[0])
     features, encoder = run.spec.train.features, run.spec.train.encoder
@@ -104,8 +114,8 @@ def _provenance(run: RunPredictions) -> dict[str, str]:
     attrs = {} if features is None else first.feature_attrs(features)
     ingestion = _ingestion(run.spec.origin)
     return {
-        "Run": run.uri,
-        "Store": run.spec.store_uri,
+        "Run": posixpath.basename(run.uri) if storage.is_local(run.uri) else run.uri,
+        "Store": _store_path(run),
         "Patches": patches if origin is None else f"{patches}, imported as {origin.format}",
         "Instances": f"{sum(run.bags.lengths)} in {sum(len(entry.slides) for entry in run.bags.entries)} slides",
         "Instances, sha256": run.spec.instance_digest,

@@ -6,6 +6,7 @@ images; px without tissue are dimmed, which shows a mask that misses tissue or i
 
 import base64
 import io
+import posixpath
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,9 @@ def write_cohort_page(store_uri: str) -> str:
         loader=jinja2.PackageLoader("milcore", "ingestion"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     counts = {state: sum(row["status"] == state for row in rows) for state in ("ok", "quarantined", "missing")}
-    page = environment.get_template("overview.html.j2").render(store=store.uri, rows=rows, counts=counts)
+    page = environment.get_template("overview.html.j2").render(
+        store=posixpath.basename(store.uri), rows=rows, counts=counts
+    )
     uri = storage.join(store.uri, PAGE)
     storage.write_bytes(uri, page.encode())
     return uri

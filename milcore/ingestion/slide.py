@@ -71,8 +71,8 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads:
     except UnreachableSlideError as error:
         return _quarantine_until_retry(store, work.record, str(error))
     except SlideError as error:
-        store.quarantine(work.record, str(error))
-        outcome = SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
+        reason = store.quarantine(work.record, str(error))
+        outcome = SlideOutcome(slide.slide_id, "quarantined", reason, 0, skipped=False)
     store.write_source(slide.slide_id, version)
     return outcome
 
@@ -302,5 +302,5 @@ def _quarantine_until_retry(store: PatchStore, record: SlideRecord, reason: str)
     if stored and stored.status == "ok" and _is_up_to_date(stored, record):
         log_line(f"{record.slide_id}: {reason}; the patches that the store has of it stay")
         return _outcome(stored, skipped=True)
-    store.quarantine(replace(record, retry=True), reason, keep=True)
+    reason = store.quarantine(replace(record, retry=True), reason, keep=True)
     return SlideOutcome(record.slide_id, "quarantined", reason, 0, skipped=False)

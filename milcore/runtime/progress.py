@@ -3,10 +3,12 @@
 A bar on a terminal; in logs (a Kubernetes pod, a file) one plain line every few seconds.
 """
 
+import contextlib
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from rich.console import Console
@@ -47,8 +49,22 @@ def format_metric(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
+def without_folder(text: str, folder: str) -> str:
+    """A text with its paths below a folder told from there.
+
+    The folder's own path may name a person or a project.
+    """
+    prefix = f"{folder.rstrip('/')}/"
+    return text if prefix == "/" else re.sub(rf"(?<![\w/.~-]){re.escape(prefix)}", "", text)
+
+
 def printable(line: str) -> str:
-    """A line with its control characters escaped, since it may quote data."""
+    """A line with its control characters escaped, since it may quote data.
+
+    Paths below the working folder are told from there.
+    """
+    with contextlib.suppress(FileNotFoundError):  # the folder was removed
+        line = without_folder(line, str(Path.cwd()))
     return _CONTROLS.sub(lambda control: control[0].encode("unicode_escape").decode(), line)
 
 

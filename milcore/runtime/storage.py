@@ -105,6 +105,23 @@ def absolute(uri: str) -> str:
     return uri.rstrip("/")
 
 
+def relative(uri: str, folder: str) -> str:
+    """A local URI as a path from a local folder; others as they are.
+
+    It tells the home of neither; ``resolve`` takes it back.
+    """
+    return os.path.relpath(absolute(uri), absolute(folder)) if is_local(uri) and is_local(folder) else uri
+
+
+def resolve(uri: str, folder: str) -> str:
+    """The URI that a path from a folder means.
+
+    One that is complete stays as it is.
+    """
+    complete = "://" in uri or uri.startswith("/")
+    return absolute(uri if complete else posixpath.join(folder, uri))
+
+
 def join(uri: str, *parts: str) -> str:
     """The URI of a path below another URI.
 

@@ -5,8 +5,8 @@ which are null there. The fields of ``ScanRecord`` lie beside those of ``SlideRe
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from milcore.cohort.manifest import id_problem
@@ -181,6 +181,16 @@ class SlideRecord:
     def lacks_bounds(self) -> bool:
         """True where the slide may have bounds that an earlier version did not record."""
         return self.bounds is None and self.scan is not None and self.scan.reader.startswith("openslide:")
+
+    def with_files(self, change: Callable[[str], str]) -> Self:
+        """The same record with the URIs of its files changed.
+
+        These are its source, and the slide of an import.
+        """
+        source = self.source and replace(self.source, uri=change(self.source.uri))
+        image = (self.parameters or {}).get("slide_uri")
+        parameters = {**(self.parameters or {}), "slide_uri": change(image)} if image else self.parameters
+        return replace(self, source=source, parameters=parameters)
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> Self:

@@ -18,6 +18,8 @@ is not complete. One writer per group. Axis words: n (patch), p (patch edge in p
 """
 
 import functools
+import posixpath
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +29,7 @@ from milcore.cohort.manifest import Manifest
 from milcore.config import Codec
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
-from milcore.runtime.progress import log_line
+from milcore.runtime.progress import log_line, without_folder
 from milcore.store.annotation_record import AnnotationRecord, read_annotation_record
 from milcore.store.arrays import write_array
 from milcore.store.metadata import metadata_uri, parse_metadata, write_group
@@ -46,8 +48,12 @@ class PatchStore:
         self.uri = storage.absolute(uri)
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Write the cohort's manifest."""
-        storage.write_table(self._manifest_uri, manifest.to_table())
+        """Write the cohort's manifest.
+
+        Local files stand in it as paths from the store.
+        """
+        stored = manifest.with_files(lambda uri: storage.relative(uri, self.uri))
+        storage.write_table(self._manifest_uri, stored.to_table())
 
     def has_manifest(self) -> bool:
         """True where the store has a manifest."""
@@ -60,11 +66,12 @@ class PatchStore:
             StoreError: there is none.
         """
         try:
-            return Manifest.from_table(storage.read_table(self._manifest_uri))
+            stored = Manifest.from_table(storage.read_table(self._manifest_uri))
         except FileNotFoundError:
             raise StoreError(
                 f"{self.uri}: expected a patch store, got no manifest.parquet; make it by `milcore ingest`"
             ) from None
+        return stored.with_files(lambda uri: storage.resolve(uri, self.uri))
 
     def annotation_record(self) -> AnnotationRecord:
         """Annotations as the last ingestion read them.
@@ -103,7 +110,13 @@ class PatchStore:
     def _read_records(self, slide_ids: list[str]) -> dict[str, SlideRecord | None]:
         uris = {slide_id: metadata_uri(self.group_uri(slide_id)) for slide_id in slide_ids}
         data = storage.read_all(list(uris.values()))
-        return {slide_id: _parse_record(data.get(uri), slide_id, uri) for slide_id, uri in uris.items()}
+        return {slide_id: self._resolved(_parse_record(data.get(uri), slide_id, uri)) for slide_id, uri in uris.items()}
+
+    def _resolved(self, record: SlideRecord | None) -> SlideRecord | None:
+        return record and record.with_files(lambda uri: storage.resolve(uri, self.uri))
+
+    def _stored(self, record: SlideRecord) -> SlideRecord:
+        return record.with_files(lambda uri: storage.relative(uri, self.uri))
 
     def slide_ids(self) -> list[str]:
         """Ids of the slides that can be read, in manifest order."""
@@ -139,22 +152,24 @@ class PatchStore:
             codec: codec of a patch.
             quality: JPEG quality, 1 to 100.
         """
-        return SlideWriter(self.group_uri(record.slide_id), record, patch_size, codec, quality)
+        return SlideWriter(self.group_uri(record.slide_id), self._stored(record), patch_size, codec, quality)
 
-    def quarantine(self, record: SlideRecord, reason: str, *, keep: bool = False) -> None:
-        """Quarantine a slide, after removing its arrays.
+    def quarantine(self, record: SlideRecord, reason: str, *, keep: bool = False) -> str:
+        """Quarantine a slide, after removing its arrays; the reason as it is stored.
 
         Args:
             record: of the slide, as far as it is known.
             reason: why, for a person.
             keep: leave the arrays: another process may be writing them at this moment, and succeed.
         """
-        uri = self.group_uri(record.slide_id)
+        uri, record = self.group_uri(record.slide_id), self._stored(record)
+        reason = without_folder(reason, posixpath.dirname(self.uri))
         if not keep:
             begun = {key: value for key, value in record.to_attrs().items() if key not in IDENTITY}
             write_group(uri, {"begun": begun, "complete": False})
             storage.remove_all(storage.files(uri) - {metadata_uri(uri)})
         write_group(uri, replace(record, status="quarantined", reason=reason).to_complete_attrs())
+        return reason
 
     def source(self, slide_id: str) -> dict[str, Any] | None:
         """Version of the slide's file at the last ingestion; None before the first.
@@ -166,11 +181,12 @@ class PatchStore:
             source = storage.read_json(self._source_uri(slide_id))
         except (FileNotFoundError, DamageError):
             return None
-        return source if isinstance(source, dict) else None
+        return _with_uris(source, lambda uri: storage.resolve(uri, self.uri)) if isinstance(source, dict) else None
 
     def write_source(self, slide_id: str, source: dict[str, Any]) -> None:
         """Write the version of the slide's file, as ``source`` reads it."""
-        storage.write_json(self._source_uri(slide_id), source)
+        stored = _with_uris(source, lambda uri: storage.relative(uri, self.uri))
+        storage.write_json(self._source_uri(slide_id), stored)
 
     def group_uri(self, slide_id: str) -> str:
         """URI of the slide's Zarr group."""
@@ -235,6 +251,12 @@ def _parse_record(data: bytes | None, slide_id: str, uri: str) -> SlideRecord | 
     if record.slide_id != slide_id:
         raise _another_record(slide_id, uri, f"the one of {record.slide_id!r}")
     return record
+
+
+def _with_uris(source: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Version of a file with its URIs changed."""
+    changed = {key: _with_uris(value, change) if isinstance(value, dict) else value for key, value in source.items()}
+    return changed | ({"uri": change(source["uri"])} if isinstance(source.get("uri"), str) else {})
 
 
 def _another_record(slide_id: str, uri: str, got: str) -> DamageError:

@@ -52,6 +52,13 @@ def annotate(store: PatchStore, folder: Path) -> None:
     store.write_manifest(Manifest.from_table(table.set_column(place, table.schema.field(place), pa.array(uris))))
 
 
+def copy_store(run_uri: str, uri: str) -> None:
+    """A run's store with the annotation beside it, which it names by the way from the store."""
+    before = Path(Run(run_uri).spec().store_uri)
+    shutil.copytree(before, uri)
+    shutil.copy(before.parent / "lesion.geojson", Path(uri).parent)
+
+
 @pytest.fixture(scope="module")
 def run_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("evaluate")
@@ -232,7 +239,7 @@ def test_features_of_another_encoder_than_the_run_s_are_refused(tmp_path: Path) 
 def corrected(run_uri: str, tmp_path: Path) -> tuple[str, PatchStore]:
     """The run of the module and its store, copied, so that the labels of the manifest can be corrected."""
     run, store = tmp_path / "run", PatchStore(str(tmp_path / "store"))
-    shutil.copytree(Run(run_uri).spec().store_uri, store.uri)
+    copy_store(run_uri, store.uri)
     run.mkdir()
     for name in ("splits.parquet", "history.parquet", "model.safetensors", "config.json"):
         shutil.copy(f"{run_uri}/{name}", run / name)
@@ -437,7 +444,7 @@ def test_attention_of_a_model_trained_on_shuffled_labels_is_warned_of(run_uri: s
         for k, place in enumerate(sorted(places, key=lambda place: rows[place]["label"])):
             rows[place]["label"] = k % 2
     store, run = PatchStore(str(tmp_path / "store")), str(tmp_path / "run")
-    shutil.copytree(Run(run_uri).spec().store_uri, store.uri)
+    copy_store(run_uri, store.uri)
     manifest = relabel(store, {row["slide_id"]: row["label"] for row in rows})
     splits = splits_table(manifest, {row["slide_id"]: row["split"] for row in rows})
     storage.write_table(str(tmp_path / "splits.parquet"), splits)

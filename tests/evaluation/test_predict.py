@@ -159,6 +159,8 @@ def test_a_run_on_imports_records_them_and_predicts_no_slide(cohort: Path, tmp_p
 def test_a_run_predicts_by_its_own_settings_whatever_the_store_holds_now(cohort: Path, tmp_path: Path) -> None:
     """Ingested again at half the resolution, then removed."""
     shutil.copytree(cohort / "store", tmp_path / "store")
+    for slide in cohort.glob("*.tiff"):
+        shutil.copy(slide, tmp_path)
     run, store, slides = str(tmp_path / "run"), str(tmp_path / "store"), [str(cohort / "s1.tiff")]
     prepare_run(store, run, TRAIN, SplitConfig())
     train_run(run, LocalContext(None, torch.device("cpu")))

@@ -119,8 +119,8 @@ def _import_slide(slide: Slide, source: Source, store: PatchStore, config: Impor
             _write(slide, _storable(instances, source.feature_type), store, record, config)
             outcome = SlideOutcome(slide.slide_id, "ok", None, len(instances), skipped=False)
     except SlideError as error:
-        store.quarantine(replace(record, retry=isinstance(error, UnreachableSlideError)), str(error))
-        outcome = SlideOutcome(slide.slide_id, "quarantined", str(error), 0, skipped=False)
+        reason = store.quarantine(replace(record, retry=isinstance(error, UnreachableSlideError)), str(error))
+        outcome = SlideOutcome(slide.slide_id, "quarantined", reason, 0, skipped=False)
     if version is not None:
         store.write_source(slide.slide_id, version)
     return outcome
@@ -179,7 +179,8 @@ def _write(slide: Slide, instances: Instances, store: PatchStore, record: SlideR
         if isinstance(image, SlideImage):
             writer.write_thumbnail(image.thumbnail)
         if instances.features is not None:
-            attrs = {"imported": config.format, "source": record.to_attrs()["source"]}
+            stored = record.with_files(lambda uri: storage.relative(uri, store.uri))
+            attrs = {"imported": config.format, "source": stored.to_attrs()["source"]}
             group = SlideGroup(store.group_uri(slide.slide_id), record)
             group.write_features(config.name, instances.features, attrs)
             writer.keep_features(config.name)
