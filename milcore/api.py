@@ -8,6 +8,7 @@ there. Imports are inside functions, so that naming a verb costs nothing: torch 
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
 
 
 class EncodeReport(NamedTuple):
-    """Features of a store: name, slides that have them, patches in all."""
+    """Features of a store: name, slides that have them, patches in all.
+
+    ``types`` counts the slides by the type in which their features are stored; empty where a job has encoded them.
+    """
 
     name: str
     slides: list[str]
     patches: int
+    types: dict[str, int]
 
 
 class TrainReport(NamedTuple):
@@ -342,7 +347,8 @@ def encode(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> Encode
 
     config = with_feature_name(config)
     encoded = encode_with(store_uri, config, launch)
-    return EncodeReport(str(config.name), [s.slide_id for s in encoded], sum(s.patches for s in encoded))
+    types: Counter[str] = Counter(slide.feature_type for slide in encoded if slide.feature_type is not None)
+    return EncodeReport(str(config.name), [s.slide_id for s in encoded], sum(s.patches for s in encoded), dict(types))
 
 
 def train(

@@ -143,6 +143,7 @@ def import_(
         first, count = ", ".join(summary["unlabelled"][:5]), len(summary["unlabelled"])
         log_line(f"left out, being in no row of the labels: {count} file(s), {first}{' …' if count > 5 else ''}")
     line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} instances"
+    line += _types_text(summary["feature_types"])
     finish(summary, line, as_json, code=0 if summary["ok"] else NONE_OK)
 
 
@@ -154,8 +155,15 @@ def encode(store: Store, config: Values, launch: Values, as_json: AsJson = False
     Slides that have them are left as they are.
     """
     report = api.encode(store, parse_config(EncodeConfig, config), parse_config(LaunchConfig, launch))
-    summary = {"features": report.name, "slides": report.slides, "patches": report.patches}
-    finish(summary, f"features/{report.name}: {len(report.slides)} slides, {report.patches} patches", as_json)
+    summary = {"features": report.name, "slides": report.slides, "patches": report.patches, "types": report.types}
+    line = f"features/{report.name}: {len(report.slides)} slides, {report.patches} patches{_types_text(report.types)}"
+    finish(summary, line, as_json)
+
+
+def _types_text(types: dict[str, int]) -> str:
+    """End of a line: types of features by number of slides."""
+    counts = ", ".join(f"{kind} of {count}" for kind, count in sorted(types.items()))
+    return f"; features stored in {counts}" if counts else ""
 
 
 @app.command()

@@ -129,14 +129,14 @@ class ArrayReader:
             self.attributes = metadata["attributes"]
             self.shape: tuple[int, ...] = tuple(metadata["shape"])
             self._chunk_shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-            self._dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+            self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
             self._codecs = [codec["name"] for codec in metadata["codecs"]]
             self.rows_per_chunk: int = self._chunk_shape[0]
             self._checksums = Checksums(metadata, place, remedy)
             # zarr-python, which wrote the arrays of the first versions, leaves a chunk of zeros out
             is_of_zarr = "storage_transformers" in metadata
-            self._may_lack_zeros = is_of_zarr and self._dtype.kind in "iu" and 1 in (len(self.shape), self.shape[0])
-            size_gb = max(map(math.prod, (self.shape, self._chunk_shape))) * self._dtype.itemsize / 1e9
+            self._may_lack_zeros = is_of_zarr and self.dtype.kind in "iu" and 1 in (len(self.shape), self.shape[0])
+            size_gb = max(map(math.prod, (self.shape, self._chunk_shape))) * self.dtype.itemsize / 1e9
         if size_gb > MAX_ARRAY_GB:
             raise StoreError(
                 f"{place}: expected an array that milcore writes, got shape {self.shape} in chunks "
@@ -146,7 +146,7 @@ class ArrayReader:
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Read rows ``start`` to ``stop`` (exclusive, clipped to the array)."""
         start, stop = max(0, start), min(stop, self.shape[0])
-        values = np.empty((max(0, stop - start), *self.shape[1:]), self._dtype)
+        values = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
 
         def fill(chunk: int) -> None:
             first = chunk * self.rows_per_chunk
@@ -181,7 +181,7 @@ class ArrayReader:
                 return np.asarray(imagecodecs.jpeg8_decode(data)).reshape(self._chunk_shape)
             if "zstd" in self._codecs:
                 data = imagecodecs.zstd_decode(data)
-            return np.frombuffer(data, self._dtype).reshape(self._chunk_shape)
+            return np.frombuffer(data, self.dtype).reshape(self._chunk_shape)
         except (ValueError, RuntimeError) as error:
             raise self._checksums.damage(
                 uri, f"expected chunk {chunk} of shape {self._chunk_shape}, got {error}"

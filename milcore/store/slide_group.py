@@ -13,6 +13,7 @@ from milcore.errors import DamageError, InputError, StoreError
 from milcore.runtime import storage
 from milcore.store.arrays import ArrayReader, RowChunks
 from milcore.store.checksums import ATTRIBUTE as CHECKSUMS
+from milcore.store.feature_type import FeatureArray, FeatureType
 from milcore.store.metadata import array_attributes, metadata_uri, read_array_metadata, write_group
 from milcore.store.shards import ShardReader
 from milcore.store.slide_record import SlideRecord
@@ -21,7 +22,6 @@ FEATURE_CHUNK_MB = 32
 # of a slide whose record names no arrays, as earlier versions wrote it
 INGESTED_ARRAYS = ("patches", "coords", "tissue", "thumbnail")
 _FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-FeatureArray = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 
 class SlideGroup:
@@ -173,6 +173,10 @@ class SlideGroup:
             raise StoreError(f"slide {self.slide_id!r}: expected complete features, got no {name!r}; allowed: {there}")
         return attrs
 
+    def feature_type(self, name: str) -> FeatureType:
+        """Type in which the features of this name are stored."""
+        return self.features(name).type
+
     def has_features(self, name: str) -> bool:
         """True where there are complete features of this name."""
         return self.stored_feature_attrs(name) is not None
@@ -295,7 +299,9 @@ class SlideGroup:
 
 def features_digest(values: npt.NDArray[Any]) -> str:
     """Sha256 of the shape and values of features."""
-    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+    sha256 = hashlib.sha256(repr(values.shape).encode())
+    sha256.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    return sha256.hexdigest()
 
 
 class Features:
@@ -305,6 +311,7 @@ class Features:
         self._array = array
         self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
         self.rows_per_chunk: int = array.rows_per_chunk
+        self.type: FeatureType = "float16" if array.dtype.itemsize == 2 else "float32"
 
     def read(self, start: int, stop: int) -> FeatureArray:
         """Read rows ``start`` to ``stop`` (exclusive), shape (k, d), in the stored type.

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
-from jaxtyping import Float16, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from milcore.config import EncoderRecord
@@ -22,6 +22,7 @@ from milcore.encoders.frozen import FrozenEncoder
 from milcore.encoders.record import encoder_record
 from milcore.errors import MILError, StoreError
 from milcore.runtime import storage
+from milcore.store.feature_type import FeatureType, feature_type
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
 
@@ -39,16 +40,20 @@ class EncodedSlide(NamedTuple):
         patches: number of patches.
         skipped: True where the features were there already.
         reason: of a failure; None where the slide has features.
+        feature_type: in which the features are stored; None where there are none.
     """
 
     slide_id: str
     patches: int
     skipped: bool
     reason: str | None = None
+    feature_type: FeatureType | None = None
 
 
 class SlideFeatures:
     """Features of a slide, collected until complete and then written.
+
+    They are collected in float32: which type they are stored in is known only when all of them are.
 
     Args:
         slide: with the patches.
@@ -59,14 +64,16 @@ class SlideFeatures:
 
     def __init__(self, slide: SlideGroup, width: int, name: str, attributes: dict[str, Any]) -> None:
         self.slide, self.name, self.attributes = slide, name, attributes
-        self.features: Float16[np.ndarray, "patch feature"] = np.empty((len(slide), width), np.float16)
+        self.features: Float32[np.ndarray, "patch feature"] = np.empty((len(slide), width), np.float32)
         self.missing = len(slide)
         self.failure: EncodedSlide | None = None
 
     def write(self) -> EncodedSlide:
         """Write the features to the store."""
-        self.slide.write_features(self.name, self.features, self.attributes)
-        return EncodedSlide(self.slide.slide_id, len(self.features), skipped=False)
+        kind = feature_type(self.features)
+        features, self.features = self.features.astype(kind, copy=False), self.features[:0]
+        self.slide.write_features(self.name, features, self.attributes)
+        return EncodedSlide(self.slide.slide_id, len(features), skipped=False, feature_type=kind)
 
 
 class PatchRange(NamedTuple):
@@ -132,7 +139,8 @@ class Reader:
             slide = self._store.slide(slide_id)
             attributes = _attributes(slide, self._encoder)
             if _has_features(slide, self._name, self._encoder.record):
-                return EncodedSlide(slide_id, len(slide), skipped=True)
+                kept = slide.feature_type(self._name)
+                return EncodedSlide(slide_id, len(slide), skipped=True, feature_type=kept)
         except (MILError, *storage.IO_ERRORS) as error:
             return _failure(slide_id, error)
         return SlideFeatures(slide, self._encoder.width, self._name, attributes)

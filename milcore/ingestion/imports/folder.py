@@ -76,7 +76,7 @@ def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
             path, sha256 = fetch(file_of(slide), stack)
             return _instances(kind.parse(path), slide, sha256, config)
 
-    return Source(manifest, lambda slide: source_version(file_of(slide))._asdict(), read, "float16", tuple(unlabelled))
+    return Source(manifest, lambda slide: source_version(file_of(slide))._asdict(), read, None, tuple(unlabelled))
 
 
 def _files(uri: str, kind: FileKind) -> dict[str, str]:

@@ -7,6 +7,7 @@ store.
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +23,11 @@ from milcore.ingestion.imports.npz import open_bags, open_patches
 from milcore.ingestion.imports.parquet import open_table
 from milcore.ingestion.imports.pt import open_pt
 from milcore.ingestion.imports.slide_image import SlideImage, read_slide_image, slide_version, with_scale
-from milcore.ingestion.imports.source import FeatureType, Instances, Source
+from milcore.ingestion.imports.source import Instances, Source
 from milcore.ingestion.slide import SlideOutcome, stored_record
 from milcore.runtime import storage
 from milcore.runtime.progress import track
+from milcore.store.feature_type import FeatureType, feature_type
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import ImportOrigin, SlideRecord, SlideState, SourceFile, record_problem
 from milcore.store.store import PatchStore
@@ -41,6 +43,7 @@ IMPORTS: dict[ImportFormat, Callable[[str, ImportConfig], Source]] = {
 }
 PATCHES = "patches"
 THUMBNAIL_QUALITY = 90
+READING_THREADS = 16
 # settings of the cohort, without effect on a slide's group
 FREE_SETTINGS = {"labels", "positive"}
 
@@ -55,8 +58,9 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> dict
 
     Returns:
         ``ok`` (slide ids), ``quarantined`` (id to reason), ``patches`` (instances), ``skipped`` (number of slides that
-        were up to date), ``features`` (their name, None of patches), ``unlabelled`` (files without a label, left out)
-        and ``without_picture`` (id to the reason why a slide's own file could not be read).
+        were up to date), ``features`` (their name, None of patches), ``feature_types`` (type that they are stored in to
+        number of slides), ``unlabelled`` (files without a label, left out) and ``without_picture`` (id to the reason
+        why a slide's own file could not be read).
 
     Raises:
         InputError: the source cannot be read at all, or the store has other slides.
@@ -70,6 +74,7 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> dict
     return {
         **ingest_counts(outcomes),
         "features": config.name if array != PATCHES else None,
+        "feature_types": {} if array == PATCHES else _feature_types(store, config.name, outcomes),
         "unlabelled": list(source.unlabelled),
         "without_picture": _without_picture(store),
     }
@@ -234,13 +239,24 @@ def _quarantine_odd_widths(store: PatchStore, outcomes: list[SlideOutcome]) -> l
     ]
 
 
+def _feature_types(store: PatchStore, name: str, outcomes: list[SlideOutcome]) -> dict[FeatureType, int]:
+    """Number of slides by the type in which their features are stored."""
+    slide_ids = [outcome.slide_id for outcome in outcomes if outcome.status == "ok"]
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        return dict(Counter(pool.map(lambda slide_id: store.slide(slide_id).feature_type(name), slide_ids)))
+
+
 def _without_picture(store: PatchStore) -> dict[str, str]:
     reasons = {name: record.no_picture for name, record in store.records().items() if record is not None}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _storable(instances: Instances, feature_type: FeatureType) -> Instances:
+def _storable(instances: Instances, cohort_type: FeatureType | None) -> Instances:
     """Convert features to the type in which they are stored.
+
+    Args:
+        instances: of one slide.
+        cohort_type: of all slides; None where the slide's own values decide.
 
     Raises:
         SlideError: there are no instances, a value is no number, or it is beyond the type.
@@ -253,7 +269,7 @@ def _storable(instances: Instances, feature_type: FeatureType) -> Instances:
     bad = int((~np.isfinite(features)).any(axis=1).sum())
     if bad:
         raise SlideError(f"{bad} of {len(features)} rows of features hold NaN or infinity")
-    largest, most = float(np.abs(features).max(initial=0.0)), float(np.finfo(feature_type).max)
+    largest, most = float(np.abs(features).max(initial=0.0)), float(np.finfo(np.float32).max)
     if largest > most:
-        raise SlideError(f"features reach {largest:,.0f}, {feature_type} holds {most:,.0f} at most; scale them down")
-    return replace(instances, features=features.astype(feature_type))
+        raise SlideError(f"features reach {largest:.3g}, float32 holds {most:.3g} at most; scale them down")
+    return replace(instances, features=features.astype(cohort_type or feature_type(features)))

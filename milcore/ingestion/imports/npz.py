@@ -21,11 +21,11 @@ from milcore.ingestion.imports.source import (
     Instances,
     Source,
     array_digest,
-    feature_type,
     rows_by_slide,
     table_source,
 )
 from milcore.runtime import storage
+from milcore.store.feature_type import feature_type
 from milcore.store.writer import RowName
 
 _Arrays = dict[str, Array]
@@ -70,7 +70,7 @@ def open_patches(uri: str, config: ImportConfig) -> Source:
     if "xy" in arrays:
         rows["coords"] = _corners(uri, arrays["xy"], patches, config)
     read = partial(_read_patches, patches=patches, rows=rows, class_names=names, bags=bags, config=config)
-    return table_source(uri, manifest, read, "float16")
+    return table_source(uri, manifest, read, None)
 
 
 def _read_patches(  # noqa: PLR0913 - the tables of all bags

@@ -24,11 +24,11 @@ from milcore.ingestion.imports.source import (
     Instances,
     Source,
     array_digest,
-    feature_type,
     rows_by_slide,
     table_source,
 )
 from milcore.runtime import storage
+from milcore.store.feature_type import feature_type
 
 SLIDE_COLUMNS = ("slide_id", "label", "patient_id", "uri", "mpp", "site", "split", "annotation")
 COORDS = ("x", "y")

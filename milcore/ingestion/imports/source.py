@@ -7,19 +7,17 @@ Axis words: n (instance), d (feature), p (patch edge in px).
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.ingestion.imports.coords import PatchGrid
+from milcore.store.feature_type import FeatureType
 from milcore.store.writer import RowName
 
-FeatureType = Literal["float16", "float32"]
 Array = npt.NDArray[Any]
-
-LARGEST_CHANGE = 2.0**-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +53,20 @@ class Source(NamedTuple):
         manifest: its slides and labels.
         version: of a slide's file (uri, size and version), without reading the file where possible.
         read: instances of a slide.
-        feature_type: in which features are stored.
+        feature_type: in which features are stored; None where each slide's own values decide.
         unlabelled: files without a label; they are left out.
     """
 
     manifest: Manifest
     version: Callable[[Slide], dict[str, Any]]
     read: Callable[[Slide], Instances]
-    feature_type: FeatureType
+    feature_type: FeatureType | None
     unlabelled: tuple[str, ...]
 
 
-def table_source(uri: str, manifest: Manifest, read: Callable[[str], Instances], feature_type: FeatureType) -> Source:
+def table_source(
+    uri: str, manifest: Manifest, read: Callable[[str], Instances], feature_type: FeatureType | None
+) -> Source:
     """Source of one file with all slides.
 
     The version of a slide is the digest of its rows.
@@ -75,7 +75,7 @@ def table_source(uri: str, manifest: Manifest, read: Callable[[str], Instances],
         uri: of the file.
         manifest: slides in it.
         read: instances of a slide by its id; all are in memory already.
-        feature_type: in which features are stored.
+        feature_type: in which features are stored; None where there are none.
     """
 
     def version(slide: Slide) -> dict[str, Any]:
@@ -104,17 +104,3 @@ def array_digest(*arrays: Array | None) -> str:
             sha256.update(f"{array.dtype.str}{array.shape}".encode())
             sha256.update(np.ascontiguousarray(array).tobytes())
     return sha256.hexdigest()
-
-
-def feature_type(features: npt.NDArray[np.float32]) -> FeatureType:
-    """Type in which features are stored: float16, or float32 where that changes values.
-
-    float16 may change no value by more than 1/256 of its column's standard deviation.
-    """
-    finite = features[np.isfinite(features).all(axis=1)]
-    if not len(finite):
-        return "float16"
-    with np.errstate(over="ignore"):
-        change = np.abs(finite.astype(np.float16).astype(np.float32) - finite).max(axis=0)
-    allowed = LARGEST_CHANGE * finite.std(axis=0, dtype=np.float64)
-    return "float16" if bool((change <= allowed).all()) else "float32"

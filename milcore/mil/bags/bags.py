@@ -134,9 +134,10 @@ class Bags:
         size = entry.length * self._instance_bytes
         if size > self.cache_bytes // STREAMED_ABOVE_CACHE_FRACTION:
             return Bag(entry.bag_id, entry.patient_id, entry.label, rows)
-        bag = Bag(entry.bag_id, entry.patient_id, entry.label, rows[: entry.length])
+        instances = rows[: entry.length]
+        bag = Bag(entry.bag_id, entry.patient_id, entry.label, instances)
         # bags beyond the cache are read again each epoch: evicting others would make every epoch miss every bag
-        if self._cached_bytes + size <= self.cache_bytes:
+        if self._cached_bytes + instances.nbytes <= self.cache_bytes:
             self._cache[index] = bag
-            self._cached_bytes += size
+            self._cached_bytes += instances.nbytes  # of float32 in one slide, of float16 in another
         return bag

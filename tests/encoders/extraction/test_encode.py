@@ -38,7 +38,6 @@ def test_features_are_the_network_s_own_of_the_stored_patches(tmp_path: Path) ->
         expected = network.extract_features((pixels - 127) / 128).mean(dim=(2, 3))
     encoded = load_encoder("efficientnet_lite0", "cpu")(torch.from_numpy(slide.patches(0, 6)))
     torch.testing.assert_close(encoded, expected, atol=1e-5, rtol=1e-5)
-    # stored in float16
     np.testing.assert_allclose(slide.features("efficientnet_lite0").read(0, len(slide)), expected.numpy(), atol=2e-3)
 
 
@@ -52,6 +51,60 @@ def test_features_do_not_depend_on_the_slides_beside_or_the_threads(tmp_path: Pa
     for slide_id in alone.slide_ids():
         digests = {store.slide(slide_id).feature_attrs("efficientnet_lite0")["digest"] for store in (alone, together)}
         assert len(digests) == 1
+
+
+class _Offset(torch.nn.Module):
+    """The mean colour of a patch, times a scale, around an offset."""
+
+    def __init__(self, offset: float, scale: float) -> None:
+        super().__init__()
+        self.offset, self.scale = offset, scale
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.offset + self.scale * patches.mean(dim=(2, 3))
+
+
+def _offset_encoder(folder: Path, offset: float, scale: float) -> EncodeConfig:
+    torch.jit.save(torch.jit.script(_Offset(offset, scale)), str(folder / "offset.pt"))
+    encoder = f"torchscript:{folder / 'offset.pt'},input_px=16,mpp=any,mean=0/0/0,std=1/1/1"
+    return EncodeConfig(encoder=encoder, name="f", patches_per_batch=4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("offset", "scale", "kept"), [(-0.78, 1.0, "float16"), (1000.0, 0.05, "float32"), (0.0, 1e6, "float32")]
+)
+def test_features_keep_their_values_in_the_type_that_holds_them(
+    tmp_path: Path, offset: float, scale: float, kept: str
+) -> None:
+    """float16 has steps of 0.5 at 1000, and ends at 65,504; the type of each slide is told."""
+    store = write_store(str(tmp_path / "store"), slides=2)
+    config = _offset_encoder(tmp_path, offset, scale)
+    assert [outcome.feature_type for outcome in encode(store.uri, config)] == [kept, kept]
+    assert [(outcome.skipped, outcome.feature_type) for outcome in encode(store.uri, config)] == [(True, kept)] * 2
+    slide = store.slide("s00")
+    read = slide.features("f").read(0, len(slide))
+    expected = offset + scale * slide.patches(0, len(slide)).mean(axis=(1, 2)) / 255
+    assert read.dtype == kept
+    np.testing.assert_allclose(read, expected, rtol=1e-6 if kept == "float32" else 5e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_type_of_features_depends_on_neither_batches_threads_nor_a_run_cut_short(tmp_path: Path) -> None:
+    """To the bit, in stores where slides of little spread need float32 and others, with a dark patch, do not."""
+    stores = [write_store(str(tmp_path / name), slides=4, patches=7) for name in ("together", "alone", "resumed")]
+    config = _offset_encoder(tmp_path, 0.0, 1.0)
+    list(encode_slides(EncodeJob(stores[0].uri, config, "cpu"), stores[0].slide_ids(), threads=3))
+    for slide_id in reversed(stores[1].slide_ids()):
+        small = config.model_copy(update={"patches_per_batch": 1})
+        list(encode_slides(EncodeJob(stores[1].uri, small, "cpu"), [slide_id], threads=1))
+    next(encode(stores[2].uri, config))
+    list(encode(stores[2].uri, config))
+    types = set()
+    for slide_id in stores[0].slide_ids():
+        assert len({store.slide(slide_id).feature_attrs("f")["digest"] for store in stores}) == 1
+        types |= {store.slide(slide_id).feature_type("f") for store in stores}
+    assert types == {"float16", "float32"}
 
 
 def test_encoding_again_does_nothing(tmp_path: Path) -> None:

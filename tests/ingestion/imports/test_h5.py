@@ -226,8 +226,8 @@ def test_coords_beyond_any_slide_are_quarantined(tmp_path: Path, far: float) -> 
 def _spoil_h5(folder: Path) -> None:
     """Slides that cannot be used, each in its own way, beside a and b, which can."""
     features = features_of(0)
-    nan, huge = features.copy(), features.copy()
-    nan[2, 1], huge[0, 0] = np.nan, 1e5
+    nan, huge = features.copy(), features.astype(np.float64)
+    nan[2, 1], huge[0, 0] = np.nan, 1e39
     for name, rows in {
         "a": features,
         "b": features,
@@ -250,7 +250,7 @@ def _spoil_h5(folder: Path) -> None:
 
 SPOILT = {
     "holes": "1 of 12 rows of features hold NaN or infinity",
-    "huge": "features reach 100,000, float16 holds 65,504 at most",
+    "huge": r"features reach 1e\+39, float32 holds 3.4e\+38 at most",
     "wide": "features 7 wide, most slides have 5",
     "short": "not readable as HDF5",
     "rows": "12 rows of features, 11 of coords; allowed: one place per row",
