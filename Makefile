@@ -2,7 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-browser browser test-faults test-containers engine image kubectl lint format clean
+.PHONY: setup demo test test-long test-browser browser test-faults test-containers engine image lock advisories kubectl lint \
+	format clean
 
 setup: .venv/ready
 
@@ -41,9 +42,19 @@ test-faults: setup
 engine:
 	$(PYTHON) k8s/image/build.py --install --stand-in-base --engine-only
 
-# TORCH_INDEX=URL adds a package index, to choose between CPU and CUDA builds of torch
+# BASE=NAME@sha256:… takes the base by digest, LOCK=FILE another lock, TORCH_INDEX=URL a package index with its torch;
+# build/milcore-VERSION.cdx.json lists what is in the image
 image: engine
-	$(PYTHON) k8s/image/build.py --stand-in-base --torch-index "$(TORCH_INDEX)"
+	$(PYTHON) k8s/image/build.py --stand-in-base --torch-index "$(TORCH_INDEX)" $(if $(BASE),--base "$(BASE)") \
+		$(if $(LOCK),--lock "$(LOCK)")
+
+# what the image installs, by version and sha256; after a change of constraints.txt or of the dependencies
+lock: setup
+	$(BIN)/python k8s/image/lock.py --torch-index "$(TORCH_INDEX)" $(if $(LOCK),--out "$(LOCK)")
+
+# known vulnerabilities of what the image installs; FILE: records of OSV
+advisories: setup
+	$(BIN)/python k8s/image/advisories.py $(FILE)
 
 test-containers: setup image
 	$(BIN)/pip install --quiet --constraint constraints.txt docker

@@ -16,6 +16,8 @@ S3_SECRET, S3_KEYS = "milcore-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
 STORAGE_CONFIG, STORAGE_KEYS = "milcore-storage", ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 RAY_SECRET, RAY_KEYS = "milcore-ray", {"auth_token": "RAY_AUTH_TOKEN", "auth_mode": "RAY_AUTH_MODE"}
 PROFILE_CONFIG, PROFILE_FOLDER = "milcore-profile", "/etc/milcore"
+# the image's user; a number, for Kubernetes cannot tell that a name is not root's
+USER_ID = 10001
 # what the launcher of RayJobs asks its surroundings for
 FIELDS = {
     "POD_NAME": "metadata.name",
@@ -40,6 +42,7 @@ def step(task: dsl.PipelineTask, *, cached: bool = False, retried: bool = True) 
     task.set_env_variable("MILCORE_IMAGE", _image.get())
     if retried:
         task.set_retry(RETRIES, FIRST_WAIT, WAIT_FACTOR, LONGEST_WAIT)
+    kubernetes.set_security_context(task, run_as_user=USER_ID, run_as_group=USER_ID, run_as_non_root=True)
     kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in S3_KEYS})
     kubernetes.use_config_map_as_env(task, STORAGE_CONFIG, {key: key for key in STORAGE_KEYS})
     return task

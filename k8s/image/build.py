@@ -35,10 +35,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         engine = find_engine(install=given.install)
         if given.stand_in_base:
-            make_base(engine)
-            start_one(engine)
+            make_base(engine, given.base)
+            start_one(engine, given.base)
         if not given.engine_only:
-            build(engine, given.torch_index)
+            tag = build(engine, given.torch_index, given.base, given.lock)
+            print(f"its packages: {write_sbom(engine, tag)}")
     except BuildError as error:
         print(f"image: {error}", file=sys.stderr)
         return 2
@@ -63,14 +64,16 @@ def find_engine(*, install: bool) -> str:
     raise BuildError(f"no container engine works here; install podman (as root: apt-get install {' '.join(PACKAGES)})")
 
 
-def make_base(engine: str) -> None:
+def make_base(engine: str, base: str) -> None:
     """A stand-in for the base image, unless it is there or can be pulled: Debian with Python 3.11, by debootstrap.
 
     Raises:
-        BuildError: not root, or no debootstrap.
+        BuildError: it is another base than the default, whose place nothing takes, not root, or no debootstrap.
     """
-    if _engine(engine, "image", "inspect", BASE, check=False) or _engine(engine, "pull", "-q", BASE, check=False):
+    if _engine(engine, "image", "inspect", base, check=False) or _engine(engine, "pull", "-q", base, check=False):
         return
+    if base != BASE:
+        raise BuildError(f"{base} can neither be found here nor pulled; check its name and digest, and the registry")
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         raise BuildError(
             f"{BASE} can neither be pulled nor made; give this machine a registry, or root and debootstrap"
@@ -88,18 +91,18 @@ def make_base(engine: str) -> None:
         _engine(engine, "import", str(archive), BASE)
 
 
-def start_one(engine: str) -> None:
+def start_one(engine: str, base: str) -> None:
     """Start a container of the base image and let it end.
 
     Raises:
         BuildError: it does not start.
     """
-    if not _engine(engine, "run", "--rm", BASE, "true", check=False):
-        raise BuildError(f"{engine} is here but starts no container; try: {engine} run --rm {BASE} true")
+    if not _engine(engine, "run", "--rm", base, "true", check=False):
+        raise BuildError(f"{engine} is here but starts no container; try: {engine} run --rm {base} true")
 
 
-def build(engine: str, torch_index: str) -> None:
-    """Build ``milcore:<version>`` and say its size and how long it took.
+def build(engine: str, torch_index: str, base: str, lock: str) -> str:
+    """Build ``milcore:<version>`` and say its size and how long it took; its tag.
 
     Raises:
         BuildError: the build fails.
@@ -110,13 +113,34 @@ def build(engine: str, torch_index: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         surroundings = _surroundings(Path(folder)) if engine == "podman" else []
         named = ["--file", str(HERE / "Dockerfile"), "--tag", tag]
-        told = ["--build-arg", f"VERSION={version}", "--build-arg", f"TORCH_INDEX={torch_index}"]
-        command = ["build", *surroundings, *named, *told, str(ROOT)]
+        told = {"VERSION": version, "TORCH_INDEX": torch_index, "BASE": base, "LOCK": lock}
+        arguments = [part for name, value in told.items() for part in ("--build-arg", f"{name}={value}")]
+        command = ["build", *surroundings, *named, *arguments, str(ROOT)]
         if not _engine(engine, *command, check=False, quiet=False):
             raise BuildError("the build failed; its reason stands above")
     size = subprocess.run([engine, "image", "inspect", "--format", "{{.Size}}", tag], env=environment(engine),
                           capture_output=True, text=True, check=True).stdout  # fmt: skip
     print(f"{tag}: {int(size) / 1e9:.2f} GB, built in {time.monotonic() - began:.0f} s")
+    return tag
+
+
+def write_sbom(engine: str, tag: str) -> Path:
+    """Write the bill of materials of an image, which the image itself lists; its path.
+
+    Raises:
+        BuildError: the image does not list its packages.
+    """
+    command = [engine, "run", "--rm", "--interactive", "--network=none", tag, "python", "-"]
+    script = (HERE / "sbom.py").read_text()
+    ended = subprocess.run(
+        command, env=environment(engine), input=script, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if ended.returncode:
+        raise BuildError(f"{tag} does not list its packages; its reason stands above")
+    path = ROOT / "build" / f"{tag.replace(':', '-')}.cdx.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(ended.stdout)
+    return path
 
 
 def environment(engine: str) -> dict[str, str]:
@@ -170,7 +194,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--install", action="store_true", help="as root, install podman where no engine works")
     parser.add_argument("--engine-only", action="store_true", help="only see to an engine")
     parser.add_argument("--stand-in-base", action="store_true", help="make the base image where it cannot be pulled")
-    parser.add_argument("--torch-index", default="", help="extra package index with CPU or CUDA builds of torch")
+    parser.add_argument("--torch-index", default="", help="extra package index with the lock's build of torch")
+    parser.add_argument("--base", default=BASE, help="base image, best by digest: name@sha256:…")
+    parser.add_argument(
+        "--lock", default="k8s/image/requirements.lock", help="what to install, a path in the repository"
+    )
     return parser
 
 

@@ -1,9 +1,17 @@
 """The image as a pod runs it: numeric user, no capabilities, read-only root file system, a writable /tmp."""
 
 import json
+import re
 from pathlib import Path
 
+import milcore
 from tests.containers.conftest import Engine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_the_command_line_answers_as_a_user_without_rights(engine: Engine) -> None:
@@ -37,7 +45,14 @@ def test_every_module_of_ours_imports_from_what_the_image_kept_of_its_packages(e
     assert engine.run("ray", "--version").returncode == 0
 
 
-def test_what_is_installed_is_what_the_pins_say(engine: Engine) -> None:
-    pins = (Path(__file__).resolve().parents[2] / "constraints.txt").read_text().splitlines()
-    installed = engine.run("python", "-m", "pip", "freeze", "--exclude", "milcore").stdout.splitlines()
-    assert {line.split("+")[0].lower() for line in installed} <= {line.split("+")[0].lower() for line in pins}
+def test_what_is_installed_is_the_lock_and_the_bill_of_materials_lists_it(engine: Engine) -> None:
+    locked = re.findall(r"^(\S+)==(\S+)", (ROOT / "k8s/image/requirements.lock").read_text(), re.MULTILINE)
+    freeze = engine.run("python", "-m", "pip", "list", "--format=freeze", "--exclude=milcore").stdout
+    installed = [(canonical(name), version) for name, version in re.findall(r"^(\S+)==(\S+)", freeze, re.MULTILINE)]
+    # what the base brings besides
+    assert sorted(set(installed) - set(locked)) == [one for one in sorted(installed) if one[0] in {"pip", "wheel"}]
+    assert set(locked) <= set(installed)
+    bill = json.loads((ROOT / f"build/milcore-{milcore.__version__}.cdx.json").read_text())
+    listed = {(one["name"], one["version"]) for one in bill["components"] if one["purl"].startswith("pkg:pypi/")}
+    assert {*locked, ("milcore", milcore.__version__)} <= listed
+    assert any(one["purl"].startswith("pkg:deb/debian/base-files@") for one in bill["components"])

@@ -1,7 +1,7 @@
 """The manifests and the image file, checked without a cluster."""
 
 import functools
-import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -72,7 +72,9 @@ def test_every_document_is_a_named_object() -> None:
     for path in sorted(K8S.rglob("*.yaml")):
         for document in documents(path):
             assert {"apiVersion", "kind"} <= document.keys(), path
-            assert document["kind"] == "Kustomization" or document["metadata"]["name"].startswith("milcore"), path
+            assert document["kind"] in {"Kustomization", "Component"} or document["metadata"]["name"].startswith(
+                "milcore"
+            ), path
 
 
 def test_the_raycluster_has_no_key_or_type_the_crd_does_not_know(
@@ -242,18 +244,36 @@ def test_the_network_policy_names_this_cluster_and_opens_the_dashboard_to_steps(
     assert from_steps["ports"] == [{"protocol": "TCP", "port": 8265}]
 
 
-def test_the_image_runs_as_a_numeric_user_and_gets_torch_first() -> None:
-    lines = (K8S / "image" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
-    users = [line.split()[1] for line in lines if line.startswith("USER ")]
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1])
-    installs = [line for line in lines if line.startswith("RUN") and "pip install" in line]
-    assert installs[0].partition("&&")[0].split()[-1] == "torch"
-    assert all("--constraint constraints.txt" in line or "--no-deps" in line for line in installs)
-    assert not [line for line in lines if "://" in line]
-
-
 def test_the_image_is_built_from_what_the_context_lets_through() -> None:
     let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copies = re.findall(r"^COPY (?!--from)(.*) \S+$", (K8S / "image" / "Dockerfile").read_text(), re.MULTILINE)
-    assert set(itertools.chain.from_iterable(line.split() for line in copies)) == let_through
-    assert all((ROOT / name).exists() for name in let_through)
+    copies = re.findall(r"^COPY (.*) \S+$", (K8S / "image" / "Dockerfile").read_text(), re.MULTILINE)
+    # the argument LOCK, whose default is one of them
+    sources = {source.replace("${LOCK}", "k8s/image/*.lock") for line in copies for source in line.split()}
+    assert sources == let_through
+    assert all(list(ROOT.glob(name)) for name in let_through)
+
+
+def test_the_overlay_of_kuberay_s_namespace_changes_what_admits_it_from_everywhere() -> None:
+    """Of pods with the operator's label, only those of the namespace that the overlay names."""
+    (component,) = documents(K8S / "overlays/kuberay-namespace/kustomization.yaml")
+    (patch,) = component["patches"]
+    (change,) = yaml.safe_load(patch["patch"])
+    *_, policy = documents(BASE / "networkpolicy.yaml")
+    assert patch["target"] == {"kind": policy["kind"], "name": policy["metadata"]["name"]}
+    assert (change["op"], change["path"]) == ("replace", "/spec/ingress/1/from/0/namespaceSelector")
+    peer = policy["spec"]["ingress"][1]["from"][0]
+    assert peer["namespaceSelector"] == {}
+    assert peer["podSelector"]["matchLabels"] == {"app.kubernetes.io/component": "kuberay-operator"}
+    assert list(change["value"]["matchLabels"]) == ["kubernetes.io/metadata.name"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_kuberay_s_namespace_can_be_named_on_every_overlay(kubectl: str, place: str, tmp_path: Path) -> None:
+    way = os.path.relpath(K8S, tmp_path)
+    overlay = {"resources": [f"{way}/{place}"], "components": [f"{way}/overlays/kuberay-namespace"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    (policy,) = [one for one in rendered(kubectl, str(tmp_path)) if one["metadata"]["name"] == "milcore-rayjob"]
+    _, of_kuberay = policy["spec"]["ingress"]
+    (peer,) = of_kuberay["from"]
+    assert peer["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}
+    assert peer["podSelector"] == {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}

@@ -36,7 +36,7 @@ from milcore.config import (
 from pipeline import attention_mil, sweep
 from pipeline.__main__ import PIPELINES, main
 from pipeline.parameters import PARAMETERS
-from pipeline.steps import FIELDS
+from pipeline.steps import FIELDS, USER_ID
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_THE_WHOLE = (plan, survey, ingest, gather, encode, tune, train, evaluate, finish)
@@ -55,6 +55,16 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
         out = Path(folder, "pipeline.yaml")
         assert main(["compile", "--out", str(out), *arguments]) == 0
         return list(yaml.safe_load_all(out.read_text()))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_step_runs_as_the_image_s_numeric_user(name: str) -> None:
+    spec, platform = compiled("--pipeline", name)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors.keys() == spec["deploymentSpec"]["executors"].keys()
+    contexts = [executor.get("securityContext") for executor in executors.values()]
+    expected = {"runAsUser": str(USER_ID), "runAsGroup": str(USER_ID), "runAsNonRoot": True}
+    assert contexts == [expected] * len(contexts)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
