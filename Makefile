@@ -16,7 +16,8 @@ setup: .venv/ready
 
 demo: setup
 	$(BIN)/milcore synth demo/cohort --slides 48 --seed 0
-	$(BIN)/python -m pipeline run --manifest demo/cohort/manifest.csv --store-uri demo/store --run-uri demo/run
+	$(BIN)/python -m pipeline run --manifest demo/cohort/manifest.csv --store-uri demo/store --run-uri demo/run \
+		--log demo/pipeline.log
 
 # two at a time, a file in one process: files share a cluster or a server; in the order in which they were collected
 test: setup

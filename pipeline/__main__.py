@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from kfp.dsl.base_component import BaseComponent
 
 from components import IMAGE
 from milcore import api
-from milcore.errors import MILError
+from milcore.errors import InputError, MILError
+from pipeline.console import StepConsole
 from pipeline.dag import NAME, attention_mil
 from pipeline.predict import predict
 from pipeline.steps import with_image
@@ -56,18 +58,38 @@ def compile_pipeline(given: dict[str, Any]) -> None:
 
 
 def run(given: dict[str, Any]) -> None:
-    """Run the pipeline's steps on this machine, one process each; the same run_uri resumes."""
+    """Run the pipeline's steps on this machine, one process each; the same run_uri resumes.
+
+    The console shows steps, progress and result; the runner's own lines are in the log file.
+    """
     api.check_settings(given, given["settings"])
     api.check_manifest(given["manifest"], given["positive"] or None)
     # the runner warns of images that may lack the steps' package; here the steps import this very one
     warnings.filterwarnings("ignore", message="You may be attemp", category=RuntimeWarning)
-    with tempfile.TemporaryDirectory() as root, _own_print(), _steps_that_end(root):
+    warnings.filterwarnings("ignore", message="Task .* settings", category=UserWarning)  # CPUs and memory of pods
+    log = Path(given["log"] or Path(tempfile.gettempdir(), f"milcore-pipeline-{time.strftime('%Y%m%d-%H%M%S')}.log"))
+    print(f"log: {log}")
+    with tempfile.TemporaryDirectory() as root, _logged(log), _own_print(), _steps_that_end(root):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["pipeline_root"] or root)
         try:
             attention_mil(**_arguments(attention_mil, given))
         except RuntimeError as error:
-            raise MILError(f"{error}; its reason stands above; the same command goes on from what is done") from error
-    _say_result(given["run_uri"])
+            raise MILError(
+                f"{error}; its reason stands above, all lines in {log}; the same command goes on from what is done"
+            ) from error
+    _print_result(given["run_uri"])
+
+
+@contextlib.contextmanager
+def _logged(log: Path) -> Iterator[None]:
+    """Log all that is printed, and show a person's part of it."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--log: expected a file that can be written, got {log} ({error.strerror})") from None
+    with file, contextlib.redirect_stdout(StepConsole(sys.stdout, file)):
+        yield
 
 
 @contextlib.contextmanager
@@ -118,16 +140,20 @@ def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]
     return {name: given[name] for name in pipeline.component_spec.inputs if given[name] is not None}
 
 
-def _say_result(run_uri: str) -> None:
+def _print_result(run_uri: str) -> None:
+    """Print the models side by side and the URI of the report."""
     from milcore.runtime import storage  # noqa: PLC0415 - compiling works without what storage needs
     from milcore.runtime.progress import format_metric, printable  # noqa: PLC0415 - nor what progress needs
 
     metrics = storage.read_json(storage.join(run_uri, "metrics.json"))
-    for row in metrics["comparison"]:
-        localisation = format_metric(row["localisation_auroc"])
-        name = printable(row["name"])
-        print(f"{name}: test AUROC {format_metric(row['auroc'])}, localisation AUROC {localisation}")
-    print(f"accuracy {format_metric(metrics['accuracy'])}, {len(metrics['quarantined'])} slides quarantined")
+    names = [printable(row["name"]) for row in metrics["comparison"]]
+    width = max(map(len, names))
+    print(f"{'on the test slides':{width}}  AUROC      localisation AUROC")
+    for name, row in zip(names, metrics["comparison"], strict=True):
+        print(f"{name:{width}}  {format_metric(row['auroc']):9}  {format_metric(row['localisation_auroc'])}")
+    interval = metrics.get("auroc_newcombe")
+    between = "" if interval is None else f"AUROC of the run between {interval[0]:.2f} and {interval[1]:.2f} (95 %), "
+    print(f"{between}accuracy {format_metric(metrics['accuracy'])}, {len(metrics['quarantined'])} slides quarantined")
     print(printable(f"report: {metrics['report']}"))
 
 
@@ -146,6 +172,7 @@ def _parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
     make.set_defaults(action=compile_pipeline)
     here = commands.add_parser("run", help="run the steps on this machine")
     here.add_argument("--pipeline-root", help="folder for the steps' artifacts [default: a temporary one]")
+    here.add_argument("--log", metavar="FILE", help="file for every line of the steps [default: a temporary one]")
     here.set_defaults(action=run)
     send = commands.add_parser("submit", help="send it to a Kubeflow Pipelines API")
     send.add_argument("--host", default=None, help="address of the API [default: that of the cluster this runs in]")

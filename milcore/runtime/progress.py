@@ -1,6 +1,7 @@
 """Progress on standard error, for work longer than two seconds.
 
-A bar on a terminal; in logs (a Kubernetes pod, a file) one plain line every few seconds.
+A bar on a terminal; in logs (a Kubernetes pod, a file) plain lines: one every five seconds at first, later one every
+eighth of the time that has passed, and one a minute at least.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ from rich.progress import Progress
 
 T = TypeVar("T")
 
-SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LINES = (5.0, 60.0)
+SHARE_BETWEEN_LINES = 0.125
 # control characters, marks that turn the direction of text, line separators, and halves of pairs
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -32,16 +34,35 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 
 def _track_in_lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    start = last = time.monotonic()
+    clock = _LineClock()
     for done, item in enumerate(items, start=1):
         yield item
+        elapsed_s = clock.elapsed_s
+        if clock.is_due(always=done == total and elapsed_s >= 2.0):
+            left_s = elapsed_s / done * (total - done)
+            log_line(f"{label}: {done}/{total}, {elapsed_s:.0f} s, {done / elapsed_s:.2g}/s, about {left_s:.0f} s left")
+
+
+class _LineClock:
+    """Decides when the next line of progress is due."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the work began."""
+        return time.monotonic() - self._start
+
+    def is_due(self, *, always: bool = False) -> bool:
+        """True where a line is due, which is then taken for logged."""
+        shortest, longest = SECONDS_BETWEEN_LINES
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES or (done == total and now - start >= 2.0):
-            last = now
-            left_s = (now - start) / done * (total - done)
-            log_line(
-                f"{label}: {done}/{total}, {now - start:.0f} s, {done / (now - start):.2g}/s, about {left_s:.0f} s left"
-            )
+        wait_s = min(max(SHARE_BETWEEN_LINES * (now - self._start), shortest), longest)
+        if now - self._last < wait_s and not always:
+            return False
+        self._last = now
+        return True
 
 
 def format_metric(value: float | None) -> str:
@@ -82,26 +103,20 @@ class EpochObserver(Protocol):
 
 
 class EpochProgress:
-    """Log lines of training epochs.
-
-    At most one every five seconds, and always the first and the last epoch.
-    """
+    """Log lines of training epochs, and always of the first and the last."""
 
     def __init__(self, epochs: int, label: str = "") -> None:
         self._epochs = epochs
         self._label = label
         self._shown = 0
-        self._start = time.monotonic()
-        self._last = -SECONDS_BETWEEN_LINES
+        self._clock = _LineClock()
 
     def show(self, epoch: int, metrics: dict[str, float]) -> None:
         """Log loss, validation metrics, speed, data-waiting share and time left."""
-        now = time.monotonic()
         self._shown += 1
-        if now - self._last < SECONDS_BETWEEN_LINES and epoch + 1 < self._epochs:
+        if not self._clock.is_due(always=self._shown == 1 or epoch + 1 == self._epochs):
             return
-        self._last = now
-        elapsed_s = now - self._start
+        elapsed_s = self._clock.elapsed_s
         left_s = elapsed_s / self._shown * (self._epochs - epoch - 1)
         values = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_auroc"))
         speed = f"{metrics['train_bags_per_sec']:.3g} bags/s, {metrics['train_waiting']:.0%} waiting for data"
@@ -110,15 +125,12 @@ class EpochProgress:
 
 
 class PatchProgress:
-    """Log lines of patches done, patches per second and time left.
-
-    At most one every five seconds.
-    """
+    """Log lines of patches done, patches per second and time left."""
 
     def __init__(self, label: str, total: int) -> None:
         self._label, self._left, self._done = label, total, 0
         self._total = total
-        self._start = self._last = time.monotonic()
+        self._clock = _LineClock()
 
     def show(self, computed: int, skipped: int) -> None:
         """Count patches and log a line when one is due.
@@ -129,11 +141,9 @@ class PatchProgress:
         """
         self._done += computed
         self._left -= computed + skipped
-        now = time.monotonic()
-        if now - self._last < SECONDS_BETWEEN_LINES or not self._done:
+        if not self._done or not self._clock.is_due():
             return
-        self._last = now
-        speed = self._done / (now - self._start)
+        speed = self._done / self._clock.elapsed_s
         minutes, seconds = divmod(round(max(0, self._left) / speed), 60)
         done = self._total - self._left
         log_line(f"{self._label}: {done}/{self._total} patches, {speed:.3g}/s, {minutes}:{seconds:02d} min to go")

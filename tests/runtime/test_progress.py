@@ -1,8 +1,10 @@
 """Log lines while patches are computed."""
 
+import itertools
+
 import pytest
 
-from milcore.runtime.progress import PatchProgress, log_line, printable
+from milcore.runtime.progress import EpochProgress, PatchProgress, log_line, printable
 
 
 def test_patches_per_second_and_the_time_left_count_computed_patches_only(
@@ -22,6 +24,23 @@ def test_patches_per_second_and_the_time_left_count_computed_patches_only(
     clock[0] = 161.0
     lines.show(1, 0)
     assert capsys.readouterr().err == "encode: 321/1000 patches, 1.98/s, 5:42 min to go\n"
+
+
+def test_hours_of_work_are_some_hundred_lines_and_the_first_and_last_epoch_are_among_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An epoch a second for three hours: a line every five seconds at first, one a minute at the end."""
+    clock, epochs = [0.0], 3 * 3600
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    progress = EpochProgress(epochs)
+    metrics = dict.fromkeys(("train_loss", "val_loss", "val_auroc", "train_bags_per_sec", "train_waiting"), 1.0)
+    for epoch in range(epochs):
+        clock[0] += 1.0
+        progress.show(epoch, metrics)
+    shown = [int(line.split()[1].split("/")[0]) for line in capsys.readouterr().err.splitlines()]
+    assert (shown[:4], shown[-1]) == ([1, 6, 11, 16], epochs)
+    assert max(b - a for a, b in itertools.pairwise(shown)) == 60
+    assert len(shown) < 220
 
 
 def test_a_line_holds_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

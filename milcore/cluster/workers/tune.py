@@ -42,8 +42,11 @@ TRIALS, FINISHED = TRIAL_FOLDERS
 FOLDS = "folds.json"
 KEPT_METRIC = "kept"
 FIGURES = ("score", "val_loss", "val_auroc", "val_auroc_se", "epochs")
-# no files of Tune's own loggers; Ctrl-C is the command's: Tune would take it for the end of a sweep
-TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+# no files of Tune's own loggers, and no table of the experiment, whose folder is a temporary one; Ctrl-C is the
+# command's: Tune would take it for the end of a sweep
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}  # fmt: skip
 
 
 def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
