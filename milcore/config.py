@@ -190,6 +190,11 @@ class IngestConfig(Config):
     default_mpp: PositiveFloat | None = Field(
         None, description="um/px assumed for a slide that carries none (none: such a slide is quarantined)"
     )
+    mpp_from_magnification: bool = Field(
+        False,
+        description="take 10 / magnification of the objective for the um/px of a slide that carries none (0.25 at 40x; "
+        "scanners differ by up to a third)",
+    )
     reader: ReaderChoice = Field("auto", description="what opens slides; auto takes the first that knows the format")
     codec: Codec = Field(
         "jpeg",

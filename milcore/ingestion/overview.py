@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from milcore.cohort.manifest import Slide
+from milcore.ingestion.slide import unread_text
 from milcore.runtime import storage
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
@@ -55,7 +56,7 @@ def _row(store: PatchStore, slide: Slide, stored: SlideRecord | None) -> dict[st
         "slide_id": slide.slide_id,
         "patient_id": slide.patient_id,
         "status": record.status or "missing",
-        "reason": record.reason or (scan and scan.codec_instead) or "",
+        "reason": record.reason or "; ".join(_notes(record)),
         "patches": record.instances,
         "grid": None if counts is None else counts.grid,
         "unreadable": None if counts is None else counts.unreadable,
@@ -65,6 +66,15 @@ def _row(store: PatchStore, slide: Slide, stored: SlideRecord | None) -> dict[st
         "reader": "" if scan is None else scan.reader,
         "picture": _picture(SlideGroup(store.group_uri(slide.slide_id), record)) if record.status == "ok" else None,
     }
+
+
+def _notes(record: SlideRecord) -> Iterator[str]:
+    """Notes on a slide that is ok."""
+    scan, size = record.scan, record.size_level0
+    if scan is not None and scan.codec_instead:
+        yield scan.codec_instead
+    if scan is not None and scan.unread_images and size is not None:
+        yield unread_text(scan.unread_images, size)
 
 
 def _picture(slide: SlideGroup) -> str | None:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from milcore.ingestion.tiling import TilePlan, grid_size, plan_tiles, tile_size_
 from milcore.ingestion.tissue import METHOD, Mask, tissue_mask
 from milcore.runtime.progress import log_line
 from milcore.slides import RemoteFile, SlideReader, find_remote_slide, open_slide
-from milcore.slides.mpp import COARSEST_MPP, FINEST_MPP, SAME_SCALE
+from milcore.slides.mpp import COARSEST_MPP, FINEST_MPP, SAME_SCALE, magnification_mpp
 from milcore.slides.reader import Pixels, level_box
 from milcore.slides.resample import area_resize
 from milcore.slides.source import fetch, source_version
@@ -26,6 +26,7 @@ from milcore.store.writer import SlideWriter
 
 MASK_PX_PER_TILE = 16
 THUMBNAIL_EDGES_PX = (1024, 4096)
+IMAGES_NAMED = 5
 
 
 class SlideOutcome(NamedTuple):
@@ -115,6 +116,7 @@ def _is_up_to_date(earlier: SlideRecord, record: SlideRecord) -> bool:
     free = set()
     if earlier.mpp is not None and earlier.counts is not None:
         free |= {"default_mpp"} if earlier.mpp.origin != "default_mpp" else set()
+        free |= {"mpp_from_magnification"} if earlier.mpp.origin in {"manifest", "slide"} else set()
         free |= {"max_unreadable"} if earlier.counts.unreadable <= parameters["max_unreadable"] else set()
     return all(before.get(name) == value for name, value in parameters.items() if name not in free)
 
@@ -139,6 +141,7 @@ def _ingest_pixels(work: _SlideIngestion, reader: SlideReader, remote: RemoteFil
     mpp, origin = _mpp(slide, reader, config)
     step = tile_size_level0(mpp, config)
     _check_work(reader, mpp, config)
+    _log_unread_images(slide, reader)
     thumbnail = reader.thumbnail(thumbnail_edge(reader.size, step))
     mask = mask_of(thumbnail, reader.size, step)
     plan = _plan(reader.size, mpp, mask, config)
@@ -163,6 +166,26 @@ def _ingest_pixels(work: _SlideIngestion, reader: SlideReader, remote: RemoteFil
     return counts.patches
 
 
+def _log_unread_images(slide: Slide, reader: SlideReader) -> None:
+    if reader.unread_images:
+        log_line(f"{slide.slide_id}: {unread_text(reader.unread_images, reader.size)}")
+
+
+def unread_text(unread: Sequence[Sequence[int]], size: Sequence[int]) -> str:
+    """Line on the images of a file that are not read.
+
+    Args:
+        unread: (width, height) of each, px.
+        size: of the image that is read, px.
+    """
+    sizes = ", ".join(f"{width:,} x {height:,} px" for width, height in unread[:IMAGES_NAMED])
+    more = " …" if len(unread) > IMAGES_NAMED else ""
+    return (
+        f"of {len(unread) + 1} images in the file the largest is read, {size[0]:,} x {size[1]:,} px; not read: {sizes}"
+        f"{more}; save a further region of interest as a slide of its own"
+    )
+
+
 def _scan_record(reader: SlideReader, mpp: float, config: IngestConfig, codec_instead: str | None) -> ScanRecord:
     return ScanRecord(
         reader=reader.backend,
@@ -171,6 +194,7 @@ def _scan_record(reader: SlideReader, mpp: float, config: IngestConfig, codec_in
         icc_sha256=None if reader.icc is None else hashlib.sha256(reader.icc).hexdigest(),
         tissue={**METHOD, "mask_px_per_tile": MASK_PX_PER_TILE, "min_tissue": config.min_tissue},
         codec_instead=codec_instead,
+        unread_images=[list(size) for size in reader.unread_images],
     )
 
 
@@ -189,9 +213,15 @@ def _scale_fields(reader: SlideReader, mpp: float, origin: str, config: IngestCo
 def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float, str]:
     """um/px of level 0 and its origin.
 
-    From the manifest, else the slide's file, else the default.
+    From the manifest, else the slide's file, else its objective where that is asked for, else the default.
     """
-    for mpp, origin in ((slide.mpp, "manifest"), (reader.mpp, "slide"), (config.default_mpp, "default_mpp")):
+    of_objective = magnification_mpp(reader.magnification)
+    for mpp, origin in (
+        (slide.mpp, "manifest"),
+        (reader.mpp, "slide"),
+        (of_objective if config.mpp_from_magnification else None, "magnification"),
+        (config.default_mpp, "default_mpp"),
+    ):
         if mpp is not None:
             if mpp > config.mpp * (1.0 + SAME_SCALE):
                 raise SlideError(
@@ -200,7 +230,8 @@ def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float
                 )
             return mpp, origin
     missing = f"the slide tells no um/px between {FINEST_MPP:g} and {COARSEST_MPP:g}"
-    raise SlideError(f"no mpp: {missing}; give --default-mpp, or an mpp in the manifest")
+    objective = "" if of_objective is None else f", or --mpp-from-magnification ({reader.magnification:g}x)"
+    raise SlideError(f"no mpp: {missing}; give --default-mpp, or an mpp in the manifest{objective}")
 
 
 def _check_work(reader: SlideReader, mpp: float, config: IngestConfig) -> None:

@@ -1,44 +1,66 @@
 """Reader of plain images (PNG, JPEG, untiled TIFF) through Pillow.
 
-They have one level and no um/px. They are decoded whole, so large ones are refused: those belong in a tiled pyramidal
-TIFF. Of several pages of a TIFF the largest is read, of equal ones the first.
+They have one level. They are decoded whole, so large ones are refused: those belong in a tiled pyramidal TIFF. Of
+several pages of a TIFF the largest is read, of equal ones the first; three pages that an OME-TIFF calls red, green and
+blue are one image. A resolution counts as um/px where a microscope has it: most are those of a screen or printer.
 """
 
 import math
 import warnings
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from milcore.errors import SlideError
+from milcore.slides.mpp import UM_PER_INCH, square_mpp
 from milcore.slides.reader import Bounds, Pixels, draw_thumbnail
-from milcore.slides.tiff import MAX_PAGES, damage_as_slide_error, open_tiff
+from milcore.slides.tiff import damage_as_slide_error, open_tiff
+from milcore.slides.tiff_metadata import Scale, ome_image_of, ome_images, scale_of
+from milcore.slides.tiff_pages import MAX_PAGES, NumberedPage, unread_images
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _GREY_MODES = ("1", "L", "LA")
 _MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
-class FlatImageReader:
-    """One plain image, decoded whole.
+class _Content(NamedTuple):
+    """Content of a file, before it is decoded.
 
-    Its ``mpp`` is None: dots per inch of a plain image are unrelated to the microscope.
+    Args:
+        pages: numbers of those that are the image; none of a PNG or JPEG.
+        bits: of a sample.
+        scale: um/px and magnification.
+        unread_images: sizes of further ones.
     """
+
+    pages: tuple[int, ...]
+    bits: int
+    scale: Scale
+    unread_images: tuple[tuple[int, int], ...]
+
+
+class FlatImageReader:
+    """One plain image, decoded whole."""
 
     def __init__(self, path: Path) -> None:
         with _open_image(path) as image:
-            bits = _open_largest_page(path, image) if image.format == "TIFF" else _bits(image)
-            _check(image.mode, bits)
+            content = _find_largest_page(path) if image.format == "TIFF" else _content(image)
+            if content.pages:
+                image.seek(content.pages[0])
+            is_colour_by_page = len(content.pages) > 1
+            _check("RGB" if is_colour_by_page and image.mode == "L" else image.mode, content.bits)
             self.backend = f"flat:{str(image.format).lower()}"
             self.icc: bytes | None = image.info.get("icc_profile") or None
-            self._pixels = _decode(image)
+            self._pixels = _decode_channels(image, content.pages) if is_colour_by_page else _decode(image)
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
         self.bounds = Bounds(0, 0, *self.size)
         self.level_downsamples: tuple[float, ...] = (1.0,)
-        self.mpp: float | None = None
+        self.mpp, self.magnification = content.scale
+        self.unread_images = content.unread_images
 
     @staticmethod
     def recognises(path: Path) -> bool:
@@ -93,22 +115,37 @@ def _bits(image: Image.Image) -> int:
     return 16 if any(";16" in str(tile.args) for tile in getattr(image, "tile", ())) else 8
 
 
-def _open_largest_page(path: Path, image: Image.Image) -> int:
-    """Turn a TIFF to its largest page; return the bits of a sample.
+def _content(image: Image.Image) -> _Content:
+    """Content of a PNG or JPEG, whose resolution Pillow gives in dots per inch."""
+    dpi = image.info.get("dpi") or (0, 0)
+    x, y = (UM_PER_INCH / float(per_inch) if per_inch else None for per_inch in dpi)
+    return _Content((), _bits(image), Scale(square_mpp(x, y), None), ())
+
+
+def _find_largest_page(path: Path) -> _Content:
+    """Find the largest page of a TIFF.
+
+    With the other two where its colours are pages of their own.
 
     Raises:
         SlideError: the page is damaged, or has more px than Pillow's limit against decompression bombs.
     """
-    with damage_as_slide_error("its TIFF directory is damaged"):
-        with open_tiff(path) as tiff:
-            pages: list[Any] = list(islice(tiff.pages, MAX_PAGES))
-            areas = [page.imagewidth * page.imagelength for page in pages]
-            number = areas.index(max(areas))
-            bits = int(np.max(pages[number].bitspersample))
+    with damage_as_slide_error("its TIFF directory is damaged"), open_tiff(path) as tiff:
+        pages: list[Any] = list(islice(tiff.pages, MAX_PAGES))
+        areas = [page.imagewidth * page.imagelength for page in pages]
+        number = areas.index(max(areas))
         if areas[number] > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise _too_large()
-        image.seek(number)
-    return bits
+        images = ome_images(tiff)
+        image, page = ome_image_of(number, images), pages[number]
+        numbers: tuple[int, ...] = (number,)
+        if image is not None and image.colour_pages and page.samplesperpixel == 1:
+            numbers = image.colour_pages
+        levels = [[NumberedPage(each, pages[each]) for each in numbers]]
+        others = [NumberedPage(each, page) for each, page in enumerate(pages)]
+        return _Content(
+            numbers, int(np.max(page.bitspersample)), scale_of(page, image), unread_images(others, levels, images)
+        )
 
 
 def _too_large() -> SlideError:
@@ -135,6 +172,17 @@ def _open_image(path: Path) -> Image.Image:
             raise
         except (OSError, SyntaxError, ValueError) as error:
             raise SlideError(f"image cannot be opened ({type(error).__name__})") from None
+
+
+def _decode_channels(image: Image.Image, pages: Sequence[int]) -> Pixels:
+    """Pixels of three pages of grey, as red, green and blue."""
+    channels = []
+    for number in pages:
+        image.seek(number)
+        channels.append(_decode(image)[..., 0])
+    if len({channel.shape for channel in channels}) > 1:
+        raise SlideError("its red, green and blue are pages of different sizes")
+    return np.stack(channels, axis=-1)
 
 
 def _decode(image: Image.Image) -> Pixels:

@@ -1,19 +1,26 @@
-"""Microns per pixel from TIFF resolution tags, Aperio descriptions and OME-XML.
+"""Microns per pixel from resolutions, and from descriptions as Aperio writes them.
 
-Tags are in px per inch or cm; numbers may have a comma for the point. The surprise: many TIFFs carry the resolution of
-a screen or printer, so values that no microscope has (outside 0.02 to 20 um/px) count as unknown.
+Resolutions are in px per inch, cm or another unit; numbers may have a comma for the point. The surprise: many images
+carry the resolution of a screen or printer, so values that no microscope has (outside 0.02 to 20 um/px) count as
+unknown.
 """
 
 import re
-import xml.etree.ElementTree as ET
 
 from milcore.errors import SlideError
 
 FINEST_MPP, COARSEST_MPP = 0.02, 20.0
 MOST_ANISOTROPIC = 0.02
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
-_UM_PER_OME_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_APERIO_MPP = re.compile(r"\bMPP\s*=\s*([0-9]+(?:[.,][0-9]+)?(?:[eE][+-]?[0-9]+)?)")
+UM_PER_INCH = 25_400.0
+# of units as OME and ImageJ name them
+UM_PER_UNIT_NAME = {
+    "µm": 1.0, "μm": 1.0, "um": 1.0, "\\u00B5m": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4,
+    "m": 1e6, "inch": UM_PER_INCH,
+}  # fmt: skip
+# by the number of the TIFF's tag
+UM_PER_TAG_UNIT = {2: UM_PER_INCH, 3: 10_000.0}
+_NUMBER = r"\s*=\s*([0-9]+(?:[.,][0-9]+)?(?:[eE][+-]?[0-9]+)?)"
+_APERIO_MPP, _APERIO_MAGNIFICATION = re.compile(rf"\bMPP{_NUMBER}"), re.compile(rf"\bAppMag{_NUMBER}")
 
 
 def square_mpp(x: float | None, y: float | None) -> float | None:
@@ -38,38 +45,35 @@ def parse_number(text: str | None) -> float | None:
 
 
 def aperio_mpp(description: str) -> float | None:
-    """um/px in the image description of an Aperio slide; None where absent."""
+    """um/px in a description as Aperio's, which others write too; None where absent."""
     match = _APERIO_MPP.search(description)
     return parse_number(match[1]) if match else None
 
 
-def ome_mpp(xml: str) -> tuple[float | None, float | None]:
-    """um/px of the first image in OME-XML, in x and y; None where absent."""
-    try:
-        root = ET.fromstring(xml)  # noqa: S314 - as above
-    except (ET.ParseError, ValueError):
-        return None, None
-    pixels = root.find(".//{*}Pixels")
-    if pixels is None:
-        return None, None
-    sizes = []
-    for axis in "XY":
-        size = parse_number(pixels.get(f"PhysicalSize{axis}"))
-        unit = _UM_PER_OME_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        sizes.append(None if size is None or unit is None else size * unit)
-    return sizes[0], sizes[1]
+def aperio_magnification(description: str) -> float | None:
+    """Magnification of the objective in a description as Aperio's; None where absent."""
+    match = _APERIO_MAGNIFICATION.search(description)
+    return parse_number(match[1]) if match else None
 
 
-def tag_mpp(resolution: tuple[int, int] | None, unit: int) -> float | None:
+def magnification_mpp(magnification: float | None) -> float | None:
+    """um/px that an objective is taken to have: ``10 / magnification``, 0.25 at 40x.
+
+    None where unknown or outside a microscope's range. Scanners differ by up to a third: 40x is 0.23 to 0.33 um/px.
+    """
+    return None if not magnification else square_mpp(10.0 / magnification, 10.0 / magnification)
+
+
+def tag_mpp(resolution: tuple[int, int] | None, um: float | None) -> float | None:
     """um/px of a TIFF resolution tag; None where absent.
 
     Args:
         resolution: px per unit, as a fraction.
-        unit: 2 is inch, 3 is cm.
+        um: of one unit; None where it is unknown.
     """
-    if resolution is None or unit not in _UM_PER_UNIT or 0 in resolution:
+    if resolution is None or um is None or 0 in resolution:
         return None
-    return _UM_PER_UNIT[unit] * resolution[1] / resolution[0]
+    return um * resolution[1] / resolution[0]
 
 
 # scales whose ratio is this close to 1 count as equal: resampling would only blur

@@ -35,7 +35,9 @@ class OpenSlideReader:
             level_downsample(self.size, level) for level in self._slide.level_dimensions
         )
         self.mpp = _mpp(self._slide.properties)
+        self.magnification = parse_number(self._slide.properties.get("openslide.objective-power"))
         self.icc = _icc(self._slide)
+        self.unread_images: tuple[tuple[int, int], ...] = ()
 
     @staticmethod
     def recognises(path: Path) -> bool:

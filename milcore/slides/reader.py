@@ -41,15 +41,18 @@ class SlideReader(Protocol):
 
     ``backend`` names reader and vendor; ``mpp`` is um/px of level 0, None where unknown; ``icc`` is the colour profile,
     which is kept but not applied; ``level_downsamples`` is level-0 px per px of each level. ``bounds`` is the whole
-    slide where the file names no part of it.
+    slide where the file names no part of it. ``magnification`` is that of the objective, None where unknown;
+    ``unread_images`` are the sizes (width, height) of further images in the file, such as other regions of interest.
     """
 
     backend: str
     size: tuple[int, int]
     bounds: Bounds
     mpp: float | None
+    magnification: float | None
     icc: bytes | None
     level_downsamples: tuple[float, ...]
+    unread_images: tuple[tuple[int, int], ...]
 
     def __init__(self, path: Path) -> None: ...
 

@@ -2,9 +2,10 @@
 
 tifffile reads the directories; tiles are decoded one by one, several times as fast as asking for regions, since each
 tile is decoded once and nothing is composed. Read here: 8-bit RGB in tiles of JPEG, JPEG 2000, WebP, LZW, Deflate,
-zstd, PackBits or none. Left to OpenSlide: vendors whose TIFFs need stitching (NDPI, SCN, BIF, Philips, Trestle), planar
-samples, YCbCr outside JPEG. Of planes of one size the first is read. An ICC profile is not applied: pixels stay as
-scanned, for every reader alike.
+zstd, PackBits or none, interleaved or in planes, which may be pages of one sample each in an OME-TIFF. Left to
+OpenSlide: vendors whose TIFFs need stitching (NDPI, SCN, BIF, Philips, Trestle), YCbCr outside JPEG. The largest image
+is read, of equal ones the first, and the others are counted. An ICC profile is not applied: pixels stay as scanned, for
+every reader alike.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import logging
 import math
 import struct
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tifffile
@@ -20,16 +20,16 @@ import tifffile
 from milcore.errors import SlideError
 from milcore.slides import jpeg_tile
 from milcore.slides.file import SlideFile, open_bytes, open_stream
-from milcore.slides.mpp import aperio_mpp, ome_mpp, square_mpp, tag_mpp
 from milcore.slides.reader import Bounds, Pixels, draw_thumbnail, level_downsample
 from milcore.slides.resample import area_resize
 from milcore.slides.tiff_level import CODECS, JPEG, RGB, YCBCR, Level
+from milcore.slides.tiff_metadata import ome_image_of, ome_images, scale_of, vendor_of
+from milcore.slides.tiff_pages import check_largest, find_levels, numbered_pages, unread_images
 from milcore.slides.tile_cache import LruCache, TileIndex
 
 _STITCHED = ("is_ndpi", "is_scn", "is_bif", "is_philips")
 TILE_CACHE_MB = 256.0
 _BLOCK_PX = 2048
-MAX_PAGES = 64
 # exceptions of tifffile, Pillow and the codecs on damaged bytes; none of them is a bug here
 _DAMAGE_ERRORS = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AttributeError, AssertionError,
@@ -45,12 +45,16 @@ class TiffReader:
 
     def __init__(self, path: SlideFile) -> None:
         with damage_as_slide_error("its TIFF directory is damaged"), open_tiff(path) as tiff:
-            pages = _levels(tiff)
-            _check_largest(tiff, pages[0])
-            self._levels = [Level(page) for page in pages]
-            self.mpp = _mpp(pages[0])
-            self.backend = f"tiff:{_vendor(pages[0])}"
-            self.icc = bytes(pages[0].tags.valueof(34675) or b"") or None
+            images = ome_images(tiff)
+            numbered = list(numbered_pages(tiff))
+            levels = find_levels(numbered, images)
+            base, image = levels[0][0], ome_image_of(levels[0][0].number, images)
+            check_largest(numbered, base.page)
+            self._levels = [Level(*(each.page for each in level)) for level in levels]
+            self.mpp, self.magnification = scale_of(base.page, image)
+            self.backend = f"tiff:{vendor_of(base.page, image)}"
+            self.icc = bytes(base.page.tags.valueof(34675) or b"") or None
+            self.unread_images = unread_images(numbered, levels, images)
             _check(self._levels[0])
             self.size = (self._levels[0].width, self._levels[0].height)
             self.bounds = Bounds(0, 0, *self.size)
@@ -66,7 +70,7 @@ class TiffReader:
         """True for a tiled TIFF without stitching, in a compression read here."""
         try:
             with open_tiff(path) as tiff:
-                page = _levels(tiff)[0]
+                page = find_levels(list(numbered_pages(tiff)), ome_images(tiff))[0][0].page
                 stitched = any(getattr(tiff, name) for name in _STITCHED) or "Trestle" in page.software
                 return not stitched and page.compression in CODECS and _colours_supported(page)
         except (*_DAMAGE_ERRORS, SlideError):
@@ -103,9 +107,9 @@ class TiffReader:
         """
         grid = self._levels[level]
         tile = self._whole_tile(x, y, level, width, height)
-        if tile is None or grid.compression != JPEG or grid.samples != 3:
+        if tile is None or grid.compression != JPEG or grid.samples != 3 or grid.planes != 1:
             return None
-        data = self._tile_bytes(tile)
+        (data,) = self._segments(tile)
         if not data:
             return b""
         header = grid.header(data)
@@ -128,9 +132,12 @@ class TiffReader:
         inside = x >= 0 and y >= 0 and x + width <= grid.width and y + height <= grid.height
         return TileIndex(level, x // width, y // height) if exact and inside else None
 
-    def _tile_bytes(self, tile: TileIndex) -> bytes:
+    def _segments(self, tile: TileIndex) -> list[bytes]:
+        """Bytes of a tile, one after another where it lies in planes."""
+        return [self._segment(tile, index) for index in self._levels[tile.level].segments(tile)]
+
+    def _segment(self, tile: TileIndex, index: int) -> bytes:
         level = self._levels[tile.level]
-        index = level.index(tile)
         size = int(level.sizes[index])
         if size > level.max_tile_bytes:
             raise SlideError(
@@ -179,11 +186,11 @@ class TiffReader:
 
     def _decode(self, tile: TileIndex) -> Pixels:
         level = self._levels[tile.level]
-        data = self._tile_bytes(tile)
-        if not data:
+        segments = self._segments(tile)
+        if not any(segments):
             return self._absent_tile(tile)
         with damage_as_slide_error(f"tile {tile.column}, {tile.row} of level {tile.level} cannot be decoded"):
-            return level.decode(data, level.index(tile))
+            return level.decode(tile, segments)
 
 
 @contextlib.contextmanager
@@ -208,71 +215,14 @@ def damage_as_slide_error(reason: str) -> Iterator[None]:
         raise SlideError(f"{reason} ({type(error).__name__})") from None
 
 
-def _levels(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """The largest tiled page and its reductions, largest first."""
-    tiled = [page for page in _pages(tiff) if page.is_tiled and not page.tiledepth > 1 and 0 not in _size(page)]
-    if not tiled:
-        raise SlideError("no tiled image in the TIFF")
-    base = max(tiled, key=lambda page: math.prod(_size(page)))
-    levels = [base]
-    for page in sorted(tiled, key=lambda page: -page.imagewidth):
-        if page.imagewidth < levels[-1].imagewidth and _is_reduction(page, base):
-            levels.append(page)
-    return levels
-
-
-def _check_largest(tiff: tifffile.TiffFile, base: tifffile.TiffPage) -> None:
-    """Check that no page is larger than the tiled one that would be read.
-
-    The macro image of an Aperio export may be larger than the slide.
-
-    Raises:
-        SlideError: one is, in strips: the tiled image is its thumbnail.
-    """
-    width, height = max((_size(page) for page in _pages(tiff)), key=math.prod)
-    if width * height > math.prod(_size(base)) and not base.is_svs:
-        raise SlideError(
-            f"its largest image, {width:,} x {height:,} px, is stored in strips; convert it to a tiled pyramidal TIFF"
-        )
-
-
-def _size(page: tifffile.TiffPage) -> tuple[int, int]:
-    return page.imagewidth, page.imagelength
-
-
-def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
-    """The first ``MAX_PAGES`` pages, each followed by its SubIFDs."""
-    for number in range(MAX_PAGES):
-        try:
-            page: Any = tiff.pages[number]
-        except IndexError:
-            return
-        yield page
-        subpages = page.pages if page.subifds else None
-        if subpages is not None:
-            yield from (subpages[k] for k in range(min(MAX_PAGES, len(page.subifds))))
-
-
-def _is_reduction(page: tifffile.TiffPage, base: tifffile.TiffPage) -> bool:
-    """True where a page is the base image, reduced equally in both directions.
-
-    Heights may differ by up to 2 px from the ratio of the widths; both must be stored alike.
-    """
-    scale = base.imagewidth / page.imagewidth
-    same = ("compression", "photometric", "samplesperpixel", "bitspersample", "planarconfig")
-    alike = all(getattr(page, name) == getattr(base, name) for name in same)
-    return alike and abs(base.imagelength / scale - page.imagelength) <= 2.0
-
-
 def _colours_supported(page: tifffile.TiffPage) -> bool:
-    """True for interleaved RGB and for YCbCr in JPEG.
+    """True for RGB and for YCbCr in interleaved JPEG.
 
     Also for an image without colour: this reader opens it to refuse it with the reason.
     """
     if page.samplesperpixel < 3 or page.photometric not in {RGB, YCBCR}:
         return True
-    planar = page.planarconfig != 1
-    return not planar and (page.photometric == RGB or page.compression == JPEG)
+    return page.photometric == RGB or (page.compression == JPEG and page.planarconfig == 1)
 
 
 def _check(level: Level) -> None:
@@ -289,20 +239,3 @@ def _check(level: Level) -> None:
         raise SlideError(f"{level.samples} samples a pixel, photometric {level.photometric}; allowed: RGB or YCbCr")
     if level.compression == JPEG and level.samples == 4:
         raise SlideError("JPEG tiles of 4 components; allowed: RGB or YCbCr")
-
-
-def _vendor(page: tifffile.TiffPage) -> str:
-    return "aperio" if page.is_svs else "ome" if page.is_ome else "generic"
-
-
-def _mpp(page: tifffile.TiffPage) -> float | None:
-    """um/px from the metadata of Aperio or OME, else from the resolution tags."""
-    if page.is_svs:
-        mpp = aperio_mpp(page.description)
-        return square_mpp(mpp, mpp)
-    if page.is_ome:
-        return square_mpp(*ome_mpp(page.description))
-    unit = int(page.tags.valueof(296) or 2)
-    x, y = (tag_mpp(page.tags.valueof(code), unit) for code in (282, 283))
-    mpp = square_mpp(x, y)
-    return mpp if mpp is not None and math.isfinite(mpp) else None

@@ -5,6 +5,8 @@ an error and takes no memory.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -25,34 +27,53 @@ _WEBP = frozenset({50001, 34927})
 CODECS = _BYTE_CODECS | _JPEG2000 | _WEBP | {JPEG}
 _LARGEST_TILE_PX = 4096
 _ASSOCIATED_ALPHA = 1
+_PLANAR = 2
 
 
 class Level:
-    """One level of a TIFF: grid of tiles, byte ranges and codec."""
+    """One level of a TIFF: grid of tiles, byte ranges and codec.
 
-    def __init__(self, page: tifffile.TiffPage) -> None:
+    A tile is one segment of the file, or one for each of red, green and blue: the planes of a planar page, or pages of
+    one sample each.
+
+    Args:
+        pages: one, or three of one sample each.
+    """
+
+    def __init__(self, *pages: tifffile.TiffPage) -> None:
+        page = pages[0]
         self.width, self.height = page.imagewidth, page.imagelength
         self.tile_width, self.tile_height = page.tilewidth, page.tilelength
         self.compression, self.photometric = int(page.compression), int(page.photometric)
         self.samples, self.bits = page.samplesperpixel, page.bitspersample
+        self.planes = 3 if len(pages) == 3 or (page.planarconfig == _PLANAR and self.samples >= 3) else 1
+        if len(pages) == 3:
+            self.samples, self.photometric = 3, RGB
         # no codec makes a tile larger than its pixels, but for a few headers
         self.max_tile_bytes = 2 * self.tile_width * self.tile_height * self.samples + 65_536
         self.tables = jpeg_tile.shared_tables(page.jpegtables)
-        self.offsets, self.sizes = page.dataoffsets, np.asarray(page.databytecounts, np.uint64)
         self._header: tuple[bytes, jpeg_tile.Header | None] = b"", None
         self._premultiplied = tuple(page.extrasamples[:1]) == (_ASSOCIATED_ALPHA,)
-        self._decode = page.decode
         self._columns = -(-self.width // self.tile_width)
         self._rows = -(-self.height // self.tile_height)
         tiles = self._columns * self._rows
-        if not len(self.offsets) == len(self.sizes) >= tiles:
-            raise SlideError(f"its TIFF directory is damaged: {len(self.offsets)} offsets for {tiles} tiles")
+        of_page = tiles * (self.planes // len(pages))
+        self.offsets: list[int] = []
+        self.sizes = np.empty(0, np.uint64)
+        self._decoders: list[Any] = []
+        for each in pages:
+            if not len(each.dataoffsets) == len(each.databytecounts) >= of_page:
+                raise SlideError(f"its TIFF directory is damaged: {len(each.dataoffsets)} offsets for {of_page} tiles")
+            self.offsets += each.dataoffsets[:of_page]
+            self.sizes = np.append(self.sizes, np.asarray(each.databytecounts[:of_page], np.uint64))
+            self._decoders.append(each.decode)
         if max(self.tile_width, self.tile_height) > _LARGEST_TILE_PX:
             raise SlideError(f"tiles of {self.tile_width} x {self.tile_height} px; allowed: up to {_LARGEST_TILE_PX}")
 
-    def index(self, tile: TileIndex) -> int:
-        """Position of the tile in the directory's lists of offsets and byte counts."""
-        return tile.row * self._columns + tile.column
+    def segments(self, tile: TileIndex) -> range:
+        """Positions of the tile's segments in the lists of offsets and byte counts."""
+        tiles = self._columns * self._rows
+        return range(tile.row * self._columns + tile.column, self.planes * tiles, tiles)
 
     def has_bytes(self, left: float, top: float, right: float, bottom: float) -> bool:
         """True where a tile of an area, in px of this level, was scanned."""
@@ -68,10 +89,31 @@ class Level:
             self._header = data[: header.scan], header
         return header
 
-    def decode(self, data: bytes, index: int) -> Pixels:
-        """RGB pixels (tile height, tile width, 3) of a compressed tile."""
+    def decode(self, tile: TileIndex, segments: Sequence[bytes]) -> Pixels:
+        """RGB pixels (tile height, tile width, 3) of a compressed tile.
+
+        Args:
+            tile: of this level.
+            segments: its bytes, one or three.
+        """
+        return self._decode(segments[0], tile) if self.planes == 1 else self._decode_planes(segments, tile)
+
+    def _decode_planes(self, segments: Sequence[bytes], tile: TileIndex) -> Pixels:
+        pixels = np.full((self.tile_height, self.tile_width, 3), 255, np.uint8)
+        of_tile = self.segments(tile)
+        for plane, data in enumerate(segments):
+            if data:
+                # of one page: the decoder counts the segments of all planes; of three: those of its own
+                one_page = len(self._decoders) == 1
+                decode = self._decoders[0 if one_page else plane]
+                index = of_tile[plane if one_page else 0]
+                tables = {"jpegtables": self.tables} if self.compression == JPEG else {}
+                pixels[..., plane] = np.asarray(decode(data, index, _fullsize=True, **tables)[0])[0, ..., 0]
+        return pixels
+
+    def _decode(self, data: bytes, tile: TileIndex) -> Pixels:
         if self.compression in _BYTE_CODECS:
-            pixels = np.asarray(self._decode(data, index, _fullsize=True)[0])[0]
+            pixels = np.asarray(self._decoders[0](data, self.segments(tile)[0], _fullsize=True)[0])[0]
         elif self.compression == JPEG:
             return self._jpeg(data)
         elif self.compression in _JPEG2000:

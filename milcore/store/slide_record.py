@@ -72,7 +72,7 @@ class SlideMpp:
         level0: of level 0.
         target: asked for by ingestion; None in an import.
         patch: of the patches; None where unknown.
-        origin: of ``level0``: manifest, slide or default_mpp; in an import labels or slide.
+        origin: of ``level0``: manifest, slide, magnification or default_mpp; in an import labels or slide.
     """
 
     level0: float
@@ -102,6 +102,7 @@ class ScanRecord:
         tissue: method and thresholds of the tissue mask.
         codec_instead: reason why the codec is another than asked for; None where it is not.
         stain_normalisation: method and stains of the slide; None where patches are as scanned.
+        unread_images: sizes (width, height) of further images in the file; None in stores of earlier versions.
     """
 
     reader: str
@@ -110,6 +111,7 @@ class ScanRecord:
     tissue: dict[str, Any]
     codec_instead: str | None = None
     stain_normalisation: dict[str, Any] | None = None
+    unread_images: list[list[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 
 # settings of ingestion without effect on a slide that is ok
-FREE_SETTINGS = {"default_mpp", "max_unreadable"}
+FREE_SETTINGS = {"default_mpp", "mpp_from_magnification", "max_unreadable"}
 
 
 class Instances(NamedTuple):

@@ -143,10 +143,10 @@ def test_each_native_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.Mo
     with open_slide(tmp_path / "a.tiff") as reader:
         level = reader._levels[0]  # type: ignore[attr-defined]
         original = level.decode
-        monkeypatch.setattr(level, "decode", lambda data, index: decoded.append(index) or original(data, index))
+        monkeypatch.setattr(level, "decode", lambda tile, data: decoded.append(tile[1:]) or original(tile, data))
         plan = plan_tiles(reader.size, 0.5, np.ones((4, 4), bool), config)
         assert len(list(extract(reader, plan, config, PatchEncoding("none"), 3))) == 100
-    assert sorted(decoded) == list(range(16))
+    assert sorted(decoded) == [(column, row) for column in range(4) for row in range(4)]
 
 
 def test_a_damaged_tile_is_noticed_without_decoding_it(shared_data: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from milcore.config import IngestConfig
@@ -50,3 +51,15 @@ def test_what_is_no_tissue_is_dimmed(page: str) -> None:
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
     assert np.abs(shown[20:170, 10:80] - (200, 120, 170)).max() < 25
     assert shown[20:170, 110:180].max() < 130
+
+
+def test_an_image_that_was_not_read_is_shown(tmp_path: Path) -> None:
+    pixels = np.full((256, 256, 3), (200, 120, 170), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as tiff:
+        for image in (pixels, pixels[:192]):
+            tiff.write(image, tile=(64, 64), photometric="rgb", resolution=(2e4, 2e4), resolutionunit=3, metadata=None)
+    (tmp_path / "m.csv").write_text("slide_id,uri,label\na,a.tiff,1\n")
+    plan_cohort(str(tmp_path / "m.csv"), str(tmp_path / "store"))
+    list(ingest(str(tmp_path / "store"), IngestConfig(patch_size=64), 0))
+    page = Path(write_cohort_page(str(tmp_path / "store"))).read_text()
+    assert "of 2 images in the file the largest is read, 256 x 256 px; not read: 256 x 192 px; save a further" in page

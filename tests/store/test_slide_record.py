@@ -32,7 +32,7 @@ INGESTED = SlideRecord(
     patches=9,
     patches_digest="cd",
     arrays=("coords", "patches"),
-    scan=ScanRecord("tiff:generic", AFFINE, None, {"method": "m"}),
+    scan=ScanRecord("tiff:generic", AFFINE, None, {"method": "m"}, unread_images=[[40, 20]]),
 )
 INGESTED_ATTRS = {
     "schema_version": 2,
@@ -56,6 +56,7 @@ INGESTED_ATTRS = {
     "tissue": {"method": "m"},
     "codec_instead": None,
     "stain_normalisation": None,
+    "unread_images": [[40, 20]],
 }
 IMPORTED = SlideRecord(
     "b",
