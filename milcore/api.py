@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from milcore.config import (
     ATTENTION_FORMATS,
     AnnotationConfig,
+    AnnotationOrigin,
     AttentionFormat,
     EncodeConfig,
     ImportConfig,
@@ -521,6 +522,7 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
     *,
     manifest_uri: str | None = None,
     default_mpp: float | None = None,
+    annotation_origin: AnnotationOrigin = "bounds",
     allow_program: bool = False,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
@@ -534,6 +536,7 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
         out_uri: folder for predictions and attention.
         manifest_uri: in place of slides: CSV or Parquet with slide_id, uri; also patient_id, mpp.
         default_mpp: um/px of slides that carry none; None: as the run's cohort has it.
+        annotation_origin: corner that coordinates in the GeoJSON and OME-TIFF of attention begin at.
         allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
             author.
         use_gpu: compute on a CUDA device.
@@ -553,12 +556,14 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
             f"RUN {run_uri!r} and OUT {out_uri!r}; allowed: RUN SLIDE… OUT or RUN OUT --manifest FILE; name slides "
             "or a manifest"
         )
-    if manifest_uri is None:
-        summary = predict_files(run_uri, slides, out_uri, default_mpp, allow_program=allow_program, use_gpu=use_gpu)
-    else:
-        summary = predict_manifest(
-            run_uri, manifest_uri, out_uri, default_mpp, allow_program=allow_program, use_gpu=use_gpu
-        )
+    score: Callable[..., dict[str, Any]] = (
+        partial(predict_files, run_uri, slides)
+        if manifest_uri is None
+        else partial(predict_manifest, run_uri, manifest_uri)
+    )
+    summary = score(
+        out_uri, default_mpp, annotation_origin=annotation_origin, allow_program=allow_program, use_gpu=use_gpu
+    )
     _log_quarantined(summary)
     return summary
 

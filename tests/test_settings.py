@@ -29,7 +29,7 @@ from pipeline import attention_mil, sweep
 
 COMMANDS: dict[type[Config], tuple[str, ...]] = {
     IngestConfig: ("ingest",),
-    AnnotationConfig: ("ingest", "evaluate"),
+    AnnotationConfig: ("ingest", "evaluate", "predict"),
     ImportConfig: ("import",),
     EncodeConfig: ("encode",),
     SplitConfig: ("train", "tune"),
@@ -52,6 +52,7 @@ WITHOUT_OPTION = {
     ("tune", "train"): "its fields are options themselves",
     ("tune", "pooling"): "drawn from poolings",
     ("tune", "learning_rate"): "drawn between learning_rate_min and learning_rate_max",
+    ("predict", "annotation_class"): "predict reads no annotation",
     ("tune", "folds"): "objective_folds scores trials; the folds of a run are trained by milcore train",
 }
 # fields that only some encoders allow

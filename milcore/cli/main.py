@@ -276,12 +276,14 @@ def evaluate(
 
 
 @app.command()
+@options_of(annotations=AnnotationConfig, leave_out={"annotation_class": "predict reads no annotation"})
 def predict(
     run: Run,
     slides: Annotated[
         list[str],
         typer.Argument(metavar="[SLIDE...] OUT", help="slides, then OUT: the folder for predictions and attention"),
     ],
+    annotations: Values,
     manifest: Annotated[
         str | None,
         typer.Option(help="in place of SLIDE: CSV or Parquet with slide_id, uri; also patient_id, mpp"),
@@ -298,7 +300,14 @@ def predict(
     """
     *uris, out = slides
     summary = api.predict(
-        run, uris, out, manifest_uri=manifest, default_mpp=mpp, allow_program=allow_program, use_gpu=use_gpu
+        run,
+        uris,
+        out,
+        manifest_uri=manifest,
+        default_mpp=mpp,
+        annotation_origin=parse_config(AnnotationConfig, annotations).annotation_origin or "bounds",
+        allow_program=allow_program,
+        use_gpu=use_gpu,
     )
     finish(summary, f"{len(summary['ok'])} slides scored; {out}", as_json, code=0 if summary["ok"] else NONE_OK)
 

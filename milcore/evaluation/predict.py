@@ -21,6 +21,7 @@ from milcore import __version__
 from milcore.cohort.manifest import Slide, read_manifest
 from milcore.config import (
     ATTENTION_FORMATS,
+    AnnotationOrigin,
     EncodeConfig,
     EncoderRecord,
     IngestConfig,
@@ -62,7 +63,6 @@ from milcore.training.run_folder import Run, claim_folder
 
 RESEARCH_USE = "Research use only. Not for diagnosis."
 ATTENTION = "attention"
-FILES = AttentionFiles(ATTENTION_FORMATS, "bounds")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 SIGNED_NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
 
@@ -71,7 +71,7 @@ class _Scorer(NamedTuple):
     """Models and settings of a run that score new slides.
 
     ``rule`` is None where the run has not been evaluated; ``encode`` is None where the models take patches.
-    ``settings`` is the digest of all that the folder's predictions depend on.
+    ``settings`` is the digest of all that the folder's predictions depend on; ``files`` are those of attention.
     """
 
     spec: RunSpec
@@ -81,6 +81,7 @@ class _Scorer(NamedTuple):
     rule: DecisionRule | None
     settings: str
     device: torch.device
+    files: AttentionFiles
 
 
 def predict(  # noqa: PLR0913 - one argument per option of the command
@@ -89,6 +90,7 @@ def predict(  # noqa: PLR0913 - one argument per option of the command
     out_uri: str,
     default_mpp: float | None = None,
     *,
+    annotation_origin: AnnotationOrigin = "bounds",
     allow_program: bool = False,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
@@ -104,7 +106,15 @@ def predict(  # noqa: PLR0913 - one argument per option of the command
         raise InputError("slides: expected at least one slide, got none; allowed: paths or URIs of slide files")
     uris = [storage.absolute(uri) for uri in slide_uris]
     slides = slides_of_files(uris, read_records(out_uri))
-    return predict_slides(run_uri, slides, out_uri, default_mpp, allow_program=allow_program, use_gpu=use_gpu)
+    return predict_slides(
+        run_uri,
+        slides,
+        out_uri,
+        default_mpp,
+        annotation_origin=annotation_origin,
+        allow_program=allow_program,
+        use_gpu=use_gpu,
+    )
 
 
 def predict_manifest(  # noqa: PLR0913 - one argument per option of the command
@@ -113,6 +123,7 @@ def predict_manifest(  # noqa: PLR0913 - one argument per option of the command
     out_uri: str,
     default_mpp: float | None = None,
     *,
+    annotation_origin: AnnotationOrigin = "bounds",
     allow_program: bool = False,
     use_gpu: bool = False,
 ) -> dict[str, Any]:
@@ -126,7 +137,15 @@ def predict_manifest(  # noqa: PLR0913 - one argument per option of the command
     """
     manifest = read_manifest(manifest_uri, required=("slide_id", "uri"))
     slides = [replace(slide, uri=storage.absolute(slide.uri)) for slide in manifest.slides]
-    return predict_slides(run_uri, slides, out_uri, default_mpp, allow_program=allow_program, use_gpu=use_gpu)
+    return predict_slides(
+        run_uri,
+        slides,
+        out_uri,
+        default_mpp,
+        annotation_origin=annotation_origin,
+        allow_program=allow_program,
+        use_gpu=use_gpu,
+    )
 
 
 def predict_slides(  # noqa: PLR0913 - one argument per option of the command
@@ -135,6 +154,7 @@ def predict_slides(  # noqa: PLR0913 - one argument per option of the command
     out_uri: str,
     default_mpp: float | None,
     *,
+    annotation_origin: AnnotationOrigin = "bounds",
     allow_program: bool = False,
     use_gpu: bool,
 ) -> dict[str, Any]:
@@ -150,6 +170,7 @@ def predict_slides(  # noqa: PLR0913 - one argument per option of the command
         slides: to score.
         out_uri: folder to write into; its results for unchanged slides are reused.
         default_mpp: um/px of slides that carry none; None takes the cohort's own default.
+        annotation_origin: corner that coordinates in the GeoJSON and OME-TIFF of attention begin at.
         allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
             author.
         use_gpu: compute on a CUDA device.
@@ -158,7 +179,7 @@ def predict_slides(  # noqa: PLR0913 - one argument per option of the command
         The content of ``predictions.json`` for these slides: ``ok`` (ids), ``quarantined`` (id to reason), ``slides``.
     """
     run_uri, device = storage.absolute(run_uri), torch.device("cuda" if use_gpu else "cpu")
-    scorer, spec = _load_scorer(run_uri, default_mpp, device, allow_program=allow_program)
+    scorer, spec = _load_scorer(run_uri, default_mpp, annotation_origin, device, allow_program=allow_program)
     claim_folder(out_uri, spec)
     records = read_records(out_uri)
     check_files(slides, records)
@@ -253,7 +274,7 @@ def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
 
 
 def _load_scorer(
-    run_uri: str, default_mpp: float | None, device: torch.device, *, allow_program: bool
+    run_uri: str, default_mpp: float | None, origin: AnnotationOrigin, device: torch.device, *, allow_program: bool
 ) -> tuple[_Scorer, PredictionsSpec]:
     """The run's models and settings, and the ``config.json`` of predictions by them."""
     run = Run(run_uri)
@@ -269,9 +290,11 @@ def _load_scorer(
         default_mpp=default_mpp,
         ingestion=ingestion,
         encoder=encoder,
+        annotation_origin=origin,
     )
     encode = None if encoder is None else EncodeConfig(encoder=encoder.encoder, name=spec.train.features)
-    return _Scorer(spec, models, ingestion, encode, _decision_rule(run), predictions.digest, device), predictions
+    files = AttentionFiles(ATTENTION_FORMATS, origin)
+    return _Scorer(spec, models, ingestion, encode, _decision_rule(run), predictions.digest, device, files), predictions
 
 
 def _decision_rule(run: Run) -> DecisionRule | None:
@@ -404,7 +427,7 @@ def _predict_bag(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri
     columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
     for group, weight in zip(groups, entry.by_slide(prediction.attention).values(), strict=True):
         of_slide = {name: values[group.slide_id] for name, values in columns.items()}
-        write_attention(storage.join(out_uri, ATTENTION), group, weight, FILES, of_slide)
+        write_attention(storage.join(out_uri, ATTENTION), group, weight, scorer.files, of_slide)
     return prediction
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from milcore.cohort.manifest import Slide
-from milcore.config import EncoderRecord, FolderSpec, IngestConfig
+from milcore.config import AnnotationOrigin, EncoderRecord, FolderSpec, IngestConfig
 from milcore.errors import DamageError, InputError, StoreError
 from milcore.runtime import storage
 from milcore.runtime.digest import digest, with_own_digest, without_own_digest
@@ -37,11 +37,12 @@ class PredictionsSpec(FolderSpec):
     default_mpp: float | None
     ingestion: IngestConfig | None = Field(None, description="none in the first schema")
     encoder: EncoderRecord | None = Field(None, description="none with patches, and in the first schema")
+    annotation_origin: AnnotationOrigin = Field("bounds", description="of the GeoJSON and OME-TIFF of attention")
 
     @property
     def digest(self) -> str:
         """Sha256 of the content, which each record carries."""
-        return digest(self.model_dump(mode="json", exclude={"schema_version", "milcore_version"}))
+        return digest(self.model_dump(mode="json", exclude={"schema_version", "milcore_version", "annotation_origin"}))
 
 
 def read_records(out_uri: str) -> dict[str, Record]:

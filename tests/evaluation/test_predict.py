@@ -31,6 +31,7 @@ from milcore.training.run import prepare_run, train_run
 from milcore.training.run_folder import Run
 from tests.cohorts import as_folds, rewrite_json
 from tests.ingestion.imports.made import BAGS, write_bags
+from tests.leica import write_scn
 
 TRAIN = TrainConfig(hidden=8, attention_hidden=4, epochs=2, batch_size=4)
 SLIDES = 8
@@ -372,3 +373,23 @@ def test_records_in_each_other_s_place_are_refused(cohort: Path, tmp_path: Path)
     two.write_bytes(data)
     with pytest.raises(StoreError, match=f"{one}: expected a slide's record, got other data"):
         predict(str(cohort / "run"), [str(cohort / "s2.tiff")], str(tmp_path))
+
+
+def test_attention_begins_at_the_bounds_of_a_slide_that_was_scanned_in_part(cohort: Path, tmp_path: Path) -> None:
+    """As QuPath shows it, or at the slide's corner; a folder has one origin."""
+    pixels = np.full((192, 256, 3), 244, np.uint8)
+    pixels[:, :192] = np.clip(np.random.default_rng(9).normal((200, 110, 170), 25, (192, 192, 3)), 0, 255)
+    write_scn(tmp_path / "part.scn", pixels, (128, 64), (640, 512))
+    lefts = {}
+    for origin in ("bounds", "slide"):
+        out = str(tmp_path / origin)
+        assert predict(str(cohort / "run"), [str(tmp_path / "part.scn")], out, annotation_origin=origin)["ok"] == [
+            "part"
+        ]
+        features = storage.read_json(f"{out}/attention/part.geojson")["features"]
+        lefts[origin] = [feature["geometry"]["coordinates"][0][0] for feature in features]
+    table = storage.read_table(str(tmp_path / "bounds/attention/part.parquet"))
+    assert lefts["slide"] == [[x, y] for x, y in zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)]
+    assert lefts["bounds"] == [[x - 128, y - 64] for x, y in lefts["slide"]]
+    with pytest.raises(InputError, match="annotation_origin was 'bounds', now 'slide'"):
+        predict(str(cohort / "run"), [str(tmp_path / "part.scn")], str(tmp_path / "bounds"), annotation_origin="slide")
