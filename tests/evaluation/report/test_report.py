@@ -102,7 +102,11 @@ def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):
         dataclasses.replace(view, thumbnail=None, heat=None, patches=(), lowest=(), mpp=None) for view in data.slides
     ]
     undefined = {name: Estimate(math.nan, reason="the split holds one class only") for name in data.metrics}
-    html = render(dataclasses.replace(data, sweep=None, slides=tuple(bare), metrics=undefined, roc=(), quarantined={}))
+    html = render(
+        dataclasses.replace(
+            data, sweep=None, slides=tuple(bare), metrics=undefined, auroc=undefined["auroc"], roc=(), quarantined={}
+        )
+    )
     assert 'id="sweep"' not in html
     assert "the split holds one class only" in html
     assert "The store holds no picture of this slide." in html
@@ -114,6 +118,19 @@ def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):
 def test_numbered_classes_are_given_words(data):
     assert "<h1>positive against negative</h1>" in render(dataclasses.replace(data, classes=("0", "1")))
     assert "<h1>tumour against normal</h1>" in render(data)
+
+
+def test_a_perfect_auroc_is_headlined_with_an_interval_that_has_width(data):
+    """In the first sentence, among the metrics and in the card; that of resampled patients stands beside it."""
+    one = Estimate(1.0, 1.0, 1.0)
+    perfect = dataclasses.replace(
+        data, metrics=data.metrics | {"auroc": one}, auroc=Estimate(1.0, 0.72, 1.0), auroc_delong=one
+    )
+    html = render(perfect)
+    assert f"<strong>AUROC 1.000</strong> (95 % interval 0.72 {DASH} 1.00)" in html
+    assert f'<span class="value">1.000</span><span class="range">0.72 {DASH} 1.00</span>' in html
+    assert f"AUROC's interval from resampled patients: 1.00 {DASH} 1.00" in html
+    assert f"| AUROC | 1.000 | 0.72 {DASH} 1.00 |" in model_card(perfect)
 
 
 def test_equal_data_gives_equal_bytes(data, html):
