@@ -23,6 +23,8 @@ from milcore.slides.tiff_metadata import Scale, ome_image_of, ome_images, scale_
 from milcore.slides.tiff_pages import MAX_PAGES, NumberedPage, unread_images
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
+# a block of 64 px takes 1 bit of a JPEG at least; deflate packs 1,032 bytes into one, of 8 px in a PNG
+MOST_PX_PER_BYTE = {"JPEG": 512, "PNG": 8_256}
 _GREY_MODES = ("1", "L", "LA")
 _MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
@@ -48,6 +50,7 @@ class FlatImageReader:
 
     def __init__(self, path: Path) -> None:
         with _open_image(path) as image:
+            _check_bytes(image, path.stat().st_size)
             content = _find_largest_page(path) if image.format == "TIFF" else _content(image)
             if content.pages:
                 image.seek(content.pages[0])
@@ -105,6 +108,19 @@ def _check(mode: str, bits: int) -> None:
         raise SlideError(f"image of mode {mode}; allowed: 8 bits per channel ({', '.join(_MODES)})")
     if bits > 8:
         raise SlideError(f"{bits} bits a sample; allowed: 8; convert the image with its own software")
+
+
+def _check_bytes(image: Image.Image, size: int) -> None:
+    """Check that a file is large enough for the px that it declares.
+
+    Raises:
+        SlideError: it is cut short, or was never an image; decoding it would take memory for nothing.
+    """
+    least = math.ceil(image.width * image.height / MOST_PX_PER_BYTE.get(str(image.format), math.inf))
+    if size < least:
+        raise SlideError(
+            f"declares {image.width:,} x {image.height:,} px in {size:,} bytes; allowed: {least:,} bytes or more"
+        )
 
 
 def _bits(image: Image.Image) -> int:

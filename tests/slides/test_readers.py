@@ -272,3 +272,25 @@ def test_a_page_too_large_to_decode_behind_a_small_one_is_refused(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
     with pytest.raises(SlideError, match=r"more than 30,000 px.*pyramidal TIFF"), open_slide(tmp_path / "a.tiff"):
         pass
+
+
+def test_a_plain_image_of_fewer_bytes_than_its_px_need_is_refused(tmp_path: Path) -> None:
+    """A JPEG of a few hundred bytes that declares 81 megapixels would be decoded, grey, in 2 GB of memory."""
+    Image.new("RGB", (64, 64), (200, 100, 150)).save(tmp_path / "a.jpg", quality=1)
+    data = bytearray((tmp_path / "a.jpg").read_bytes())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 9000, 9000)
+    (tmp_path / "a.jpg").write_bytes(data)
+    (tmp_path / "cut.jpg").write_bytes(data[:200])
+    reason = rf"declares 9,000 x 9,000 px in {len(data)} bytes; allowed: 158,204 bytes or more"
+    with pytest.raises(SlideError, match=reason), open_slide(tmp_path / "a.jpg"):
+        pass
+    with pytest.raises(SlideError, match="image cannot be opened"), open_slide(tmp_path / "cut.jpg"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_an_image_of_one_colour_is_read_however_little_it_takes(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (4000, 4000), "white").save(tmp_path / name, quality=1, progressive=True, optimize=True)
+    with open_slide(tmp_path / name) as image:
+        assert image.size == (4000, 4000)

@@ -4,9 +4,9 @@ A labelled slide without a file is quarantined until the next run; a file withou
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,11 @@ from milcore.ingestion.imports.source import Array, Instances, Source
 from milcore.runtime import storage
 from milcore.runtime.allow_list import check_uri
 from milcore.slides.source import fetch, source_version
+
+# exceptions of the libraries that read such files, on damaged ones
+READ_ERRORS = (
+    OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError,
+)  # fmt: skip
 
 
 class FileKind(NamedTuple):
@@ -77,6 +82,18 @@ def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
             return _instances(kind.parse(path), slide, sha256, config)
 
     return Source(manifest, lambda slide: source_version(file_of(slide))._asdict(), read, None, tuple(unlabelled))
+
+
+def positive_number(values: Mapping[Any, Any], name: str) -> float | None:
+    """Entry that is a positive number, else None.
+
+    Of a pair the first: CLAM has one downsample per axis.
+    """
+    try:
+        value = float(np.ravel(values[name])[0])
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError):
+        return None
+    return value if 0 < value < np.inf else None
 
 
 def _files(uri: str, kind: FileKind) -> dict[str, str]:

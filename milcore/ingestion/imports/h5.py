@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
-from milcore.config import MAX_ARRAY_GB, ImportConfig
+from milcore.config import ImportConfig
 from milcore.errors import SlideError
 from milcore.ingestion.imports.coords import grid_step
-from milcore.ingestion.imports.folder import FileContent, FileKind, open_files
+from milcore.ingestion.imports.declared_size import size_problem
+from milcore.ingestion.imports.folder import READ_ERRORS, FileContent, FileKind, open_files, positive_number
 from milcore.ingestion.imports.source import Array, Source
 
 # patches of STAMP 1, whose files do not tell
@@ -53,7 +53,7 @@ def read_h5(path: Path) -> FileContent:
             if features is None:
                 return _stamp_content(values[...], coords[...], dict(file.attrs))
             return FileContent(values[...], coords[...], *_grid_attrs(dict(coords.attrs)))
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+    except READ_ERRORS as error:
         # not the error's text, which may quote the file
         raise SlideError(f"not readable as HDF5 ({type(error).__name__})") from None
 
@@ -74,10 +74,11 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
         return None
     if values.external or values.is_virtual:
         raise SlideError(f"{name} lies in other files; allowed: data in the file itself")
-    if values.nbytes > MAX_ARRAY_GB * 1e9:
-        raise SlideError(
-            f"{name} of shape {values.shape} and {values.nbytes / 1e9:,.0f} GB; allowed: {MAX_ARRAY_GB} GB"
-        )
+    if values.shape is None:
+        raise SlideError(f"{name} has no values; allowed: numbers")
+    problem = size_problem(values.nbytes, values.id.get_storage_size())
+    if problem is not None:
+        raise SlideError(f"{name} of shape {values.shape} {problem}")
     return values
 
 
@@ -87,12 +88,12 @@ def _stamp_content(features: Array, coords: Array, attrs: dict[str, Any]) -> Fil
     Raises:
         SlideError: the unit of its coords is unknown.
     """
-    edge_um, edge = (_number(attrs, name) for name in ("tile_size_um", "tile_size_px"))
+    edge_um, edge = (positive_number(attrs, name) for name in ("tile_size_um", "tile_size_px"))
     if edge_um is None and attrs.get("unit") == "um":
-        edge_um = _number(attrs, "tile_size")
+        edge_um = positive_number(attrs, "tile_size")
     if edge_um is not None:
         return FileContent(features, coords, edge_um, None if edge is None else int(edge), None, 1.0)
-    step = _number(attrs, "tile_size")
+    step = positive_number(attrs, "tile_size")
     if step is None and coords.ndim == 2 and coords.shape[1] == 2 and coords.dtype.kind in "fiu":
         step = grid_step(coords)
     if step is None or round(step) != STAMP_1_PX:
@@ -105,29 +106,17 @@ def _grid_attrs(attrs: dict[str, Any]) -> tuple[float | None, int | None, tuple[
 
     Each None where the attributes lack it.
     """
-    edge, width, height = (_number(attrs, name) for name in ("patch_size", "level0_width", "level0_height"))
+    edge, width, height = (positive_number(attrs, name) for name in ("patch_size", "level0_width", "level0_height"))
     size = None if width is None or height is None else (int(width), int(height))
     return _edge_level0(attrs, edge), None if edge is None else int(edge), size
 
 
 def _edge_level0(attrs: dict[str, Any], edge: float | None) -> float | None:
-    edge_level0 = _number(attrs, "patch_size_level0")
+    edge_level0 = positive_number(attrs, "patch_size_level0")
     if edge_level0 is not None or edge is None:
         return edge_level0
-    source, target = (_number(attrs, name) for name in ("level0_magnification", "target_magnification"))
+    source, target = (positive_number(attrs, name) for name in ("level0_magnification", "target_magnification"))
     if source is not None and target is not None:
         return edge * source / target
-    downsample = _number(attrs, "downsample")
+    downsample = positive_number(attrs, "downsample")
     return None if downsample is None else edge * downsample
-
-
-def _number(attrs: dict[str, Any], name: str) -> float | None:
-    """Attribute that is a positive number, else None.
-
-    Of a pair the first: CLAM has one downsample per axis.
-    """
-    try:
-        value = float(np.ravel(attrs[name])[0])
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None
-    return value if 0 < value < np.inf else None

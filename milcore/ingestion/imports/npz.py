@@ -6,16 +6,21 @@ name, or a number that ``cls_names`` may name).
 """
 
 import io
+import lzma
+import tokenize
 import zipfile
+import zlib
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from milcore.cohort.manifest import Manifest, make_manifest
-from milcore.config import MAX_ARRAY_GB, ImportConfig
+from milcore.config import ImportConfig
 from milcore.errors import InputError, StorageError
 from milcore.ingestion.imports.coords import corners_problem, patch_grid
+from milcore.ingestion.imports.declared_size import archive_problem
+from milcore.ingestion.imports.folder import READ_ERRORS
 from milcore.ingestion.imports.source import (
     Array,
     Instances,
@@ -98,12 +103,17 @@ def _load(uri: str, needed: tuple[str, ...]) -> _Arrays:
         InputError: it cannot be read, or lacks one that is needed.
     """
     try:
-        with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as file:
-            _check_size(file.zip)
+        data = io.BytesIO(storage.read_bytes(uri))
+        with zipfile.ZipFile(data) as archive:
+            problem = archive_problem(archive)
+        if problem is not None:
+            raise ValueError(problem)
+        data.seek(0)
+        with np.load(data, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except StorageError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
+    except (*READ_ERRORS, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError) as error:
         raise InputError(
             f"{uri} cannot be read as .npz ({type(error).__name__}: {error}); give one with {', '.join(needed)}"
         ) from None
@@ -114,12 +124,6 @@ def _load(uri: str, needed: tuple[str, ...]) -> _Arrays:
             f"{', '.join(lacking)}"
         )
     return arrays
-
-
-def _check_size(archive: zipfile.ZipFile) -> None:
-    size_gb = sum(member.file_size for member in archive.infolist()) / 1e9
-    if size_gb > MAX_ARRAY_GB:
-        raise ValueError(f"unpacked {size_gb:,.0f} GB, at most {MAX_ARRAY_GB} GB are read")
 
 
 def _bags(uri: str, arrays: _Arrays, count: int, positive: str | None) -> tuple[Manifest, _Arrays]:

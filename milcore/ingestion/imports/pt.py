@@ -5,6 +5,8 @@ file is read; nothing in the file is executed (``weights_only``).
 """
 
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import numpy as np
 
 from milcore.config import ImportConfig
 from milcore.errors import SlideError
-from milcore.ingestion.imports.folder import FileContent, FileKind, open_files
+from milcore.ingestion.imports.declared_size import archive_problem
+from milcore.ingestion.imports.folder import READ_ERRORS, FileContent, FileKind, open_files, positive_number
 from milcore.ingestion.imports.source import Array, Source
 
 FEATURE_KEYS = ("features", "feats")
@@ -35,13 +38,18 @@ def read_pt(path: Path) -> FileContent:
     """
     import torch  # noqa: PLC0415 - takes seconds, and no other format needs it
 
+    if path.stat().st_size == 0:
+        raise SlideError("empty file (0 bytes)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about forms of tensors that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise SlideError(
             "not tensors alone: other objects in a .pt may run code when read; save tensors only"
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
+    except (*READ_ERRORS, zipfile.BadZipFile) as error:
         # not the error's text, which may quote the file
         raise SlideError(f"not readable as tensors ({type(error).__name__})") from None
     parts = content if isinstance(content, dict) else {"features": content}
@@ -49,13 +57,43 @@ def read_pt(path: Path) -> FileContent:
     if features is None:
         raise SlideError(f"no features in it, but {len(parts)} other entries")
     coords = parts.get("coords")
-    edge = parts.get("patch_size_level0")
-    edge = float(edge) if isinstance(edge, (int, float)) and edge > 0 else None
-    corners = _array(coords) if isinstance(coords, torch.Tensor) else None
-    return FileContent(_array(features), corners, edge, None, None)
+    corners = _array(coords, "coords") if isinstance(coords, torch.Tensor) else None
+    return FileContent(_array(features, "features"), corners, positive_number(parts, "patch_size_level0"), None, None)
 
 
-def _array(tensor: Any) -> Array:
-    """Values of a tensor; bfloat16, which numpy lacks, as float32."""
-    values = tensor.detach()
-    return np.asarray(values.float() if str(values.dtype) == "torch.bfloat16" else values)
+def _check_archive(path: Path) -> None:
+    """Check what a file of tensors unpacks to.
+
+    Raises:
+        SlideError: it is beyond a slide, or a bomb.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            problem = archive_problem(archive)
+        if problem is not None:
+            raise SlideError(problem)
+
+
+def _array(tensor: Any, name: str) -> Array:
+    """Values of a tensor; floating-point types that numpy lacks as float32.
+
+    Raises:
+        SlideError: it has no values of its own for every place.
+    """
+    forms = {
+        "nested": tensor.is_nested,
+        "sparse": not tensor.is_nested and str(tensor.layout) != "torch.strided",
+        "quantised": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+    }
+    form = next((form for form, applies in forms.items() if applies), None)
+    if form is not None:
+        raise SlideError(f"{name}: a {form} tensor; allowed: dense numbers; save it with .to_dense() or .dequantize()")
+    if tensor.device.type != "cpu":
+        raise SlideError(f"{name}: a tensor without values, on the device {tensor.device.type}; save the values")
+    declared = tensor.numel() * tensor.element_size()
+    if declared > tensor.untyped_storage().nbytes():
+        raise SlideError(f"{name}: a view that repeats its values to {declared / 1e9:,.3g} GB; save it after .clone()")
+    values = tensor.detach().resolve_neg()
+    is_half = values.dtype.is_floating_point and values.element_size() <= 2  # numpy has one of several such types
+    return np.asarray(values.float() if is_half else values)

@@ -277,3 +277,33 @@ def test_every_slide_that_cannot_be_used_is_quarantined_with_its_reason(tmp_path
     again = import_files(tmp_path, "trident", rows)
     assert again["ok"] == ["a", "b", "wide", "gone"]
     assert again["skipped"] == len(rows) - 2
+
+
+FORMS: dict[str, tuple[dict[str, Any], str]] = {
+    "exabytes": ({"shape": (10**12, 10**6), "chunks": (1, 10**6)}, r"declares 4,000,000,000 GB; allowed: 64 GB"),
+    "unwritten": ({"shape": (10**7, 1024), "chunks": (1000, 1024)}, r"declares 41 GB, has 0.0 MB; allowed: 200 times"),
+    "scalar": ({"shape": ()}, r"features of shape \(\), type float32; allowed: numbers"),
+    "ragged": ({"shape": (3,), "dtype": h5py.vlen_dtype(np.float32)}, "type object; allowed: numbers"),
+    "no_space": ({"data": h5py.Empty("f4")}, "features has no values; allowed: numbers"),
+}
+
+
+def test_files_of_every_form_are_quarantined(tmp_path: Path) -> None:
+    """None of them ends the import, or takes memory for what the file only declares."""
+    made = tmp_path / "made"
+    write_h5(made / "good.h5", features_of(0))
+    (made / "empty.h5").write_bytes(b"")
+    for name, (how, _) in FORMS.items():
+        with h5py.File(made / f"{name}.h5", "w") as file:
+            file.create_dataset("features", **{"dtype": "f4", **how})
+    with h5py.File(made / "places.h5", "w") as file:
+        file["features"] = features_of(0)
+        file.create_dataset("coords", (10**9, 2), "i4", chunks=(1000, 2))
+    rows = [f"{name},{k % 2}" for k, name in enumerate(["good", "empty", "places", *FORMS])]
+    summary = import_files(tmp_path, "clam", tuple(rows))
+    expected = {name: reason for name, (_, reason) in FORMS.items()}
+    expected |= {"empty": "not readable as HDF5", "places": r"coords of shape .* declares 8 GB, has 0.0 MB"}
+    assert summary["ok"] == ["good"]
+    assert summary["quarantined"].keys() == expected.keys()
+    for name, reason in expected.items():
+        assert re.search(reason, summary["quarantined"][name]), (name, summary["quarantined"][name])

@@ -2,7 +2,9 @@
 
 import io
 import re
+import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +211,60 @@ def test_arrays_that_declare_more_than_memory_are_one_line(tmp_path: Path) -> No
         archive.writestr("X.npy", header.getvalue())
     with pytest.raises(InputError, match=r"a\.npz cannot be read as \.npz"):
         import_source(str(tmp_path / "a.npz"), str(tmp_path / "store"), ImportConfig(format="bags-npz"))
+
+
+def _npy(shape: str, data: bytes = b"") -> bytes:
+    """An array whose header declares a shape, behind which lies less."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data
+
+
+def _archive(path: Path, member: bytes, change: Callable[[bytearray], None] | None = None) -> str:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("X.npy", member)
+    data = bytearray(path.read_bytes())
+    if change is not None:
+        change(data)
+    path.write_bytes(data)
+    return str(path)
+
+
+def _encrypted(data: bytearray) -> None:
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+
+
+def _of_another_method(data: bytearray) -> None:
+    data[8] = data[data.index(b"PK\x01\x02") + 10] = 99
+
+
+FORMS: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "one array": lambda path: path.write_bytes(_npy("(3,)", bytes(12))),
+    "exabytes": lambda path: _archive(path, _npy("(1000000000000, 4)")),
+    "beyond any number": lambda path: _archive(path, _npy(f"({2**70}, 4)")),
+    "an open bracket": lambda path: _archive(path, _npy("(" * 60)),
+    "encrypted": lambda path: _archive(path, _npy("(0, 4)"), _encrypted),
+    "another method": lambda path: _archive(path, _npy("(0, 4)"), _of_another_method),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_archives_that_cannot_be_read_are_one_line(tmp_path: Path, form: str) -> None:
+    FORMS[form](tmp_path / "b.npz")
+    with pytest.raises(InputError, match=r"b\.npz cannot be read as \.npz .*; give one with X, bag, y") as error:
+        import_source(str(tmp_path / "b.npz"), str(tmp_path / "s"), BAGS)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """1.1 GB of zeros in 1 MB: no features pack like that."""
+    with (
+        zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("X.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(_npy("(275000000, 1)"))
+        for _ in range(110):
+            member.write(bytes(10**7))
+    with pytest.raises(InputError, match=r"declares 1 GB, has 1\.\d MB; allowed: 200 times what it has"):
+        import_source(str(tmp_path / "b.npz"), str(tmp_path / "s"), BAGS)

@@ -1,14 +1,23 @@
 """Tensors alone or with places come back; what may run code when read is left unread."""
 
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from milcore.config import ImportConfig
+from milcore.ingestion.imports.import_cohort import import_source
 from milcore.store.store import PatchStore
 from tests.cohorts import rewrite_metadata
 from tests.ingestion.imports.made import GRID, cut_short, features_of, import_files, write_h5, write_pt
+
+CASES = Path(__file__).resolve().parents[2] / "cases" / "10"
 
 
 def test_tensors_alone_or_with_places_come_back(tmp_path: Path) -> None:
@@ -81,8 +90,75 @@ def test_tensors_that_cannot_be_read_are_quarantined(tmp_path: Path) -> None:
     assert all(len(reason.splitlines()) == 1 for reason in reasons.values())
 
 
-def test_a_tensor_that_repeats_one_row_beyond_any_slide_is_quarantined(tmp_path: Path) -> None:
+FORMS: dict[str, tuple[Callable[[], Any], str | None]] = {
+    "sparse": (lambda: torch.eye(5).to_sparse(), "features: a sparse tensor; allowed: dense numbers"),
+    "csr": (lambda: torch.eye(5).to_sparse_csr(), "features: a sparse tensor"),
+    "vast": (
+        lambda: torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.tensor([1.0]), (10**9, 1024)),
+        "features: a sparse tensor",
+    ),
+    "quantised": (
+        lambda: torch.quantize_per_tensor(torch.eye(5), 0.1, 0, torch.qint8),
+        r"features: a quantised tensor; allowed: dense numbers; save it with \.to_dense\(\) or \.dequantize\(\)",
+    ),
+    "meta": (lambda: torch.empty(12, 5, device="meta"), "features: a tensor without values, on the device meta"),
+    "complex": (lambda: torch.zeros(12, 5, dtype=torch.complex64).conj(), "features: a complex tensor"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.zeros(3, 5), torch.zeros(2, 5)]), "features: a nested tensor"),
+    "repeats": (lambda: torch.zeros(1, 8).expand(10**12, 8), "features: a view that repeats its values to 3.2e.04 GB"),
+    "repeats_less": (
+        lambda: torch.zeros(1, 1024).expand(10**7, 1024),
+        "features: a view that repeats its values to 41 GB",
+    ),
+    "norows": (lambda: torch.zeros(0, 5), "no instances"),
+    "number": (lambda: torch.tensor(3.0), r"features of shape \(\), type float32; allowed: numbers"),
+    "truths": (lambda: torch.zeros(12, 5, dtype=torch.bool), "type bool; allowed: numbers"),
+    "places": (
+        lambda: {"features": torch.eye(5), "coords": torch.eye(5)[:, :2].to_sparse()},
+        "coords: a sparse tensor",
+    ),
+    "edge": (lambda: {"features": torch.eye(5), "patch_size_level0": 10**400}, None),
+    "gradient": (lambda: torch.nn.Parameter(torch.eye(5)), None),
+    "eight_bits": (lambda: torch.eye(5).to(torch.float8_e4m3fn), None),
+    "negated": (lambda: torch.imag(torch.zeros(5, 5, dtype=torch.complex64).conj()), None),
+}
+
+
+def test_tensors_of_every_form_are_imported_or_quarantined(tmp_path: Path) -> None:
+    """None of them ends the import, or takes memory for what the file only declares."""
+    made = tmp_path / "made"
+    write_pt(made / "good.pt", features_of(0))
+    (made / "empty.pt").write_bytes(b"")
+    with warnings.catch_warnings(action="ignore"):  # of torch, as it makes them
+        for name, (make, _) in FORMS.items():
+            torch.save(make(), made / f"{name}.pt")
+    rows = [f"{name},{k % 2}" for k, name in enumerate(["good", "empty", *FORMS])]
+    summary = import_files(tmp_path, "pt", tuple(rows))
+    expected = {"empty": r"empty file \(0 bytes\)"} | {name: reason for name, (_, reason) in FORMS.items() if reason}
+    assert summary["quarantined"].keys() == expected.keys()
+    for name, reason in expected.items():
+        assert re.search(reason, summary["quarantined"][name]), (name, summary["quarantined"][name])
+
+
+def test_an_archive_of_tensors_that_unpacks_to_a_bomb_is_quarantined(tmp_path: Path) -> None:
+    """A hundredth of it in one member, as deflate packs zeros; the others only declare their sizes."""
     (tmp_path / "made").mkdir()
-    torch.save(torch.zeros(1, 8).expand(10**12, 8), tmp_path / "made" / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "made" / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a/data/0", "w", force_zip64=True) as member,
+    ):
+        for _ in range(110):
+            member.write(bytes(10**7))
     reasons = import_files(tmp_path, "pt", ("a,0",))["quarantined"]
-    assert reasons["a"] == "features of shape (1000000000000, 8), 32,000 GB; allowed: 64 GB"
+    assert re.fullmatch(r"declares 1 GB, has 1\.\d MB; allowed: 200 times what it has", reasons["a"])
+
+
+@pytest.mark.parametrize(
+    ("case", "bad", "reason"),
+    [("pt_empty", "empty", "empty file (0 bytes)"), ("pt_sparse", "sparse", "features: a sparse tensor")],
+)
+def test_the_cases_of_tensors(tmp_path: Path, case: str, bad: str, reason: str) -> None:
+    """``tests/cases/10``: a bad file beside a good one; the good one is imported."""
+    config = ImportConfig(format="pt", labels=str(CASES / f"{case}.csv"))
+    summary = import_source(str(CASES / case), str(tmp_path), config)
+    assert summary["ok"] == ["plain"]
+    assert summary["quarantined"][bad].startswith(reason)
