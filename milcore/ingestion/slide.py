@@ -230,6 +230,8 @@ def _mpp(slide: Slide, reader: SlideReader, config: IngestConfig) -> tuple[float
                 )
             return mpp, origin
     missing = f"the slide tells no um/px between {FINEST_MPP:g} and {COARSEST_MPP:g}"
+    if reader.backend.endswith(":geotiff"):
+        missing = "a GeoTIFF has the scale of a map; convert it with vips tiffsave --tile --pyramid --xres PX_PER_MM"
     objective = "" if of_objective is None else f", or --mpp-from-magnification ({reader.magnification:g}x)"
     raise SlideError(f"no mpp: {missing}; give --default-mpp, or an mpp in the manifest{objective}")
 

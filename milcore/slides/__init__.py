@@ -11,6 +11,7 @@ from pathlib import Path
 from milcore.config import MAX_SLIDE_EDGE_PX, MAX_SLIDE_GIGAPIXELS, ReaderChoice, ReaderName
 from milcore.errors import SlideError
 from milcore.slides.file import RemoteFile, SlideFile
+from milcore.slides.foreign import foreign_format
 from milcore.slides.image import FlatImageReader
 from milcore.slides.openslide import OpenSlideReader
 from milcore.slides.reader import SlideReader, read_area
@@ -47,7 +48,7 @@ def open_slide(path: SlideFile, reader: ReaderChoice = "auto") -> Iterator[Slide
     Raises:
         SlideError: the file cannot be opened; the text is the quarantine reason.
     """
-    slide = TiffReader(path) if isinstance(path, RemoteFile) else _backend(path, reader)(path)
+    slide = TiffReader(path) if isinstance(path, RemoteFile) else _open_local(path, reader)
     try:
         _check_size(*slide.size)
         yield slide
@@ -67,6 +68,20 @@ def _check_size(width: int, height: int) -> None:
         raise SlideError(f"declares {width:,} x {height:,} px; allowed: {MAX_SLIDE_GIGAPIXELS} gigapixels")
 
 
+def _open_local(path: Path, reader: ReaderChoice) -> SlideReader:
+    backend = _backend(path, reader)
+    try:
+        return backend(path)
+    except SlideError as error:
+        conversion = foreign_format(path.name, _head(path))
+        raise SlideError(f"{error}: {conversion}") if conversion else error from None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
+
+
 def _backend(path: Path, reader: ReaderChoice) -> type[SlideReader]:
     size = path.stat().st_size
     if size == 0:
@@ -75,8 +90,10 @@ def _backend(path: Path, reader: ReaderChoice) -> type[SlideReader]:
     for _, backend in backends:
         if backend.recognises(path):
             return backend
-    with path.open("rb") as file:
-        raise SlideError(_unrecognised_reason(file.read(16), size, [name for name, _ in backends]))
+    head = _head(path)
+    raise SlideError(
+        foreign_format(path.name, head) or _unrecognised_reason(head, size, [name for name, _ in backends])
+    )
 
 
 def _unrecognised_reason(head: bytes, size: int, tried: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 from milcore.errors import StorageError, UnreachableSlideError
 from milcore.runtime import storage
 from milcore.runtime.allow_list import uri_problem
+from milcore.slides.foreign import foreign_format
 
 T = TypeVar("T")
 RETRY_WAITS_S = (2.0,)
@@ -27,8 +28,11 @@ def source_version(uri: str) -> SourceVersion:
     """Size and version of a source file, without reading it.
 
     Raises:
-        UnreachableSlideError: the storage cannot be read.
+        UnreachableSlideError: the storage cannot be read, or the name is that of a format that is not read.
     """
+    problem = foreign_format(uri)
+    if problem is not None:
+        raise UnreachableSlideError(problem)
     return with_retries(uri, lambda: SourceVersion(uri, *storage.stat(uri)))
 
 
@@ -83,7 +87,7 @@ def _fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
 def _unreachable(uri: str, error: Exception) -> str:
     known: dict[type[Exception], str] = {
         FileNotFoundError: "there is no such file",
-        IsADirectoryError: "it is a folder, not a file",
+        IsADirectoryError: "it is a folder, not a file; of a DICOM slide give one of its files",
     }
     if isinstance(error, StorageError):
         return f"cannot read {error}"

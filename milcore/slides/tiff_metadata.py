@@ -54,7 +54,9 @@ def is_aperio(page: tifffile.TiffPage) -> bool:
 
 def vendor_of(page: tifffile.TiffPage, image: OmeImage | None) -> str:
     """Vendor of a page, as a reader's name has it."""
-    return "aperio" if is_aperio(page) else "generic" if image is None else "ome"
+    if is_aperio(page):
+        return "aperio"
+    return "ome" if image is not None else "geotiff" if page.is_geotiff else "generic"
 
 
 def scale_of(page: tifffile.TiffPage, image: OmeImage | None) -> Scale:
