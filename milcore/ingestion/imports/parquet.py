@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from milcore.cohort.manifest import make_manifest
 from milcore.config import ImportConfig
-from milcore.errors import InputError
+from milcore.errors import InputError, StorageError
 from milcore.ingestion.imports.coords import corners_problem, patch_grid
+from milcore.ingestion.imports.declared_size import size_problem
+from milcore.ingestion.imports.folder import READ_ERRORS
 from milcore.ingestion.imports.source import (
     Array,
     Instances,
@@ -69,8 +72,14 @@ def _read_slide(
 
 def _read(uri: str) -> pa.Table:
     try:
-        table = storage.parse_table(storage.read_bytes(uri))
-    except (FileNotFoundError, IsADirectoryError, pa.ArrowInvalid) as error:
+        data = storage.read_bytes(uri)
+        problem = size_problem(_declared_bytes(data), len(data))
+        if problem is not None:
+            raise ValueError(problem)
+        table = storage.parse_table(data)
+    except StorageError:
+        raise
+    except (*READ_ERRORS, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{uri} cannot be read as Parquet ({reason}); give one file, a row per instance") from None
     lacking = [name for name in ("slide_id", "label") if name not in table.column_names]
@@ -82,6 +91,13 @@ def _read(uri: str) -> pa.Table:
     if not len(table):
         raise InputError(f"{uri}: expected a row per instance, got no rows; allowed: at least one")
     return table
+
+
+def _declared_bytes(data: bytes) -> int:
+    """Bytes of the values that a table unpacks to, at 4 a value."""
+    metadata = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    return sum(4 * group.column(k).num_values for group in groups for k in range(group.num_columns))
 
 
 def _slides(uri: str, table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:

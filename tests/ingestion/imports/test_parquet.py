@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from milcore.config import ImportConfig
@@ -39,6 +40,31 @@ def test_a_table_comes_back_slide_by_slide(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read, values[[1, 3, 4]].astype(read.dtype))
         assert store.slide("a").coords.tolist() == [[0, 0], [64, 0], [128, 0]]
         assert store.slide("a").patch_size_level0 == 64.0
+
+
+def test_a_table_that_unpacks_to_a_bomb_is_refused(tmp_path: Path) -> None:
+    """A billion equal values take a few kB; their number stands in the metadata."""
+    table = pa.table({"slide_id": ["a"] * 1_000_000, "label": ["0"] * 1_000_000, "f": np.zeros(1_000_000, np.float32)})
+    with pq.ParquetWriter(str(tmp_path / "t.parquet"), table.schema) as writer:
+        for _ in range(100):
+            writer.write_table(table)
+    with pytest.raises(
+        InputError, match=r"cannot be read as Parquet \(declares 1 GB, has 0\.\d MB; allowed: 200 times"
+    ):
+        import_source(str(tmp_path / "t.parquet"), str(tmp_path / "s"), ImportConfig(format="parquet"))
+
+
+def test_a_table_with_damaged_values_is_one_line(tmp_path: Path) -> None:
+    """Its metadata is whole, its compressed values are not."""
+    values = np.arange(3000, dtype=np.float32)
+    table = pa.table({"slide_id": ["a"] * 3000, "label": ["0"] * 3000, "f": values})
+    pq.write_table(table, str(tmp_path / "t.parquet"), compression="gzip", use_dictionary=False)
+    data = bytearray((tmp_path / "t.parquet").read_bytes())
+    data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+    (tmp_path / "t.parquet").write_bytes(data)
+    with pytest.raises(InputError, match=r"t\.parquet cannot be read as Parquet \(") as error:
+        import_source(str(tmp_path / "t.parquet"), str(tmp_path / "s"), ImportConfig(format="parquet"))
+    assert len(str(error.value).splitlines()) == 1
 
 
 def _noise() -> pd.DataFrame:
