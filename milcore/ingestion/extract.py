@@ -30,6 +30,8 @@ from milcore.store.jpeg_codec import encode_patch
 PATCHES_A_RUN = 8
 SAMPLED_TILES = 32
 SAMPLED_PX_APART = 2
+# of the tiles that are copied: what goes wrong with them does so for a whole level
+COMPARED_TILES = 8
 # levels of a channel by which two JPEG decoders may differ
 DECODERS_DIFFER = 8
 
@@ -82,7 +84,7 @@ def sample_tissue(reader: SlideReader, plan: TilePlan, config: IngestConfig) -> 
         UnreachableSlideError: the storage of a remote slide fails.
     """
     apart = slice(None, None, SAMPLED_PX_APART)
-    corners = plan.coords[_sample(len(plan.coords))].tolist()
+    corners = plan.coords[_sample(len(plan.coords), SAMPLED_TILES)].tolist()
     patches = (_unless_damaged(partial(_patch, reader, corner, plan, config)) for corner in corners)
     pixels = [patch[apart, apart].reshape(-1, 3) for patch in patches if patch is not None]
     return np.concatenate([np.empty((0, 3), np.uint8), *pixels])
@@ -126,7 +128,7 @@ def _compare_sample(
     Raises:
         SlideError: the pixels differ.
     """
-    sample = set(_sample(len(plan.coords)).tolist())
+    sample = set(_sample(len(plan.coords), COMPARED_TILES).tolist())
     for number, chunk in enumerate(chunks):
         corner = plan.coords[number].tolist()
         if number not in sample or not chunk or not isinstance(reader, JpegTiles):
@@ -152,9 +154,9 @@ def _decodes_to(jpeg: bytes, pixels: Pixels) -> bool:
     return shown.shape == pixels.shape and bool(np.abs(shown - pixels).max() <= DECODERS_DIFFER)
 
 
-def _sample(tiles: int) -> npt.NDArray[np.intp]:
-    """Indices of at most SAMPLED_TILES tiles, at equal distances."""
-    return np.linspace(0, tiles - 1, min(SAMPLED_TILES, tiles)).round().astype(np.intp)
+def _sample(tiles: int, most: int) -> npt.NDArray[np.intp]:
+    """Indices of at most so many tiles, at equal distances."""
+    return np.linspace(0, tiles - 1, min(most, tiles)).round().astype(np.intp)
 
 
 def _chunk_function(

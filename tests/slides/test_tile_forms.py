@@ -209,8 +209,8 @@ def test_a_copied_tile_that_shows_other_pixels_quarantines_the_slide(
 def test_a_copied_tile_that_no_decoder_reads_is_unreadable(tmp_path: Path, pixels: np.ndarray) -> None:
     """Its markers are whole, its Huffman table is not; in a sample it is noticed as with every other codec."""
     jpegs = _jpegs(pixels)
-    at = jpegs[3].index(b"\xff\xc4") + 5
-    jpegs[3] = jpegs[3][:at] + bytes([255] * 16) + jpegs[3][at + 16 :]
+    at = jpegs[2].index(b"\xff\xc4") + 5
+    jpegs[2] = jpegs[2][:at] + bytes([255] * 16) + jpegs[2][at + 16 :]
     path = _write(tmp_path / "a.tiff", iter(jpegs), **_JPEG)
     assert _ingest(path, tmp_path, codec="passthrough").reason == "1 of 16 tiles unreadable (--max-unreadable allows 0)"
     assert _ingest(path, tmp_path, codec="passthrough", max_unreadable=1).patches == 15
