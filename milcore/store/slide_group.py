@@ -170,7 +170,7 @@ class SlideGroup:
         attrs = self.stored_feature_attrs(name)
         if attrs is None:
             there = ", ".join(self.feature_names()) or "none"
-            raise StoreError(f"slide {self.slide_id!r}: expected complete features, got no {name!r}; allowed: {there}")
+            raise StoreError(f"slide {self.slide_id!r}: expected complete features/{name}, got none; allowed: {there}")
         return attrs
 
     def feature_type(self, name: str) -> FeatureType:

@@ -134,7 +134,7 @@ def test_changed_metadata_of_an_array_is_an_error_that_names_it(tmp_path: Path, 
     with pytest.raises(StoreError) as caught:
         READS[array](store.slide("a"))
     named = (
-        "expected complete features, got no 'f'" if (array, change) == ("features/f", "delete") else str(file.parent)
+        "expected complete features/f, got none" if (array, change) == ("features/f", "delete") else str(file.parent)
     )
     assert named in str(caught.value)
 

@@ -138,7 +138,7 @@ def test_features_are_read_back_with_what_made_them(store: PatchStore) -> None:
     attrs = slide.feature_attrs("tiny-1")
     assert (attrs["encoder"], attrs["complete"], len(attrs["digest"])) == ("tiny", True, 64)
     assert (slide.feature_names(), slide.has_features("tiny-1"), slide.has_features("no")) == (["tiny-1"], True, False)
-    with pytest.raises(StoreError, match="got no 'no'; allowed: tiny-1"):
+    with pytest.raises(StoreError, match="expected complete features/no, got none; allowed: tiny-1"):
         slide.features("no")
 
 

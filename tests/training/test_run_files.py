@@ -210,7 +210,7 @@ def test_verify_tells_of_a_record_and_of_features_that_are_lost(tmp_path: Path) 
     Path(store.group_uri("s01"), "features/mean_rgb/zarr.json").unlink()
     record_line, features_line = damage(str(tmp_path))
     assert record_line.startswith(f"slide 's00': {store.group_uri('s00')}: expected a complete record, got none")
-    assert "slide 's01': expected complete features, got no 'mean_rgb'" in features_line
+    assert "slide 's01': expected complete features/mean_rgb, got none" in features_line
 
 
 @pytest.mark.parametrize("text", ["[]", "1", "[" * 100_000])
