@@ -64,7 +64,7 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
     A finished run is left as it is, an interrupted one is resumed.
 
     Raises:
-        BusyError: another process trains it on Ray.
+        BusyError: another process trains it.
     """
     run_uri = storage.absolute(run_uri)
     run = Run(run_uri)
@@ -74,18 +74,25 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
         _run_as_job(["train", run_uri], launch)
         if not run.is_finished():
             raise ClusterError(f"the job ended without weights in {run_uri}; does the cluster see the same storage?")
-    elif run.spec().folds:
-        _train_folds(run_uri, launch)
+        return
+    # files and their digests, checkpoints and Ray's snapshot are those of one process
+    with lease(run_uri, "run"):
+        if not run.is_finished():
+            _train(run, launch)
+
+
+def _train(run: Run, launch: LaunchConfig) -> None:
+    """Train in this process, or on Ray workers of one cluster."""
+    spec = run.spec()
+    if spec.folds:
+        _train_folds(run.uri, launch)
     elif launch.workers == 0:
-        watch = RunObserver(run_uri, run.spec().train.epochs)
-        train_run(run_uri, LocalContext(run.checkpoints_uri, _device(launch), watch))
+        watch = RunObserver(run.uri, spec.train.epochs)
+        train_run(run.uri, LocalContext(run.checkpoints_uri, _device(launch), watch))
     else:
         from milcore.cluster.workers.train import train_on_ray
 
-        # Ray's snapshot and the removal of old checkpoints are those of one driver
-        with lease(run_uri, "run"):
-            if not run.is_finished():
-                train_on_ray(run_uri, launch)
+        train_on_ray(run.uri, launch)
 
 
 def _train_folds(run_uri: str, launch: LaunchConfig) -> None:
