@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def folder_on(disk: Path, place: Path) -> Iterator[str]:
+    """A folder of the disk at a place as deep as that of the undisturbed run: a store holds paths from itself."""
+    for folder in (disk / "out", place):
+        folder.mkdir()
+    subprocess.run(["mount", "--bind", str(disk / "out"), str(place)], check=True)
+    try:
+        yield str(place)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@contextlib.contextmanager
 def full(place: Path) -> Iterator[None]:
     """The disk with room for 20 kB."""
     room = os.statvfs(place)
@@ -49,16 +62,17 @@ def read_only(place: Path) -> Iterator[None]:
 def test_a_disk_that_takes_no_more_ends_a_command_with_a_line(
     name: str, fault: "contextlib._GeneratorContextManager[None]", disk: Path, cohort_at: Cohorts
 ) -> None:
-    runs = Runs(cohort_at("local"), COMMANDS[name])
-    out = str(disk / "out")
-    runs.begin(out)
-    with fault(disk):
-        child = runs.start(out)
-        code = child.end()
-    assert code in (1, 2), (code, child.log)
-    assert is_one_line(child.log), child.log
-    assert "Traceback" not in child.log, child.log
-    assert differences(runs.end(runs.start(out), out), runs.undisturbed) == []
+    cohort = cohort_at("local")
+    runs = Runs(cohort, COMMANDS[name])
+    with folder_on(disk, Path(cohort.uri, uuid.uuid4().hex)) as out:
+        runs.begin(out)
+        with fault(disk):
+            child = runs.start(out)
+            code = child.end()
+        assert code in (1, 2), (code, child.log)
+        assert is_one_line(child.log), child.log
+        assert "Traceback" not in child.log, child.log
+        assert differences(runs.end(runs.start(out), out), runs.undisturbed) == []
 
 
 @pytest.mark.parametrize("name", ["import", "train"])
