@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-browser browser test-faults test-containers engine image lock advisories kubectl lint \
-	format clean
+.PHONY: setup demo test test-long test-browser browser test-faults test-containers engine image lock advisories kubectl docs \
+	lint format clean
 
 setup: .venv/ready
 
@@ -67,7 +67,11 @@ kubectl: $(BIN)/kubectl
 $(BIN)/kubectl: .venv/ready
 	$(BIN)/python k8s/kubectl.py $@
 
-lint: setup
+# the documentation, from docs/ and the docstrings to build/docs; offline, a warning is an error
+docs: setup
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet --doctree-dir build/doctrees docs build/docs
+
+lint: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

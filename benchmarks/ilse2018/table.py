@@ -129,7 +129,7 @@ def _table(dataset: str, rows: Sequence[dict[str, Any]]) -> str:
         f"{first['folds']} test folds. Controls, pooled AUROC: logistic regression on mean and standard deviation of "
         f"features or colours {_figure(first['colour_auroc'])}; shuffled labels {_figure(first['shuffled_auroc'])}."
     )
-    lines = [f"### {dataset}", "", caption, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines = [f"## {dataset}", "", caption, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [_line(row) for row in rows]
     lines += [
         f"| *Ilse et al. 2018: {name}* | {_italic(accuracy)} | | | | {_italic(area)} | | | | | |"

@@ -1,8 +1,8 @@
 """Batches of an epoch, dealt to ranks, and the weights of bag losses.
 
 Global batches and weights follow from config, labels and epoch alone; they are dealt to ranks so that any number of
-ranks learns the same. DDP takes the mean of the gradients over ranks. It is that of ``sum(w l) / sum(w)`` over the
-global batch if a bag of one rank counts world_size-fold, and a bag split over all ranks counts once on each of them.
+ranks learns the same: a bag of one rank counts world_size-fold, a bag split over all ranks once on each of them
+(docs/pooling.md derives it).
 """
 
 from collections.abc import Sequence

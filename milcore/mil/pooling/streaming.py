@@ -2,8 +2,8 @@
 
 Chunk summaries merge to the summary of the batch, so chunks may be lifted one by one. Where their activations exceed
 the memory budget, they are discarded and each chunk is lifted again in the backward pass (gradient checkpointing); max
-pooling lifts again only the instances with the largest values. The gradient is that of the whole batch and reaches
-every parameter once, as a data-parallel wrapper expects. Parts of one bag on several ranks merge likewise.
+pooling lifts again only the instances with the largest values. Parts of one bag on several ranks merge likewise. The
+gradient is that of the whole batch: docs/pooling.md has the proof.
 
 Axes: instance, bag.
 """
@@ -136,8 +136,7 @@ def _winners(batch: BagBatch, positions: Int[Tensor, "bag value"], plan: ChunkPl
 def _merge_over_ranks(pooling: Pooling, summary: Summary) -> Summary:
     """All-reduce of the summaries of bags that are split over ranks.
 
-    Every rank then computes the same loss. Only the gradient of its own part reaches its instances; it is scaled by the
-    number of ranks, because a data-parallel wrapper takes the mean over ranks where the sum over parts is due.
+    The gradient of a rank's own part is scaled by the number of ranks (docs/pooling.md derives it).
     """
     world_size = dist.get_world_size()
     gathered = [_gather(tensor.detach(), world_size) for tensor in summary]
