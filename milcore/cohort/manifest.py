@@ -1,8 +1,7 @@
 """Manifest of a cohort: its slides with patients and labels.
 
 Read once from a table, checked whole (every bad row is reported at once), and stored as Parquet in the patch
-store. No slide is opened. The surprise: a label's number is the position of its class name in ``Manifest.classes``, and
-index 1 is the positive class of two.
+store. No slide is opened. A label's number is the position of its class name in ``Manifest.classes`` (``labels.py``).
 """
 
 import json
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from milcore.cohort.labels import class_name, class_names, label_problems
 from milcore.cohort.table import Row, control_problem, is_missing, number_of, read_rows, table_rows
 from milcore.config import MAX_CLASSES, SPLIT_NAMES
 from milcore.errors import InputError, StoreError
@@ -26,8 +26,6 @@ from milcore.runtime.allow_list import uri_problem
 
 REQUIRED = ("slide_id", "uri", "label")
 IMPORT_REQUIRED = ("slide_id", "label")
-BINARY_CLASSES = ("0", "1")
-_BOOLEANS = ("true", "false")
 # in which letters with marks have one form; a path keeps the one that its file system has
 _NAMES = ("slide_id", "label", "patient_id", "site")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -214,16 +212,11 @@ def _manifest(uri: str, rows: list[Row], positive: str | None, required: tuple[s
     folder = posixpath.dirname(storage.absolute(uri))
     problems = [f"{row.place}: {problem}" for row in rows for problem in _row_problems(row, required)]
     problems += [f"{row.place}: {problem}" for row in rows for problem in _annotation_problems(row, folder)]
-    problems += _label_problems(rows) + _duplicates(rows)
+    problems += label_problems([(row.place, row.cells.get("label", "")) for row in rows]) + _duplicates(rows)
     if problems:
         problems.sort(key=_place_number)
         raise InputError(f"manifest {uri} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    classes = _classes(rows, positive)
-    if len(classes) > MAX_CLASSES:
-        raise InputError(
-            f"manifest {uri}: label: expected classes, got {len(classes):,} different ones; allowed: "
-            f"{MAX_CLASSES:,}; is it the column of labels?"
-        )
+    classes = class_names((row.cells["label"] for row in rows), positive, f"manifest {uri}: ")
     return Manifest(tuple(_slide(row, classes, folder) for row in rows), classes)
 
 
@@ -267,38 +260,6 @@ def _annotation_problems(row: Row, folder: str) -> Iterator[str]:
         yield f"annotation: {problem}"
 
 
-def _label_problems(rows: list[Row]) -> list[str]:
-    """Problems of labels that are neither all whole numbers nor all class names.
-
-    Of a mixture the rarer kind is reported.
-    """
-    labels = [(row.place, row.cells.get("label", "")) for row in rows if not is_missing(row.cells.get("label", ""))]
-    numbers = [(place, label) for place, label in labels if number_of(label) is not None]
-    names = [(place, label) for place, label in labels if number_of(label) is None]
-    problems = [
-        f"{place}: label: expected a whole number or a class name, got {label!r}"
-        for place, label in numbers
-        if not _is_whole(label)
-    ]
-    if numbers and names:
-        rarer, other = (names, "numbers") if len(names) <= len(numbers) else (numbers, "class names")
-        problems += [f"{place}: label: expected {other} as in the other rows, got {label!r}" for place, label in rarer]
-    return problems
-
-
-def _is_whole(label: str) -> bool:
-    number = number_of(label)
-    return number is not None and number.is_integer()
-
-
-def _class_name(label: str) -> str:
-    """Class of a label: 1 and 1.0 have one, TRUE and True too."""
-    number = number_of(label)
-    if number is not None and number.is_integer():
-        return str(int(number))
-    return label.capitalize() if label.lower() in _BOOLEANS else label
-
-
 def _duplicates(rows: list[Row]) -> list[str]:
     first: dict[str, str] = {}
     problems = []
@@ -315,28 +276,12 @@ def _place_number(problem: str) -> int:
     return int(problem.split(":", 1)[0].split()[1])
 
 
-def _classes(rows: list[Row], positive: str | None) -> tuple[str, ...]:
-    names = {_class_name(row.cells["label"]) for row in rows}
-    if names.issubset(BINARY_CLASSES):
-        names.update(BINARY_CLASSES)
-    classes = tuple(sorted(names, key=int if all(map(_is_whole, names)) else None))
-    if positive is None:
-        return classes
-    positive = _class_name(positive)
-    if positive not in classes or len(classes) != 2:
-        raise InputError(
-            f"positive: expected one of two classes, got {positive!r} with the class(es) {', '.join(classes)}; "
-            "allowed: a class where the labels have two, else none"
-        )
-    return (*(name for name in classes if name != positive), positive)
-
-
 def _slide(row: Row, classes: tuple[str, ...], folder: str) -> Slide:
     cells = row.cells
     return Slide(
         slide_id=cells["slide_id"],
         uri=storage.resolve(cells["uri"], folder) if cells.get("uri") else "",
-        label=classes.index(_class_name(cells["label"])),
+        label=classes.index(class_name(cells["label"])),
         patient_id=cells.get("patient_id") or cells["slide_id"],
         site=cells.get("site", ""),
         mpp=number_of(cells["mpp"]) if cells.get("mpp") else None,

@@ -4,7 +4,8 @@ import posixpath
 from collections.abc import Iterable, Iterator
 
 from milcore.cohort.label_changes import changes_text
-from milcore.cohort.manifest import BINARY_CLASSES, Manifest, Slide
+from milcore.cohort.labels import BINARY_CLASSES
+from milcore.cohort.manifest import Manifest, Slide
 from milcore.cohort.table import spelling_variants
 
 

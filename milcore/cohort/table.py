@@ -79,9 +79,18 @@ def read_rows(uri: str, known: Collection[str], required: Collection[str]) -> li
 def table_rows(rows: Iterable[dict[str, object]]) -> list[Row]:
     """Rows of values, as texts, counted from 1."""
     return [
-        Row(f"row {number}", {name: _cell_text(value) for name, value in row.items()})
+        Row(f"row {number}", {name: cell_text(value) for name, value in row.items()})
         for number, row in enumerate(rows, start=1)
     ]
+
+
+def cell_text(value: object) -> str:
+    """A value as the text of a cell; empty for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bytes):  # texts of programs that do not mark them as such
+        return value.decode(errors="replace").strip()
+    return str(int(value)) if isinstance(value, bool) else str(value).strip()
 
 
 def is_missing(text: str) -> bool:
@@ -192,14 +201,6 @@ def _parquet_table(uri: str) -> pa.Table:
             "does not end in .parquet"
         ) from None
     return table
-
-
-def _cell_text(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bytes):  # texts of programs that do not mark them as such
-        return value.decode(errors="replace").strip()
-    return str(int(value)) if isinstance(value, bool) else str(value).strip()
 
 
 def _check_columns(uri: str, columns: list[str], required: Collection[str]) -> None:
