@@ -1,9 +1,9 @@
-"""Time of an epoch of ``fit`` from a store against its bare training steps.
+"""Time of an epoch of ``train_model`` from a store against its bare training steps.
 
 ``python -m benchmarks.epoch [--json] [--cases bc] [--rounds N]``
 
-The store holds four batches of the case's bags as features (n, 1024) f2. An epoch is what ``fit`` does between two
-reports: bags read, packed and dealt, steps, validation (there are no validation bags). Once with the bags kept in
+The store holds four batches of the case's bags as features (n, 1024) f2. An epoch is what ``train_model`` does between
+two reports: bags read, packed and dealt, steps, validation (there are no validation bags). Once with the bags kept in
 memory after the first epoch, and once with a cache of nothing, so that every epoch reads the store again (which the
 operating system may hold in memory). A bare step is that of ``benchmarks.pooling``, method packed, on features that lie
 in memory in the row's precision; the bare epoch is four of them. Medians over the epochs after the first.
@@ -28,7 +28,7 @@ from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
-from milcore.training.loop import fit
+from milcore.training.loop import train_model
 
 BATCHES = 4
 
@@ -62,7 +62,7 @@ def write_store(uri: str, lengths: list[int]) -> pa.Table:
 def epoch_seconds(uri: str, splits: pa.Table, config: TrainConfig) -> float:
     """Median over the epochs after the first."""
     clock = Clock()
-    fit(config, load_bags(uri, config, splits), clock)
+    train_model(config, load_bags(uri, config, splits), clock)
     return statistics.median(np.diff(clock.ends))
 
 

@@ -32,7 +32,8 @@ _HOME = {
     "POOLINGS": "milcore.mil.pooling.pooling",
     "Run": "milcore.training.run_folder",
     "Sweep": "milcore.training.sweep",
-    "fit": "milcore.training.loop",
+    "fit": "milcore.training.fit",
+    "predict_bags": "milcore.mil.inference",
 }
 
 

@@ -15,10 +15,11 @@ from milcore.config import TrainConfig as TrainConfig
 from milcore.config import TuneConfig as TuneConfig
 from milcore.errors import MILError as MILError
 from milcore.mil.bags.bags import Bags as Bags
+from milcore.mil.inference import predict_bags as predict_bags
 from milcore.mil.model import MILModel as MILModel
 from milcore.mil.pooling.pooling import POOLINGS as POOLINGS
 from milcore.store.store import PatchStore as PatchStore
-from milcore.training.loop import fit as fit
+from milcore.training.fit import fit as fit
 from milcore.training.run_folder import Run as Run
 from milcore.training.sweep import Sweep as Sweep
 

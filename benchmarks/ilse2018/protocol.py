@@ -36,7 +36,7 @@ from milcore.mil.inference import BagPrediction, predict_bags
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
-from milcore.training.loop import FitResult, fit
+from milcore.training.loop import FitResult, train_model
 
 CPU = torch.device("cpu")
 THRESHOLD = 0.5
@@ -223,10 +223,10 @@ class _Member(NamedTuple):
 def _train_member(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold, member: int) -> _Member:
     config = _with(config, {"seed": 1000 * fold.repeat + member})
     if protocol.validation_parts == 0:
-        return _Member(fit(config, bags, LocalContext(None, CPU)), bags, None)
+        return _Member(train_model(config, bags, LocalContext(None, CPU)), bags, None)
     parts = inner_parts(bags, protocol.validation_parts, (fold.repeat, fold.number))
     with_splits = holding_out(bags, parts[member % len(parts)], "val")
-    result = fit(config, with_splits, LocalContext(None, CPU))
+    result = train_model(config, with_splits, LocalContext(None, CPU))
     return _Member(
         result,
         with_splits,
@@ -270,7 +270,7 @@ def _choose(protocol: Protocol, bags: Bags, fold: Fold) -> _Choice:
 def _left_out(config: TrainConfig, bags: Bags, part: Sequence[str]) -> dict[str, float]:
     """Probabilities of the bags of a part by a model trained without them."""
     with_splits = holding_out(bags, part, "held")
-    model = fit(config, with_splits, LocalContext(None, CPU)).model
+    model = train_model(config, with_splits, LocalContext(None, CPU)).model
     predictions = predict_bags((model,), with_splits, with_splits.split("held"), CPU)
     return {with_splits.entries[index].bag_id: _positive(bag) for index, bag in predictions.items()}
 

@@ -26,7 +26,7 @@ from milcore.store.sampling import SAMPLE, read_patches, sample_both_classes, sa
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
-from milcore.training.loop import fit
+from milcore.training.loop import train_model
 
 NO_PATCH_SCORE = Estimate(math.nan, reason="gives no score per patch")
 NO_TEST_SLIDE = Estimate(math.nan, reason="no test slide")
@@ -104,7 +104,7 @@ class _TestResult(NamedTuple):
 
 def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _TestResult:
     """Train a model, writing nothing, and evaluate it on the test bags."""
-    model = fit(config, bags, LocalContext(None, device)).model
+    model = train_model(config, bags, LocalContext(None, device)).model
     predictions = predict_bags([model], bags, bags.split("test"), device)
     entries = [bags.entries[index] for index in predictions]
     if not entries:

@@ -47,8 +47,8 @@ from milcore.evaluation.prediction_folder import (
 from milcore.ingestion.slide import ingest_slide
 from milcore.metrics.calibration import Temperature, calibrate
 from milcore.metrics.classification import Threshold
-from milcore.mil.bags.bags import BagEntry, Bags
-from milcore.mil.bags.load import cache_bytes, instance_rows
+from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
+from milcore.mil.bags.load import instance_rows
 from milcore.mil.bags.rows import ChainedRows
 from milcore.mil.inference import BagPrediction, instance_columns, predict_bags
 from milcore.mil.model import MILModel

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from milcore.errors import InputError
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.bags.dealing import micro_batches
+from milcore.mil.instance_encoders.features import FeatureEncoder
 from milcore.mil.leave_one_out import leave_one_out
 from milcore.mil.model import MILModel
 
@@ -72,16 +74,22 @@ def attention_by_slide(bags: Bags, predictions: dict[int, BagPrediction]) -> dic
 
 
 def predict_bags(
-    models: Sequence[MILModel], bags: Bags, indices: Sequence[int], device: torch.device
+    models: Sequence[MILModel], bags: Bags, indices: Sequence[int] | None = None, device: torch.device | None = None
 ) -> dict[int, BagPrediction]:
-    """Run every model over bags, without dropout.
+    """Run every model over bags, without dropout: probabilities and attention by bag index.
 
     Args:
         models: of one run; moved to the device and left in evaluation mode.
         bags: read lazily.
-        indices: of the bags to predict.
-        device: where to compute.
+        indices: of the bags to predict, such as ``bags.split("test")``; None: all.
+        device: where to compute; None: where the first model is.
+
+    Raises:
+        InputError: the bags have another number of features than a model.
     """
+    indices = range(len(bags)) if indices is None else indices
+    device = next(models[0].parameters()).device if device is None else device
+    _check_width(models, bags)
     predictions: dict[int, BagPrediction] = {}
     for model in models:
         for index, (probability, attention) in _predict_bags(model, bags, indices, device).items():
@@ -89,6 +97,21 @@ def predict_bags(
             members = probability[None] if before is None else np.vstack([before.members, probability])
             predictions[index] = BagPrediction(members, attention if before is None else before.attention + attention)
     return {index: BagPrediction(total.members, total.attention / len(models)) for index, total in predictions.items()}
+
+
+def _check_width(models: Sequence[MILModel], bags: Bags) -> None:
+    """Check that models of features read as many as the bags have.
+
+    Raises:
+        InputError: a model reads another number.
+    """
+    widths = {len(model.encoder.mean) for model in models if isinstance(model.encoder, FeatureEncoder)}
+    got = bags.instance().shape[-1]
+    if widths - {got}:
+        raise InputError(
+            f"bags: expected {widths.pop()} features, as the model was trained on, got {got}; allowed: features of the "
+            "same encoder"
+        )
 
 
 @torch.no_grad()

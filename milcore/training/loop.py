@@ -1,8 +1,9 @@
 """The training loop: plain torch that does not know its launcher.
 
-``fit`` in one process and under N workers trains the same weights: the global batch is formed before it is dealt,
-losses are divided by the global batch's weight, and randomness depends on bags. The launcher is behind
-``TrainContext``; with more than one worker it has made the process group, and ``fit`` wraps the model in torch's DDP.
+``train_model`` in one process and under N workers trains the same weights: the global batch is formed before it is
+dealt, losses are divided by the global batch's weight, and randomness depends on bags. The launcher is behind
+``TrainContext``; with more than one worker it has made the process group, and ``train_model`` wraps the model in
+torch's DDP.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ class FitResult(NamedTuple):
     best: Validation
 
 
-def fit(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
+def train_model(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
     """Train on split ``train`` and keep the epoch that ranks first on ``val``.
 
     An epoch ranks by AUROC, then by loss (``Validation.rank``). Without validation bags nothing selects: the last

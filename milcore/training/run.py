@@ -24,7 +24,7 @@ from milcore.store.store import PatchStore
 from milcore.training.context import TrainContext
 from milcore.training.history import history_table
 from milcore.training.instances import read_instances
-from milcore.training.loop import fit
+from milcore.training.loop import train_model
 from milcore.training.model_file import model_bytes
 from milcore.training.run_files import publish, read_json
 from milcore.training.run_folder import Run, check_no_other_files, claim_folder
@@ -202,7 +202,7 @@ def train_run(run_uri: str, ctx: TrainContext) -> None:
         return
     keep_freed_memory()
     spec = run.spec()
-    result = fit(spec.train, load_bags(spec.store_uri, spec.train, run.splits()), ctx)
+    result = train_model(spec.train, load_bags(spec.store_uri, spec.train, run.splits()), ctx)
     if ctx.rank == 0:
         try:
             history, model = history_table(result.history), model_bytes(result.model, result.best_epoch)

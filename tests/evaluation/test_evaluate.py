@@ -31,7 +31,7 @@ from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from milcore.training import run_files
 from milcore.training.context import LocalContext
-from milcore.training.loop import fit
+from milcore.training.loop import train_model
 from milcore.training.run import prepare_run, train_run
 from milcore.training.run_folder import Run
 from milcore.training.search_space import trial_configs
@@ -183,7 +183,7 @@ def selected(store: PatchStore, split_of: dict[str, str], folder: Path) -> tuple
     bags = load_bags(store_uri, TRAIN, Sweep(out).splits())
     ended = []
     for k, trial in enumerate(trial_configs(tune)):
-        fitted = fit(trial, bags, LocalContext(None, torch.device("cpu")))
+        fitted = train_model(trial, bags, LocalContext(None, torch.device("cpu")))
         ended.append(TrialResult(k, trial.pooling, trial.learning_rate, fitted.best_epoch, *fitted.best, "ok", None))
     best = publish(out, spec, ended)
     prepare_run(store_uri, run, best, SplitConfig(splits=splits_uri))

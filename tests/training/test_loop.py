@@ -17,7 +17,7 @@ from milcore.errors import MILError
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.model import make_model
 from milcore.training.context import LocalContext, checkpoint_names
-from milcore.training.loop import bag_losses, fit
+from milcore.training.loop import bag_losses, train_model
 
 WIDTH = 6
 CACHE = 1 << 30
@@ -102,7 +102,7 @@ def _train_as_rank(rank: int, folder: str) -> None:
         group = f"file://{folder}/group{world_size}"
         dist.init_process_group("gloo", init_method=group, rank=rank, world_size=world_size)
         for name, (config, _) in EQUALITY_CASES.items():
-            result = fit(config, bags_for(name), GroupContext(rank, world_size))
+            result = train_model(config, bags_for(name), GroupContext(rank, world_size))
             if rank == 0:
                 torch.save(result.model.state_dict(), f"{folder}/{name} {world_size}.pt")
         dist.barrier()
@@ -120,7 +120,7 @@ def of_workers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int],
 @functools.cache
 def of_one(case: str) -> dict[str, torch.Tensor]:
     """The weights of a case, trained in this process."""
-    return fit(EQUALITY_CASES[case][0], bags_for(case), LocalContext(None, CPU)).model.state_dict()
+    return train_model(EQUALITY_CASES[case][0], bags_for(case), LocalContext(None, CPU)).model.state_dict()
 
 
 def relative_distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
@@ -150,15 +150,17 @@ def test_several_workers_learn_the_weights_of_one(
 
 def test_an_instance_budget_does_not_change_the_weights() -> None:
     config = SMALL.model_copy(update={"precision": "fp64"})
-    whole = fit(config, ragged_bags(), LocalContext(None, CPU)).model.state_dict()
-    cut = fit(
+    whole = train_model(config, ragged_bags(), LocalContext(None, CPU)).model.state_dict()
+    cut = train_model(
         config.model_copy(update={"activation_mb": 0.001}), ragged_bags(), LocalContext(None, CPU)
     ).model.state_dict()
     assert relative_distance(cut, whole, parameters_of(config)) <= 1e-9
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
-    runs = [fit(SMALL.model_copy(update={"seed": s}), ragged_bags(), LocalContext(None, CPU)) for s in (5, 5, 6)]
+    runs = [
+        train_model(SMALL.model_copy(update={"seed": s}), ragged_bags(), LocalContext(None, CPU)) for s in (5, 5, 6)
+    ]
     first, again, other = (run.model.classifier.weight for run in runs)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -166,7 +168,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
 
 def test_a_run_cut_short_goes_on_to_the_same_weights() -> None:
     config = SMALL.model_copy(update={"checkpoint_every": 1})
-    whole = fit(config, ragged_bags(), LocalContext(None, CPU))
+    whole = train_model(config, ragged_bags(), LocalContext(None, CPU))
 
     class Cut(LocalContext):
         def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
@@ -176,15 +178,15 @@ def test_a_run_cut_short_goes_on_to_the_same_weights() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         with pytest.raises(KeyboardInterrupt):
-            fit(config, ragged_bags(), Cut(folder, CPU))
-        resumed = fit(config, ragged_bags(), LocalContext(folder, CPU))
+            train_model(config, ragged_bags(), Cut(folder, CPU))
+        resumed = train_model(config, ragged_bags(), LocalContext(folder, CPU))
     assert [row.epoch for row in resumed.history] == [row.epoch for row in whole.history]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    fit(SMALL.model_copy(update={"checkpoint_every": 1}), ragged_bags(), LocalContext(str(tmp_path), CPU))
+    train_model(SMALL.model_copy(update={"checkpoint_every": 1}), ragged_bags(), LocalContext(str(tmp_path), CPU))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0002", "0003"]
     assert sorted(path.name for path in (tmp_path / "0003").iterdir()) == [
         "best.safetensors",
@@ -197,11 +199,11 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_what_is_left_of_a_checkpoint_being_removed_is_removed_by_the_next_run(tmp_path: Path) -> None:
     """A process that was killed while it removed one had written all epochs, so that no report removes it."""
     config = SMALL.model_copy(update={"checkpoint_every": 1})
-    fit(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
+    train_model(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
     whole = checkpoint_names(str(tmp_path))
     (tmp_path / "0000").mkdir()
     (tmp_path / "0000" / "best.safetensors").write_bytes(b"half of it")
-    fit(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
+    train_model(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
     assert checkpoint_names(str(tmp_path)) == whole
 
 
@@ -209,10 +211,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = SMALL.model_copy(update={"checkpoint_every": 1, "ema_decay": 0.5})
-    whole = fit(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
+    whole = train_model(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
     damaged = tmp_path / "0003" / "ema.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    again = fit(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
+    again = train_model(config, ragged_bags(), LocalContext(str(tmp_path), CPU))
     assert "checkpoint 0003 is not whole" in capfd.readouterr().err
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
@@ -224,7 +226,7 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept() -> None:
     averaging = SMALL.model_copy(update={"batch_size": 99, "ema_decay": 0.25, "schedule": "constant"})
     plain, averaged = (
         [
-            fit(averaging.model_copy(update={"epochs": n, "ema_decay": decay}), bags, LocalContext(None, CPU))
+            train_model(averaging.model_copy(update={"epochs": n, "ema_decay": decay}), bags, LocalContext(None, CPU))
             for n in (1, 2)
         ]
         for decay in (0.0, 0.25)
@@ -255,7 +257,9 @@ def test_the_training_loss_is_the_weighted_mean_over_bags() -> None:
         update={"epochs": 1, "learning_rate": 1e-12, "dropout": 0.0, "class_balance": "weighted", "precision": "fp64"}
     )
     losses = [
-        fit(still.model_copy(update={"batch_size": size}), ragged_bags(), LocalContext(None, CPU)).history[0].value
+        train_model(still.model_copy(update={"batch_size": size}), ragged_bags(), LocalContext(None, CPU))
+        .history[0]
+        .value
         for size in (1, 5, 99)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
@@ -263,7 +267,7 @@ def test_the_training_loss_is_the_weighted_mean_over_bags() -> None:
 
 
 def test_the_history_says_how_fast_and_how_much_of_it_was_waiting() -> None:
-    history = fit(SMALL, ragged_bags(), LocalContext(None, CPU)).history
+    history = train_model(SMALL, ragged_bags(), LocalContext(None, CPU)).history
     speed = [row.value for row in history if (row.split, row.metric) == ("train", "bags_per_sec")]
     waiting = [row.value for row in history if (row.split, row.metric) == ("train", "waiting")]
     assert len(speed) == len(waiting) == SMALL.epochs
@@ -272,14 +276,14 @@ def test_the_history_says_how_fast_and_how_much_of_it_was_waiting() -> None:
 
 
 def test_the_epoch_of_highest_validation_auroc_then_lowest_loss_is_kept() -> None:
-    result = fit(SMALL.model_copy(update={"epochs": 12}), ragged_bags(), LocalContext(None, CPU))
+    result = train_model(SMALL.model_copy(update={"epochs": 12}), ragged_bags(), LocalContext(None, CPU))
     loss, auroc = ([r.value for r in result.history if (r.split, r.metric) == ("val", m)] for m in ("loss", "auroc"))
     assert result.best_epoch == min(range(12), key=lambda epoch: (-auroc[epoch], loss[epoch]))
 
 
 def test_training_stops_after_patience_epochs_without_a_better_loss() -> None:
     config = SMALL.model_copy(update={"epochs": 200, "patience": 3, "learning_rate": 0.05})
-    result = fit(config, ragged_bags(), LocalContext(None, CPU))
+    result = train_model(config, ragged_bags(), LocalContext(None, CPU))
     assert max(row.epoch for row in result.history) == result.best_epoch + 3
 
 
@@ -287,7 +291,7 @@ def test_training_stops_after_patience_epochs_without_a_better_loss() -> None:
 @pytest.mark.parametrize("level", ["instance", "embedding"])
 def test_every_model_learns_the_shifted_instance(pooling: str, level: str) -> None:
     config = SMALL.model_copy(update={"pooling": pooling, "level": level, "epochs": 40, "dropout": 0.0})
-    result = fit(config, ragged_bags(), LocalContext(None, CPU))
+    result = train_model(config, ragged_bags(), LocalContext(None, CPU))
     final = {(r.split, r.metric): r.value for r in result.history if r.epoch == max(h.epoch for h in result.history)}
     assert final["train", "loss"] < 0.3
 
@@ -297,7 +301,9 @@ def test_bf16_learns_what_fp32_learns() -> None:
     losses = [
         min(
             r.value
-            for r in fit(config.model_copy(update={"precision": p}), ragged_bags(), LocalContext(None, CPU)).history
+            for r in train_model(
+                config.model_copy(update={"precision": p}), ragged_bags(), LocalContext(None, CPU)
+            ).history
             if r.metric == "loss"
         )
         for p in ("fp32", "bf16")
@@ -312,7 +318,7 @@ def test_bf16_on_a_cpu_that_emulates_it_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str, able: bool, warned: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able, "avx2": True})
-    fit(SMALL.model_copy(update={"precision": precision, "epochs": 1}), ragged_bags(), LocalContext(None, CPU))
+    train_model(SMALL.model_copy(update={"precision": precision, "epochs": 1}), ragged_bags(), LocalContext(None, CPU))
     assert ("emulates" in capsys.readouterr().err) is warned
 
 
@@ -320,4 +326,4 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice() -> None:
     entries = [BagEntry.of_slide("s", "p", 1, "train", 2)]
     bags = Bags(entries, lambda _: torch.full((2, WIDTH), torch.nan), CACHE)
     with pytest.raises(MILError, match="lower learning_rate"):
-        fit(SMALL, bags, LocalContext(None, CPU))
+        train_model(SMALL, bags, LocalContext(None, CPU))

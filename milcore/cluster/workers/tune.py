@@ -1,4 +1,4 @@
-"""Run a sweep with Ray Tune: each trial is one worker that runs ``fit``.
+"""Run a sweep with Ray Tune: each trial is one worker that runs ``train_model``.
 
 The sweep covers pooling, learning rate and other named settings. ASHA stops the worse trials early. The trials are the
 same for the same seed; which of them are stopped depends on how fast they run beside each other.
@@ -26,7 +26,7 @@ from milcore.runtime import storage
 from milcore.runtime.digest import with_own_digest, without_own_digest
 from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
-from milcore.training.loop import fit
+from milcore.training.loop import train_model
 from milcore.training.search_space import searched_settings, trial_configs
 from milcore.training.sweep import (
     TRIAL_FOLDERS,
@@ -148,11 +148,11 @@ def _run_trial(config: dict[str, Any]) -> None:
     folder = storage.join(out_uri, TRIALS, str(number))
     bags = _bags(out_uri)
     if spec.tune.objective_folds == 0:
-        fit(settings, bags, TrialContext(folder, device))
+        train_model(settings, bags, TrialContext(folder, device))
         return
     trial = FoldTrial(storage.join(folder, FOLDS))
     for fold in range(trial.done, spec.tune.objective_folds):
-        result = fit(settings, _without_fold(out_uri, bags, fold), LocalContext(None, device))
+        result = train_model(settings, _without_fold(out_uri, bags, fold), LocalContext(None, device))
         trial.report(result.best, result.best_epoch + 1)
 
 

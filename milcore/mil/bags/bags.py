@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Shaped
 from torch import Tensor
 
+from milcore.config import TrainConfig
+from milcore.mil.bags.arrays import ArraysOfBags, ValuesOfBags, array_rows, bag_id, bag_labels
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.rows import Rows
 
@@ -66,15 +68,62 @@ class Bags:
         entries: one per bag.
         open_rows: opens the instances of a bag; called from a reading thread.
         cache_bytes: size of the cache in memory.
+        class_names: of the labels; empty where only their numbers are known.
     """
 
-    def __init__(self, entries: Sequence[BagEntry], open_rows: Callable[[BagEntry], Rows], cache_bytes: int) -> None:
+    def __init__(
+        self,
+        entries: Sequence[BagEntry],
+        open_rows: Callable[[BagEntry], Rows],
+        cache_bytes: int,
+        class_names: tuple[str, ...] = (),
+    ) -> None:
         self.entries = tuple(entries)
         self.lengths = tuple(entry.length for entry in entries)
         self._open_rows = open_rows
         self._cache: dict[int, Bag] = {}
         self._cached_bytes = 0
         self.cache_bytes = cache_bytes
+        self.class_names = class_names
+
+    @staticmethod
+    def from_arrays(
+        arrays: ArraysOfBags,
+        labels: ValuesOfBags,
+        *,
+        patients: ValuesOfBags | None = None,
+        splits: ValuesOfBags | None = None,
+    ) -> "Bags":
+        """Bags of features from anywhere: one array (n, d) and one label for each.
+
+        An array is a NumPy array (a memory map too), a torch tensor of any device, or what ``numpy.asarray`` makes
+        numbers of, such as a list of lists or an h5py data set. Every value is read once, to check that it is finite.
+        float16 and float32 stay what they are and are not copied, so they must not change while the bags are used.
+        Other numbers (float64, bfloat16, integers) become float32 where they are read. A memory map stays on disk: a
+        bag above a quarter of the cache is read in chunks, smaller ones are kept as far as the cache reaches. Refused
+        are an empty bag, NaN and infinity, objects, masks, booleans, complex numbers and sparse tensors.
+
+        Args:
+            arrays: a list of arrays, or arrays by the bags' ids. n may differ, d not.
+            labels: whole numbers, or names of classes; their order is that of a manifest: numbers by value, names by
+                the alphabet, and the second of two classes is positive (``class_names``). Of arrays by id, labels,
+                patients and splits may be mappings too.
+            patients: of each bag; None: every bag is of another patient.
+            splits: ``train``, ``val`` or ``test`` for each bag, one for all bags of a patient; None: all train.
+
+        Raises:
+            InputError: bags, by index or id, with what is wrong.
+        """
+        rows = array_rows(arrays)
+        table = bag_labels(list(rows), labels, patients, splits)
+        entries = [
+            BagEntry.of_slide(bag_id(key), patient, label, split, len(of_bag))
+            for (key, of_bag), patient, label, split in zip(
+                rows.items(), table.patients, table.labels, table.splits, strict=True
+            )
+        ]
+        rows_of_id = {bag_id(key): of_bag for key, of_bag in rows.items()}
+        return Bags(entries, lambda entry: rows_of_id[entry.bag_id], cache_bytes(TrainConfig()), table.classes)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -93,7 +142,7 @@ class Bags:
     @property
     def classes(self) -> int:
         """Number of classes of the labels, at least 2."""
-        return max(2, 1 + max(entry.label for entry in self.entries))
+        return max(2, len(self.class_names), 1 + max(entry.label for entry in self.entries))
 
     def split(self, name: str) -> list[int]:
         """Indices of the bags of one split."""
@@ -108,6 +157,10 @@ class Bags:
         other = copy.copy(self)
         other.entries = tuple(entry._replace(split=split_of.get(entry.bag_id, "")) for entry in self.entries)
         return other
+
+    def with_cache(self, size_bytes: int) -> "Bags":
+        """The same bags with a cache of their own, empty at first."""
+        return Bags(self.entries, self._open_rows, size_bytes, self.class_names)
 
     def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
         """Batch of each group of indices, with one batch read ahead in a thread."""
@@ -141,3 +194,8 @@ class Bags:
             self._cache[index] = bag
             self._cached_bytes += instances.nbytes  # of float32 in one slide, of float16 in another
         return bag
+
+
+def cache_bytes(config: TrainConfig) -> int:
+    """Bytes of one worker's cache of instances."""
+    return int(config.cache_mb * 1e6)

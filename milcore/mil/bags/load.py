@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from milcore.config import TrainConfig
-from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
 from milcore.mil.bags.rows import BlockRows, ChainedRows, Rows
 from milcore.mil.instance_encoders.finetune import check_patches
 from milcore.store.slide_group import Features, SlideGroup
@@ -71,8 +71,3 @@ def _feature_rows(features: Features) -> Rows:
     return BlockRows(
         lambda start, stop: torch.from_numpy(features.read(start, stop)), features.shape[0], features.rows_per_chunk
     )
-
-
-def cache_bytes(config: TrainConfig) -> int:
-    """Bytes of one worker's cache of instances."""
-    return int(config.cache_mb * 1e6)

@@ -1,0 +1,226 @@
+"""Bags of arrays: their checks and their rows.
+
+The arrays lie in memory or on a memory map. Errors name the bag, by its index or, of a mapping, by its key.
+
+Axes: instance, feature.
+"""
+
+import unicodedata
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from milcore.cohort.labels import class_name, class_names, label_problems
+from milcore.cohort.table import cell_text, is_missing
+from milcore.config import MAX_WIDTH, SPLIT_NAMES
+from milcore.errors import InputError
+
+# by key, or one after another
+ArraysOfBags = Mapping[str, Any] | Iterable[Any]
+ValuesOfBags = Mapping[Any, object] | Iterable[object]
+
+PROBLEMS_SHOWN = 10
+_VALUES_PER_CHECK = 1 << 20
+
+
+class ArrayRows:
+    """Rows of an array as float16 or float32.
+
+    They are no copy where the array has one of these types. Slices of other types are converted, those of a memory map that is read-only are read.
+
+    Args:
+        array: numbers.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self._type = np.float16 if array.dtype.kind == "f" and array.dtype.itemsize == 2 else np.float32
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, rows: slice) -> Float[Tensor, "instance feature"]:
+        with np.errstate(over="ignore"):  # infinity, which is refused
+            numbers = np.require(self._array[rows], self._type, ["C", "W"])
+        # one reversed row is in order, but torch takes no negative stride
+        return torch.from_numpy(numbers.copy() if min(numbers.strides) < 0 else numbers)
+
+
+class BagLabels(NamedTuple):
+    """Labels, patients and splits of bags, in their order.
+
+    ``classes[label]`` is the name of a bag's class.
+    """
+
+    labels: list[int]
+    classes: tuple[str, ...]
+    patients: list[str]
+    splits: list[str]
+
+
+def array_rows(arrays: ArraysOfBags) -> dict[str | int, ArrayRows]:
+    """Rows of each bag, by its key in a mapping, else by its index.
+
+    Args:
+        arrays: see ``Bags.from_arrays``.
+
+    Raises:
+        InputError: there is none, or bags are not finite numbers (n, d) with n >= 1 and one d.
+    """
+    items: Iterable[tuple[str | int, Any]]
+    items = arrays.items() if isinstance(arrays, Mapping) else enumerate(arrays)
+    rows: dict[str | int, ArrayRows] = {}
+    problems: list[str] = []
+    width: tuple[str, int] | None = None
+    for key, array in items:
+        try:
+            of_bag = _numbers(array)
+            width = width or (f"bag {key!r}", of_bag.shape[1])
+            if of_bag.shape[1] != width[1]:
+                raise ValueError(f"expected {width[1]} features as in {width[0]}, got {of_bag.shape[1]}")  # noqa: TRY301 - one place names the bag
+            rows[key] = ArrayRows(of_bag)
+            _check_finite(of_bag, rows[key])
+        except ValueError as error:
+            problems.append(f"bag {key!r}: {error}")
+    if not rows and not problems:
+        raise InputError("arrays: expected bags, got none; allowed: one array (n, d) per bag")
+    _check(
+        "arrays", problems, "allowed: finite numbers (n, d), n from 1, one d in all bags; mend these bags or drop them"
+    )
+    return rows
+
+
+def bag_labels(
+    keys: Sequence[str | int], labels: ValuesOfBags, patients: ValuesOfBags | None, splits: ValuesOfBags | None
+) -> BagLabels:
+    """Check labels, patients and splits of bags.
+
+    Args:
+        keys: of the bags.
+        labels: see ``Bags.from_arrays``.
+        patients: of each bag; None: every bag is of another.
+        splits: of each bag; None: all train.
+
+    Raises:
+        InputError: a value is missing, labels are neither whole numbers nor names, a split has another name, or a
+            patient is in two.
+    """
+    label_of = _texts("labels", keys, labels)
+    problems = label_problems(((f"bag {key!r}", label) for key, label in label_of.items()), "bags")
+    _check("labels", problems, "allowed: whole numbers, or names of classes")
+    classes = class_names(label_of.values())
+    patient_of = {key: bag_id(key) for key in keys} if patients is None else _texts("patients", keys, patients)
+    split_of = dict.fromkeys(keys, "train") if splits is None else _texts("splits", keys, splits)
+    _check("splits", _split_problems(split_of, patient_of), f"allowed: {', '.join(SPLIT_NAMES)}, one for each patient")
+    return BagLabels(
+        [classes.index(class_name(label)) for label in label_of.values()],
+        classes,
+        list(patient_of.values()),
+        list(split_of.values()),
+    )
+
+
+def bag_id(key: str | int) -> str:
+    """Id of a bag: its key, or ``bag-0003`` for index 3."""
+    return f"bag-{key:04d}" if isinstance(key, int) else key
+
+
+def _numbers(array: Any) -> np.ndarray:
+    """Array of numbers with two axes and an instance.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError("expected numbers, got a masked array; fill its gaps")  # noqa: TRY004 - as of other bad values
+    if isinstance(array, Tensor):
+        if array.layout != torch.strided or array.is_quantized or array.is_meta:
+            raise ValueError(f"expected a dense tensor, got one of layout {array.layout} on {array.device}")
+        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy(force=True)
+    try:
+        numbers = np.asarray(array)
+    except ValueError:
+        raise ValueError("expected rows of one length, got rows of several") from None
+    if numbers.dtype.kind not in "fiu":
+        raise ValueError(f"expected numbers, got type {numbers.dtype}")
+    if numbers.ndim != 2:
+        raise ValueError(f"expected the axes (instance, feature), got shape {numbers.shape}")
+    if 0 in numbers.shape:
+        raise ValueError(f"expected at least 1 instance and 1 feature, got shape {numbers.shape}")
+    if numbers.shape[1] > MAX_WIDTH:
+        raise ValueError(f"expected at most {MAX_WIDTH:,} features, got {numbers.shape[1]:,}")
+    return numbers
+
+
+def _check_finite(array: np.ndarray, rows: ArrayRows) -> None:
+    """Check that values are finite as float32.
+
+    A few MB at a time, so that a memory map is never whole in memory.
+
+    Raises:
+        ValueError: a value is none, or infinite as float32.
+    """
+    step = max(1, _VALUES_PER_CHECK // array.shape[1])
+    for start in range(0, len(rows), step):
+        finite = torch.isfinite(rows[start : start + step])
+        if not finite.all():
+            row, column = divmod(int((~finite).flatten().nonzero()[0]), array.shape[1])
+            raise ValueError(
+                f"expected finite numbers, got {array[start + row, column]} in instance {start + row}, feature {column}"
+            )
+
+
+def _texts(name: str, keys: Sequence[str | int], values: ValuesOfBags) -> dict[str | int, str]:
+    """Value of each bag as a text; letters with marks have one form.
+
+    Raises:
+        InputError: a bag has none, or there are more values than bags.
+    """
+    if isinstance(values, Mapping):
+        of_bag: dict[str | int, object] = {key: values.get(key) for key in keys}
+    else:
+        listed = values.tolist() if isinstance(values, np.ndarray | Tensor) else values
+        listed = list(listed) if isinstance(listed, Iterable) and not isinstance(listed, str) else None
+        if listed is None or len(listed) != len(keys):
+            got = repr(values) if listed is None else len(listed)
+            raise InputError(
+                f"{name}: expected one for each of {len(keys)} bags, got {got}; allowed: a list, or an array"
+            )
+        of_bag = dict(zip(keys, listed, strict=True))
+    texts = {key: _text(value) for key, value in of_bag.items()}
+    problems = [
+        f"bag {key!r}: expected a value, got {of_bag[key]!r}" for key, text in texts.items() if is_missing(text)
+    ]
+    _check(name, problems, "allowed: one for each bag")
+    return texts
+
+
+def _text(value: object) -> str:
+    scalar = value.item() if isinstance(value, np.generic | Tensor) else value
+    return unicodedata.normalize("NFC", cell_text(scalar))
+
+
+def _split_problems(split_of: Mapping[str | int, str], patient_of: Mapping[str | int, str]) -> Iterator[str]:
+    split_of_patient: dict[Hashable, str] = {}
+    for key, split in split_of.items():
+        if split not in SPLIT_NAMES:
+            yield f"bag {key!r}: expected the name of a split, got {split!r}"
+        other = split_of_patient.setdefault(patient_of[key], split)
+        if other != split:
+            yield f"bag {key!r}: expected one split per patient, got {other!r} and {split!r} for {patient_of[key]!r}"
+
+
+def _check(name: str, problems: Iterable[str], allowed: str) -> None:
+    """Raise problems as one line.
+
+    Raises:
+        InputError: there are problems.
+    """
+    listed = list(problems)
+    if listed:
+        further = [f"{len(listed) - PROBLEMS_SHOWN} more"] if len(listed) > PROBLEMS_SHOWN else []
+        raise InputError(f"{name}: {'; '.join([*listed[:PROBLEMS_SHOWN], *further])}; {allowed}")

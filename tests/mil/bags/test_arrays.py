@@ -1,0 +1,221 @@
+"""Bags of arrays: what is taken, what is refused with the bag's name, and what is copied."""
+
+import re
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milcore.errors import InputError
+from milcore.mil.bags.bags import Bags
+
+VALUES = np.arange(12.0).reshape(4, 3)  # exact in every type below
+
+
+def values_of(bags: Bags, index: int = 0) -> torch.Tensor:
+    return bags[index].instances[:]
+
+
+def memory_map(folder: Path) -> np.ndarray:
+    np.save(folder / "map.npy", VALUES.astype(np.float16))
+    mapped: np.ndarray = np.load(folder / "map.npy", mmap_mode="r")
+    return mapped
+
+
+@pytest.mark.parametrize(
+    ("make", "stored"),
+    [
+        (lambda: VALUES.astype(np.float16), torch.float16),
+        (lambda: VALUES.astype(np.float32), torch.float32),
+        (lambda: VALUES, torch.float32),
+        (lambda: VALUES.astype(np.longdouble), torch.float32),
+        (lambda: VALUES.astype(np.int64), torch.float32),
+        (lambda: VALUES.astype(np.uint8), torch.float32),
+        (lambda: VALUES.astype(">f4"), torch.float32),
+        (lambda: VALUES.astype(">f2"), torch.float16),
+        (lambda: np.asfortranarray(VALUES.astype(np.float32)), torch.float32),
+        (lambda: np.repeat(VALUES, 2, axis=1).astype(np.float32)[:, ::2], torch.float32),
+        (lambda: VALUES[::-1].astype(np.float32)[::-1], torch.float32),
+        (VALUES.tolist, torch.float32),
+        (lambda: [[int(value) for value in row] for row in VALUES], torch.float32),
+        (lambda: torch.from_numpy(VALUES), torch.float32),
+        (lambda: torch.from_numpy(VALUES).half(), torch.float16),
+        (lambda: torch.from_numpy(VALUES).bfloat16(), torch.float32),
+        (lambda: torch.from_numpy(VALUES).float().requires_grad_(), torch.float32),
+        (lambda: torch.from_numpy(VALUES.T.copy()).float().T, torch.float32),
+    ],
+)
+def test_numbers_of_any_kind_are_taken(make: Callable[[], Any], stored: torch.dtype) -> None:
+    bags = Bags.from_arrays([make()], [0])
+    assert values_of(bags).dtype == stored
+    assert not values_of(bags).requires_grad
+    assert torch.equal(values_of(bags).double(), torch.from_numpy(VALUES))
+    rows = bags.with_cache(0)[0].instances
+    assert torch.equal(rows[1:3].double(), torch.from_numpy(VALUES[1:3]))
+
+
+def test_a_memory_map_that_cannot_be_written_to_is_taken(tmp_path: Path) -> None:
+    bags = Bags.from_arrays([memory_map(tmp_path)], [0])
+    assert values_of(bags).dtype == torch.float16
+    assert torch.equal(values_of(bags).double(), torch.from_numpy(VALUES))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_arrays_in_the_types_of_a_store_are_not_copied(kind: type) -> None:
+    array = VALUES.astype(kind)
+    bags = Bags.from_arrays([array], [0])
+    assert np.shares_memory(bags[0].instances[:].numpy(), array)
+    assert np.shares_memory(Bags.from_arrays([torch.from_numpy(array)], [0])[0].instances[:].numpy(), array)
+
+
+def test_a_memory_map_is_never_whole_in_memory(tmp_path: Path) -> None:
+    """64 MB on disk in float64, which would be 32 MB as float32."""
+    mapped = np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype=np.float64, shape=(125_000, 64))
+    mapped[:] = 1.0
+    mapped.flush()
+    tracemalloc.start()
+    try:
+        bags = Bags.from_arrays([np.load(tmp_path / "big.npy", mmap_mode="r")], [0]).with_cache(1_000_000)
+        instances = bags[0].instances
+        total = sum(float(instances[start : start + 1000].sum()) for start in range(0, 125_000, 1000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total == 125_000 * 64
+    assert peak < 16e6
+
+
+@pytest.mark.parametrize(
+    ("bag", "problem"),
+    [
+        (np.zeros((0, 3)), "expected at least 1 instance and 1 feature, got shape (0, 3)"),
+        (np.zeros((2, 0)), "expected at least 1 instance and 1 feature, got shape (2, 0)"),
+        ([], "expected the axes (instance, feature), got shape (0,)"),
+        (np.zeros(3), "expected the axes (instance, feature), got shape (3,)"),
+        (np.zeros((2, 3, 1)), "expected the axes (instance, feature), got shape (2, 3, 1)"),
+        (np.zeros((2, 4)), "expected 3 features as in bag 0, got 4"),
+        (np.array([[1, 2, 3], [4, np.nan, 6]]), "expected finite numbers, got nan in instance 1, feature 1"),
+        (np.array([[1, 2, -np.inf]]), "expected finite numbers, got -inf in instance 0, feature 2"),
+        (np.array([[1, 1e39, 3]]), "expected finite numbers, got 1e+39 in instance 0, feature 1"),
+        (torch.tensor([[1.0, 2.0, torch.nan]]), "expected finite numbers, got nan in instance 0, feature 2"),
+        (np.full((2, 3), None), "expected numbers, got type object"),
+        (np.array([["1", "2", "3"]]), "expected numbers, got type <U1"),
+        (np.ones((2, 3), bool), "expected numbers, got type bool"),
+        (np.ones((2, 3), complex), "expected numbers, got type complex128"),
+        (np.ma.masked_greater(np.ones((2, 3)), 0), "expected numbers, got a masked array; fill its gaps"),
+        (torch.zeros(2, 3).to_sparse(), "expected a dense tensor, got one of layout torch.sparse_coo on cpu"),
+        (torch.zeros(2, 3, device="meta"), "expected a dense tensor, got one of layout torch.strided on meta"),
+        ([[1, 2, 3], [4, 5]], "expected rows of one length, got rows of several"),
+        ("features", "expected numbers, got type <U8"),
+        (None, "expected numbers, got type object"),
+    ],
+)
+def test_a_bag_of_something_else_is_refused_by_its_index_and_its_key(bag: Any, problem: str) -> None:
+    with pytest.raises(InputError, match=f"^arrays: {re.escape(f'bag 1: {problem}; allowed: finite numbers (n, d)')}"):
+        Bags.from_arrays([VALUES, bag], [0, 1])
+    named = problem.replace("bag 0", "bag 'good'")
+    with pytest.raises(InputError, match=re.escape(f"bag 'S7': {named}")):
+        Bags.from_arrays({"good": VALUES, "S7": bag}, [0, 1])
+
+
+def test_every_bad_bag_is_told_up_to_ten() -> None:
+    with pytest.raises(InputError, match=r"bag 1: .*; bag 2: .*; allowed"):
+        Bags.from_arrays([VALUES, VALUES[:0], VALUES[0]], [0, 1, 1])
+    with pytest.raises(InputError, match=r"bag 9: .*; 2 more; allowed"):
+        Bags.from_arrays([VALUES[:0]] * 12, [0] * 12)
+    with pytest.raises(InputError, match="arrays: expected bags, got none"):
+        Bags.from_arrays([], [])
+
+
+def test_too_many_features_are_refused() -> None:
+    with pytest.raises(InputError, match="bag 0: expected at most 65,536 features, got 65,537"):
+        Bags.from_arrays([np.zeros((1, 65_537))], [0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        ([0, 1, 1], ("0", "1"), [0, 1, 1]),
+        (np.array([2, 10, 2]), ("2", "10"), [0, 1, 0]),
+        ([0, 0, 0], ("0", "1"), [0, 0, 0]),
+        ([1.0, 0.0, 1.0], ("0", "1"), [1, 0, 1]),
+        ([True, False, True], ("0", "1"), [1, 0, 1]),
+        (np.array([True, False, True]), ("0", "1"), [1, 0, 1]),
+        ([np.int8(1), np.float32(0), np.bool_(True)], ("0", "1"), [1, 0, 1]),
+        (torch.tensor([0, 2, 1]), ("0", "1", "2"), [0, 2, 1]),
+        ([torch.tensor(1), torch.tensor(0), torch.tensor(1)], ("0", "1"), [1, 0, 1]),
+        (["tumour", "normal", "tumour"], ("normal", "tumour"), [1, 0, 1]),
+        (np.array(["b", "a", "c"]), ("a", "b", "c"), [1, 0, 2]),
+        (("TRUE", "false", "True"), ("False", "True"), [1, 0, 1]),
+    ],
+)
+def test_labels_become_classes_in_the_order_of_a_manifest(labels: Any, classes: tuple[str, ...], numbers: Any) -> None:
+    bags = Bags.from_arrays([VALUES] * 3, labels)
+    assert bags.class_names == classes
+    assert [entry.label for entry in bags.entries] == numbers
+    assert bags.classes == len(classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error"),
+    [
+        ([0, 1], "labels: expected one for each of 3 bags, got 2; allowed"),
+        (np.array(1), "labels: expected one for each of 3 bags, got array(1); allowed"),
+        ("abc", "labels: expected one for each of 3 bags, got 'abc'; allowed"),
+        ([0, None, 1], "labels: bag 1: expected a value, got None; allowed: one for each bag"),
+        ([0, float("nan"), 1], "labels: bag 1: expected a value, got nan; allowed: one for each bag"),
+        ([0, 0.5, 1], "labels: bag 1: label: expected a whole number or a class name, got '0.5'; allowed"),
+        ([0, "tumour", 1], "labels: bag 1: label: expected numbers as in the other bags, got 'tumour'; allowed"),
+        ({"a": 1}, "labels: bag 0: expected a value, got None"),
+    ],
+)
+def test_a_label_that_is_none_is_refused(labels: Any, error: str) -> None:
+    with pytest.raises(InputError, match="^" + re.escape(error)):
+        Bags.from_arrays([VALUES] * 3, labels)
+
+
+def test_without_patients_and_splits_every_bag_is_of_another_patient_and_trains() -> None:
+    bags = Bags.from_arrays([VALUES, VALUES[:2]], ["b", "a"])
+    first, second = bags.entries
+    assert (first.bag_id, first.patient_id, first.split, first.length) == ("bag-0000", "bag-0000", "train", 4)
+    assert (second.bag_id, second.patient_id, second.split, second.length) == ("bag-0001", "bag-0001", "train", 2)
+
+
+def test_arrays_by_id_take_labels_patients_and_splits_by_id_in_any_order() -> None:
+    bags = Bags.from_arrays(
+        {"x": VALUES, "y": VALUES},
+        {"z": 1, "y": 0, "x": 1},
+        patients={"y": 7, "x": 8},
+        splits={"y": "val", "x": "train"},
+    )
+    assert [(e.bag_id, e.label, e.patient_id, e.split) for e in bags.entries] == [
+        ("x", 1, "8", "train"),
+        ("y", 0, "7", "val"),
+    ]
+
+
+def test_a_split_of_another_name_and_a_patient_in_two_are_refused() -> None:
+    with pytest.raises(
+        InputError, match="splits: bag 1: expected the name of a split, got 'valid'; allowed: train, val"
+    ):
+        Bags.from_arrays([VALUES] * 2, [0, 1], splits=["train", "valid"])
+    with pytest.raises(
+        InputError, match="splits: bag 2: expected one split per patient, got 'train' and 'test' for 'p'"
+    ):
+        Bags.from_arrays([VALUES] * 3, [0, 1, 1], patients=["p", "q", "p"], splits=["train", "test", "test"])
+    with pytest.raises(InputError, match="patients: bag 1: expected a value, got None"):
+        Bags.from_arrays([VALUES] * 2, [0, 1], patients=["p", None])
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_bags_keep_their_order_and_lengths(lengths: list[int]) -> None:
+    arrays = [np.full((length, 2), index, np.float32) for index, length in enumerate(lengths)]
+    bags = Bags.from_arrays((array for array in arrays), [0] * len(arrays))
+    assert bags.lengths == tuple(lengths)
+    assert [float(bag.instances[:1][0, 0]) for bag in bags] == list(range(len(lengths)))
