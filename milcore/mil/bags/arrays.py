@@ -30,7 +30,8 @@ _VALUES_PER_CHECK = 1 << 20
 class ArrayRows:
     """Rows of an array as float16 or float32.
 
-    They are no copy where the array has one of these types. Slices of other types are converted, those of a memory map that is read-only are read.
+    They are no copy where the array has one of these types. Slices of other types are converted, those of a memory map
+    that is read-only are read.
 
     Args:
         array: numbers.
