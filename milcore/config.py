@@ -69,6 +69,8 @@ MAX_PATCH_EDGE_PX = 65_536
 MAX_INSTANCES_PER_SLIDE = 50_000_000
 # that are resampled to one patch; a worker holds one patch a thread
 MAX_MEGAPIXELS_PER_PATCH = 300
+# beside one another in the folder of a DICOM slide, which is read and copied as a whole
+MAX_DICOM_FILES = 200
 MAX_CLASSES = 1_000
 MAX_ANNOTATION_MB = 200
 # of features, an embedding or an attention network

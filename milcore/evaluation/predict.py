@@ -30,7 +30,7 @@ from milcore.config import (
     parse_config,
 )
 from milcore.encoders.extraction.encode import encode_slide, load_encoder
-from milcore.errors import InputError, StoreError
+from milcore.errors import InputError, SlideError, StoreError
 from milcore.evaluation.attention.write import AttentionFiles, remove_attention, write_attention
 from milcore.evaluation.decision import DecisionRule
 from milcore.evaluation.prediction_folder import (
@@ -55,6 +55,7 @@ from milcore.mil.model import MILModel
 from milcore.runtime import storage
 from milcore.runtime.allow_list import uri_problem
 from milcore.runtime.progress import log_line, track
+from milcore.slides.source import source_stat
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
 from milcore.training.instances import FREE_SETTINGS
@@ -377,8 +378,8 @@ def _source_version(slide: Slide) -> list[object]:
     A slide whose file cannot be reached is scored again.
     """
     try:
-        size, version = (None, None) if uri_problem(slide.uri) else storage.stat(slide.uri)
-    except storage.IO_ERRORS:
+        size, version = (None, None) if uri_problem(slide.uri) else source_stat(slide.uri)
+    except (*storage.IO_ERRORS, SlideError):
         size = None
     if size is None:
         return [slide.uri, slide.patient_id, slide.mpp]

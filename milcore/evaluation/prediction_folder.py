@@ -129,8 +129,14 @@ def slides_of_files(uris: Sequence[str], records: Mapping[str, Record]) -> list[
 
 
 def _stem(uri: str) -> str:
-    """File name without suffix; characters that an id cannot hold become ``_``."""
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(uri).stem).lstrip("._-")
+    """Name of a file or folder without suffix, as an id.
+
+    Characters that an id cannot hold become ``_``. A number is no suffix: folders of DICOM slides are
+    named by UIDs.
+    """
+    path = PurePosixPath(uri)
+    name = path.name if path.suffix[1:].isdecimal() else path.stem
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip("._-")
     return safe[:STEM_CHARACTERS] or "slide"
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from milcore.cohort.manifest import Slide
-from milcore.errors import InputError
+from milcore.errors import InputError, SlideError
 from milcore.runtime import storage
 from milcore.runtime.allow_list import uri_problem
+from milcore.slides.source import source_stat
 from milcore.store.store import PatchStore
 
 CONCURRENT_STATS = 16
@@ -77,15 +78,15 @@ def _is_partition_of(partitions: object, slides: Sequence[Slide], count: int) ->
 
 
 def _size(uri: str) -> int:
-    """Size of a file in bytes; 0 if it is unreachable.
+    """Size of a slide in bytes; 0 if it is unreachable.
 
     Such a slide costs little work.
     """
     if uri_problem(uri) is not None:
         return 0
     try:
-        return storage.stat(uri).size
-    except storage.IO_ERRORS:
+        return source_stat(uri).size
+    except (*storage.IO_ERRORS, SlideError):
         return 0
 
 

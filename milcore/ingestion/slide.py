@@ -87,8 +87,8 @@ def _ingest_file(work: _SlideIngestion, earlier: SlideRecord | None) -> SlideOut
     with contextlib.ExitStack() as stack:
         remote = find_remote_slide(slide.uri, work.config.reader)
         if remote is None:
-            path, sha256 = fetch(slide.uri, stack)
-            source = SourceFile(slide.uri, path.stat().st_size, sha256)
+            path, size, sha256 = fetch(slide.uri, stack)
+            source = SourceFile(slide.uri, size, sha256)
         else:
             source = SourceFile(slide.uri, remote.size, etag=remote.etag)
         work.record = replace(work.record, source=source)

@@ -146,6 +146,15 @@ def exists(uri: str) -> bool:
         return False
 
 
+def is_folder(uri: str) -> bool:
+    """True where the URI is a folder, or a prefix of objects.
+
+    Raises:
+        FileNotFoundError: there is neither an object nor a folder.
+    """
+    return bool(_info(uri)["type"] == "directory")
+
+
 def _info(uri: str) -> dict[str, Any]:
     # not isfile() and its like: they take every error for absence
     fs, path = filesystem(uri)
@@ -161,7 +170,10 @@ def stat(uri: str) -> SourceStat:
     Raises:
         FileNotFoundError: there is no object.
     """
-    info = _info(uri)
+    return _stat(uri, _info(uri))
+
+
+def _stat(uri: str, info: dict[str, Any]) -> SourceStat:
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
     if info["size"] is None:
         raise StorageError(f"{uri}: the server does not tell the object's size")
@@ -395,6 +407,17 @@ def names(uri: str) -> list[str]:
         return []
     children = {str(child).rstrip("/") for child in paths} - {path.rstrip("/")}
     return sorted(posixpath.basename(child) for child in children)
+
+
+def folder_stats(uri: str) -> dict[str, SourceStat]:
+    """Size and version of each object directly below a folder, by name."""
+    if is_local(uri):  # the listing of fsspec does not follow links
+        infos = {name: _info(join(uri, name)) for name in names(uri)}
+    else:
+        fs, path = filesystem(uri)
+        with _access(uri):
+            infos = {posixpath.basename(info["name"].rstrip("/")): info for info in fs.ls(path, detail=True)}
+    return {name: _stat(join(uri, name), infos[name]) for name in sorted(infos) if infos[name]["type"] == "file"}
 
 
 def files(uri: str) -> set[str]:

@@ -1,15 +1,22 @@
-"""Source files of slides: version, local copy, retries while the storage fails."""
+"""Source files of slides: version, local copy, retries while the storage fails.
+
+A slide is one file, or the DICOM files of one folder.
+"""
 
 import contextlib
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from milcore.errors import StorageError, UnreachableSlideError
+from milcore.config import MAX_DICOM_FILES
+from milcore.errors import SlideError, StorageError, UnreachableSlideError
 from milcore.runtime import storage
 from milcore.runtime.allow_list import uri_problem
+from milcore.runtime.digest import digest
+from milcore.slides.dicom import is_dicom, series_files, series_folder
 from milcore.slides.foreign import foreign_format
 
 T = TypeVar("T")
@@ -17,15 +24,32 @@ RETRY_WAITS_S = (2.0,)
 
 
 class SourceVersion(NamedTuple):
-    """URI, size in bytes and version (ETag or modification time) of a source file."""
+    """URI, size in bytes and version (ETag or modification time) of a source file.
+
+    Of a DICOM slide size and version are those of all files of its folder.
+    """
 
     uri: str
     size: int
     version: str
 
 
+class LocalSource(NamedTuple):
+    """Local copy of a source.
+
+    Args:
+        path: to open.
+        size: in bytes, of all its files.
+        sha256: of its file; of several that of their sorted sha256.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+
+
 def source_version(uri: str) -> SourceVersion:
-    """Size and version of a source file, without reading it.
+    """Size and version of a slide, without reading it.
 
     Raises:
         UnreachableSlideError: the storage cannot be read, or the name is that of a format that is not read.
@@ -33,18 +57,42 @@ def source_version(uri: str) -> SourceVersion:
     problem = foreign_format(uri)
     if problem is not None:
         raise UnreachableSlideError(problem)
+    return with_retries(uri, lambda: SourceVersion(uri, *source_stat(uri)))
+
+
+def file_version(uri: str) -> SourceVersion:
+    """Size and version of a file that is no slide.
+
+    Raises:
+        UnreachableSlideError: the storage cannot be read.
+    """
     return with_retries(uri, lambda: SourceVersion(uri, *storage.stat(uri)))
 
 
-def fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
-    """Path of a local copy of the source, and its sha256.
+def source_stat(uri: str) -> storage.SourceStat:
+    """Size and version of a slide; errors are those of storage."""
+    folder = series_folder(uri)
+    if folder is None:
+        return storage.stat(uri)
+    stats = _folder_stats(folder)
+    return storage.SourceStat(sum(stat.size for stat in stats.values()), digest(stats))
+
+
+def fetch(uri: str, stack: contextlib.ExitStack) -> LocalSource:
+    """Local copy of a source with its digest.
 
     A remote source's copy lasts until ``stack`` closes; a local source is its own copy.
 
     Raises:
         UnreachableSlideError: the storage cannot be read.
+        SlideError: a folder is not that of one DICOM slide.
     """
-    return with_retries(uri, lambda: _fetch(uri, stack))
+    return with_retries(uri, lambda: _with_digest(_local_files(uri, stack)))
+
+
+def local_path(uri: str, stack: contextlib.ExitStack) -> Path:
+    """Path to open of a local copy of the source: ``fetch`` without the digest."""
+    return with_retries(uri, lambda: _local_files(uri, stack)[0])
 
 
 def with_retries(uri: str, action: Callable[[], T]) -> T:
@@ -78,16 +126,60 @@ def with_retries(uri: str, action: Callable[[], T]) -> T:
     raise AssertionError
 
 
-def _fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
-    path = stack.enter_context(storage.local_file(uri))
+def _local_files(uri: str, stack: contextlib.ExitStack) -> tuple[Path, ...]:
+    """Files of a local copy of the source, any of which opens it."""
+    folder = series_folder(uri)
+    if folder is None:
+        path = stack.enter_context(storage.local_file(uri))
+        with path.open("rb") as file:
+            if is_dicom(file):
+                raise SlideError(
+                    "a DICOM slide on https://, where its folder cannot be listed; copy it to a disk or s3://"
+                )
+        return (path,)
+    names = _folder_stats(folder)
+    if storage.is_local(folder):
+        copy = Path(storage.absolute(folder))
+    else:
+        copy = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in names:
+            storage.download(storage.join(folder, name), str(copy / name))
+    return series_files(copy, None if folder == uri else uri.rpartition("/")[2])
+
+
+def _folder_stats(folder: str) -> dict[str, storage.SourceStat]:
+    """Size and version of each file of a DICOM slide's folder.
+
+    Raises:
+        UnreachableSlideError: it has too many to be the folder of one slide, or one may not be read here.
+    """
+    stats = storage.folder_stats(folder)
+    if len(stats) > MAX_DICOM_FILES:
+        raise UnreachableSlideError(
+            f"{len(stats):,} files in the folder of a DICOM slide; allowed: {MAX_DICOM_FILES}; put each series into a "
+            "folder of its own"
+        )
+    problems = [problem for name in stats if (problem := uri_problem(storage.join(folder, name))) is not None]
+    if problems:
+        raise UnreachableSlideError(problems[0])
+    return stats
+
+
+def _with_digest(files: tuple[Path, ...]) -> LocalSource:
+    digests = sorted(map(_sha256, files))
+    joined = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return LocalSource(files[0], sum(path.stat().st_size for path in files), digests[0] if len(files) == 1 else joined)
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return path, hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unreachable(uri: str, error: Exception) -> str:
     known: dict[type[Exception], str] = {
         FileNotFoundError: "there is no such file",
-        IsADirectoryError: "it is a folder, not a file; of a DICOM slide give one of its files",
+        IsADirectoryError: "it is a folder, not a file",
     }
     if isinstance(error, StorageError):
         return f"cannot read {error}"

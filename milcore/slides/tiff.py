@@ -19,6 +19,7 @@ import tifffile
 
 from milcore.errors import SlideError
 from milcore.slides import jpeg_tile
+from milcore.slides.dicom import is_dicom
 from milcore.slides.file import SlideFile, open_bytes, open_stream
 from milcore.slides.reader import Bounds, Pixels, draw_thumbnail, level_downsample
 from milcore.slides.resample import area_resize
@@ -68,6 +69,9 @@ class TiffReader:
     @staticmethod
     def recognises(path: SlideFile) -> bool:
         """True for a tiled TIFF without stitching, in a compression read here."""
+        with open_stream(path) as stream:
+            if is_dicom(stream):  # it may be both, and have its other levels in other files
+                return False
         try:
             with open_tiff(path) as tiff:
                 page = find_levels(list(numbered_pages(tiff)), ome_images(tiff))[0][0].page

@@ -30,6 +30,7 @@ from milcore.training.context import LocalContext
 from milcore.training.run import prepare_run, train_run
 from milcore.training.run_folder import Run
 from tests.cohorts import as_folds, rewrite_json
+from tests.dicom import write_level, write_series
 from tests.ingestion.imports.made import BAGS, write_bags
 from tests.leica import write_scn
 
@@ -97,6 +98,24 @@ def test_every_file_is_accounted_for_in_csv_and_json(cohort: Path, tmp_path: Pat
     ]
     assert float(rows[0]["probability"]) == summary["slides"][0]["probability"]
     assert summary["notice"].startswith("Research use only")
+
+
+def test_a_dicom_series_is_a_slide_named_like_its_folder(cohort: Path, tmp_path: Path) -> None:
+    """A folder's name is often a UID, whose last part is no suffix."""
+    pixels = np.full((192, 256, 3), 244, np.uint8)
+    pixels[:, :192] = (200, 110, 170)
+    folder = tmp_path / "1.2.840.77"
+    series = write_series(folder, pixels, 0.5)
+    first = predict(str(cohort / "run"), [f"{folder}/"], str(tmp_path / "out"))
+    assert first["ok"] == ["1.2.840.77"]
+    assert first["slides"][0]["patches"] == 9
+    of_file = predict(str(cohort / "run"), [str(folder / "level1.dcm")], str(tmp_path / "named"))
+    assert (of_file["ok"], of_file["slides"][0]["probability"]) == (["level1"], first["slides"][0]["probability"])
+    record = tmp_path / "out/slides/1.2.840.77.json"
+    seen = record.read_bytes()
+    write_level(folder / "level1.dcm", 255 - pixels, 0.5, 1, series)
+    predict(str(cohort / "run"), [str(folder)], str(tmp_path / "out"))
+    assert record.read_bytes() != seen
 
 
 def test_no_cell_of_the_csv_is_a_formula(cohort: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_every_bad_slide_is_quarantined_with_its_reason_and_the_good_go_on(tmp_p
         "no patches: none of 9 tiles has 50% tissue (--min-tissue)",
         "no mpp: the slide tells no um/px between 0.02 and 20; give --default-mpp, or an mpp in the manifest",
         "empty file (0 bytes)",
-        "cannot read folder.svs: it is a folder, not a file; of a DICOM slide give one of its files",
+        "a folder without DICOM files; name the file of the slide, or the folder of a DICOM series",
         "cannot read missing.svs: there is no such file",
         f"expected a URI that data may name, got scheme odd in {uris[-1]!r}; allowed: a local path, file://, s3://, https://",
     ]

@@ -18,7 +18,7 @@ from milcore.ingestion.imports.slide_image import slide_mpp
 from milcore.ingestion.imports.source import Array, Instances, Source
 from milcore.runtime import storage
 from milcore.runtime.allow_list import check_uri
-from milcore.slides.source import fetch, source_version
+from milcore.slides.source import fetch, file_version
 
 # exceptions of the libraries that read such files, on damaged ones
 READ_ERRORS = (
@@ -78,10 +78,10 @@ def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
 
     def read(slide: Slide) -> Instances:
         with contextlib.ExitStack() as stack:
-            path, sha256 = fetch(file_of(slide), stack)
-            return _instances(kind.parse(path), slide, sha256, config)
+            file = fetch(file_of(slide), stack)
+            return _instances(kind.parse(file.path), slide, file.sha256, config)
 
-    return Source(manifest, lambda slide: source_version(file_of(slide))._asdict(), read, None, tuple(unlabelled))
+    return Source(manifest, lambda slide: file_version(file_of(slide))._asdict(), read, None, tuple(unlabelled))
 
 
 def positive_number(values: Mapping[Any, Any], name: str) -> float | None:

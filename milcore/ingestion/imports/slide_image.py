@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 from milcore.cohort.manifest import Slide
 from milcore.errors import SlideError, UnreachableSlideError
 from milcore.ingestion.slide import thumbnail_edge
-from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.slides.reader import Bounds, Pixels
-from milcore.slides.source import source_version, with_retries
+from milcore.slides.source import local_path, source_version
 from milcore.store.slide_record import SlideMpp, SlideRecord
 
 
@@ -60,8 +59,7 @@ def read_slide_image(slide: Slide, patch_size_level0: float | None) -> SlideImag
     with contextlib.ExitStack() as stack:
         try:
             source_version(slide.uri)
-            path = with_retries(slide.uri, lambda: stack.enter_context(storage.local_file(slide.uri)))
-            reader = stack.enter_context(open_slide(path))
+            reader = stack.enter_context(open_slide(local_path(slide.uri, stack)))
             edge = thumbnail_edge(reader.size, patch_size_level0 or max(reader.size))
             return SlideImage(reader.size, reader.bounds, reader.mpp, reader.thumbnail(edge))
         except SlideError as error:
