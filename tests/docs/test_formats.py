@@ -35,7 +35,9 @@ NOT_MADE = {
 def table(heading: str) -> dict[str, tuple[str, ...]]:
     """The other cells of the first table below a heading, by the name in the first cell."""
     section = re.split(r"^#+ ", PAGE.partition(f"# {heading}\n")[2], flags=re.MULTILINE)[0]
-    rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in re.findall(r"^\|.*$", section, re.M)]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" |")] for line in re.findall(r"^\|.*$", section, re.MULTILINE)
+    ]
     return {first.strip("`"): tuple(rest) for first, *rest in rows[2:]}
 
 
@@ -162,23 +164,22 @@ def a_test_slide(made: Path) -> str:
 
 
 def groups(made: Path) -> list[zarr.Group]:
-    paths = [made / "store/slides/s0.zarr", made / "store/slides/bad.zarr"]
-    for store in ("imported", "bags"):
-        paths.append(next((made / store / "slides").iterdir()))
+    imports = [next((made / store / "slides").iterdir()) for store in ("imported", "bags")]
+    paths = [made / "store/slides/s0.zarr", made / "store/slides/bad.zarr", *imports]
     return [zarr.open_group(path, mode="r") for path in paths]
 
 
-def arrays_of(group: zarr.Group) -> dict[str, Any]:
-    """Arrays by their documented name."""
+def arrays_of(group: zarr.Group) -> list[tuple[str, Any]]:
+    """Arrays with their documented names."""
     features = group["features"].arrays() if "features" in group else ()
-    return dict(group.arrays()) | {"features/<name>": array for _, array in features}
+    return [*group.arrays(), *(("features/<name>", array) for _, array in features)]
 
 
 def test_arrays_have_the_documented_types_and_axes(made: Path) -> None:
     documented = table("Arrays of a slide")
     seen = set()
     for group in groups(made):
-        for name, array in arrays_of(group).items():
+        for name, array in arrays_of(group):
             types, shape, _ = documented[name]
             assert str(array.dtype) in types.split(" or "), name
             assert array.ndim == len([axis for axis in shape.strip("()").split(",") if axis.strip()]), name
