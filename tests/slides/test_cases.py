@@ -1,4 +1,4 @@
-"""Slides as the field makes them, kept beside the project: what each is, what is right, and why."""
+"""Slides as the field makes them, the small ones in ``tests/cases``: what each is, what is right, and why."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -51,11 +51,25 @@ CASES = {
     ),
 }  # fmt: skip
 MPP = {"05/cells.ome.tif": 0.25}
+IN_THE_CLONE = Path(__file__).resolve().parents[1] / "cases"
+TOLD = {
+    "05/ome_macro_first.ome.tif": "a: of 2 images in the file the largest is read, 1,792 x 1,536 px; not read: "
+    "224 x 192 px; save a further region of interest as a slide of its own",
+}
+
+
+@pytest.fixture
+def case_file(name: str, request: pytest.FixtureRequest) -> Path:
+    small = IN_THE_CLONE / name
+    beside: Path = small if small.exists() else request.getfixturevalue("shared_cases") / name
+    return beside
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_case_is_read_as_its_row_says(shared_cases: Path, tmp_path: Path, name: str) -> None:
-    case, path = CASES[name], shared_cases / name
+def test_a_case_is_read_as_its_row_says(
+    case_file: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, path = CASES[name], case_file
     with open_slide(path) as slide:
         assert (slide.backend, slide.size, slide.bounds) == (case.backend, case.size, case.bounds), case.why
         assert slide.mpp == pytest.approx(MPP.get(name, 0.5)), case.why
@@ -67,3 +81,7 @@ def test_a_case_is_read_as_its_row_says(shared_cases: Path, tmp_path: Path, name
     store = PatchStore(str(tmp_path))
     outcome = ingest_slide(Slide("a", str(path), 0, "a", "", None, None, None), store, IngestConfig())
     assert (outcome.reason or outcome.status).startswith(case.outcome), case.why
+    told = [line for line in capsys.readouterr().err.splitlines() if "in the file the largest is read" in line]
+    assert told == ([TOLD[name]] if case.unread else []), case.why
+    scan = getattr(store.record("a"), "scan", None)
+    assert [tuple(size) for size in getattr(scan, "unread_images", None) or ()] == list(case.unread), case.why

@@ -16,6 +16,8 @@ from milcore.runtime import storage
 from milcore.store.store import PatchStore
 from tests.ingestion.imports.made import features_of
 
+CASES = Path(__file__).resolve().parents[2] / "cases" / "12"
+
 
 def test_a_table_comes_back_slide_by_slide(tmp_path: Path) -> None:
     values = features_of(0, rows=6)
@@ -100,6 +102,30 @@ def test_an_index_of_pandas_is_no_feature(tmp_path: Path, name: str) -> None:
     import_source(str(tmp_path / "t.parquet"), str(tmp_path / "s"), ImportConfig(format="parquet"))
     read = PatchStore(str(tmp_path / "s")).slide("b").features("imported").read(0, 4)
     np.testing.assert_array_equal(read, features_of(0, rows=8, width=3)[4:].astype(read.dtype))
+
+
+# file of tests/cases/12, its columns beside the features, why they are none
+NOISE: dict[str, tuple[set[str], str]] = {
+    "noise_clean.parquet": ({"slide_id", "label"}, "id and label"),
+    "noise_index.parquet": (
+        {"slide_id", "label", "__index_level_0__"},
+        "pandas wrote its index, shuffled rows' numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_has_the_same_features_with_and_without_its_index(tmp_path: Path, name: str) -> None:
+    """The features of a slide tell its label by chance alone; the index would tell it by its place."""
+    extra, why = NOISE[name]
+    clean, columns = pd.read_parquet(CASES / "noise_clean.parquet"), [f"f{k}" for k in range(8)]
+    assert set(pq.read_schema(CASES / name).names) == {*columns, *extra}
+    summary = import_source(str(CASES / name), str(tmp_path), ImportConfig(format="parquet"))
+    assert (len(summary["ok"]), summary["patches"], summary["quarantined"]) == (40, 800, {}), why
+    for slide_id in summary["ok"]:
+        expected = clean.loc[clean["slide_id"] == slide_id, columns].to_numpy()
+        features = PatchStore(str(tmp_path)).slide(slide_id).features("imported").read(0, len(expected))
+        np.testing.assert_array_equal(features, expected.astype(features.dtype), err_msg=why)
 
 
 @pytest.mark.parametrize("metadata", [b"no JSON", b"[" * 100_000, b"[]", b'{"index_columns": "f0"}', b"\xff"])
