@@ -151,10 +151,18 @@ def _print_result(run_uri: str) -> None:
     print(f"{'on the test slides':{width}}  AUROC      localisation AUROC")
     for name, row in zip(names, metrics["comparison"], strict=True):
         print(f"{name:{width}}  {format_metric(row['auroc']):9}  {format_metric(row['localisation_auroc'])}")
-    interval = metrics.get("auroc_newcombe")
-    between = "" if interval is None else f"AUROC of the run between {interval[0]:.2f} and {interval[1]:.2f} (95 %), "
-    print(f"{between}accuracy {format_metric(metrics['accuracy'])}, {len(metrics['quarantined'])} slides quarantined")
+    intervals = metrics.get("score_intervals", {})
+    figures = ", ".join(
+        f"{title} {format_metric(metrics[name])}{_ends(intervals.get(name))}"
+        for name, title in (("auroc", "AUROC"), ("accuracy", "accuracy"))
+    )
+    print(f"{figures}, {len(metrics['quarantined'])} slides quarantined")
     print(printable(f"report: {metrics['report']}"))
+
+
+def _ends(interval: list[float] | None) -> str:
+    """A 95 % interval in brackets; empty where there is none."""
+    return "" if interval is None else f" (95 %: {interval[0]:.2f} to {interval[1]:.2f})"
 
 
 def _chosen(arguments: Sequence[str]) -> BaseComponent:

@@ -19,7 +19,7 @@ from milcore.config import TrainConfig
 from milcore.evaluation.attention.checks import FLAT, InstanceLabels, localisation_estimate, localise_test
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import Comparison, Estimate, mean_estimate
-from milcore.metrics.newcombe import auroc_to_show
+from milcore.metrics.wilson import auroc_interval
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.inference import attention_by_slide, predict_bags
 from milcore.store.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
@@ -110,7 +110,7 @@ def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _TestResult
     if not entries:
         return _TestResult(NO_TEST_SLIDE, {})
     probability = np.array([prediction.probability for prediction in predictions.values()])
-    estimate = auroc_to_show(*_metric_inputs(entries, probability), config.seed)
+    estimate = auroc_interval(*_metric_inputs(entries, probability))
     return _TestResult(estimate, attention_by_slide(bags, predictions))
 
 
@@ -124,7 +124,7 @@ def _slide_colour(entries: Sequence[BagEntry], store: PatchStore, seed: int) -> 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit([colours[entry.bag_id] for entry in train], [entry.label for entry in train])
     probability = model.predict_proba([colours[entry.bag_id] for entry in test])
-    estimate = auroc_to_show(*_metric_inputs(test, probability), seed)
+    estimate = auroc_interval(*_metric_inputs(test, probability))
     return Comparison("slide colour", _SLIDE_COLOUR_NOTE, estimate, NO_PATCH_SCORE)
 
 

@@ -33,7 +33,7 @@ def report_data(evaluation: Evaluation, views: tuple[SlideView, ...], sweep: Swe
         bag=run.spec.train.bag,
         counts=tuple(_count(run, split) for split in SPLIT_NAMES if run.bags.split(split)),
         metrics=metrics.overall,
-        auroc=metrics.auroc,
+        score=metrics.score,
         auroc_delong=metrics.auroc_delong,
         of_class=metrics.of_class,
         of_patients=metrics.of_patients,

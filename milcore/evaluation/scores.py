@@ -13,21 +13,21 @@ import numpy as np
 from milcore.evaluation.decision import DecisionRule
 from milcore.evaluation.run_predictions import SplitPredictions
 from milcore.metrics.calibration import calibrate
-from milcore.metrics.classification import Estimate, Threshold, class_estimates, estimates
+from milcore.metrics.classification import Estimate, class_estimates, estimates
 from milcore.metrics.curves import RocCurve, roc_curve
 from milcore.metrics.delong import delong
-from milcore.metrics.newcombe import auroc_to_show
+from milcore.metrics.wilson import ScoreIntervals, class_score_intervals, score_intervals
 
 
 class SplitMetrics(NamedTuple):
-    """Metrics of the test split.
+    """Metrics of the test split, with intervals of resampled patients unless said otherwise.
 
     Args:
         overall: of bags.
         of_class: of each class of more than two, empty for two.
         of_patients: empty where every patient has one bag.
         calibrated: Brier score and ECE after temperature scaling.
-        auroc: with the interval that the report shows: Newcombe's for two classes.
+        score: the same with their score intervals, which the report shows.
         auroc_delong: AUROC with DeLong's interval, undefined for more than two classes.
     """
 
@@ -35,8 +35,13 @@ class SplitMetrics(NamedTuple):
     of_class: tuple[dict[str, Estimate], ...]
     of_patients: dict[str, Estimate]
     calibrated: dict[str, Estimate]
-    auroc: Estimate
+    score: ScoreIntervals
     auroc_delong: Estimate
+
+    @property
+    def auroc(self) -> Estimate:
+        """AUROC with Newcombe's interval."""
+        return self.score.overall.get("auroc", self.overall["auroc"])
 
 
 def measure(test: SplitPredictions, rule: DecisionRule, seed: int) -> SplitMetrics:
@@ -48,21 +53,28 @@ def measure(test: SplitPredictions, rule: DecisionRule, seed: int) -> SplitMetri
         seed: of the resampling.
     """
     calibrated = calibrate(test.probability, rule.temperature.value)
-    auroc = auroc_to_show(test.labels, test.probability, test.patients, seed)
     if rule.threshold is None:
         metrics = class_estimates(test.labels, test.probability, test.patients, seed)
         after = class_estimates(test.labels, calibrated, test.patients, seed).overall
-        undefined = Estimate(math.nan, reason="defined for two classes")
-        return SplitMetrics(metrics.overall, metrics.of_class, {}, _calibration_errors(after), auroc, undefined)
-    positive = test.probability[:, 1]
-    overall = estimates(test.labels, positive, test.patients, rule.threshold.value, seed)
+        of_classes = class_score_intervals(test.labels, test.probability, test.patients)
+        return SplitMetrics(
+            overall=metrics.overall,
+            of_class=metrics.of_class,
+            of_patients={},
+            calibrated=_calibration_errors(after),
+            score=ScoreIntervals(of_classes.overall, of_classes.of_class, {}),
+            auroc_delong=Estimate(math.nan, reason="defined for two classes"),
+        )
+    positive, threshold = test.probability[:, 1], rule.threshold.value
     after = estimates(test.labels, calibrated[:, 1], test.patients, 0.5, seed)
+    score = score_intervals(test.labels, positive, positive >= threshold, test.patients)
+    of_patients, score_of_patients = _of_patients(test, threshold, seed)
     return SplitMetrics(
-        overall=overall,
+        overall=estimates(test.labels, positive, test.patients, threshold, seed),
         of_class=(),
-        of_patients=_of_patients(test, rule.threshold, seed),
+        of_patients=of_patients,
         calibrated=_calibration_errors(after),
-        auroc=auroc,
+        score=ScoreIntervals(score, (), score_of_patients),
         auroc_delong=delong(test.labels, positive, test.patients),
     )
 
@@ -71,16 +83,21 @@ def _calibration_errors(metrics: dict[str, Estimate]) -> dict[str, Estimate]:
     return {name: metrics[name] for name in ("brier", "ece")}
 
 
-def _of_patients(test: SplitPredictions, threshold: Threshold, seed: int) -> dict[str, Estimate]:
-    """Metrics of patients; empty where every patient has one bag."""
+def _of_patients(
+    test: SplitPredictions, threshold: float, seed: int
+) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Metrics of patients, with either interval; empty where every patient has one bag."""
     patients = sorted(set(test.patients))
     if len(patients) == len(test.entries):
-        return {}
+        return {}, {}
     patient = np.searchsorted(patients, test.patients)
     labels, probability = np.zeros(len(patients), np.int64), np.zeros(len(patients))
     np.maximum.at(labels, patient, test.labels)
     np.maximum.at(probability, patient, test.probability[:, 1])
-    return estimates(labels, probability, patients, threshold.value, seed)
+    return (
+        estimates(labels, probability, patients, threshold, seed),
+        score_intervals(labels, probability, probability >= threshold, patients),
+    )
 
 
 def roc_of(split: SplitPredictions) -> RocCurve:

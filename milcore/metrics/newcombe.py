@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from milcore.metrics.auroc import auroc
-from milcore.metrics.classification import ONE_CLASS, Estimate, auroc_estimate
+from milcore.metrics.classification import ONE_CLASS, Estimate
 
 # nearest to an AUROC of 1 that is looked for: ends of intervals are told to three decimals
 TINY = 1e-9
@@ -33,24 +33,6 @@ def newcombe(labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, " slid
         return Estimate(area, reason=ONE_CLASS)
     m, n = (len({patient for patient, of in zip(patients, labels, strict=True) if of == label}) for label in (1, 0))
     return Estimate(area, _low(area, m, n), 1.0 - _low(1.0 - area, m, n))
-
-
-def auroc_to_show(
-    labels: Int[np.ndarray, " slide"], scores: Float[np.ndarray, "slide class"], patients: list[str], seed: int
-) -> Estimate:
-    """AUROC with the interval that a report shows.
-
-    Newcombe's for two classes; for more, whose mean has no such formula, that of resampled patients.
-
-    Args:
-        labels: class of each slide.
-        scores: of every class, on any scale.
-        patients: the patient of each slide.
-        seed: of the resampling.
-    """
-    if scores.shape[1] == 2:
-        return newcombe(labels, scores[:, 1], patients)
-    return auroc_estimate(labels, scores, patients, seed)
 
 
 def _low(area: float, m: int, n: int) -> float:

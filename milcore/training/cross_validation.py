@@ -16,6 +16,7 @@ import torch
 from milcore.config import RunSpec
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import auroc_estimate
+from milcore.metrics.newcombe import newcombe
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import BagPrediction, predict_bags
@@ -99,7 +100,7 @@ def publish_folds(run_uri: str, spec: RunSpec) -> dict[str, Any]:
 
 
 def out_of_fold_summary(predictions: pa.Table, spec: RunSpec) -> dict[str, Any]:
-    """AUROC of the pooled out-of-fold predictions, its patient-level interval, and each fold's.
+    """AUROC of the pooled out-of-fold predictions, its patient-level intervals, and each fold's.
 
     Models of different folds are only roughly on one scale, so the pooled AUROC may lie below the mean of the folds'.
     None where it is undefined: one class, or more than two.
@@ -110,23 +111,26 @@ def out_of_fold_summary(predictions: pa.Table, spec: RunSpec) -> dict[str, Any]:
     """
     labels, probability, fold = (predictions[name].to_numpy() for name in ("label", "probability", "fold"))
     if len(spec.classes) > 2:
-        return {"folds": spec.folds, "slides": len(predictions), "auroc": None, "interval": None, "fold_auroc": None}
-    pooled = auroc_estimate(
-        labels, np.stack([1 - probability, probability], axis=1), predictions["patient_id"].to_pylist(), spec.train.seed
-    )
+        undefined = dict.fromkeys(("auroc", "interval", "auroc_newcombe", "fold_auroc"))
+        return {"folds": spec.folds, "slides": len(predictions), **undefined}
+    patients = predictions["patient_id"].to_pylist()
+    pooled = auroc_estimate(labels, np.stack([1 - probability, probability], axis=1), patients, spec.train.seed)
+    score = newcombe(labels, probability, patients)
     fold_auroc = [auroc(labels[fold == k], probability[fold == k]) for k in range(spec.folds)]
     return {
         "folds": spec.folds,
         "slides": len(predictions),
         "auroc": _or_none(pooled.value),
         "interval": None if math.isnan(pooled.low) else [pooled.low, pooled.high],
+        "auroc_newcombe": None if math.isnan(score.low) else [score.low, score.high],
         "fold_auroc": [_or_none(value) for value in fold_auroc],
     }
 
 
 def out_of_fold_line(summary: dict[str, Any]) -> str:
-    """The summary as one line of text: models, pooled AUROC and interval."""
-    interval = "" if summary["interval"] is None else " ({:.3f} to {:.3f})".format(*summary["interval"])
+    """The summary as one line of text: models, pooled AUROC and Newcombe's interval."""
+    interval = summary.get("auroc_newcombe") or summary["interval"]  # a run of an earlier version has the second alone
+    interval = "" if interval is None else " ({:.3f} to {:.3f})".format(*interval)
     return f"{summary['folds']} models; pooled AUROC of the slides left out {format_metric(summary['auroc'])}{interval}"
 
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from milcore.metrics.classification import Comparison, Estimate, Threshold
 from milcore.metrics.curves import Band
+from milcore.metrics.wilson import ScoreIntervals
 
 Points = list[tuple[float, float]]
 
@@ -161,9 +162,9 @@ class ReportData:
     Args:
         bag: unit of a bag, ``slide`` or ``patient``.
         metrics: test values by name.
-        auroc: with the interval that is shown first: Newcombe's for two classes.
         of_class: test values by name of each class of more than two, empty for two.
         of_patients: test values of patients, empty where bags are patients'.
+        score: the same with their score intervals, which are shown first.
         calibrated: Brier score and ECE after temperature scaling.
         threshold: None for more than two classes.
         warnings: reasons not to read attention as an explanation.
@@ -177,7 +178,7 @@ class ReportData:
     bag: str
     counts: tuple[SplitCount, ...]
     metrics: dict[str, Estimate]
-    auroc: Estimate
+    score: ScoreIntervals
     auroc_delong: Estimate
     of_class: tuple[dict[str, Estimate], ...]
     of_patients: dict[str, Estimate]

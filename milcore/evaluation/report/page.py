@@ -109,10 +109,13 @@ def _template_values(data: ReportData) -> dict[str, Any]:
         "right": sum(row[k] for k, row in enumerate(data.confusion)),
         "style": _asset("report.css"),
         "script": _asset("report.js"),
+        "auroc": data.score.overall.get("auroc", data.metrics["auroc"]),
         "headline": _headline(data, classes),
+        "intervals": _intervals(data),
+        "of_patients": data.of_patients | data.score.of_patients,
         "per_class": [
-            (name, [estimates[metric] for metric in PER_CLASS])
-            for name, estimates in zip(classes, data.of_class, strict=False)
+            (name, [(estimates | score)[metric] for metric in PER_CLASS])
+            for name, estimates, score in zip(classes, data.of_class, data.score.of_class, strict=False)
         ],
         "charts": _charts(data),
         "slides": sorted(data.slides, key=lambda slide: (-slide.error, slide.slide_id)),
@@ -131,8 +134,15 @@ def _headline(data: ReportData, classes: tuple[str, ...]) -> list[tuple[str, str
     notes = {name: note.format(**words) for name, _, note in HEADLINE}
     if len(classes) > 2:
         notes |= MACRO_NOTES
-    values = data.metrics | {"auroc": data.auroc}
+    values = data.metrics | data.score.overall
     return [(name, title, notes[name], values[name]) for name, title, _ in HEADLINE if name in values]
+
+
+def _intervals(data: ReportData) -> list[tuple[str, Estimate, Estimate]]:
+    """(title, value with the interval of resampled patients, with the score interval) of metrics."""
+    undefined = Estimate(math.nan)
+    titles = {name: title for name, title, _ in HEADLINE if name in data.metrics}
+    return [(title, data.metrics[name], data.score.overall.get(name, undefined)) for name, title in titles.items()]
 
 
 def _asset(name: str) -> Markup:

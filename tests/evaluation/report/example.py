@@ -20,6 +20,7 @@ from milcore.evaluation.report.pictures import jpeg, rings
 from milcore.metrics.calibration import reliability
 from milcore.metrics.classification import Comparison, Estimate, choose_threshold, confusion, estimates
 from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
+from milcore.metrics.wilson import ScoreIntervals, score_intervals
 
 UNDEFINED = Estimate(float("nan"), reason="gives no score per patch")
 
@@ -92,7 +93,7 @@ def example(slides: int) -> ReportData:
         bag="slide",
         counts=(SplitCount("train", 22, (13, 13)), SplitCount("test", slides, (slides - positive, positive))),
         metrics=metrics,
-        auroc=Estimate(metrics["auroc"].value, 0.69, 0.98),
+        score=ScoreIntervals(score_intervals(labels, probability, predicted == 1, patients), (), {}),
         auroc_delong=Estimate(metrics["auroc"].value, 0.71, 0.99),
         of_class=(),
         of_patients={},

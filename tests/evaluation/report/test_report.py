@@ -15,7 +15,10 @@ from milcore.evaluation.report.charts import HEIGHT, WIDTH, Axes, Series, chart,
 from milcore.evaluation.report.page import DASH, interval, number
 from milcore.evaluation.report.pictures import rings, scale_bar, shrink
 from milcore.metrics.classification import Estimate
+from milcore.metrics.wilson import ScoreIntervals
 from tests.evaluation.report.example import example
+
+NO_SCORE = ScoreIntervals({}, (), {})
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +107,14 @@ def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):
     undefined = {name: Estimate(math.nan, reason="the split holds one class only") for name in data.metrics}
     html = render(
         dataclasses.replace(
-            data, sweep=None, slides=tuple(bare), metrics=undefined, auroc=undefined["auroc"], roc=(), quarantined={}
+            data, sweep=None, slides=tuple(bare), metrics=undefined, score=NO_SCORE, roc=(), quarantined={}
         )
     )
     assert 'id="sweep"' not in html
     assert "the split holds one class only" in html
     assert "The store holds no picture of this slide." in html
     assert "None: every slide of the cohort was read." in html
-    nothing = dataclasses.replace(data, slides=(), counts=(), metrics=undefined, roc=(), reliability=[])
+    nothing = dataclasses.replace(data, slides=(), counts=(), metrics=undefined, score=NO_SCORE, roc=(), reliability=[])
     assert "There is no test slide." in render(nothing)
 
 
@@ -120,17 +123,45 @@ def test_numbered_classes_are_given_words(data):
     assert "<h1>tumour against normal</h1>" in render(data)
 
 
-def test_a_perfect_auroc_is_headlined_with_an_interval_that_has_width(data):
-    """In the first sentence, among the metrics and in the card; that of resampled patients stands beside it."""
-    one = Estimate(1.0, 1.0, 1.0)
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("auroc", "AUROC"),
+        ("auprc", "AUPRC"),
+        ("accuracy", "Accuracy"),
+        ("balanced_accuracy", "Balanced accuracy"),
+        ("sensitivity", "Sensitivity"),
+        ("specificity", "Specificity"),
+        ("f1", "F1"),
+    ],
+)
+def test_a_perfect_metric_is_shown_with_an_interval_that_has_width(data, name, title):
+    """Among the metrics and in the card; that of resampled patients stands beside it."""
+    score = data.score.overall | {name: Estimate(1.0, 0.72, 1.0)}
     perfect = dataclasses.replace(
-        data, metrics=data.metrics | {"auroc": one}, auroc=Estimate(1.0, 0.72, 1.0), auroc_delong=one
+        data,
+        metrics=data.metrics | {name: Estimate(1.0, 1.0, 1.0)},
+        score=data.score._replace(overall=score),
+        auroc_delong=Estimate(1.0, 1.0, 1.0),
     )
     html = render(perfect)
-    assert f"<strong>AUROC 1.000</strong> (95 % interval 0.72 {DASH} 1.00)" in html
-    assert f'<span class="value">1.000</span><span class="range">0.72 {DASH} 1.00</span>' in html
-    assert f"AUROC's interval from resampled patients: 1.00 {DASH} 1.00" in html
-    assert f"| AUROC | 1.000 | 0.72 {DASH} 1.00 |" in model_card(perfect)
+    tile = f'<dt>{title}</dt><dd><span class="value">1.000</span><span class="range">0.72 {DASH} 1.00</span>'
+    assert tile in html
+    cells = "".join(f'<td class="n">{text}</td>' for text in ("1.000", f"0.72 {DASH} 1.00", f"1.00 {DASH} 1.00"))
+    assert f'<tr><th scope="row">{title}</th>{cells}</tr>' in html
+    assert f"DeLong's interval of AUROC: 1.00 {DASH} 1.00" in html
+    assert f"| {title} | 1.000 | 0.72 {DASH} 1.00 | 1.00 {DASH} 1.00 |" in model_card(perfect)
+    assert (f"<strong>AUROC 1.000</strong> (95 % interval 0.72 {DASH} 1.00)" in html) == (name == "auroc")
+
+
+def test_patients_and_classes_are_shown_with_score_intervals(data):
+    one, wide = Estimate(1.0, 0.987, 1.0), Estimate(1.0, 0.61, 1.0)
+    names = ("auroc", "auprc", "balanced_accuracy", "sensitivity", "specificity", "f1")
+    every = {"of_patients": dict.fromkeys(names, one), "of_class": (dict.fromkeys(names, one),) * 2}
+    score = data.score._replace(of_patients=dict.fromkeys(names, wide), of_class=(dict.fromkeys(names, wide),) * 2)
+    html = render(dataclasses.replace(data, score=score, **every))
+    assert html.count(f"1.000<small>0.61 {DASH} 1.00</small>") == 5 + 2 * 5
+    assert f"1.000<small>0.99 {DASH} 1.00</small>" not in html
 
 
 def test_equal_data_gives_equal_bytes(data, html):
