@@ -37,6 +37,7 @@ napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
+highlight_language = "text"
 html_theme = "furo"
 html_title = f"milcore {release}"
 html_static_path = ["static"]

@@ -280,7 +280,7 @@ class EncodeConfig(Config):
         "efficientnet_lite0",
         description=f"the frozen encoder: NAME[@URI of its weights] ({', '.join(get_args(EncoderName))}), "
         "torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI; after it options such as "
-        ",precision=bf16,mpp=any (README)",
+        ",precision=bf16,mpp=any (docs/encoders.md)",
     )
     name: FeatureName | None = Field(
         None,

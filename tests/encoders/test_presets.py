@@ -92,8 +92,8 @@ def test_resnet50_up_to_its_third_stage_has_the_preset_s_width() -> None:
     assert sum(each.numel() for each in network.parameters()) == 25_557_032 - 14_964_736 - 2_049_000
 
 
-def test_every_preset_says_whose_it_is_and_the_readme_repeats_it() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_every_preset_says_whose_it_is_and_the_page_of_encoders_repeats_it() -> None:
+    page = (ROOT / "docs/encoders.md").read_text()
     for name, preset in PRESETS.items():
         assert preset.licence
         assert preset.source
@@ -102,7 +102,7 @@ def test_every_preset_says_whose_it_is_and_the_readme_repeats_it() -> None:
         place = f"[{preset.repository}]({preset.page})" if preset.repository else "packaged"
         terms = f"{preset.licence} | {gated} | {preset.source}"
         row = f"| `{name}` | {place} | {preset.input_px} px, {mpp} | {preset.width} | {terms} |"
-        assert row in readme, row
+        assert row in page, row
 
 
 def test_the_encoders_that_are_programs_are_those_of_the_torchscript_loader() -> None:
