@@ -26,9 +26,9 @@ test: setup
 test-long: setup
 	$(BIN)/python -m pytest -m long
 
-# the report in headless Chromium
+# the report and the cohort page in headless Chromium
 test-browser: setup browser
-	$(BIN)/python -m pytest -m browser tests/evaluation/report
+	$(BIN)/python -m pytest -m browser tests/evaluation/report tests/ingestion
 
 # Chromium comes from Debian's packages, which takes root; where it is installed already nothing is fetched
 browser:

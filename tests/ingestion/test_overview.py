@@ -33,7 +33,7 @@ def page(tmp_path: Path) -> str:
 
 
 def test_every_slide_has_a_row_with_its_status(page: str) -> None:
-    rows = re.findall(r'<tr class="(\w+)">\s*<td>(\w)', page)
+    rows = re.findall(r'<tr class="(\w+)">\s*<th scope="row" class="short">(\w)', page)
     assert rows == [("ok", "a"), ("quarantined", "b"), ("missing", "c")]
     assert "1 slides ok, 1 quarantined, 1 not ingested yet" in page
     assert '<td class="reason">no tissue</td>' in page

@@ -95,8 +95,14 @@ def number(value: float | None) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """Low and high end, or nothing where there is no interval."""
-    return "" if math.isnan(estimate.low) else f"{estimate.low:.2f} {DASH} {estimate.high:.2f}"
+    """Low and high end, or nothing where there is no interval.
+
+    Two decimals, three where two would not tell them apart.
+    """
+    if math.isnan(estimate.low):
+        return ""
+    digits = 2 if f"{estimate.low:.2f}" != f"{estimate.high:.2f}" else 3
+    return f"{estimate.low:.{digits}f} {DASH} {estimate.high:.{digits}f}"
 
 
 def _template_values(data: ReportData) -> dict[str, Any]:

@@ -20,6 +20,23 @@ for (const name of ["outline", "places"]) {
   box?.addEventListener("change", () => document.body.classList.toggle("hide-" + name, !box.checked));
 }
 
+// a table wider than the screen is reached by Tab and scrolled by arrows
+function setReach(box) {
+  if (box.scrollWidth <= box.clientWidth) {
+    for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+    return;
+  }
+  box.tabIndex = 0;
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", (box.querySelector("caption") ?? box.closest("section").querySelector("h2")).textContent);
+}
+const reach = new ResizeObserver((entries) => entries.forEach((entry) => setReach(entry.target)));
+for (const box of document.querySelectorAll(".scroll")) {
+  reach.observe(box);
+  // a browser scrolls to what is hidden, not to what is cut
+  box.addEventListener("focusin", (event) => event.target === box || event.target.scrollIntoView({ block: "nearest", inline: "nearest" }));
+}
+
 const body = document.querySelector("#slides tbody");
 const rows = body ? Array.from(body.rows) : [];
 const heads = Array.from(document.querySelectorAll("#slides th[data-kind]"));

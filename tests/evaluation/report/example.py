@@ -85,6 +85,7 @@ def example(slides: int) -> ReportData:
     metrics["localisation_auroc"] = Estimate(0.913, 0.861, 0.957)
     metrics["localisation_ap"] = Estimate(0.641, 0.52, 0.75)
     metrics["flipping_area"] = Estimate(0.212, 0.14, 0.29)
+    score = score_intervals(labels, probability, predicted == 1, patients)
     positive = slides // 2
     roc_band, recall_band = curve_bands(labels, probability, patients, seed=0)
     return ReportData(
@@ -93,7 +94,7 @@ def example(slides: int) -> ReportData:
         bag="slide",
         counts=(SplitCount("train", 22, (13, 13)), SplitCount("test", slides, (slides - positive, positive))),
         metrics=metrics,
-        score=ScoreIntervals(score_intervals(labels, probability, predicted == 1, patients), (), {}),
+        score=ScoreIntervals(score, (), {}),
         auroc_delong=Estimate(metrics["auroc"].value, 0.71, 0.99),
         of_class=(),
         of_patients={},
@@ -104,7 +105,7 @@ def example(slides: int) -> ReportData:
         localised=positive - 1,
         not_localised={"case-01-s1": "no annotation"},
         warnings=(),
-        comparison=comparison(metrics),
+        comparison=comparison(metrics | score),
         roc=(Curve("tumour", list(zip(*roc_curve(labels, probability)[:2], strict=True)), roc_band),),
         precision_recall=(Curve("tumour", precision_recall(labels, probability), recall_band),),
         confusion=confusion(labels, predicted, 2),

@@ -1,17 +1,18 @@
 """The report as a person finds it: it opens without a request, sorts, filters, fades, and is reached by keyboard."""
 
+import re
 from html import escape
 from pathlib import Path
 
 import pytest
-from selenium.webdriver import Chrome, Keys
+from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from milcore.evaluation.report import render
-from tests.evaluation.report.conftest import complaints, requested
+from tests.chromium import check, complaints, focusable, open_page, overflow_px, press_tab, requested, tab_stops
 from tests.evaluation.report.example import example
 
 pytestmark = pytest.mark.browser
@@ -104,11 +105,64 @@ def test_a_sandboxed_frame_shows_it_as_the_kubeflow_ui_does(tmp_path: Path, brow
     assert complaints(browser) == []
 
 
-def test_nothing_is_wider_than_a_narrow_screen(tmp_path: Path, browser: Chrome) -> None:
-    (tmp_path / "report.html").write_text(render(example(4)), encoding="utf-8")
-    browser.set_window_size(500, 900)
-    browser.get((tmp_path / "report.html").as_uri())
-    assert (
-        browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        <= 0
-    )
+@pytest.fixture
+def small_page(tmp_path: Path) -> Path:
+    path = tmp_path / "report.html"
+    path.write_text(render(example(4)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_is_read_on_a_phone_and_a_screen_in_light_and_dark(
+    small_page: Path, browser: Chrome, width: int, scheme: str
+) -> None:
+    open_page(browser, small_page, width, scheme)
+    assert overflow_px(browser) <= 0
+    assert check(browser, "outside") == []
+    assert check(browser, "collisions") == []
+    assert check(browser, "lowContrast") == []
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, re.findall(r"\d+", ground))) < 60) == (scheme == "dark")
+    assert complaints(browser) == []
+
+
+def test_text_of_low_contrast_and_what_leaves_its_card_are_noticed(small_page: Path, browser: Chrome) -> None:
+    open_page(browser, small_page, 390, "light")
+    browser.execute_script("document.querySelector('.lead').style.color = '#999'")
+    browser.execute_script("document.querySelector('.confusion').style.width = '500px'")
+    assert any(text.startswith("On 4 test slides") for text in check(browser, "lowContrast"))
+    assert check(browser, "outside") != []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_everything_is_reached_by_tab_and_shows_that_it_is(
+    small_page: Path, browser: Chrome, width: int, scheme: str
+) -> None:
+    open_page(browser, small_page, width, scheme)
+    stops = tab_stops(browser)
+    assert stops[0].name.endswith("Skip to content")
+    assert len(stops) == focusable(browser)
+    assert [stop for stop in stops if stop.outline_px < 2 or stop.contrast < 3] == []
+    assert [stop.name for stop in stops if not stop.visible] == []
+
+
+def test_the_skip_link_passes_over_the_sections_and_wide_tables_scroll_by_arrows(
+    small_page: Path, browser: Chrome
+) -> None:
+    open_page(browser, small_page, 390, "light")
+    assert press_tab(browser).visible
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
+    press_tab(browser)
+    assert browser.execute_script("return document.activeElement.closest('main') !== null")
+    table = browser.find_element(By.CSS_SELECTOR, "#table .scroll")
+    assert table.get_attribute("tabindex") == "0"
+    table.send_keys(Keys.ARROW_RIGHT * 3)
+    WebDriverWait(browser, 20).until(lambda _: browser.execute_script("return arguments[0].scrollLeft", table) > 0)
+
+
+def test_ids_and_the_marks_of_sorting_do_not_break(small_page: Path, browser: Chrome) -> None:
+    open_page(browser, small_page, 1280, "light")
+    for selector in ("#slides tbody a", "#slides th button"):
+        for element in browser.find_elements(By.CSS_SELECTOR, selector):
+            assert browser.execute_script("return arguments[0].getClientRects().length", element) == 1, element.text

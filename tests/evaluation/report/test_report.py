@@ -147,11 +147,13 @@ def test_a_perfect_metric_is_shown_with_an_interval_that_has_width(data, name, t
     html = render(perfect)
     tile = f'<dt>{title}</dt><dd><span class="value">1.000</span><span class="range">0.72 {DASH} 1.00</span>'
     assert tile in html
-    cells = "".join(f'<td class="n">{text}</td>' for text in ("1.000", f"0.72 {DASH} 1.00", f"1.00 {DASH} 1.00"))
+    cells = "".join(f'<td class="n">{text}</td>' for text in ("1.000", f"0.72 {DASH} 1.00", f"1.000 {DASH} 1.000"))
     assert f'<tr><th scope="row">{title}</th>{cells}</tr>' in html
-    assert f"DeLong's interval of AUROC: 1.00 {DASH} 1.00" in html
-    assert f"| {title} | 1.000 | 0.72 {DASH} 1.00 | 1.00 {DASH} 1.00 |" in model_card(perfect)
-    assert (f"<strong>AUROC 1.000</strong> (95 % interval 0.72 {DASH} 1.00)" in html) == (name == "auroc")
+    assert f"DeLong's interval of AUROC: 1.000 {DASH} 1.000" in html
+    assert f"| {title} | 1.000 | 0.72 {DASH} 1.00 | 1.000 {DASH} 1.000 |" in model_card(perfect)
+    assert (f"<strong>AUROC 1.000</strong> (95\N{NO-BREAK SPACE}% interval 0.72 {DASH} 1.00)" in html) == (
+        name == "auroc"
+    )
 
 
 def test_patients_and_classes_are_shown_with_score_intervals(data):
@@ -221,6 +223,7 @@ def test_what_a_run_s_history_holds_is_text_in_the_charts() -> None:
 def test_numbers_and_intervals_are_written_for_people():
     assert (number(0.98765), number(None), number(math.nan)) == ("0.988", DASH, DASH)
     assert interval(Estimate(0.9, 0.812, 1.0)) == f"0.81 {DASH} 1.00"
+    assert interval(Estimate(0.001, 0.0004, 0.0031)) == f"0.000 {DASH} 0.003"
     assert interval(Estimate(0.9)) == ""
 
 
