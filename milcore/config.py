@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -558,10 +558,17 @@ class FolderSpec(Config):
     Attributes:
         schema_version: of this file; absent in the first schema.
         milcore_version: that began the folder; another may go on.
+        folders: names of the fields that hold the URI of another folder; in the file a local one is the path from this
+            folder.
     """
 
+    folders: ClassVar[tuple[str, ...]] = ()
     schema_version: int = FOLDER_SCHEMA_VERSION
     milcore_version: str = ""
+
+    def with_folders(self, change: Callable[[str], str]) -> Self:
+        """The same with the URIs of other folders changed."""
+        return self.model_copy(update={name: change(getattr(self, name)) for name in self.folders})
 
 
 class RunSpec(FolderSpec):
@@ -570,6 +577,7 @@ class RunSpec(FolderSpec):
     Written before training, and compared when the folder is used again.
     """
 
+    folders: ClassVar[tuple[str, ...]] = ("store_uri",)
     store_uri: str
     classes: tuple[str, ...] = Field(max_length=MAX_CLASSES)
     instance_digest: str = Field(description="digest of the features (or patches) of every slide trained or tested on")

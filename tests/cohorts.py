@@ -56,7 +56,7 @@ def write_features(store: PatchStore, name: str = "mean_rgb") -> None:
 
 def as_folds(run_uris: list[str], uri: str) -> str:
     """A run of folds made of finished plain runs on one split; the slides outside test are dealt to the folds."""
-    spec = storage.read_json(f"{run_uris[0]}/config.json")
+    spec = Run(run_uris[0]).spec().model_dump(mode="json")
     rows = Run(run_uris[0]).splits().to_pylist()
     folds = [-1 if row["split"] == "test" else k % len(run_uris) for k, row in enumerate(rows)]
     splits = pa.Table.from_pylist(rows).append_column("fold", pa.array(folds))

@@ -1,6 +1,8 @@
 """What a scanner or a user writes beside the pixels stays out of all that is written and logged."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ import zarr
 from PIL import Image
 
 from milcore.store.store import PatchStore
-from tests.cohorts import write_features
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 SCANNER = "SS45678"
 PERSON = "jane.doe"
@@ -44,7 +47,7 @@ def write_slide(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a person in which every command ran on relative paths, and what the commands logged."""
+    """The folder of a person in which every command ran on relative paths, and what the commands printed."""
     home = tmp_path_factory.mktemp("home") / PERSON
     (home / "slides").mkdir(parents=True)
     rows = [f"s{k:02d},slides/s{k:02d}.svs,{k % 2},{'' if k % 2 == 0 else 'lesion.geojson'}" for k in range(10)]
@@ -54,19 +57,26 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for seed in range(10):
         write_slide(home / f"slides/s{seed:02d}.svs", seed)
     log = run(home, "ingest", "m.csv", "store")
-    write_features(PatchStore(str(home / "store")))
-    log += run(home, "train", "store", "run", "--features", "mean_rgb", "--epochs", "1")
-    log += run(home, "evaluate", "run", "--no-baselines")
-    log += run(home, "info", "store") + run(home, "info", "run") + run(home, "ingest", "none.csv", "store", code=2)
+    log += run(home, "encode", "store")
+    learned = ("--features", "efficientnet_lite0", "--epochs", "1")
+    log += run(home, "tune", "store", "sweeps/a", "--trials", "2", "--pooling", "mean", *learned, "--json")
+    log += run(home, "train", "store", "run", "--folds", "2", *learned)
+    log += run(home, "evaluate", "run", "--sweep", "sweeps/a", "--no-baselines", "--json")
+    log += run(home, "predict", "run", "slides/s00.svs", "slides/gone.svs", "results/out", "--json")
+    log += run(home, "info", "store") + run(home, "info", "run", "--json")
+    (home / "gone.csv").write_text("slide_id,uri,label\ngone,slides/gone.svs,1")
+    log += run(home, "ingest", "gone.csv", "stores/b", "--json", code=3)
+    log += run(home, "ingest", "none.csv", "store", code=2)
     return home, log
 
 
 def run(folder: Path, *arguments: str, code: int = 0) -> str:
-    """What a command prints: its result, then its log."""
+    """What a command of that person prints: its result, then its log."""
     program = "from milcore.cli.main import main; main()"
     ended = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "USER": PERSON, "LOGNAME": PERSON, "HOME": str(folder)},
+    )  # fmt: skip
     assert ended.returncode == code, ended.stderr
     return ended.stdout + ended.stderr
 
@@ -79,23 +89,58 @@ def texts(file: Path) -> Iterator[str]:
 
 
 def shared_files(home: Path) -> list[Path]:
-    """All of the store, and what an evaluation leaves for others to read."""
-    run_files = [home / "run/report.html", home / "run/MODEL_CARD.md", *(home / "run/attention").rglob("*")]
-    return [file for file in [*(home / "store").rglob("*"), *run_files] if file.is_file()]
+    """All of the stores, runs, sweeps and predictions."""
+    folders = ("store", "stores", "run", "sweeps", "results")
+    return [file for folder in folders for file in (home / folder).rglob("*") if file.is_file()]
 
 
 def test_no_text_of_the_scanner_no_person_and_no_folder_of_theirs_is_written(written: tuple[Path, str]) -> None:
     home, _ = written
     files = shared_files(home)
     kinds = {file.suffix for file in files}
-    assert {".parquet", ".json", ".html", ".md", ".geojson", ".tiff", ".png"} <= kinds
+    assert {".parquet", ".json", ".html", ".md", ".geojson", ".tiff", ".png", ".csv", ".safetensors"} <= kinds
     leaks = [
         f"{file.relative_to(home)}: {secret}"
         for file in files
         for secret in (*SECRETS, str(home.parent))
-        if any(secret in text for text in texts(file))
+        if any(secret in text for text in (*texts(file), str(file.relative_to(home))))
     ]
     assert leaks == []
+
+
+def test_event_files_are_named_by_time_alone(written: tuple[Path, str]) -> None:
+    """Other writers add the host and a process."""
+    home, _ = written
+    names = [file.name for file in home.rglob("*tfevents*")]
+    assert len(names) >= 2
+    assert all(re.fullmatch(r"events\.out\.tfevents\.\d{19}", name) for name in names)
+
+
+def test_settings_and_results_name_files_by_the_way_from_their_folder(written: tuple[Path, str]) -> None:
+    home, _ = written
+    settings = {
+        name: json.loads((home / name / "config.json").read_text()) for name in ("run", "sweeps/a", "run/folds/1")
+    }
+    assert {name: content["store_uri"] for name, content in settings.items()} == {
+        "run": "../store", "sweeps/a": "../../store", "run/folds/1": "../../../store",
+    }  # fmt: skip
+    assert json.loads((home / "run/metrics.json").read_text())["report"] == "report.html"
+    assert json.loads((home / "results/out/config.json").read_text())["run"] == "../../run"
+    predictions = json.loads((home / "results/out/predictions.json").read_text())
+    assert (predictions["run"], predictions["slides"][0]["uri"]) == ("../../run", "../../slides/s00.svs")
+    gone = "cannot read ../../slides/gone.svs: there is no such file"
+    assert predictions["quarantined"] == {"gone": gone}
+    assert PatchStore(str(home / "stores/b")).quarantined() == {"gone": gone}
+
+
+def test_results_that_are_printed_name_files_from_the_working_folder(written: tuple[Path, str]) -> None:
+    _, log = written
+    results = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert {result["report"] for result in results if "report" in result} == {"run/report.html"}
+    assert {result["page"] for result in results if "page" in result} == {"stores/b/cohort.html"}
+    assert {result["store_uri"] for result in results if "store_uri" in result} == {"store"}
+    (predicted,) = (result for result in results if "slides" in result and "threshold" in result and "run" in result)
+    assert (predicted["run"], predicted["slides"][0]["uri"]) == ("run", "slides/s00.svs")
 
 
 def test_nothing_of_the_scanner_or_the_person_is_logged(written: tuple[Path, str]) -> None:

@@ -30,7 +30,7 @@ from milcore.config import (
 )
 from milcore.errors import InputError
 from milcore.runtime.command import exit_codes
-from milcore.runtime.progress import format_metric, log_line, printable
+from milcore.runtime.progress import format_metric, from_here, log_line, printable
 
 CPUS = len(os.sched_getaffinity(0))
 NONE_OK = 3
@@ -51,10 +51,21 @@ def main() -> None:
 
 
 def finish(summary: dict[str, Any], line: str, as_json: bool, code: int = 0) -> None:
-    """End a command with its result, as a line or as JSON."""
-    typer.echo(json.dumps(summary, sort_keys=True) if as_json else printable(line))
+    """End a command with its result, as a line or as JSON.
+
+    Paths below the working folder are told from there.
+    """
+    typer.echo(json.dumps(_from_here(summary), sort_keys=True) if as_json else printable(line))
     if code:
         raise typer.Exit(code)
+
+
+def _from_here(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_here(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_from_here(each) for each in value]
+    return from_here(value) if isinstance(value, str) else value
 
 
 def _show_version(wanted: bool) -> None:

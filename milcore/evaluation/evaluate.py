@@ -4,6 +4,7 @@ All choices are made on validation: the epoch in training, threshold and tempera
 are computed once, and no choice depends on its labels.
 """
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -80,7 +81,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
 
     Returns:
         The content of ``metrics.json``: each metric of the test split (None where undefined, see ``reasons``), their
-        ``intervals``, the ``threshold``, and ``report``, the report's URI.
+        ``intervals``, the ``threshold``, and ``report``, here the report's URI.
 
     Raises:
         InputError: the run is not finished, an annotation cannot be read or is not the one that was ingested, the
@@ -111,7 +112,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     files = AttentionFiles(attention_formats, record.config.annotation_origin or "bounds")
     views = tuple(_slide_views(run, rule, regions, checks, AttentionOutputs(files, with_leave_one_out)))
     evaluation = Evaluation(run, rule, metrics, checks, comparison)
-    summary = metrics_json(evaluation, folder.report_uri)
+    summary = metrics_json(evaluation, posixpath.basename(folder.report_uri))
     data = report_data(evaluation, views, sweep)
     publish(
         {
@@ -122,7 +123,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     )
     for warning in checks.warnings:
         log_line(f"warning: {warning}")
-    return summary
+    return summary | {"report": folder.report_uri}
 
 
 def download_overlays(run_uri: str, folder: str) -> None:

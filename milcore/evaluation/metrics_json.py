@@ -13,12 +13,12 @@ from milcore.evaluation.scores import roc_of
 from milcore.metrics.classification import Estimate, confusion
 
 
-def metrics_json(evaluation: Evaluation, report_uri: str) -> dict[str, Any]:
+def metrics_json(evaluation: Evaluation, report: str) -> dict[str, Any]:
     """The content of ``metrics.json``.
 
     Args:
         evaluation: of one run.
-        report_uri: of its report.
+        report: file name of its report, in the same folder.
     """
     run, rule, metrics, checks, comparison = evaluation
     test = run.split("test")
@@ -59,7 +59,7 @@ def metrics_json(evaluation: Evaluation, report_uri: str) -> dict[str, Any]:
         ],
         "quarantined": run.store.quarantined(),
         **({"labels_from": run.labels_from, "label_changes": list(run.label_changes)} if run.labels_from else {}),
-        "report": report_uri,
+        "report": report,
     }
 
 

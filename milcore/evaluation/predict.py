@@ -177,12 +177,13 @@ def predict_slides(  # noqa: PLR0913 - one argument per option of the command
         use_gpu: compute on a CUDA device.
 
     Returns:
-        The content of ``predictions.json`` for these slides: ``ok`` (ids), ``quarantined`` (id to reason), ``slides``.
+        The content of ``predictions.json`` for these slides, local paths absolute: ``ok`` (ids), ``quarantined`` (id to
+        reason), ``slides``.
     """
     run_uri, device = storage.absolute(run_uri), torch.device("cuda" if use_gpu else "cpu")
     scorer, spec = _load_scorer(run_uri, default_mpp, annotation_origin, device, allow_program=allow_program)
     claim_folder(out_uri, spec)
-    records = read_records(out_uri)
+    records = _records(out_uri, spec)
     check_files(slides, records)
     check_records(out_uri, slides, records)
     bags = _group_by_bag(
@@ -190,12 +191,25 @@ def predict_slides(  # noqa: PLR0913 - one argument per option of the command
     )
     for bag in track(bags, "predict", len(bags)):
         _score_bag(scorer, bag, records, out_uri)
-    records = read_records(out_uri)
+    records = _records(out_uri, spec)
     check_files(slides, records)  # another command may have predicted another file by the same id at the same time
     rows = _rows(scorer, [slide.slide_id for slide in slides], records)
-    storage.write_bytes(storage.join(out_uri, "predictions.csv"), _csv(rows))
-    storage.write_json(predictions_uri(out_uri), _summary(run_uri, scorer, rows))
+    stored = [row | {"uri": storage.relative(row["uri"], out_uri)} for row in rows]
+    storage.write_bytes(storage.join(out_uri, "predictions.csv"), _csv(stored))
+    storage.write_json(predictions_uri(out_uri), _summary(storage.relative(run_uri, out_uri), scorer, stored))
     return _summary(run_uri, scorer, rows[: len(slides)])
+
+
+def _records(out_uri: str, spec: PredictionsSpec) -> dict[str, Record]:
+    """Records of the folder by id.
+
+    Those of earlier versions have the digest of settings that they would have now.
+    """
+    settings = {spec.earlier_digest: spec.digest}
+    return {
+        slide_id: record | {"settings": settings.get(record.get("settings", ""), record.get("settings"))}
+        for slide_id, record in read_records(out_uri).items()
+    }
 
 
 def _by_patient(spec: RunSpec) -> bool:
@@ -389,7 +403,7 @@ def _source_version(slide: Slide) -> list[object]:
 def _score_slides(scorer: _Scorer, slides: list[Slide], out_uri: str) -> Iterator[dict[str, Any]]:
     """Ingest and encode the slides of a bag, then predict all usable ones together."""
     with tempfile.TemporaryDirectory() as folder:
-        store = PatchStore(folder)
+        store = PatchStore(storage.join(folder, "store"))
         outcomes = [ingest_slide(slide, store, scorer.ingest) for slide in slides]
         groups = [
             _encode_group(scorer, store, slide.slide_id)
@@ -402,9 +416,11 @@ def _score_slides(scorer: _Scorer, slides: list[Slide], out_uri: str) -> Iterato
             members = prediction.members.tolist() if prediction is not None and slide.slide_id in patches else None
             if members is None:
                 remove_attention(storage.join(out_uri, ATTENTION), slide.slide_id)
+            # the store, which is gone then, tells the file by the path from itself
+            reason = outcome.reason and outcome.reason.replace(storage.relative(slide.uri, store.uri), slide.uri)
             yield {
                 "slide_id": slide.slide_id, "patient_id": slide.patient_id, "uri": slide.uri, "status": outcome.status,
-                "members": members, "patches": patches.get(slide.slide_id, 0), "reason": outcome.reason,
+                "members": members, "patches": patches.get(slide.slide_id, 0), "reason": reason,
             }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from milcore.runtime.digest import digest, with_own_digest, without_own_digest
 SLIDES = "slides"
 STEM_CHARACTERS = 100
 DIGEST_CHARACTERS = 8
+NO_SETTINGS = {"schema_version", "milcore_version", "annotation_origin"}
 
 Record = dict[str, Any]
 
@@ -32,6 +33,7 @@ class PredictionsSpec(FolderSpec):
     All that a prediction depends on beside the slide.
     """
 
+    folders: ClassVar[tuple[str, ...]] = ("run",)
     run: str
     models_sha256: str
     default_mpp: float | None
@@ -41,8 +43,16 @@ class PredictionsSpec(FolderSpec):
 
     @property
     def digest(self) -> str:
-        """Sha256 of the content, which each record carries."""
-        return digest(self.model_dump(mode="json", exclude={"schema_version", "milcore_version", "annotation_origin"}))
+        """Sha256 of what predictions depend on, which each record carries.
+
+        The models stand for the run.
+        """
+        return digest(self.model_dump(mode="json", exclude={*NO_SETTINGS, "run"}))
+
+    @property
+    def earlier_digest(self) -> str:
+        """The digest of earlier versions, with the run's place at that time."""
+        return digest(self.model_dump(mode="json", exclude=NO_SETTINGS))
 
 
 def read_records(out_uri: str) -> dict[str, Record]:
@@ -54,12 +64,25 @@ def read_records(out_uri: str) -> dict[str, Record]:
     folder = storage.join(out_uri, SLIDES)
     uris = {_record_uri(out_uri, name.removesuffix(".json")): name for name in storage.names(folder)}
     data = storage.read_all([uri for uri, name in uris.items() if name.endswith(".json")])
-    return {uris[uri].removesuffix(".json"): _parse(uri, content) for uri, content in sorted(data.items())}
+    records = {uris[uri].removesuffix(".json"): _parse(uri, content) for uri, content in sorted(data.items())}
+    return {
+        slide_id: _with_uri(record, storage.resolve(record["uri"], out_uri)) for slide_id, record in records.items()
+    }
 
 
 def write_record(out_uri: str, record: Record) -> None:
-    """Write the record of a slide."""
-    storage.write_json(_record_uri(out_uri, record["slide_id"]), with_own_digest(record))
+    """Write the record of a slide.
+
+    A local file stands in it, and in the reason of a quarantine, as the path from the folder.
+    """
+    uri = storage.relative(record["uri"], out_uri)
+    reason = record["reason"] and record["reason"].replace(record["uri"], uri)
+    stored = _with_uri(record, uri) | {"reason": reason}
+    storage.write_json(_record_uri(out_uri, record["slide_id"]), with_own_digest(stored))
+
+
+def _with_uri(record: Record, uri: str) -> Record:
+    return record | {"uri": uri, "seen": [uri, *record["seen"][1:]]}
 
 
 def _record_uri(out_uri: str, slide_id: str) -> str:

@@ -112,6 +112,12 @@ def open_run(
         raise StoreError(
             f"{run_uri}: expected the splits it was trained with, got others; train again in another folder"
         )
+    if not store.has_manifest():
+        raise StoreError(
+            f"{run_uri}: expected its store at {spec.store_uri}, got none; where one of them was moved, run "
+            f"`milcore train STORE {run_uri}` with the options it was trained with: it names the store, training "
+            "nothing anew"
+        )
     manifest = store.manifest()
     changes = _label_changes(run_uri, spec, splits, manifest, labels_from)
     instances = read_instances(store, spec.train, splits["slide_id"].to_pylist())

@@ -79,14 +79,19 @@ def without_folder(text: str, folder: str) -> str:
     return text if prefix == "/" else re.sub(rf"(?<![\w/.~-]){re.escape(prefix)}", "", text)
 
 
+def from_here(text: str) -> str:
+    """A text with its paths below the working folder told from there."""
+    with contextlib.suppress(FileNotFoundError):  # the folder was removed
+        return without_folder(text, str(Path.cwd()))
+    return text
+
+
 def printable(line: str) -> str:
     """A line with its control characters escaped, since it may quote data.
 
     Paths below the working folder are told from there.
     """
-    with contextlib.suppress(FileNotFoundError):  # the folder was removed
-        line = without_folder(line, str(Path.cwd()))
-    return _CONTROLS.sub(lambda control: control[0].encode("unicode_escape").decode(), line)
+    return _CONTROLS.sub(lambda control: control[0].encode("unicode_escape").decode(), from_here(line))
 
 
 def log_line(line: str) -> None:

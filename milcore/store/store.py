@@ -162,8 +162,10 @@ class PatchStore:
             reason: why, for a person.
             keep: leave the arrays: another process may be writing them at this moment, and succeed.
         """
-        uri, record = self.group_uri(record.slide_id), self._stored(record)
+        uri, source, record = self.group_uri(record.slide_id), record.source, self._stored(record)
         reason = without_folder(reason, posixpath.dirname(self.uri))
+        if source is not None:
+            reason = reason.replace(source.uri, storage.relative(source.uri, self.uri))
         if not keep:
             begun = {key: value for key, value in record.to_attrs().items() if key not in IDENTITY}
             write_group(uri, {"begun": begun, "complete": False})

@@ -124,7 +124,8 @@ def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table) -> N
     if not storage.exists(folder.config_uri) or not storage.exists(folder.splits_uri):
         return
     claim, manifest = read_json(folder.config_uri), store.manifest()
-    if claim.get("store_uri") != store.uri or claim.get("splits_digest") == splits_digest(splits):
+    is_of_store = storage.resolve(str(claim.get("store_uri")), folder_uri) == store.uri
+    if not is_of_store or claim.get("splits_digest") == splits_digest(splits):
         return
     before = folder.splits()
     classes = classes_of(before, claim.get("classes", manifest.classes))

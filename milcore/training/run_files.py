@@ -49,6 +49,17 @@ def record_digests(folder_uri: str, digests: Mapping[str, str]) -> None:
         storage.write_json(storage.join(folder_uri, FILES), with_own_digest({"files": after}))
 
 
+def forget(uri: str) -> None:
+    """Remove the digest of a file that is to be written anew.
+
+    A process that is killed between both leaves a file without digest, not a file of another digest.
+    """
+    folder_uri, name = posixpath.split(uri)
+    digests = recorded_digests(folder_uri)
+    if digests.pop(name, None) is not None:
+        storage.write_json(storage.join(folder_uri, FILES), with_own_digest({"files": digests}))
+
+
 def read_file(uri: str) -> bytes:
     """Read a published file and compare it with its digest.
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=FolderSpec)
 # keys of ``config.json`` that may differ when a folder is used again
-NO_SETTINGS = re.compile(r"schema_version|milcore_version|origin|origin\.(ingestion|imports|encoder|encoder\.encoder)")
+NO_SETTINGS = re.compile(
+    r"schema_version|milcore_version|store_uri|run|origin|origin\.(ingestion|imports|encoder|encoder\.encoder)"
+)
 
 
 @dataclass(frozen=True)
@@ -223,14 +225,15 @@ def config_uri(folder_uri: str) -> str:
 def claim_folder(uri: str, spec: FolderSpec) -> None:
     """Write ``config.json`` into a new folder, or check that it holds the same.
 
-    One of an earlier schema gains what it lacks. Of two claims at once with different settings one is refused.
+    One of an earlier schema gains what it lacks, and one whose store or run lies elsewhere now its new place: digests
+    tell them. Of two claims at once with different settings one is refused.
 
     Raises:
         InputError: it holds another; every setting that differs is named.
     """
-    now = spec.model_dump(mode="json")
-    if storage.create(config_uri(uri), storage.json_bytes(now)):
-        run_files.record({config_uri(uri): storage.json_bytes(now)})
+    now, stored = spec.model_dump(mode="json"), _stored(spec, uri)
+    if storage.create(config_uri(uri), storage.json_bytes(stored)):
+        run_files.record({config_uri(uri): storage.json_bytes(stored)})
     earlier = _parse(type(spec), uri, run_files.read_json(config_uri(uri)))
     before = earlier.model_dump(mode="json")
     is_older = earlier.schema_version < spec.schema_version
@@ -241,10 +244,16 @@ def claim_folder(uri: str, spec: FolderSpec) -> None:
             f"{uri}: expected the settings that it was made with, got others ({'; '.join(changed)}); take another "
             "folder or the same settings"
         )
-    if is_older:
-        storage.write_json(config_uri(uri), now | {"milcore_version": earlier.milcore_version})
+    if is_older or any(before[name] != now[name] for name in spec.folders):
+        run_files.forget(config_uri(uri))
+        storage.write_json(config_uri(uri), stored | {"milcore_version": earlier.milcore_version})
     # last: a claim that ended before leaves a file that is not recorded, which a later one reads
     run_files.record({config_uri(uri): storage.read_bytes(config_uri(uri))})
+
+
+def _stored(spec: FolderSpec, uri: str) -> dict[str, object]:
+    """Content of ``config.json``: local folders as paths from this one."""
+    return spec.with_folders(lambda folder: storage.relative(folder, uri)).model_dump(mode="json")
 
 
 def check_no_other_files(uri: str, folders: Sequence[str]) -> None:
@@ -316,7 +325,7 @@ def _parse(kind: type[F], uri: str, values: Any) -> F:
         )
     if version == 1:
         values = _upgrade(values)
-    return parse_config(kind, values)
+    return parse_config(kind, values).with_folders(lambda folder: storage.resolve(folder, uri))
 
 
 def _upgrade(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@
 import contextlib
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pyarrow as pa
 
@@ -39,6 +39,7 @@ class SweepSpec(FolderSpec):
     Written before the first trial, and compared when the folder is used again.
     """
 
+    folders: ClassVar[tuple[str, ...]] = ("store_uri",)
     store_uri: str
     instance_digest: str
     splits_digest: str

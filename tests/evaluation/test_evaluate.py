@@ -86,7 +86,7 @@ def test_a_cohort_that_differs_in_one_patch_is_classified_and_the_patch_localise
 
 
 def test_the_run_folder_holds_what_was_returned(run_uri: str, summary: dict[str, object]) -> None:
-    assert storage.read_json(f"{run_uri}/metrics.json") == summary
+    assert storage.read_json(f"{run_uri}/metrics.json") == summary | {"report": "report.html"}
     assert summary["report"] == f"{run_uri}/report.html"
     assert "Research use only" in storage.read_bytes(f"{run_uri}/report.html").decode()
     assert "Research use only" in storage.read_bytes(f"{run_uri}/MODEL_CARD.md").decode()
@@ -407,9 +407,9 @@ def test_three_classes_are_separated_and_each_against_the_rest(tmp_path: Path) -
 
 
 def test_a_run_of_folds_is_judged_held_out_and_tested_together(run_uri: str, tmp_path: Path) -> None:
-    spec, splits = storage.read_json(f"{run_uri}/config.json"), f"{run_uri}/splits.parquet"
+    spec, splits = Run(run_uri).spec(), f"{run_uri}/splits.parquet"
     other = str(tmp_path / "other")
-    prepare_run(spec["store_uri"], other, TRAIN.model_copy(update={"seed": 5}), SplitConfig(splits=splits))
+    prepare_run(spec.store_uri, other, TRAIN.model_copy(update={"seed": 5}), SplitConfig(splits=splits))
     train_run(other, LocalContext(None, torch.device("cpu")))
     folded = as_folds([run_uri, other], str(tmp_path / "folded"))
     summary = evaluate(folded, attention_formats=("parquet",), with_leave_one_out=True)

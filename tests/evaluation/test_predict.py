@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from milcore.evaluation.prediction_folder import slides_of_files
 from milcore.ingestion.cohort import ingest, plan_cohort
 from milcore.ingestion.imports.import_cohort import import_source
 from milcore.runtime import storage
-from milcore.runtime.digest import with_own_digest
+from milcore.runtime.digest import digest, with_own_digest
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
@@ -64,6 +65,13 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def read_predictions(out: Path) -> dict[str, Any]:
+    """``predictions.json`` with its paths from the folder made absolute."""
+    content = json.loads((out / "predictions.json").read_text())
+    slides = [row | {"uri": str((out / row["uri"]).resolve())} for row in content["slides"]]
+    return dict(content) | {"run": str((out / content["run"]).resolve()), "slides": slides}
+
+
 def test_a_slide_of_the_cohort_gets_the_probability_that_evaluation_gave_it(cohort: Path, tmp_path: Path) -> None:
     summary = predict(str(cohort / "run"), [str(cohort / "s3.tiff")], str(tmp_path))
     known = {row["slide_id"]: row for row in storage.read_table(str(cohort / "run/predictions.parquet")).to_pylist()}
@@ -89,7 +97,7 @@ def test_every_file_is_accounted_for_in_csv_and_json(cohort: Path, tmp_path: Pat
     assert summary["ok"] == ["s1"]
     assert set(summary["quarantined"]) == {"empty", "absent"}
     assert "there is no such file" in summary["quarantined"]["absent"]
-    assert json.loads((tmp_path / "out/predictions.json").read_text()) == summary
+    assert read_predictions(tmp_path / "out") == summary
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/predictions.csv").read_text())))
     assert [(row["slide_id"], row["status"]) for row in rows] == [
         ("s1", "ok"),
@@ -116,6 +124,55 @@ def test_a_dicom_series_is_a_slide_named_like_its_folder(cohort: Path, tmp_path:
     write_level(folder / "level1.dcm", 255 - pixels, 0.5, 1, series)
     predict(str(cohort / "run"), [str(folder)], str(tmp_path / "out"))
     assert record.read_bytes() != seen
+
+
+def test_folders_that_are_moved_together_go_on(cohort: Path, tmp_path: Path) -> None:
+    """Run, store, slides and predictions name each other by the way between them."""
+    moved = tmp_path / "elsewhere/moved"
+    for name in ("run", "store"):
+        shutil.copytree(cohort / name, tmp_path / "first" / name)
+    shutil.copy(cohort / "s1.tiff", tmp_path / "first/s1.tiff")
+    before = predict(str(tmp_path / "first/run"), [str(tmp_path / "first/s1.tiff")], str(tmp_path / "first/out"))
+    moved.parent.mkdir()
+    (tmp_path / "first").rename(moved)
+    record = (moved / "out/slides/s1.json").stat().st_mtime_ns
+    after = predict(str(moved / "run"), [str(moved / "s1.tiff")], str(moved / "out"))
+    assert after["slides"] == [before["slides"][0] | {"uri": str(moved / "s1.tiff")}]
+    assert (moved / "out/slides/s1.json").stat().st_mtime_ns == record
+    assert Run(str(moved / "run")).spec().store_uri == str(moved / "store")
+    assert evaluate(str(moved / "run"), baselines=False)["report"] == str(moved / "run/report.html")
+
+
+def test_a_run_that_is_moved_without_its_store_is_told_it_by_training_again(cohort: Path, tmp_path: Path) -> None:
+    """Digests tell that it is the same store; nothing is trained anew."""
+    run = tmp_path / "run"
+    shutil.copytree(cohort / "run", run)
+    lost = rf"expected its store at {tmp_path}/store, got none; where one of them was moved, run `milcore train STORE"
+    with pytest.raises(StoreError, match=lost):
+        evaluate(str(run), baselines=False)
+    model = (run / "model.safetensors").read_bytes()
+    prepare_run(str(cohort / "store"), str(run), TRAIN, SplitConfig())
+    assert Run(str(run)).spec().store_uri == str(cohort / "store")
+    assert storage.read_json(str(run / "config.json"))["store_uri"].startswith("../")
+    assert (run / "model.safetensors").read_bytes() == model
+    assert evaluate(str(run), baselines=False)["auroc"] is not None
+    with pytest.raises(InputError, match="expected the settings that it was made with, got others"):
+        prepare_run(str(cohort / "store"), str(run), TRAIN.model_copy(update={"hidden": 4}), SplitConfig())
+
+
+def test_records_of_an_earlier_version_with_the_run_s_full_path_are_kept(cohort: Path, tmp_path: Path) -> None:
+    run, out, slide = cohort / "run", tmp_path / "out", str(cohort / "s1.tiff")
+    before = predict(str(run), [slide], str(out))
+    rewrite_json(str(out / "config.json"), {"run": str(run)})
+    config, record = storage.read_json(str(out / "config.json")), storage.read_json(str(out / "slides/s1.json"))
+    for name in ("schema_version", "milcore_version", "annotation_origin"):
+        del config[name]
+    del record["sha256"]
+    record |= {"uri": slide, "seen": [slide, *record["seen"][1:]], "settings": digest(config)}
+    storage.write_json(str(out / "slides/s1.json"), with_own_digest(record))
+    bytes_before = (out / "slides/s1.json").read_bytes()
+    assert predict(str(run), [slide], str(out)) == before
+    assert (out / "slides/s1.json").read_bytes() == bytes_before
 
 
 def test_no_cell_of_the_csv_is_a_formula(cohort: Path, tmp_path: Path) -> None:
@@ -255,7 +312,7 @@ def test_a_folder_keeps_every_slide_predicted_into_it(cohort: Path, tmp_path: Pa
         predict(run, uri, str(out))
     rows = list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
     assert [row["slide_id"] for row in rows] == ["s2", *ids]
-    assert [row["uri"] for row in rows] == [str(cohort / "s2.tiff"), *uris]
+    assert [str((out / row["uri"]).resolve()) for row in rows] == [str(cohort / "s2.tiff"), *uris]
     assert json.loads((out / "predictions.json").read_text())["ok"] == ["s2", *ids]
 
 
@@ -289,7 +346,7 @@ def test_a_record_of_other_settings_is_not_believed(cohort: Path, tmp_path: Path
     del record["sha256"]
     storage.write_json(str(tmp_path / "out/slides/s0.json"), with_own_digest(record | {"members": [[0.5, 0.5]]}))
     assert predict(run, [slide], str(tmp_path / "out"))["slides"] == [row]
-    assert json.loads((tmp_path / "out/predictions.json").read_text())["slides"] == [row]
+    assert read_predictions(tmp_path / "out")["slides"] == [row]
 
 
 def test_a_manifest_is_scored_and_taken_up_again_where_it_was(cohort: Path, tmp_path: Path) -> None:

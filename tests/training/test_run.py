@@ -111,14 +111,15 @@ def test_of_two_claims_at_once_with_different_settings_one_is_refused(folder_uri
     with ThreadPoolExecutor(2) as pool:
         for number in range(5):
             uri = storage.join(folder_uri, str(number))
-            claims = list(pool.map(lambda run, uri=uri: _claim(uri, run), ("one", "other")))
+            claims = list(pool.map(lambda models, uri=uri: _claim(uri, models), ("one", "other")))
             assert sorted(claims) == [False, True]
-            assert storage.read_json(storage.join(uri, "config.json"))["run"] == ("one", "other")[claims.index(True)]
+            models = storage.read_json(storage.join(uri, "config.json"))["models_sha256"]
+            assert models == ("one", "other")[claims.index(True)]
 
 
-def _claim(uri: str, run: str) -> bool:
+def _claim(uri: str, models: str) -> bool:
     try:
-        claim_folder(uri, PredictionsSpec(milcore_version="0", run=run, models_sha256="", default_mpp=None))
+        claim_folder(uri, PredictionsSpec(milcore_version="0", run=uri, models_sha256=models, default_mpp=None))
     except InputError:
         return False
     return True
