@@ -1,7 +1,7 @@
 """Progress on standard error, for work longer than two seconds.
 
-A bar on a terminal; in logs (a Kubernetes pod, a file) plain lines: one every five seconds at first, later one every
-eighth of the time that has passed, and one a minute at least.
+A bar on a terminal; in logs (a Kubernetes pod, a file) and in a notebook, where a bar would need widgets, plain lines:
+one every five seconds at first, later one every eighth of the time that has passed, and one a minute at least.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """Yield the items, showing how many of ``total`` are done."""
     console = Console(stderr=True)
-    if console.is_terminal:
+    if console.is_terminal and not console.is_jupyter:
         with Progress(console=console, transient=False) as progress:
             yield from progress.track(items, total=total, description=label)
         return

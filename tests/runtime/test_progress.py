@@ -1,10 +1,11 @@
 """Log lines while patches are computed."""
 
+import builtins
 import itertools
 
 import pytest
 
-from milcore.runtime.progress import EpochProgress, PatchProgress, log_line, printable
+from milcore.runtime.progress import EpochProgress, PatchProgress, log_line, printable, track
 
 
 def test_patches_per_second_and_the_time_left_count_computed_patches_only(
@@ -56,3 +57,20 @@ def test_every_control_character_is_escaped_and_no_letter() -> None:
     for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)):
         assert printable(chr(code)).startswith("\\")
     assert printable("".join(map(chr, range(0xA0, 0x300)))) == "".join(map(chr, range(0xA0, 0x300)))
+
+
+def test_a_notebook_gets_the_lines_of_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Not a bar, which needs widgets and would say so in every saved notebook that lacks them."""
+    shell = type("ZMQInteractiveShell", (), {})
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    clock = itertools.count(0.0, 1.5)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert list(track("abcd", "ingest", 4)) == list("abcd")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert [line.split(",")[0] for line in shown.err.splitlines()] == ["ingest: 2/4", "ingest: 4/4"]
+    assert "\x1b" not in shown.err
+    assert [str(warning.message) for warning in recwarn] == []

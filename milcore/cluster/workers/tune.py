@@ -103,6 +103,7 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig, folder: str) -> 
             name=TRIALS,
             storage_path=folder,
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # that of notebooks clears the cell, even where it has nothing to say
             callbacks=[_TrialRecorder(out_uri, spec.tune)],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
