@@ -143,7 +143,7 @@ def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]
 def _print_result(run_uri: str) -> None:
     """Print the models side by side and the URI of the report."""
     from milcore.runtime import storage  # noqa: PLC0415 - compiling works without what storage needs
-    from milcore.runtime.progress import format_metric, printable  # noqa: PLC0415 - nor what progress needs
+    from milcore.runtime.progress import format_interval, format_metric, printable  # noqa: PLC0415 - nor what progress needs
 
     metrics = storage.read_json(storage.join(run_uri, "metrics.json"))
     names = [printable(row["name"]) for row in metrics["comparison"]]
@@ -153,16 +153,11 @@ def _print_result(run_uri: str) -> None:
         print(f"{name:{width}}  {format_metric(row['auroc']):9}  {format_metric(row['localisation_auroc'])}")
     intervals = metrics.get("score_intervals", {})
     figures = ", ".join(
-        f"{title} {format_metric(metrics[name])}{_ends(intervals.get(name))}"
+        f"{title} {format_metric(metrics[name])}{format_interval(intervals.get(name))}"
         for name, title in (("auroc", "AUROC"), ("accuracy", "accuracy"))
     )
     print(f"{figures}, {len(metrics['quarantined'])} slides quarantined")
     print(printable(f"report: {metrics['report']}"))
-
-
-def _ends(interval: list[float] | None) -> str:
-    """A 95 % interval in brackets; empty where there is none."""
-    return "" if interval is None else f" (95 %: {interval[0]:.2f} to {interval[1]:.2f})"
 
 
 def _chosen(arguments: Sequence[str]) -> BaseComponent:

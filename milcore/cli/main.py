@@ -30,7 +30,7 @@ from milcore.config import (
 )
 from milcore.errors import InputError
 from milcore.runtime.command import exit_codes
-from milcore.runtime.progress import format_metric, from_here, log_line, printable
+from milcore.runtime.progress import format_interval, format_metric, from_here, log_line, printable
 
 CPUS = len(os.sched_getaffinity(0))
 NONE_OK = 3
@@ -280,8 +280,10 @@ def evaluate(
         allow_program=allow_program,
         use_gpu=use_gpu,
     )
+    intervals = metrics["intervals"] | metrics["score_intervals"]
     figures = ", ".join(
-        f"{name} {format_metric(metrics[name])}" for name in ("auroc", "accuracy", "localisation_auroc")
+        f"{name} {format_metric(metrics[name])}{format_interval(intervals.get(name))}"
+        for name in ("auroc", "accuracy", "localisation_auroc")
     )
     finish(metrics, f"test split: {figures}; report {metrics['report']}", as_json)
 

@@ -8,7 +8,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -68,6 +68,11 @@ class _LineClock:
 def format_metric(value: float | None) -> str:
     """A metric with three decimals, or ``undefined`` for None."""
     return "undefined" if value is None else f"{value:.3f}"
+
+
+def format_interval(ends: Sequence[float] | None) -> str:
+    """A 95 % interval in brackets, after a blank; empty for None."""
+    return "" if ends is None else f" (95 %: {ends[0]:.2f} to {ends[1]:.2f})"
 
 
 def without_folder(text: str, folder: str) -> str:

@@ -78,6 +78,18 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     assert not same(first, other)
 
 
+def test_memory_maps_read_in_chunks_train_the_weights_of_arrays_in_memory(tmp_path: Path) -> None:
+    arrays = arrays_of("float32")
+    mapped = []
+    for index, array in enumerate(arrays):
+        np.save(tmp_path / f"{index}.npy", array)
+        mapped.append(np.load(tmp_path / f"{index}.npy", mmap_mode="r"))
+    whole = fit(Bags.from_arrays(arrays, LABELS), epochs=2, **SETTINGS).state_dict()
+    bags = Bags.from_arrays(mapped, LABELS)
+    assert same(fit(bags, epochs=2, cache_mb=1e-5, **SETTINGS).state_dict(), whole)
+    assert bags[8].instances[:].shape == arrays[8].shape, "the caller's bags keep their own cache"
+
+
 def test_without_splits_all_bags_train_and_the_last_epoch_is_kept() -> None:
     """An epoch more changes the weights, and so does any bag, though ``patience`` is 1."""
     arrays = arrays_of("float16")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,12 @@ def test_numbers_of_any_kind_are_taken(make: Callable[[], Any], stored: torch.dt
 def test_a_memory_map_that_cannot_be_written_to_is_taken(tmp_path: Path) -> None:
     bags = Bags.from_arrays([memory_map(tmp_path)], [0])
     assert values_of(bags).dtype == torch.float16
+    assert torch.equal(values_of(bags).double(), torch.from_numpy(VALUES))
+
+
+def test_a_data_set_in_a_file_is_taken(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        bags = Bags.from_arrays([file.create_dataset("features", data=VALUES.astype(np.float32))], [0])
     assert torch.equal(values_of(bags).double(), torch.from_numpy(VALUES))
 
 
