@@ -37,4 +37,4 @@ def encode(
 
     with api.one_line_errors():
         configs = PipelineSettings(parameters, settings)
-        return api.encode(store_uri, configs.encode, configs.launch).name
+        return api.encode(store_uri, config=configs.encode, launch=configs.launch).name

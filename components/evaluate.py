@@ -37,7 +37,7 @@ def evaluate(
 
     with api.one_line_errors():
         # the encoder is the one that the settings of this pipeline named
-        summary = api.evaluate(run_uri, baselines=baselines, sweep_uri=sweep_uri, allow_program=True)
+        summary = api.evaluate(run_uri, baselines=baselines, sweep=sweep_uri, allow_program=True).as_dict()
         uris = api.download_evaluation(run_uri, report.path, model_card.path, attention.path)
     for name, value in summary.items():
         if isinstance(value, float):

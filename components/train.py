@@ -37,7 +37,7 @@ def train(
 
     with api.one_line_errors():
         launch = PipelineSettings(parameters, "").launch
-        settings = api.train_best(store_uri, run_uri, sweep_uri, launch).spec.train
+        settings = api.train(store_uri, run_uri, sweep=sweep_uri, launch=launch).spec().train
         model.metadata.update(
             uri=api.download_model(run_uri, model.path), pooling=settings.pooling, level=settings.level
         )

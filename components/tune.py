@@ -48,4 +48,6 @@ def tune(
 
     with api.one_line_errors():
         configs = api.check_settings(parameters, settings)
-        return api.tune(store_uri, api.sweep_uri(run_uri), configs.tune, configs.split, configs.launch).out_uri
+        out_uri = api.sweep_uri(run_uri)
+        api.tune(store_uri, out_uri, config=configs.tune, split=configs.split, launch=configs.launch)
+        return out_uri

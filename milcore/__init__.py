@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _HOME = {
+    "synthesise": "milcore.api",
     "ingest": "milcore.api",
     "import_cohort": "milcore.api",
     "encode": "milcore.api",
@@ -26,12 +27,16 @@ _HOME = {
     "TuneConfig": "milcore.config",
     "LaunchConfig": "milcore.config",
     "MILError": "milcore.errors",
+    "IngestReport": "milcore.ingestion.report",
     "PatchStore": "milcore.store.store",
     "Bags": "milcore.mil.bags.bags",
     "MILModel": "milcore.mil.model",
     "POOLINGS": "milcore.mil.pooling.pooling",
+    "Estimate": "milcore.metrics.classification",
     "Run": "milcore.training.run_folder",
     "Sweep": "milcore.training.sweep",
+    "Evaluation": "milcore.evaluation.evaluation",
+    "Predictions": "milcore.evaluation.predictions",
     "fit": "milcore.training.fit",
     "predict_bags": "milcore.mil.inference",
 }

@@ -1,11 +1,26 @@
-from milcore.api import encode as encode
-from milcore.api import evaluate as evaluate
-from milcore.api import import_cohort as import_cohort
-from milcore.api import ingest as ingest
-from milcore.api import predict as predict
-from milcore.api import train as train
-from milcore.api import tune as tune
+from collections.abc import Sequence
+
+from milcore.api import EncodeReport, RunLike, StoreLike, SweepLike, SyntheticCohort, Uri
 from milcore.config import AnnotationConfig as AnnotationConfig
+from milcore.config import (
+    AnnotationOrigin,
+    AttentionFormat,
+    AttentionHeads,
+    BagUnit,
+    Border,
+    ClassBalance,
+    Codec,
+    FeatureForm,
+    ImportFormat,
+    LabelSource,
+    Level,
+    PlaceInPatch,
+    PoolingName,
+    Precision,
+    ReaderChoice,
+    Schedule,
+    StainNormalisation,
+)
 from milcore.config import EncodeConfig as EncodeConfig
 from milcore.config import ImportConfig as ImportConfig
 from milcore.config import IngestConfig as IngestConfig
@@ -14,13 +29,231 @@ from milcore.config import SplitConfig as SplitConfig
 from milcore.config import TrainConfig as TrainConfig
 from milcore.config import TuneConfig as TuneConfig
 from milcore.errors import MILError as MILError
+from milcore.evaluation.evaluation import Evaluation as Evaluation
+from milcore.evaluation.predictions import Predictions as Predictions
+from milcore.ingestion.report import ImportReport
+from milcore.ingestion.report import IngestReport as IngestReport
+from milcore.metrics.classification import Estimate as Estimate
 from milcore.mil.bags.bags import Bags as Bags
 from milcore.mil.inference import predict_bags as predict_bags
 from milcore.mil.model import MILModel as MILModel
 from milcore.mil.pooling.pooling import POOLINGS as POOLINGS
 from milcore.store.store import PatchStore as PatchStore
-from milcore.training.fit import fit as fit
 from milcore.training.run_folder import Run as Run
 from milcore.training.sweep import Sweep as Sweep
 
 __version__: str
+
+def synthesise(out: Uri, slides: int = 48, *, seed: int = 0, workers: int | None = None) -> SyntheticCohort: ...
+def ingest(
+    manifest: Uri,
+    store: StoreLike,
+    *,
+    positive: str | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    config: IngestConfig | None = None,
+    annotations: AnnotationConfig | None = None,
+    mpp: float = 0.5,
+    patch_size: int = 256,
+    stride: int = 0,
+    border: Border = "drop",
+    default_mpp: float | None = None,
+    mpp_from_magnification: bool = False,
+    reader: ReaderChoice = "auto",
+    codec: Codec = "jpeg",
+    jpeg_quality: int = 90,
+    min_tissue: float = 0.5,
+    max_unreadable: int = 0,
+    stain_normalisation: StainNormalisation = "none",
+    annotation_class: str | Sequence[str] = ...,
+    annotation_origin: AnnotationOrigin | None = None,
+) -> IngestReport: ...
+def import_cohort(
+    source: Uri,
+    store: StoreLike,
+    *,
+    config: ImportConfig | None = None,
+    format: ImportFormat = ...,
+    name: str = "imported",
+    labels: str | None = None,
+    positive: str | None = None,
+    positive_instances: str | Sequence[str] = ...,
+    xy: PlaceInPatch = "centre",
+    patch_size_level0: float | None = None,
+) -> ImportReport: ...
+def encode(
+    store: StoreLike,
+    encoder: str | None = None,
+    *,
+    config: EncodeConfig | None = None,
+    launch: LaunchConfig | None = None,
+    name: str | None = None,
+    patches_per_batch: int = 64,
+    ray_address: str = "local",
+    cluster_profile: str = "",
+    workers: int = 0,
+    use_gpu: bool = False,
+) -> EncodeReport: ...
+def train(
+    store: StoreLike,
+    run: RunLike,
+    *,
+    sweep: SweepLike | None = None,
+    config: TrainConfig | None = None,
+    split: SplitConfig | None = None,
+    launch: LaunchConfig | None = None,
+    features: str | None = "efficientnet_lite0",
+    encoder: str = "linear",
+    train_blocks: int | None = None,
+    feature_form: FeatureForm = "standardised",
+    augment: bool = False,
+    pooling: PoolingName = "gated_attention",
+    level: Level = "embedding",
+    bag: BagUnit = "slide",
+    attention_heads: AttentionHeads = "shared",
+    lse_sharpness: float = 5.0,
+    noisy_and_slope: float = 10.0,
+    hidden: int = 512,
+    attention_hidden: int = 256,
+    dropout: float = 0.5,
+    instances_per_bag: int = 0,
+    learning_rate: float = 0.0002,
+    weight_decay: float = 0.01,
+    schedule: Schedule = "cosine",
+    warmup_epochs: float = 0.0,
+    class_balance: ClassBalance = "none",
+    label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
+    epochs: int = 40,
+    patience: int = 15,
+    batch_size: int = 8,
+    activation_mb: float = 2048.0,
+    cache_mb: float = 4096.0,
+    clip_norm: float = 1.0,
+    checkpoint_every: int = 5,
+    precision: Precision = "fp32",
+    seed: int = 0,
+    splits: str | None = None,
+    split_seed: int = 0,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.3,
+    folds: int = 0,
+    ray_address: str = "local",
+    cluster_profile: str = "",
+    workers: int = 0,
+    use_gpu: bool = False,
+) -> Run: ...
+def tune(
+    store: StoreLike,
+    out: SweepLike,
+    *,
+    config: TuneConfig | None = None,
+    split: SplitConfig | None = None,
+    launch: LaunchConfig | None = None,
+    train: TrainConfig | None = None,
+    features: str | None = "efficientnet_lite0",
+    encoder: str = "linear",
+    train_blocks: int | None = None,
+    feature_form: FeatureForm = "standardised",
+    augment: bool = False,
+    level: Level = "embedding",
+    bag: BagUnit = "slide",
+    attention_heads: AttentionHeads = "shared",
+    lse_sharpness: float = 5.0,
+    noisy_and_slope: float = 10.0,
+    hidden: int = 512,
+    attention_hidden: int = 256,
+    dropout: float = 0.5,
+    instances_per_bag: int = 0,
+    weight_decay: float = 0.01,
+    schedule: Schedule = "cosine",
+    warmup_epochs: float = 0.0,
+    class_balance: ClassBalance = "none",
+    label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
+    epochs: int = 40,
+    patience: int = 15,
+    batch_size: int = 8,
+    activation_mb: float = 2048.0,
+    cache_mb: float = 4096.0,
+    clip_norm: float = 1.0,
+    checkpoint_every: int = 5,
+    precision: Precision = "fp32",
+    seed: int = 0,
+    poolings: str | Sequence[PoolingName] = ...,
+    learning_rate_min: float = 5e-05,
+    learning_rate_max: float = 0.001,
+    trials: int = 8,
+    tune_seed: int = 0,
+    search: str | Sequence[str] = ...,
+    objective_folds: int = 0,
+    splits: str | None = None,
+    split_seed: int = 0,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.3,
+    ray_address: str = "local",
+    cluster_profile: str = "",
+    workers: int = 0,
+    use_gpu: bool = False,
+) -> Sweep: ...
+def evaluate(
+    run: RunLike,
+    *,
+    baselines: bool = True,
+    sweep: SweepLike | None = None,
+    attention_formats: Sequence[AttentionFormat] = ...,
+    with_leave_one_out: bool = False,
+    labels_from: LabelSource | None = None,
+    allow_program: bool = False,
+    use_gpu: bool = False,
+    annotations: AnnotationConfig | None = None,
+    annotation_class: str | Sequence[str] = ...,
+    annotation_origin: AnnotationOrigin | None = None,
+) -> Evaluation: ...
+def predict(
+    run: RunLike,
+    slides: Uri | Sequence[Uri] = (),
+    out: Uri | None = None,
+    *,
+    manifest: Uri | None = None,
+    default_mpp: float | None = None,
+    annotation_origin: AnnotationOrigin = "bounds",
+    allow_program: bool = False,
+    use_gpu: bool = False,
+) -> Predictions: ...
+def fit(
+    bags: Bags,
+    *,
+    use_gpu: bool = False,
+    config: TrainConfig | None = None,
+    encoder: str = "linear",
+    train_blocks: int | None = None,
+    feature_form: FeatureForm = "standardised",
+    augment: bool = False,
+    pooling: PoolingName = "gated_attention",
+    level: Level = "embedding",
+    attention_heads: AttentionHeads = "shared",
+    lse_sharpness: float = 5.0,
+    noisy_and_slope: float = 10.0,
+    hidden: int = 512,
+    attention_hidden: int = 256,
+    dropout: float = 0.5,
+    instances_per_bag: int = 0,
+    learning_rate: float = 0.0002,
+    weight_decay: float = 0.01,
+    schedule: Schedule = "cosine",
+    warmup_epochs: float = 0.0,
+    class_balance: ClassBalance = "none",
+    label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
+    epochs: int = 40,
+    patience: int = 15,
+    batch_size: int = 8,
+    activation_mb: float = 2048.0,
+    cache_mb: float = 4096.0,
+    clip_norm: float = 1.0,
+    checkpoint_every: int = 5,
+    precision: Precision = "fp32",
+    seed: int = 0,
+) -> MILModel: ...

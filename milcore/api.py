@@ -1,20 +1,23 @@
 """The verbs of milcore, for the command line, the components and notebooks.
 
-Each takes URIs and the config classes of ``milcore.config``, keeps its result in storage and does only what is missing
-there. Imports are inside functions, so that naming a verb costs nothing: torch and Ray are imported where they compute.
+Each keeps its result in storage and does only what is missing there. A store or a run may be named by its URI or by
+what an earlier verb returned; settings are keywords, the fields of the config classes of ``milcore.config``. Imports
+are inside functions, so that naming a verb costs nothing: torch and Ray are imported where they compute.
 """
 
 # ruff: noqa: PLC0415 - see above
 
 import contextlib
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from milcore.config import (
     ATTENTION_FORMATS,
+    NOT_IN_SWEEP,
     AnnotationConfig,
     AnnotationOrigin,
     AttentionFormat,
@@ -24,72 +27,121 @@ from milcore.config import (
     LabelSource,
     LaunchConfig,
     PipelineSettings,
-    RunSpec,
     SplitConfig,
     TrainConfig,
     TuneConfig,
+    label_source,
     parse_config,
+    with_settings,
 )
 from milcore.errors import InputError
 
 if TYPE_CHECKING:
     from milcore.cohort.manifest import Manifest
-    from milcore.training.sweep import SweepVerdict
+    from milcore.evaluation.evaluation import Evaluation
+    from milcore.evaluation.predictions import Predictions
+    from milcore.ingestion.cohort import IngestCounts
+    from milcore.ingestion.report import ImportReport, IngestReport
+    from milcore.store.store import PatchStore
+    from milcore.training.run_folder import Run
+    from milcore.training.sweep import Sweep
+
+    Uri: TypeAlias = str | os.PathLike[str]
+    StoreLike: TypeAlias = Uri | PatchStore | IngestReport | "EncodeReport" | Run
+    RunLike: TypeAlias = Uri | Run | Evaluation
+    SweepLike: TypeAlias = Uri | Sweep
+
+# of a prediction whose files are not kept
+FORMATS_IN_MEMORY: tuple[AttentionFormat, ...] = ("parquet", "png")
+
+
+class SyntheticCohort(NamedTuple):
+    """Ids of synthetic slides, and the URI of their manifest."""
+
+    slides: list[str]
+    manifest: str
 
 
 class EncodeReport(NamedTuple):
-    """Features of a store: name, slides that have them, patches in all.
+    """Features of a store.
 
-    ``types`` counts the slides by the type in which their features are stored; empty where a job has encoded them.
+    Args:
+        store: the patch store.
+        name: of the features.
+        slides: ids of the slides that have them.
+        patches: in all.
+        types: number of slides by the type in which their features are stored; empty where a job has encoded them.
     """
 
+    store: "PatchStore"
     name: str
     slides: list[str]
     patches: int
     types: dict[str, int]
 
-
-class TrainReport(NamedTuple):
-    """A finished run.
-
-    ``out_of_fold`` holds the figures of the slides that folds left out; None for a run of one model.
-    """
-
-    run_uri: str
-    spec: RunSpec
-    out_of_fold: dict[str, Any] | None
-
-    @property
-    def line(self) -> str:
-        """The run, and for folds their pooled AUROC, in one line."""
-        from milcore.training.cross_validation import out_of_fold_line
-
-        return f"trained {self.run_uri}" + (f": {out_of_fold_line(self.out_of_fold)}" if self.out_of_fold else "")
+    def __repr__(self) -> str:
+        return f"EncodeReport(features/{self.name}: {len(self.slides)} slides, {self.patches} patches)"
 
 
-class TuneReport(NamedTuple):
-    """A finished sweep: the settings it chose, and how sure the choice is."""
-
-    out_uri: str
-    best: TrainConfig
-    verdict: "SweepVerdict"
-
-
-def synthesise(out: str, slides: int, seed: int, workers: int) -> tuple[list[str], str]:
-    """Write a cohort of synthetic slides; their ids, and the URI of its manifest.
+def synthesise(out: "Uri", slides: int = 48, *, seed: int = 0, workers: int | None = None) -> SyntheticCohort:
+    """Write a cohort of synthetic pyramidal slides with annotated lesions.
 
     Args:
         out: folder of the cohort.
         slides: how many.
         seed: the same seed gives the same bytes.
-        workers: processes on this machine.
+        workers: processes on this machine; None: one for each core.
     """
     from milcore.cohort.synthetic.generate import synthesise
     from milcore.runtime import storage
     from milcore.runtime.progress import track
 
-    slide_ids = list(track(synthesise(out, slides, seed, workers), "synth", slides))
-    return slide_ids, storage.join(storage.absolute(out), "manifest.csv")
+    written = synthesise(os.fspath(out), slides, seed, _cores() if workers is None else workers)
+    slide_ids = list(track(written, "synth", slides))
+    return SyntheticCohort(slide_ids, storage.join(storage.absolute(os.fspath(out)), "manifest.csv"))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _store_uri(source: "StoreLike") -> str:
+    """URI of the store that an argument names."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    from milcore.store.store import PatchStore
+
+    store = getattr(source, "store", source)
+    if not isinstance(store, PatchStore):
+        raise InputError(
+            f"store: expected a patch store, got {source!r}; allowed: its URI, a PatchStore, an IngestReport or a Run"
+        )
+    return store.uri
+
+
+def _run_uri(source: "RunLike") -> str:
+    """Absolute URI of the run that an argument names."""
+    from milcore.runtime import storage
+    from milcore.training.run_folder import Run
+
+    if isinstance(source, str | os.PathLike):
+        return storage.absolute(os.fspath(source))
+    run = getattr(source, "run", source)
+    if not isinstance(run, Run):
+        raise InputError(f"run: expected a run, got {source!r}; allowed: its URI, a Run or an Evaluation")
+    return run.uri
+
+
+def _sweep(source: "SweepLike") -> "Sweep":
+    """The sweep that an argument names, at an absolute URI."""
+    from milcore.runtime import storage
+    from milcore.training.sweep import Sweep
+
+    if isinstance(source, str | os.PathLike):
+        return Sweep(storage.absolute(os.fspath(source)))
+    if not isinstance(source, Sweep):
+        raise InputError(f"sweep: expected a sweep, got {source!r}; allowed: its URI or a Sweep")
+    return source
 
 
 def check_manifest(manifest_uri: str, positive: str | None) -> None:
@@ -103,31 +155,32 @@ def check_manifest(manifest_uri: str, positive: str | None) -> None:
     read_manifest(manifest_uri, positive)
 
 
+@with_settings(config=IngestConfig, annotations=AnnotationConfig)
 def ingest(  # noqa: PLR0913 - one keyword per option of the command
-    manifest_uri: str,
-    store_uri: str,
-    config: IngestConfig,
+    manifest: "Uri",
+    store: "StoreLike",
     *,
     positive: str | None = None,
-    annotations: AnnotationConfig | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     ray_address: str | None = None,
-) -> dict[str, Any]:
+    config: IngestConfig,
+    annotations: AnnotationConfig,
+) -> "IngestReport":
     """Cut the slides of a manifest into patches.
 
     A bad slide is quarantined with its reason, the others go on.
 
     Args:
-        manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
-        store_uri: patch store to make or go on with.
-        config: how a slide becomes patches.
+        manifest: CSV or Parquet with slide_id, uri, label and optional columns.
+        store: patch store to make or go on with.
         positive: class name that counts as positive; None: the later by name.
-        annotations: how they are read; None: by the defaults.
-        workers: processes on this machine, or Ray workers; 0 works in this process.
+        workers: processes on this machine, or Ray workers; 0 works in this process; None: one for each core.
         ray_address: ``local`` or host:port of a Ray cluster to deal slides to.
+        config: settings of ingestion; fields given as keywords override its own.
+        annotations: how annotations are read; fields likewise.
 
     Returns:
-        ``ok`` ids, ``quarantined`` ids with reasons, counts, and ``page``, the URI of the cohort's overview.
+        The store, the slides that are ok, and the reasons of those in quarantine.
 
     Raises:
         InputError: every bad row of the manifest, or every annotation that cannot be read.
@@ -136,17 +189,19 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     from milcore.ingestion.cohort import ingest as ingest_cohort
     from milcore.ingestion.cohort import ingest_counts, plan_cohort
     from milcore.ingestion.overview import write_cohort_page
+    from milcore.ingestion.report import IngestReport
     from milcore.runtime.progress import track
     from milcore.store.store import PatchStore
 
-    cohort = plan_cohort(manifest_uri, store_uri, positive, annotations)
+    store_uri, workers = _store_uri(store), _cores() if workers is None else workers
+    cohort = plan_cohort(os.fspath(manifest), store_uri, positive, annotations)
     _log_notes(cohort)
     with _slide_map(ray_address, workers) as map_slides:
         outcomes = ingest_cohort(store_uri, config, workers, map_slides=map_slides)
         counts = ingest_counts(track(outcomes, "ingest", len(cohort.slides)))
-    _log_quarantined(counts)
+    _log_quarantined(counts["quarantined"])
     log_outside_tissue(PatchStore(store_uri))
-    return counts | {"page": write_cohort_page(store_uri)}
+    return IngestReport(PatchStore(store_uri), **counts, page=write_cohort_page(store_uri))
 
 
 def _log_notes(manifest: "Manifest") -> None:
@@ -157,10 +212,10 @@ def _log_notes(manifest: "Manifest") -> None:
         log_line(note)
 
 
-def _log_quarantined(summary: Mapping[str, Any]) -> None:
+def _log_quarantined(reasons: Mapping[str, str]) -> None:
     from milcore.runtime.progress import log_line
 
-    for slide_id, reason in summary["quarantined"].items():
+    for slide_id, reason in reasons.items():
         log_line(f"quarantined {slide_id}: {reason}")
 
 
@@ -212,7 +267,7 @@ def plan_ingestion(
     return [f"{index}/{count}" for index in range(count)]
 
 
-def ingest_partition(store_uri: str, partition: str, config: IngestConfig, workers: int) -> dict[str, Any]:
+def ingest_partition(store_uri: str, partition: str, config: IngestConfig, workers: int) -> "IngestCounts":
     """Ingest one partition of a planned cohort.
 
     Args:
@@ -236,7 +291,7 @@ def ingest_partition(store_uri: str, partition: str, config: IngestConfig, worke
     return ingest_counts(track(outcomes, f"ingest {partition}", slides))
 
 
-def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def gather_ingestion(store_uri: str, counts: "Sequence[IngestCounts]") -> "IngestCounts":
     """Join the counts of all partitions, after the fan-in, and write the cohort's overview.
 
     Args:
@@ -258,7 +313,7 @@ def gather_ingestion(store_uri: str, counts: Sequence[dict[str, Any]]) -> dict[s
 
     log_line(f"cohort: {write_cohort_page(store_uri)}")
     summary = join_counts(store_uri, counts)
-    _log_quarantined(summary)
+    _log_quarantined(summary["quarantined"])
     log_outside_tissue(PatchStore(store_uri))
     return summary
 
@@ -311,92 +366,105 @@ def store_state(store_uri: str) -> str:
     return store_state(store_uri)
 
 
-def import_cohort(source_uri: str, store_uri: str, config: ImportConfig) -> dict[str, Any]:
+@with_settings(config=ImportConfig)
+def import_cohort(source: "Uri", store: "StoreLike", *, config: ImportConfig) -> "ImportReport":
     """Make a store of features or patches made elsewhere.
 
     A bad slide is quarantined with its reason.
 
     Args:
-        source_uri: a file, or a folder with a file per slide.
-        store_uri: patch store to make or go on with.
-        config: what made the source, and how it is read.
+        source: a file, or a folder with a file per slide.
+        store: patch store to make or go on with.
+        config: what made the source, and how it is read; fields given as keywords override its own.
 
     Returns:
-        ``ok`` ids, ``quarantined`` ids with reasons, ``without_picture``, ``unlabelled`` files, and counts.
+        The store, the slides that are ok, the reasons of those in quarantine, and what was left out.
+
+    Raises:
+        InputError: the source cannot be read at all, or the store has other slides.
     """
     from milcore.ingestion.imports.import_cohort import import_source
-    from milcore.store.store import PatchStore
 
-    summary = import_source(source_uri, store_uri, config)
-    _log_notes(PatchStore(store_uri).manifest())
-    _log_quarantined(summary)
-    return summary
+    report = import_source(os.fspath(source), _store_uri(store), config)
+    _log_notes(report.store.manifest())
+    _log_quarantined(report.quarantined)
+    return report
 
 
-def encode(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> EncodeReport:
+@with_settings(config=EncodeConfig, launch=LaunchConfig)
+def encode(
+    store: "StoreLike", encoder: str | None = None, *, config: EncodeConfig, launch: LaunchConfig
+) -> EncodeReport:
     """Compute features/<name> of every slide with a frozen encoder.
 
     Slides that have them are left as they are.
 
     Args:
-        store_uri: patch store.
-        config: the encoder and the name of its features.
-        launch: where to compute.
+        store: patch store.
+        encoder: the frozen encoder: a name, or what ``milcore encode --encoder`` takes; None: that of the config.
+        config: the encoder and the name of its features; fields given as keywords override its own.
+        launch: where to compute; fields likewise.
+
+    Returns:
+        Name and slides of the features.
+
+    Raises:
+        InputError: there is no such encoder.
+        StoreError: slides have features of that name by another encoder.
     """
     from milcore.cluster.launch import encode_with
     from milcore.encoders.extraction.encode import with_feature_name
+    from milcore.store.store import PatchStore
 
-    config = with_feature_name(config)
-    encoded = encode_with(store_uri, config, launch)
+    if encoder is not None:
+        config = parse_config(EncodeConfig, config.model_dump(exclude_unset=True) | {"encoder": encoder})
+    config, patch_store = with_feature_name(config), PatchStore(_store_uri(store))
+    encoded = encode_with(patch_store.uri, config, launch)
     types: Counter[str] = Counter(slide.feature_type for slide in encoded if slide.feature_type is not None)
-    return EncodeReport(str(config.name), [s.slide_id for s in encoded], sum(s.patches for s in encoded), dict(types))
+    slides, patches = [slide.slide_id for slide in encoded], sum(slide.patches for slide in encoded)
+    return EncodeReport(patch_store, str(config.name), slides, patches, dict(types))
 
 
-def train(
-    store_uri: str, run_uri: str, config: TrainConfig, splits: SplitConfig | str, launch: LaunchConfig
-) -> TrainReport:
+@with_settings(config=TrainConfig, split=SplitConfig, launch=LaunchConfig)
+def train(  # noqa: PLR0913 - one keyword per kind of settings
+    store: "StoreLike",
+    run: "RunLike",
+    *,
+    sweep: "SweepLike | None" = None,
+    config: TrainConfig,
+    split: SplitConfig,
+    launch: LaunchConfig,
+) -> "Run":
     """Train attention-MIL on a store, once or in folds; the same run folder resumes.
 
     Args:
-        store_uri: patch store.
-        run_uri: run folder to make or go on with.
-        config: the model and its training.
-        splits: how patients are divided, or the URI of a splits.parquet to adopt.
-        launch: where to compute.
+        store: patch store.
+        run: run folder to make or go on with.
+        sweep: a finished sweep whose best settings and split are taken; what is given here overrides them.
+        config: the model and its training; fields given as keywords override its own.
+        split: how patients are divided; fields likewise.
+        launch: where to compute; fields likewise.
+
+    Returns:
+        The finished run.
 
     Raises:
-        InputError: the folder holds another run, or the split cannot be trained on.
+        InputError: the folder holds another run, the split cannot be trained on, or the sweep is not finished.
         StoreError: slides lack what is to be trained on.
     """
     from milcore.cluster.launch import train_with
     from milcore.training.run import prepare_run
     from milcore.training.run_folder import Run
 
-    spec = prepare_run(store_uri, run_uri, config, _split_config(splits))
+    if sweep is not None:
+        best, splits_uri = _sweep(sweep).require_best(), _sweep(sweep).splits_uri
+        given, divided = config.model_dump(exclude_unset=True), split.model_dump(exclude_unset=True)
+        config = parse_config(TrainConfig, best.model_dump() | given)
+        split = parse_config(SplitConfig, {"splits": splits_uri} | divided)
+    run_uri = _run_uri(run)
+    prepare_run(_store_uri(store), run_uri, config, split)
     train_with(run_uri, launch)
-    return TrainReport(run_uri, spec, Run(run_uri).out_of_fold() if spec.folds else None)
-
-
-def _split_config(splits: SplitConfig | str) -> SplitConfig:
-    return SplitConfig(splits=splits) if isinstance(splits, str) else splits
-
-
-def train_best(store_uri: str, run_uri: str, sweep_uri: str, launch: LaunchConfig) -> TrainReport:
-    """Train the settings that a sweep chose, on the sweep's split.
-
-    Args:
-        store_uri: patch store.
-        run_uri: run folder to make or go on with.
-        sweep_uri: a finished sweep.
-        launch: where to compute.
-
-    Raises:
-        InputError: the sweep is not finished.
-    """
-    from milcore.training.sweep import Sweep
-
-    sweep = Sweep(sweep_uri)
-    return train(store_uri, run_uri, sweep.require_best(), sweep.splits_uri, launch)
+    return Run(run_uri)
 
 
 def download_model(run_uri: str, path: str) -> str:
@@ -417,59 +485,66 @@ def run_state(run_uri: str) -> str:
     return Run(run_uri).state()
 
 
+@with_settings(NOT_IN_SWEEP, train=TrainConfig, config=TuneConfig, split=SplitConfig, launch=LaunchConfig)
 def tune(
-    store_uri: str, out_uri: str, config: TuneConfig, splits: SplitConfig | str, launch: LaunchConfig
-) -> TuneReport:
+    store: "StoreLike", out: "SweepLike", *, config: TuneConfig, split: SplitConfig, launch: LaunchConfig
+) -> "Sweep":
     """Sweep pooling, learning rate and more on validation; the same sweep folder resumes.
 
     Args:
-        store_uri: patch store.
-        out_uri: sweep folder to make or go on with.
-        config: the trials and the training they share.
-        splits: how patients are divided, or the URI of a splits.parquet to adopt.
-        launch: where to compute.
+        store: patch store.
+        out: sweep folder to make or go on with.
+        config: the trials and the training they share; fields given as keywords override its own.
+        train: that training; fields likewise.
+        split: how patients are divided; fields likewise.
+        launch: where to compute; fields likewise. ``workers`` are trials at a time; 0: as many as there is room for.
+
+    Returns:
+        The finished sweep.
 
     Raises:
         InputError: the folder holds another sweep, or the split has nothing to train or choose on.
         StoreError: slides lack what is to be trained on.
     """
     from milcore.cluster.launch import tune_with
-    from milcore.training.sweep import Sweep, prepare_sweep
+    from milcore.training.sweep import prepare_sweep
 
-    prepare_sweep(store_uri, out_uri, config, _split_config(splits))
-    best = tune_with(out_uri, launch)
-    return TuneReport(out_uri, best, Sweep(out_uri).verdict())
+    sweep = _sweep(out)
+    prepare_sweep(_store_uri(store), sweep.uri, config, split)
+    tune_with(sweep.uri, launch)
+    return sweep
 
 
+@with_settings(annotations=AnnotationConfig)
 def evaluate(  # noqa: PLR0913 - one keyword per option of the command
-    run_uri: str,
+    run: "RunLike",
     *,
     baselines: bool = True,
-    sweep_uri: str | None = None,
+    sweep: "SweepLike | None" = None,
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
     with_leave_one_out: bool = False,
-    annotations: AnnotationConfig | None = None,
     labels_from: LabelSource | None = None,
     allow_program: bool = False,
     use_gpu: bool = False,
-) -> dict[str, Any]:
+    annotations: AnnotationConfig,
+) -> "Evaluation":
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
 
     Args:
-        run_uri: a finished run, of one model or of folds.
+        run: a finished run, of one model or of folds.
         baselines: also train and show the rows the model has to beat.
-        sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
+        sweep: the sweep whose best config this run took; its trials and verdict are shown.
         attention_formats: the forms of each test slide's attention.
         with_leave_one_out: also the change of the log-odds without each instance; seconds a slide.
-        annotations: fields that are set here override those that ingestion recorded.
         labels_from: ``run`` or ``manifest``, where the store's manifest has other labels or patients than the run was
             trained on; None refuses that.
         allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
             author.
         use_gpu: compute on a CUDA device.
+        annotations: fields that are set here, or given as keywords, override those that ingestion recorded.
 
     Returns:
-        The content of ``metrics.json``.
+        Metrics, slides with their attention, and the URI of the report.
 
     Raises:
         InputError: the run is not finished, an annotation cannot be read, or the manifest's labels are no classes of
@@ -477,18 +552,26 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         StoreError: the store, the labels or the splits are not those the run was trained on.
     """
     from milcore.evaluation.evaluate import evaluate
+    from milcore.evaluation.evaluation import Evaluation
+    from milcore.training.run_folder import Run
 
-    return evaluate(
+    run_uri, unknown = _run_uri(run), [name for name in attention_formats if name not in ATTENTION_FORMATS]
+    if unknown:
+        raise InputError(
+            f"attention: expected forms of attention, got {', '.join(unknown)}; allowed: {', '.join(ATTENTION_FORMATS)}"
+        )
+    evaluate(
         run_uri,
         baselines=baselines,
-        sweep_uri=sweep_uri,
-        attention_formats=attention_formats,
+        sweep_uri=None if sweep is None else _sweep(sweep).uri,
+        attention_formats=tuple(name for name in ATTENTION_FORMATS if name in attention_formats),
         with_leave_one_out=with_leave_one_out,
         annotations=annotations,
-        labels_from=labels_from,
+        labels_from=label_source(labels_from),
         allow_program=allow_program,
         use_gpu=use_gpu,
     )
+    return Evaluation(Run(run_uri))
 
 
 def download_evaluation(run_uri: str, report: str, model_card: str, attention: str) -> dict[str, str]:
@@ -516,25 +599,25 @@ def download_evaluation(run_uri: str, report: str, model_card: str, attention: s
 
 
 def predict(  # noqa: PLR0913 - one keyword per option of the command
-    run_uri: str,
-    slides: Sequence[str],
-    out_uri: str,
+    run: "RunLike",
+    slides: "Uri | Sequence[Uri]" = (),
+    out: "Uri | None" = None,
     *,
-    manifest_uri: str | None = None,
+    manifest: "Uri | None" = None,
     default_mpp: float | None = None,
     annotation_origin: AnnotationOrigin = "bounds",
     allow_program: bool = False,
     use_gpu: bool = False,
-) -> dict[str, Any]:
+) -> "Predictions":
     """Score new slides through a run's own ingestion and encoder settings.
 
     The same folder resumes, and keeps every slide predicted into it.
 
     Args:
-        run_uri: a finished run.
-        slides: URIs of slides; empty with a manifest.
-        out_uri: folder for predictions and attention.
-        manifest_uri: in place of slides: CSV or Parquet with slide_id, uri; also patient_id, mpp.
+        run: a finished run.
+        slides: paths or URIs of slides; none with a manifest. The id of a file is its name without suffix.
+        out: folder for predictions and attention; None keeps nothing on disk.
+        manifest: in place of slides: CSV or Parquet with slide_id, uri; also patient_id, mpp.
         default_mpp: um/px of slides that carry none; None: as the run's cohort has it.
         annotation_origin: corner that coordinates in the GeoJSON and OME-TIFF of attention begin at.
         allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
@@ -542,30 +625,40 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
         use_gpu: compute on a CUDA device.
 
     Returns:
-        ``ok`` and ``quarantined`` slides of this call.
+        Predictions by slide id, and the reasons of slides that cannot be scored.
 
     Raises:
         InputError: slides and a manifest, or neither of them.
     """
+    from milcore.evaluation.predict import PredictOptions, predict_manifest
     from milcore.evaluation.predict import predict as predict_files
-    from milcore.evaluation.predict import predict_manifest
+    from milcore.evaluation.predictions import Predictions
 
-    if bool(slides) == (manifest_uri is not None):
+    files = [slides] if isinstance(slides, str | os.PathLike) else list(slides)
+    run_uri = _run_uri(run)
+    if bool(files) == (manifest is not None):
         raise InputError(
-            f"predict: expected slides or a manifest, got {len(slides)} slides and manifest {manifest_uri!r} beside "
-            f"RUN {run_uri!r} and OUT {out_uri!r}; allowed: RUN SLIDE… OUT or RUN OUT --manifest FILE; name slides "
-            "or a manifest"
+            f"predict: expected slides or a manifest, got {len(files)} slides and manifest {manifest!r} beside "
+            f"RUN {run_uri!r} and OUT {out!r}; allowed: RUN SLIDE… OUT or RUN OUT --manifest FILE; name slides or a "
+            "manifest"
         )
     score: Callable[..., dict[str, Any]] = (
-        partial(predict_files, run_uri, slides)
-        if manifest_uri is None
-        else partial(predict_manifest, run_uri, manifest_uri)
+        partial(predict_files, run_uri, [os.fspath(file) for file in files])
+        if manifest is None
+        else partial(predict_manifest, run_uri, os.fspath(manifest))
     )
-    summary = score(
-        out_uri, default_mpp, annotation_origin=annotation_origin, allow_program=allow_program, use_gpu=use_gpu
+    options = PredictOptions(
+        default_mpp, annotation_origin, ATTENTION_FORMATS, allow_program=allow_program, use_gpu=use_gpu
     )
-    _log_quarantined(summary)
-    return summary
+    if out is not None:
+        predictions = Predictions(score(os.fspath(out), options), os.fspath(out))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            summary = score(folder, options._replace(attention_formats=FORMATS_IN_MEMORY))
+            predictions = Predictions(summary, folder)
+            predictions.load()
+    _log_quarantined(predictions.quarantined)
+    return predictions
 
 
 def score_slides(  # noqa: PLR0913 - one keyword per parameter of the pipeline
@@ -577,7 +670,7 @@ def score_slides(  # noqa: PLR0913 - one keyword per parameter of the pipeline
     allow_program: bool = False,
     use_gpu: bool,
 ) -> str:
-    """Score slides as ``predict`` does, listing those in quarantine; the folder.
+    """Score slides as ``predict`` does; the folder.
 
     Args:
         run_uri: a finished run.
@@ -591,8 +684,8 @@ def score_slides(  # noqa: PLR0913 - one keyword per parameter of the pipeline
     Raises:
         InputError: no slide could be scored.
     """
-    summary = predict(run_uri, slides, out_uri, default_mpp=default_mpp, allow_program=allow_program, use_gpu=use_gpu)
-    if not summary["ok"]:
+    scored = predict(run_uri, slides, out_uri, default_mpp=default_mpp, allow_program=allow_program, use_gpu=use_gpu)
+    if not scored:
         raise InputError(
             f"predict: expected slides that can be scored, got none of {len(slides)}; see the reasons above"
         )

@@ -4,11 +4,16 @@ A name here is the name everywhere: CLI flag, pipeline parameter, component argu
 Imports pydantic and the standard library only, so that compiling the pipeline needs neither torch nor ray.
 """
 
+import difflib
+import functools
+import inspect
 import json
+import os
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,6 +27,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from milcore.errors import InputError
 
@@ -83,6 +89,8 @@ MAX_TRIALS = 100_000
 MAX_EPOCHS = 1_000_000
 MAX_WORKERS = 4_096
 MAX_SETTINGS_KB = 64
+# characters of a line of help on a setting
+HELP_WIDTH = 100
 # 63,000 px square; a larger heat map is drawn at half the scale
 MAX_HEAT_MAP_MEGAPIXELS = 4_000
 # of one array of one slide
@@ -91,6 +99,7 @@ MAX_ARRAY_GB = 64
 FOLDER_SCHEMA_VERSION = 2
 
 C = TypeVar("C", bound="Config")
+R = TypeVar("R")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # names a folder of a store
 FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
@@ -416,6 +425,14 @@ class TrainConfig(Config):
     precision: Precision = Field("fp32", description="arithmetic of the forward and backward pass")
     seed: Seed = Field(0, description="seed of weights, bag order and dropout")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_patches_where_the_encoder_does(cls, values: Any) -> Any:
+        """No features where an encoder that takes patches is given without them."""
+        if isinstance(values, dict) and isinstance(values.get("encoder"), str) and sees_patches(values["encoder"]):
+            return {"features": None, **values}
+        return values
+
     @model_validator(mode="after")
     def _has_one_source_of_instances(self) -> Self:
         if (self.features is None) != sees_patches(self.encoder):
@@ -641,6 +658,118 @@ def _problems(kind: type[Config], error: ValidationError, section: str) -> Itera
         yield f"{prefix}{name}: {message}" if name else f"{prefix}{message}"
 
 
+def with_settings(
+    leave_out: Mapping[str, str] | None = None, **kinds: type[Config]
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Let a function take the fields of its configs as keyword arguments.
+
+    Each keyword here names a parameter of the function and the class of its config. A call gives the config, or fields
+    of it, or both, when the fields count; what it does not give keeps its default. A config whose class is the type of
+    another's field goes into that one, and is no parameter of the function.
+
+    Args:
+        leave_out: fields that are no keyword, and the reason.
+        kinds: config classes by parameter, one that goes into another before that.
+    """
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        own = dict(inspect.signature(function).parameters)
+        taken = own.keys() | (leave_out or {}).keys()
+        owners = {name: at for at, kind in kinds.items() for name in kind.model_fields if name not in taken}
+        fields = {name: kinds[at].model_fields[name] for name, at in owners.items()}
+
+        @functools.wraps(function)
+        def call(*values: Any, **keywords: Any) -> R:
+            given: dict[str, dict[str, object]] = {at: {} for at in kinds}
+            for name in keywords.keys() - own.keys() - kinds.keys():
+                if leave_out and name in leave_out:
+                    raise InputError(
+                        f"{name}: expected none in {function.__name__}, got {keywords[name]!r}; {leave_out[name]}"
+                    )
+                if name not in owners:
+                    raise InputError(_unknown_keyword(name, [*own, *owners]))
+                value = keywords.pop(name)
+                given[owners[name]][name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+            configs: dict[str, Config] = {}
+            for at, kind in kinds.items():
+                base = _values_of(at, kind, keywords.pop(at, None))
+                for inner in configs.keys() & kind.model_fields.keys():
+                    inner_base = base.get(inner, {})
+                    configs[inner] = parse_config(
+                        kinds[inner], inner_base | configs[inner].model_dump(exclude_unset=True)
+                    )
+                    base[inner] = configs[inner]
+                configs[at] = parse_config(kind, base | given[at])
+            return function(*values, **keywords, **{at: config for at, config in configs.items() if at in own})
+
+        parameters = [
+            each.replace(default=None, annotation=f"{kinds[each.name].__name__} | None") if each.name in kinds else each
+            for each in own.values()
+        ]
+        parameters += [
+            inspect.Parameter(
+                at, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f"{kinds[at].__name__} | None"
+            )
+            for at in kinds.keys() - own.keys()
+        ]
+        parameters.append(inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD))
+        call.__signature__ = inspect.signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__doc__ = _with_keywords(function.__doc__ or "", fields)
+        call.__settings__ = fields  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _unknown_keyword(name: str, allowed: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, allowed, n=1)
+    advice = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"{name}: expected a setting, got {name!r}; allowed: {', '.join(allowed)}{advice}"
+
+
+def _values_of(name: str, kind: type[Config], config: object) -> dict[str, Any]:
+    """The fields that a config was given."""
+    if config is None:
+        return {}
+    if not isinstance(config, kind):
+        raise InputError(f"{name}: expected a {kind.__name__}, got {config!r}; allowed: one, or its fields as keywords")
+    return config.model_dump(exclude_unset=True)
+
+
+def _with_keywords(text: str, fields: Mapping[str, FieldInfo]) -> str:
+    """A docstring with a section on the fields that are keywords."""
+    lines = (textwrap.wrap(f"{name}: {_field_text(field)}", HELP_WIDTH) for name, field in fields.items())
+    section = "\n".join(textwrap.indent("\n    ".join(each), " " * 8) for each in lines)
+    ends = [place for title in ("Returns", "Raises") if (place := text.find(f"\n    {title}:\n")) >= 0]
+    end = min(ends, default=len(text.rstrip()) + 1)
+    return f"{text[:end]}\n    Keyword Args:\n{section}\n{text[end:]}"
+
+
+def _field_text(field: FieldInfo) -> str:
+    choices = choices_text(field)
+    silent = field.is_required() or any(field.default is none for none in (None, False, (), ""))
+    default = "" if silent else f" Default: {default_text(field)}."
+    return f"{field.description}{choices}.{default}"
+
+
+def choices_text(field: FieldInfo) -> str:
+    """Values that a field may have, in brackets; empty where they are no list."""
+    choices = ", ".join(str(choice) for choice in _literals(field.annotation))
+    return f" ({choices})" if choices else ""
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default of a field, tuples with commas."""
+    return ",".join(field.default) if isinstance(field.default, tuple) else f"{field.default}"
+
+
+def _literals(annotation: object) -> list[object]:
+    """The values of every Literal inside a type, in order."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [value for inner in get_args(annotation) for value in _literals(inner)]
+
+
 # fields that no key of the pipelines' ``settings`` may hold, and why
 NOT_IN_SETTINGS = {
     ("split", "splits"): "the pipeline divides the patients of its own store",
@@ -649,6 +778,13 @@ NOT_IN_SETTINGS = {
     ("train", "pooling"): "the sweep draws it from poolings",
     ("train", "learning_rate"): "the sweep draws it between learning_rate_min and learning_rate_max",
     ("tune", "train"): "the key train holds them",
+}
+# fields that a sweep does not take, and why
+NOT_IN_SWEEP = {
+    "train": "its fields are options themselves",
+    "pooling": "drawn from poolings",
+    "learning_rate": "drawn from learning_rate_min to learning_rate_max",
+    "folds": "objective_folds scores trials by folds; the folds of a run are trained by milcore train",
 }
 # fields of a config that a pipeline's parameter of the same name does not mean
 OTHER_MEANING = {("train", "encoder"): "a pipeline's encoder is the frozen one"}

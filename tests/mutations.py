@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import torch
 
 from milcore import api
 from milcore.cli.info import damage, describe
-from milcore.config import EncodeConfig, ImportConfig, IngestConfig, LaunchConfig, SplitConfig, TrainConfig, TuneConfig
+from milcore.config import EncodeConfig, ImportConfig, IngestConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import DamageError, MILError
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
@@ -40,7 +40,6 @@ from tests.ingestion.imports.made import write_bags
 PATCH_PX, SLIDES = 32, 6
 SLIDE_IDS = [f"s{k}" for k in range(SLIDES)]
 SPLITS = ("train", "train", "val", "val", "test", "test")
-LAUNCH = LaunchConfig()
 INGEST = IngestConfig(patch_size=PATCH_PX)
 IMPORT = ImportConfig(format="bags-npz")
 ENCODE = EncodeConfig(encoder="efficientnet_lite0,input_px=32", name="f")
@@ -76,19 +75,24 @@ class StopAfter:
             raise StopError
 
 
-def _train(folder: Path, run: str, config: TrainConfig, splits: SplitConfig | str = SplitConfig()) -> object:  # noqa: B008 - frozen
-    report = api.train(str(folder / "store"), str(folder / run), config, splits, LAUNCH)
-    return report.spec.model_dump(mode="json"), report.out_of_fold
+def _train(folder: Path, run: str, config: TrainConfig, **settings: object) -> object:
+    trained = api.train(folder / "store", folder / run, config=config, **settings)
+    return trained.spec().model_dump(mode="json"), trained.out_of_fold()
+
+
+def _tune(folder: Path) -> object:
+    sweep = api.tune(folder / "store", folder / "sweep", config=TUNE)
+    return sweep.require_best(), sweep.verdict()
 
 
 def _predict(folder: Path, run: str, slides: tuple[str, ...], out: str) -> object:
-    return api.predict(str(folder / run), [str(folder / f"{name}.tiff") for name in slides], str(folder / out))
+    return api.predict(folder / run, [folder / f"{name}.tiff" for name in slides], folder / out).as_dict()
 
 
 def _evaluate(folder: Path, run: str, sweep: str | None = None) -> object:
-    sweep_uri = None if sweep is None else str(folder / sweep)
+    of_run = None if sweep is None else folder / sweep
     forms = ("parquet", "png")
-    return api.evaluate(str(folder / run), baselines=False, sweep_uri=sweep_uri, attention_formats=forms)
+    return api.evaluate(folder / run, baselines=False, sweep=of_run, attention_formats=forms).as_dict()
 
 
 def _download(folder: Path, run: str) -> object:
@@ -116,11 +120,11 @@ def _verify_store(folder: Path) -> object:
 
 def _encode(folder: Path, name: str) -> object:
     """Slides are listed in the order in which they were encoded."""
-    report = api.encode(str(folder / "store"), ENCODE.model_copy(update={"name": name}), LAUNCH)
-    return report._replace(slides=sorted(report.slides))
+    report = api.encode(folder / "store", config=ENCODE, name=name)
+    return (report.name, sorted(report.slides), report.patches, report.types)
 
 
-def _work(summary: dict[str, Any]) -> object:
+def _work(summary: Mapping[str, object]) -> object:
     """What ingestion or import returns, but for the number of slides that needed no work."""
     return {name: value for name, value in summary.items() if name != "skipped"}
 
@@ -132,25 +136,28 @@ COMMANDS: dict[str, Command] = {
     "verify store": _verify_store,
     "verify run": lambda folder: _verify(str(folder / "run"), damage(str(folder / "run"))),
     "verify folds": lambda folder: _verify(str(folder / "folds"), damage(str(folder / "folds"))),
-    "ingest again": lambda folder: _work(api.ingest(str(folder / "manifest.csv"), str(folder / "store"), INGEST)),
+    "ingest again": lambda folder: _work(
+        api.ingest(folder / "manifest.csv", folder / "store", config=INGEST, workers=0).as_dict()
+    ),
     "ingest partitions": _partitions,
-    "import again": lambda folder: _work(api.import_cohort(str(folder / "bags.npz"), str(folder / "imported"), IMPORT)),
+    "import again": lambda folder: _work(
+        api.import_cohort(folder / "bags.npz", folder / "imported", config=IMPORT).as_dict()
+    ),
     "encode again": lambda folder: _encode(folder, "f"),
     "encode anew": lambda folder: _encode(folder, "g"),
     "train features": lambda folder: _train(folder, "new", TRAIN),
     "train patches": lambda folder: _train(folder, "new", PATCHES),
     "train imported": lambda folder: api.train(
-        str(folder / "imported"), str(folder / "new"), TRAIN.model_copy(update={"features": "imported"}),
-        SplitConfig(val_fraction=0.0), LAUNCH
-    ).spec.model_dump(mode="json"),
+        folder / "imported", folder / "new", config=TRAIN, features="imported", val_fraction=0.0
+    ).spec().model_dump(mode="json"),
     "train again": lambda folder: _train(folder, "run", TRAIN),
     "train resumed": lambda folder: _train(folder, "begun", LONGER),
-    "train folds again": lambda folder: _train(folder, "folds", TRAIN, FOLDS),
-    "train folds resumed": lambda folder: _train(folder, "begun_folds", TRAIN, FOLDS),
-    "train best": lambda folder: api.train_best(
-        str(folder / "store"), str(folder / "new"), str(folder / "sweep"), LAUNCH
-    ).spec.model_dump(mode="json"),
-    "tune again": lambda folder: api.tune(str(folder / "store"), str(folder / "sweep"), TUNE, SplitConfig(), LAUNCH),
+    "train folds again": lambda folder: _train(folder, "folds", TRAIN, split=FOLDS),
+    "train folds resumed": lambda folder: _train(folder, "begun_folds", TRAIN, split=FOLDS),
+    "train best": lambda folder: api.train(
+        folder / "store", folder / "new", sweep=folder / "sweep"
+    ).spec().model_dump(mode="json"),
+    "tune again": _tune,
     "evaluate": lambda folder: _evaluate(folder, "run"),
     "evaluate with sweep": lambda folder: _evaluate(folder, "best", "sweep"),
     "evaluate folds": lambda folder: _evaluate(folder, "folds"),
@@ -176,7 +183,7 @@ def write_cohort(folder: Path) -> None:
     api.plan_ingestion(str(folder / "manifest.csv"), store, None, 2)
     for name in ("ingest again", "import again", "encode again"):
         COMMANDS[name](folder)
-    api.encode(store, ENCODE.model_copy(update={"encoder": "efficientnet_lite0,input_px=64", "name": "other"}), LAUNCH)
+    api.encode(store, "efficientnet_lite0,input_px=64", config=ENCODE, name="other")
     assert {len(PatchStore(store).slide(slide_id)) for slide_id in SLIDE_IDS} == {20}
     for name in ("train again", "train folds again"):
         COMMANDS[name](folder)
@@ -186,7 +193,7 @@ def write_cohort(folder: Path) -> None:
         TrialResult(k, config.pooling, config.learning_rate, 2, 0.7 - k / 9, 0.5 + k / 9, "ok", None)
         for k, config in enumerate(trial_configs(TUNE))
     ])  # fmt: skip
-    api.train_best(store, str(folder / "best"), str(folder / "sweep"), LAUNCH)
+    api.train(store, folder / "best", sweep=folder / "sweep")
     for run, sweep in (("run", None), ("folds", None), ("best", "sweep")):
         _evaluate(folder, run, sweep)
     _predict(folder, "run", ("s0", "s1"), "predictions")

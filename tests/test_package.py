@@ -8,15 +8,40 @@ from pathlib import Path
 import pytest
 
 import milcore
+from milcore.config import Config, with_settings
+from tests import stub
 
 STUB = Path(milcore.__file__).with_suffix(".pyi")
 PUBLIC = sorted(set(dir(milcore)) - {"__version__"})
 
 
+class Wider(Config):
+    """A config with one setting."""
+
+    added: int | None = 3
+
+
+@with_settings(config=Wider)
+def train(*, config: Wider) -> None:
+    """Train."""
+
+
+def test_the_stub_is_the_one_that_the_verbs_and_configs_make() -> None:
+    """`python -m tests.stub` writes it."""
+    assert STUB.read_text() == stub.text()
+
+
 def test_the_stub_names_what_is_there_at_run_time_from_the_same_modules() -> None:
     tree = ast.parse(STUB.read_text())
-    stub = {alias.asname: node.module for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert stub == milcore._HOME
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    named = {alias.asname: node.module for node in imports for alias in node.names if alias.asname}
+    verbs = {node.name: milcore._HOME[node.name] for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert named | verbs == milcore._HOME
+
+
+def test_a_setting_that_is_new_changes_the_stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milcore, "train", train, raising=False)
+    assert "added: int | None = 3" in stub.text()
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -8,6 +8,7 @@ failure that is not the input's.
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from milcore.cli.options import AllowProgram, AsJson, ConfigFile, Run, Store, Va
 from milcore.config import (
     ATTENTION_FORMATS,
     MAX_WORKERS,
+    NOT_IN_SWEEP,
     AnnotationConfig,
     EncodeConfig,
     ImportConfig,
@@ -25,7 +27,6 @@ from milcore.config import (
     SplitConfig,
     TrainConfig,
     TuneConfig,
-    label_source,
     parse_config,
 )
 from milcore.errors import InputError
@@ -94,8 +95,8 @@ def synth(
     as_json: AsJson = False,
 ) -> None:
     """Make a cohort of synthetic pyramidal slides with annotated lesions."""
-    slide_ids, manifest = api.synthesise(out, slides, seed, workers)
-    finish({"slides": slide_ids, "manifest": manifest}, f"{len(slide_ids)} slides; manifest {manifest}", as_json)
+    cohort = api.synthesise(out, slides, seed=seed, workers=workers)
+    finish(cohort._asdict(), f"{len(cohort.slides)} slides; manifest {cohort.manifest}", as_json)
 
 
 @app.command()
@@ -120,19 +121,10 @@ def ingest(
 
     A bad slide is quarantined with its reason, the others go on.
     """
-    ingest_config = parse_config(IngestConfig, config)
-    annotation_config = parse_config(AnnotationConfig, annotations)
-    summary = api.ingest(
-        manifest,
-        store,
-        ingest_config,
-        positive=positive,
-        annotations=annotation_config,
-        workers=workers,
-        ray_address=ray_address,
+    report = api.ingest(
+        manifest, store, positive=positive, workers=workers, ray_address=ray_address, **config, **annotations
     )
-    line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} patches"
-    finish(summary, f"{line}; {summary['page']}", as_json, code=0 if summary["ok"] else NONE_OK)
+    finish(report.as_dict(), f"{report.line}; {report.page}", as_json, code=0 if report.ok else NONE_OK)
 
 
 @app.command("import")
@@ -147,15 +139,14 @@ def import_(
 
     A bad slide is quarantined with its reason.
     """
-    summary = api.import_cohort(source, store, parse_config(ImportConfig, config))
-    for slide_id, reason in summary["without_picture"].items():
+    report = api.import_cohort(source, store, **config)
+    for slide_id, reason in report.without_picture.items():
         log_line(f"no picture of {slide_id}: {reason}")
-    if summary["unlabelled"]:
-        first, count = ", ".join(summary["unlabelled"][:5]), len(summary["unlabelled"])
+    if report.unlabelled:
+        first, count = ", ".join(report.unlabelled[:5]), len(report.unlabelled)
         log_line(f"left out, being in no row of the labels: {count} file(s), {first}{' …' if count > 5 else ''}")
-    line = f"{len(summary['ok'])} slides ok, {len(summary['quarantined'])} quarantined, {summary['patches']} instances"
-    line += _types_text(summary["feature_types"])
-    finish(summary, line, as_json, code=0 if summary["ok"] else NONE_OK)
+    line = report.line + _types_text(report.feature_types)
+    finish(report.as_dict(), line, as_json, code=0 if report.ok else NONE_OK)
 
 
 @app.command()
@@ -165,13 +156,13 @@ def encode(store: Store, config: Values, launch: Values, as_json: AsJson = False
 
     Slides that have them are left as they are.
     """
-    report = api.encode(store, parse_config(EncodeConfig, config), parse_config(LaunchConfig, launch))
+    report = api.encode(store, **config, **launch)
     summary = {"features": report.name, "slides": report.slides, "patches": report.patches, "types": report.types}
     line = f"features/{report.name}: {len(report.slides)} slides, {report.patches} patches{_types_text(report.types)}"
     finish(summary, line, as_json)
 
 
-def _types_text(types: dict[str, int]) -> str:
+def _types_text(types: Mapping[str, int]) -> str:
     """End of a line: types of features by number of slides."""
     counts = ", ".join(f"{kind} of {count}" for kind, count in sorted(types.items()))
     return f"; features stored in {counts}" if counts else ""
@@ -189,12 +180,13 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train attention-MIL on a store, once or in folds; the same run folder resumes."""
-    train_settings, splits = train_config(config, settings), parse_config(SplitConfig, split)
-    report = api.train(store, run, train_settings, splits, parse_config(LaunchConfig, launch))
-    summary: dict[str, Any] = {"run": run, "train": train_settings.model_dump(mode="json")}
-    if report.out_of_fold is not None:
-        summary["out_of_fold"] = report.out_of_fold
-    finish(summary, report.line, as_json)
+    settings_of_run = train_config(config, settings)
+    finished = api.train(store, run, config=settings_of_run, **split, **launch)
+    summary: dict[str, Any] = {"run": run, "train": settings_of_run.model_dump(mode="json")}
+    out_of_fold = finished.out_of_fold()
+    if out_of_fold is not None:
+        summary["out_of_fold"] = out_of_fold.to_json()
+    finish(summary, f"trained {run}" + ("" if out_of_fold is None else f": {out_of_fold.line}"), as_json)
 
 
 @app.command()
@@ -204,12 +196,7 @@ def train(
     split=SplitConfig,
     launch=LaunchConfig,
     descriptions={"workers": "trials at a time, each a Ray worker; 0: as many as the cluster has room for"},
-    leave_out={
-        "train": "its fields are options themselves",
-        "pooling": "drawn from poolings",
-        "learning_rate": "drawn from learning_rate_min to learning_rate_max",
-        "folds": "objective_folds scores trials by folds; the folds of a run are trained by milcore train",
-    },
+    leave_out=NOT_IN_SWEEP,
 )
 def tune(
     store: Store,
@@ -227,10 +214,8 @@ def tune(
 
     Ends with best.json and splits.parquet for milcore train.
     """
-    tune_config = parse_config(TuneConfig, sweep | {"train": train_config(config, settings)})
-    splits = parse_config(SplitConfig, split)
-    report = api.tune(store, out, tune_config, splits, parse_config(LaunchConfig, launch))
-    best, verdict = report.best, report.verdict
+    finished = api.tune(store, out, train=train_config(config, settings), **sweep, **split, **launch)
+    best, verdict = finished.require_best(), finished.verdict()
     summary = {"best": best.model_dump(mode="json"), "verdict": verdict._asdict(), "out": out}
     finish(summary, f"{verdict.line}: {best.pooling}, learning rate {best.learning_rate:.2g}; {out}", as_json)
 
@@ -263,23 +248,18 @@ def evaluate(
 
     Writes predictions, metrics, attention and the report into the run folder.
     """
-    unknown = sorted(set(attention.split(",")) - set(ATTENTION_FORMATS))
-    if unknown:
-        raise InputError(
-            f"--attention: expected forms of attention, got {', '.join(unknown)}; allowed: "
-            f"{', '.join(ATTENTION_FORMATS)}"
-        )
-    metrics = api.evaluate(
+    evaluation = api.evaluate(
         run,
         baselines=baselines,
-        sweep_uri=sweep,
-        attention_formats=tuple(form for form in ATTENTION_FORMATS if form in attention.split(",")),
+        sweep=sweep,
+        attention_formats=[name for name in attention.split(",") if name],
         with_leave_one_out=without_each,
-        annotations=parse_config(AnnotationConfig, annotations),
-        labels_from=label_source(labels_from),
+        labels_from=labels_from,
         allow_program=allow_program,
         use_gpu=use_gpu,
+        **annotations,
     )
+    metrics = evaluation.as_dict()
     intervals = metrics["intervals"] | metrics["score_intervals"]
     figures = ", ".join(
         f"{name} {format_metric(metrics[name])}{format_interval(intervals.get(name))}"
@@ -312,17 +292,18 @@ def predict(
     keeps; where another file has that name, a short digest of the URI is added.
     """
     *uris, out = slides
-    summary = api.predict(
+    predictions = api.predict(
         run,
         uris,
         out,
-        manifest_uri=manifest,
+        manifest=manifest,
         default_mpp=mpp,
         annotation_origin=parse_config(AnnotationConfig, annotations).annotation_origin or "bounds",
         allow_program=allow_program,
         use_gpu=use_gpu,
     )
-    finish(summary, f"{len(summary['ok'])} slides scored; {out}", as_json, code=0 if summary["ok"] else NONE_OK)
+    line = f"{len(predictions)} slides scored; {out}"
+    finish(predictions.as_dict(), line, as_json, code=0 if predictions else NONE_OK)
 
 
 @app.command()

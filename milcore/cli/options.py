@@ -7,12 +7,21 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
-from milcore.config import Config, TrainConfig, check_program, parse_config, sees_patches, upgrade_train
+from milcore.config import (
+    Config,
+    TrainConfig,
+    check_program,
+    choices_text,
+    default_text,
+    parse_config,
+    sees_patches,
+    upgrade_train,
+)
 from milcore.errors import InputError
 from milcore.runtime import storage
 
@@ -111,25 +120,12 @@ def _types_in(annotation: Any) -> Iterator[Any]:
 def option(kind: type[Config], name: str, description: str | None = None) -> Any:
     """The option of a field: flag, description, allowed values and default."""
     field = kind.model_fields[name]
-    choices = [str(choice) for choice in _literals(field.annotation)]
-    allowed = f" ({', '.join(choices)})" if choices else ""
     silent = field.is_required() or any(field.default is none for none in (None, False, (), ""))
-    default = "" if silent else f" [default: {_text_of(field.default)}]"
+    default = "" if silent else f" [default: {default_text(field)}]"
     flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
     either = f"{flag}/--no-{flag.removeprefix('--')}" if field.annotation is bool else flag
-    text = f"{description or field.description}{allowed}{default}"
+    text = f"{description or field.description}{choices_text(field)}{default}"
     return typer.Option(either, help=text, show_default=False, metavar="<str>" if _is_tuple(field) else None)
-
-
-def _literals(annotation: object) -> list[object]:
-    """The values of every Literal inside a type, in order."""
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [value for inner in get_args(annotation) for value in _literals(inner)]
-
-
-def _text_of(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else f"{value}"
 
 
 def train_config(file: str | None, flags: Values) -> TrainConfig:
@@ -138,7 +134,7 @@ def train_config(file: str | None, flags: Values) -> TrainConfig:
     if "encoder" not in flags:
         check_program(str(values.get("encoder", "")), allow_program=False)
     if "encoder" in flags and sees_patches(str(flags["encoder"])):
-        flags = {"features": None, **flags}
+        flags = {"features": None, **flags}  # those that the file names go
     if flags.get("features") is not None and "encoder" in values and sees_patches(str(values["encoder"])):
         flags = {"encoder": TrainConfig().encoder, **flags}
     return parse_config(TrainConfig, {**values, **flags})

@@ -28,7 +28,7 @@ from milcore.evaluation.decision import DecisionRule, choose_rule, predicted_cla
 from milcore.evaluation.gather_report import report_data
 from milcore.evaluation.metrics_json import metrics_json, nan_to_none
 from milcore.evaluation.report import PictureSizes, SlideView, SweepTable, model_card, render
-from milcore.evaluation.results import Evaluation
+from milcore.evaluation.results import RunResults
 from milcore.evaluation.run_predictions import RunPredictions, open_run
 from milcore.evaluation.scores import SplitMetrics, measure
 from milcore.metrics.classification import Comparison
@@ -111,7 +111,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         comparison += compare(run.spec.train, run.as_split, run.store, labels, device)
     files = AttentionFiles(attention_formats, record.config.annotation_origin or "bounds")
     views = tuple(_slide_views(run, rule, regions, checks, AttentionOutputs(files, with_leave_one_out)))
-    evaluation = Evaluation(run, rule, metrics, checks, comparison)
+    evaluation = RunResults(run, rule, metrics, checks, comparison)
     summary = metrics_json(evaluation, posixpath.basename(folder.report_uri))
     data = report_data(evaluation, views, sweep)
     publish(

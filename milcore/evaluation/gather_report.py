@@ -12,7 +12,7 @@ from milcore.cohort.label_changes import changes_text
 from milcore.config import SPLIT_NAMES, InstanceOrigin
 from milcore.evaluation.attention.patch_flipping import REMOVED, Flipping, mean_flipping
 from milcore.evaluation.report import Curve, FlippingCurves, ReportData, SlideView, SplitCount, SweepTable
-from milcore.evaluation.results import Evaluation
+from milcore.evaluation.results import RunResults
 from milcore.evaluation.run_predictions import RunPredictions, SplitPredictions
 from milcore.metrics.calibration import reliability
 from milcore.metrics.classification import confusion
@@ -22,7 +22,7 @@ from milcore.runtime import storage
 RELIABILITY_BINS = 5
 
 
-def report_data(evaluation: Evaluation, views: tuple[SlideView, ...], sweep: SweepTable | None) -> ReportData:
+def report_data(evaluation: RunResults, views: tuple[SlideView, ...], sweep: SweepTable | None) -> ReportData:
     """Contents of the report of an evaluated run."""
     run, rule, metrics, checks, comparison = evaluation
     test = run.split("test")

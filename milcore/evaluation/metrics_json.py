@@ -7,13 +7,13 @@ import numpy as np
 
 from milcore.config import SPLIT_NAMES
 from milcore.evaluation.attention.patch_flipping import normalised_entropy
-from milcore.evaluation.results import Evaluation
+from milcore.evaluation.results import RunResults
 from milcore.evaluation.run_predictions import RunPredictions
 from milcore.evaluation.scores import roc_of
 from milcore.metrics.classification import Estimate, confusion
 
 
-def metrics_json(evaluation: Evaluation, report: str) -> dict[str, Any]:
+def metrics_json(evaluation: RunResults, report: str) -> dict[str, Any]:
     """The content of ``metrics.json``.
 
     Args:

@@ -22,6 +22,7 @@ from milcore.cohort.manifest import Slide, read_manifest
 from milcore.config import (
     ATTENTION_FORMATS,
     AnnotationOrigin,
+    AttentionFormat,
     EncodeConfig,
     EncoderRecord,
     IngestConfig,
@@ -85,15 +86,30 @@ class _Scorer(NamedTuple):
     files: AttentionFiles
 
 
-def predict(  # noqa: PLR0913 - one argument per option of the command
-    run_uri: str,
-    slide_uris: Sequence[str],
-    out_uri: str,
-    default_mpp: float | None = None,
-    *,
-    annotation_origin: AnnotationOrigin = "bounds",
-    allow_program: bool = False,
-    use_gpu: bool = False,
+class PredictOptions(NamedTuple):
+    """Options of a prediction.
+
+    Args:
+        default_mpp: um/px of slides that carry none; None takes the cohort's own default.
+        annotation_origin: corner that coordinates in the GeoJSON and OME-TIFF of attention begin at.
+        attention_formats: file formats of each slide's attention.
+        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
+            author.
+        use_gpu: compute on a CUDA device.
+    """
+
+    default_mpp: float | None = None
+    annotation_origin: AnnotationOrigin = "bounds"
+    attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS
+    allow_program: bool = False
+    use_gpu: bool = False
+
+
+DEFAULTS = PredictOptions()
+
+
+def predict(
+    run_uri: str, slide_uris: Sequence[str], out_uri: str, options: PredictOptions = DEFAULTS
 ) -> dict[str, Any]:
     """Score slide files, each a patient of its own: ``predict_slides``.
 
@@ -106,27 +122,11 @@ def predict(  # noqa: PLR0913 - one argument per option of the command
     if not slide_uris:
         raise InputError("slides: expected at least one slide, got none; allowed: paths or URIs of slide files")
     uris = [storage.absolute(uri) for uri in slide_uris]
-    slides = slides_of_files(uris, read_records(out_uri))
-    return predict_slides(
-        run_uri,
-        slides,
-        out_uri,
-        default_mpp,
-        annotation_origin=annotation_origin,
-        allow_program=allow_program,
-        use_gpu=use_gpu,
-    )
+    return predict_slides(run_uri, slides_of_files(uris, read_records(out_uri)), out_uri, options)
 
 
-def predict_manifest(  # noqa: PLR0913 - one argument per option of the command
-    run_uri: str,
-    manifest_uri: str,
-    out_uri: str,
-    default_mpp: float | None = None,
-    *,
-    annotation_origin: AnnotationOrigin = "bounds",
-    allow_program: bool = False,
-    use_gpu: bool = False,
+def predict_manifest(
+    run_uri: str, manifest_uri: str, out_uri: str, options: PredictOptions = DEFAULTS
 ) -> dict[str, Any]:
     """Score every slide of a manifest: ``predict_slides``.
 
@@ -138,27 +138,10 @@ def predict_manifest(  # noqa: PLR0913 - one argument per option of the command
     """
     manifest = read_manifest(manifest_uri, required=("slide_id", "uri"))
     slides = [replace(slide, uri=storage.absolute(slide.uri)) for slide in manifest.slides]
-    return predict_slides(
-        run_uri,
-        slides,
-        out_uri,
-        default_mpp,
-        annotation_origin=annotation_origin,
-        allow_program=allow_program,
-        use_gpu=use_gpu,
-    )
+    return predict_slides(run_uri, slides, out_uri, options)
 
 
-def predict_slides(  # noqa: PLR0913 - one argument per option of the command
-    run_uri: str,
-    slides: Sequence[Slide],
-    out_uri: str,
-    default_mpp: float | None,
-    *,
-    annotation_origin: AnnotationOrigin = "bounds",
-    allow_program: bool = False,
-    use_gpu: bool,
-) -> dict[str, Any]:
+def predict_slides(run_uri: str, slides: Sequence[Slide], out_uri: str, options: PredictOptions) -> dict[str, Any]:
     """Score slides and write their predictions and attention below ``out_uri``.
 
     Writes ``predictions.csv`` and ``predictions.json`` with a row per slide that was ever predicted into the folder,
@@ -170,18 +153,14 @@ def predict_slides(  # noqa: PLR0913 - one argument per option of the command
         run_uri: a finished run; without an evaluation there is no predicted class and no calibrated probability.
         slides: to score.
         out_uri: folder to write into; its results for unchanged slides are reused.
-        default_mpp: um/px of slides that carry none; None takes the cohort's own default.
-        annotation_origin: corner that coordinates in the GeoJSON and OME-TIFF of attention begin at.
-        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
-            author.
-        use_gpu: compute on a CUDA device.
+        options: of the prediction.
 
     Returns:
         The content of ``predictions.json`` for these slides, local paths absolute: ``ok`` (ids), ``quarantined`` (id to
         reason), ``slides``.
     """
-    run_uri, device = storage.absolute(run_uri), torch.device("cuda" if use_gpu else "cpu")
-    scorer, spec = _load_scorer(run_uri, default_mpp, annotation_origin, device, allow_program=allow_program)
+    run_uri = storage.absolute(run_uri)
+    scorer, spec = _load_scorer(run_uri, options)
     claim_folder(out_uri, spec)
     records = _records(out_uri, spec)
     check_files(slides, records)
@@ -288,27 +267,25 @@ def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
     return spec.origin.ingestion[0]
 
 
-def _load_scorer(
-    run_uri: str, default_mpp: float | None, origin: AnnotationOrigin, device: torch.device, *, allow_program: bool
-) -> tuple[_Scorer, PredictionsSpec]:
+def _load_scorer(run_uri: str, options: PredictOptions) -> tuple[_Scorer, PredictionsSpec]:
     """The run's models and settings, and the ``config.json`` of predictions by them."""
-    run = Run(run_uri)
-    spec, models = run.spec(), run.models(allow_program=allow_program)
+    run, device = Run(run_uri), torch.device("cuda" if options.use_gpu else "cpu")
+    spec, models = run.spec(), run.models(allow_program=options.allow_program)
     ingestion = cohort_ingestion(run_uri, spec)
-    if default_mpp is not None:
-        ingestion = parse_config(IngestConfig, ingestion.model_dump() | {"default_mpp": default_mpp})
-    encoder = _installed_encoder(run_uri, spec, device, allow_program=allow_program)
+    if options.default_mpp is not None:
+        ingestion = parse_config(IngestConfig, ingestion.model_dump() | {"default_mpp": options.default_mpp})
+    encoder = _installed_encoder(run_uri, spec, device, allow_program=options.allow_program)
     predictions = PredictionsSpec(
         milcore_version=__version__,
         run=run_uri,
         models_sha256=_models_digest(run_uri, spec),
-        default_mpp=default_mpp,
+        default_mpp=options.default_mpp,
         ingestion=ingestion,
         encoder=encoder,
-        annotation_origin=origin,
+        annotation_origin=options.annotation_origin,
     )
     encode = None if encoder is None else EncodeConfig(encoder=encoder.encoder, name=spec.train.features)
-    files = AttentionFiles(ATTENTION_FORMATS, origin)
+    files = AttentionFiles(options.attention_formats, options.annotation_origin)
     return _Scorer(spec, models, ingestion, encode, _decision_rule(run), predictions.digest, device, files), predictions
 
 

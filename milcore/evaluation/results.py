@@ -10,7 +10,7 @@ from milcore.evaluation.scores import SplitMetrics
 from milcore.metrics.classification import Comparison
 
 
-class Evaluation(NamedTuple):
+class RunResults(NamedTuple):
     """Results of the evaluation of one run.
 
     Args:

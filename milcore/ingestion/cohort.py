@@ -7,7 +7,7 @@ rows, and patches of one shard, compressed. Nothing is printed here: outcomes ar
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 from milcore.cohort.manifest import Manifest, Slide, read_manifest
 from milcore.config import AnnotationConfig, IngestConfig
@@ -20,6 +20,18 @@ from milcore.store.store import PatchStore
 
 # applies a function to every slide, on this machine or others, and yields results as they come
 SlideMap = Callable[[Callable[[Slide], SlideOutcome], Iterable[Slide]], Iterator[SlideOutcome]]
+
+
+class IngestCounts(TypedDict):
+    """Outcome of slides as JSON.
+
+    Ids that are ``ok``, ``quarantined`` ids with reasons, and counts.
+    """
+
+    ok: list[str]
+    quarantined: dict[str, str]
+    patches: int
+    skipped: int
 
 
 def plan_cohort(
@@ -75,18 +87,18 @@ def ingest(
         yield from map_in_processes(work, slides, processes, lambda slide: quarantine_killed(slide, store, config))
 
 
-def ingest_counts(outcomes: Iterable[SlideOutcome]) -> dict[str, Any]:
-    """Summary of outcomes: ``ok`` ids, ``quarantined`` ids with reasons, and counts."""
+def ingest_counts(outcomes: Iterable[SlideOutcome]) -> IngestCounts:
+    """Counts of outcomes."""
     outcomes = list(outcomes)
     return {
         "ok": [outcome.slide_id for outcome in outcomes if outcome.status == "ok"],
-        "quarantined": {outcome.slide_id: outcome.reason for outcome in outcomes if outcome.status == "quarantined"},
+        "quarantined": {outcome.slide_id: outcome.reason or "" for outcome in outcomes if outcome.status != "ok"},
         "patches": sum(outcome.patches for outcome in outcomes),
         "skipped": sum(outcome.skipped for outcome in outcomes),
     }
 
 
-def join_counts(store_uri: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def join_counts(store_uri: str, summaries: Sequence[IngestCounts]) -> IngestCounts:
     """Join the summaries of all partitions of a cohort.
 
     Args:

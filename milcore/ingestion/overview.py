@@ -4,26 +4,23 @@ Self-contained and sortable: no other file, no network. A thumbnail shows the wh
 images; px without tissue are dimmed, which shows a mask that misses tissue or includes a pen mark.
 """
 
-import base64
-import io
 import posixpath
 from collections.abc import Iterator
 from typing import Any
 
 import jinja2
-import numpy as np
-from PIL import Image
 
 from milcore.cohort.manifest import Slide
 from milcore.ingestion.slide import unread_text
 from milcore.runtime import storage
+from milcore.runtime.html import data_uri
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
+from milcore.store.thumbnail import thumbnail_jpeg
 
 PAGE = "cohort.html"
 THUMBNAIL_PX = 192
-_DIM_FACTOR = 0.45
 
 
 def write_cohort_page(store_uri: str) -> str:
@@ -78,18 +75,6 @@ def _notes(record: SlideRecord) -> Iterator[str]:
 
 
 def _picture(slide: SlideGroup) -> str | None:
-    """Thumbnail as a data URI, dimmed where there is no tissue.
-
-    None where an import has none.
-    """
-    if not slide.has_thumbnail:
-        return None
-    image = Image.fromarray(slide.thumbnail)
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
-    if slide.tissue_mask is not None:
-        mask = Image.fromarray(slide.tissue_mask).resize(image.size, Image.Resampling.NEAREST)
-        dimmed = Image.fromarray((np.asarray(image) * _DIM_FACTOR).astype(np.uint8))
-        image = Image.composite(image, dimmed, mask)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    """Thumbnail as a data URI; None where an import has none."""
+    picture = thumbnail_jpeg(slide, THUMBNAIL_PX)
+    return None if picture is None else data_uri(picture, "jpeg")

@@ -37,6 +37,18 @@ class Estimate:
     high: float = math.nan
     reason: str | None = None
 
+    def __str__(self) -> str:
+        """Value and interval with three decimals, such as ``0.931 (0.882 to 0.970)``."""
+        if math.isnan(self.value):
+            return "undefined"
+        return f"{self.value:.3f}" + ("" if math.isnan(self.low) else f" ({self.low:.3f} to {self.high:.3f})")
+
+    def __repr__(self) -> str:
+        if math.isnan(self.value):
+            return f"Estimate(undefined: {self.reason})"
+        interval = "" if math.isnan(self.low) else f", low={self.low:.3f}, high={self.high:.3f}"
+        return f"Estimate({self.value:.3f}{interval})"
+
 
 @dataclass(frozen=True, slots=True)
 class Threshold:

@@ -9,7 +9,9 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -33,7 +35,7 @@ def map_in_processes(
     gets the result of ``killed``; the others did not cause the death.
 
     Args:
-        function: importable; its arguments and results are pickled.
+        function: importable, not from the main module; its arguments and results are pickled.
         items: arguments, one per call.
         workers: processes at a time.
         killed: the result of an item whose process died twice.
@@ -61,7 +63,7 @@ def _until_broken(function: Callable[[I], R], waiting: deque[I], workers: int) -
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    with _without_interrupts():
+                    with _without_interrupts(), _without_main():
                         running[pool.submit(function, waiting[0])] = waiting[0]
                     waiting.popleft()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -85,6 +87,20 @@ def _without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep processes that start in this context from importing the program's main module.
+
+    They need none of it, and a script that does not guard its work by ``__name__`` would begin it anew in each.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def end_with_parent(parent: int, signum: int) -> None:

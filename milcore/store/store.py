@@ -28,17 +28,21 @@ import numpy.typing as npt
 from milcore.cohort.manifest import Manifest
 from milcore.config import Codec
 from milcore.errors import DamageError, StoreError
-from milcore.runtime import storage
+from milcore.runtime import html, storage
 from milcore.runtime.progress import log_line, without_folder
 from milcore.store.annotation_record import AnnotationRecord, read_annotation_record
 from milcore.store.arrays import write_array
 from milcore.store.metadata import metadata_uri, parse_metadata, write_group
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SCHEMA_VERSION, SlideRecord
+from milcore.store.thumbnail import thumbnail_jpeg
 from milcore.store.writer import SlideWriter
 
 # keys that the marker of a quarantine being written lacks
 IDENTITY = ("schema_version", "slide_id")
+# in a notebook
+SLIDES_SHOWN = 24
+SHOWN_EDGE_PX = 128
 
 
 class PatchStore:
@@ -46,6 +50,22 @@ class PatchStore:
 
     def __init__(self, uri: str) -> None:
         self.uri = storage.absolute(uri)
+
+    def __repr__(self) -> str:
+        return f"PatchStore({self.uri})"
+
+    def _repr_html_(self) -> str:
+        """Counts and thumbnails of the first slides, for a notebook."""
+        manifest, slide_ids = self.manifest(), self.slide_ids()
+        classes = {slide.slide_id: manifest.classes[slide.label] for slide in manifest.slides}
+        pictures = []
+        for slide_id in slide_ids[:SLIDES_SHOWN]:
+            data = thumbnail_jpeg(self.slide(slide_id), SHOWN_EDGE_PX)
+            caption = f"{slide_id} ({classes[slide_id]})"
+            pictures.append(html.line(caption) if data is None else html.picture(data, "jpeg", caption))
+        first = f", the first {SLIDES_SHOWN} shown" if len(slide_ids) > SLIDES_SHOWN else ""
+        text = f"{self.uri}: {len(slide_ids)} of {len(manifest.slides)} slides ok{first}"
+        return html.line(text) + "".join(pictures)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write the cohort's manifest.

@@ -7,7 +7,6 @@ training and validation bags hold no slide of its patient. The fan-out is an arg
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +14,16 @@ import torch
 
 from milcore.config import RunSpec
 from milcore.metrics.auroc import auroc
-from milcore.metrics.classification import auroc_estimate
+from milcore.metrics.classification import Estimate, auroc_estimate
 from milcore.metrics.newcombe import newcombe
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import BagPrediction, predict_bags
 from milcore.runtime import storage
-from milcore.runtime.progress import format_metric, log_line
+from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
 from milcore.training.history import with_fold
+from milcore.training.out_of_fold import OutOfFold
 from milcore.training.run import train_run
 from milcore.training.run_files import publish
 from milcore.training.run_folder import Run
@@ -32,22 +32,19 @@ from milcore.training.tensorboard import RunObserver
 FanOut = Callable[[Callable[[int], int], Iterable[int]], Iterable[int]]
 
 
-def train_folds(run_uri: str, device: str, fan_out: FanOut = map) -> dict[str, Any]:
+def train_folds(run_uri: str, device: str, fan_out: FanOut = map) -> None:
     """Train the unfinished folds of a prepared run and publish their out-of-fold predictions.
 
     Args:
         run_uri: the run folder.
         device: of every fold, ``cpu`` or ``cuda``.
         fan_out: applies a function to every fold, in any order.
-
-    Returns:
-        The content of ``out_of_fold.json``.
     """
     spec = Run(run_uri).spec()
     train = functools.partial(train_fold, run_uri, device)
     for done, fold in enumerate(fan_out(train, range(spec.folds)), start=1):
         log_line(f"fold {fold} is trained; {done} of {spec.folds}")
-    return publish_folds(run_uri, spec)
+    publish_folds(run_uri, spec)
 
 
 def train_fold(run_uri: str, device: str, fold: int) -> int:
@@ -80,30 +77,25 @@ def _predictions_table(bags: Bags, predictions: dict[int, BagPrediction], fold: 
     )
 
 
-def publish_folds(run_uri: str, spec: RunSpec) -> dict[str, Any]:
+def publish_folds(run_uri: str, spec: RunSpec) -> None:
     """Join predictions and history of all folds; write ``out_of_fold.json`` last."""
     run = Run(run_uri)
     predictions = pa.concat_tables([run.fold(fold).predictions() for fold in range(spec.folds)])
     histories = [run.fold(fold).history() for fold in range(spec.folds)]
     history = pa.concat_tables(map(with_fold, histories, range(spec.folds)))
-    summary = out_of_fold_summary(predictions, spec)
     # evaluation has written those of the test split too
     of_slides = {} if storage.exists(run.metrics_uri) else {run.predictions_uri: storage.table_bytes(predictions)}
     publish(
         {
             **of_slides,
             run.history_uri: storage.table_bytes(history),
-            run.out_of_fold_uri: storage.json_bytes(summary),
+            run.out_of_fold_uri: storage.json_bytes(out_of_fold(predictions, spec).to_json()),
         }
     )
-    return summary
 
 
-def out_of_fold_summary(predictions: pa.Table, spec: RunSpec) -> dict[str, Any]:
+def out_of_fold(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
     """AUROC of the pooled out-of-fold predictions, its patient-level intervals, and each fold's.
-
-    Models of different folds are only roughly on one scale, so the pooled AUROC may lie below the mean of the folds'.
-    None where it is undefined: one class, or more than two.
 
     Args:
         predictions: columns label, patient_id, fold, probability.
@@ -111,29 +103,9 @@ def out_of_fold_summary(predictions: pa.Table, spec: RunSpec) -> dict[str, Any]:
     """
     labels, probability, fold = (predictions[name].to_numpy() for name in ("label", "probability", "fold"))
     if len(spec.classes) > 2:
-        undefined = dict.fromkeys(("auroc", "interval", "auroc_newcombe", "fold_auroc"))
-        return {"folds": spec.folds, "slides": len(predictions), **undefined}
+        undefined = Estimate(math.nan, reason="defined for two classes")
+        return OutOfFold(spec.folds, len(predictions), undefined, undefined, ())
     patients = predictions["patient_id"].to_pylist()
-    pooled = auroc_estimate(labels, np.stack([1 - probability, probability], axis=1), patients, spec.train.seed)
-    score = newcombe(labels, probability, patients)
-    fold_auroc = [auroc(labels[fold == k], probability[fold == k]) for k in range(spec.folds)]
-    return {
-        "folds": spec.folds,
-        "slides": len(predictions),
-        "auroc": _or_none(pooled.value),
-        "interval": None if math.isnan(pooled.low) else [pooled.low, pooled.high],
-        "auroc_newcombe": None if math.isnan(score.low) else [score.low, score.high],
-        "fold_auroc": [_or_none(value) for value in fold_auroc],
-    }
-
-
-def out_of_fold_line(summary: dict[str, Any]) -> str:
-    """The summary as one line of text: models, pooled AUROC and Newcombe's interval."""
-    interval = summary.get("auroc_newcombe") or summary["interval"]  # a run of an earlier version has the second alone
-    interval = "" if interval is None else " ({:.3f} to {:.3f})".format(*interval)
-    return f"{summary['folds']} models; pooled AUROC of the slides left out {format_metric(summary['auroc'])}{interval}"
-
-
-def _or_none(value: float) -> float | None:
-    """The value, or None in place of NaN, which JSON lacks."""
-    return None if math.isnan(value) else value
+    resampled = auroc_estimate(labels, np.stack([1 - probability, probability], axis=1), patients, spec.train.seed)
+    of_folds = tuple(auroc(labels[fold == k], probability[fold == k]) for k in range(spec.folds))
+    return OutOfFold(spec.folds, len(predictions), newcombe(labels, probability, patients), resampled, of_folds)

@@ -2,7 +2,7 @@
 
 import torch
 
-from milcore.config import TrainConfig, parse_config, sees_patches
+from milcore.config import TrainConfig, sees_patches, with_settings
 from milcore.errors import InputError
 from milcore.mil.bags.bags import Bags, cache_bytes
 from milcore.mil.model import MILModel
@@ -11,10 +11,11 @@ from milcore.training.context import LocalContext
 from milcore.training.loop import train_model
 
 # settings of how bags are read from a store
-OF_A_STORE = ("features", "bag")
+OF_A_STORE = {"features": "the bags are read already", "bag": "the bags are made already"}
 
 
-def fit(bags: Bags, *, use_gpu: bool = False, **settings: object) -> MILModel:
+@with_settings(OF_A_STORE, config=TrainConfig)
+def fit(bags: Bags, *, use_gpu: bool = False, config: TrainConfig) -> MILModel:
     """Train a model on split ``train`` of bags of features.
 
     The epoch that ranks first on split ``val`` is kept, by AUROC, then by loss; without validation bags the last. Split
@@ -24,32 +25,19 @@ def fit(bags: Bags, *, use_gpu: bool = False, **settings: object) -> MILModel:
     Args:
         bags: such as those of ``Bags.from_arrays``.
         use_gpu: compute on a CUDA device.
-        **settings: fields of ``TrainConfig``, such as ``pooling="gated_attention", epochs=50, seed=0``; all but
-            ``features`` and ``bag``, by which a store is read.
+        config: the model and its training; fields given as keywords override its own.
 
     Raises:
         InputError: a setting is unknown or out of range, or the training bags are not of several classes.
         MILError: the loss is not finite.
     """
-    config = _config(settings)
+    if sees_patches(config.encoder):
+        raise InputError(f"encoder: expected one that takes features, got {config.encoder!r}; allowed: linear, mlp")
     _check_training_bags(bags)
     if use_gpu and not torch.cuda.is_available():
         raise InputError("use_gpu: expected a CUDA device, got none here; allowed: False")
     context = LocalContext(None, torch.device("cuda" if use_gpu else "cpu"), EpochProgress(config.epochs))
     return train_model(config, bags.with_cache(cache_bytes(config)), context).model
-
-
-def _config(settings: dict[str, object]) -> TrainConfig:
-    for name in OF_A_STORE:
-        if name in settings:
-            raise InputError(
-                f"{name}: expected none with bags that are read already, got {settings[name]!r}; allowed: in training "
-                "on a store"
-            )
-    config = parse_config(TrainConfig, settings)
-    if sees_patches(config.encoder):
-        raise InputError(f"encoder: expected one that takes features, got {config.encoder!r}; allowed: linear, mlp")
-    return config
 
 
 def _check_training_bags(bags: Bags) -> None:

@@ -14,10 +14,12 @@ import pyarrow as pa
 from milcore.cohort.splits import check_splits
 from milcore.config import FOLDER_SCHEMA_VERSION, FolderSpec, RunSpec, check_program, parse_config, upgrade_train
 from milcore.errors import DamageError, InputError
-from milcore.runtime import storage
+from milcore.runtime import html, storage
 from milcore.runtime.allow_list import check_uri
 from milcore.runtime.digest import digest, unique_digest
+from milcore.store.store import PatchStore
 from milcore.training import run_files
+from milcore.training.out_of_fold import OutOfFold
 
 if TYPE_CHECKING:
     from milcore.mil.model import MILModel
@@ -38,6 +40,11 @@ class Run:
     """
 
     uri: str
+
+    @property
+    def store(self) -> PatchStore:
+        """The patch store that it was trained on."""
+        return PatchStore(self.spec().store_uri)
 
     @property
     def config_uri(self) -> str:
@@ -167,9 +174,12 @@ class Run:
                 raise InputError(f"the run at {self.uri} is not finished ({uri} is missing); run milcore train again")
         return tuple(load_model(uri, spec.train) for uri in uris)
 
-    def out_of_fold(self) -> dict[str, Any]:
-        """The content of ``out_of_fold.json`` of a finished run of folds."""
-        return dict(run_files.read_json(self.out_of_fold_uri))
+    def out_of_fold(self) -> OutOfFold | None:
+        """Metrics of the slides that the folds of a finished run left out.
+
+        None of one model.
+        """
+        return OutOfFold.from_json(run_files.read_json(self.out_of_fold_uri)) if self.spec().folds else None
 
     def metrics(self) -> dict[str, Any] | None:
         """The content of ``metrics.json``; None before the run is evaluated.
@@ -183,6 +193,15 @@ class Run:
             if posixpath.basename(self.metrics_uri) in run_files.recorded_digests(self.uri):
                 raise
             return None
+
+    def _repr_html_(self) -> str:
+        """Its settings, for a notebook."""
+        spec = self.spec()
+        kind = f"{spec.folds} folds" if spec.folds else "one model"
+        state = "finished" if self.is_finished() else "not finished"
+        of_folds = self.out_of_fold() if self.is_finished() else None
+        text = f"{self.uri}: {kind}, {state}" + ("" if of_folds is None else f"; {of_folds.line}")
+        return html.line(text) + html.table(["setting", "value"], spec.train.model_dump().items())
 
     def state(self) -> str:
         """Digest of the published files; a new one while any is missing."""

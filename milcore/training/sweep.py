@@ -16,7 +16,7 @@ from milcore.cohort.splits import add_folds, splits_digest
 from milcore.config import FolderSpec, SplitConfig, TrainConfig, TuneConfig, parse_config, upgrade_train
 from milcore.errors import ClusterError, InputError
 from milcore.metrics.auroc import auroc_standard_error
-from milcore.runtime import storage
+from milcore.runtime import html, storage
 from milcore.runtime.allow_list import check_uri
 from milcore.runtime.lease import lease
 from milcore.store.store import PatchStore
@@ -160,6 +160,14 @@ class Sweep:
         if best is None:
             raise InputError(f"the sweep at {self.uri} is not finished (best.json is missing); run milcore tune first")
         return best
+
+    def _repr_html_(self) -> str:
+        """Verdict and trials, for a notebook."""
+        if self.best() is None:
+            return html.line(f"{self.uri}: not finished")
+        trials = self.trials()
+        rows = (row.values() for row in trials.to_pylist())
+        return html.line(f"{self.uri}: {self.verdict().line}") + html.table(trials.column_names, rows)
 
     def trials(self) -> pa.Table:
         """A row per trial of a finished sweep."""

@@ -11,7 +11,8 @@ from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import InputError
 from milcore.evaluation.evaluate import evaluate
 from milcore.runtime import storage
-from milcore.training.cross_validation import out_of_fold_line, out_of_fold_summary
+from milcore.training.cross_validation import out_of_fold
+from milcore.training.out_of_fold import OutOfFold
 from milcore.training.run import prepare_run
 from milcore.training.run_folder import Run
 from tests.cohorts import write_features, write_store
@@ -78,18 +79,19 @@ def test_the_pooled_auroc_is_that_of_all_slides_left_out(tmp_path: Path) -> None
     )
     write_features(write_store(str(tmp_path / "store")))
     spec = prepare_run(str(tmp_path / "store"), str(tmp_path / "run"), TRAIN, SplitConfig(folds=2))
-    summary = out_of_fold_summary(predictions, spec)
-    assert summary["auroc"] == pytest.approx(3.5 / 6)
-    assert summary["fold_auroc"] == [1.0, 0.5]
-    assert summary["interval"][0] <= 3.5 / 6 <= summary["interval"][1]
-    assert summary["auroc_newcombe"][0] < 3.5 / 6 < summary["auroc_newcombe"][1]
+    metrics = out_of_fold(predictions, spec)
+    assert metrics.auroc.value == metrics.resampled.value == pytest.approx(3.5 / 6)
+    assert metrics.fold_auroc == (1.0, 0.5)
+    assert metrics.resampled.low <= 3.5 / 6 <= metrics.resampled.high
+    assert metrics.auroc.low < 3.5 / 6 < metrics.auroc.high
+    assert OutOfFold.from_json(metrics.to_json()) == metrics
 
 
 def test_the_line_of_a_perfect_pooled_auroc_has_an_interval_with_width() -> None:
-    summary = {"folds": 2, "auroc": 1.0, "interval": [1.0, 1.0], "auroc_newcombe": [0.71, 1.0]}
-    assert out_of_fold_line(summary) == "2 models; pooled AUROC of the slides left out 1.000 (0.710 to 1.000)"
-    earlier = {"folds": 2, "auroc": 0.9, "interval": [0.8, 1.0]}
-    assert out_of_fold_line(earlier).endswith("0.900 (0.800 to 1.000)")
+    earlier = {"folds": 2, "slides": 9, "auroc": 1.0, "interval": [0.8, 1.0], "fold_auroc": [1.0, 1.0]}
+    assert OutOfFold.from_json(earlier).line.endswith("1.000 (0.800 to 1.000)")
+    metrics = OutOfFold.from_json(earlier | {"interval": [1.0, 1.0], "auroc_newcombe": [0.71, 1.0]})
+    assert metrics.line == "2 models; pooled AUROC of the slides left out 1.000 (0.710 to 1.000)"
 
 
 def test_folds_end_with_a_model_each_and_a_prediction_of_every_slide_left_out(tmp_path: Path) -> None:

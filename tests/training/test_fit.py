@@ -152,9 +152,9 @@ def test_a_setting_out_of_range_is_refused_in_the_command_line_s_words(
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"epoch": 3}, "epoch: expected a setting, got 'epoch'; allowed: features, "),
-        ({"features": "uni2-h"}, "features: expected none with bags that are read already, got 'uni2-h'; allowed"),
-        ({"bag": "patient"}, "bag: expected none with bags that are read already, got 'patient'; allowed"),
+        ({"epoch": 3}, "epoch: expected a setting, got 'epoch'; allowed: bags, "),
+        ({"features": "uni2-h"}, "features: expected none in fit, got 'uni2-h'; the bags are read already"),
+        ({"bag": "patient"}, "bag: expected none in fit, got 'patient'; the bags are made already"),
         ({"encoder": "conv"}, "encoder: expected one that takes features, got"),
         ({"pooling": "noisy_or"}, "level: expected level instance with pooling noisy_or"),
     ],

@@ -8,10 +8,10 @@ import safetensors
 import torch
 
 from milcore import __version__
-from milcore.api import train_best
+from milcore.api import train
 from milcore.cli.info import describe
 from milcore.cli.options import train_config
-from milcore.config import ImportConfig, LaunchConfig, SplitConfig, TrainConfig, TuneConfig, parse_config
+from milcore.config import ImportConfig, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.prediction_folder import PredictionsSpec
 from milcore.ingestion.imports.import_cohort import import_source
@@ -72,7 +72,7 @@ def test_labels_that_a_store_may_have_but_no_training(tmp_path: Path, labels: st
     for name in "ab":
         write_h5(tmp_path / "made" / f"{name}.h5", features_of(0))
     store = str(tmp_path / "store")
-    assert import_source(str(tmp_path / "made"), store, ImportConfig(format="clam", labels=str(CSV / labels)))["ok"]
+    assert import_source(str(tmp_path / "made"), store, ImportConfig(format="clam", labels=str(CSV / labels))).ok
     everything_trains = SplitConfig(val_fraction=0.0, test_fraction=0.0)
     train = TRAIN.model_copy(update={"features": "imported", "bag": "patient"})
     tune = TuneConfig(train=train, trials=1)
@@ -205,9 +205,9 @@ def test_settings_of_a_sweep_are_not_trained_once_its_labels_are_corrected(store
     storage.write_json(Sweep(sweep).best_uri, TRAIN.model_dump(mode="json"))
     relabel(PatchStore(store_uri), {"s03": 0})
     with pytest.raises(InputError, match=r"splits in .*sweep/splits\.parquet: .*slide s03 was 1, is 0"):
-        train_best(store_uri, run, sweep, LaunchConfig())
+        train(store_uri, run, sweep=sweep)
     relabel(PatchStore(store_uri), {"s03": 1})
-    train_best(store_uri, run, sweep, LaunchConfig())
+    train(store_uri, run, sweep=sweep)
     assert Run(run).splits().equals(Sweep(sweep).splits())
 
 

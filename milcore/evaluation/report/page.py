@@ -15,9 +15,10 @@ from markupsafe import Markup
 from milcore.evaluation.report import markdown
 from milcore.evaluation.report.charts import Axes, Point, Series, chart, interval_bar, steps
 from milcore.evaluation.report.contents import Curve, FlippingCurves, ReportData, SlideView
-from milcore.evaluation.report.pictures import data_uri, scale_bar
+from milcore.evaluation.report.pictures import scale_bar
 from milcore.metrics.classification import Estimate
 from milcore.metrics.curves import Band
+from milcore.runtime.html import data_uri
 from milcore.training.selection import NO_VALIDATION, Validation
 
 DASH = "\N{EN DASH}"

@@ -1,6 +1,5 @@
 """Pictures for one HTML file: shrunk JPEG, data URIs, outlines and scale bar."""
 
-import base64
 import io
 import math
 
@@ -27,11 +26,6 @@ def jpeg(pixels: UInt8[np.ndarray, "row column 3"], quality: int) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "JPEG", quality=quality, optimize=True)
     return sink.getvalue()
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    """Data URI of a file, which a browser reads without a request."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def rings(region: BaseGeometry, tolerance: float) -> tuple[tuple[tuple[float, float], ...], ...]:

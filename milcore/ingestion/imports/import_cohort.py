@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from milcore.ingestion.imports.parquet import open_table
 from milcore.ingestion.imports.pt import open_pt
 from milcore.ingestion.imports.slide_image import SlideImage, read_slide_image, slide_version, with_scale
 from milcore.ingestion.imports.source import Instances, Source
+from milcore.ingestion.report import ImportReport
 from milcore.ingestion.slide import SlideOutcome, stored_record
 from milcore.runtime import storage
 from milcore.runtime.progress import track
@@ -48,19 +48,13 @@ READING_THREADS = 16
 FREE_SETTINGS = {"labels", "positive"}
 
 
-def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> dict[str, Any]:
+def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> ImportReport:
     """Import every labelled slide of a source.
 
     Args:
         source_uri: a file, or a folder with a file per slide.
         store_uri: the store to write; where it has this import already, only missing or changed slides are imported.
         config: format of the source, and settings of the import.
-
-    Returns:
-        ``ok`` (slide ids), ``quarantined`` (id to reason), ``patches`` (instances), ``skipped`` (number of slides that
-        were up to date), ``features`` (their name, None of patches), ``feature_types`` (type that they are stored in to
-        number of slides), ``unlabelled`` (files without a label, left out) and ``without_picture`` (id to the reason
-        why a slide's own file could not be read).
 
     Raises:
         InputError: the source cannot be read at all, or the store has other slides.
@@ -71,13 +65,18 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> dict
     slides = source.manifest.slides
     outcomes = [_import_slide(slide, source, store, config) for slide in track(slides, "import", len(slides))]
     outcomes = _quarantine_odd_widths(store, outcomes)
-    return {
-        **ingest_counts(outcomes),
-        "features": config.name if array != PATCHES else None,
-        "feature_types": {} if array == PATCHES else _feature_types(store, config.name, outcomes),
-        "unlabelled": list(source.unlabelled),
-        "without_picture": _without_picture(store),
-    }
+    counts = ingest_counts(outcomes)
+    return ImportReport(
+        store,
+        counts["ok"],
+        counts["quarantined"],
+        counts["patches"],
+        counts["skipped"],
+        features=config.name if array != PATCHES else None,
+        feature_types={} if array == PATCHES else _feature_types(store, config.name, outcomes),
+        unlabelled=list(source.unlabelled),
+        without_picture=_without_picture(store),
+    )
 
 
 def _array_name(config: ImportConfig) -> str:
@@ -239,7 +238,7 @@ def _quarantine_odd_widths(store: PatchStore, outcomes: list[SlideOutcome]) -> l
     ]
 
 
-def _feature_types(store: PatchStore, name: str, outcomes: list[SlideOutcome]) -> dict[FeatureType, int]:
+def _feature_types(store: PatchStore, name: str, outcomes: list[SlideOutcome]) -> dict[str, int]:
     """Number of slides by the type in which their features are stored."""
     slide_ids = [outcome.slide_id for outcome in outcomes if outcome.status == "ok"]
     with ThreadPoolExecutor(READING_THREADS) as pool:

@@ -9,6 +9,7 @@ import torch
 
 from milcore.config import ImportConfig
 from milcore.ingestion.imports.import_cohort import import_source
+from milcore.ingestion.report import ImportReport
 
 BAGS = ImportConfig(format="bags-npz")
 GRID = np.array([[x, y] for y in (0, 256, 512) for x in (0, 256, 512, 768)])
@@ -58,7 +59,7 @@ def features_of(seed: int, rows: int = 12, width: int = 5) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
 
 
-def import_files(folder: Path, kind: str, rows: tuple[str, ...] = ("a,0", "b,1"), **settings: Any) -> dict[str, Any]:
+def import_files(folder: Path, kind: str, rows: tuple[str, ...] = ("a,0", "b,1"), **settings: Any) -> ImportReport:
     config = ImportConfig(format=kind, labels=write_labels(folder, list(rows)), **settings)
     return import_source(str(folder / "made"), str(folder / "store"), config)
 

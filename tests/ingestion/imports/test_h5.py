@@ -50,7 +50,7 @@ def test_what_clam_and_trident_write_comes_back(
     for seed, name in enumerate("ab"):
         features = features_of(seed)
         write_h5(tmp_path / "made" / f"{name}.h5", features[None] if leading else features, **attrs)
-    assert import_files(tmp_path, kind)["ok"] == ["a", "b"]
+    assert import_files(tmp_path, kind).ok == ["a", "b"]
     slide = PatchStore(str(tmp_path / "store")).slide("b")
     np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(1).astype(np.float16))
     np.testing.assert_array_equal(slide.coords, GRID)
@@ -77,7 +77,7 @@ def test_an_edge_that_is_asked_for_goes_before_that_of_the_source(tmp_path: Path
 def test_clam_s_own_folders_are_found(tmp_path: Path, kind: str) -> None:
     write_h5(tmp_path / "made" / "h5_files" / "a.h5", features_of(0))
     write_pt(tmp_path / "made" / "pt_files" / "a.pt", features_of(0))
-    assert import_files(tmp_path, kind, ("a,0",))["ok"] == ["a"]
+    assert import_files(tmp_path, kind, ("a,0",)).ok == ["a"]
     slide = PatchStore(str(tmp_path / "store")).slide("a")
     np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(0).astype(np.float16))
 
@@ -149,7 +149,7 @@ def test_stamp_s_places_of_unknown_size_are_quarantined(
     tmp_path: Path, coords: np.ndarray, attrs: dict[str, Any], reason: str
 ) -> None:
     _write_stamp(tmp_path / "made/a.h5", coords, **attrs)
-    assert import_files(tmp_path, "stamp", ("a,0",))["quarantined"]["a"].startswith(reason)
+    assert import_files(tmp_path, "stamp", ("a,0",)).quarantined["a"].startswith(reason)
 
 
 TEXT_OF_ANOTHER = "root:x:0:0:root:/root:/bin/bash"
@@ -208,8 +208,8 @@ def test_an_h5_reads_no_other_file_and_no_more_than_it_holds(
         write(file, other)
     write_h5(tmp_path / "made/b.h5", features_of(1))
     summary = import_files(tmp_path, "clam", ("a,0", "b,1"))
-    assert summary["ok"] == ["b"]
-    assert summary["quarantined"]["a"].startswith(reason)
+    assert summary.ok == ["b"]
+    assert summary.quarantined["a"].startswith(reason)
 
 
 @pytest.mark.parametrize("far", [3e9, 1e300, -(2.0**40)])
@@ -220,7 +220,7 @@ def test_coords_beyond_any_slide_are_quarantined(tmp_path: Path, far: float) -> 
         coords[3, 1] = far
         del file["coords"]
         file["coords"] = coords
-    assert import_files(tmp_path, "clam", ("a,0",))["quarantined"]["a"].startswith("coords reach ")
+    assert import_files(tmp_path, "clam", ("a,0",)).quarantined["a"].startswith("coords reach ")
 
 
 def _spoil_h5(folder: Path) -> None:
@@ -268,15 +268,15 @@ def test_every_slide_that_cannot_be_used_is_quarantined_with_its_reason(tmp_path
     _spoil_h5(tmp_path / "made")
     rows = tuple(f"{name},{k % 2}" for k, name in enumerate(["a", "b", *SPOILT]))
     summary = import_files(tmp_path, "trident", rows)
-    assert summary["ok"] == ["a", "b"]
-    assert set(summary["quarantined"]) == set(SPOILT)
+    assert summary.ok == ["a", "b"]
+    assert set(summary.quarantined) == set(SPOILT)
     for name, reason in SPOILT.items():
-        assert re.search(reason, summary["quarantined"][name]), summary["quarantined"][name]
+        assert re.search(reason, summary.quarantined[name]), summary.quarantined[name]
     write_h5(tmp_path / "made" / "gone.h5", features_of(3))
     write_h5(tmp_path / "made" / "wide.h5", features_of(4))
     again = import_files(tmp_path, "trident", rows)
-    assert again["ok"] == ["a", "b", "wide", "gone"]
-    assert again["skipped"] == len(rows) - 2
+    assert again.ok == ["a", "b", "wide", "gone"]
+    assert again.skipped == len(rows) - 2
 
 
 FORMS: dict[str, tuple[dict[str, Any], str]] = {
@@ -303,7 +303,7 @@ def test_files_of_every_form_are_quarantined(tmp_path: Path) -> None:
     summary = import_files(tmp_path, "clam", tuple(rows))
     expected = {name: reason for name, (_, reason) in FORMS.items()}
     expected |= {"empty": "not readable as HDF5", "places": r"coords of shape .* declares 8 GB, has 0.0 MB"}
-    assert summary["ok"] == ["good"]
-    assert summary["quarantined"].keys() == expected.keys()
+    assert summary.ok == ["good"]
+    assert summary.quarantined.keys() == expected.keys()
     for name, reason in expected.items():
-        assert re.search(reason, summary["quarantined"][name]), (name, summary["quarantined"][name])
+        assert re.search(reason, summary.quarantined[name]), (name, summary.quarantined[name])

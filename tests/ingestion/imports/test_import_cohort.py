@@ -22,7 +22,7 @@ def test_files_without_a_label_are_named_and_left_out(tmp_path: Path) -> None:
     for name in "abcd":
         write_h5(tmp_path / "made" / f"{name}.h5", features_of(0))
     summary = import_files(tmp_path, "clam")
-    assert (summary["ok"], summary["unlabelled"]) == (["a", "b"], ["c", "d"])
+    assert (summary.ok, summary.unlabelled) == (["a", "b"], ["c", "d"])
 
 
 def test_a_file_that_is_touched_or_newly_labelled_is_not_written_again(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_file_that_is_touched_or_newly_labelled_is_not_written_again(tmp_path:
         write_h5(tmp_path / "made" / f"{name}.h5", features_of(0))
     import_files(tmp_path, "clam")
     (tmp_path / "made" / "a.h5").touch()
-    assert import_files(tmp_path, "clam", ("a,1", "b,0"))["skipped"] == 2
+    assert import_files(tmp_path, "clam", ("a,1", "b,0")).skipped == 2
     assert [slide.label for slide in PatchStore(str(tmp_path / "store")).manifest().slides] == [1, 0]
 
 
@@ -42,7 +42,7 @@ def test_an_import_goes_to_s3_as_to_the_disk(folder_uri: str, tmp_path: Path) ->
     config = ImportConfig(format="clam", labels=f"{folder_uri}/labels.csv")
     for skipped in (0, 2):
         summary = import_source(f"{folder_uri}/made", f"{folder_uri}/store", config)
-        assert (summary["ok"], summary["skipped"]) == (["a", "b"], skipped)
+        assert (summary.ok, summary.skipped) == (["a", "b"], skipped)
     slide = PatchStore(f"{folder_uri}/store").slide("b")
     np.testing.assert_array_equal(slide.features("imported").read(0, 12), features_of(0).astype(np.float16))
 
@@ -52,13 +52,13 @@ def test_a_slide_that_cannot_be_read_costs_the_picture_only(tmp_path: Path) -> N
     labels = write_labels(tmp_path, ["a,0,gone.svs,0.25"], "slide_id,label,uri,mpp")
     config = ImportConfig(format="clam", labels=labels)
     summary = import_source(str(tmp_path / "made"), str(tmp_path / "store"), config)
-    assert summary["ok"] == ["a"]
-    assert "there is no such file" in summary["without_picture"]["a"]
+    assert summary.ok == ["a"]
+    assert "there is no such file" in summary.without_picture["a"]
     slide = PatchStore(str(tmp_path / "store")).slide("a")
     assert (slide.has_thumbnail, slide.record.mpp.level0) == (False, 0.25)
     Image.new("RGB", (1100, 800), (200, 100, 150)).save(tmp_path / "gone.svs", "PNG")
     again = import_source(str(tmp_path / "made"), str(tmp_path / "store"), config)
-    assert (again["skipped"], again["without_picture"]) == (0, {})
+    assert (again.skipped, again.without_picture) == (0, {})
     assert PatchStore(str(tmp_path / "store")).slide("a").record.size_level0 == (1100, 800)
 
 

@@ -30,8 +30,8 @@ def files(folder: str) -> dict[str, bytes]:
 
 def test_bags_come_back_in_order_under_their_labels(tmp_path: Path) -> None:
     summary = import_source(write_bags(tmp_path / "b.npz"), str(tmp_path / "s"), BAGS)
-    assert summary["ok"] == ["bag-0000", "bag-0001", "bag-0002", "bag-0003"]
-    assert (summary["patches"], summary["features"], summary["skipped"]) == (8, "imported", 0)
+    assert summary.ok == ["bag-0000", "bag-0001", "bag-0002", "bag-0003"]
+    assert (summary.patches, summary.features, summary.skipped) == (8, "imported", 0)
     store = PatchStore(str(tmp_path / "s"))
     assert [slide.label for slide in store.manifest().slides] == [0, 1, 0, 1]
     slide = store.slide("bag-0000")
@@ -67,11 +67,11 @@ def test_running_again_does_what_changed_only_and_gives_equal_bytes(tmp_path: Pa
     source = write_bags(tmp_path / "b.npz")
     import_source(source, one, BAGS)
     before = files(one)
-    assert import_source(source, one, BAGS)["skipped"] == 4
+    assert import_source(source, one, BAGS).skipped == 4
     features = np.arange(24, dtype=np.float32).reshape(8, 3)
     features[3] = 9.0
     write_bags(tmp_path / "b.npz", X=features)
-    assert import_source(source, one, BAGS)["skipped"] == 3
+    assert import_source(source, one, BAGS).skipped == 3
     assert PatchStore(one).slide("bag-0001").features("imported").read(0, 1).tolist() == [[9, 9, 9]]
     write_bags(tmp_path / "b.npz")
     import_source(source, one, BAGS)
@@ -84,7 +84,7 @@ def test_features_that_were_not_finished_are_written_again(tmp_path: Path) -> No
     import_source(source, store, BAGS)
     uri = f"{store}/slides/bag-0002.zarr/features/imported/zarr.json"
     storage.write_json(uri, {**storage.read_json(uri), "attributes": {"complete": False}})
-    assert import_source(source, store, BAGS)["skipped"] == 3
+    assert import_source(source, store, BAGS).skipped == 3
     assert PatchStore(store).slide("bag-0002").has_features("imported")
 
 
@@ -93,12 +93,12 @@ def test_a_bag_that_cannot_be_used_is_quarantined_and_the_others_go_on(tmp_path:
     features[3, 1] = np.nan
     source = write_bags(tmp_path / "b.npz", X=features, y=np.array([0, 1, 0, 1, 1]))
     summary = import_source(source, str(tmp_path / "s"), BAGS)
-    assert summary["ok"] == ["bag-0000", "bag-0002", "bag-0003"]
-    assert summary["quarantined"] == {
+    assert summary.ok == ["bag-0000", "bag-0002", "bag-0003"]
+    assert summary.quarantined == {
         "bag-0001": "1 of 1 rows of features hold NaN or infinity",
         "bag-0004": "no instances",
     }
-    assert import_source(source, str(tmp_path / "s"), BAGS)["skipped"] == 5
+    assert import_source(source, str(tmp_path / "s"), BAGS).skipped == 5
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_patches_come_back_as_they_were(tmp_path: Path, shape: tuple[int, ...]) 
     pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     source, _ = write_patches(tmp_path / "b.npz", patches=pixels)
     summary = import_source(source, str(tmp_path / "s"), PATCHES)
-    assert (summary["patches"], summary["features"]) == (8, None)
+    assert (summary.patches, summary.features) == (8, None)
     slide = PatchStore(str(tmp_path / "s")).slide("bag-0002")
     colour = np.broadcast_to(pixels.reshape(8, 9, 9, -1), (8, 9, 9, 3))
     np.testing.assert_array_equal(slide.patches(0, 2), colour[[1, 6]])
     assert (slide.patch_size, slide.record.codec, slide.has_coords) == (9, "zstd", False)
-    assert import_source(source, str(tmp_path / "s"), PATCHES)["skipped"] == 4
+    assert import_source(source, str(tmp_path / "s"), PATCHES).skipped == 4
 
 
 @pytest.mark.parametrize(("xy", "edge", "corner"), [("centre", None, 95), ("corner", None, 100), ("centre", 40.0, 80)])

@@ -33,7 +33,7 @@ def test_a_table_comes_back_slide_by_slide(tmp_path: Path) -> None:
     storage.write_table(numeric, pa.table({**table, **{f"f{k}": values[:, k] for k in range(5)}}))
     for source in (listed, numeric):
         uri = source.replace(".parquet", "")
-        assert import_source(source, uri, ImportConfig(format="parquet"))["ok"] == ["b", "a"]
+        assert import_source(source, uri, ImportConfig(format="parquet")).ok == ["b", "a"]
         store = PatchStore(uri)
         slides = store.manifest().slides
         assert [(s.slide_id, s.label, s.patient_id) for s in slides] == [("b", 1, "p1"), ("a", 0, "p2")]
@@ -121,8 +121,8 @@ def test_noise_has_the_same_features_with_and_without_its_index(tmp_path: Path, 
     clean, columns = pd.read_parquet(CASES / "noise_clean.parquet"), [f"f{k}" for k in range(8)]
     assert set(pq.read_schema(CASES / name).names) == {*columns, *extra}
     summary = import_source(str(CASES / name), str(tmp_path), ImportConfig(format="parquet"))
-    assert (len(summary["ok"]), summary["patches"], summary["quarantined"]) == (40, 800, {}), why
-    for slide_id in summary["ok"]:
+    assert (len(summary.ok), summary.patches, summary.quarantined) == (40, 800, {}), why
+    for slide_id in summary.ok:
         expected = clean.loc[clean["slide_id"] == slide_id, columns].to_numpy()
         features = PatchStore(str(tmp_path)).slide(slide_id).features("imported").read(0, len(expected))
         np.testing.assert_array_equal(features, expected.astype(features.dtype), err_msg=why)
@@ -132,7 +132,7 @@ def test_noise_has_the_same_features_with_and_without_its_index(tmp_path: Path, 
 def test_metadata_of_pandas_that_are_none_are_passed_over(tmp_path: Path, metadata: bytes) -> None:
     table = pa.Table.from_pandas(_noise(), preserve_index=False).replace_schema_metadata({b"pandas": metadata})
     storage.write_table(str(tmp_path / "t.parquet"), table)
-    assert import_source(str(tmp_path / "t.parquet"), str(tmp_path / "s"), ImportConfig(format="parquet"))["ok"]
+    assert import_source(str(tmp_path / "t.parquet"), str(tmp_path / "s"), ImportConfig(format="parquet")).ok
 
 
 @pytest.mark.parametrize(

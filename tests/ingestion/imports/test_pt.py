@@ -24,7 +24,7 @@ def test_tensors_alone_or_with_places_come_back(tmp_path: Path) -> None:
     write_pt(tmp_path / "made" / "a.pt", features_of(0))
     write_pt(tmp_path / "made" / "b.pt", features_of(1), GRID, patch_size_level0=512)
     torch.save(torch.from_numpy(features_of(2)).bfloat16(), tmp_path / "made" / "c.pt")
-    assert import_files(tmp_path, "pt", ("a,0", "b,1", "c,0"))["ok"] == ["a", "b", "c"]
+    assert import_files(tmp_path, "pt", ("a,0", "b,1", "c,0")).ok == ["a", "b", "c"]
     store = PatchStore(str(tmp_path / "store"))
     np.testing.assert_array_equal(store.slide("a").features("imported").read(0, 12), features_of(0).astype(np.float16))
     assert not store.slide("a").has_coords
@@ -57,7 +57,7 @@ def test_features_of_files_keep_their_values(tmp_path: Path, kind: str, values: 
     write(tmp_path / "made" / f"a.{suffix}", values, None)
     write(tmp_path / "made" / f"b.{suffix}", features_of(3, width=values.shape[1]), None)
     summary = import_files(tmp_path, kind)
-    assert summary["feature_types"] == ({"float16": 2} if kept == "float16" else {"float32": 1, "float16": 1})
+    assert summary.feature_types == ({"float16": 2} if kept == "float16" else {"float32": 1, "float16": 1})
     read = PatchStore(str(tmp_path / "store")).slide("a").features("imported").read(0, len(values))
     assert read.dtype == kept
     np.testing.assert_array_equal(read, values.astype(kept))
@@ -72,8 +72,8 @@ def test_an_import_that_forced_float16_is_made_again(tmp_path: Path) -> None:
     rewrite_metadata(store.group_uri("a"), {}, {"parameters": parameters})
     store.slide("a").write_features("imported", np.full((12, 5), 1000, np.float16), {"imported": "pt"})
     summary = import_files(tmp_path, "pt", ("a,0",))
-    assert (summary["skipped"], summary["feature_types"]) == (0, {"float32": 1})
-    assert import_files(tmp_path, "pt", ("a,0",))["skipped"] == 1
+    assert (summary.skipped, summary.feature_types) == (0, {"float32": 1})
+    assert import_files(tmp_path, "pt", ("a,0",)).skipped == 1
 
 
 def test_tensors_that_cannot_be_read_are_quarantined(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_tensors_that_cannot_be_read_are_quarantined(tmp_path: Path) -> None:
     cut_short(made / "short.pt")
     torch.save({"labels": torch.zeros(3)}, made / "other.pt")
     torch.save({"features": Path("x")}, made / "objects.pt")
-    reasons = import_files(tmp_path, "pt", ("a,0", "short,1", "other,1", "objects,0"))["quarantined"]
+    reasons = import_files(tmp_path, "pt", ("a,0", "short,1", "other,1", "objects,0")).quarantined
     assert set(reasons) == {"short", "other", "objects"}
     assert "may run code when read" in reasons["objects"]
     assert reasons["other"] == "no features in it, but 1 other entries"
@@ -134,9 +134,9 @@ def test_tensors_of_every_form_are_imported_or_quarantined(tmp_path: Path) -> No
     rows = [f"{name},{k % 2}" for k, name in enumerate(["good", "empty", *FORMS])]
     summary = import_files(tmp_path, "pt", tuple(rows))
     expected = {"empty": r"empty file \(0 bytes\)"} | {name: reason for name, (_, reason) in FORMS.items() if reason}
-    assert summary["quarantined"].keys() == expected.keys()
+    assert summary.quarantined.keys() == expected.keys()
     for name, reason in expected.items():
-        assert re.search(reason, summary["quarantined"][name]), (name, summary["quarantined"][name])
+        assert re.search(reason, summary.quarantined[name]), (name, summary.quarantined[name])
 
 
 def test_an_archive_of_tensors_that_unpacks_to_a_bomb_is_quarantined(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_an_archive_of_tensors_that_unpacks_to_a_bomb_is_quarantined(tmp_path: P
     ):
         for _ in range(110):
             member.write(bytes(10**7))
-    reasons = import_files(tmp_path, "pt", ("a,0",))["quarantined"]
+    reasons = import_files(tmp_path, "pt", ("a,0",)).quarantined
     assert re.fullmatch(r"declares 1 GB, has 1\.\d MB; allowed: 200 times what it has", reasons["a"])
 
 
@@ -165,6 +165,6 @@ def test_the_cases_of_tensors(tmp_path: Path, case: str) -> None:
     good, bad, why = TENSORS[case]
     config = ImportConfig(format="pt", labels=str(CASES / f"{case}.csv"))
     summary = import_source(str(CASES / case), str(tmp_path), config)
-    assert summary["ok"] == good, why
-    assert summary["quarantined"].keys() == bad.keys(), why
-    assert all(summary["quarantined"][name].startswith(reason) for name, reason in bad.items()), why
+    assert summary.ok == good, why
+    assert summary.quarantined.keys() == bad.keys(), why
+    assert all(summary.quarantined[name].startswith(reason) for name, reason in bad.items()), why

@@ -96,7 +96,7 @@ def test_attention_lies_at_the_patch_that_makes_an_imported_slide_positive(
     labels = write_labels(tmp_path, rows, "slide_id,label,uri")
     store, run = str(tmp_path / "store"), str(tmp_path / "run")
     summary = import_source(str(tmp_path / "made"), store, ImportConfig(format=kind, labels=labels))
-    assert (len(summary["ok"]), summary["without_picture"]) == (16, {})
+    assert (len(summary.ok), summary.without_picture) == (16, {})
     metrics = trained(store, run)
     assert metrics["auroc"] == 1.0
     tested = [row["slide_id"] for row in Run(run).splits().to_pylist() if row["split"] == "test" and row["label"]]

@@ -1,0 +1,139 @@
+"""Predictions of new slides as Python objects, from what ``predict`` wrote."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from milcore.errors import InputError
+from milcore.evaluation.attention.slide_attention import SlideAttention
+from milcore.evaluation.predict import ATTENTION
+from milcore.runtime import html, storage
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Prediction of one slide.
+
+    Args:
+        uri: the slide's file.
+        probabilities: by class.
+        calibrated: by class, after the run's temperature scaling; empty where the run is not evaluated.
+        predicted: the class that is called; None where the run is not evaluated.
+        std: standard deviation over the models of folds; None for one model.
+        patches: number of patches.
+    """
+
+    slide_id: str
+    patient_id: str
+    uri: str
+    probabilities: Mapping[str, float]
+    calibrated: Mapping[str, float]
+    predicted: str | None
+    std: float | None
+    patches: int
+    attention: SlideAttention
+
+    @property
+    def probability(self) -> float:
+        """Probability of the positive class of two.
+
+        Raises:
+            InputError: there are more classes.
+        """
+        if len(self.probabilities) != 2:
+            raise InputError(
+                f"probability: expected a run of two classes, got {len(self.probabilities)}; allowed: probabilities, "
+                "by class"
+            )
+        return list(self.probabilities.values())[1]
+
+    def _repr_html_(self) -> str:
+        """The slide's row and overlay, for a notebook."""
+        picture = "" if self.attention.coords is None else self.attention._repr_html_()
+        return html.table(_HEADER, [_cells(self)]) + picture
+
+
+class Predictions(Mapping[str, Prediction]):
+    """Predictions by the slide's id, and the reasons of slides that cannot be scored.
+
+    Research use only. Not for diagnosis.
+
+    Args:
+        summary: what ``predict`` returned.
+        folder_uri: with the attention, which is read when it is asked for.
+    """
+
+    def __init__(self, summary: Mapping[str, Any], folder_uri: str) -> None:
+        self._summary = summary
+        self.classes: tuple[str, ...] = tuple(summary["classes"])
+        self.quarantined: Mapping[str, str] = summary["quarantined"]
+        rows = [row for row in summary["slides"] if row["status"] == "ok"]
+        self._slides = {row["slide_id"]: _prediction(row, self.classes, folder_uri) for row in rows}
+
+    @property
+    def ok(self) -> list[str]:
+        """Ids of the slides that are scored."""
+        return list(self._slides)
+
+    def __getitem__(self, slide_id: str) -> Prediction:
+        if slide_id in self.quarantined:
+            raise KeyError(f"{slide_id}: quarantined: {self.quarantined[slide_id]}")
+        return self._slides[slide_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slides)
+
+    def __len__(self) -> int:
+        return len(self._slides)
+
+    def load(self) -> None:
+        """Read the attention of every slide, so that the folder may go."""
+        for prediction in self._slides.values():
+            prediction.attention.load()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``predictions.json`` for these slides."""
+        return dict(self._summary)
+
+    def __repr__(self) -> str:
+        return f"Predictions({len(self)} slides scored, {len(self.quarantined)} quarantined)"
+
+    def _repr_html_(self) -> str:
+        """A row per slide, for a notebook."""
+        reasons = html.table(["quarantined", "reason"], self.quarantined.items()) if self.quarantined else ""
+        return html.table(_HEADER, map(_cells, self._slides.values())) + reasons + html.line(self._summary["notice"])
+
+
+_HEADER = ("slide", "called", "probabilities", "patches")
+
+
+def _cells(slide: Prediction) -> tuple[str, ...]:
+    probabilities = ", ".join(f"{name} {value:.3f}" for name, value in slide.probabilities.items())
+    return (slide.slide_id, slide.predicted or "", probabilities, str(slide.patches))
+
+
+def _prediction(row: Mapping[str, Any], classes: Sequence[str], folder_uri: str) -> Prediction:
+    return Prediction(
+        slide_id=row["slide_id"],
+        patient_id=row["patient_id"],
+        uri=row["uri"],
+        probabilities=_by_class(row, "probability", classes),
+        calibrated=_by_class(row, "calibrated", classes),
+        predicted=row["called"],
+        std=row["spread"],
+        patches=row["patches"],
+        attention=SlideAttention(storage.join(folder_uri, ATTENTION), row["slide_id"], storage.read_bytes),
+    )
+
+
+def _by_class(row: Mapping[str, Any], column: str, classes: Sequence[str]) -> dict[str, float]:
+    """Values by class.
+
+    Those of two classes stand in one column, of the positive one.
+    """
+    if len(classes) > 2:
+        values = {name: row[f"{column}_{name}"] for name in classes}
+    else:
+        positive = row[column]
+        values = dict(zip(classes, (None if positive is None else 1 - positive, positive), strict=True))
+    return {name: value for name, value in values.items() if value is not None}
