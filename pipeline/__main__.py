@@ -157,7 +157,7 @@ def _print_result(run_uri: str) -> None:
         for name, title in (("auroc", "AUROC"), ("accuracy", "accuracy"))
     )
     print(f"{figures}, {len(metrics['quarantined'])} slides quarantined")
-    print(printable(f"report: {metrics['report']}"))
+    print(printable(f"report: {storage.resolve(metrics['report'], run_uri)}"))
 
 
 def _chosen(arguments: Sequence[str]) -> BaseComponent:

@@ -23,7 +23,7 @@ def test_perfect_figures_are_printed_with_intervals_that_have_width(
     _print_result(str(tmp_path))
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "AUROC 1.000 (95 %: 0.58 to 1.00), accuracy 1.000 (95 %: 0.72 to 1.00), 0 slides quarantined",
-        "report: report.html",
+        f"report: {tmp_path}/report.html",
     ]
     storage.write_json(str(tmp_path / "metrics.json"), metrics | {"auroc": None, "score_intervals": {}})
     _print_result(str(tmp_path))
