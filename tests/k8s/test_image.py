@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 
 from milcore.cluster.jobs.rayjob_spec import USER_ID
@@ -142,6 +144,15 @@ def test_the_bill_of_materials_names_every_package_once_and_is_the_same_each_tim
     assert purls == sorted(set(purls))
     assert f"pkg:pypi/torch@{importlib.metadata.version('torch').replace('+', '%2B')}" in purls
     assert {one["type"] for one in bill["components"]} == {"library"}
+
+
+def test_the_bill_of_materials_keeps_the_schema_of_cyclonedx() -> None:
+    """The schema forbids unknown members, so that a misspelt one is found."""
+    sbom, validator = script("sbom"), JsonStrictValidator(SchemaVersion.V1_6)
+    bill = sbom.bill(list(sbom.python_packages()))
+    assert validator.validate_str(json.dumps(bill)) is None
+    bill["components"][0]["purl_"] = bill["components"][0].pop("purl")
+    assert validator.validate_str(json.dumps(bill)) is not None
 
 
 # what an engine is asked, and a packages' list in place of an image's
