@@ -7,7 +7,13 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def predict(
-    run_uri: str, slides: list[str], out_uri: str, default_mpp: float, allow_program: bool, use_gpu: bool
+    run_uri: str,
+    slides: list[str],
+    out_uri: str,
+    default_mpp: float,
+    annotation_origin: str,
+    allow_program: bool,
+    use_gpu: bool,
 ) -> str:
     """Score slides through the run's own ingestion and encoder settings.
 
@@ -18,6 +24,7 @@ def predict(
         slides: paths or s3:// URIs of slides.
         out_uri: folder for predictions and attention.
         default_mpp: um/px assumed for a slide that carries none; 0: as the run's cohort has it.
+        annotation_origin: corner that GeoJSON and OME-TIFF of attention count px from, bounds or slide.
         allow_program: load an encoder that the run names and that is a TorchScript program.
         use_gpu: compute on a GPU of the step.
 
@@ -28,5 +35,11 @@ def predict(
 
     with api.one_line_errors():
         return api.score_slides(
-            run_uri, slides, out_uri, default_mpp=default_mpp or None, allow_program=allow_program, use_gpu=use_gpu
+            run_uri,
+            slides,
+            out_uri,
+            default_mpp=default_mpp or None,
+            annotation_origin=annotation_origin,
+            allow_program=allow_program,
+            use_gpu=use_gpu,
         )

@@ -479,7 +479,7 @@ def download_model(run_uri: str, path: str) -> str:
 
 
 def run_state(run_uri: str) -> str:
-    """Digest of a run's published files; a new one while any is missing."""
+    """Digest of a run's published files and annotations; new while any is missing."""
     from milcore.training.run_folder import Run
 
     return Run(run_uri).state()
@@ -667,6 +667,7 @@ def score_slides(  # noqa: PLR0913 - one keyword per parameter of the pipeline
     out_uri: str,
     *,
     default_mpp: float | None,
+    annotation_origin: str = "bounds",
     allow_program: bool = False,
     use_gpu: bool,
 ) -> str:
@@ -677,14 +678,24 @@ def score_slides(  # noqa: PLR0913 - one keyword per parameter of the pipeline
         slides: URIs of slides.
         out_uri: folder for predictions and attention.
         default_mpp: um/px of slides that carry none; None: as the run's cohort has it.
+        annotation_origin: corner that coordinates in the GeoJSON and OME-TIFF of attention begin at.
         allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
             author.
         use_gpu: compute on a CUDA device.
 
     Raises:
-        InputError: no slide could be scored.
+        InputError: no slide could be scored, or a setting is out of range.
     """
-    scored = predict(run_uri, slides, out_uri, default_mpp=default_mpp, allow_program=allow_program, use_gpu=use_gpu)
+    annotations = parse_config(AnnotationConfig, {"annotation_origin": annotation_origin})
+    scored = predict(
+        run_uri,
+        slides,
+        out_uri,
+        default_mpp=default_mpp,
+        annotation_origin=annotations.annotation_origin or "bounds",
+        allow_program=allow_program,
+        use_gpu=use_gpu,
+    )
     if not scored:
         raise InputError(
             f"predict: expected slides that can be scored, got none of {len(slides)}; see the reasons above"

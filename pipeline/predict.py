@@ -12,6 +12,7 @@ def predict(
     slides: list[str],
     out_uri: str,
     default_mpp: float = 0.0,
+    annotation_origin: str = "bounds",
     allow_program: bool = False,
     use_gpu: bool = False,
     step_cpus: str = "2",
@@ -27,6 +28,7 @@ def predict(
         slides: paths or s3:// URIs of slides.
         out_uri: folder for predictions and attention.
         default_mpp: um/px assumed for a slide that carries none; 0: as the run's cohort has it.
+        annotation_origin: corner that GeoJSON and OME-TIFF of attention count px from, bounds or slide.
         allow_program: load an encoder that the run names and that is a TorchScript program.
         use_gpu: compute on a GPU of the step.
         step_cpus: CPUs of the step.
@@ -41,6 +43,7 @@ def predict(
         slides=slides,
         out_uri=out_uri,
         default_mpp=default_mpp,
+        annotation_origin=annotation_origin,
         allow_program=allow_program,
         use_gpu=use_gpu,
     )

@@ -51,8 +51,7 @@ def plan_cohort(
     manifest = read_manifest(manifest_uri, positive)
     store = PatchStore(store_uri)
     store.write_annotation_record(check_annotations(manifest, annotations or AnnotationConfig()))
-    if not store.has_manifest() or store.manifest() != manifest:
-        store.write_manifest(manifest)
+    store.update_manifest(manifest)
     return manifest
 
 

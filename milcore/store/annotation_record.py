@@ -27,17 +27,16 @@ class AnnotationRecord:
 
 
 def read_annotation_record(uri: str) -> AnnotationRecord:
-    """Read the record at a URI; an empty one where there is none.
+    """Read the record at a URI.
 
     Raises:
+        FileNotFoundError: there is none.
         DamageError: it is not what was written.
     """
     try:
         values = without_own_digest(storage.read_json(uri), uri)
         files = dict(values["files"])
         return AnnotationRecord(AnnotationConfig.model_validate(values["settings"]), files)
-    except FileNotFoundError:
-        return AnnotationRecord()
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DamageError(
             f"{uri}: expected the record of annotations, got other JSON ({type(error).__name__}); run milcore ingest "

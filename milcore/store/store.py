@@ -43,6 +43,8 @@ IDENTITY = ("schema_version", "slide_id")
 # in a notebook
 SLIDES_SHOWN = 24
 SHOWN_EDGE_PX = 128
+# key in the metadata of the manifest's schema
+_WITH_ANNOTATION_RECORD = b"annotation_record"
 
 
 class PatchStore:
@@ -72,8 +74,16 @@ class PatchStore:
 
         Local files stand in it as paths from the store.
         """
-        stored = manifest.with_files(lambda uri: storage.relative(uri, self.uri))
-        storage.write_table(self._manifest_uri, stored.to_table())
+        table = manifest.with_files(lambda uri: storage.relative(uri, self.uri)).to_table()
+        if storage.exists(self._annotations_uri):
+            table = table.replace_schema_metadata({**table.schema.metadata, _WITH_ANNOTATION_RECORD: b"true"})
+        storage.write_table(self._manifest_uri, table)
+
+    def update_manifest(self, manifest: Manifest) -> None:
+        """Write the cohort's manifest, unless it is equal."""
+        is_equal = self.has_manifest() and self.manifest() == manifest
+        if not is_equal or self._has_annotation_record != storage.exists(self._annotations_uri):
+            self.write_manifest(manifest)
 
     def has_manifest(self) -> bool:
         """True where the store has a manifest."""
@@ -96,12 +106,29 @@ class PatchStore:
     def annotation_record(self) -> AnnotationRecord:
         """Annotations as the last ingestion read them.
 
-        Empty before the first, and in stores of earlier versions.
+        Empty where no slide has one, and in stores of earlier versions.
 
         Raises:
-            DamageError: it is not what was written.
+            DamageError: it is not what was written, or is lost.
         """
-        return read_annotation_record(self._annotations_uri)
+        try:
+            return read_annotation_record(self._annotations_uri)
+        except FileNotFoundError:
+            if (
+                self.has_manifest()
+                and self._has_annotation_record
+                and any(s.annotation for s in self.manifest().slides)
+            ):
+                raise DamageError(
+                    f"{self._annotations_uri}: expected the record of the cohort's annotations, got no object; restore "
+                    "it, or run milcore ingest again"
+                ) from None
+            return AnnotationRecord()
+
+    @property
+    def _has_annotation_record(self) -> bool:
+        """True where the manifest says so; none of an earlier version does."""
+        return _WITH_ANNOTATION_RECORD in (storage.read_table(self._manifest_uri).schema.metadata or {})
 
     def write_annotation_record(self, record: AnnotationRecord) -> None:
         """Write the record of the cohort's annotations, unless it is equal."""

@@ -204,15 +204,19 @@ class Run:
         return html.line(text) + html.table(["setting", "value"], spec.train.model_dump().items())
 
     def state(self) -> str:
-        """Digest of the published files; a new one while any is missing."""
+        """Digest of the published files and of the annotations that evaluation reads.
+
+        A new one while any is missing.
+        """
         uris = (
             self.config_uri, self.splits_uri, self.model_uri, self.metrics_uri, self.predictions_uri, self.report_uri,
         )  # fmt: skip
         try:
             stats = {posixpath.basename(uri): storage.stat(uri) for uri in uris}
-        except FileNotFoundError:
+            annotations = PatchStore(self.spec().store_uri).annotation_record().to_json()
+        except (FileNotFoundError, DamageError):
             return unique_digest()
-        return digest(stats)
+        return digest({"files": stats, "annotations": annotations})
 
 
 def run_damage(run: Run) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from milcore.api import run_state
 from milcore.cohort.manifest import Manifest
 from milcore.config import AnnotationConfig, SplitConfig, TrainConfig
 from milcore.errors import DamageError, InputError
@@ -119,6 +120,19 @@ def test_a_changed_annotation_is_refused_until_it_is_ingested(trained: Path, coh
     (cohort / "a.geojson").write_bytes(before)
     with pytest.raises(InputError, match="expected the file that was ingested"):
         localisation(trained)
+
+
+def test_a_scheduler_sees_that_an_annotation_was_ingested_anew(trained: Path, cohort: Path) -> None:
+    """The evaluation of before would be reused; nothing but the annotation is another."""
+    localisation(trained)
+    before = run_state(str(trained / "run"))
+    assert run_state(str(trained / "run")) == before
+    write_annotation(cohort / "a.geojson", {"Tumor": DARK})
+    record(trained)
+    after = run_state(str(trained / "run"))
+    assert after != before
+    record(trained, annotation_class="Tumor")
+    assert run_state(str(trained / "run")) not in {before, after}
 
 
 def test_a_store_without_a_record_takes_the_annotations_as_they_are(trained: Path, cohort: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from milcore.api import score_slides
 from milcore.config import EncodeConfig, IngestConfig, SplitConfig, TrainConfig
 from milcore.encoders.extraction.encode import encode
 from milcore.errors import InputError, StoreError
@@ -124,6 +125,17 @@ def test_a_dicom_series_is_a_slide_named_like_its_folder(cohort: Path, tmp_path:
     write_level(folder / "level1.dcm", 255 - pixels, 0.5, 1, series)
     predict(str(cohort / "run"), [str(folder)], str(tmp_path / "out"))
     assert record.read_bytes() != seen
+
+
+def test_the_step_of_a_pipeline_takes_the_origin_of_coordinates(cohort: Path, tmp_path: Path) -> None:
+    run, slides = str(cohort / "run"), [str(cohort / "s1.tiff")]
+    for origin in ("bounds", "slide"):
+        out = score_slides(
+            run, slides, str(tmp_path / origin), default_mpp=None, annotation_origin=origin, use_gpu=False
+        )
+        assert storage.read_json(f"{out}/config.json")["annotation_origin"] == origin
+    with pytest.raises(InputError, match="annotation_origin: expected 'slide' or 'bounds', got 'corner'"):
+        score_slides(run, slides, str(tmp_path / "out"), default_mpp=None, annotation_origin="corner", use_gpu=False)
 
 
 def test_folders_that_are_moved_together_go_on(cohort: Path, tmp_path: Path) -> None:

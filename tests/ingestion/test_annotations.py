@@ -9,8 +9,9 @@ import shapely
 from typer.testing import CliRunner
 
 from milcore.cli.main import app
+from milcore.cohort.manifest import read_manifest
 from milcore.config import AnnotationConfig
-from milcore.errors import InputError
+from milcore.errors import DamageError, InputError
 from milcore.ingestion.annotations import tissue_share
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.annotation_record import AnnotationRecord
@@ -140,6 +141,35 @@ def test_a_cohort_without_annotations_has_no_record(cohort: Path) -> None:
     (cohort / "manifest.csv").write_text("slide_id,uri,label\nc,b.tiff,0\n")
     ingest(cohort)
     assert not (cohort / "store/annotations.json").exists()
+
+
+def test_a_lost_record_is_an_error_until_it_is_made_again(cohort: Path) -> None:
+    ingest(cohort)
+    file = cohort / "store/annotations.json"
+    before = file.read_bytes()
+    file.unlink()
+    with pytest.raises(
+        DamageError, match=r"annotations\.json: expected the record of the cohort's annotations, got no"
+    ):
+        record(cohort)
+    with pytest.raises(DamageError):
+        CliRunner().invoke(app, ["info", str(cohort / "store"), "--verify"], catch_exceptions=False)
+    ingest(cohort)
+    assert file.read_bytes() == before
+
+
+def test_a_store_of_an_earlier_version_without_a_record_gains_it(cohort: Path) -> None:
+    """Its manifest says nothing of a record; ingested again, it does."""
+    ingest(cohort)
+    store = PatchStore(str(cohort / "store"))
+    (cohort / "store/annotations.json").unlink()
+    store.write_manifest(read_manifest(str(cohort / "manifest.csv")))
+    assert record(cohort) == AnnotationRecord()
+    ingest(cohort)
+    assert set(record(cohort).sha256) == {"a", "b"}
+    (cohort / "store/annotations.json").unlink()
+    with pytest.raises(DamageError):
+        record(cohort)
 
 
 def test_a_damaged_record_is_made_again(cohort: Path) -> None:

@@ -99,8 +99,7 @@ def _claim(store: PatchStore, source: Source, array: str) -> None:
             f"makes {array}; allowed: a new store, or one of an earlier import of the same; take another store"
         )
     store.write_annotation_record(check_annotations(source.manifest, AnnotationConfig()))
-    if not earlier or store.manifest() != source.manifest:
-        store.write_manifest(source.manifest)
+    store.update_manifest(source.manifest)
 
 
 def _origin(record: SlideRecord) -> str:
