@@ -37,13 +37,13 @@ def evaluate(
 
     with api.one_line_errors():
         # the encoder is the one that the settings of this pipeline named
-        summary = api.evaluate(run_uri, baselines=baselines, sweep=sweep_uri, allow_program=True).as_dict()
+        evaluation = api.evaluate(run_uri, baselines=baselines, sweep=sweep_uri, allow_program=True)
         uris = api.download_evaluation(run_uri, report.path, model_card.path, attention.path)
-    for name, value in summary.items():
+    for name, value in evaluation.as_dict().items():
         if isinstance(value, float):
             metrics.log_metric(name, value)
-    classification.log_roc_curve(*summary["roc"].values())
-    classification.log_confusion_matrix(summary["classes"], summary["confusion"])
+    classification.log_roc_curve(*evaluation.roc)
+    classification.log_confusion_matrix(list(evaluation.classes), evaluation.confusion)
     for output, name in ((report, "report"), (model_card, "model_card"), (attention, "attention")):
         output.metadata["uri"] = uris[name]
     return uris["report"]

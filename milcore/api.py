@@ -633,6 +633,7 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
     from milcore.evaluation.predict import PredictOptions, predict_manifest
     from milcore.evaluation.predict import predict as predict_files
     from milcore.evaluation.predictions import Predictions
+    from milcore.runtime import storage
 
     files = [slides] if isinstance(slides, str | os.PathLike) else list(slides)
     run_uri = _run_uri(run)
@@ -651,7 +652,8 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
         default_mpp, annotation_origin, ATTENTION_FORMATS, allow_program=allow_program, use_gpu=use_gpu
     )
     if out is not None:
-        predictions = Predictions(score(os.fspath(out), options), os.fspath(out))
+        folder = storage.absolute(os.fspath(out))
+        predictions = Predictions(score(folder, options), folder)
     else:
         with tempfile.TemporaryDirectory() as folder:
             summary = score(folder, options._replace(attention_formats=FORMATS_IN_MEMORY))

@@ -10,7 +10,7 @@ from milcore.runtime.processes import map_in_processes
 from milcore.runtime.progress import log_line, track
 from milcore.store.store import PatchStore
 from milcore.store.verify import slide_damage
-from milcore.training.run_folder import Run, run_damage
+from milcore.training.run_folder import Run, read_metrics, run_damage
 
 SLIDES_NAMED = 5
 
@@ -98,5 +98,5 @@ def _describe_run(run: Run) -> dict[str, Any]:
         "classes": list(spec.classes),
         "slides": {name: split.count(name) for name in sorted(set(split))},
         "train": spec.train.model_dump(mode="json"),
-        "metrics": run.metrics(),
+        "metrics": read_metrics(run),
     }

@@ -31,7 +31,7 @@ from milcore.config import (
 )
 from milcore.errors import InputError
 from milcore.runtime.command import exit_codes
-from milcore.runtime.progress import format_interval, format_metric, from_here, log_line, printable
+from milcore.runtime.progress import from_here, log_line, printable
 
 CPUS = len(os.sched_getaffinity(0))
 NONE_OK = 3
@@ -259,13 +259,7 @@ def evaluate(
         use_gpu=use_gpu,
         **annotations,
     )
-    metrics = evaluation.as_dict()
-    intervals = metrics["intervals"] | metrics["score_intervals"]
-    figures = ", ".join(
-        f"{name} {format_metric(metrics[name])}{format_interval(intervals.get(name))}"
-        for name in ("auroc", "accuracy", "localisation_auroc")
-    )
-    finish(metrics, f"test split: {figures}; report {metrics['report']}", as_json)
+    finish(evaluation.as_dict(), f"test split: {evaluation.line}; report {evaluation.report}", as_json)
 
 
 @app.command()

@@ -9,9 +9,10 @@ from typing import Any
 from milcore.errors import InputError
 from milcore.evaluation.attention.slide_attention import SlideAttention
 from milcore.metrics.classification import Estimate
+from milcore.metrics.curves import RocCurve
 from milcore.runtime import html
 from milcore.training import run_files
-from milcore.training.run_folder import Run
+from milcore.training.run_folder import Run, read_metrics
 
 # numbers of ``metrics.json`` that are no metric
 SETTINGS = ("threshold", "temperature")
@@ -54,7 +55,7 @@ class Evaluation:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        content = run.metrics()
+        content = read_metrics(run)
         if content is None:
             raise InputError(f"{run.uri}: expected an evaluated run, got no metrics.json; run milcore evaluate first")
         self._content = content
@@ -107,6 +108,11 @@ class Evaluation:
         return [list(row) for row in self._content["confusion"]]
 
     @property
+    def roc(self) -> RocCurve:
+        """ROC curve of the positive class of two, or the micro-average of more."""
+        return RocCurve(**self._content["roc"])
+
+    @property
     def threshold(self) -> float | None:
         """Lowest probability called positive, chosen on validation.
 
@@ -140,9 +146,15 @@ class Evaluation:
             for row in run_files.read_json(self.run.attention_index_uri)
         }
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The content of ``metrics.json``, with the URI of the report."""
         return self._content | {"report": self.report}
+
+    @property
+    def line(self) -> str:
+        """AUROC, accuracy and localisation AUROC in one line."""
+        names = ("auroc", "accuracy", "localisation_auroc")
+        return ", ".join(f"{name} {self.metrics[name]}" for name in names)
 
     def __repr__(self) -> str:
         return f"Evaluation({self.run.uri}: AUROC {self.metrics['auroc']})"

@@ -61,7 +61,7 @@ from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
 from milcore.training.instances import FREE_SETTINGS
 from milcore.training.run_files import read_file
-from milcore.training.run_folder import Run, claim_folder
+from milcore.training.run_folder import Run, claim_folder, read_metrics
 
 RESEARCH_USE = "Research use only. Not for diagnosis."
 ATTENTION = "attention"
@@ -294,7 +294,7 @@ def _decision_rule(run: Run) -> DecisionRule | None:
 
     None before evaluation, or where an earlier version did it.
     """
-    metrics = run.metrics()
+    metrics = read_metrics(run)
     if metrics is None:
         return None
     if "temperature" not in metrics:

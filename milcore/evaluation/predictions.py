@@ -91,7 +91,7 @@ class Predictions(Mapping[str, Prediction]):
         for prediction in self._slides.values():
             prediction.attention.load()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The content of ``predictions.json`` for these slides."""
         return dict(self._summary)
 

@@ -181,19 +181,6 @@ class Run:
         """
         return OutOfFold.from_json(run_files.read_json(self.out_of_fold_uri)) if self.spec().folds else None
 
-    def metrics(self) -> dict[str, Any] | None:
-        """The content of ``metrics.json``; None before the run is evaluated.
-
-        Raises:
-            AbsentFileError: it was written, and is lost.
-        """
-        try:
-            return dict(run_files.read_json(self.metrics_uri))
-        except FileNotFoundError:
-            if posixpath.basename(self.metrics_uri) in run_files.recorded_digests(self.uri):
-                raise
-            return None
-
     def _repr_html_(self) -> str:
         """Its settings, for a notebook."""
         spec = self.spec()
@@ -217,6 +204,20 @@ class Run:
         except (FileNotFoundError, DamageError):
             return unique_digest()
         return digest({"files": stats, "annotations": annotations})
+
+
+def read_metrics(run: Run) -> dict[str, Any] | None:
+    """The content of a run's ``metrics.json``; None before it is evaluated.
+
+    Raises:
+        AbsentFileError: it was written, and is lost.
+    """
+    try:
+        return dict(run_files.read_json(run.metrics_uri))
+    except FileNotFoundError:
+        if posixpath.basename(run.metrics_uri) in run_files.recorded_digests(run.uri):
+            raise
+        return None
 
 
 def run_damage(run: Run) -> list[str]:

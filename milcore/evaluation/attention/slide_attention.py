@@ -97,4 +97,8 @@ class SlideAttention:
         return f"SlideAttention({self.slide_id})"
 
     def _repr_html_(self) -> str:
-        return html.picture(self._png, "png", f"attention of {self.slide_id}")
+        """The overlay, or why there is none, for a notebook."""
+        try:
+            return html.picture(self._png, "png", f"attention of {self.slide_id}")
+        except InputError as error:
+            return html.line(error.line)
