@@ -223,6 +223,14 @@ def test_a_sweep_keeps_the_training_settings_of_its_config(tmp_path: Path) -> No
     assert chosen["config"] == mc.TuneConfig(poolings=("noisy_or",), train=TrainConfig(level="instance"))
 
 
+@pytest.mark.parametrize("name", [name for name in dir(mc) if inspect.isclass(getattr(mc, name))])
+def test_nothing_that_an_object_gives_is_a_dict_of_anything(name: str) -> None:
+    for member, value in vars(getattr(mc, name)).items():
+        function = value.fget if isinstance(value, property) else getattr(value, "func", value)
+        if inspect.isfunction(function) and not member.startswith("_"):
+            assert "dict[str, typing.Any]" not in str(inspect.signature(function)), member
+
+
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
 def test_help_has_a_line_for_every_argument_and_setting(verb: Callable[..., object]) -> None:
     text = inspect.getdoc(verb) or ""

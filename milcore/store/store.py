@@ -19,7 +19,7 @@ is not complete. One writer per group. Axis words: n (patch), p (patch edge in p
 
 import functools
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -220,7 +220,7 @@ class PatchStore:
         write_group(uri, replace(record, status="quarantined", reason=reason).to_complete_attrs())
         return reason
 
-    def source(self, slide_id: str) -> dict[str, Any] | None:
+    def source(self, slide_id: str) -> dict[str, object] | None:
         """Version of the slide's file at the last ingestion; None before the first.
 
         None too where it is damaged: the file itself is read then. ``uri``, ``size`` in bytes and ``version`` (ETag or
@@ -232,7 +232,7 @@ class PatchStore:
             return None
         return _with_uris(source, lambda uri: storage.resolve(uri, self.uri)) if isinstance(source, dict) else None
 
-    def write_source(self, slide_id: str, source: dict[str, Any]) -> None:
+    def write_source(self, slide_id: str, source: Mapping[str, object]) -> None:
         """Write the version of the slide's file, as ``source`` reads it."""
         stored = _with_uris(source, lambda uri: storage.relative(uri, self.uri))
         storage.write_json(self._source_uri(slide_id), stored)
@@ -302,10 +302,11 @@ def _parse_record(data: bytes | None, slide_id: str, uri: str) -> SlideRecord | 
     return record
 
 
-def _with_uris(source: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+def _with_uris(source: Mapping[str, object], change: Callable[[str], str]) -> dict[str, object]:
     """Version of a file with its URIs changed."""
     changed = {key: _with_uris(value, change) if isinstance(value, dict) else value for key, value in source.items()}
-    return changed | ({"uri": change(source["uri"])} if isinstance(source.get("uri"), str) else {})
+    uri = source.get("uri")
+    return changed | ({"uri": change(uri)} if isinstance(uri, str) else {})
 
 
 def _another_record(slide_id: str, uri: str, got: str) -> DamageError:
