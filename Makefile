@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .PHONY: setup demo test test-long test-browser browser test-faults test-containers engine image lock advisories kubectl docs \
-	lint format clean
+	notebook lint format clean
 
 setup: .venv/ready
 
@@ -71,10 +71,16 @@ $(BIN)/kubectl: .venv/ready
 docs: setup
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet --doctree-dir build/doctrees docs build/docs
 
+# the notebook of first steps anew, with its output
+notebook: setup
+	$(BIN)/python docs/notebook.py run
+
 lint: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/notebook.py export build/first_steps.py
+	$(BIN)/mypy build/first_steps.py
 
 format: setup
 	$(BIN)/ruff format .

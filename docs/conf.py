@@ -28,7 +28,7 @@ nitpick_ignore_regex = [
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # the committed output is shown; tests/test_notebook.py executes it
+nb_execution_mode = "off"  # the committed output is shown; tests/docs/test_notebook.py executes it
 html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"

@@ -263,6 +263,7 @@ def test_objects_are_rich_in_a_notebook_and_short_in_a_terminal(result: mc.Evalu
         assert len(repr(each)) < 400
     assert result.run.store._repr_html_().count("data:image/jpeg") == 24
     assert "AUROC" in result._repr_html_()
+    assert ">nan<" not in result._repr_html_()
     assert "S17" in report._repr_html_()
     assert slide._repr_html_().count("data:image/png") == 1
 

@@ -11,6 +11,7 @@ from milcore.evaluation.attention.slide_attention import SlideAttention
 from milcore.metrics.classification import Estimate
 from milcore.metrics.curves import RocCurve
 from milcore.runtime import html
+from milcore.runtime.progress import format_metric
 from milcore.training import run_files
 from milcore.training.run_folder import Run, read_metrics
 
@@ -162,7 +163,10 @@ class Evaluation:
     def _repr_html_(self) -> str:
         """Metrics with intervals, the models to beat and warnings, for a notebook."""
         rows = [(name, f"{estimate}", estimate.reason or "") for name, estimate in self.metrics.items()]
-        others = [(name, f"{auroc:.3f}", f"{inside:.3f}") for name, (auroc, inside) in self.comparison.items()]
+        others = [
+            (row["name"], format_metric(row["auroc"]), format_metric(row["localisation_auroc"]))
+            for row in self._content["comparison"]
+        ]
         return (
             html.table(["test split", "value (95 % interval)", "why undefined"], rows)
             + html.table(["model", "AUROC", "localisation AUROC"], others)
