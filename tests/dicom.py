@@ -1,4 +1,4 @@
-"""A small DICOM series of whole-slide microscopy: a file for each level, and one of the label."""
+"""A small DICOM series of whole-slide microscopy: a file for each level, one of the label and one of the macro."""
 
 import io
 from pathlib import Path
@@ -24,17 +24,19 @@ class Series(NamedTuple):
 
 
 def write_series(folder: Path, pixels: np.ndarray, mpp: float, levels: int = 2) -> Series:
-    """Write levels of JPEG tiles, each half the one before, and a label image whose name has no suffix."""
+    """Write levels of JPEG tiles, each half the one before, and a label and a macro without suffix."""
     folder.mkdir(parents=True, exist_ok=True)
     series = Series(generate_uid(), generate_uid())
     write_label(folder / "label", series)
+    write_label(folder / "macro", series, "OVERVIEW")
     for level in range(levels):
         write_level(folder / f"level{level}.dcm", pixels, mpp, level, series)
     return series
 
 
-def write_label(path: Path, series: Series) -> None:
-    _write(path, np.full((TILE, TILE, 3), LABEL, np.uint8), 100.0, ["ORIGINAL", "PRIMARY", "LABEL", "NONE"], series)
+def write_label(path: Path, series: Series, kind: str = "LABEL") -> None:
+    """The macro, too, shows the label."""
+    _write(path, np.full((TILE, TILE, 3), LABEL, np.uint8), 100.0, ["ORIGINAL", "PRIMARY", kind, "NONE"], series)
 
 
 def write_level(path: Path, pixels: np.ndarray, mpp: float, level: int, series: Series) -> None:

@@ -1,6 +1,7 @@
 """The commands of a small cohort: what each reads, writes and is compared by."""
 
 import json
+import posixpath
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -70,9 +71,9 @@ COMMANDS = {
         ("tune", STORE, "{out}/sweep", *MODEL, "--epochs", "1", "--trials", "3",
          "--workers", "2"),
     ),
-    "evaluate": Command(("evaluate", "{out}/run"), begun=("run",)),
+    "evaluate": Command(("evaluate", "{out}/run"), begun=("trained/run",)),
     "predict": Command(
-        ("predict", "{cohort}/run", "{files}/s4.tiff", "{files}/s5.tiff", "{out}/predictions"),
+        ("predict", "{cohort}/trained/run", "{files}/s4.tiff", "{files}/s5.tiff", "{out}/predictions"),
     ),
 }  # fmt: skip
 
@@ -92,15 +93,19 @@ class Cohort(NamedTuple):
         for name in command.begun:
             source = storage.join(self.uri, name)
             for uri, data in storage.read_all(sorted(storage.files(source))).items():
-                storage.write_bytes(storage.join(out, name) + uri.removeprefix(source), data)
+                storage.write_bytes(storage.join(out, posixpath.basename(name)) + uri.removeprefix(source), data)
 
 
 def make_cohort(files: Path, uri: str) -> Cohort:
-    """Slides of 20 patches, a store of them, one with features too, and a run trained on that."""
+    """Slides of 20 patches, a store of them, one with features too, and a run trained on that.
+
+    The run lies as deep as a folder that a command writes into: it holds the path from itself to the store.
+    """
     files.mkdir(parents=True)
     _write_files(files)
     cohort = Cohort(files, uri)
-    for name, out in {"ingest": uri, "encode": storage.join(uri, "encoded"), "train": uri}.items():
+    places = {"ingest": uri, "encode": storage.join(uri, "encoded"), "train": storage.join(uri, "trained")}
+    for name, out in places.items():
         cohort.begin(COMMANDS[name], out)
         succeed(cohort.arguments(COMMANDS[name], out))
     return cohort

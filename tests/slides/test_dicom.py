@@ -81,7 +81,7 @@ def test_patches_of_a_folder_are_the_pixels_that_were_written(folder: Path, tmp_
     assert (record.mpp.level0, record.mpp.origin, record.size_level0) == (0.5, "slide", (WIDTH, HEIGHT))
 
 
-@pytest.mark.parametrize("name", ["level0.dcm", "level2.dcm", "label"])
+@pytest.mark.parametrize("name", ["level0.dcm", "level2.dcm", "label", "macro"])
 def test_one_named_file_is_the_folder(folder: Path, tmp_path: Path, name: str) -> None:
     ingested(folder, tmp_path / "whole")
     assert ingested(folder / name, tmp_path / "named").status == "ok"
@@ -186,7 +186,7 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (no_dicom, "a folder without DICOM files; name the file of the slide, or the folder of a DICOM series"),
     (
         many_files,
-        "203 files in the folder of a DICOM slide; allowed: 200; put each series into a folder of its own",
+        "204 files in the folder of a DICOM slide; allowed: 200; put each series into a folder of its own",
     ),
 ]
 
