@@ -1,7 +1,11 @@
 """Sphinx configuration of the documentation: `make docs` builds it, offline, with every warning an error."""
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 from milcore import __version__
 
@@ -44,3 +48,15 @@ html_static_path = ["static"]
 html_css_files = ["milcore.css"]
 html_show_sourcelink = False
 html_copy_source = False
+
+
+def setup(app: Sphinx) -> None:
+    """Read docstrings before napoleon does."""
+    app.connect("autodoc-process-docstring", _without_colon, priority=400)
+
+
+def _without_colon(*event: Any) -> None:
+    """A dash for the colon in a property's first line, which napoleon takes for "type: description"."""
+    _, what, _, _, _, lines = event
+    if what == "property":
+        lines[:1] = [re.sub(r": ", " — ", line, count=1) for line in lines[:1]]
