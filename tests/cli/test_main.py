@@ -77,7 +77,7 @@ def test_train_evaluate_and_info_end_with_an_object(store_uri: str, tmp_path: Pa
     assert Path(evaluated["report"]).stat().st_size > 10_000
     said = milcore("evaluate", run, "--no-baselines").stdout
     low, high = evaluated["score_intervals"]["accuracy"]
-    assert f"accuracy {evaluated['accuracy']:.3f} (95 %: {low:.2f} to {high:.2f}), " in said
+    assert f"accuracy {evaluated['accuracy']:.3f} ({low:.3f} to {high:.3f}), " in said
     assert last_object(milcore("info", run, "--json"))["finished"] is True
     evaluated = last_object(milcore("evaluate", run, "--no-baselines", "--labels-from", "manifest", "--json"))
     assert evaluated["labels_from"] == "manifest"
