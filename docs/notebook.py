@@ -6,6 +6,7 @@ executions, the folder's path and pictures in a second form are left out of what
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
 def execute(notebook: NotebookNode) -> NotebookNode:
     """Execute a notebook in an empty folder and leave out what another run would not repeat."""
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=CELL_TIMEOUT_S, resources={"metadata": {"path": folder}}).execute()
+        client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, resources={"metadata": {"path": folder}})
+        client.execute(env=os.environ | {"PYTHONPATH": str(NOTEBOOK.parents[1])})  # this code, from any folder
         for cell in code_cells(notebook):
             cell.execution_count = None
             cell.metadata.pop("execution", None)
