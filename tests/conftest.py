@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
 import pytest
 import s3fs
 import torch
@@ -26,6 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: files are dealt whole, and a long one at the end would leave a core idle."""
     slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "cluster")))}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """Calls as users make them: annotations are checked in tests alone."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

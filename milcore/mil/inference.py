@@ -3,15 +3,15 @@
 Every evaluation is computed from these.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from milcore.errors import InputError
-from milcore.mil.bags.bags import Bags
+from milcore.mil.bags.bags import Bags, check_bags
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.bags.dealing import micro_batches
 from milcore.mil.instance_encoders.features import FeatureEncoder
@@ -74,20 +74,26 @@ def attention_by_slide(bags: Bags, predictions: dict[int, BagPrediction]) -> dic
 
 
 def predict_bags(
-    models: Sequence[MILModel], bags: Bags, indices: Sequence[int] | None = None, device: torch.device | None = None
+    models: Iterable[MILModel] | MILModel,
+    bags: Bags,
+    indices: Iterable[SupportsIndex] | None = None,
+    device: torch.device | None = None,
 ) -> dict[int, BagPrediction]:
     """Run every model over bags, without dropout: probabilities and attention by bag index.
 
     Args:
-        models: of one run; moved to the device and left in evaluation mode.
+        models: of one run, or one model; moved to the device and left in evaluation mode.
         bags: read lazily.
         indices: of the bags to predict, such as ``bags.split("test")``; None: all.
         device: where to compute; None: where the first model is.
 
     Raises:
-        InputError: the bags have another number of features than a model.
+        InputError: there is no model, an index is that of no bag, or the bags have another number of features than a
+            model.
     """
-    indices = range(len(bags)) if indices is None else indices
+    check_bags(bags)
+    models = _listed_models(models)
+    indices = range(len(bags)) if indices is None else _listed_indices(indices, len(bags))
     device = next(models[0].parameters()).device if device is None else device
     _check_width(models, bags)
     predictions: dict[int, BagPrediction] = {}
@@ -97,6 +103,44 @@ def predict_bags(
             members = probability[None] if before is None else np.vstack([before.members, probability])
             predictions[index] = BagPrediction(members, attention if before is None else before.attention + attention)
     return {index: BagPrediction(total.members, total.attention / len(models)) for index, total in predictions.items()}
+
+
+def _listed_models(models: Iterable[MILModel] | MILModel) -> list[MILModel]:
+    """Models one after another.
+
+    Raises:
+        InputError: there is none, or something else is there.
+    """
+    listed = [models] if isinstance(models, MILModel) or not isinstance(models, Iterable) else list(models)
+    others = [type(model).__name__ for model in listed if not isinstance(model, MILModel)]
+    if others or not listed:
+        raise InputError(
+            f"models: expected models, got {f'type {others[0]}' if others else 'none'}; allowed: one MILModel or "
+            "several, such as that of fit, or Run.models()"
+        )
+    return listed
+
+
+def _listed_indices(indices: Iterable[SupportsIndex], bags: int) -> list[int]:
+    """Indices of bags one after another.
+
+    Raises:
+        InputError: one is that of no bag.
+    """
+    given = indices.tolist() if isinstance(indices, np.ndarray | torch.Tensor) else indices
+    listed = list(given) if isinstance(given, Iterable) else None
+    wrong = [given] if listed is None else [index for index in listed if not _is_index(index, bags)]
+    if listed is None or wrong:
+        raise InputError(
+            f"indices: expected a list of indices of {bags:,} bags, got {wrong[0]!r}; allowed: whole numbers from 0 "
+            f"to {bags - 1:,}, such as bags.split('test')"
+        )
+    return [int(index) for index in listed]
+
+
+def _is_index(value: object, bags: int) -> bool:
+    """True for the index of a bag; a boolean is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) in range(bags)
 
 
 def _check_width(models: Sequence[MILModel], bags: Bags) -> None:

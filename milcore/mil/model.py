@@ -12,6 +12,7 @@ fp32.
 Axes: bag, class, instance, key (embedding width), head, value.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ from milcore.mil.pooling.streaming import ChunkPlan, pool_batch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 PROBE_INSTANCES = 64
 GPU_CHUNKS = 16
+# initial weights are drawn from torch's global generator, which all threads share
+_GENERATOR_LOCK = threading.Lock()
 
 
 class BagOutput(NamedTuple):
@@ -246,14 +249,15 @@ class MILModel(nn.Module):
 def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:
     """Model with Glorot weights and zero biases, initialised from ``config.seed``.
 
-    Pretrained parameters of the encoder keep their values. Parameters are fp64 with precision fp64, else fp32.
+    Several threads may make models. Pretrained parameters of the encoder keep their values. Parameters are fp64 with
+    precision fp64, else fp32.
 
     Args:
         config: of the model.
         width: of features.
         classes: at least 2.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = MILModel(config, width, classes)
         pretrained_ids = {id(parameter) for parameter in model.encoder.pretrained()}

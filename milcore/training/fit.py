@@ -4,7 +4,7 @@ import torch
 
 from milcore.config import TrainConfig, sees_patches, with_settings
 from milcore.errors import InputError
-from milcore.mil.bags.bags import Bags, cache_bytes
+from milcore.mil.bags.bags import Bags, cache_bytes, check_bags
 from milcore.mil.model import MILModel
 from milcore.runtime.progress import EpochProgress
 from milcore.training.context import LocalContext
@@ -28,9 +28,11 @@ def fit(bags: Bags, *, use_gpu: bool = False, config: TrainConfig) -> MILModel:
         config: the model and its training; fields given as keywords override its own.
 
     Raises:
-        InputError: a setting is unknown or out of range, or the training bags are not of several classes.
+        InputError: ``bags`` are no Bags, a setting is unknown or out of range, or the training bags are not of several
+            classes.
         MILError: the loss is not finite.
     """
+    check_bags(bags)
     if sees_patches(config.encoder):
         raise InputError(f"encoder: expected one that takes features, got {config.encoder!r}; allowed: linear, mlp")
     _check_training_bags(bags)

@@ -1,8 +1,10 @@
 """Training on bags at hand: the same weights as through a store, and settings as on the command line."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from milcore.errors import InputError
 from milcore.ingestion.imports.import_cohort import import_source
 from milcore.mil.bags.bags import Bags
 from milcore.mil.inference import predict_bags
+from milcore.mil.model import MILModel, make_model
 from milcore.training.context import LocalContext
 from milcore.training.fit import fit
 from milcore.training.model_file import load_model
@@ -196,3 +199,78 @@ def test_some_bags_are_predicted_by_their_indices() -> None:
     some = predict_bags([model], bags, [5, 2])
     assert list(some) == [5, 2]
     assert some[5].probability == pytest.approx(every[5].probability, abs=1e-6)
+
+
+def ensemble(bags: Bags) -> list[MILModel]:
+    return [fit(bags, epochs=1, seed=seed, **SETTINGS) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "indices", [lambda: (index for index in (5, 2)), lambda: np.array([5, 2]), lambda: torch.tensor([5, 2])]
+)
+def test_models_and_indices_may_be_read_once(indices: Callable[[], Any]) -> None:
+    bags = Bags.from_arrays(arrays_of("float16"), LABELS)
+    models = ensemble(bags)
+    listed = predict_bags(models, bags, [5, 2])
+    once = predict_bags((model for model in models), bags, indices())
+    assert list(once) == [5, 2]
+    for index, prediction in once.items():
+        assert np.array_equal(prediction.members, listed[index].members)
+        assert prediction.members.shape == (2, 2)
+        assert prediction.attention.sum() == pytest.approx(1.0)
+
+
+def test_one_model_predicts_as_a_list_of_it() -> None:
+    bags = Bags.from_arrays(arrays_of("float16"), LABELS)
+    model = fit(bags, epochs=1, **SETTINGS)
+    assert np.array_equal(predict_bags(model, bags)[3].members, predict_bags([model], bags)[3].members)
+
+
+@pytest.mark.parametrize(
+    ("indices", "got"),
+    [
+        ([3, 24], "24"),
+        ([-1], "-1"),
+        ([1.0], "1.0"),
+        ([True, False], "True"),
+        (np.ones(24, bool), "True"),
+        ("test", "'t'"),
+        ([[3, 4]], r"\[3, 4\]"),
+        (5, "5"),
+        (np.array(5), "5"),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_an_index_of_no_bag_is_refused(indices: Any, got: str) -> None:
+    bags = Bags.from_arrays(arrays_of("float16"), LABELS)
+    model = make_model(TrainConfig(**SETTINGS), WIDTH, 2)
+    with pytest.raises(
+        InputError, match=rf"^indices: expected a list of indices of 24 bags, got {got}; allowed: .* from 0 to 23"
+    ):
+        predict_bags(model, bags, indices)
+
+
+@pytest.mark.parametrize(("models", "got"), [([], "none"), ([3], "type int"), (None, "type NoneType")])
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_is_no_model_predicts_nothing(models: Any, got: str) -> None:
+    bags = Bags.from_arrays(arrays_of("float16"), LABELS)
+    with pytest.raises(InputError, match=rf"^models: expected models, got {got}; allowed: one MILModel or several"):
+        predict_bags(models, bags)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_is_no_bags_is_refused() -> None:
+    arrays = arrays_of("float16")
+    expected = r"^bags: expected Bags, got type list; allowed: such as Bags.from_arrays\(arrays, labels\)"
+    with pytest.raises(InputError, match=expected):
+        fit(arrays)
+    with pytest.raises(InputError, match=expected):
+        predict_bags(make_model(TrainConfig(**SETTINGS), WIDTH, 2), arrays)
+
+
+def test_models_made_in_threads_have_the_weights_of_their_seed() -> None:
+    config = TrainConfig(hidden=64, attention_hidden=64, seed=7)
+    alone = make_model(config, 256, 2).state_dict()
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: make_model(config, 256, 2).state_dict(), range(200)))
+    assert all(same(weights, alone) for weights in made)

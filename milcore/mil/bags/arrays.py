@@ -5,8 +5,10 @@ The arrays lie in memory or on a memory map. Errors name the bag, by its index o
 Axes: instance, feature.
 """
 
+import reprlib
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from milcore.cohort.labels import class_name, class_names, label_problems
-from milcore.cohort.table import cell_text, is_missing
+from milcore.cohort.table import cell_text, control_problem, is_missing
 from milcore.config import MAX_WIDTH, SPLIT_NAMES
 from milcore.errors import InputError
 
@@ -63,6 +65,29 @@ class BagLabels(NamedTuple):
     splits: list[str]
 
 
+def by_key(name: str, values: Any) -> Any:
+    """Mapping of a pandas Series and the like; others as they are.
+
+    Args:
+        name: of the argument.
+        values: anything. What has one axis, an ``index`` and ``to_dict`` has keys.
+
+    Raises:
+        InputError: several values have one key.
+    """
+    if isinstance(values, Mapping) or not (hasattr(values, "index") and hasattr(values, "to_dict")):
+        return values
+    if getattr(values, "ndim", 1) != 1:
+        return values
+    of_key = values.to_dict()
+    if len(of_key) != len(values):
+        raise InputError(
+            f"{name}: expected an index with each key once, got {len(values)} values of {len(of_key)} keys; allowed: "
+            "one value per key; drop the others"
+        )
+    return of_key
+
+
 def array_rows(arrays: ArraysOfBags) -> dict[str | int, ArrayRows]:
     """Rows of each bag, by its key in a mapping, else by its index.
 
@@ -70,10 +95,9 @@ def array_rows(arrays: ArraysOfBags) -> dict[str | int, ArrayRows]:
         arrays: see ``Bags.from_arrays``.
 
     Raises:
-        InputError: there is none, or bags are not finite numbers (n, d) with n >= 1 and one d.
+        InputError: there is none, keys are no ids, or bags are not finite numbers (n, d) with n >= 1 and one d.
     """
-    items: Iterable[tuple[str | int, Any]]
-    items = arrays.items() if isinstance(arrays, Mapping) else enumerate(arrays)
+    items = _items(arrays)
     rows: dict[str | int, ArrayRows] = {}
     problems: list[str] = []
     width: tuple[str, int] | None = None
@@ -101,7 +125,7 @@ def bag_labels(
     """Check labels, patients and splits of bags.
 
     Args:
-        keys: of the bags.
+        keys: of the bags, in the order of values that are no mapping.
         labels: see ``Bags.from_arrays``.
         patients: of each bag; None: every bag is of another.
         splits: of each bag; None: all train.
@@ -128,6 +152,55 @@ def bag_labels(
 def bag_id(key: str | int) -> str:
     """Id of a bag: its key, or ``bag-0003`` for index 3."""
     return f"bag-{key:04d}" if isinstance(key, int) else key
+
+
+def _items(arrays: Any) -> Iterable[tuple[str | int, Any]]:
+    """Arrays with their keys, or with their indices.
+
+    Raises:
+        InputError: they have neither, or a key is no id.
+    """
+    if isinstance(arrays, Mapping):
+        keys = {key: _plain_key(key) for key in arrays}
+        _check("arrays", _key_problems(keys), "allowed: texts and whole numbers, each another id; change these keys")
+        return ((keys[key], array) for key, array in arrays.items())
+    _check_order("arrays", arrays)
+    try:
+        return enumerate(arrays)
+    except TypeError:
+        raise InputError(
+            f"arrays: expected bags, got {reprlib.repr(arrays)}; allowed: a list of arrays (n, d), or arrays by the "
+            "bags' ids"
+        ) from None
+
+
+def _plain_key(key: object) -> Any:
+    """Python's value of a key that is a scalar of NumPy."""
+    return key.item() if isinstance(key, np.generic) else key
+
+
+def _key_problems(keys: Mapping[Any, Any]) -> Iterator[str]:
+    key_of_id: dict[str, object] = {}
+    for given, key in keys.items():
+        if isinstance(key, bool) or not isinstance(key, str | int):
+            yield f"key {given!r}: expected a text or a whole number, got type {type(given).__name__}"
+        elif isinstance(key, str) and (not key.strip() or control_problem(key)):
+            yield f"key {given!r}: {control_problem(key) or 'expected an id, got an empty text'}"
+        elif key_of_id.setdefault(bag_id(key), given) is not given:
+            yield f"key {given!r}: expected another id than that of key {key_of_id[bag_id(key)]!r}, got {bag_id(key)!r}"
+
+
+def _check_order(name: str, values: object) -> None:
+    """Check that values are not a set.
+
+    Raises:
+        InputError: they are.
+    """
+    if isinstance(values, AbstractSet) and not isinstance(values, KeysView):
+        raise InputError(
+            f"{name}: expected values in the order of the bags, got a {type(values).__name__}, which has none; "
+            "allowed: a list, an array, or a mapping by the bags' ids"
+        )
 
 
 def _numbers(array: Any) -> np.ndarray:
@@ -178,31 +251,47 @@ def _check_finite(array: np.ndarray, rows: ArrayRows) -> None:
 def _texts(name: str, keys: Sequence[str | int], values: ValuesOfBags) -> dict[str | int, str]:
     """Value of each bag as a text; letters with marks have one form.
 
+    Further keys of a mapping are not read.
+
     Raises:
-        InputError: a bag has none, or there are more values than bags.
+        InputError: a bag has none or several, or a list has more values than there are bags.
     """
     if isinstance(values, Mapping):
-        of_bag: dict[str | int, object] = {key: values.get(key) for key in keys}
+        of_bag: dict[str | int, object] = {key: _scalar(values.get(key)) for key in keys}
     else:
-        listed = values.tolist() if isinstance(values, np.ndarray | Tensor) else values
-        listed = list(listed) if isinstance(listed, Iterable) and not isinstance(listed, str) else None
+        listed = _listed(name, values)
         if listed is None or len(listed) != len(keys):
             got = repr(values) if listed is None else len(listed)
             raise InputError(
                 f"{name}: expected one for each of {len(keys)} bags, got {got}; allowed: a list, or an array"
             )
-        of_bag = dict(zip(keys, listed, strict=True))
-    texts = {key: _text(value) for key, value in of_bag.items()}
+        of_bag = dict(zip(keys, map(_scalar, listed), strict=True))
+    several = [
+        f"bag {key!r}: expected one value, got {reprlib.repr(value)}"
+        for key, value in of_bag.items()
+        if isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    ]
+    _check(name, several, "allowed: one for each bag: of a column ravel(), of one-hot rows argmax(axis=1)")
+    texts = {key: unicodedata.normalize("NFC", cell_text(value)) for key, value in of_bag.items()}
     problems = [
         f"bag {key!r}: expected a value, got {of_bag[key]!r}" for key, text in texts.items() if is_missing(text)
     ]
-    _check(name, problems, "allowed: one for each bag")
+    at = ", by the bags' keys" if isinstance(values, Mapping) else ""
+    _check(name, problems, f"allowed: one for each bag{at}")
     return texts
 
 
-def _text(value: object) -> str:
-    scalar = value.item() if isinstance(value, np.generic | Tensor) else value
-    return unicodedata.normalize("NFC", cell_text(scalar))
+def _listed(name: str, values: Any) -> list[object] | None:
+    """List of values, rows of a table as lists; None for one value."""
+    _check_order(name, values)
+    if hasattr(values, "ndim"):
+        values = (values if isinstance(values, np.ndarray | Tensor) else np.asarray(values)).tolist()
+    return list(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes) else None
+
+
+def _scalar(value: Any) -> object:
+    """Python's value of a scalar of NumPy or torch; others as they are."""
+    return value.item() if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0 else value
 
 
 def _split_problems(split_of: Mapping[str | int, str], patient_of: Mapping[str | int, str]) -> Iterator[str]:

@@ -17,12 +17,14 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from milcore.config import TrainConfig
-from milcore.mil.bags.arrays import ArraysOfBags, ValuesOfBags, array_rows, bag_id, bag_labels
+from milcore.errors import InputError
+from milcore.mil.bags.arrays import ArraysOfBags, ValuesOfBags, array_rows, bag_id, bag_labels, by_key
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.rows import Rows
 
 # a bag above 1 / 4 of the cache is streamed
 STREAMED_ABOVE_CACHE_FRACTION = 4
+CLASSES_SHOWN = 10
 
 
 class BagEntry(NamedTuple):
@@ -104,16 +106,21 @@ class Bags:
         are an empty bag, NaN and infinity, objects, masks, booleans, complex numbers and sparse tensors.
 
         Args:
-            arrays: a list of arrays, or arrays by the bags' ids. n may differ, d not.
+            arrays: a list of arrays, or arrays by the bags' ids: texts, or whole numbers as in ``bag-0003``. n may
+                differ, d not.
             labels: whole numbers, or names of classes; their order is that of a manifest: numbers by value, names by
                 the alphabet, and the second of two classes is positive (``class_names``). Of arrays by id, labels,
-                patients and splits may be mappings too.
+                patients and splits may be mappings or pandas Series by these ids too, and may have further ids, which
+                are not read; of a list of arrays, a Series counts in its order.
             patients: of each bag; None: every bag is of another patient.
             splits: ``train``, ``val`` or ``test`` for each bag, one for all bags of a patient; None: all train.
 
         Raises:
             InputError: bags, by index or id, with what is wrong.
         """
+        arrays = by_key("arrays", arrays)
+        if isinstance(arrays, Mapping):
+            labels, patients, splits = by_key("labels", labels), by_key("patients", patients), by_key("splits", splits)
         rows = array_rows(arrays)
         table = bag_labels(list(rows), labels, patients, splits)
         entries = [
@@ -127,6 +134,11 @@ class Bags:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def __repr__(self) -> str:
+        names = self.class_names
+        classes = f"classes {', '.join(names)}" if len(names) <= CLASSES_SHOWN else f"{len(names)} classes"
+        return f"Bags({len(self):,} bags, {sum(self.lengths):,} instances{f', {classes}' if names else ''})"
 
     def __getitem__(self, index: int) -> Bag:
         bag = self._cache.get(index)
@@ -199,3 +211,15 @@ class Bags:
 def cache_bytes(config: TrainConfig) -> int:
     """Bytes of one worker's cache of instances."""
     return int(config.cache_mb * 1e6)
+
+
+def check_bags(bags: object) -> None:
+    """Check that an argument is ``Bags``.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(bags, Bags):
+        raise InputError(
+            f"bags: expected Bags, got type {type(bags).__name__}; allowed: such as Bags.from_arrays(arrays, labels)"
+        )

@@ -2,7 +2,7 @@
 
 import re
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,15 @@ def test_labels_become_classes_in_the_order_of_a_manifest(labels: Any, classes: 
         ([0, 0.5, 1], "labels: bag 1: label: expected a whole number or a class name, got '0.5'; allowed"),
         ([0, "tumour", 1], "labels: bag 1: label: expected numbers as in the other bags, got 'tumour'; allowed"),
         ({"a": 1}, "labels: bag 0: expected a value, got None"),
+        ({0, 1, 2}, "labels: expected values in the order of the bags, got a set, which has none; allowed"),
+        (frozenset("abc"), "labels: expected values in the order of the bags, got a frozenset, which has none"),
+        ({0: 1, 1: 0, 2: 0}.items(), "labels: expected values in the order of the bags, got a dict_items"),
+        ([[0, 1], [1, 0], [0, 1]], "labels: bag 0: expected one value, got [0, 1]; bag 1: "),
+        ([0, {"label": 1}, 1], "labels: bag 1: expected one value, got {'label': 1}; allowed: one for each bag"),
+        (np.array([[0], [1], [0]]), "labels: bag 0: expected one value, got [0]; bag 1: "),
+        (torch.tensor([[0], [1], [0]]), "labels: bag 0: expected one value, got [0]; bag 1: "),
+        ([0, torch.tensor([1]), 0], "labels: bag 1: expected one value, got tensor([1]); allowed"),
+        ([0, np.array([1]), 0], "labels: bag 1: expected one value, got array([1]); allowed"),
     ],
 )
 def test_a_label_that_is_none_is_refused(labels: Any, error: str) -> None:
@@ -205,6 +214,96 @@ def test_arrays_by_id_take_labels_patients_and_splits_by_id_in_any_order() -> No
         ("x", 1, "8", "train"),
         ("y", 0, "7", "val"),
     ]
+
+
+class Column:
+    """What of a pandas Series or, with two axes, of a data frame counts here."""
+
+    def __init__(self, index: list[Any], values: list[Any]) -> None:
+        self.index, self.values = index, values
+        self.ndim = 2 if isinstance(values[0], list) else 1
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values if self.ndim == 1 else ["name of a column"])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype)
+
+    def to_dict(self) -> dict[Any, Any]:
+        return dict(zip(self.index, self.values, strict=True))
+
+
+def test_a_series_counts_by_its_index_for_arrays_by_id_and_by_its_order_for_a_list() -> None:
+    labels = Column(["a", "e", "f"], ["normal", "normal", "tumour"])
+    bags = Bags.from_arrays(
+        {"f": VALUES, "e": VALUES},
+        labels,
+        patients=Column(["e", "f"], [1, 2]),
+        splits=Column(["e", "f"], ["val", "train"]),
+    )
+    assert [(e.bag_id, e.label, e.patient_id, e.split) for e in bags.entries] == [
+        ("f", 1, "2", "train"),
+        ("e", 0, "1", "val"),
+    ]
+    assert [entry.label for entry in Bags.from_arrays([VALUES] * 3, labels).entries] == [0, 0, 1]
+
+
+def test_a_series_of_arrays_has_ids() -> None:
+    bags = Bags.from_arrays(Column([7, 3], [VALUES, VALUES[:2]]), Column([3, 7, 9], [0, 1, 1]))
+    assert [(e.bag_id, e.label, e.length) for e in bags.entries] == [("bag-0007", 1, 4), ("bag-0003", 0, 2)]
+
+
+def test_a_series_with_other_keys_one_key_twice_or_several_columns_is_refused() -> None:
+    arrays = {"a": VALUES, "b": VALUES}
+    with pytest.raises(InputError, match=r"labels: bag 'a': expected a value, got None; .* by the bags' keys"):
+        Bags.from_arrays(arrays, Column([0, 1], [0, 1]))
+    with pytest.raises(InputError, match="labels: expected an index with each key once, got 3 values of 2 keys"):
+        Bags.from_arrays(arrays, Column(["a", "b", "a"], [0, 1, 1]))
+    for table in (arrays, [VALUES] * 2):
+        with pytest.raises(InputError, match=r"labels: bag .*: expected one value, got \[1\]"):
+            Bags.from_arrays(table, Column(["a", "b"], [[0], [1]]))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "error"),
+    [
+        ({0: VALUES, "bag-0000": VALUES}, "key 'bag-0000': expected another id than that of key 0, got 'bag-0000'"),
+        ({"a": VALUES, (1, 2): VALUES}, "key (1, 2): expected a text or a whole number, got type tuple"),
+        ({Path("a.h5"): VALUES}, "key PosixPath('a.h5'): expected a text or a whole number, got type PosixPath"),
+        ({1.5: VALUES}, "key 1.5: expected a text or a whole number, got type float"),
+        ({True: VALUES}, "key True: expected a text or a whole number, got type bool"),
+        ({None: VALUES}, "key None: expected a text or a whole number, got type NoneType"),
+        ({"": VALUES}, "key '': expected an id, got an empty text"),
+        ({" ": VALUES}, "key ' ': expected an id, got an empty text"),
+        ({"a\n": VALUES}, "key 'a\\n': expected text, got the control character '\\n' in it; remove it"),
+        (None, "expected bags, got None; allowed: a list of arrays (n, d), or arrays by the bags' ids"),
+        (3, "expected bags, got 3; allowed"),
+        (np.array(3.0), "expected bags, got array(3.); allowed"),
+        ({((1.0, 2.0),)}, "expected values in the order of the bags, got a set, which has none; allowed"),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_arrays_without_an_id_each_or_an_order_are_refused(arrays: Any, error: str) -> None:
+    with pytest.raises(InputError, match="^" + re.escape(f"arrays: {error}")):
+        Bags.from_arrays(arrays, [0, 1])
+
+
+def test_numpy_s_numbers_and_texts_are_ids() -> None:
+    bags = Bags.from_arrays({np.int64(3): VALUES, np.str_("x"): VALUES}, {"x": 1, 3: 0})
+    assert [(e.bag_id, e.label) for e in bags.entries] == [("bag-0003", 0), ("x", 1)]
+    assert {type(entry.bag_id) for entry in bags.entries} == {str}
+
+
+def test_bags_are_shown_without_a_read() -> None:
+    bags = Bags.from_arrays([VALUES, VALUES[:2]], ["tumour", "normal"])
+    unread = Bags(bags.entries, lambda entry: pytest.fail(f"{entry} is read"), 0, bags.class_names)
+    assert repr(unread) == "Bags(2 bags, 6 instances, classes normal, tumour)"
+    many = Bags(bags.entries, lambda entry: pytest.fail(f"{entry} is read"), 0, tuple(map(str, range(11))))
+    assert repr(many) == "Bags(2 bags, 6 instances, 11 classes)"
+    assert repr(Bags((), lambda entry: pytest.fail(f"{entry} is read"), 0)) == "Bags(0 bags, 0 instances)"
 
 
 def test_a_split_of_another_name_and_a_patient_in_two_are_refused() -> None:
