@@ -25,8 +25,11 @@ _HOME = {
     "SplitConfig": "milcore.config",
     "TrainConfig": "milcore.config",
     "TuneConfig": "milcore.config",
+    "EvaluateConfig": "milcore.config",
+    "PredictConfig": "milcore.config",
     "LaunchConfig": "milcore.config",
     "MILError": "milcore.errors",
+    "InputError": "milcore.errors",
     "IngestReport": "milcore.ingestion.report",
     "PatchStore": "milcore.store.store",
     "Bags": "milcore.mil.bags.bags",
@@ -40,6 +43,9 @@ _HOME = {
     "fit": "milcore.training.fit",
     "predict_bags": "milcore.mil.inference",
 }
+
+
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

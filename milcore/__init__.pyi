@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from milcore.api import EncodeReport, RunLike, StoreLike, SweepLike, SyntheticCohort, Uri
 from milcore.config import AnnotationConfig as AnnotationConfig
@@ -22,12 +22,15 @@ from milcore.config import (
     StainNormalisation,
 )
 from milcore.config import EncodeConfig as EncodeConfig
+from milcore.config import EvaluateConfig as EvaluateConfig
 from milcore.config import ImportConfig as ImportConfig
 from milcore.config import IngestConfig as IngestConfig
 from milcore.config import LaunchConfig as LaunchConfig
+from milcore.config import PredictConfig as PredictConfig
 from milcore.config import SplitConfig as SplitConfig
 from milcore.config import TrainConfig as TrainConfig
 from milcore.config import TuneConfig as TuneConfig
+from milcore.errors import InputError as InputError
 from milcore.errors import MILError as MILError
 from milcore.evaluation.evaluation import Evaluation as Evaluation
 from milcore.evaluation.predictions import Predictions as Predictions
@@ -49,7 +52,7 @@ def ingest(
     manifest: Uri,
     store: StoreLike,
     *,
-    positive: str | None = None,
+    positive: str | int | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
     config: IngestConfig | None = None,
@@ -76,7 +79,7 @@ def import_cohort(
     config: ImportConfig | None = None,
     format: ImportFormat = ...,
     name: str = "imported",
-    labels: str | None = None,
+    labels: Uri | None = None,
     positive: str | None = None,
     positive_instances: str | Sequence[str] = ...,
     xy: PlaceInPatch = "centre",
@@ -134,7 +137,7 @@ def train(
     checkpoint_every: int = 5,
     precision: Precision = "fp32",
     seed: int = 0,
-    splits: str | None = None,
+    splits: Uri | None = None,
     split_seed: int = 0,
     val_fraction: float = 0.15,
     test_fraction: float = 0.3,
@@ -188,7 +191,7 @@ def tune(
     tune_seed: int = 0,
     search: str | Sequence[str] = ...,
     objective_folds: int = 0,
-    splits: str | None = None,
+    splits: Uri | None = None,
     split_seed: int = 0,
     val_fraction: float = 0.15,
     test_fraction: float = 0.3,
@@ -200,25 +203,28 @@ def tune(
 def evaluate(
     run: RunLike,
     *,
-    baselines: bool = True,
     sweep: SweepLike | None = None,
-    attention_formats: Sequence[AttentionFormat] = ...,
+    config: EvaluateConfig | None = None,
+    annotations: AnnotationConfig | None = None,
+    baselines: bool = True,
+    attention_formats: str | Sequence[AttentionFormat] = ...,
     with_leave_one_out: bool = False,
     labels_from: LabelSource | None = None,
     allow_program: bool = False,
     use_gpu: bool = False,
-    annotations: AnnotationConfig | None = None,
     annotation_class: str | Sequence[str] = ...,
     annotation_origin: AnnotationOrigin | None = None,
 ) -> Evaluation: ...
 def predict(
     run: RunLike,
-    slides: Uri | Sequence[Uri] = (),
+    slides: Uri | Iterable[Uri] = (),
     out: Uri | None = None,
     *,
     manifest: Uri | None = None,
+    config: PredictConfig | None = None,
     default_mpp: float | None = None,
     annotation_origin: AnnotationOrigin = "bounds",
+    attention_formats: str | Sequence[AttentionFormat] = ...,
     allow_program: bool = False,
     use_gpu: bool = False,
 ) -> Predictions: ...

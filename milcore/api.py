@@ -11,7 +11,7 @@ import contextlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -19,18 +19,17 @@ from milcore.config import (
     ATTENTION_FORMATS,
     NOT_IN_SWEEP,
     AnnotationConfig,
-    AnnotationOrigin,
     AttentionFormat,
     EncodeConfig,
+    EvaluateConfig,
     ImportConfig,
     IngestConfig,
-    LabelSource,
     LaunchConfig,
     PipelineSettings,
+    PredictConfig,
     SplitConfig,
     TrainConfig,
     TuneConfig,
-    label_source,
     parse_config,
     with_settings,
 )
@@ -83,6 +82,7 @@ class EncodeReport(NamedTuple):
         return f"EncodeReport(features/{self.name}: {len(self.slides)} slides, {self.patches} patches)"
 
 
+@with_settings()
 def synthesise(out: "Uri", slides: int = 48, *, seed: int = 0, workers: int | None = None) -> SyntheticCohort:
     """Write a cohort of synthetic pyramidal slides with annotated lesions.
 
@@ -96,36 +96,50 @@ def synthesise(out: "Uri", slides: int = 48, *, seed: int = 0, workers: int | No
     from milcore.runtime import storage
     from milcore.runtime.progress import track
 
-    written = synthesise(os.fspath(out), slides, seed, _cores() if workers is None else workers)
+    folder = _uri("out", out)
+    written = synthesise(folder, slides, seed, _workers(workers))
     slide_ids = list(track(written, "synth", slides))
-    return SyntheticCohort(slide_ids, storage.join(storage.absolute(os.fspath(out)), "manifest.csv"))
+    return SyntheticCohort(slide_ids, storage.join(storage.absolute(folder), "manifest.csv"))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+def _workers(workers: int | None) -> int:
+    """Number of workers; None stands for one on each core."""
+    return len(os.sched_getaffinity(0)) if workers is None else parse_config(LaunchConfig, {"workers": workers}).workers
+
+
+def _uri(name: str, value: "Uri") -> str:
+    """The text of a path or URI.
+
+    Raises:
+        InputError: it is none, or empty.
+    """
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise InputError(f"{name}: expected a path or URI, got {value!r}; allowed: text or a Path, not empty")
+    return os.fspath(value)
 
 
 def _store_uri(source: "StoreLike") -> str:
     """URI of the store that an argument names."""
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
+        return _uri("store", source)
     from milcore.store.store import PatchStore
 
-    store = getattr(source, "store", source)
+    run_or_source = getattr(source, "run", source)
+    store = getattr(run_or_source, "store", run_or_source)
     if not isinstance(store, PatchStore):
         raise InputError(
-            f"store: expected a patch store, got {source!r}; allowed: its URI, a PatchStore, an IngestReport or a Run"
+            f"store: expected a patch store, got {source!r}; allowed: its URI, a PatchStore, an IngestReport, an "
+            "EncodeReport, a Run or an Evaluation"
         )
     return store.uri
 
 
 def _run_uri(source: "RunLike") -> str:
     """Absolute URI of the run that an argument names."""
-    from milcore.runtime import storage
     from milcore.training.run_folder import Run
 
     if isinstance(source, str | os.PathLike):
-        return storage.absolute(os.fspath(source))
+        return Run(_uri("run", source)).uri
     run = getattr(source, "run", source)
     if not isinstance(run, Run):
         raise InputError(f"run: expected a run, got {source!r}; allowed: its URI, a Run or an Evaluation")
@@ -134,11 +148,10 @@ def _run_uri(source: "RunLike") -> str:
 
 def _sweep(source: "SweepLike") -> "Sweep":
     """The sweep that an argument names, at an absolute URI."""
-    from milcore.runtime import storage
     from milcore.training.sweep import Sweep
 
     if isinstance(source, str | os.PathLike):
-        return Sweep(storage.absolute(os.fspath(source)))
+        return Sweep(_uri("sweep", source))
     if not isinstance(source, Sweep):
         raise InputError(f"sweep: expected a sweep, got {source!r}; allowed: its URI or a Sweep")
     return source
@@ -160,7 +173,7 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     manifest: "Uri",
     store: "StoreLike",
     *,
-    positive: str | None = None,
+    positive: str | int | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
     config: IngestConfig,
@@ -193,8 +206,9 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     from milcore.runtime.progress import track
     from milcore.store.store import PatchStore
 
-    store_uri, workers = _store_uri(store), _cores() if workers is None else workers
-    cohort = plan_cohort(os.fspath(manifest), store_uri, positive, annotations)
+    store_uri, workers = _store_uri(store), _workers(workers)
+    positive = None if positive is None else str(positive)
+    cohort = plan_cohort(_uri("manifest", manifest), store_uri, positive, annotations)
     _log_notes(cohort)
     with _slide_map(ray_address, workers) as map_slides:
         outcomes = ingest_cohort(store_uri, config, workers, map_slides=map_slides)
@@ -385,7 +399,7 @@ def import_cohort(source: "Uri", store: "StoreLike", *, config: ImportConfig) ->
     """
     from milcore.ingestion.imports.import_cohort import import_source
 
-    report = import_source(os.fspath(source), _store_uri(store), config)
+    report = import_source(_uri("source", source), _store_uri(store), config)
     _log_notes(report.store.manifest())
     _log_quarantined(report.quarantined)
     return report
@@ -515,32 +529,16 @@ def tune(
     return sweep
 
 
-@with_settings(annotations=AnnotationConfig)
-def evaluate(  # noqa: PLR0913 - one keyword per option of the command
-    run: "RunLike",
-    *,
-    baselines: bool = True,
-    sweep: "SweepLike | None" = None,
-    attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
-    with_leave_one_out: bool = False,
-    labels_from: LabelSource | None = None,
-    allow_program: bool = False,
-    use_gpu: bool = False,
-    annotations: AnnotationConfig,
+@with_settings(config=EvaluateConfig, annotations=AnnotationConfig)
+def evaluate(
+    run: "RunLike", *, sweep: "SweepLike | None" = None, config: EvaluateConfig, annotations: AnnotationConfig
 ) -> "Evaluation":
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
 
     Args:
         run: a finished run, of one model or of folds.
-        baselines: also train and show the rows the model has to beat.
         sweep: the sweep whose best config this run took; its trials and verdict are shown.
-        attention_formats: the forms of each test slide's attention.
-        with_leave_one_out: also the change of the log-odds without each instance; seconds a slide.
-        labels_from: ``run`` or ``manifest``, where the store's manifest has other labels or patients than the run was
-            trained on; None refuses that.
-        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
-            author.
-        use_gpu: compute on a CUDA device.
+        config: what is computed and written; fields given as keywords override its own.
         annotations: fields that are set here, or given as keywords, override those that ingestion recorded.
 
     Returns:
@@ -553,25 +551,20 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     """
     from milcore.evaluation.evaluate import evaluate
     from milcore.evaluation.evaluation import Evaluation
-    from milcore.training.run_folder import Run
 
-    run_uri, unknown = _run_uri(run), [name for name in attention_formats if name not in ATTENTION_FORMATS]
-    if unknown:
-        raise InputError(
-            f"attention: expected forms of attention, got {', '.join(unknown)}; allowed: {', '.join(ATTENTION_FORMATS)}"
-        )
+    run_uri = _run_uri(run)
     evaluate(
         run_uri,
-        baselines=baselines,
+        baselines=config.baselines,
         sweep_uri=None if sweep is None else _sweep(sweep).uri,
-        attention_formats=tuple(name for name in ATTENTION_FORMATS if name in attention_formats),
-        with_leave_one_out=with_leave_one_out,
+        attention_formats=tuple(name for name in ATTENTION_FORMATS if name in config.attention_formats),
+        with_leave_one_out=config.with_leave_one_out,
         annotations=annotations,
-        labels_from=label_source(labels_from),
-        allow_program=allow_program,
-        use_gpu=use_gpu,
+        labels_from=config.labels_from,
+        allow_program=config.allow_program,
+        use_gpu=config.use_gpu,
     )
-    return Evaluation(Run(run_uri))
+    return Evaluation(run_uri)
 
 
 def download_evaluation(run_uri: str, report: str, model_card: str, attention: str) -> dict[str, str]:
@@ -598,16 +591,14 @@ def download_evaluation(run_uri: str, report: str, model_card: str, attention: s
     return {"report": run.report_uri, "model_card": run.model_card_uri, "attention": run.attention_uri}
 
 
-def predict(  # noqa: PLR0913 - one keyword per option of the command
+@with_settings(config=PredictConfig)
+def predict(
     run: "RunLike",
-    slides: "Uri | Sequence[Uri]" = (),
+    slides: "Uri | Iterable[Uri]" = (),
     out: "Uri | None" = None,
     *,
     manifest: "Uri | None" = None,
-    default_mpp: float | None = None,
-    annotation_origin: AnnotationOrigin = "bounds",
-    allow_program: bool = False,
-    use_gpu: bool = False,
+    config: PredictConfig,
 ) -> "Predictions":
     """Score new slides through a run's own ingestion and encoder settings.
 
@@ -618,11 +609,7 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
         slides: paths or URIs of slides; none with a manifest. The id of a file is its name without suffix.
         out: folder for predictions and attention; None keeps nothing on disk.
         manifest: in place of slides: CSV or Parquet with slide_id, uri; also patient_id, mpp.
-        default_mpp: um/px of slides that carry none; None: as the run's cohort has it.
-        annotation_origin: corner that coordinates in the GeoJSON and OME-TIFF of attention begin at.
-        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
-            author.
-        use_gpu: compute on a CUDA device.
+        config: how slides are scored; fields given as keywords override its own.
 
     Returns:
         Predictions by slide id, and the reasons of slides that cannot be scored.
@@ -630,13 +617,12 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
     Raises:
         InputError: slides and a manifest, or neither of them.
     """
-    from milcore.evaluation.predict import PredictOptions, predict_manifest
     from milcore.evaluation.predict import predict as predict_files
+    from milcore.evaluation.predict import predict_manifest
     from milcore.evaluation.predictions import Predictions
     from milcore.runtime import storage
 
-    files = [slides] if isinstance(slides, str | os.PathLike) else list(slides)
-    run_uri = _run_uri(run)
+    run_uri, files = _run_uri(run), _files(slides)
     if bool(files) == (manifest is not None):
         raise InputError(
             f"predict: expected slides or a manifest, got {len(files)} slides and manifest {manifest!r} beside "
@@ -644,23 +630,27 @@ def predict(  # noqa: PLR0913 - one keyword per option of the command
             "manifest"
         )
     score: Callable[..., dict[str, Any]] = (
-        partial(predict_files, run_uri, [os.fspath(file) for file in files])
+        partial(predict_files, run_uri, files)
         if manifest is None
-        else partial(predict_manifest, run_uri, os.fspath(manifest))
-    )
-    options = PredictOptions(
-        default_mpp, annotation_origin, ATTENTION_FORMATS, allow_program=allow_program, use_gpu=use_gpu
+        else partial(predict_manifest, run_uri, _uri("manifest", manifest))
     )
     if out is not None:
-        folder = storage.absolute(os.fspath(out))
-        predictions = Predictions(score(folder, options), folder)
+        folder = storage.absolute(_uri("out", out))
+        predictions = Predictions(score(folder, config), folder)
     else:
+        in_memory = config.model_copy(update={"attention_formats": FORMATS_IN_MEMORY})
         with tempfile.TemporaryDirectory() as folder:
-            summary = score(folder, options._replace(attention_formats=FORMATS_IN_MEMORY))
-            predictions = Predictions(summary, folder)
+            predictions = Predictions(score(folder, in_memory), folder)
             predictions.load()
     _log_quarantined(predictions.quarantined)
     return predictions
+
+
+def _files(slides: "Uri | Iterable[Uri]") -> list[str]:
+    """Texts of the paths or URIs of slides."""
+    if not isinstance(slides, str | os.PathLike | Iterable):
+        raise InputError(f"slides: expected paths or URIs, got {slides!r}; allowed: one, or several in a list")
+    return [_uri("slides", each) for each in ([slides] if isinstance(slides, str | os.PathLike) else slides)]
 
 
 def score_slides(  # noqa: PLR0913 - one keyword per parameter of the pipeline

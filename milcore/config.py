@@ -121,7 +121,14 @@ def _split_at(separator: str) -> Callable[[object], object]:
     return parts
 
 
+def _path_text(value: object) -> object:
+    """The text of a path."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_at(","))]
+AttentionFormats = Annotated[tuple[AttentionFormat, ...], BeforeValidator(_split_at(","))]
+UriText = Annotated[str, BeforeValidator(_path_text)]
 PoolingNames = Annotated[tuple[PoolingName, ...], BeforeValidator(_split_at(","))]
 # commas part the values of one axis
 SearchAxes = Annotated[tuple[str, ...], BeforeValidator(_split_at(";"))]
@@ -247,7 +254,7 @@ class ImportConfig(Config):
 
     format: ImportFormat = Field(description="what made SOURCE")
     name: FeatureName = Field("imported", description="features/<name> to write")
-    labels: str | None = Field(
+    labels: UriText | None = Field(
         None,
         description="CSV or Parquet with slide_id, label and optionally patient_id, uri, mpp, site, split, annotation; "
         f"for {', '.join(FORMATS_WITHOUT_LABELS)}, whose files hold no label",
@@ -310,7 +317,7 @@ class EncodeConfig(Config):
 class SplitConfig(Config):
     """Settings of the split of patients; with the manifest they determine it."""
 
-    splits: str | None = Field(
+    splits: UriText | None = Field(
         None, description="splits.parquet to take over, of a sweep or another run (none: patients are divided anew)"
     )
     split_seed: Seed = Field(0, description="seed of the patient-level split (not the training seed)")
@@ -546,6 +553,45 @@ class LaunchConfig(Config):
     use_gpu: bool = Field(False, description="give each worker one GPU (NCCL); otherwise CPU (gloo)")
 
 
+class EvaluateConfig(Config):
+    """Settings of an evaluation."""
+
+    baselines: bool = Field(True, description="also train and show the rows the model has to beat")
+    attention_formats: AttentionFormats = Field(
+        ATTENTION_FORMATS, description="file formats of each test slide's attention"
+    )
+    with_leave_one_out: bool = Field(
+        False, description="also the change of the log-odds without each instance; seconds a slide"
+    )
+    labels_from: LabelSource | None = Field(
+        None,
+        description="run or manifest: labels and patients to take where the store's manifest has others than at "
+        "training (none: that is refused)",
+    )
+    allow_program: bool = Field(
+        False,
+        description="load an encoder that the run names and that is a TorchScript program: it runs its author's code",
+    )
+    use_gpu: bool = Field(False, description="compute on a CUDA device")
+
+
+class PredictConfig(Config):
+    """Settings of a prediction of new slides."""
+
+    default_mpp: PositiveFloat | None = Field(
+        None, description="um/px of slides that carry none (none: as the run's cohort has it)"
+    )
+    annotation_origin: AnnotationOrigin = Field(
+        "bounds", description="corner that coordinates in the GeoJSON and OME-TIFF of attention begin at"
+    )
+    attention_formats: AttentionFormats = Field(ATTENTION_FORMATS, description="file formats of each slide's attention")
+    allow_program: bool = Field(
+        False,
+        description="load an encoder that the run names and that is a TorchScript program: it runs its author's code",
+    )
+    use_gpu: bool = Field(False, description="compute on a CUDA device")
+
+
 class EncoderRecord(Config):
     """Frozen encoder that made features."""
 
@@ -681,15 +727,16 @@ def with_settings(
         @functools.wraps(function)
         def call(*values: Any, **keywords: Any) -> R:
             given: dict[str, dict[str, object]] = {at: {} for at in kinds}
-            for name in keywords.keys() - own.keys() - kinds.keys():
+            settings = [name for name in keywords if name not in own and name not in kinds]
+            unknown = [name for name in settings if name not in owners and name not in (leave_out or {})]
+            if unknown:
+                raise InputError("; ".join(_unknown_keyword(name, [*own, *owners]) for name in unknown))
+            for name in settings:
                 if leave_out and name in leave_out:
                     raise InputError(
                         f"{name}: expected none in {function.__name__}, got {keywords[name]!r}; {leave_out[name]}"
                     )
-                if name not in owners:
-                    raise InputError(_unknown_keyword(name, [*own, *owners]))
-                value = keywords.pop(name)
-                given[owners[name]][name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+                given[owners[name]][name] = keywords.pop(name)
             configs: dict[str, Config] = {}
             for at, kind in kinds.items():
                 base = _values_of(at, kind, keywords.pop(at, None))
@@ -712,9 +759,10 @@ def with_settings(
             )
             for at in kinds.keys() - own.keys()
         ]
-        parameters.append(inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD))
+        if fields:
+            parameters.append(inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD))
         call.__signature__ = inspect.signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
-        call.__doc__ = _with_keywords(function.__doc__ or "", fields)
+        call.__doc__ = _with_keywords(function.__doc__ or "", fields) if fields else function.__doc__
         call.__settings__ = fields  # type: ignore[attr-defined]
         return call
 

@@ -31,7 +31,7 @@ def text() -> str:
     imports += [f"from {module} import {name}" for name, module in sorted(ALIASES.items()) if name in signatures]
     api_names = [name for name in API_NAMES if name in signatures and name not in milcore._HOME]
     lines = [
-        "from collections.abc import Sequence",
+        "from collections.abc import Iterable, Sequence",
         *imports,
         f"from milcore.api import {', '.join(api_names)}",
         "from milcore.ingestion.report import ImportReport",
@@ -98,6 +98,8 @@ def _keyword(name: str, field: FieldInfo) -> str:
 def type_text(annotation: Any) -> str:
     """A type as a call may give it: any sequence, or one text, for a tuple of texts."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation == config.UriText:
+        return "Uri"
     if origin is Annotated:
         return type_text(arguments[0])
     if origin is Literal:

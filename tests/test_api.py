@@ -1,6 +1,7 @@
 """The verbs as a notebook calls them: settings as keywords, objects in and out."""
 
 import inspect
+import math
 import os
 import pkgutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,6 +22,7 @@ from milcore import api
 from milcore.cli.main import app
 from milcore.config import TrainConfig
 from milcore.errors import InputError
+from milcore.runtime import html
 from milcore.slides.write_pyramid import write_pyramid
 from tests.cohorts import write_features, write_store
 
@@ -187,7 +190,7 @@ def test_a_value_out_of_range_is_told_in_the_words_of_the_command_line(keyword: 
         (lambda: mc.tune("s", "r", learning_rate=3), "learning_rate: expected none in tune, got 3; drawn from"),
         (
             lambda: mc.evaluate("r", attention_formats=["jpg"]),
-            "attention: expected forms of attention, got jpg; allowed",
+            r"attention_formats\.0: expected 'parquet', 'png', .*, got 'jpg'",
         ),
         (lambda: mc.predict("r"), "predict: expected slides or a manifest, got 0 slides"),
     ],
@@ -282,5 +285,83 @@ def test_an_evaluation_is_refused_before_there_is_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected an evaluated run, got no metrics.json; run milcore evaluate first"):
         mc.Evaluation(run)
     evaluation = mc.evaluate(run, baselines=False, attention_formats=())
-    with pytest.raises(InputError, match=r"attention of slide .*: expected .*parquet, got none; evaluate the run with"):
+    with pytest.raises(InputError, match=r"attention of slide .*: expected .*parquet, got none; evaluate or predict"):
         next(iter(evaluation.slides.values())).attention.weights  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda: mc.ingest("m.csv", "s", workers=-1), "workers: expected greater than or equal to 0, got -1"),
+        (lambda: mc.ingest("m.csv", "s", workers=1.5), "workers: expected a valid integer"),
+        (lambda: mc.ingest(None, "s"), "manifest: expected a path or URI, got None; allowed: text or a Path"),
+        (lambda: mc.import_cohort(None, "s", format="stamp", labels=Path("l.csv")), "source: expected a path or URI"),
+        (lambda: mc.train("s", ""), "run: expected a path or URI, got ''; allowed: text or a Path, not empty"),
+        (lambda: mc.predict("r", "a.svs", ""), "out: expected a path or URI, got ''"),
+        (lambda: mc.predict("r", ""), "slides: expected a path or URI, got ''"),
+        (lambda: mc.predict("r", 3), "slides: expected paths or URIs, got 3; allowed: one, or several in a list"),
+        (lambda: mc.predict("r", "a", annotation_origin="f"), "annotation_origin: expected 'slide' or 'bounds', got"),
+        (lambda: mc.predict("r", "a", defaultmpp=3), r"defaultmpp: expected a setting.*; did you mean default_mpp\?"),
+        (lambda: mc.synthesise("c", sed=3), r"sed: expected a setting, got 'sed'; allowed: .*; did you mean seed\?"),
+        (lambda: mc.train("s", "r", hiden=1, epoch=2), "hiden: expected a setting.*; epoch: expected a setting"),
+        (lambda: mc.evaluate("r", allow_program="perhaps"), "allow_program: expected a valid boolean"),
+    ],
+)  # fmt: skip
+def test_an_argument_of_another_kind_is_one_line(call: Callable[[], object], line: str) -> None:
+    with pytest.raises(InputError, match=line) as raised:
+        call()
+    assert "\n" not in raised.value.line
+
+
+def test_a_gpu_that_is_not_there_is_one_line(result: mc.Evaluation, folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    for call in (
+        lambda: mc.evaluate(result.run, use_gpu=True),
+        lambda: mc.predict(result.run, folder / "new.tiff", use_gpu=True),
+    ):
+        with pytest.raises(InputError, match="use_gpu: expected a CUDA device, got none"):
+            call()
+
+
+def test_runs_and_stores_keep_their_place_when_the_working_folder_changes(
+    result: mc.Evaluation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = Path(result.run.uri)
+    monkeypatch.chdir(place.parent)
+    run, store, sweep = mc.Run("run/"), mc.PatchStore(Path("store")), mc.Sweep(Path("sweep"))
+    monkeypatch.chdir(tmp_path)
+    assert run == result.run
+    assert (store, hash(store)) == (result.run.store, hash(result.run.store))
+    assert sweep.uri == str(place.parent / "sweep")
+    assert mc.Evaluation(place).metrics == result.metrics
+
+
+def test_a_slide_is_shown_with_the_reason_where_its_picture_was_not_written(tmp_path: Path) -> None:
+    store = write_store(str(tmp_path / "store"))
+    write_features(store)
+    run = mc.train(store, tmp_path / "run", features="mean_rgb", hidden=4, attention_hidden=2, epochs=1)
+    formats = (name for name in ["png"])
+    slide = next(iter(mc.evaluate(run, baselines=False, attention_formats=formats).slides.values()))
+    assert "data:image/png" in slide._repr_html_()
+    Path(f"{run.attention_uri}/{slide.slide_id}.png").unlink()
+    again = next(iter(mc.Evaluation(run).slides.values()))
+    assert "png, got none" in again._repr_html_()
+
+
+def test_the_reason_of_a_slide_that_is_absent_has_its_whole_path(result: mc.Evaluation, tmp_path: Path) -> None:
+    for out in (None, tmp_path / "out", tmp_path / "out"):
+        quarantined = mc.predict(result.run, tmp_path / "absent.tiff", out).quarantined
+        assert f"cannot read {tmp_path}/absent.tiff: there is no such file" in quarantined["absent"]
+
+
+def test_an_estimate_is_a_number_with_an_interval() -> None:
+    estimate = mc.Estimate(0.93, 0.88, 0.97)
+    assert (repr(estimate), str(estimate)) == ("Estimate(0.930, low=0.880, high=0.970)", "0.930 (0.880 to 0.970)")
+    assert (f"{estimate:.1f}", f"{estimate}", float(estimate)) == ("0.9", str(estimate), 0.93)
+    assert repr(mc.Estimate(math.nan, reason="one class")) == "Estimate(undefined: one class)"
+
+
+def test_a_long_table_ends_with_the_number_of_further_rows() -> None:
+    shown = html.table(["n"], [(k,) for k in range(130)])
+    assert (shown.count("<tr>"), shown.count("and 30 more")) == (101, 1)

@@ -7,14 +7,13 @@ LaunchConfig and returns once the result is in storage. Ray is imported only whe
 import functools
 from collections.abc import Iterator
 
-import torch
-
 from milcore.cluster.jobs.heartbeat import heartbeat_uri, keep_heartbeat
 from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
 from milcore.encoders.extraction.batches import Step
 from milcore.encoders.extraction.encode import encode_steps, slides_to_encode, with_feature_name
 from milcore.encoders.extraction.reader import EncodedSlide
-from milcore.errors import ClusterError, InputError
+from milcore.errors import ClusterError
+from milcore.mil.device import compute_device
 from milcore.runtime import storage
 from milcore.runtime.lease import lease
 from milcore.runtime.progress import PatchProgress
@@ -88,7 +87,7 @@ def _train(run: Run, launch: LaunchConfig) -> None:
         _train_folds(run.uri, launch)
     elif launch.workers == 0:
         watch = RunObserver(run.uri, spec.train.epochs)
-        train_run(run.uri, LocalContext(run.checkpoints_uri, _device(launch), watch))
+        train_run(run.uri, LocalContext(run.checkpoints_uri, compute_device(launch.use_gpu), watch))
     else:
         from milcore.cluster.workers.train import train_on_ray
 
@@ -98,7 +97,7 @@ def _train(run: Run, launch: LaunchConfig) -> None:
 def _train_folds(run_uri: str, launch: LaunchConfig) -> None:
     """Train each fold on one worker, ``launch.workers`` folds at a time."""
     if launch.workers == 0:
-        train_folds(run_uri, _device(launch).type)
+        train_folds(run_uri, compute_device(launch.use_gpu).type)
         return
     from milcore.cluster.workers.connect import connected
     from milcore.cluster.workers.map import map_on_ray
@@ -157,12 +156,6 @@ def _run_as_job(command: list[str], launch: LaunchConfig) -> None:
             from milcore.cluster.jobs.submission import run_job
 
             run_job(arguments, launch)
-
-
-def _device(launch: LaunchConfig) -> torch.device:
-    if launch.use_gpu and not torch.cuda.is_available():
-        raise InputError("--use-gpu: no CUDA device here; run on a machine with a GPU or leave the flag out")
-    return torch.device("cuda" if launch.use_gpu else "cpu")
 
 
 def field_flag(name: str) -> str:

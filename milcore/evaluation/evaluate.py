@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from shapely.geometry.base import BaseGeometry
 
 from milcore.cohort.annotations import Annotation, instance_labels, load_annotation, unmatched_classes
@@ -32,6 +31,7 @@ from milcore.evaluation.results import RunResults
 from milcore.evaluation.run_predictions import RunPredictions, open_run
 from milcore.evaluation.scores import SplitMetrics, measure
 from milcore.metrics.classification import Comparison
+from milcore.mil.device import compute_device
 from milcore.mil.inference import instance_columns
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line, track
@@ -88,7 +88,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
             manifest's labels are no classes of the run, or the sweep saw its test split.
         StoreError: the store, the labels or the splits are not those the run was trained on.
     """
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = compute_device(use_gpu)
     folder = Run(storage.absolute(run_uri))
     sweep = None if sweep_uri is None else _sweep_table(sweep_uri, folder)
     run = open_run(folder.uri, device, labels_from, allow_program=allow_program)

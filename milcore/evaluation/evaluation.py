@@ -1,6 +1,7 @@
 """A run's evaluation as Python objects, read from its folder."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from milcore.evaluation.attention.slide_attention import SlideAttention
 from milcore.metrics.classification import Estimate
 from milcore.metrics.curves import RocCurve
 from milcore.runtime import html
-from milcore.runtime.progress import format_metric
+from milcore.runtime.progress import format_interval, format_metric
 from milcore.training import run_files
 from milcore.training.run_folder import Run, read_metrics
 
@@ -40,22 +41,21 @@ class SlideEvaluation:
 
     def _repr_html_(self) -> str:
         """The slide's row and overlay, for a notebook."""
-        picture = "" if self.attention.coords is None else self.attention._repr_html_()
-        return html.table(_HEADER, [_cells(self)]) + picture
+        return html.table(_HEADER, [_cells(self)]) + self.attention._repr_html_()
 
 
 class Evaluation:
     """Results of a run on its test split.
 
     Args:
-        run: evaluated before.
+        run: evaluated before, or its URI.
 
     Raises:
         InputError: the run is not evaluated.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run | str | os.PathLike[str]) -> None:
+        self.run = run = run if isinstance(run, Run) else Run(os.fspath(run))
         content = read_metrics(run)
         if content is None:
             raise InputError(f"{run.uri}: expected an evaluated run, got no metrics.json; run milcore evaluate first")
@@ -154,21 +154,23 @@ class Evaluation:
     @property
     def line(self) -> str:
         """AUROC, accuracy and localisation AUROC in one line."""
-        names = ("auroc", "accuracy", "localisation_auroc")
-        return ", ".join(f"{name} {self.metrics[name]}" for name in names)
+        return ", ".join(_metric_text(name, self.metrics[name]) for name in ("auroc", "accuracy", "localisation_auroc"))
 
     def __repr__(self) -> str:
         return f"Evaluation({self.run.uri}: AUROC {self.metrics['auroc']})"
 
     def _repr_html_(self) -> str:
         """Metrics with intervals, the models to beat and warnings, for a notebook."""
-        rows = [(name, f"{estimate}", estimate.reason or "") for name, estimate in self.metrics.items()]
+        rows = [
+            (name, f"{each}" if each.reason is None else f"{each}: {each.reason}")
+            for name, each in self.metrics.items()
+        ]
         others = [
             (row["name"], format_metric(row["auroc"]), format_metric(row["localisation_auroc"]))
             for row in self._content["comparison"]
         ]
         return (
-            html.table(["test split", "value (95 % interval)", "why undefined"], rows)
+            html.table(["test split", "value (95 % interval)"], rows)
             + html.table(["model", "AUROC", "localisation AUROC"], others)
             + "".join(html.line(f"warning: {warning}") for warning in self.warnings)
             + html.line(f"report: {self.report}")
@@ -181,6 +183,11 @@ _HEADER = ("slide", "patient", "label", "called", "probabilities")
 def _cells(slide: SlideEvaluation) -> tuple[str, ...]:
     probabilities = ", ".join(f"{name} {value:.3f}" for name, value in slide.probabilities.items())
     return (slide.slide_id, slide.patient_id, slide.label, slide.predicted, probabilities)
+
+
+def _metric_text(name: str, estimate: Estimate) -> str:
+    interval = None if math.isnan(estimate.low) else (estimate.low, estimate.high)
+    return f"{name} {format_metric(None if math.isnan(estimate.value) else estimate.value)}{format_interval(interval)}"
 
 
 def _estimates(content: Mapping[str, Any]) -> dict[str, Estimate]:

@@ -20,12 +20,10 @@ import torch
 from milcore import __version__
 from milcore.cohort.manifest import Slide, read_manifest
 from milcore.config import (
-    ATTENTION_FORMATS,
-    AnnotationOrigin,
-    AttentionFormat,
     EncodeConfig,
     EncoderRecord,
     IngestConfig,
+    PredictConfig,
     RunSpec,
     check_program,
     parse_config,
@@ -51,6 +49,7 @@ from milcore.metrics.classification import Threshold
 from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
 from milcore.mil.bags.load import instance_rows
 from milcore.mil.bags.rows import ChainedRows
+from milcore.mil.device import compute_device
 from milcore.mil.inference import BagPrediction, instance_columns, predict_bags
 from milcore.mil.model import MILModel
 from milcore.runtime import storage
@@ -86,31 +85,10 @@ class _Scorer(NamedTuple):
     files: AttentionFiles
 
 
-class PredictOptions(NamedTuple):
-    """Options of a prediction.
-
-    Args:
-        default_mpp: um/px of slides that carry none; None takes the cohort's own default.
-        annotation_origin: corner that coordinates in the GeoJSON and OME-TIFF of attention begin at.
-        attention_formats: file formats of each slide's attention.
-        allow_program: load an encoder that the run names and that is a program (TorchScript), which runs code of its
-            author.
-        use_gpu: compute on a CUDA device.
-    """
-
-    default_mpp: float | None = None
-    annotation_origin: AnnotationOrigin = "bounds"
-    attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS
-    allow_program: bool = False
-    use_gpu: bool = False
+DEFAULTS = PredictConfig()
 
 
-DEFAULTS = PredictOptions()
-
-
-def predict(
-    run_uri: str, slide_uris: Sequence[str], out_uri: str, options: PredictOptions = DEFAULTS
-) -> dict[str, Any]:
+def predict(run_uri: str, slide_uris: Sequence[str], out_uri: str, options: PredictConfig = DEFAULTS) -> dict[str, Any]:
     """Score slide files, each a patient of its own: ``predict_slides``.
 
     Their ids are those of ``slides_of_files``.
@@ -126,7 +104,7 @@ def predict(
 
 
 def predict_manifest(
-    run_uri: str, manifest_uri: str, out_uri: str, options: PredictOptions = DEFAULTS
+    run_uri: str, manifest_uri: str, out_uri: str, options: PredictConfig = DEFAULTS
 ) -> dict[str, Any]:
     """Score every slide of a manifest: ``predict_slides``.
 
@@ -141,7 +119,7 @@ def predict_manifest(
     return predict_slides(run_uri, slides, out_uri, options)
 
 
-def predict_slides(run_uri: str, slides: Sequence[Slide], out_uri: str, options: PredictOptions) -> dict[str, Any]:
+def predict_slides(run_uri: str, slides: Sequence[Slide], out_uri: str, options: PredictConfig) -> dict[str, Any]:
     """Score slides and write their predictions and attention below ``out_uri``.
 
     Writes ``predictions.csv`` and ``predictions.json`` with a row per slide that was ever predicted into the folder,
@@ -267,9 +245,9 @@ def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
     return spec.origin.ingestion[0]
 
 
-def _load_scorer(run_uri: str, options: PredictOptions) -> tuple[_Scorer, PredictionsSpec]:
+def _load_scorer(run_uri: str, options: PredictConfig) -> tuple[_Scorer, PredictionsSpec]:
     """The run's models and settings, and the ``config.json`` of predictions by them."""
-    run, device = Run(run_uri), torch.device("cuda" if options.use_gpu else "cpu")
+    run, device = Run(run_uri), compute_device(options.use_gpu)
     spec, models = run.spec(), run.models(allow_program=options.allow_program)
     ingestion = cohort_ingestion(run_uri, spec)
     if options.default_mpp is not None:

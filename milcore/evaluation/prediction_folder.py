@@ -75,14 +75,14 @@ def write_record(out_uri: str, record: Record) -> None:
 
     A local file stands in it, and in the reason of a quarantine, as the path from the folder.
     """
-    uri = storage.relative(record["uri"], out_uri)
-    reason = record["reason"] and record["reason"].replace(record["uri"], uri)
-    stored = _with_uri(record, uri) | {"reason": reason}
+    stored = _with_uri(record, storage.relative(record["uri"], out_uri))
     storage.write_json(_record_uri(out_uri, record["slide_id"]), with_own_digest(stored))
 
 
 def _with_uri(record: Record, uri: str) -> Record:
-    return record | {"uri": uri, "seen": [uri, *record["seen"][1:]]}
+    """The record with its file, in the reason too, under another path."""
+    reason = record["reason"] and record["reason"].replace(record["uri"], uri)
+    return record | {"uri": uri, "reason": reason, "seen": [uri, *record["seen"][1:]]}
 
 
 def _record_uri(out_uri: str, slide_id: str) -> str:

@@ -49,8 +49,7 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         """The slide's row and overlay, for a notebook."""
-        picture = "" if self.attention.coords is None else self.attention._repr_html_()
-        return html.table(_HEADER, [_cells(self)]) + picture
+        return html.table(_HEADER, [_cells(self)]) + self.attention._repr_html_()
 
 
 class Predictions(Mapping[str, Prediction]):

@@ -43,9 +43,16 @@ class Estimate:
             return "undefined"
         return f"{self.value:.3f}" + ("" if math.isnan(self.low) else f" ({self.low:.3f} to {self.high:.3f})")
 
+    def __float__(self) -> float:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        """The value in a format of floats; without one, value and interval."""
+        return format(self.value, spec) if spec else str(self)
+
     def __repr__(self) -> str:
         if math.isnan(self.value):
-            return f"Estimate(undefined: {self.reason})"
+            return f"Estimate(undefined{'' if self.reason is None else f': {self.reason}'})"
         interval = "" if math.isnan(self.low) else f", low={self.low:.3f}, high={self.high:.3f}"
         return f"Estimate({self.value:.3f}{interval})"
 

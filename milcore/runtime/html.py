@@ -4,17 +4,21 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
+ROWS_SHOWN = 100
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a row of column names.
+    """A table with a row of column names; at most 100 rows are shown.
 
     Args:
         header: names of the columns.
         rows: cells by column.
     """
     names = "".join(f'<th style="text-align:left">{html.escape(name)}</th>' for name in header)
-    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
+    rows = list(rows)
+    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows[:ROWS_SHOWN])
+    more = line(f"and {len(rows) - ROWS_SHOWN} more") if len(rows) > ROWS_SHOWN else ""
+    return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>{more}"
 
 
 def _cell(value: object) -> str:

@@ -18,6 +18,7 @@ is not complete. One writer per group. Axis words: n (patch), p (patch edge in p
 """
 
 import functools
+import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -50,8 +51,14 @@ _WITH_ANNOTATION_RECORD = b"annotation_record"
 class PatchStore:
     """Patch store at a URI; constructing it reads nothing."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = storage.absolute(uri)
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        self.uri = storage.absolute(os.fspath(uri))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PatchStore) and other.uri == self.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
 
     def __repr__(self) -> str:
         return f"PatchStore({self.uri})"

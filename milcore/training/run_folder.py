@@ -3,6 +3,7 @@
 ``config.json`` identifies the run: the same settings resume it, others are refused.
 """
 
+import os
 import posixpath
 import re
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ class Run:
     """
 
     uri: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", storage.absolute(os.fspath(self.uri)))
 
     @property
     def store(self) -> PatchStore:

@@ -6,6 +6,7 @@
 
 import contextlib
 import math
+import os
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -103,6 +104,9 @@ class Sweep:
     """
 
     uri: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uri", storage.absolute(os.fspath(self.uri)))
 
     @property
     def config_uri(self) -> str:

@@ -77,7 +77,7 @@ def test_train_evaluate_and_info_end_with_an_object(store_uri: str, tmp_path: Pa
     assert Path(evaluated["report"]).stat().st_size > 10_000
     said = milcore("evaluate", run, "--no-baselines").stdout
     low, high = evaluated["score_intervals"]["accuracy"]
-    assert f"accuracy {evaluated['accuracy']:.3f} ({low:.3f} to {high:.3f}), " in said
+    assert f"accuracy {evaluated['accuracy']:.3f} (95 %: {low:.2f} to {high:.2f}), " in said
     assert last_object(milcore("info", run, "--json"))["finished"] is True
     evaluated = last_object(milcore("evaluate", run, "--no-baselines", "--labels-from", "manifest", "--json"))
     assert evaluated["labels_from"] == "manifest"
@@ -123,7 +123,7 @@ def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, t
         (["train", "nowhere", "OUT"], "expected a patch store, got no manifest.parquet"),
         (["train", "STORE", "OUT", "--config", "absent.json"], "nothing at absent.json"),
         (["tune", "STORE", "OUT", "--learning-rate-min", "1"], "learning_rate_min: expected at most learning_rate_max"),
-        (["evaluate", "nowhere", "--labels-from", "store"], "got 'store'; allowed: run, manifest"),
+        (["evaluate", "nowhere", "--labels-from", "store"], "labels_from: expected 'run' or 'manifest', got 'store'"),
         (["evaluate", "nowhere"], "(config.json is missing); run milcore train first"),
         (["predict", "nowhere", "OUT"], "allowed: RUN SLIDE"),
         (["info", "nowhere"], "neither a patch store"),

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from milcore.api import score_slides
-from milcore.config import EncodeConfig, IngestConfig, SplitConfig, TrainConfig
+from milcore.config import EncodeConfig, IngestConfig, PredictConfig, SplitConfig, TrainConfig
 from milcore.encoders.extraction.encode import encode
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.attention.write import SUFFIXES
 from milcore.evaluation.evaluate import evaluate
-from milcore.evaluation.predict import PredictOptions, cohort_ingestion, predict, predict_manifest
+from milcore.evaluation.predict import cohort_ingestion, predict, predict_manifest
 from milcore.evaluation.prediction_folder import slides_of_files
 from milcore.ingestion.cohort import ingest, plan_cohort
 from milcore.ingestion.imports.import_cohort import import_source
@@ -210,7 +210,7 @@ def test_a_slide_without_mpp_needs_one(cohort: Path, tmp_path: Path) -> None:
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
     without = predict(str(cohort / "run"), [str(path)], str(tmp_path / "a"))
     assert without["quarantined"]["plain"].startswith("no mpp")
-    assert predict(str(cohort / "run"), [str(path)], str(tmp_path / "b"), PredictOptions(default_mpp=0.5))["ok"] == [
+    assert predict(str(cohort / "run"), [str(path)], str(tmp_path / "b"), PredictConfig(default_mpp=0.5))["ok"] == [
         "plain"
     ]
 
@@ -353,7 +353,7 @@ def test_a_record_of_other_settings_is_not_believed(cohort: Path, tmp_path: Path
     """One scored at another scale, put beside the others."""
     run, slide = str(cohort / "run"), str(cohort / "s0.tiff")
     (row,) = predict(run, [slide], str(tmp_path / "out"))["slides"]
-    predict(run, [slide, str(cohort / "s1.tiff")], str(tmp_path / "other"), PredictOptions(default_mpp=0.25))
+    predict(run, [slide, str(cohort / "s1.tiff")], str(tmp_path / "other"), PredictConfig(default_mpp=0.25))
     for name in ("s0", "s1"):
         shutil.copy(tmp_path / f"other/slides/{name}.json", tmp_path / f"out/slides/{name}.json")
     record = storage.read_json(str(tmp_path / "out/slides/s0.json"))
@@ -381,7 +381,7 @@ def test_a_manifest_is_scored_and_taken_up_again_where_it_was(cohort: Path, tmp_
     probability = [row["probability"] for row in second["slides"]]
     assert probability == pytest.approx([known[name]["probability"] for name in ("s0", "s1", "s2")], abs=1e-6)
     with pytest.raises(InputError, match=r"default_mpp was None, now 0\.25"):
-        predict_manifest(run, str(tmp_path / "new.csv"), out, PredictOptions(default_mpp=0.25))
+        predict_manifest(run, str(tmp_path / "new.csv"), out, PredictConfig(default_mpp=0.25))
 
 
 def test_folds_predict_their_mean_and_report_its_spread(cohort: Path, tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_a_program_that_a_run_names_as_its_encoder_waits_for_the_user_s_word(coh
     with pytest.raises(InputError, match=r"got 'torchscript:.*', a TorchScript program .* --allow-program"):
         predict(*arguments)
     with pytest.raises(StoreError, match="weights_digest"):
-        predict(*arguments, PredictOptions(allow_program=True))
+        predict(*arguments, PredictConfig(allow_program=True))
 
 
 def test_a_lost_record_is_an_error_until_its_slide_is_predicted_again(cohort: Path, tmp_path: Path) -> None:
@@ -473,9 +473,9 @@ def test_attention_begins_at_the_bounds_of_a_slide_that_was_scanned_in_part(coho
     lefts = {}
     for origin in ("bounds", "slide"):
         out = str(tmp_path / origin)
-        assert predict(
-            str(cohort / "run"), [str(tmp_path / "part.scn")], out, PredictOptions(annotation_origin=origin)
-        )["ok"] == ["part"]
+        assert predict(str(cohort / "run"), [str(tmp_path / "part.scn")], out, PredictConfig(annotation_origin=origin))[
+            "ok"
+        ] == ["part"]
         features = storage.read_json(f"{out}/attention/part.geojson")["features"]
         lefts[origin] = [feature["geometry"]["coordinates"][0][0] for feature in features]
     table = storage.read_table(str(tmp_path / "bounds/attention/part.parquet"))
@@ -486,5 +486,5 @@ def test_attention_begins_at_the_bounds_of_a_slide_that_was_scanned_in_part(coho
             str(cohort / "run"),
             [str(tmp_path / "part.scn")],
             str(tmp_path / "bounds"),
-            PredictOptions(annotation_origin="slide"),
+            PredictConfig(annotation_origin="slide"),
         )

@@ -15,9 +15,10 @@ from milcore.training import run_files
 
 
 class SlideAttention:
-    """Attention of a slide's patches: shares of the slide's whole.
+    """Attention of a slide's patches: shares of their bag's whole.
 
-    It is no probability of disease. Files are read when they are asked for.
+    A bag is the slide, or all slides of a patient where the run's bags are patients. It is no
+    probability of disease. Files are read when they are asked for.
 
     Args:
         folder_uri: folder with ``<slide_id>.parquet`` and ``<slide_id>.png``.
@@ -49,7 +50,7 @@ class SlideAttention:
 
     @property
     def weights(self) -> Float[np.ndarray, " patch"]:
-        """Share of each patch, summing to 1."""
+        """Share of each patch; those of a bag sum to 1."""
         weights: np.ndarray = self.table["weight"].to_numpy()
         return weights
 
@@ -86,8 +87,8 @@ class SlideAttention:
 
     def _absent(self, file_format: str) -> InputError:
         return InputError(
-            f"attention of slide {self.slide_id}: expected {self._uri}.{file_format}, got none; evaluate the run with "
-            f"{file_format} among its forms of attention, on slides whose patches have coordinates"
+            f"attention of slide {self.slide_id}: expected {self._uri}.{file_format}, got none; evaluate or predict "
+            f"with {file_format} among the attention_formats, on slides whose patches have coordinates"
         )
 
     def __len__(self) -> int:
