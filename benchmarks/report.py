@@ -18,7 +18,7 @@ from pathlib import Path
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 from milcore.evaluation.report import render
-from tests.evaluation.report.conftest import FLAGS
+from tests.chromium import FLAGS
 from tests.evaluation.report.example import example
 
 FRAME = "const done = arguments[0]; requestAnimationFrame(() => setTimeout(() => done(performance.now()), 0))"

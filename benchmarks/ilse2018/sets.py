@@ -173,8 +173,8 @@ def _sha256(file: str) -> str:
 
 def _import(file: str, store_uri: str, config: ImportConfig) -> None:
     outcome = import_source(file, store_uri, config)
-    if outcome["quarantined"]:
-        raise InputError(f"{file}: {len(outcome['quarantined'])} bags cannot be used: {outcome['quarantined']}")
+    if outcome.quarantined:
+        raise InputError(f"{file}: {len(outcome.quarantined)} bags cannot be used: {outcome.quarantined}")
 
 
 def _outer_folds(store_uri: str, folds_file: str | None, repeats: int) -> list[Fold]:
