@@ -151,10 +151,16 @@ def predict_slides(run_uri: str, slides: Sequence[Slide], out_uri: str, options:
     records = _records(out_uri, spec)
     check_files(slides, records)  # another command may have predicted another file by the same id at the same time
     rows = _rows(scorer, [slide.slide_id for slide in slides], records)
-    stored = [row | {"uri": storage.relative(row["uri"], out_uri)} for row in rows]
+    stored = [_stored_row(row, out_uri) for row in rows]
     storage.write_bytes(storage.join(out_uri, "predictions.csv"), _csv(stored))
     storage.write_json(predictions_uri(out_uri), _summary(storage.relative(run_uri, out_uri), scorer, stored))
     return _summary(run_uri, scorer, rows[: len(slides)])
+
+
+def _stored_row(row: dict[str, Any], out_uri: str) -> dict[str, Any]:
+    """The row with its file, in the reason too, as the path from the folder."""
+    uri = storage.relative(row["uri"], out_uri)
+    return row | {"uri": uri, "reason": row["reason"] and row["reason"].replace(row["uri"], uri)}
 
 
 def _records(out_uri: str, spec: PredictionsSpec) -> dict[str, Record]:

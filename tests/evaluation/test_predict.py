@@ -69,8 +69,13 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_predictions(out: Path) -> dict[str, Any]:
     """``predictions.json`` with its paths from the folder made absolute."""
     content = json.loads((out / "predictions.json").read_text())
-    slides = [row | {"uri": str((out / row["uri"]).resolve())} for row in content["slides"]]
-    return dict(content) | {"run": str((out / content["run"]).resolve()), "slides": slides}
+    slides = []
+    for row in content["slides"]:
+        uri = str((out / row["uri"]).resolve())
+        slides.append(row | {"uri": uri, "reason": row["reason"] and row["reason"].replace(row["uri"], uri)})
+    quarantined = {row["slide_id"]: row["reason"] for row in slides if row["slide_id"] in content["quarantined"]}
+    run = str((out / content["run"]).resolve())
+    return dict(content) | {"run": run, "slides": slides, "quarantined": quarantined}
 
 
 def test_a_slide_of_the_cohort_gets_the_probability_that_evaluation_gave_it(cohort: Path, tmp_path: Path) -> None:
