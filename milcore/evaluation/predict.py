@@ -158,7 +158,7 @@ def predict_slides(run_uri: str, slides: Sequence[Slide], out_uri: str, options:
 
 
 def _stored_row(row: dict[str, Any], out_uri: str) -> dict[str, Any]:
-    """The row with its file, in the reason too, as the path from the folder."""
+    """The row with its file, in the reason too, told from the folder."""
     uri = storage.relative(row["uri"], out_uri)
     return row | {"uri": uri, "reason": row["reason"] and row["reason"].replace(row["uri"], uri)}
 
