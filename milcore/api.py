@@ -678,13 +678,12 @@ def score_slides(  # noqa: PLR0913 - one keyword per parameter of the pipeline
     Raises:
         InputError: no slide could be scored, or a setting is out of range.
     """
-    annotations = parse_config(AnnotationConfig, {"annotation_origin": annotation_origin})
     scored = predict(
         run_uri,
         slides,
         out_uri,
         default_mpp=default_mpp,
-        annotation_origin=annotations.annotation_origin or "bounds",
+        annotation_origin=annotation_origin,
         allow_program=allow_program,
         use_gpu=use_gpu,
     )

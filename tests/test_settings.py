@@ -15,10 +15,12 @@ from milcore.config import (
     AnnotationConfig,
     Config,
     EncodeConfig,
+    EvaluateConfig,
     ImportConfig,
     IngestConfig,
     LaunchConfig,
     PipelineSettings,
+    PredictConfig,
     SplitConfig,
     TrainConfig,
     TuneConfig,
@@ -29,13 +31,15 @@ from pipeline import attention_mil, sweep
 
 COMMANDS: dict[type[Config], tuple[str, ...]] = {
     IngestConfig: ("ingest",),
-    AnnotationConfig: ("ingest", "evaluate", "predict"),
+    AnnotationConfig: ("ingest", "evaluate"),
     ImportConfig: ("import",),
     EncodeConfig: ("encode",),
     SplitConfig: ("train", "tune"),
     TrainConfig: ("train", "tune"),
     TuneConfig: ("tune",),
     LaunchConfig: ("encode", "train", "tune"),
+    EvaluateConfig: ("evaluate",),
+    PredictConfig: ("predict",),
 }
 # config -> its key in ``settings``
 KEYS: dict[type[Config], str] = {
@@ -52,7 +56,7 @@ WITHOUT_OPTION = {
     ("tune", "train"): "its fields are options themselves",
     ("tune", "pooling"): "drawn from poolings",
     ("tune", "learning_rate"): "drawn between learning_rate_min and learning_rate_max",
-    ("predict", "annotation_class"): "predict reads no annotation",
+    ("predict", "default_mpp"): "the option is --mpp",
     ("tune", "folds"): "objective_folds scores trials; the folds of a run are trained by milcore train",
 }
 # fields that only some encoders allow

@@ -14,20 +14,20 @@ from typing import Annotated, Any
 import typer
 
 from milcore import __version__, api
-from milcore.cli.options import AllowProgram, AsJson, ConfigFile, Run, Store, Values, options_of, train_config
+from milcore.cli.options import AsJson, ConfigFile, Run, Store, Values, options_of, train_config
 from milcore.config import (
-    ATTENTION_FORMATS,
     MAX_WORKERS,
     NOT_IN_SWEEP,
     AnnotationConfig,
     EncodeConfig,
+    EvaluateConfig,
     ImportConfig,
     IngestConfig,
     LaunchConfig,
+    PredictConfig,
     SplitConfig,
     TrainConfig,
     TuneConfig,
-    parse_config,
 )
 from milcore.errors import InputError
 from milcore.runtime.command import exit_codes
@@ -221,63 +221,36 @@ def tune(
 
 
 @app.command()
-@options_of(annotations=AnnotationConfig)
+@options_of(config=EvaluateConfig, annotations=AnnotationConfig)
 def evaluate(
     run: Run,
+    config: Values,
     annotations: Values,
-    baselines: Annotated[bool, typer.Option(help="also train and show what the model has to beat")] = True,
     sweep: Annotated[str | None, typer.Option(help="sweep the run took its settings from; shows its trials")] = None,
-    attention: Annotated[str, typer.Option(help="forms of each test slide's attention, commas between")] = ",".join(
-        ATTENTION_FORMATS
-    ),
-    without_each: Annotated[
-        bool,
-        typer.Option("--without-each", help="also the change of the log-odds without each patch; seconds a slide"),
-    ] = False,
-    labels_from: Annotated[
-        str | None,
-        typer.Option(
-            help="run or manifest: labels and patients to take where the manifest has others than at training"
-        ),
-    ] = None,
-    allow_program: AllowProgram = False,
-    use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run on the untouched test split, check and draw its attention.
 
     Writes predictions, metrics, attention and the report into the run folder.
     """
-    evaluation = api.evaluate(
-        run,
-        baselines=baselines,
-        sweep=sweep,
-        attention_formats=[name for name in attention.split(",") if name],
-        with_leave_one_out=without_each,
-        labels_from=labels_from,
-        allow_program=allow_program,
-        use_gpu=use_gpu,
-        **annotations,
-    )
+    evaluation = api.evaluate(run, sweep=sweep, **config, **annotations)
     finish(evaluation.as_dict(), f"test split: {evaluation.line}; report {evaluation.report}", as_json)
 
 
 @app.command()
-@options_of(annotations=AnnotationConfig, leave_out={"annotation_class": "predict reads no annotation"})
+@options_of(config=PredictConfig, leave_out={"default_mpp": "the option is --mpp"})
 def predict(
     run: Run,
     slides: Annotated[
         list[str],
         typer.Argument(metavar="[SLIDE...] OUT", help="slides, then OUT: the folder for predictions and attention"),
     ],
-    annotations: Values,
+    config: Values,
     manifest: Annotated[
         str | None,
         typer.Option(help="in place of SLIDE: CSV or Parquet with slide_id, uri; also patient_id, mpp"),
     ] = None,
     mpp: Annotated[float | None, typer.Option(min=0.001, help="um/px of slides that carry none")] = None,
-    allow_program: AllowProgram = False,
-    use_gpu: Annotated[bool, typer.Option(help="compute on a CUDA device")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Score new slides through the ingestion and encoder settings that the run recorded.
@@ -286,16 +259,7 @@ def predict(
     keeps; where another file has that name, a short digest of the URI is added.
     """
     *uris, out = slides
-    predictions = api.predict(
-        run,
-        uris,
-        out,
-        manifest=manifest,
-        default_mpp=mpp,
-        annotation_origin=parse_config(AnnotationConfig, annotations).annotation_origin or "bounds",
-        allow_program=allow_program,
-        use_gpu=use_gpu,
-    )
+    predictions = api.predict(run, uris, out, manifest=manifest, default_mpp=mpp, **config)
     line = f"{len(predictions)} slides scored; {out}"
     finish(predictions.as_dict(), line, as_json, code=0 if predictions else NONE_OK)
 

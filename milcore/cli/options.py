@@ -26,15 +26,12 @@ from milcore.errors import InputError
 from milcore.runtime import storage
 
 # flags that are not the field's name
-FLAGS = {"poolings": "--pooling"}
+FLAGS = {"poolings": "--pooling", "attention_formats": "--attention", "with_leave_one_out": "--without-each"}
 
 Values = dict[str, object]
 AsJson = Annotated[bool, typer.Option("--json", help="end with one JSON object on the last line of stdout")]
 Store = Annotated[str, typer.Argument(metavar="STORE", help="patch store: a folder or s3:// URI")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="run folder: a folder or s3:// URI; the same one resumes")]
-AllowProgram = Annotated[
-    bool, typer.Option("--allow-program", help="load an encoder that the run names and that is a TorchScript program")
-]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="JSON of training settings, such as best.json")]
 
 
