@@ -1,0 +1,266 @@
+"""A proxy in front of an S3 server that counts requests and holds each for a set time.
+
+In this process (``CountingProxy``), or in one of its own (``ProxyProcess``), where what is measured keeps its core.
+Every connection has one to the server behind, and both are kept. Bytes are passed on as they are, since requests are
+signed.
+"""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+READ_BYTES = 1 << 20
+WAITING_CONNECTIONS = 1024
+END_OF_HEAD = b"\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+STATUS_WITHOUT_BODY = (204, 304)
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
+_EXPECT = re.compile(rb"\r\nexpect: *100-continue", re.IGNORECASE)
+_COPY = re.compile(rb"\r\nx-amz-copy-source:", re.IGNORECASE)
+_CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
+
+
+class Request(NamedTuple):
+    """A request to S3.
+
+    Args:
+        kind: GET, HEAD, LIST, PUT, COPY, DELETE, PART, MULTIPART (begins, ends or gives up an upload) or BUCKET.
+        key: of the object without the bucket, or the prefix of a listing.
+        status: of the answer.
+        sent: bytes of its body.
+        received: bytes of the answer's body.
+    """
+
+    kind: str
+    key: str
+    status: int
+    sent: int
+    received: int
+
+
+class Traffic(NamedTuple):
+    """Requests in the order of their answers, and how many were in flight together at most."""
+
+    requests: list[Request]
+    most_at_once: int
+
+
+class _Connection(NamedTuple):
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+def request_kind(head: bytes) -> tuple[str, str]:
+    """Kind and key of a request by its head."""
+    method, target, _ = head.partition(b"\r\n")[0].decode().split(" ")
+    parts = urllib.parse.urlsplit(target)
+    query = urllib.parse.parse_qs(parts.query, keep_blank_values=True)
+    _, _, key = urllib.parse.unquote(parts.path).lstrip("/").partition("/")
+    if {"uploads", "uploadId"} & query.keys():
+        return ("PART" if method == "PUT" else "MULTIPART"), key
+    if method == "POST" and "delete" in query:
+        return "DELETE", ""
+    if key:
+        return ("COPY" if _COPY.search(head) else method), key
+    is_listing = method == "GET" and not {"location", "versioning"} & query.keys()
+    return ("LIST", query.get("prefix", [""])[0]) if is_listing else ("BUCKET", "")
+
+
+def totals(traffic: Traffic) -> dict[str, int]:
+    """Number of requests in all and by kind, bytes of objects read and written, and the most at once."""
+    requests = traffic.requests
+    return {
+        "requests": len(requests),
+        **dict(sorted(Counter(request.kind for request in requests).items())),
+        "bytes_read": sum(request.received for request in requests if request.kind == "GET"),
+        "bytes_written": sum(request.sent for request in requests if request.kind in {"PUT", "PART"}),
+        "most_at_once": traffic.most_at_once,
+    }
+
+
+class CountingProxy:
+    """Passes requests on from a thread of this process.
+
+    Args:
+        upstream: URL of the server behind.
+
+    Attributes:
+        latency_s: how long each request is held.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self.latency_s = 0.0
+        self._requests: list[Request] = []
+        self._in_flight = self._most_at_once = 0
+        behind = urllib.parse.urlsplit(upstream)
+        self._upstream = behind.hostname, behind.port
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._server: asyncio.Server = self._run(
+            asyncio.start_server(self._serve, "127.0.0.1", 0, limit=READ_BYTES, backlog=WAITING_CONNECTIONS)
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def take(self) -> Traffic:
+        """What has passed since the last call."""
+
+        async def take() -> Traffic:  # in the thread that answers: what a client has got, is counted
+            taken = Traffic(self._requests, self._most_at_once)
+            self._requests, self._most_at_once = [], self._in_flight
+            return taken
+
+        traffic: Traffic = self._run(take())
+        return traffic
+
+    def close(self) -> None:
+        self._run(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client, server = _Connection(reader, writer), None
+        try:
+            server = _Connection(*await asyncio.open_connection(*self._upstream, limit=READ_BYTES))
+            while await self._pass_on(client, server):
+                pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # one of both has gone
+        finally:
+            for connection in filter(None, (client, server)):
+                connection.writer.close()
+
+    async def _pass_on(self, client: _Connection, server: _Connection) -> bool:
+        """Pass one request on, and its answer back; False where the server closes the connection."""
+        head = await client.reader.readuntil(END_OF_HEAD)
+        self._in_flight += 1
+        self._most_at_once = max(self._most_at_once, self._in_flight)
+        try:
+            if _EXPECT.search(head):
+                client.writer.write(CONTINUE)
+            await asyncio.sleep(self.latency_s)
+            return await self._exchange(_EXPECT.sub(b"", head), client, server)
+        finally:
+            self._in_flight -= 1
+
+    async def _exchange(self, head: bytes, client: _Connection, server: _Connection) -> bool:
+        server.writer.write(head)
+        sent = await _copy_body(head, client.reader, server.writer)
+        answer = await server.reader.readuntil(END_OF_HEAD)
+        client.writer.write(answer)
+        status, received = int(answer.split(b" ", 2)[1]), 0
+        if not head.startswith(b"HEAD ") and status not in STATUS_WITHOUT_BODY:
+            received = await _copy_body(answer, server.reader, client.writer)
+        self._requests.append(Request(*request_kind(head), status, sent, received))
+        return not _CLOSE.search(answer)
+
+
+async def _copy_body(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+    """Copy what follows a head; its bytes, with the lines between chunks."""
+    size = 0
+    async for part in _chunks(reader) if _CHUNKED.search(head) else _parts(head, reader):
+        size += len(part)
+        writer.write(part)
+        await writer.drain()
+    return size
+
+
+async def _parts(head: bytes, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    length = _LENGTH.search(head)
+    left = int(length[1]) if length else 0
+    while left:
+        part = await reader.read(min(left, READ_BYTES))
+        if not part:
+            raise asyncio.IncompleteReadError(part, left)
+        left -= len(part)
+        yield part
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    size = 1
+    while size:
+        line = await reader.readuntil(b"\r\n")
+        size = int(line.split(b";")[0], 16)
+        yield line + (await reader.readexactly(size + 2) if size else b"")
+    line = b""
+    while line != b"\r\n":  # trailers
+        line = await reader.readuntil(b"\r\n")
+        yield line
+
+
+class ProxyProcess:
+    """The proxy in a process of its own, which ends with the context."""
+
+    def __init__(self, upstream: str) -> None:
+        command = [sys.executable, "-m", "tests.proxy", upstream]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.url: str = self._answer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate(timeout=60)
+
+    def hold(self, seconds: float) -> None:
+        """Hold each request for so long from now on."""
+        self._ask(["hold", seconds])
+
+    def take(self) -> dict[str, int]:
+        """``totals`` since the last call."""
+        taken: dict[str, int] = self._ask(["take"])
+        return taken
+
+    def _ask(self, question: list[object]) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{json.dumps(question)}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve until the input ends; each line of it is answered by one, in JSON."""
+    proxy = CountingProxy(arguments[0])
+    sys.stdout.write(f"{json.dumps(proxy.url)}\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        question, *values = json.loads(line)
+        if question == "hold":
+            (proxy.latency_s,) = values
+        answer = totals(proxy.take()) if question == "take" else None
+        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.flush()
+    proxy.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
