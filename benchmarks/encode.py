@@ -20,7 +20,6 @@ import functools
 import itertools
 import json
 import logging
-import os
 import statistics
 import tempfile
 import time
@@ -44,6 +43,7 @@ from milcore.encoders.frozen import channels_last, load_parts
 from milcore.encoders.networks.efficientnet import MEAN, STD
 from milcore.encoders.networks.resnet import TruncatedResNet50
 from milcore.encoders.spec import parse_spec
+from milcore.runtime.limits import cpus
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.jpeg_codec import decode_into, encode_patch
 from milcore.store.slide_record import SlideMpp, SlideRecord
@@ -53,7 +53,7 @@ PATCHES_PER_SLIDE = 32
 PATCH_PX = 256
 ROWS = (4, 8, 16, 32, 64)
 CPU = torch.device("cpu")
-CORES = len(os.sched_getaffinity(0))
+CORES = cpus()
 
 
 class Timing(NamedTuple):

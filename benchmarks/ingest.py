@@ -54,6 +54,7 @@ from milcore.config import Codec, IngestConfig, ReaderChoice
 from milcore.ingestion.extract import PatchEncoding, extract
 from milcore.ingestion.slide import mask_of, thumbnail_edge
 from milcore.ingestion.tiling import TilePlan, plan_tiles
+from milcore.runtime.limits import cpus
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.slides import open_slide
 from milcore.slides.reader import Pixels
@@ -234,7 +235,7 @@ def cutting_rows(path: Path, rounds: int) -> list[dict[str, Any]]:
         for method in methods:
             runs[method].append(run_apart(method, path, 1))
         for method, method_runs in on_all_cores.items():
-            method_runs.append(run_apart(method, path, os.cpu_count() or 1))
+            method_runs.append(run_apart(method, path, cpus()))
     with tempfile.TemporaryDirectory() as folder:
         edge = native_task(path, Path(folder), 1).edge
     rows = []

@@ -41,6 +41,7 @@ from milcore.cluster.launch import train_with, tune_with
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.runtime import storage
+from milcore.runtime.limits import cpus
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.run import prepare_run
@@ -225,7 +226,7 @@ def sweep(folder: str, given: argparse.Namespace) -> list[Row]:
     if epochs != [TRIAL_EPOCHS] * TRIALS:
         raise RuntimeError(f"trials were to be of {TRIAL_EPOCHS} epochs each; they were of {epochs}")
     rows = [{"how": "2 at a time on Ray, its start and end included", "trials_per_hour": 3600 * TRIALS / together}]
-    for threads in (1, os.cpu_count() or 1):
+    for threads in (1, cpus()):
         torch.set_num_threads(threads)
         run = f"{folder}/turn{threads}"
         prepare_run(store, run, train, SplitConfig())
@@ -291,7 +292,7 @@ def main() -> None:
         if not given.json:
             print(f"\n{part}\n\n{table(tables[part])}", flush=True)
     if given.json:
-        about = {"torch": torch.__version__, "python": platform.python_version(), "cpus": os.cpu_count()}
+        about = {"torch": torch.__version__, "python": platform.python_version(), "cpus": cpus()}
         print(json.dumps({**tables, "about": about | vars(given)}, indent=1))
 
 

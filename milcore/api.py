@@ -103,8 +103,10 @@ def synthesise(out: "Uri", slides: int = 48, *, seed: int = 0, workers: int | No
 
 
 def _workers(workers: int | None) -> int:
-    """Number of workers; None stands for one on each core."""
-    return len(os.sched_getaffinity(0)) if workers is None else parse_config(LaunchConfig, {"workers": workers}).workers
+    """Number of workers; None stands for one on each CPU of this process."""
+    from milcore.runtime.limits import cpus
+
+    return cpus() if workers is None else parse_config(LaunchConfig, {"workers": workers}).workers
 
 
 def _uri(name: str, value: "Uri") -> str:

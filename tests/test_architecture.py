@@ -161,6 +161,24 @@ def test_the_package_imports_only_what_its_lazy_names_need() -> None:
     assert list(imports_of("milcore")) == ["importlib", "typing.Any"]
 
 
+def asks_for_cpus(text: str) -> bool:
+    """True where code asks the machine for its CPUs, whose number a container's quota does not change."""
+    names = {"cpu_count", "process_cpu_count", "sched_getaffinity"}
+    nodes = ast.walk(ast.parse(text))
+    return any(getattr(node, "attr", getattr(node, "id", getattr(node, "name", None))) in names for node in nodes)
+
+
+def test_cpus_are_asked_for_in_one_place() -> None:
+    files = [path for package in (*PACKAGES, "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
+    asking = [str(path.relative_to(ROOT)) for path in files if asks_for_cpus(path.read_text())]
+    assert asking == ["milcore/runtime/limits.py"]
+
+
+def test_a_file_that_asks_for_cpus_is_noticed() -> None:
+    assert all(map(asks_for_cpus, ("os.cpu_count()", "from os import cpu_count", "len(os.sched_getaffinity(0))")))
+    assert not asks_for_cpus("from milcore.runtime.limits import cpus")
+
+
 def test_config_imports_pydantic_and_the_standard_library_only() -> None:
     assert {name.split(".")[0] for name in imports_of("milcore.config")} <= {
         "pydantic",

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from milcore.cluster.workers.map import map_on_ray
 from milcore.config import POOLING_NAMES, POOLINGS_OF_PROBABILITIES, EncodeConfig, LaunchConfig, Level, PoolingName
 from milcore.errors import InputError, MILError
 from milcore.runtime import storage
+from milcore.runtime.limits import cpus
 from milcore.runtime.progress import log_line, track
 from milcore.store.store import PatchStore
 
@@ -77,9 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--target", type=int, default=9, help="digit that makes an MNIST bag positive (default: 9)")
     parser.add_argument("--mean-length", type=int, default=10, help="of MNIST-bags (default: 10)")
     parser.add_argument("--training-bags", type=sizes, default=(50, 100, 200), help="of MNIST-bags (50,100,200)")
-    parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="folds at a time, on Ray; 0: here"
-    )
+    parser.add_argument("--workers", type=int, default=cpus(), help="folds at a time, on Ray; 0: here")
     parser.add_argument("--out", default="ilse2018", help="folder for stores and fold results (default: ilse2018)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     return parser.parse_args()

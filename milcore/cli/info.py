@@ -1,11 +1,11 @@
 """Figures of a store or run, and a check of all its bytes."""
 
-import os
 from functools import partial
 from typing import Any
 
 from milcore.errors import InputError
 from milcore.runtime import storage
+from milcore.runtime.limits import cpus
 from milcore.runtime.processes import map_in_processes
 from milcore.runtime.progress import log_line, track
 from milcore.store.store import PatchStore
@@ -36,7 +36,7 @@ def damage(uri: str) -> list[str]:
         return run_damage(Run(uri))
     PatchStore(uri).annotation_record()
     slide_ids = [slide.slide_id for slide in PatchStore(uri).manifest().slides]
-    workers = min(len(os.sched_getaffinity(0)), len(slide_ids))
+    workers = min(cpus(), len(slide_ids))
     lines = map_in_processes(partial(slide_damage, uri), slide_ids, workers, _killed)
     return sorted(line for of_slide in track(lines, "verify", len(slide_ids)) for line in of_slide)
 

@@ -7,7 +7,6 @@ failure that is not the input's.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -31,9 +30,10 @@ from milcore.config import (
 )
 from milcore.errors import InputError
 from milcore.runtime.command import exit_codes
+from milcore.runtime.limits import cpus
 from milcore.runtime.progress import from_here, log_line, printable
 
-CPUS = len(os.sched_getaffinity(0))
+CPUS = cpus()
 NONE_OK = 3
 
 app = typer.Typer(

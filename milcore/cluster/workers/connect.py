@@ -23,6 +23,7 @@ from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime.allow_list import REMOTE
 from milcore.runtime.command import delayed_signals
+from milcore.runtime.limits import cpus
 from milcore.runtime.progress import log_line
 
 LOCAL_ENVIRONMENT = {
@@ -83,11 +84,6 @@ def _own_sigterm() -> Iterator[None]:
         yield
     finally:
         ray._private.utils.set_sigterm_handler = rays  # noqa: SLF001
-
-
-def cpus() -> int:
-    """Number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def worker_capacity(resources: Mapping[str, float]) -> int:

@@ -6,7 +6,6 @@ features are readable only once they are complete.
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from milcore.encoders.record import encoder_of_features
 from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, MILError, StoreError
 from milcore.runtime import storage
+from milcore.runtime.limits import cpus
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.store import PatchStore
 
@@ -139,7 +139,7 @@ def slides_to_encode(store_uri: str, config: EncodeConfig) -> dict[str, int]:
 
 def encode_here(job: EncodeJob, slides: dict[str, int]) -> Iterator[Step]:
     """Encode slides in this process, on all its cores."""
-    return encode_slides(job, iter(slides), len(os.sched_getaffinity(0)))
+    return encode_slides(job, iter(slides), cpus())
 
 
 def encode_slide(store_uri: str, config: EncodeConfig, device: str, slide_id: str) -> EncodedSlide:
