@@ -15,8 +15,10 @@ def ingest(
     default_mpp: float,
     settings: str,
     workers: int,
+    ray_address: str,
+    cluster_profile: str,
 ) -> str:
-    """Cut the slides of a partition into patches.
+    """Cut the slides of a partition into patches, here or as a job.
 
     A bad slide is quarantined and never fails the step.
 
@@ -28,7 +30,9 @@ def ingest(
         patch_size: patch edge in px at the target mpp.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
         settings: JSON of settings that are no parameters; those under ingest count here.
-        workers: processes.
+        workers: with rayjob or http(s):// Ray workers of one job; else processes.
+        ray_address: local, rayjob, http(s)://host:8265 or host:port.
+        cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
 
     Returns:
         Ids of the slides that are ok, reasons of those that are not, and counts, as JSON.
@@ -40,8 +44,8 @@ def ingest(
     from milcore.config import PipelineSettings
 
     with api.one_line_errors():
-        config = PipelineSettings(parameters, settings).ingest
-        return json.dumps(api.ingest_partition(store_uri, partition, config, workers))
+        configs = PipelineSettings(parameters, settings)
+        return json.dumps(api.ingest_partition(store_uri, partition, configs.ingest, configs.launch))
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -14,6 +14,7 @@ def plan(
     mpp: float,
     patch_size: int,
     default_mpp: float,
+    ingest_workers: int,
     encoder: str,
     poolings: str,
     learning_rate_min: float,
@@ -32,11 +33,12 @@ def plan(
     Args:
         manifest: CSV or Parquet with slide_id, uri, label and optional columns.
         store_uri: the patch store.
-        partitions: how many ingest steps share the slides.
+        partitions: how many ingest steps share the slides; one where a job ingests them.
         positive: class name that counts as positive; empty: the later by name.
         mpp: target resolution in um/px; like all that follows, checked here for the steps to come.
         patch_size: patch edge in px at the target mpp.
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
+        ingest_workers: with rayjob or http(s):// Ray workers of the job that ingests; 0: no job.
         encoder: the frozen encoder.
         poolings: names parted by commas.
         learning_rate_min: lower end of the log-uniform range.
@@ -55,25 +57,33 @@ def plan(
     """
     parameters = {**locals()}
     from milcore import api
+    from milcore.config import PipelineSettings
 
     with api.one_line_errors():
         annotations = api.check_settings(parameters, settings).annotations
-        return api.plan_ingestion(manifest, store_uri, positive or None, partitions, annotations)
+        launch = PipelineSettings({**parameters, "workers": ingest_workers}, "").launch
+        return api.plan_ingestion(
+            manifest, store_uri, positive or None, partitions, annotations=annotations, launch=launch
+        )
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def survey(store_uri: str) -> str:
+def survey(store_uri: str, workers: int, ray_address: str) -> str:
     """Digest the slides and patches in storage.
 
     With it Kubeflow reuses results only where they still hold.
 
     Args:
         store_uri: the patch store, planned.
+        workers: with rayjob or http(s):// Ray workers of the job that ingests; 0: no job.
+        ray_address: local, rayjob, http(s)://host:8265 or host:port.
 
     Returns:
-        Digest of the slides and of the patches made of them; a new one while anything is missing.
+        Digest of the slides and of the patches made of them; a new one while anything is missing, and for a job.
     """
+    parameters = {**locals()}
     from milcore import api
+    from milcore.config import PipelineSettings
 
     with api.one_line_errors():
-        return api.store_state(store_uri)
+        return api.store_state(store_uri, PipelineSettings(parameters, "").launch)

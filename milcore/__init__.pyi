@@ -55,6 +55,7 @@ def ingest(
     positive: str | int | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
+    cluster_profile: str = "",
     config: IngestConfig | None = None,
     annotations: AnnotationConfig | None = None,
     mpp: float = 0.5,

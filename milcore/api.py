@@ -178,6 +178,7 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     positive: str | int | None = None,
     workers: int | None = None,
     ray_address: str | None = None,
+    cluster_profile: str = "",
     config: IngestConfig,
     annotations: AnnotationConfig,
 ) -> "IngestReport":
@@ -190,7 +191,9 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
         store: patch store to make or go on with.
         positive: class name that counts as positive; None: the later by name.
         workers: processes on this machine, or Ray workers; 0 works in this process; None: one for each core.
-        ray_address: ``local`` or host:port of a Ray cluster to deal slides to.
+        ray_address: deal slides to the workers of a Ray cluster: ``local``, ``rayjob``, http(s)://host:8265 or
+            host:port; None: to processes on this machine.
+        cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
         config: settings of ingestion; fields given as keywords override its own.
         annotations: how annotations are read; fields likewise.
 
@@ -212,8 +215,13 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     positive = None if positive is None else str(positive)
     cohort = plan_cohort(_uri("manifest", manifest), store_uri, positive, annotations)
     _log_notes(cohort)
-    with _slide_map(ray_address, workers) as map_slides:
-        outcomes = ingest_cohort(store_uri, config, workers, map_slides=map_slides)
+    if ray_address is not None and workers > 0:
+        from milcore.cluster.launch import ingest_with
+
+        on_ray: dict[str, object] = {"ray_address": ray_address, "workers": workers, "cluster_profile": cluster_profile}
+        counts = ingest_with(store_uri, config, parse_config(LaunchConfig, on_ray))
+    else:
+        outcomes = ingest_cohort(store_uri, config, workers)
         counts = ingest_counts(track(outcomes, "ingest", len(cohort.slides)))
     _log_quarantined(counts["quarantined"])
     log_outside_tissue(PatchStore(store_uri))
@@ -235,30 +243,19 @@ def _log_quarantined(reasons: Mapping[str, str]) -> None:
         log_line(f"quarantined {slide_id}: {reason}")
 
 
-@contextlib.contextmanager
-def _slide_map(ray_address: str | None, workers: int) -> Iterator[Callable[..., Any] | None]:
-    """Ray's map for as long as the context; None where no cluster is named."""
-    if ray_address is None:
-        yield None
-        return
-    from milcore.cluster.workers.connect import connected
-    from milcore.cluster.workers.map import map_on_ray
-
-    launch = parse_config(LaunchConfig, {"ray_address": ray_address, "workers": max(1, workers)})
-    with connected(launch):
-        yield partial(map_on_ray, launch=launch)
-
-
-def plan_ingestion(
+def plan_ingestion(  # noqa: PLR0913 - manifest, store, and a keyword per config
     manifest_uri: str,
     store_uri: str,
     positive: str | None,
     partitions: int,
+    *,
     annotations: AnnotationConfig | None = None,
+    launch: LaunchConfig | None = None,
 ) -> list[str]:
     """Make a manifest the store's cohort and divide it for a fan-out.
 
-    Partitions are of about equal work, by the sizes of the slides.
+    Partitions are of about equal work, by the sizes of the slides. There is one where a job deals slides to its
+    workers.
 
     Args:
         manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
@@ -266,6 +263,7 @@ def plan_ingestion(
         positive: class name that counts as positive; None: the later by name.
         partitions: how many at most; never more than slides.
         annotations: how they are read; None: by the defaults.
+        launch: where slides are ingested; None: in the steps of the fan-out.
 
     Returns:
         The partitions as ``i/n``.
@@ -278,19 +276,21 @@ def plan_ingestion(
 
     cohort = plan_cohort(manifest_uri, store_uri, positive, annotations)
     _log_notes(cohort)
+    if launch is not None and launch.is_job:
+        return ["0/1"]
     count = max(1, min(partitions, len(cohort.slides)))
     write_partitions(store_uri, count)
     return [f"{index}/{count}" for index in range(count)]
 
 
-def ingest_partition(store_uri: str, partition: str, config: IngestConfig, workers: int) -> "IngestCounts":
-    """Ingest one partition of a planned cohort.
+def ingest_partition(store_uri: str, partition: str, config: IngestConfig, launch: LaunchConfig) -> "IngestCounts":
+    """Ingest one partition of a planned cohort; as a job, the whole cohort.
 
     Args:
         store_uri: store that ``plan_ingestion`` gave its cohort.
         partition: ``i/n``, one of those it returned.
         config: how a slide becomes patches.
-        workers: processes on this machine; 0 works in this process.
+        launch: workers of a job on ``rayjob`` or http(s)://; elsewhere processes on this machine, at least one.
 
     Returns:
         ``ok`` ids, ``quarantined`` ids with reasons, and counts.
@@ -301,9 +301,13 @@ def ingest_partition(store_uri: str, partition: str, config: IngestConfig, worke
     from milcore.runtime.progress import track
     from milcore.store.store import PatchStore
 
+    if launch.is_job:
+        from milcore.cluster.launch import ingest_with
+
+        return ingest_with(store_uri, config, launch)
     index, count = (int(part) for part in partition.split("/"))
     slides = len(read_partition(PatchStore(store_uri), index, count))
-    outcomes = ingest_cohort(store_uri, config, workers, (index, count))
+    outcomes = ingest_cohort(store_uri, config, max(1, launch.workers), (index, count))
     return ingest_counts(track(outcomes, f"ingest {partition}", slides))
 
 
@@ -375,11 +379,15 @@ def sweep_uri(run_uri: str) -> str:
     return Run(run_uri).sweep_uri
 
 
-def store_state(store_uri: str) -> str:
-    """Digest of a store's slides and patches; a new one while any is missing."""
-    from milcore.ingestion.fingerprint import store_state
+def store_state(store_uri: str, launch: LaunchConfig) -> str:
+    """Digest of a store's slides and patches.
 
-    return store_state(store_uri)
+    A new one while any is missing, and where a job ingests them.
+    """
+    from milcore.ingestion.fingerprint import store_state
+    from milcore.runtime.digest import unique_digest
+
+    return unique_digest() if launch.is_job else store_state(store_uri)
 
 
 @with_settings(config=ImportConfig)

@@ -552,6 +552,19 @@ class LaunchConfig(Config):
     workers: int = Field(0, ge=0, le=MAX_WORKERS, description="Ray workers; 0 computes in this process without Ray")
     use_gpu: bool = Field(False, description="give each worker one GPU (NCCL); otherwise CPU (gloo)")
 
+    @property
+    def names_job(self) -> bool:
+        """True where the address is that of a job.
+
+        It runs on a cluster made for it, or a standing one.
+        """
+        return self.ray_address == "rayjob" or self.ray_address.startswith(("http://", "https://"))
+
+    @property
+    def is_job(self) -> bool:
+        """True where a job's workers compute."""
+        return self.names_job and self.workers > 0
+
 
 class EvaluateConfig(Config):
     """Settings of an evaluation."""

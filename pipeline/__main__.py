@@ -28,7 +28,7 @@ from milcore.errors import InputError, MILError
 from pipeline.console import StepConsole
 from pipeline.dag import NAME, attention_mil
 from pipeline.predict import predict
-from pipeline.steps import with_image
+from pipeline.steps import PARALLEL, with_image
 from pipeline.submission import submit_pipeline
 from pipeline.sweep import sweep
 
@@ -53,7 +53,7 @@ def compile_pipeline(given: dict[str, Any]) -> None:
     names = [one] if one else list(PIPELINES)
     for name in names:
         out = given["out"] or str(FOLDER / f"{name.replace('-', '_')}.yaml")
-        compiler.Compiler().compile(with_image(PIPELINES[name], given["image"]), out)
+        compiler.Compiler().compile(with_image(PIPELINES[name], given["image"], given["parallel"]), out)
         print(out)
 
 
@@ -133,7 +133,8 @@ def submit(given: dict[str, Any]) -> None:
     """
     pipeline = PIPELINES[given["pipeline"] or NAME]
     api.check_settings(given, given.get("settings", ""))
-    submit_pipeline(with_image(pipeline, given["image"]), _arguments(pipeline, given), given)
+    made = with_image(pipeline, given["image"], given["parallel"])
+    submit_pipeline(made, _arguments(pipeline, given), given)
 
 
 def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +195,13 @@ def _parser(pipeline: BaseComponent) -> argparse.ArgumentParser:
     for command in (make, send):
         command.add_argument("--image", default=IMAGE, help=f"image of every step [default: {IMAGE}]")
         command.add_argument("--pipeline", choices=list(PIPELINES), help="which one")
+        command.add_argument(
+            "--parallel",
+            type=_count,
+            default=PARALLEL,
+            metavar="N",
+            help=f"most pods of the fan-out at a time, fixed in the YAML [default: {PARALLEL}]",
+        )
     _add_parameters(here, attention_mil)
     _add_parameters(send, pipeline)
     return parser
@@ -214,6 +222,12 @@ def _add_parameters(command: argparse.ArgumentParser, pipeline: BaseComponent) -
             default=spec.default,
             help=f"{descriptions[name]}{default}",
         )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1, 2 …")
+    return int(text)
 
 
 def _boolean(text: str) -> bool:

@@ -5,7 +5,7 @@ Plan, ingest fanned out over partitions, gather, encode, tune, train with the be
 A parameter bears the name of its setting and reads its default from the config class; ``settings`` takes the settings
 that are no parameters. Steps keep their results at URIs and do only what is missing there. Kubeflow's cache knows
 arguments, not storage: so the steps it may reuse take a digest of all they read and write, from a step that is never
-cached; those that launch Ray never are.
+cached; those that launch Ray never are, for where ingestion does, the digest is a new one each time.
 """
 
 from kfp import dsl
@@ -18,7 +18,7 @@ from components.train import train
 from components.tune import tune
 from milcore.config import EncodeConfig, IngestConfig, LaunchConfig, TrainConfig, TuneConfig, parameter_default
 from pipeline.parameters import with_description
-from pipeline.steps import ends_with_finish, launcher, sized, step
+from pipeline.steps import ends_with_finish, launcher, pods_at_a_time, sized, step
 
 INGEST = IngestConfig()
 ENCODE = EncodeConfig()
@@ -43,7 +43,7 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
     mpp: float = INGEST.mpp,
     patch_size: int = INGEST.patch_size,
     default_mpp: float = parameter_default(IngestConfig, "default_mpp"),
-    ingest_workers: int = 1,
+    ingest_workers: int = 0,
     encoder: str = ENCODE.encoder,
     encode_workers: int = 0,
     poolings: str = parameter_default(TuneConfig, "poolings"),
@@ -70,6 +70,7 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
         mpp=mpp,
         patch_size=patch_size,
         default_mpp=default_mpp,
+        ingest_workers=ingest_workers,
         encoder=encoder,
         poolings=poolings,
         learning_rate_min=learning_rate_min,
@@ -84,9 +85,9 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
         settings=settings,
     )
     planned = step(checked, retried=False)
-    surveyed = step(survey(store_uri=store_uri)).after(planned)
-    with dsl.ParallelFor(planned.output) as partition:
-        part = step(
+    surveyed = step(survey(store_uri=store_uri, workers=ingest_workers, ray_address=ray_address)).after(planned)
+    with dsl.ParallelFor(planned.output, parallelism=pods_at_a_time()) as partition:
+        part = launcher(
             ingest(
                 store_uri=store_uri,
                 partition=partition,
@@ -96,6 +97,8 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
                 default_mpp=default_mpp,
                 settings=settings,
                 workers=ingest_workers,
+                ray_address=ray_address,
+                cluster_profile=cluster_profile,
             ),
             cached=True,
         )

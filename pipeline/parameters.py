@@ -15,13 +15,14 @@ PARAMETERS: dict[str, dict[str, str | type[Config]]] = {
         "store_uri": "patch store to make or go on with",
         "run_uri": "run folder; the same one resumes",
         "positive": "class name that counts as positive; empty: the later by name",
-        "partitions": "ingest steps that share the slides",
+        "partitions": "ingest steps that share the slides; one where ingest_workers are those of a job",
     },
     "Ingestion": {
         "mpp": IngestConfig,
         "patch_size": IngestConfig,
         "default_mpp": IngestConfig,
-        "ingest_workers": "processes of each ingest step",
+        "ingest_workers": "processes of each ingest step, 0: one; with ray_address rayjob or http(s):// Ray workers of "
+        "one job that all slides are dealt to, 0: no job",
     },
     "Encoding": {
         "encoder": EncodeConfig,

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
@@ -27,7 +27,11 @@ FIELDS = {
 }
 RETRIES, FIRST_WAIT, WAIT_FACTOR, LONGEST_WAIT = 2, "60s", 2.0, "600s"
 
+# pods of a fan-out at a time; kfp fixes it when a pipeline is compiled
+PARALLEL = 50
+
 _image = ContextVar("image", default=IMAGE)
+_parallel = ContextVar("parallel", default=PARALLEL)
 
 
 def step(task: dsl.PipelineTask, *, cached: bool = False, retried: bool = True) -> dsl.PipelineTask:
@@ -48,12 +52,16 @@ def step(task: dsl.PipelineTask, *, cached: bool = False, retried: bool = True) 
     return task
 
 
-def launcher(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """A step that may compute on a cluster; never cached.
+def launcher(task: dsl.PipelineTask, *, cached: bool = False) -> dsl.PipelineTask:
+    """A step that may compute on a cluster.
 
     It has the name of its pod, the Ray token and the cluster profile.
+
+    Args:
+        task: the task.
+        cached: as of ``step``; where it does compute on a cluster, its digest has to be a new one.
     """
-    step(task)
+    step(task, cached=cached)
     kubernetes.use_secret_as_env(task, RAY_SECRET, RAY_KEYS, optional=True)
     kubernetes.use_config_map_as_volume(task, PROFILE_CONFIG, PROFILE_FOLDER, optional=True)
     return _knows_itself(task)
@@ -87,14 +95,23 @@ def ends_with_finish(function: Callable[..., None]) -> Callable[..., None]:
     return inside
 
 
-def with_image(pipeline: BaseComponent, image: str) -> BaseComponent:
-    """The pipeline with every step in this image."""
-    before = _image.set(image)
-    spec = pipeline.pipeline_spec.pipeline_info
-    try:
-        return dsl.pipeline(name=spec.name, display_name=spec.display_name)(pipeline.pipeline_func)
-    finally:
-        _image.reset(before)
+def pods_at_a_time() -> int:
+    """Most pods of a fan-out at a time, in the pipeline being made."""
+    return _parallel.get()
+
+
+def with_image(pipeline: BaseComponent, image: str, parallel: int = PARALLEL) -> BaseComponent:
+    """The pipeline with every step in this image.
+
+    At most so many pods of its fan-out run at a time.
+    """
+    context, spec = copy_context(), pipeline.pipeline_spec.pipeline_info
+    context.run(_image.set, image)
+    context.run(_parallel.set, parallel)
+    made: BaseComponent = context.run(
+        dsl.pipeline(name=spec.name, display_name=spec.display_name), pipeline.pipeline_func
+    )
+    return made
 
 
 def _knows_itself(task: dsl.PipelineTask) -> dsl.PipelineTask:

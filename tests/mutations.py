@@ -24,7 +24,7 @@ import torch
 
 from milcore import api
 from milcore.cli.info import damage, describe
-from milcore.config import EncodeConfig, ImportConfig, IngestConfig, SplitConfig, TrainConfig, TuneConfig
+from milcore.config import EncodeConfig, ImportConfig, IngestConfig, LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import DamageError, MILError
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
@@ -103,7 +103,8 @@ def _download(folder: Path, run: str) -> object:
 
 def _partitions(folder: Path) -> object:
     store = str(folder / "store")
-    return _work(api.gather_ingestion(store, [api.ingest_partition(store, f"{k}/2", INGEST, 0) for k in range(2)]))
+    counts = [api.ingest_partition(store, f"{k}/2", INGEST, LaunchConfig()) for k in range(2)]
+    return _work(api.gather_ingestion(store, counts))
 
 
 def _verify(uri: str, lines: list[str]) -> object:

@@ -110,20 +110,27 @@ def ingest(
     annotations: Values,
     positive: Annotated[str | None, typer.Option(help="class name that counts as positive")] = None,
     workers: Annotated[
-        int, typer.Option(min=0, max=MAX_WORKERS, help="processes on this machine; 0 works in this one")
+        int,
+        typer.Option(min=0, max=MAX_WORKERS, help="processes on this machine, or Ray workers; 0 works in this process"),
     ] = CPUS,
     ray_address: Annotated[
-        str | None, typer.Option(help="local or host:port: deal slides to that many workers of a Ray cluster instead")
+        str | None,
+        typer.Option(
+            help="deal slides to Ray workers instead: local, rayjob (a cluster that KubeRay makes), "
+            "http(s)://host:8265 (job on a standing cluster), or host:port of one"
+        ),
     ] = None,
+    cluster_profile: Annotated[
+        str, typer.Option(help="YAML file that describes the clusters of rayjob (empty: the defaults)")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Cut the slides of a manifest into patches.
 
     A bad slide is quarantined with its reason, the others go on.
     """
-    report = api.ingest(
-        manifest, store, positive=positive, workers=workers, ray_address=ray_address, **config, **annotations
-    )
+    on_ray = {"ray_address": ray_address, "cluster_profile": cluster_profile}
+    report = api.ingest(manifest, store, positive=positive, workers=workers, **on_ray, **config, **annotations)
     finish(report.as_dict(), f"{report.line}; {report.page}", as_json, code=0 if report.ok else NONE_OK)
 
 

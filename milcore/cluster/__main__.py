@@ -1,6 +1,6 @@
-"""Entry point of a Ray job: train, tune or encode a prepared folder.
+"""Entry point of a Ray job: one step on a prepared folder.
 
-``python -m milcore.cluster train RUN | tune OUT | encode STORE``
+``python -m milcore.cluster ingest STORE | encode STORE | train RUN | tune OUT``
 """
 
 import argparse
@@ -8,9 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from milcore.cluster.jobs.heartbeat import SECONDS_WITHOUT_HEARTBEAT, exit_without_heartbeat
-from milcore.cluster.launch import encode_with, field_flag, train_with, tune_with
-from milcore.config import EncodeConfig, LaunchConfig, pick
+from milcore.cluster.launch import encode_with, field_flag, ingest_with, train_with, tune_with
+from milcore.config import Config, EncodeConfig, IngestConfig, LaunchConfig, pick
 from milcore.runtime.command import exit_codes
+
+FOLDERS = {"ingest": "STORE", "encode": "STORE", "train": "RUN", "tune": "OUT"}
+# steps that prepare nothing in their folder: settings come as flags
+CONFIGS: dict[str, type[Config]] = {"ingest": IngestConfig, "encode": EncodeConfig}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,7 +25,9 @@ def main(arguments: Sequence[str]) -> None:
         launch = pick(LaunchConfig, values)
         if values["heartbeat"]:
             exit_without_heartbeat(values["heartbeat"], values["heartbeat_seconds"])
-        if step == "encode":
+        if step == "ingest":
+            ingest_with(uri, pick(IngestConfig, values), launch)
+        elif step == "encode":
             encode_with(uri, pick(EncodeConfig, values), launch)
         elif step == "tune":
             tune_with(uri, launch)
@@ -32,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m milcore.cluster", description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True)
-    for step, folder in (("train", "RUN"), ("tune", "OUT"), ("encode", "STORE")):
+    for step, folder in FOLDERS.items():
         command = steps.add_parser(step)
         command.add_argument("uri", metavar=folder)
         command.add_argument("--workers", type=int, default=LaunchConfig().workers)
@@ -45,17 +51,17 @@ def _parser() -> argparse.ArgumentParser:
             default=SECONDS_WITHOUT_HEARTBEAT,
             help="seconds without a heartbeat after which this job exits",
         )
-        if step == "encode":
-            _add_encode_flags(command)
+        if step in CONFIGS:
+            _add_config_flags(command, CONFIGS[step])
     return parser
 
 
-def _add_encode_flags(command: argparse.ArgumentParser) -> None:
-    """Add a flag for every field of EncodeConfig.
+def _add_config_flags(command: argparse.ArgumentParser, kind: type[Config]) -> None:
+    """Add a flag for every field of a config.
 
     The config parses the values and has the defaults.
     """
-    for name, field in EncodeConfig.model_fields.items():
+    for name, field in kind.model_fields.items():
         description = (field.description or "").replace("%", "%%")
         command.add_argument(field_flag(name), default=argparse.SUPPRESS, help=description)
 

@@ -1,4 +1,4 @@
-"""Launch encode, train and tune: in this process, on Ray, or as a job.
+"""Launch ingest, encode, train and tune: here, on Ray, or as a job.
 
 A job runs on a standing Ray cluster or on one made for it. Each function takes a prepared folder or store and a
 LaunchConfig and returns once the result is in storage. Ray is imported only when it is used.
@@ -8,15 +8,17 @@ import functools
 from collections.abc import Iterator
 
 from milcore.cluster.jobs.heartbeat import heartbeat_uri, keep_heartbeat
-from milcore.config import EncodeConfig, LaunchConfig, TrainConfig
+from milcore.config import Config, EncodeConfig, IngestConfig, LaunchConfig, TrainConfig
 from milcore.encoders.extraction.batches import Step
 from milcore.encoders.extraction.encode import encode_steps, slides_to_encode, with_feature_name
 from milcore.encoders.extraction.reader import EncodedSlide
 from milcore.errors import ClusterError
+from milcore.ingestion.cohort import IngestCounts, ingest, ingest_counts, stored_counts
 from milcore.mil.device import compute_device
 from milcore.runtime import storage
 from milcore.runtime.lease import lease
-from milcore.runtime.progress import PatchProgress
+from milcore.runtime.progress import PatchProgress, track
+from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.cross_validation import train_folds
 from milcore.training.run import train_run
@@ -24,17 +26,36 @@ from milcore.training.run_folder import Run
 from milcore.training.sweep import Sweep
 from milcore.training.tensorboard import RunObserver
 
-RAYJOB = "rayjob"
-
 # ruff: noqa: PLC0415 - importing Ray takes seconds, and a step that computes in this process does not need it
+
+
+def ingest_with(store_uri: str, config: IngestConfig, launch: LaunchConfig) -> IngestCounts:
+    """Ingest the planned cohort of a store on Ray.
+
+    All slides are dealt to the workers of one cluster or job.
+
+    Raises:
+        MILError: slides are unaccounted for, such as those of a job that saw another storage.
+    """
+    store_uri = storage.absolute(store_uri)
+    if launch.is_job:
+        _run_as_job(["ingest", store_uri, *config_flags(config)], launch)
+        return stored_counts(PatchStore(store_uri))
+    from milcore.cluster.workers.connect import connected
+    from milcore.cluster.workers.map import map_on_ray
+
+    slides = len(PatchStore(store_uri).manifest().slides)
+    with connected(launch):
+        outcomes = ingest(store_uri, config, launch.workers, map_slides=functools.partial(map_on_ray, launch=launch))
+        return ingest_counts(track(outcomes, "ingest", slides))
 
 
 def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> list[EncodedSlide]:
     """Encode every slide of a store that lacks these features; returns all slides."""
     store_uri, config = storage.absolute(store_uri), with_feature_name(config)
     slides = slides_to_encode(store_uri, config)
-    if _is_job(launch) and launch.workers > 0:
-        _run_as_job(["encode", store_uri, *_encode_flags(config)], launch)
+    if launch.is_job:
+        _run_as_job(["encode", store_uri, *config_flags(config)], launch)
         return [EncodedSlide(slide_id, patches, skipped=False) for slide_id, patches in slides.items()]
     device = "cuda" if launch.use_gpu else "cpu"
     if launch.workers == 0:
@@ -69,7 +90,7 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
     run = Run(run_uri)
     if run.is_finished():
         return
-    if _is_job(launch) and launch.workers > 0:
+    if launch.is_job:
         _run_as_job(["train", run_uri], launch)
         if not run.is_finished():
             raise ClusterError(f"the job ended without weights in {run_uri}; does the cluster see the same storage?")
@@ -117,7 +138,7 @@ def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
     out_uri = storage.absolute(out_uri)
     sweep = Sweep(out_uri)
     if sweep.best() is None:
-        if _is_job(launch):
+        if launch.names_job:
             _run_as_job(["tune", out_uri], launch)
         else:
             from milcore.cluster.workers.tune import tune_on_ray
@@ -130,10 +151,6 @@ def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
     return best
 
 
-def _is_job(launch: LaunchConfig) -> bool:
-    return launch.ray_address == RAYJOB or launch.ray_address.startswith(("http://", "https://"))
-
-
 def _run_as_job(command: list[str], launch: LaunchConfig) -> None:
     """Run a step as a job, keeping its heartbeat while this process follows it.
 
@@ -144,11 +161,11 @@ def _run_as_job(command: list[str], launch: LaunchConfig) -> None:
     step, folder_uri, *_ = command
     heartbeat = heartbeat_uri(folder_uri, step)
     # 0 workers of a sweep on a standing cluster: as many trials at a time as it holds
-    least = 0 if step == "tune" and launch.ray_address != RAYJOB else 1
+    least = 0 if step == "tune" and launch.ray_address != "rayjob" else 1
     workers = ["--workers", str(max(least, launch.workers)), *(["--use-gpu"] if launch.use_gpu else [])]
     arguments = (*command, *workers, "--heartbeat", heartbeat)
     with keep_heartbeat(heartbeat):
-        if launch.ray_address == RAYJOB:
+        if launch.ray_address == "rayjob":
             from milcore.cluster.jobs.rayjob import run_rayjob
 
             run_rayjob(arguments, launch)
@@ -163,7 +180,7 @@ def field_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _encode_flags(config: EncodeConfig) -> list[str]:
-    """Flags of ``python -m milcore.cluster encode``: one for every field that is not None."""
-    values = {field_flag(name): getattr(config, name) for name in EncodeConfig.model_fields}
+def config_flags(config: Config) -> list[str]:
+    """Flags of ``python -m milcore.cluster``: one for every field that is not None."""
+    values = {field_flag(name): getattr(config, name) for name in type(config).model_fields}
     return [word for flag, value in values.items() if value is not None for word in (flag, str(value))]

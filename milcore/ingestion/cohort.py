@@ -14,12 +14,14 @@ from milcore.config import AnnotationConfig, IngestConfig
 from milcore.errors import InputError, MILError
 from milcore.ingestion.annotations import check_annotations
 from milcore.ingestion.partition import read_partition
-from milcore.ingestion.slide import SlideOutcome, ingest_slide, quarantine_killed
+from milcore.ingestion.slide import SlideOutcome, ingest_slide, quarantine_killed, record_outcome
 from milcore.runtime.processes import map_in_processes
 from milcore.store.store import PatchStore
 
-# applies a function to every slide, on this machine or others, and yields results as they come
-SlideMap = Callable[[Callable[[Slide], SlideOutcome], Iterable[Slide]], Iterator[SlideOutcome]]
+SlideWork = Callable[[Slide], SlideOutcome]
+# applies the first function to every slide, on this machine or others, and yields results as they come; the second
+# gives the result of a slide whose process was killed again and again
+SlideMap = Callable[[SlideWork, Iterable[Slide], SlideWork], Iterator[SlideOutcome]]
 
 
 class IngestCounts(TypedDict):
@@ -78,12 +80,13 @@ def ingest(
     slides = read_partition(store, *partition)
     processes = max(1, min(workers, len(slides)))
     work = partial(_ingest_in_worker, store_uri=store_uri, config=config, threads=max(1, workers // processes))
+    killed = partial(quarantine_killed, store=store, config=config)
     if map_slides is not None:
-        yield from map_slides(partial(work, threads=1), slides)
+        yield from map_slides(partial(work, threads=1), slides, killed)
     elif workers == 0:
         yield from map(work, slides)
     else:
-        yield from map_in_processes(work, slides, processes, lambda slide: quarantine_killed(slide, store, config))
+        yield from map_in_processes(work, slides, processes, killed)
 
 
 def ingest_counts(outcomes: Iterable[SlideOutcome]) -> IngestCounts:
@@ -95,6 +98,19 @@ def ingest_counts(outcomes: Iterable[SlideOutcome]) -> IngestCounts:
         "patches": sum(outcome.patches for outcome in outcomes),
         "skipped": sum(outcome.skipped for outcome in outcomes),
     }
+
+
+def stored_counts(store: PatchStore) -> IngestCounts:
+    """Counts of a cohort by its records in the store.
+
+    They do not tell what was skipped.
+
+    Raises:
+        MILError: a slide has no record.
+    """
+    records = store.records()
+    _check_accounted([slide_id for slide_id, record in records.items() if record is None], len(records))
+    return ingest_counts(record_outcome(record, skipped=False) for record in records.values() if record is not None)
 
 
 def join_counts(store_uri: str, summaries: Sequence[IngestCounts]) -> IngestCounts:
@@ -112,8 +128,7 @@ def join_counts(store_uri: str, summaries: Sequence[IngestCounts]) -> IngestCoun
     ok = {slide_id for summary in summaries for slide_id in summary["ok"]}
     reasons = {slide_id: reason for summary in summaries for slide_id, reason in summary["quarantined"].items()}
     lost = [slide_id for slide_id in ids if slide_id not in ok and slide_id not in reasons]
-    if lost:
-        raise MILError(f"{len(lost)} of {len(ids)} slides are unaccounted for ({', '.join(lost[:5])} …); ingest again")
+    _check_accounted(lost, len(ids))
     if not ok:
         first = next(iter(reasons.items()))
         raise InputError(f"none of {len(ids)} slides is ok; the first, {first[0]!r}: {first[1]}")
@@ -123,6 +138,16 @@ def join_counts(store_uri: str, summaries: Sequence[IngestCounts]) -> IngestCoun
         "patches": sum(summary["patches"] for summary in summaries),
         "skipped": sum(summary["skipped"] for summary in summaries),
     }
+
+
+def _check_accounted(lost: Sequence[str], slides: int) -> None:
+    """Check that no slide of a cohort is without outcome.
+
+    Raises:
+        MILError: some are.
+    """
+    if lost:
+        raise MILError(f"{len(lost)} of {slides} slides are unaccounted for ({', '.join(lost[:5])} …); ingest again")
 
 
 def _ingest_in_worker(slide: Slide, store_uri: str, config: IngestConfig, threads: int) -> SlideOutcome:

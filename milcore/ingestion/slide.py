@@ -67,7 +67,7 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads:
         version = source_version(slide.uri)._asdict()
         earlier = stored_record(store, slide.slide_id)
         if earlier and _is_up_to_date(earlier, work.record) and store.source(slide.slide_id) == version:
-            return _outcome(earlier, skipped=True)
+            return record_outcome(earlier, skipped=True)
         outcome = _ingest_file(work, earlier)
     except UnreachableSlideError as error:
         return _quarantine_until_retry(store, work.record, str(error))
@@ -93,7 +93,7 @@ def _ingest_file(work: _SlideIngestion, earlier: SlideRecord | None) -> SlideOut
             source = SourceFile(slide.uri, remote.size, etag=remote.etag)
         work.record = replace(work.record, source=source)
         if earlier and _is_up_to_date(earlier, work.record) and earlier.source == source:
-            return _outcome(earlier, skipped=True)
+            return record_outcome(earlier, skipped=True)
         with open_slide(remote or path, work.config.reader) as reader:
             patches = _ingest_pixels(work, reader, remote)
     return SlideOutcome(slide.slide_id, "ok", None, patches, skipped=False)
@@ -130,7 +130,8 @@ def stored_record(store: PatchStore, slide_id: str) -> SlideRecord | None:
         return None
 
 
-def _outcome(record: SlideRecord, *, skipped: bool) -> SlideOutcome:
+def record_outcome(record: SlideRecord, *, skipped: bool) -> SlideOutcome:
+    """Outcome of a slide by its record."""
     status: SlideState = "ok" if record.status == "ok" else "quarantined"
     return SlideOutcome(record.slide_id, status, record.reason, record.instances, skipped)
 
@@ -321,8 +322,8 @@ def write_patches(chunks: Iterable[bytes | None], plan: TilePlan, writer: SlideW
 
 
 def quarantine_killed(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:
-    """Quarantine a slide whose process was killed twice, until the next run."""
-    reason = "its process was killed twice while reading it (out of memory?)"
+    """Quarantine a slide whose process was killed again and again, until the next run."""
+    reason = "its process was killed each time while reading it (out of memory?)"
     return _quarantine_until_retry(store, _first_record(slide, config), reason)
 
 
@@ -334,6 +335,6 @@ def _quarantine_until_retry(store: PatchStore, record: SlideRecord, reason: str)
     stored = stored_record(store, record.slide_id)
     if stored and stored.status == "ok" and _is_up_to_date(stored, record):
         log_line(f"{record.slide_id}: {reason}; the patches that the store has of it stay")
-        return _outcome(stored, skipped=True)
+        return record_outcome(stored, skipped=True)
     reason = store.quarantine(replace(record, retry=True), reason, keep=True)
     return SlideOutcome(record.slide_id, "quarantined", reason, 0, skipped=False)

@@ -101,7 +101,7 @@ def is_local(uri: str) -> bool:
 def absolute(uri: str) -> str:
     """The URI without trailing slash; local paths absolute and without ``file://``."""
     if is_local(uri):
-        return str(Path(uri.removeprefix("file://")).resolve())
+        return os.path.realpath(uri.removeprefix("file://"))  # twice as fast as pathlib's, for a cohort
     return uri.rstrip("/")
 
 

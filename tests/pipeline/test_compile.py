@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OF_THE_WHOLE = (plan, survey, ingest, gather, encode, tune, train, evaluate, finish)
 COMPONENTS = {its.name: its for its in (*OF_THE_WHOLE, predict)}
 CACHED = {"ingest", "evaluate"}
-LAUNCHERS = {"encode", "tune", "train"}
+LAUNCHERS = {"ingest", "encode", "tune", "train"}
 BODY_LINES = 15
 # the pipeline's encoder is the frozen one, hence EncodeConfig after TrainConfig
 SETTINGS = (TrainConfig, IngestConfig, EncodeConfig, SplitConfig, TuneConfig)
@@ -135,6 +135,24 @@ def test_credentials_are_secrets_and_launchers_know_their_pod() -> None:
         knows_itself = {field["name"] for field in its.get("fieldPathAsEnv", [])} == set(FIELDS)
         assert knows_itself == (name.removeprefix("exec-") in {*LAUNCHERS, "finish"})
     assert "AWS_SECRET_ACCESS_KEY" not in yaml.safe_dump(spec)
+
+
+@pytest.mark.parametrize(("arguments", "pods"), [((), 50), (("--parallel", "7"), 7)])
+def test_the_pods_of_the_fan_out_are_bounded(arguments: tuple[str, ...], pods: int) -> None:
+    policies = [
+        task["iteratorPolicy"]
+        for its in compiled(*arguments)[0]["components"].values()
+        for task in its.get("dag", {"tasks": {}})["tasks"].values()
+        if "iteratorPolicy" in task
+    ]
+    assert policies == [{"parallelismLimit": pods}]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many"])
+def test_a_bound_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compile", "--parallel", text])
+    assert "allowed: 1, 2 …" in capsys.readouterr().err
 
 
 def test_the_cluster_is_freed_however_the_steps_end() -> None:

@@ -39,7 +39,7 @@ class JobRequest(NamedTuple):
 
     Args:
         run_id: the pipeline's run; outside a pipeline the step's folder.
-        step: encode, train or tune.
+        step: ingest, encode, train or tune.
         arguments: of ``python -m milcore.cluster``: the step, its folder, flags.
         workers: Ray workers.
         use_gpu: a GPU for each of them.

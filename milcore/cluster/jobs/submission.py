@@ -32,8 +32,7 @@ def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
     """
     client = _client(launch.ray_address)
     entrypoint = shlex.join(["python", "-m", "milcore.cluster", *arguments])
-    job_id = f"milcore-{hashlib.sha256(entrypoint.encode()).hexdigest()[:16]}"
-    _submit(client, job_id, entrypoint)
+    job_id = _submit(client, f"milcore-{hashlib.sha256(entrypoint.encode()).hexdigest()[:16]}", entrypoint)
     with on_termination(lambda: client.stop_job(job_id)):
         job = _follow(client, job_id)
     if job.status == JobStatus.SUCCEEDED:
@@ -53,19 +52,21 @@ def _client(address: str) -> JobSubmissionClient:
         raise ClusterError(f"no Ray dashboard answers at {address}: {reason}") from error
 
 
-def _submit(client: JobSubmissionClient, job_id: str, entrypoint: str) -> None:
-    """Start the job unless it runs already.
+def _submit(client: JobSubmissionClient, key: str, entrypoint: str) -> str:
+    """Start the next attempt of a job unless one runs already; returns its id.
 
-    An ended one of that name is deleted first.
+    An id is never given twice: Ray would take the supervisor of an attempt that ends at this moment for the next one's.
     """
-    earlier = next((job for job in client.list_jobs() if job.submission_id == job_id), None)
-    if earlier is not None and not earlier.status.is_terminal():
-        log_line(f"Ray job {job_id} runs already: following it")
-        return
-    if earlier is not None:
-        client.delete_job(job_id)
+    attempts = {job.submission_id or "": job for job in client.list_jobs()}
+    earlier = {name: job for name, job in attempts.items() if name.rpartition("-r")[0] == key}
+    running = next((name for name, job in earlier.items() if not job.status.is_terminal()), None)
+    if running is not None:
+        log_line(f"Ray job {running} runs already: following it")
+        return running
+    job_id = f"{key}-r{1 + max((int(name.rpartition('-r')[2]) for name in earlier), default=-1)}"
     client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": forwarded_variables()})
     log_line(f"Ray job {job_id}: {entrypoint}")
+    return job_id
 
 
 def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:

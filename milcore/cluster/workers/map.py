@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, MILError
@@ -13,25 +13,37 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def map_on_ray(function: Callable[[T], R], items: Iterable[T], launch: LaunchConfig) -> Iterator[R]:
+def map_on_ray(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    killed: Callable[[T], R] | None = None,
+    *,
+    launch: LaunchConfig,
+) -> Iterator[R]:
     """Apply a function to every item on ``launch.workers`` workers of the connected cluster.
 
     Each worker reserves one CPU (and GPU). Results come in the order of completion. An item is taken from the
-    iterable only when a worker is free for it.
+    iterable only when a worker is free for it: however many there are, Ray knows of as many tasks as workers.
+
+    Args:
+        function: importable; sent to the cluster once.
+        items: arguments, sent one per task.
+        killed: result of an item whose worker died more often than Ray retries; None: that is an error.
+        launch: number of workers, and a GPU for each or none.
 
     Raises:
         MILError: the function raised it.
-        ClusterError: the function failed otherwise, or its worker died more often than Ray retries.
+        ClusterError: the function failed otherwise, or the worker of an item was lost.
     """
     task: Any = ray.remote(num_cpus=1, num_gpus=int(launch.use_gpu))(apply)
     function_ref = ray.put(function)
-    running: list[ray.ObjectRef[R]] = []
+    running: dict[ray.ObjectRef[R], T] = {}
     for item in items:
         if len(running) == max(1, launch.workers):
-            yield _next_result(running)
-        running.append(task.remote(function_ref, item))
+            yield _next_result(running, killed)
+        running[task.remote(function_ref, item)] = item
     while running:
-        yield _next_result(running)
+        yield _next_result(running, killed)
 
 
 def apply(function: Callable[[T], R], item: T) -> R:
@@ -39,15 +51,18 @@ def apply(function: Callable[[T], R], item: T) -> R:
     return function(item)
 
 
-def _next_result(running: list[Any]) -> Any:
-    """Remove and return the first result that is complete."""
-    (completed,), rest = ray.wait(running, num_returns=1)
-    running[:] = rest
+def _next_result(running: dict[Any, T], killed: Callable[[T], R] | None) -> R:
+    """Remove the first task that is complete, and return its result."""
+    (completed,), _ = ray.wait(list(running), num_returns=1)
+    item = running.pop(completed)
     try:
-        return ray.get(completed)
+        result: R = ray.get(completed)
     except RayTaskError as error:
         if isinstance(error.cause, MILError):
             raise error.cause from None
         raise ClusterError(f"a Ray worker failed: {error.cause!r}") from error
     except RayError as error:
+        if isinstance(error, WorkerCrashedError | OutOfMemoryError) and killed is not None:
+            return killed(item)
         raise ClusterError(f"a Ray worker was lost: {' '.join(str(error).split())}") from error
+    return result

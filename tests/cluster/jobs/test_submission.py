@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobSubmissionClient
 
+from milcore import api
 from milcore.cluster.jobs.submission import run_job
 from milcore.cluster.launch import train_with
-from milcore.config import LaunchConfig, SplitConfig, TrainConfig
+from milcore.config import IngestConfig, LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
 from milcore.runtime.lease import lease
 from milcore.training.run import prepare_run
 from milcore.training.run_folder import Run
+from tests.cluster.workers.test_ingest import planned
 from tests.cohorts import write_features, write_store
 from tests.conftest import free_ports
 from tests.ray_node import Head
@@ -42,6 +44,24 @@ def test_a_job_trains_on_s3_and_its_log_is_shown(
     (job,) = [job for job in JobSubmissionClient(standing_ray.dashboard).list_jobs() if run in job.entrypoint]
     assert "AWS_ENDPOINT_URL" in job.runtime_env["env_vars"]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(job), "what travels with a job is shown by the dashboard"
+
+
+def test_one_job_ingests_the_whole_cohort_of_a_pipeline(
+    standing_ray: Head, s3: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """However many partitions were asked for; a second job finds all done."""
+    folder = storage.join(s3, tmp_path.name)
+    launch = LaunchConfig(ray_address=standing_ray.dashboard, workers=2)
+    store = planned(folder, tmp_path)
+    partitions = api.plan_ingestion(storage.join(folder, "m.csv"), store, None, 3, launch=launch)
+    assert partitions == ["0/1"]
+    assert api.store_state(store, launch) != api.store_state(store, launch), "a step that launches Ray is not reused"
+    counts = api.ingest_partition(store, "0/1", IngestConfig(patch_size=64), launch)
+    assert api.gather_ingestion(store, [counts]) == counts
+    assert (counts["ok"], list(counts["quarantined"]), counts["patches"]) == (["s0", "s1", "s2"], ["broken"], 48)
+    assert f"python -m milcore.cluster ingest {store} --mpp 0.5 --patch-size 64" in capfd.readouterr().err
+    assert api.ingest_partition(store, "0/1", IngestConfig(patch_size=64), launch) == counts
+    assert storage.names(storage.join(store, "heartbeats")) == []
 
 
 def test_a_job_whose_input_cannot_be_used_says_so_in_one_line(standing_ray: Head, tmp_path: Path) -> None:

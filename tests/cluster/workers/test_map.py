@@ -30,11 +30,11 @@ def die(_: int) -> int:
 
 
 def test_every_result_comes_back(local_ray: None) -> None:
-    assert sorted(map_on_ray(functools.partial(square, 1), range(5), TWO)) == [1, 2, 5, 10, 17]
+    assert sorted(map_on_ray(functools.partial(square, 1), range(5), launch=TWO)) == [1, 2, 5, 10, 17]
 
 
 def test_no_items_give_no_results(local_ray: None) -> None:
-    assert list(map_on_ray(functools.partial(square, 1), [], TWO)) == []
+    assert list(map_on_ray(functools.partial(square, 1), [], launch=TWO)) == []
 
 
 def test_no_more_items_are_taken_than_workers_can_work_on(local_ray: None) -> None:
@@ -45,7 +45,7 @@ def test_no_more_items_are_taken_than_workers_can_work_on(local_ray: None) -> No
             taken.append(number)
             yield number
 
-    results = map_on_ray(functools.partial(square, 0), items(), TWO)
+    results = map_on_ray(functools.partial(square, 0), items(), launch=TWO)
     next(results)
     assert taken == [0, 1, 2]
     assert len(list(results)) == 9
@@ -53,14 +53,22 @@ def test_no_more_items_are_taken_than_workers_can_work_on(local_ray: None) -> No
 
 def test_an_error_raised_on_purpose_arrives_as_itself(local_ray: None) -> None:
     with pytest.raises(StoreError, match=r"^slide 3 is incomplete$"):
-        list(map_on_ray(refuse, [3], TWO))
+        list(map_on_ray(refuse, [3], launch=TWO))
 
 
 def test_any_other_error_is_one_line_about_the_worker(local_ray: None) -> None:
     with pytest.raises(ClusterError, match=r"a Ray worker failed: ZeroDivisionError\("):
-        list(map_on_ray(break_down, [3], TWO))
+        list(map_on_ray(break_down, [3], launch=TWO))
 
 
 def test_a_worker_that_dies_each_time_is_reported(local_ray: None) -> None:
     with pytest.raises(ClusterError, match="a Ray worker was lost"):
-        list(map_on_ray(die, [3], TWO))
+        list(map_on_ray(die, [3], launch=TWO))
+
+
+def die_at_two(number: int) -> int:
+    return die(number) if number == 2 else number
+
+
+def test_an_item_that_kills_its_workers_can_have_a_result_of_its_own(local_ray: None) -> None:
+    assert sorted(map_on_ray(die_at_two, range(5), lambda number: -number, launch=TWO)) == [-2, 0, 1, 3, 4]
