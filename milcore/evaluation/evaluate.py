@@ -5,11 +5,11 @@ are computed once, and no choice depends on its labels.
 """
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,36 +20,29 @@ from milcore.cohort.label_changes import changes_text
 from milcore.cohort.manifest import Slide
 from milcore.config import ATTENTION_FORMATS, AnnotationConfig, AttentionFormat, LabelSource, RunSpec
 from milcore.errors import InputError
-from milcore.evaluation.attention.checks import AttentionChecks, InstanceLabels, check_attention
-from milcore.evaluation.attention.write import AttentionFiles, SlideResult, slide_view, write_attention
+from milcore.evaluation.attention.checks import InstanceLabels, check_attention
+from milcore.evaluation.attention.write import AttentionFiles
 from milcore.evaluation.baselines import compare
-from milcore.evaluation.decision import DecisionRule, choose_rule, predicted_classes
+from milcore.evaluation.decision import choose_rule
 from milcore.evaluation.gather_report import report_data
-from milcore.evaluation.metrics_json import metrics_json, nan_to_none
-from milcore.evaluation.report import PictureSizes, SlideView, SweepTable, model_card, render
+from milcore.evaluation.metrics_json import metrics_json
+from milcore.evaluation.report import SweepTable, model_card, render
 from milcore.evaluation.results import RunResults
 from milcore.evaluation.run_predictions import RunPredictions, open_run
 from milcore.evaluation.scores import SplitMetrics, measure
+from milcore.evaluation.views import AttentionOutputs, slide_views
 from milcore.metrics.classification import Comparison
 from milcore.mil.device import compute_device
-from milcore.mil.inference import instance_columns
 from milcore.runtime import storage
-from milcore.runtime.progress import log_line, track
+from milcore.runtime.progress import log_line
 from milcore.store.annotation_record import AnnotationRecord
 from milcore.store.slide_group import SlideGroup
-from milcore.training.run_files import publish, read_file, record_digests, recorded_digests
+from milcore.training.run_files import publish, read_files, recorded_digests
 from milcore.training.run_folder import Run
 from milcore.training.sweep import Sweep
 
 READING_THREADS = 16
 SLIDES_NAMED = 5
-
-
-class AttentionOutputs(NamedTuple):
-    """Files of attention, with or without leave-one-out log-odds."""
-
-    files: AttentionFiles
-    with_leave_one_out: bool
 
 
 def evaluate(  # noqa: PLR0913 - one keyword per option of the command
@@ -110,7 +103,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         log_line("comparing with simple models")
         comparison += compare(run.spec.train, run.as_split, run.store, labels, device)
     files = AttentionFiles(attention_formats, record.config.annotation_origin or "bounds")
-    views = tuple(_slide_views(run, rule, regions, checks, AttentionOutputs(files, with_leave_one_out)))
+    views = tuple(slide_views(run, rule, regions, checks, AttentionOutputs(files, with_leave_one_out)))
     evaluation = RunResults(run, rule, metrics, checks, comparison)
     summary = metrics_json(evaluation, posixpath.basename(folder.report_uri))
     data = report_data(evaluation, views, sweep)
@@ -132,10 +125,11 @@ def download_overlays(run_uri: str, folder: str) -> None:
     Attention in other formats stays at its URI.
     """
     run = Run(run_uri)
-    for name in sorted({*storage.names(run.attention_uri), *recorded_digests(run.attention_uri)}):
-        uri = storage.join(run.attention_uri, name)
-        if uri == run.attention_index_uri or name.endswith(".png"):
-            storage.write_bytes(f"{folder}/{name}", read_file(uri))
+    index = posixpath.basename(run.attention_index_uri)
+    names = {*storage.names(run.attention_uri), *recorded_digests(run.attention_uri)}
+    wanted = sorted(name for name in names if name == index or name.endswith(".png"))
+    for name, data in read_files(run.attention_uri, wanted):
+        storage.write_bytes(f"{folder}/{name}", data)
 
 
 def _sweep_table(sweep_uri: str, run: Run) -> SweepTable:
@@ -251,48 +245,3 @@ def _run_row(spec: RunSpec, metrics: SplitMetrics) -> Comparison:
     name = f"{spec.train.pooling.replace('_', ' ')} pooling, {spec.train.level} level"
     models = f"mean of {spec.folds} folds, " if spec.folds else ""
     return Comparison(name, f"this run, {models}on {source}", metrics.auroc, metrics.overall["localisation_auroc"])
-
-
-def _slide_views(
-    run: RunPredictions,
-    rule: DecisionRule,
-    regions: dict[str, BaseGeometry],
-    checks: AttentionChecks,
-    outputs: AttentionOutputs,
-) -> Iterator[SlideView]:
-    """Write the attention of each test slide and yield its view in the report.
-
-    Ends with an index of all of them, ``index.json``.
-    """
-    folder = Run(run.uri)
-    predicted = predicted_classes(run, rule)
-    sizes = PictureSizes.for_slides(sum(len(run.bags.entries[index].slides) for index in predicted))
-    index_rows, digests = [], dict[str, str]()
-    for index in track(list(predicted), "attention", len(predicted)):
-        entry, prediction, predicted_class = run.bags.entries[index], run.predictions[index], predicted[index]
-        of_bag = instance_columns(
-            run.models, run.bags[index], predicted_class, with_leave_one_out=outputs.with_leave_one_out
-        )
-        columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
-        for slide_id, weight in entry.by_slide(prediction.attention).items():
-            slide = run.store.slide(slide_id)
-            of_slide = {name: values[slide_id] for name, values in columns.items()}
-            written = write_attention(folder.attention_uri, slide, weight, outputs.files, of_slide)
-            digests |= written.digests
-            result = SlideResult(
-                patient_id=entry.patient_id,
-                label=entry.label,
-                predicted_class=predicted_class,
-                probabilities=tuple(prediction.probability.tolist()),
-                std=float(prediction.std[predicted_class]) if run.spec.folds else None,
-                attention=weight,
-                region=regions.get(slide_id) if entry.label or len(run.spec.classes) > 2 else None,
-                localisation=checks.localisation.bags.get(slide_id),
-            )
-            view = slide_view(slide, result, written.table, sizes)
-            row = {"slide_id": slide_id, "bag": entry.bag_id, "called": run.spec.classes[predicted_class]}
-            index_rows.append(row | {"probabilities": result.probabilities, "entropy": nan_to_none(view.entropy)})
-            yield view
-    if digests:
-        record_digests(folder.attention_uri, digests)
-    publish({folder.attention_index_uri: storage.json_bytes(index_rows)})

@@ -9,10 +9,9 @@ import csv
 import hashlib
 import io
 import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,36 +27,27 @@ from milcore.config import (
     check_program,
     parse_config,
 )
-from milcore.encoders.extraction.encode import encode_slide, load_encoder
-from milcore.errors import InputError, SlideError, StoreError
-from milcore.evaluation.attention.write import AttentionFiles, remove_attention, write_attention
+from milcore.encoders.extraction.encode import load_encoder
+from milcore.errors import InputError, StoreError
+from milcore.evaluation.attention.write import AttentionFiles, AttentionFolder
 from milcore.evaluation.decision import DecisionRule
 from milcore.evaluation.prediction_folder import (
     PredictionsSpec,
     Record,
+    RecordFolder,
     check_files,
     check_records,
     predictions_uri,
-    read_records,
     recorded_slide,
     slides_of_files,
-    write_record,
 )
-from milcore.ingestion.slide import ingest_slide
+from milcore.evaluation.score_bags import Scorer, score_bags
 from milcore.metrics.calibration import Temperature, calibrate
 from milcore.metrics.classification import Threshold
-from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
-from milcore.mil.bags.load import instance_rows
-from milcore.mil.bags.rows import ChainedRows
 from milcore.mil.device import compute_device
-from milcore.mil.inference import BagPrediction, instance_columns, predict_bags
-from milcore.mil.model import MILModel
+from milcore.mil.inference import BagPrediction
 from milcore.runtime import storage
-from milcore.runtime.allow_list import uri_problem
-from milcore.runtime.progress import log_line, track
-from milcore.slides.source import source_stat
-from milcore.store.slide_group import SlideGroup
-from milcore.store.store import PatchStore
+from milcore.runtime.progress import log_line
 from milcore.training.instances import FREE_SETTINGS
 from milcore.training.run_files import read_file
 from milcore.training.run_folder import Run, claim_folder, read_metrics
@@ -66,23 +56,6 @@ RESEARCH_USE = "Research use only. Not for diagnosis."
 ATTENTION = "attention"
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 SIGNED_NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
-
-
-class _Scorer(NamedTuple):
-    """Models and settings of a run that score new slides.
-
-    ``rule`` is None where the run has not been evaluated; ``encode`` is None where the models take patches.
-    ``settings`` is the digest of all that the folder's predictions depend on; ``files`` are those of attention.
-    """
-
-    spec: RunSpec
-    models: tuple[MILModel, ...]
-    ingest: IngestConfig
-    encode: EncodeConfig | None
-    rule: DecisionRule | None
-    settings: str
-    device: torch.device
-    files: AttentionFiles
 
 
 DEFAULTS = PredictConfig()
@@ -100,7 +73,8 @@ def predict(run_uri: str, slide_uris: Sequence[str], out_uri: str, options: Pred
     if not slide_uris:
         raise InputError("slides: expected at least one slide, got none; allowed: paths or URIs of slide files")
     uris = [storage.absolute(uri) for uri in slide_uris]
-    return predict_slides(run_uri, slides_of_files(uris, read_records(out_uri)), out_uri, options)
+    folder = RecordFolder(out_uri)
+    return predict_slides(run_uri, slides_of_files(uris, folder.read()), folder, options)
 
 
 def predict_manifest(
@@ -116,11 +90,13 @@ def predict_manifest(
     """
     manifest = read_manifest(manifest_uri, required=("slide_id", "uri"))
     slides = [replace(slide, uri=storage.absolute(slide.uri)) for slide in manifest.slides]
-    return predict_slides(run_uri, slides, out_uri, options)
+    return predict_slides(run_uri, slides, RecordFolder(out_uri), options)
 
 
-def predict_slides(run_uri: str, slides: Sequence[Slide], out_uri: str, options: PredictConfig) -> dict[str, Any]:
-    """Score slides and write their predictions and attention below ``out_uri``.
+def predict_slides(
+    run_uri: str, slides: Sequence[Slide], folder: RecordFolder, options: PredictConfig
+) -> dict[str, Any]:
+    """Score slides and write their predictions and attention into a folder.
 
     Writes ``predictions.csv`` and ``predictions.json`` with a row per slide that was ever predicted into the folder,
     those of this call first: probability (one column per class if more than two), the same calibrated by the run's
@@ -130,25 +106,24 @@ def predict_slides(run_uri: str, slides: Sequence[Slide], out_uri: str, options:
     Args:
         run_uri: a finished run; without an evaluation there is no predicted class and no calibrated probability.
         slides: to score.
-        out_uri: folder to write into; its results for unchanged slides are reused.
+        folder: to write into; its results for unchanged slides are reused.
         options: of the prediction.
 
     Returns:
         The content of ``predictions.json`` for these slides, local paths absolute: ``ok`` (ids), ``quarantined`` (id to
         reason), ``slides``.
     """
-    run_uri = storage.absolute(run_uri)
+    run_uri, out_uri = storage.absolute(run_uri), folder.uri
     scorer, spec = _load_scorer(run_uri, options)
     claim_folder(out_uri, spec)
-    records = _records(out_uri, spec)
+    records = _records(folder, spec)
     check_files(slides, records)
     check_records(out_uri, slides, records)
-    bags = _group_by_bag(
-        [*slides, *_other_slides(slides, records)] if _by_patient(scorer.spec) else slides, scorer.spec
-    )
-    for bag in track(bags, "predict", len(bags)):
-        _score_bag(scorer, bag, records, out_uri)
-    records = _records(out_uri, spec)
+    others = _other_slides(slides, records) if scorer.by_patient else []
+    files = AttentionFiles(options.attention_formats, options.annotation_origin)
+    attention = AttentionFolder(storage.join(out_uri, ATTENTION), files)
+    score_bags(scorer, [*slides, *others], records, folder, attention)
+    records = _records(folder, spec)
     check_files(slides, records)  # another command may have predicted another file by the same id at the same time
     rows = _rows(scorer, [slide.slide_id for slide in slides], records)
     stored = [_stored_row(row, out_uri) for row in rows]
@@ -163,7 +138,7 @@ def _stored_row(row: dict[str, Any], out_uri: str) -> dict[str, Any]:
     return row | {"uri": uri, "reason": row["reason"] and row["reason"].replace(row["uri"], uri)}
 
 
-def _records(out_uri: str, spec: PredictionsSpec) -> dict[str, Record]:
+def _records(folder: RecordFolder, spec: PredictionsSpec) -> dict[str, Record]:
     """Records of the folder by id.
 
     Those of earlier versions have the digest of settings that they would have now.
@@ -171,12 +146,8 @@ def _records(out_uri: str, spec: PredictionsSpec) -> dict[str, Record]:
     settings = {spec.earlier_digest: spec.digest}
     return {
         slide_id: record | {"settings": settings.get(record.get("settings", ""), record.get("settings"))}
-        for slide_id, record in read_records(out_uri).items()
+        for slide_id, record in folder.read().items()
     }
-
-
-def _by_patient(spec: RunSpec) -> bool:
-    return spec.train.bag == "patient"
 
 
 def _other_slides(slides: Sequence[Slide], records: Mapping[str, Record]) -> list[Slide]:
@@ -186,7 +157,7 @@ def _other_slides(slides: Sequence[Slide], records: Mapping[str, Record]) -> lis
     return [slide for slide in others if slide.patient_id in patients]
 
 
-def _rows(scorer: _Scorer, first: Sequence[str], records: Mapping[str, Record]) -> list[dict[str, Any]]:
+def _rows(scorer: Scorer, first: Sequence[str], records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """Rows of these slides, then of all others of the same models and settings."""
     valid = {slide_id: record for slide_id, record in records.items() if record.get("settings") == scorer.settings}
     if len(valid) < len(records):
@@ -198,7 +169,7 @@ def _rows(scorer: _Scorer, first: Sequence[str], records: Mapping[str, Record]) 
     return [_row(scorer, valid[slide_id]) for slide_id in dict.fromkeys([*first, *sorted(valid)])]
 
 
-def _summary(run_uri: str, scorer: _Scorer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _summary(run_uri: str, scorer: Scorer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "run": run_uri,
         "classes": list(scorer.spec.classes),
@@ -251,7 +222,7 @@ def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
     return spec.origin.ingestion[0]
 
 
-def _load_scorer(run_uri: str, options: PredictConfig) -> tuple[_Scorer, PredictionsSpec]:
+def _load_scorer(run_uri: str, options: PredictConfig) -> tuple[Scorer, PredictionsSpec]:
     """The run's models and settings, and the ``config.json`` of predictions by them."""
     run, device = Run(run_uri), compute_device(options.use_gpu)
     spec, models = run.spec(), run.models(allow_program=options.allow_program)
@@ -269,8 +240,7 @@ def _load_scorer(run_uri: str, options: PredictConfig) -> tuple[_Scorer, Predict
         annotation_origin=options.annotation_origin,
     )
     encode = None if encoder is None else EncodeConfig(encoder=encoder.encoder, name=spec.train.features)
-    files = AttentionFiles(options.attention_formats, options.annotation_origin)
-    return _Scorer(spec, models, ingestion, encode, _decision_rule(run), predictions.digest, device, files), predictions
+    return Scorer(spec, models, ingestion, encode, _decision_rule(run), predictions.digest, device), predictions
 
 
 def _decision_rule(run: Run) -> DecisionRule | None:
@@ -322,99 +292,12 @@ def _models_digest(run_uri: str, spec: RunSpec) -> str:
     return hashlib.sha256(b"".join(models)).hexdigest()
 
 
-def _group_by_bag(slides: Sequence[Slide], spec: RunSpec) -> list[list[Slide]]:
-    """The slides of each bag, in order of first appearance."""
-    bags: dict[str, list[Slide]] = {}
-    for slide in slides:
-        bags.setdefault(slide.patient_id if _by_patient(spec) else slide.slide_id, []).append(slide)
-    return list(bags.values())
-
-
-def _score_bag(scorer: _Scorer, slides: list[Slide], records: Mapping[str, Record], out_uri: str) -> None:
-    """Score the slides of a bag and write their records.
-
-    Records of the same bag, files and settings stay.
-    """
-    bag = sorted(slide.slide_id for slide in slides)
-    made_of = [{"seen": _source_version(slide), "bag": bag, "settings": scorer.settings} for slide in slides]
-    stored = [records.get(slide.slide_id, {}) for slide in slides]
-    if all(
-        record.get("status") == "ok" and wanted.items() <= record.items()
-        for record, wanted in zip(stored, made_of, strict=True)
-    ):
-        return
-    for record, wanted in zip(_score_slides(scorer, slides, out_uri), made_of, strict=True):
-        write_record(out_uri, record | wanted)
-
-
-def _source_version(slide: Slide) -> list[object]:
-    """URI, patient, mpp, and the file's size and version where reachable.
-
-    A slide whose file cannot be reached is scored again.
-    """
-    try:
-        size, version = (None, None) if uri_problem(slide.uri) else source_stat(slide.uri)
-    except (*storage.IO_ERRORS, SlideError):
-        size = None
-    if size is None:
-        return [slide.uri, slide.patient_id, slide.mpp]
-    return [slide.uri, slide.patient_id, slide.mpp, size, version]
-
-
-def _score_slides(scorer: _Scorer, slides: list[Slide], out_uri: str) -> Iterator[dict[str, Any]]:
-    """Ingest and encode the slides of a bag, then predict all usable ones together."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = PatchStore(storage.join(folder, "store"))
-        outcomes = [ingest_slide(slide, store, scorer.ingest) for slide in slides]
-        groups = [
-            _encode_group(scorer, store, slide.slide_id)
-            for slide, outcome in zip(slides, outcomes, strict=True)
-            if outcome.status == "ok"
-        ]
-        prediction = _predict_bag(scorer, slides[0].patient_id, groups, out_uri) if groups else None
-        patches = {group.slide_id: len(group) for group in groups}
-        for slide, outcome in zip(slides, outcomes, strict=True):
-            members = prediction.members.tolist() if prediction is not None and slide.slide_id in patches else None
-            if members is None:
-                remove_attention(storage.join(out_uri, ATTENTION), slide.slide_id)
-            # the store, which is gone then, tells the file by the path from itself
-            reason = outcome.reason and outcome.reason.replace(storage.relative(slide.uri, store.uri), slide.uri)
-            yield {
-                "slide_id": slide.slide_id, "patient_id": slide.patient_id, "uri": slide.uri, "status": outcome.status,
-                "members": members, "patches": patches.get(slide.slide_id, 0), "reason": reason,
-            }  # fmt: skip
-
-
-def _encode_group(scorer: _Scorer, store: PatchStore, slide_id: str) -> SlideGroup:
-    if scorer.encode is not None:
-        encode_slide(store.uri, scorer.encode, scorer.device.type, slide_id)
-    return store.slide(slide_id)
-
-
-def _predict_bag(scorer: _Scorer, bag_id: str, groups: list[SlideGroup], out_uri: str) -> BagPrediction:
-    """Predict a bag and write the attention of its slides."""
-    config = scorer.spec.train
-    names, lengths = tuple(group.slide_id for group in groups), tuple(len(group) for group in groups)
-    entry = BagEntry(bag_id, bag_id, 0, "test", names, lengths)
-    rows = ChainedRows([instance_rows(group, config) for group in groups])
-    bags = Bags([entry], lambda _: rows, cache_bytes(config))
-    prediction = predict_bags(scorer.models, bags, [0], scorer.device)[0]
-    predicted_class = _predicted_class(scorer, prediction)
-    label = prediction.likeliest if predicted_class is None else predicted_class
-    of_bag = instance_columns(scorer.models, bags[0], label, with_leave_one_out=False)
-    columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
-    for group, weight in zip(groups, entry.by_slide(prediction.attention).values(), strict=True):
-        of_slide = {name: values[group.slide_id] for name, values in columns.items()}
-        write_attention(storage.join(out_uri, ATTENTION), group, weight, scorer.files, of_slide)
-    return prediction
-
-
-def _row(scorer: _Scorer, record: dict[str, Any]) -> dict[str, Any]:
+def _row(scorer: Scorer, record: dict[str, Any]) -> dict[str, Any]:
     """Row of a slide in the predictions, without probability where it is quarantined."""
     names = scorer.spec.classes
     row = {name: record[name] for name in ("slide_id", "patient_id", "uri", "status")}
     prediction = BagPrediction(np.array(record["members"]), np.empty(0)) if record["members"] else None
-    predicted_class = None if prediction is None else _predicted_class(scorer, prediction)
+    predicted_class = None if prediction is None else scorer.predicted_class(prediction)
     row["called"] = None if predicted_class is None else names[predicted_class]
     columns = {"probability": 1} if len(names) == 2 else {f"probability_{name}": k for k, name in enumerate(names)}
     for column, label in columns.items():
@@ -426,11 +309,7 @@ def _row(scorer: _Scorer, record: dict[str, Any]) -> dict[str, Any]:
     return row | {"patches": record["patches"], "reason": record["reason"]}
 
 
-def _predicted_class(scorer: _Scorer, prediction: BagPrediction) -> int | None:
-    return None if scorer.rule is None else int(scorer.rule.predict(prediction.probability[None])[0])
-
-
-def _calibrated_probability(scorer: _Scorer, prediction: BagPrediction, label: int) -> float | None:
+def _calibrated_probability(scorer: Scorer, prediction: BagPrediction, label: int) -> float | None:
     if scorer.rule is None:
         return None
     return float(calibrate(prediction.probability[None], scorer.rule.temperature.value)[0, label])

@@ -55,28 +55,58 @@ class PredictionsSpec(FolderSpec):
         return digest(self.model_dump(mode="json", exclude=NO_SETTINGS))
 
 
-def read_records(out_uri: str) -> dict[str, Record]:
-    """Record of every slide that was predicted into the folder, by id.
+class RecordFolder:
+    """Records of the slides that were predicted into a folder.
 
-    Raises:
-        StoreError: a file there is no record.
+    Args:
+        uri: of the folder of predictions.
     """
-    folder = storage.join(out_uri, SLIDES)
-    uris = {_record_uri(out_uri, name.removesuffix(".json")): name for name in storage.names(folder)}
-    data = storage.read_all([uri for uri, name in uris.items() if name.endswith(".json")])
-    records = {uris[uri].removesuffix(".json"): _parse(uri, content) for uri, content in sorted(data.items())}
-    return {
-        slide_id: _with_uri(record, storage.resolve(record["uri"], out_uri)) for slide_id, record in records.items()
-    }
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._known: dict[str, tuple[str, Record]] = {}
+
+    def read(self) -> dict[str, Record]:
+        """Record of every slide that was predicted into the folder, by id.
+
+        One that was read or written here before is not read again where the storage's ETag says that it is the same.
+
+        Raises:
+            StoreError: a file there is no record.
+        """
+        versions = self._versions()
+        changed = [uri for uri, version in versions.items() if self._known.get(uri, ("",))[0] != version]
+        for uri, data in sorted(storage.read_all(changed).items()):
+            self._known[uri] = _md5(data), _parse(uri, data)
+        records = [self._known[uri][1] for uri in versions if uri in self._known]
+        return {record["slide_id"]: _with_uri(record, storage.resolve(record["uri"], self.uri)) for record in records}
+
+    def write(self, record: Record) -> None:
+        """Write the record of a slide.
+
+        A local file stands in it, and in the reason of a quarantine, as the path from the folder.
+        """
+        stored = _with_uri(record, storage.relative(record["uri"], self.uri))
+        uri, data = _record_uri(self.uri, record["slide_id"]), storage.json_bytes(with_own_digest(stored))
+        storage.write_bytes(uri, data)
+        self._known[uri] = _md5(data), stored
+
+    def _versions(self) -> dict[str, str]:
+        """Version of each record's file, in order of their names."""
+        try:
+            stats = storage.folder_stats(storage.join(self.uri, SLIDES))
+        except FileNotFoundError:
+            return {}
+        names = [name for name in stats if name.endswith(".json")]
+        return {_record_uri(self.uri, name.removesuffix(".json")): stats[name].version for name in names}
 
 
-def write_record(out_uri: str, record: Record) -> None:
-    """Write the record of a slide.
+def _md5(data: bytes) -> str:
+    """The ETag that S3 gives an object.
 
-    A local file stands in it, and in the reason of a quarantine, as the path from the folder.
+    It gives another one where the object is encrypted by a key of the user.
     """
-    stored = _with_uri(record, storage.relative(record["uri"], out_uri))
-    storage.write_json(_record_uri(out_uri, record["slide_id"]), with_own_digest(stored))
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _with_uri(record: Record, uri: str) -> Record:

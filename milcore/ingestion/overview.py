@@ -1,19 +1,22 @@
 """HTML page of a cohort: thumbnail, tissue, counts, scale and status of every slide.
 
-Self-contained and sortable: no other file, no network. A thumbnail shows the whole slide without its label and macro
-images; px without tissue are dimmed, which shows a mask that misses tissue or includes a pen mark.
+Self-contained, sorts, filters and pages: no other file, no network. A thumbnail shows the whole slide without its label
+and macro images; px without tissue are dimmed, which shows a mask that misses tissue or includes a pen mark. Of a large
+cohort the thumbnails of some slides are shown, and the page says which.
 """
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import jinja2
+import numpy as np
 
-from milcore.cohort.manifest import Slide
 from milcore.ingestion.slide import unread_text
 from milcore.runtime import storage
-from milcore.runtime.html import data_uri
+from milcore.runtime.html import MOST_ROWS, PAGE_ROWS, data_uri, table_script
+from milcore.runtime.threads import map_in_threads
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
@@ -21,37 +24,96 @@ from milcore.store.thumbnail import thumbnail_jpeg
 
 PAGE = "cohort.html"
 THUMBNAIL_PX = 192
+MOST_PICTURES = 2_000
+READING_THREADS = 16
+SEED = 0
 
 
 def write_cohort_page(store_uri: str) -> str:
     """Write the page of a store's cohort to the store; return its URI."""
     store = PatchStore(store_uri)
-    rows = list(_rows(store))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("milcore", "ingestion"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    counts = {state: sum(row["status"] == state for row in rows) for state in ("ok", "quarantined", "missing")}
-    page = environment.get_template("overview.html.j2").render(
-        store=posixpath.basename(store.uri), rows=rows, counts=counts
+    manifest = store.manifest()
+    records = {
+        slide_id: record or SlideRecord(slide_id, reason="not ingested yet")
+        for slide_id, record in store.records().items()
+    }
+    pictured = [record for record in records.values() if _has_thumbnail(record)]
+    chosen = choose_pictures(pictured)
+    pictures = _pictures(store, chosen)
+    rows = [
+        _row(records[slide.slide_id])
+        | {
+            "patient_id": slide.patient_id,
+            "label": manifest.classes[slide.label],
+            "picture": pictures.get(slide.slide_id),
+        }
+        for slide in manifest.slides[:MOST_ROWS]
+    ]
+    states = [record.status or "missing" for record in records.values()]
+    page = (
+        _environment()
+        .get_template("overview.html.j2")
+        .render(
+            store=posixpath.basename(store.uri),
+            rows=rows,
+            slides=len(records),
+            pictures=len(chosen),
+            pictures_left_out=len(pictured) - len(chosen),
+            page_rows=PAGE_ROWS,
+            counts={state: states.count(state) for state in ("ok", "quarantined", "missing")},
+            table_script=table_script(),
+        )
     )
     uri = storage.join(store.uri, PAGE)
     storage.write_bytes(uri, page.encode())
     return uri
 
 
-def _rows(store: PatchStore) -> Iterator[dict[str, Any]]:
-    manifest = store.manifest()
-    records = store.records()
-    for slide in manifest.slides:
-        yield _row(store, slide, records[slide.slide_id]) | {"label": manifest.classes[slide.label]}
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("milcore", "ingestion"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
 
 
-def _row(store: PatchStore, slide: Slide, stored: SlideRecord | None) -> dict[str, Any]:
-    record = stored or SlideRecord(slide.slide_id, reason="not ingested yet")
+def _has_thumbnail(record: SlideRecord) -> bool:
+    return record.status == "ok" and SlideGroup("", record).has_thumbnail
+
+
+def choose_pictures(pictured: Sequence[SlideRecord]) -> Sequence[SlideRecord]:
+    """Slides whose thumbnails the page shows: all where they are few.
+
+    Of more, a quarter each have the smallest and the largest share of tissue, and the most unreadable tiles, where a
+    mask is likeliest wrong; the others are drawn at random. A slide that two rules choose counts for the first.
+    """
+    if len(pictured) <= MOST_PICTURES:
+        return pictured
+    share = np.array([_tissue_share(record) for record in pictured])
+    unreadable = np.array([0 if record.counts is None else record.counts.unreadable for record in pictured])
+    random = np.random.default_rng(SEED).permutation(len(pictured))
+    chosen: dict[int, None] = {}
+    orders = [np.argsort(values, kind="stable") for values in (share, -share, -unreadable)]
+    for order in (*orders, random):
+        chosen |= dict.fromkeys(islice((k for k in order.tolist() if k not in chosen), MOST_PICTURES // 4))
+    return [pictured[k] for k in sorted(chosen)]
+
+
+def _tissue_share(record: SlideRecord) -> float:
+    """Share of the grid's tiles that have tissue; one half where it is unknown."""
+    return record.counts.tissue / record.counts.grid if record.counts is not None and record.counts.grid else 0.5
+
+
+def _pictures(store: PatchStore, records: Sequence[SlideRecord]) -> dict[str, str | None]:
+    """Thumbnail of each slide as a data URI; None where an import has none."""
+    groups = [SlideGroup(store.group_uri(record.slide_id), record) for record in records]
+    return dict(
+        zip((group.slide_id for group in groups), map_in_threads(_picture, groups, READING_THREADS), strict=True)
+    )
+
+
+def _row(record: SlideRecord) -> dict[str, Any]:
     size, mpp, counts, scan = record.size_level0, record.mpp, record.counts, record.scan
     return {
-        "slide_id": slide.slide_id,
-        "patient_id": slide.patient_id,
+        "slide_id": record.slide_id,
         "status": record.status or "missing",
         "reason": record.reason or "; ".join(_notes(record)),
         "patches": record.instances,
@@ -61,7 +123,6 @@ def _row(store: PatchStore, slide: Slide, stored: SlideRecord | None) -> dict[st
         "mpp_from": "" if mpp is None else mpp.origin,
         "size": "" if size is None else f"{size[0]:,} x {size[1]:,}",
         "reader": "" if scan is None else scan.reader,
-        "picture": _picture(SlideGroup(store.group_uri(slide.slide_id), record)) if record.status == "ok" else None,
     }
 
 

@@ -3,8 +3,14 @@
 import base64
 import html
 from collections.abc import Iterable, Sequence
+from importlib import resources
+
+from markupsafe import Markup
 
 ROWS_SHOWN = 100
+# of a table that pages: rows of a page, and in the file
+PAGE_ROWS = 500
+MOST_ROWS = 20_000
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -48,3 +54,13 @@ def picture(data: bytes, kind: str, caption: str) -> str:
 def data_uri(data: bytes, kind: str) -> str:
     """Data URI of a picture, which a browser reads without a request."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def asset(package: str, name: str) -> Markup:
+    """A package's own script or style, which goes into a page unchanged."""
+    return Markup(resources.files(package).joinpath(name).read_text("utf-8"))  # noqa: S704 - our own file
+
+
+def table_script() -> Markup:
+    """Script of tables that sort, filter and page: ``pageTable``."""
+    return asset("milcore.runtime", "table.js")

@@ -20,7 +20,7 @@ is not complete. One writer per group. Axis words: n (patch), p (patch edge in p
 import functools
 import os
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -260,7 +260,9 @@ class PatchStore:
         return storage.join(self.uri, "manifest.parquet")
 
 
-def write_columns(uri: str, columns: dict[str, npt.NDArray[Any]], attrs: dict[str, Any]) -> None:
+def write_columns(
+    uri: str, columns: dict[str, npt.NDArray[Any]], attrs: dict[str, Any], stored: Collection[str] | None = None
+) -> None:
     """Write a Zarr v3 group of arrays of one length, each one chunk.
 
     Its attribute ``complete`` is false until the end. Arrays of the same columns are overwritten, not removed, so two
@@ -270,12 +272,13 @@ def write_columns(uri: str, columns: dict[str, npt.NDArray[Any]], attrs: dict[st
         uri: of the group; other arrays there are removed.
         columns: shape (n,) each.
         attrs: attributes of the group.
+        stored: names of the arrays that stand in the group; None: the group is listed.
     """
-    arrays = {file.removeprefix(f"{uri}/").split("/")[0] for file in storage.files(uri)}
+    arrays = {file.removeprefix(f"{uri}/").split("/")[0] for file in storage.files(uri)} if stored is None else stored
     write_group(uri, {**attrs, "complete": False})
     for name, values in columns.items():
         write_array(storage.join(uri, name), values, {})
-    for name in arrays - {*columns, "zarr.json"}:
+    for name in {*arrays} - {*columns, "zarr.json"}:
         storage.remove_folder(storage.join(uri, name))
     write_group(uri, {**attrs, "complete": True})
 

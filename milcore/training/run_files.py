@@ -7,7 +7,8 @@ of another run, is an error. Files of earlier versions are in no ``files.json`` 
 import functools
 import hashlib
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,10 @@ from milcore.errors import AbsentFileError, DamageError
 from milcore.runtime import storage
 from milcore.runtime.digest import OWN_DIGEST, with_own_digest, without_own_digest
 from milcore.runtime.progress import log_line
+from milcore.runtime.threads import map_in_threads
 
 FILES = "files.json"
+READING_THREADS = 16
 
 
 def publish(files: Mapping[str, bytes]) -> None:
@@ -67,7 +70,29 @@ def read_file(uri: str) -> bytes:
         AbsentFileError: there is none.
         DamageError: it is not the file that was published.
     """
-    folder_uri = posixpath.dirname(uri)
+    return _read_checked(uri, recorded_digests(posixpath.dirname(uri)))
+
+
+def read_files(folder_uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of published files of a folder, in order.
+
+    Several are read at a time.
+
+    Raises:
+        DamageError: as of ``read_file``.
+    """
+    digests = recorded_digests(folder_uri)
+    read = partial(_read_named, folder_uri=folder_uri, digests=digests)
+    return map_in_threads(read, names, READING_THREADS)
+
+
+def _read_named(name: str, folder_uri: str, digests: Mapping[str, str]) -> tuple[str, bytes]:
+    return name, _read_checked(storage.join(folder_uri, name), digests)
+
+
+def _read_checked(uri: str, digests: Mapping[str, str]) -> bytes:
+    """Read a published file and compare it with the digests of its folder."""
+    folder_uri, name = posixpath.split(uri)
     try:
         data = storage.read_bytes(uri)
     except FileNotFoundError:
@@ -75,7 +100,7 @@ def read_file(uri: str) -> bytes:
             f"{uri}: expected the file that was published, got no object; restore it, or run the command that makes it "
             "again"
         ) from None
-    digest = recorded_digests(folder_uri).get(posixpath.basename(uri))
+    digest = digests.get(name)
     if digest is None:
         _log_unchecked(folder_uri)
     elif digest != sha256(data):

@@ -10,10 +10,13 @@ import pytest
 import tifffile
 from PIL import Image
 
+from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import IngestConfig
 from milcore.ingestion.cohort import ingest, plan_cohort
-from milcore.ingestion.overview import write_cohort_page
+from milcore.ingestion.overview import MOST_PICTURES, choose_pictures, write_cohort_page
 from milcore.slides.write_pyramid import write_pyramid
+from milcore.store.slide_record import SlideRecord, TileCounts
+from milcore.store.store import PatchStore
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def page(tmp_path: Path) -> str:
 
 
 def test_every_slide_has_a_row_with_its_status(page: str) -> None:
-    rows = re.findall(r'<tr class="(\w+)">\s*<th scope="row" class="short">(\w)', page)
+    rows = re.findall(r'<tr class="(\w+)"[^>]*>\s*<th scope="row" class="short">(\w)', page)
     assert rows == [("ok", "a"), ("quarantined", "b"), ("missing", "c")]
     assert "1 slides ok, 1 quarantined, 1 not ingested yet" in page
     assert '<td class="reason">no tissue</td>' in page
@@ -63,3 +66,36 @@ def test_an_image_that_was_not_read_is_shown(tmp_path: Path) -> None:
     list(ingest(str(tmp_path / "store"), IngestConfig(patch_size=64), 0))
     page = Path(write_cohort_page(str(tmp_path / "store"))).read_text()
     assert "of 2 images in the file the largest is read, 256 x 256 px; not read: 256 x 192 px; save a further" in page
+
+
+def test_a_page_of_many_slides_pages_and_says_so(tmp_path: Path) -> None:
+    """Slides that are planned and not ingested yet: a row each."""
+    store = PatchStore(str(tmp_path / "store"))
+    slides = tuple(Slide(f"s{k:04d}", f"{k}.tiff", 0, f"p{k:04d}", "", None, None, None) for k in range(1500))
+    store.write_manifest(Manifest(slides, ("0", "1")))
+    page = Path(write_cohort_page(store.uri)).read_text()
+    first, more = page.split('<template id="slides-more">')
+    assert first.count('<tr class="missing"') == 500
+    assert more.count('<tr class="missing"') == 1000
+    assert "Counts are of all slides. Pages of 500 slides; without script and in print, one page." in page
+    assert "1500 of 1500 slides" in page
+    assert len(more) / 1000 < 700
+
+
+def test_of_many_thumbnails_those_of_the_likeliest_mistakes_are_shown() -> None:
+    """Slides of ever more tissue, of which some have tiles that cannot be read."""
+    records = [
+        SlideRecord(f"s{k:05d}", status="ok", counts=TileCounts(10_000, k, int(4000 <= k < 4600), k))
+        for k in range(10_000)
+    ]
+    quarter = MOST_PICTURES // 4
+    chosen = [int(record.slide_id[1:]) for record in choose_pictures(records)]
+    assert chosen == sorted(chosen)
+    assert len(chosen) == MOST_PICTURES
+    assert chosen[:quarter] == list(range(quarter))
+    assert chosen[-quarter:] == list(range(10_000 - quarter, 10_000))
+    assert set(range(4000, 4000 + quarter)) <= set(chosen)
+    drawn = set(chosen[quarter:-quarter]) - set(range(4000, 4000 + quarter))
+    assert len(drawn) == quarter
+    assert max(drawn) - min(drawn) > 5000
+    assert choose_pictures(records[:MOST_PICTURES]) == records[:MOST_PICTURES]

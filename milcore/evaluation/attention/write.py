@@ -1,6 +1,8 @@
 """Attention files and report view of one slide."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -39,10 +41,40 @@ class AttentionFiles(NamedTuple):
     origin: AnnotationOrigin
 
 
+class Background:
+    """Picture that a slide's attention is drawn over.
+
+    It is read once, when it is asked for.
+    """
+
+    def __init__(self, slide: SlideGroup) -> None:
+        self._slide = slide
+
+    @cached_property
+    def pixels(self) -> UInt8[np.ndarray, "row column 3"] | None:
+        """The thumbnail; None where the coordinates of patches are unknown.
+
+        White where an import has coordinates only.
+        """
+        slide = self._slide
+        if not slide.has_coords:
+            return None
+        if slide.has_thumbnail:
+            return slide.thumbnail
+        width, height = slide.size_level0
+        scale = max(1.0, max(width, height) / BLANK_EDGE)
+        return np.full((max(1, round(height / scale)), max(1, round(width / scale)), 3), 255, np.uint8)
+
+
 class WrittenAttention(NamedTuple):
-    """Table of a slide's attention, and the sha256 of its pictures by file name."""
+    """Table of a slide's attention, background and digests of its pictures.
+
+    Args:
+        digests: sha256 by file name.
+    """
 
     table: pa.Table
+    background: Background
     digests: dict[str, str]
 
 
@@ -67,64 +99,92 @@ class SlideResult(NamedTuple):
     localisation: float | None
 
 
-def remove_attention(folder_uri: str, slide_id: str) -> None:
-    """Remove the files of a slide's attention that exist."""
-    for file_format, suffix in SUFFIXES.items():
-        remove = storage.remove_folder if file_format == "zarr" else storage.remove
-        remove(storage.join(folder_uri, f"{slide_id}.{suffix}"))
+class AttentionFolder:
+    """Folder of the attention of many slides.
+
+    What stood there before is listed once, when that is asked for, and not for every slide.
+
+    Args:
+        uri: of the folder.
+        files: that are written there for each slide.
+    """
+
+    def __init__(self, uri: str, files: AttentionFiles) -> None:
+        self.uri, self.files = uri, files
+
+    @cached_property
+    def _names(self) -> dict[str, set[str]]:
+        """Names below each Zarr group, and files by their own name."""
+        below: dict[str, set[str]] = {}
+        for file in storage.files(self.uri):
+            name, *rest = file.removeprefix(f"{self.uri}/").split("/", 2)
+            below.setdefault(name, set()).update(rest[:1])
+        return below
+
+    def arrays(self, slide_id: str) -> set[str]:
+        """Names in the Zarr group of a slide; empty where there is none."""
+        return self._names.get(f"{slide_id}.zarr", set())
+
+    def remove(self, slide_id: str) -> None:
+        """Remove the files of a slide's attention."""
+        for file_format, suffix in SUFFIXES.items():
+            name = f"{slide_id}.{suffix}"
+            if name in self._names:
+                (storage.remove_folder if file_format == "zarr" else storage.remove)(storage.join(self.uri, name))
 
 
 def write_attention(
-    folder_uri: str,
+    folder: AttentionFolder,
     slide: SlideGroup,
     weight: np.ndarray,
-    files: AttentionFiles,
     extra_columns: Mapping[str, np.ndarray] | None = None,
+    *,
+    is_new: bool = False,
 ) -> WrittenAttention:
     """Write ``<slide_id>.<suffix>`` in each format.
 
     Formats that draw are written only where the coordinates of patches are known.
 
     Args:
-        folder_uri: the run's ``attention`` folder.
+        folder: the run's ``attention``.
         slide: in the store.
         weight: shares of attention in the store's order.
-        files: to write.
         extra_columns: of the table, by name.
+        is_new: the folder holds no attention of the slide, so that it need not be listed.
     """
     coords, size = (slide.coords, slide.patch_size_level0) if slide.has_coords else (None, None)
     table = attention_table(coords, size, weight, slide.tissue, extra_columns)
-    digests = {}
-    for file_format in files.formats:
+    background, digests = Background(slide), {}
+    for file_format in folder.files.formats:
+        name = f"{slide.slide_id}.{SUFFIXES[file_format]}"
+        uri = storage.join(folder.uri, name)
         if file_format == "parquet":
-            storage.write_table(storage.join(folder_uri, f"{slide.slide_id}.parquet"), table)
-            continue
-        if file_format == "zarr":
-            columns = {name: table[name].to_numpy() for name in table.column_names}
-            uri = storage.join(folder_uri, f"{slide.slide_id}.zarr")
-            write_columns(uri, columns, {"slide_id": slide.slide_id, "rows": "as in the store's patches"})
-            continue
-        data = _picture_file(file_format, slide, table, files.origin)
-        if data is not None:
-            name = f"{slide.slide_id}.{SUFFIXES[file_format]}"
-            storage.write_bytes(storage.join(folder_uri, name), data)
-            digests[name] = run_files.sha256(data)
-    return WrittenAttention(table, digests)
+            storage.write_table(uri, table)
+        elif file_format == "zarr":
+            columns = {column: table[column].to_numpy() for column in table.column_names}
+            attrs = {"slide_id": slide.slide_id, "rows": "as in the store's patches"}
+            write_columns(uri, columns, attrs, () if is_new else folder.arrays(slide.slide_id))
+        else:
+            data = _picture_file(file_format, background, slide, table, folder.files.origin)
+            if data is not None:
+                storage.write_bytes(uri, data)
+                digests[name] = run_files.sha256(data)
+    return WrittenAttention(table, background, digests)
 
 
 def _picture_file(
-    file_format: AttentionFormat, slide: SlideGroup, table: pa.Table, origin: AnnotationOrigin
+    file_format: AttentionFormat, background: Background, slide: SlideGroup, table: pa.Table, origin: AnnotationOrigin
 ) -> bytes | None:
     """The file in one format; None where the coordinates of patches are unknown."""
-    canvas = _canvas(slide)
-    if canvas is None or not len(table):
+    if not slide.has_coords or not len(table):
         return None
     if file_format == "png":
-        return png(overlay(canvas, _heat(canvas, slide, table)))
+        pixels = background.pixels
+        return None if pixels is None else png(overlay(pixels, _heat(pixels, slide, table)))
     table = table if origin == "slide" else _shifted(table, slide.bounds_corner)
     if file_format == "geojson":
         return geojson(slide.slide_id, table)
-    if _size_level0(slide) is None:
+    if slide.record.size_level0 is None:
         return None
     size = slide.size_level0 if origin == "slide" else slide.bounds[2:]
     return ome_tiff(slide.slide_id, HeatMap(size, table), _mpp(slide))
@@ -138,62 +198,61 @@ def _shifted(table: pa.Table, corner: tuple[int, int]) -> pa.Table:
     return table
 
 
-def slide_view(slide: SlideGroup, result: SlideResult, table: pa.Table, sizes: PictureSizes) -> SlideView:
+def slide_view(
+    slide: SlideGroup, result: SlideResult, written: WrittenAttention, sizes: PictureSizes, choice: str | None = ""
+) -> SlideView:
     """View of one slide in the report.
 
     Args:
         slide: in the store.
         result: of the slide.
-        table: that ``write_attention`` wrote.
+        written: of ``write_attention``.
         sizes: of its pictures.
+        choice: as in ``SlideView``; None makes no pictures.
     """
-    canvas = _canvas(slide)
-    thumbnail = None if canvas is None else shrink(canvas, sizes.thumbnail_edge)
-    size = _size_level0(slide)
-    order = np.argsort(-result.attention, kind="stable").tolist()
-    shown = min(sizes.patches, len(order))
-    lowest = order[::-1][: min(sizes.patches, max(len(order) - shown, 0))]
-    return SlideView(
+    view = SlideView(
         slide_id=slide.slide_id,
         patient_id=result.patient_id,
         label=result.label,
         predicted_class=result.predicted_class,
         probabilities=result.probabilities,
         std=result.std,
-        size_level0=size,
+        size_level0=slide.record.size_level0,
         mpp=_mpp(slide),
         instances=len(slide),
         half_mass=half_mass(result.attention),
         entropy=normalised_entropy(result.attention),
         localisation=result.localisation,
+        thumbnail=None,
+        heat=None,
+        outline=(),
+        patches=(),
+        lowest=(),
+        choice=choice,
+    )
+    return view if choice is None else _with_pictures(view, slide, result, written, sizes)
+
+
+def _with_pictures(
+    view: SlideView, slide: SlideGroup, result: SlideResult, written: WrittenAttention, sizes: PictureSizes
+) -> SlideView:
+    pixels, size = written.background.pixels, view.size_level0
+    thumbnail = None if pixels is None else shrink(pixels, sizes.thumbnail_edge)
+    order = np.argsort(-result.attention, kind="stable").tolist()
+    shown = min(sizes.patches, len(order))
+    lowest = order[::-1][: min(sizes.patches, max(len(order) - shown, 0))]
+    return replace(
+        view,
         thumbnail=None if thumbnail is None else jpeg(thumbnail, JPEG_QUALITY),
-        heat=None if thumbnail is None else png(_heat(thumbnail, slide, table)),
+        heat=None if thumbnail is None else png(_heat(thumbnail, slide, written.table)),
         outline=() if result.region is None or size is None else rings(result.region, size[0] / sizes.thumbnail_edge),
         patches=_patches(slide, result.attention, order[:shown], sizes),
         lowest=_patches(slide, result.attention, lowest, sizes),
     )
 
 
-def _size_level0(slide: SlideGroup) -> tuple[int, int] | None:
-    return slide.record.size_level0
-
-
 def _mpp(slide: SlideGroup) -> float | None:
     return None if slide.record.mpp is None else slide.record.mpp.level0
-
-
-def _canvas(slide: SlideGroup) -> UInt8[np.ndarray, "row column 3"] | None:
-    """Background of the attention picture; None where the coordinates of patches are unknown.
-
-    The thumbnail, or white where an import has coordinates only.
-    """
-    if not slide.has_coords:
-        return None
-    if slide.has_thumbnail:
-        return slide.thumbnail
-    width, height = slide.size_level0
-    scale = max(1.0, max(width, height) / BLANK_EDGE)
-    return np.full((max(1, round(height / scale)), max(1, round(width / scale)), 3), 255, np.uint8)
 
 
 def _heat(thumbnail: UInt8[np.ndarray, "row column 3"], slide: SlideGroup, table: pa.Table) -> np.ndarray:

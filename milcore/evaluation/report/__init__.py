@@ -3,6 +3,7 @@
 The report is one HTML file that needs no network.
 """
 
+from milcore.evaluation.report.choice import ScoredSlide, choose_slides
 from milcore.evaluation.report.contents import (
     Curve,
     FlippingCurves,
@@ -20,10 +21,12 @@ __all__ = [
     "FlippingCurves",
     "PictureSizes",
     "ReportData",
+    "ScoredSlide",
     "ShownPatch",
     "SlideView",
     "SplitCount",
     "SweepTable",
+    "choose_slides",
     "model_card",
     "render",
 ]

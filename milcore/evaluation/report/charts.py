@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from html import escape
 
+import shapely
 from markupsafe import Markup
 
 from milcore.metrics.classification import Estimate
@@ -14,6 +15,7 @@ from milcore.metrics.classification import Estimate
 WIDTH, HEIGHT = 360, 280
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 42
 LEGEND_LINE = 17
+TOLERANCE = 0.25
 Point = tuple[float, float]
 
 
@@ -115,7 +117,17 @@ def _draw(axes: Axes, series: Series) -> list[str]:
             f'<circle class="{escape(series.style)}" cx="{x}" cy="{y}" r="{radius:.1f}"/>'
             for (x, y), radius in zip(places, series.dots, strict=True)
         ]
-    return [f'<polyline class="{escape(series.style)}" points="{" ".join(f"{x},{y}" for x, y in places)}"/>']
+    return [f'<polyline class="{escape(series.style)}" points="{" ".join(f"{x},{y}" for x, y in _thin(places))}"/>']
+
+
+def _thin(places: list[Point]) -> list[Point]:
+    """The line without points that it passes within ``TOLERANCE`` px all the same.
+
+    A curve of ten thousand slides has ten thousand points on some hundred px.
+    """
+    if len(places) < 3:
+        return places
+    return [(x, y) for x, y in shapely.LineString(places).simplify(TOLERANCE, preserve_topology=False).coords]
 
 
 def steps(most: float, count: int) -> tuple[float, ...]:

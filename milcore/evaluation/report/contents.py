@@ -21,7 +21,7 @@ class PictureSizes:
 
     @classmethod
     def for_slides(cls, slides: int) -> "PictureSizes":
-        """Largest sizes with which a report of so many slides opens quickly."""
+        """Largest sizes with which a report with pictures of so many slides opens quickly."""
         return cls(760, 176, 6) if slides <= FEW_SLIDES else cls(480, 112, 3)
 
 
@@ -65,6 +65,8 @@ class SlideView:
         outline: rings of the annotated regions, level-0 px.
         patches: most attended first.
         lowest: least attended first.
+        choice: why the report shows the slide's pictures; empty where it shows those of all slides, None where it
+            leaves these out.
     """
 
     slide_id: str
@@ -84,6 +86,7 @@ class SlideView:
     outline: tuple[tuple[tuple[float, float], ...], ...]
     patches: tuple[ShownPatch, ...]
     lowest: tuple[ShownPatch, ...]
+    choice: str | None = ""
 
     @property
     def error(self) -> float:

@@ -5,7 +5,6 @@ The report is one file; style, script and pictures are inside it.
 
 import math
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import pyarrow as pa
@@ -18,13 +17,14 @@ from milcore.evaluation.report.contents import Curve, FlippingCurves, ReportData
 from milcore.evaluation.report.pictures import scale_bar
 from milcore.metrics.classification import Estimate
 from milcore.metrics.curves import Band
-from milcore.runtime.html import data_uri
+from milcore.runtime.html import MOST_ROWS, PAGE_ROWS, asset, data_uri, table_script
 from milcore.training.selection import NO_VALIDATION, Validation
 
 DASH = "\N{EN DASH}"
 UNIT = (0.0, 1.0)
 BASE64 = 4 / 3
 TAIL = 0.025
+SLIDES_NAMED = 20
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HEADLINE = (
     ("auroc", "AUROC", "chance that a {positive} {bag} scores above a {negative} one"),
@@ -108,14 +108,16 @@ def interval(estimate: Estimate) -> str:
 
 def _template_values(data: ReportData) -> dict[str, Any]:
     classes = ("negative", "positive") if data.classes == ("0", "1") else data.classes
+    slides = sorted(data.slides, key=lambda slide: (-slide.error, slide.slide_id))
     return {
         "data": data,
         "classes": classes,
         "binary": len(classes) == 2,
         "test": next((count for count in data.counts if count.split == "test"), None),
         "right": sum(row[k] for k, row in enumerate(data.confusion)),
-        "style": _asset("report.css"),
-        "script": _asset("report.js"),
+        "style": asset("milcore.evaluation.report", "report.css"),
+        "table_script": table_script(),
+        "script": asset("milcore.evaluation.report", "report.js"),
         "auroc": data.score.overall.get("auroc", data.metrics["auroc"]),
         "headline": _headline(data, classes),
         "intervals": _intervals(data),
@@ -125,7 +127,12 @@ def _template_values(data: ReportData) -> dict[str, Any]:
             for name, estimates, score in zip(classes, data.of_class, data.score.of_class, strict=False)
         ],
         "charts": _charts(data),
-        "slides": sorted(data.slides, key=lambda slide: (-slide.error, slide.slide_id)),
+        "slides": slides,
+        "rows": slides[:MOST_ROWS],
+        "cards": [slide for slide in slides if slide.choice is not None],
+        "page_rows": PAGE_ROWS,
+        "quarantined": list(data.quarantined.items())[:MOST_ROWS],
+        "named_not_localised": list(data.not_localised.items())[:SLIDES_NAMED],
         "scale": _scale,
         "pictures_mb": BASE64 * sum(slide.picture_bytes for slide in data.slides) / 1e6,
         "trials": None if data.sweep is None else _trials(data.sweep.trials),
@@ -150,11 +157,6 @@ def _intervals(data: ReportData) -> list[tuple[str, Estimate, Estimate]]:
     undefined = Estimate(math.nan)
     titles = {name: title for name, title, _ in HEADLINE if name in data.metrics}
     return [(title, data.metrics[name], data.score.overall.get(name, undefined)) for name, title in titles.items()]
-
-
-def _asset(name: str) -> Markup:
-    """File of this package that goes into the page unchanged."""
-    return Markup(resources.files("milcore.evaluation.report").joinpath(name).read_text("utf-8"))  # noqa: S704 - our own file
 
 
 def _charts(data: ReportData) -> list[tuple[str, str, Markup]]:

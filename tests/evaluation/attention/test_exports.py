@@ -19,7 +19,7 @@ from PIL import Image
 from milcore.config import ATTENTION_FORMATS, AnnotationOrigin
 from milcore.evaluation.attention.exports import HeatMap, geojson, heat_factor, ome_tiff
 from milcore.evaluation.attention.maps import RAMP, attention_table, colour_of
-from milcore.evaluation.attention.write import AttentionFiles, write_attention
+from milcore.evaluation.attention.write import AttentionFiles, AttentionFolder, write_attention
 from milcore.runtime import storage
 from milcore.store.slide_record import SlideMpp, SlideRecord
 from milcore.store.store import PatchStore
@@ -41,7 +41,8 @@ def folder(tmp_path):
             writer.append(np.zeros((16, 16, 3), np.uint8), int(x), int(y), 1.0)
         writer.write_thumbnail(np.full((128, 256, 3), 250, np.uint8))
     files = AttentionFiles(ATTENTION_FORMATS, "bounds")
-    write_attention(str(tmp_path / "attention"), store.slide("s"), WEIGHT, files, {"score": np.log(WEIGHT)})
+    folder = AttentionFolder(str(tmp_path / "attention"), files)
+    write_attention(folder, store.slide("s"), WEIGHT, {"score": np.log(WEIGHT)})
     return tmp_path / "attention"
 
 
@@ -84,7 +85,7 @@ def test_what_viewers_draw_begins_at_the_bounds_and_tables_at_the_slide(
         for x, y in COORDS:
             writer.append(np.zeros((16, 16, 3), np.uint8), int(x), int(y), 1.0)
     files = AttentionFiles(("parquet", "geojson", "ome-tiff"), origin)
-    write_attention(str(tmp_path), store.slide("s"), WEIGHT, files)
+    write_attention(AttentionFolder(str(tmp_path), files), store.slide("s"), WEIGHT)
     table = storage.read_table(str(tmp_path / "s.parquet"))
     assert (table["x"][KNOWN].as_py(), table["y"][KNOWN].as_py()) == (LEFT, TOP)
     left, top = LEFT - corner[0], TOP - corner[1]
@@ -190,3 +191,30 @@ def test_memory_of_a_heat_map_is_that_of_its_bands() -> None:
     )
     peak = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert int(peak) / 1e3 < 600
+
+
+def attention_names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.iterdir())
+
+
+def test_attention_written_again_keeps_no_column_of_before_and_the_files_of_other_slides(folder, tmp_path) -> None:
+    slide = PatchStore(str(tmp_path / "store")).slide("s")
+    (folder / "s.zarr.txt").write_text("mine")
+    again = AttentionFolder(str(folder), AttentionFiles(("zarr",), "bounds"))
+    write_attention(again, slide, WEIGHT)
+    group = zarr.open_group(str(folder / "s.zarr"), mode="r")
+    assert sorted(group.array_keys()) == ["percentile", "size", "tissue", "weight", "x", "y"]
+    assert not (folder / "s.zarr/score").exists()
+    assert "s.zarr.txt" in attention_names(folder)
+
+
+def test_the_attention_of_one_slide_is_removed_in_every_form(folder) -> None:
+    (folder / "s2.png").write_bytes(b"of another")
+    (folder / "s2.zarr").mkdir()
+    (folder / "s2.zarr/zarr.json").write_bytes(b"{}")
+    stored = AttentionFolder(str(folder), AttentionFiles((), "bounds"))
+    assert stored.arrays("s") == {"zarr.json", "percentile", "score", "size", "tissue", "weight", "x", "y"}
+    assert stored.arrays("absent") == set()
+    stored.remove("absent")
+    stored.remove("s")
+    assert attention_names(folder) == ["s2.png", "s2.zarr"]

@@ -1,5 +1,7 @@
 """A small made-up report, for the tests of the report and for looking at it."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import shapely
@@ -124,6 +126,22 @@ def example(slides: int) -> ReportData:
         provenance={"Store": "s3://bucket/store", "Splits (sha256)": "9f" * 32, "milcore": "0.1.0"},
         config='{\n  "train": {\n    "pooling": "gated_attention"\n  }\n}',
     )
+
+
+def of_many(data: ReportData, slides: int, cards: int) -> ReportData:
+    """The report with so many slides, of which so many have pictures."""
+    views = tuple(
+        dataclasses.replace(data.slides[k % len(data.slides)], slide_id=f"m-{k:05d}", choice="drawn at random")
+        if k < cards
+        else dataclasses.replace(
+            data.slides[k % len(data.slides)], slide_id=f"m-{k:05d}", thumbnail=None, heat=None, outline=(),
+            patches=(), lowest=(), choice=None,
+        )
+        for k in range(slides)
+    )  # fmt: skip
+    lacking = {f"m-{k:05d}": "no annotation" for k in range(slides // 2)}
+    quarantined = {f"q-{k:05d}": "no tissue" for k in range(slides)}
+    return dataclasses.replace(data, slides=views, not_localised=lacking, quarantined=quarantined)
 
 
 def comparison(metrics: dict[str, Estimate]) -> tuple[Comparison, ...]:

@@ -13,7 +13,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from milcore.evaluation.report import render
 from tests.chromium import check, complaints, focusable, open_page, overflow_px, press_tab, requested, tab_stops
-from tests.evaluation.report.example import example
+from tests.evaluation.report.example import example, of_many
 
 pytestmark = pytest.mark.browser
 
@@ -85,6 +85,40 @@ def test_a_report_works_and_asks_nobody(page: tuple[int, Path], browser: Chrome)
 
     assert complaints(browser) == []
     assert all(url.startswith("data:") for url in requested(browser))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_a_table_of_many_slides_is_paged_sorted_and_filtered_by_keyboard(
+    tmp_path: Path, browser: Chrome, width: int, scheme: str
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(of_many(example(6), 1200, 8)), encoding="utf-8")
+    open_page(browser, path, width, scheme)
+    assert overflow_px(browser) <= 0
+    assert [check(browser, name) for name in ("outside", "lowContrast")] == [[], []]
+    above, below = browser.find_elements(By.CSS_SELECTOR, "#table .pages")
+    assert len(shown(browser)) == 500
+    assert above.find_element(By.TAG_NAME, "span").text == "Rows 1 to 500 of 1200"
+    stops = tab_stops(browser)
+    assert len(stops) == focusable(browser)
+    assert [stop for stop in stops if stop.outline_px < 2 or stop.contrast < 3 or not stop.visible] == []
+
+    press(browser, "Slide")
+    assert column(browser, 0) == [f"m-{k:05d}" for k in range(500)]
+    following = below.find_elements(By.TAG_NAME, "button")[1]
+    for pressed in range(3):
+        following.send_keys(Keys.ENTER)
+        assert column(browser, 0)[0] == f"m-{(500, 1000, 1000)[pressed]:05d}"
+    assert following.get_attribute("aria-disabled") == "true"
+    assert browser.execute_script("return document.activeElement === arguments[0]", following)
+    assert [bar.find_element(By.TAG_NAME, "span").text for bar in (above, below)] == ["Rows 1001 to 1200 of 1200"] * 2
+
+    browser.find_element(By.ID, "filter-text").send_keys("m-00777")
+    assert column(browser, 0) == ["m-00777"]
+    assert browser.find_element(By.ID, "shown").text == "1 of 1200 slides"
+    assert not above.is_displayed()
+    assert browser.find_elements(By.CSS_SELECTOR, ".slide:not([hidden])") == []
+    assert complaints(browser) == []
 
 
 def test_a_sandboxed_frame_shows_it_as_the_kubeflow_ui_does(tmp_path: Path, browser: Chrome) -> None:

@@ -16,7 +16,7 @@ from milcore.evaluation.report.page import DASH, interval, number
 from milcore.evaluation.report.pictures import rings, scale_bar, shrink
 from milcore.metrics.classification import Estimate
 from milcore.metrics.wilson import ScoreIntervals
-from tests.evaluation.report.example import example
+from tests.evaluation.report.example import example, of_many
 
 NO_SCORE = ScoreIntervals({}, (), {})
 
@@ -116,6 +116,51 @@ def test_a_run_without_sweep_pictures_or_test_slides_still_reports(data):
     assert "None: every slide of the cohort was read." in html
     nothing = dataclasses.replace(data, slides=(), counts=(), metrics=undefined, score=NO_SCORE, roc=(), reliability=[])
     assert "There is no test slide." in render(nothing)
+
+
+def test_a_report_of_many_slides_pages_and_says_what_it_leaves_out(data: ReportData) -> None:
+    html = render(of_many(data, 1500, 20))
+    page = Page(html)
+    assert len(re.findall(r"<tr data-slide=", html)) == 1500
+    assert len(re.findall(r"<tr data-slide=", html[: html.index('<template id="slides-more">')])) == 500
+    assert html.count('<article class="slide"') == 20
+    assert {target.removeprefix("#") for target in page.targets} <= set(page.ids), "no link to a slide without pictures"
+    assert "Pages of 500 slides; without script and in print, one page." in html
+    assert "All slides and their probabilities are in predictions.parquet, beside this file." in html
+    assert "Pictures of 20 of 1500 slides" in html
+    assert html.count("chosen: drawn at random") == 20
+    assert "m-00019 (no annotation) and 730 more, all in metrics.json" in html
+    assert '<template id="quarantined-more">' in html
+
+
+def test_a_slide_without_pictures_takes_a_kilobyte_of_a_report_at_most(data: ReportData) -> None:
+    sizes = [len(render(dataclasses.replace(of_many(data, slides, 5), quarantined={}))) for slides in (1000, 2000)]
+    assert 300 < (sizes[1] - sizes[0]) / 1000 < 1000
+
+
+def test_a_report_of_more_slides_than_a_browser_takes_thins_out(data: ReportData) -> None:
+    html = render(dataclasses.replace(of_many(data, 20_100, 5), quarantined={}))
+    assert html.count("<tr data-slide=") == 20_000
+    assert "20000 of 20100 test slides are in this file." in html
+    assert len(html) < 25e6
+
+
+def test_a_curve_of_many_slides_is_drawn_by_few_points_within_a_quarter_of_a_px() -> None:
+    """Distance of every point to the drawn line, by the formula of a segment."""
+    x = np.sort(np.random.default_rng(0).uniform(0, 1, 10_000))
+    y = np.maximum.accumulate(np.clip(np.sqrt(x) + np.random.default_rng(1).normal(0, 0.01, 10_000), 0, 1))
+    axes = Axes("x", "y", (0.0, 1.0), (0.0, 1.0), (0.0,), (0.0,), diagonal=False)
+    picture = chart(axes, [Series("roc", "line-model", list(zip(x.tolist(), y.tolist(), strict=True)))], "words")
+    (text,) = re.findall(r'<polyline class="line-model" points="([^"]+)"', picture)
+    line = np.array([pair.split(",") for pair in text.split()], float)
+    assert len(line) < 400
+    places = np.array([(axes.x(a), axes.y(b)) for a, b in zip(x, y, strict=True)])
+    start, along = line[:-1], np.diff(line, axis=0)
+    share = ((places[:, None] - start) * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-12)
+    nearest = start + np.clip(share, 0, 1)[..., None] * along
+    assert np.linalg.norm(places[:, None] - nearest, axis=-1).min(axis=1).max() <= 0.25 + 1e-9
+    assert line[0].tolist() == places[0].tolist()
+    assert line[-1].tolist() == places[-1].tolist()
 
 
 def test_numbered_classes_are_given_words(data):

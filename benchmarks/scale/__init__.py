@@ -1,1 +1,0 @@
-"""Cohorts of many slides: time, requests and memory of every command, beside files per slide."""

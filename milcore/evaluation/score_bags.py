@@ -1,0 +1,214 @@
+"""Score bags of new slides by the models and settings of a run.
+
+Each bag passes through a temporary store of its own. While its attention and records are written, the next is scored.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from milcore.cohort.manifest import Slide
+from milcore.config import EncodeConfig, IngestConfig, RunSpec
+from milcore.encoders.extraction.encode import encode_slide
+from milcore.errors import SlideError
+from milcore.evaluation.attention.write import AttentionFolder, write_attention
+from milcore.evaluation.decision import DecisionRule
+from milcore.evaluation.prediction_folder import Record, RecordFolder
+from milcore.ingestion.slide import ingest_slide
+from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
+from milcore.mil.bags.load import instance_rows
+from milcore.mil.bags.rows import ChainedRows
+from milcore.mil.inference import BagPrediction, instance_columns, predict_bags
+from milcore.mil.model import MILModel
+from milcore.runtime import storage
+from milcore.runtime.allow_list import uri_problem
+from milcore.runtime.progress import track
+from milcore.runtime.threads import map_in_threads
+from milcore.slides.source import source_stat
+from milcore.store.slide_group import SlideGroup
+from milcore.store.store import PatchStore
+
+READING_THREADS = 16
+# each keeps the temporary store of its bag until it ends
+WRITING_THREADS = 2
+
+
+class Scorer(NamedTuple):
+    """Models and settings of a run that score new slides.
+
+    ``rule`` is None where the run has not been evaluated; ``encode`` is None where the models take patches.
+    ``settings`` is the digest of all that the folder's predictions depend on.
+    """
+
+    spec: RunSpec
+    models: tuple[MILModel, ...]
+    ingest: IngestConfig
+    encode: EncodeConfig | None
+    rule: DecisionRule | None
+    settings: str
+    device: torch.device
+
+    @property
+    def by_patient(self) -> bool:
+        """True where a bag is all slides of a patient."""
+        return self.spec.train.bag == "patient"
+
+    def predicted_class(self, prediction: BagPrediction) -> int | None:
+        """The class that the run's rule calls."""
+        return None if self.rule is None else int(self.rule.predict(prediction.probability[None])[0])
+
+
+class _SlideScore(NamedTuple):
+    """Record of a slide, with its attention where it has some."""
+
+    record: Record
+    group: SlideGroup | None
+    weight: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+class _ScoredBag(NamedTuple):
+    """Slides of a bag, and the folder of their temporary store."""
+
+    slides: list[_SlideScore]
+    folder: "tempfile.TemporaryDirectory[str]"
+
+
+def score_bags(
+    scorer: Scorer,
+    slides: Sequence[Slide],
+    records: Mapping[str, Record],
+    folder: RecordFolder,
+    attention: AttentionFolder,
+) -> None:
+    """Score slides bag by bag, and write their attention and records.
+
+    Records of the same bag, files and settings stay.
+
+    Args:
+        scorer: of the run.
+        slides: all slides of each bag.
+        records: of the folder, by id.
+        folder: to write records into.
+        attention: to write attention into.
+    """
+
+    def write(bag: _ScoredBag) -> None:
+        with bag.folder:
+            for slide in bag.slides:
+                _write_attention(attention, slide, is_new=slide.record["slide_id"] not in records)
+            for slide in bag.slides:
+                folder.write(slide.record)
+
+    for _ in map_in_threads(write, _scored_bags(scorer, slides, records), WRITING_THREADS):
+        pass
+
+
+def _write_attention(attention: AttentionFolder, slide: _SlideScore, *, is_new: bool) -> None:
+    if slide.group is None:
+        attention.remove(slide.record["slide_id"])
+    else:
+        write_attention(attention, slide.group, slide.weight, slide.columns, is_new=is_new)
+
+
+def _scored_bags(scorer: Scorer, slides: Sequence[Slide], records: Mapping[str, Record]) -> Iterator[_ScoredBag]:
+    """Score the bags that are not recorded as they are now."""
+    # a file that changes after this is scored again by the next command
+    versions = dict(zip(slides, map_in_threads(_source_version, slides, READING_THREADS), strict=True))
+    bags = _group_by_bag(slides, scorer)
+    for bag in track(bags, "predict", len(bags)):
+        ids = sorted(slide.slide_id for slide in bag)
+        wanted = [{"seen": versions[slide], "bag": ids, "settings": scorer.settings} for slide in bag]
+        stored = [records.get(slide.slide_id, {}) for slide in bag]
+        if not all(
+            record.get("status") == "ok" and made_of.items() <= record.items()
+            for record, made_of in zip(stored, wanted, strict=True)
+        ):
+            yield _score_bag(scorer, bag, wanted)
+
+
+def _group_by_bag(slides: Sequence[Slide], scorer: Scorer) -> list[list[Slide]]:
+    """The slides of each bag, in order of first appearance."""
+    bags: dict[str, list[Slide]] = {}
+    for slide in slides:
+        bags.setdefault(slide.patient_id if scorer.by_patient else slide.slide_id, []).append(slide)
+    return list(bags.values())
+
+
+def _source_version(slide: Slide) -> list[object]:
+    """URI, patient, mpp, and the file's size and version where reachable.
+
+    A slide whose file cannot be reached is scored again.
+    """
+    try:
+        size, version = (None, None) if uri_problem(slide.uri) else source_stat(slide.uri)
+    except (*storage.IO_ERRORS, SlideError):
+        size = None
+    if size is None:
+        return [slide.uri, slide.patient_id, slide.mpp]
+    return [slide.uri, slide.patient_id, slide.mpp, size, version]
+
+
+def _score_bag(scorer: Scorer, slides: list[Slide], made_of: list[dict[str, Any]]) -> _ScoredBag:
+    """Ingest and encode the slides of a bag, then predict all usable ones together.
+
+    Args:
+        scorer: of the run.
+        slides: of the bag.
+        made_of: what the record of each tells of its making.
+    """
+    folder = tempfile.TemporaryDirectory()
+    try:
+        return _ScoredBag(list(_score_slides(scorer, slides, made_of, storage.join(folder.name, "store"))), folder)
+    except BaseException:
+        folder.cleanup()
+        raise
+
+
+def _score_slides(
+    scorer: Scorer, slides: list[Slide], made_of: list[dict[str, Any]], store_uri: str
+) -> Iterator[_SlideScore]:
+    store = PatchStore(store_uri)
+    outcomes = [ingest_slide(slide, store, scorer.ingest) for slide in slides]
+    usable = [slide for slide, outcome in zip(slides, outcomes, strict=True) if outcome.status == "ok"]
+    groups = {slide.slide_id: _encode_group(scorer, store, slide.slide_id) for slide in usable}
+    members, of_slide = _predict_bag(scorer, slides[0].patient_id, list(groups.values())) if groups else (None, {})
+    for slide, outcome, making in zip(slides, outcomes, made_of, strict=True):
+        group = groups.get(slide.slide_id)
+        # the store, which is gone then, tells the file by the path from itself
+        reason = outcome.reason and outcome.reason.replace(storage.relative(slide.uri, store.uri), slide.uri)
+        record = {
+            "slide_id": slide.slide_id, "patient_id": slide.patient_id, "uri": slide.uri, "status": outcome.status,
+            "members": None if group is None else members, "patches": 0 if group is None else len(group),
+            "reason": reason,
+        }  # fmt: skip
+        yield _SlideScore(record | making, group, *of_slide.get(slide.slide_id, (np.empty(0), {})))
+
+
+def _encode_group(scorer: Scorer, store: PatchStore, slide_id: str) -> SlideGroup:
+    if scorer.encode is not None:
+        encode_slide(store.uri, scorer.encode, scorer.device.type, slide_id)
+    return store.slide(slide_id)
+
+
+def _predict_bag(
+    scorer: Scorer, bag_id: str, groups: list[SlideGroup]
+) -> tuple[list[list[float]], dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]]:
+    """Probabilities of a bag by each model; attention and further columns of its slides."""
+    config = scorer.spec.train
+    names, lengths = tuple(group.slide_id for group in groups), tuple(len(group) for group in groups)
+    entry = BagEntry(bag_id, bag_id, 0, "test", names, lengths)
+    rows = ChainedRows([instance_rows(group, config) for group in groups])
+    bags = Bags([entry], lambda _: rows, cache_bytes(config))
+    prediction = predict_bags(scorer.models, bags, [0], scorer.device)[0]
+    predicted_class = scorer.predicted_class(prediction)
+    label = prediction.likeliest if predicted_class is None else predicted_class
+    of_bag = instance_columns(scorer.models, bags[0], label, with_leave_one_out=False)
+    columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
+    return prediction.members.tolist(), {
+        slide_id: (weight, {name: values[slide_id] for name, values in columns.items()})
+        for slide_id, weight in entry.by_slide(prediction.attention).items()
+    }

@@ -1,0 +1,122 @@
+"""Attention of the test slides: its files, and each slide's view in the report."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from shapely.geometry.base import BaseGeometry
+
+from milcore.evaluation.attention.checks import AttentionChecks
+from milcore.evaluation.attention.write import (
+    AttentionFiles,
+    AttentionFolder,
+    SlideResult,
+    slide_view,
+    write_attention,
+)
+from milcore.evaluation.decision import DecisionRule, predicted_classes
+from milcore.evaluation.metrics_json import nan_to_none
+from milcore.evaluation.report import PictureSizes, ScoredSlide, SlideView, choose_slides
+from milcore.evaluation.run_predictions import RunPredictions
+from milcore.mil.inference import instance_columns
+from milcore.runtime import storage
+from milcore.runtime.progress import track
+from milcore.runtime.threads import map_in_threads
+from milcore.training.run_files import publish, record_digests
+from milcore.training.run_folder import Run
+
+THREADS = 16
+# in work at a time: a GeoJSON takes some kB of memory for each
+MOST_INSTANCES = 200_000
+
+
+class AttentionOutputs(NamedTuple):
+    """Files of attention, with or without leave-one-out log-odds."""
+
+    files: AttentionFiles
+    with_leave_one_out: bool
+
+
+class _Slide(NamedTuple):
+    """A test slide with its attention and the further columns of its table."""
+
+    slide_id: str
+    bag_id: str
+    result: SlideResult
+    columns: dict[str, np.ndarray]
+
+
+def slide_views(
+    run: RunPredictions,
+    rule: DecisionRule,
+    regions: Mapping[str, BaseGeometry],
+    checks: AttentionChecks,
+    outputs: AttentionOutputs,
+) -> Iterator[SlideView]:
+    """Write the attention of each test slide and yield its view in the report.
+
+    Slides are written by threads, their models run in this one. Ends with an index of all of them, ``index.json``.
+    """
+    folder = AttentionFolder(Run(run.uri).attention_uri, outputs.files)
+    choices = _choices(run, rule)
+    sizes = PictureSizes.for_slides(len(choices))
+    index_rows, digests = [], dict[str, str]()
+
+    def write(slide: _Slide) -> tuple[_Slide, SlideView, dict[str, str]]:
+        group = run.store.slide(slide.slide_id)
+        written = write_attention(folder, group, slide.result.attention, slide.columns)
+        view = slide_view(group, slide.result, written, sizes, choices.get(slide.slide_id))
+        return slide, view, written.digests
+
+    slides = _slides(run, rule, regions, checks, with_leave_one_out=outputs.with_leave_one_out)
+    for slide, view, of_slide in map_in_threads(write, slides, THREADS, _instances, MOST_INSTANCES):
+        digests |= of_slide
+        row = {"slide_id": slide.slide_id, "bag": slide.bag_id, "called": run.spec.classes[view.predicted_class]}
+        index_rows.append(row | {"probabilities": view.probabilities, "entropy": nan_to_none(view.entropy)})
+        yield view
+    if digests:
+        record_digests(folder.uri, digests)
+    publish({Run(run.uri).attention_index_uri: storage.json_bytes(index_rows)})
+
+
+def _instances(slide: _Slide) -> float:
+    return len(slide.result.attention)
+
+
+def _choices(run: RunPredictions, rule: DecisionRule) -> dict[str, str]:
+    """Reason for the pictures of each slide that has some in the report."""
+    scored = [
+        ScoredSlide(slide_id, run.bags.entries[index].label, tuple(run.predictions[index].probability.tolist()))
+        for index in run.bags.split("test")
+        for slide_id in run.bags.entries[index].slides
+    ]
+    threshold = None if rule.threshold is None else rule.threshold.value
+    return choose_slides(scored, run.spec.classes, threshold, run.spec.train.seed)
+
+
+def _slides(
+    run: RunPredictions,
+    rule: DecisionRule,
+    regions: Mapping[str, BaseGeometry],
+    checks: AttentionChecks,
+    *,
+    with_leave_one_out: bool,
+) -> Iterator[_Slide]:
+    """The slides of each test bag with what the models say of their instances."""
+    predicted = predicted_classes(run, rule)
+    for index in track(list(predicted), "attention", len(predicted)):
+        entry, prediction, predicted_class = run.bags.entries[index], run.predictions[index], predicted[index]
+        of_bag = instance_columns(run.models, run.bags[index], predicted_class, with_leave_one_out=with_leave_one_out)
+        columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
+        for slide_id, weight in entry.by_slide(prediction.attention).items():
+            result = SlideResult(
+                patient_id=entry.patient_id,
+                label=entry.label,
+                predicted_class=predicted_class,
+                probabilities=tuple(prediction.probability.tolist()),
+                std=float(prediction.std[predicted_class]) if run.spec.folds else None,
+                attention=weight,
+                region=regions.get(slide_id) if entry.label or len(run.spec.classes) > 2 else None,
+                localisation=checks.localisation.bags.get(slide_id),
+            )
+            yield _Slide(slide_id, entry.bag_id, result, {name: values[slide_id] for name, values in columns.items()})
