@@ -2,11 +2,7 @@
 
 import contextlib
 import random
-import secrets
 import socket
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +10,9 @@ from pathlib import Path
 import hypothesis
 import jaxtyping
 import pytest
-import s3fs
 import torch
+
+from tests.seaweedfs import s3_environment, seaweedfs
 
 # other tests run on the same cores, so that how long an example takes says nothing
 hypothesis.settings.register_profile("milcore", deadline=None)
@@ -85,42 +82,12 @@ def _is_free(port: int) -> bool:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URI of a bucket on a SeaweedFS server of this test session; the environment holds its endpoint and keys."""
-    folder = tmp_path_factory.mktemp("seaweedfs")
     ports = free_ports(5)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ACCESS_KEY_ID", "testkey")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", secrets.token_hex(8))
-        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports[0]}")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = _start_seaweedfs(folder, ports)
-        try:
-            _wait_for_bucket("milcore", server, folder / "log")
-            yield "s3://milcore"
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def _start_seaweedfs(folder: Path, ports: list[int]) -> subprocess.Popen[bytes]:
-    roles = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
-    command = [str(Path(sys.executable).with_name("weed")), "mini", f"-dir={folder}", "-ip=127.0.0.1",
-               "-ip.bind=127.0.0.1", "-bucket=milcore", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0",
-               "-s3.port.lance=0", "-master.telemetry=false",
-               *(f"-{role}={port}" for role, port in zip(roles, ports, strict=True))]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-
-
-def _wait_for_bucket(bucket: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
-        if server.poll() is not None:
-            break
-        with contextlib.suppress(OSError):
-            s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{bucket}/.ready", b"")
-            return
-        time.sleep(0.1)
-    pytest.fail(f"SeaweedFS did not start: {log.read_text(errors='replace')[-2000:]}")
+        for name, value in s3_environment(ports[0]).items():
+            environment.setenv(name, value)
+        with seaweedfs(tmp_path_factory.mktemp("seaweedfs"), ports) as uri:
+            yield uri
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -1,0 +1,1 @@
+"""Cohorts of many slides: time, requests and memory of every command, beside files per slide."""
