@@ -15,11 +15,11 @@ from milcore.cohort.annotations import load_annotation, unmatched_classes
 from milcore.cohort.manifest import Manifest, Slide
 from milcore.config import AnnotationConfig
 from milcore.errors import InputError
+from milcore.runtime import storage
 from milcore.runtime.progress import log_line
 from milcore.store.annotation_record import AnnotationRecord
 from milcore.store.store import PatchStore
 
-READING_THREADS = 8
 # an annotation with a smaller share on tissue lies mostly outside
 MOSTLY = 0.5
 GRID_EDGE = 512
@@ -61,7 +61,7 @@ def _annotated(manifest: Manifest) -> list[Slide]:
 
 
 def _map(function: Callable[[Slide], T], slides: Iterable[Slide]) -> Iterator[T]:
-    with ThreadPoolExecutor(READING_THREADS) as pool:
+    with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:
         yield from pool.map(function, slides)
 
 

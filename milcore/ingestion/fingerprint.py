@@ -4,28 +4,28 @@ The scheduler compares arguments only. The digest covers all that a step reads a
 that is missing, it equals no other. So a result is reused only where the step would change nothing.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from milcore.errors import SlideError
+from milcore.runtime import storage
 from milcore.runtime.digest import digest, unique_digest
-from milcore.slides.source import source_version
+from milcore.slides.source import source_versions
 from milcore.store.store import PatchStore
 
 
 def store_state(store_uri: str) -> str:
     """Digest of a cohort's files and of their records in the store."""
     store = PatchStore(store_uri)
-    records = store.records()
+    records, slides = store.records(), store.manifest().slides
+    if any(record is None or record.retry for record in records.values()):
+        return unique_digest()
+    versions = source_versions(slide.uri for slide in slides)
+    with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:
+        stored = list(pool.map(store.source, (slide.slide_id for slide in slides)))
     states: dict[str, Any] = {}
-    for slide in store.manifest().slides:
-        record = records.get(slide.slide_id)
-        if record is None or record.retry:
+    for slide, of_ingestion in zip(slides, stored, strict=True):
+        version, record = versions.get(slide.uri), records.get(slide.slide_id)
+        if version is None or record is None or of_ingestion != version._asdict():
             return unique_digest()
-        try:
-            version = source_version(slide.uri)._asdict()
-        except SlideError:
-            return unique_digest()
-        if store.source(slide.slide_id) != version:
-            return unique_digest()
-        states[slide.slide_id] = [version, slide.label, record.to_complete_attrs()]
+        states[slide.slide_id] = [version._asdict(), slide.label, record.to_complete_attrs()]
     return digest(states)

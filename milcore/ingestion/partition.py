@@ -6,16 +6,12 @@ themselves could come to different partitions, and lose a slide between them.
 
 import heapq
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from milcore.cohort.manifest import Slide
-from milcore.errors import InputError, SlideError
+from milcore.errors import InputError
 from milcore.runtime import storage
-from milcore.runtime.allow_list import uri_problem
-from milcore.slides.source import source_stat
+from milcore.slides.source import source_versions
 from milcore.store.store import PatchStore
-
-CONCURRENT_STATS = 16
 
 
 def divide(sizes: Sequence[int], count: int) -> list[list[int]]:
@@ -43,8 +39,9 @@ def write_partitions(store_uri: str, count: int) -> None:
     """Divide the store's cohort into partitions and write them to the store."""
     store = PatchStore(store_uri)
     slides = store.manifest().slides
-    with ThreadPoolExecutor(CONCURRENT_STATS) as pool:
-        sizes = list(pool.map(_size, [slide.uri for slide in slides]))
+    versions = source_versions(slide.uri for slide in slides)
+    # one that is out of reach costs little work
+    sizes = [versions[slide.uri].size if slide.uri in versions else 0 for slide in slides]
     partitions = [[slides[k].slide_id for k in partition] for partition in divide(sizes, count)]
     storage.write_json(_uri(store, count), partitions)
 
@@ -75,19 +72,6 @@ def _is_partition_of(partitions: object, slides: Sequence[Slide], count: int) ->
     if not isinstance(partitions, list) or len(partitions) != count or not all(isinstance(p, list) for p in partitions):
         return False
     return sorted(str(name) for partition in partitions for name in partition) == sorted(s.slide_id for s in slides)
-
-
-def _size(uri: str) -> int:
-    """Size of a slide in bytes; 0 if it is unreachable.
-
-    Such a slide costs little work.
-    """
-    if uri_problem(uri) is not None:
-        return 0
-    try:
-        return source_stat(uri).size
-    except (*storage.IO_ERRORS, SlideError):
-        return 0
 
 
 def _uri(store: PatchStore, count: int) -> str:

@@ -7,6 +7,7 @@ administrator's variable. Both know ``gs://`` and ``az://`` where their packages
 as an argument, a store, a run or a cluster profile, is not asked about here.
 """
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -61,8 +62,17 @@ def _path_problem(uri: str) -> str | None:
 
 
 def _schemes() -> list[str]:
-    extra = [scheme for scheme, package in _PACKAGES.items() if importlib.util.find_spec(package) is not None]
+    extra = [scheme for scheme, package in _PACKAGES.items() if _is_installed(package)]
     return ["s3", *([] if is_remote() else ["https"]), *extra]
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    """True where a package can be imported.
+
+    Looked for once, not for each slide of a cohort.
+    """
+    return importlib.util.find_spec(package) is not None
 
 
 def _roots() -> list[str]:

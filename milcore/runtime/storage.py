@@ -15,7 +15,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,11 +40,12 @@ _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 _PRECONDITION_FAILED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 _NO_SUCH_RANGE = ("InvalidRange", "416")
 
+# of one process at a time; as many connections are kept open
+CONCURRENT_REQUESTS = 32
 # times that an unfinished file is written anew because another writer removed it
 REMOVED_AT_MOST = 3
 # times that a folder is removed again because another writer wrote into it
 REFILLED_AT_MOST = 10
-_REMOVALS_AT_A_TIME = 16
 # key of a table's digest in the metadata of its Parquet schema
 _TABLE_DIGEST = b"milcore_sha256"
 
@@ -67,7 +68,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if is_local(uri):
         return LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100 - links stay as they are
     try:
-        fs, path = url_to_fs(uri, use_listings_cache=False)
+        # botocore keeps 10 connections, and more requests at a time would wait for one
+        pool = {"config_kwargs": {"max_pool_connections": CONCURRENT_REQUESTS}} if uri.startswith("s3://") else {}
+        fs, path = url_to_fs(uri, use_listings_cache=False, **pool)
     except (ValueError, ImportError) as error:
         raise InputError(
             f"{uri}: expected a URI of a known scheme, got {uri.partition('://')[0]}://; allowed: a local path, "
@@ -178,6 +181,16 @@ def _stat(uri: str, info: dict[str, Any]) -> SourceStat:
     if info["size"] is None:
         raise StorageError(f"{uri}: the server does not tell the object's size")
     return SourceStat(int(info["size"]), str(version).strip('"'))
+
+
+def stat_file(uri: str) -> SourceStat | None:
+    """Size and version of an object, as ``stat``; None for a folder.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    info = _info(uri)
+    return None if info["type"] == "directory" else _stat(uri, info)
 
 
 def etag(uri: str) -> str | None:
@@ -420,6 +433,30 @@ def folder_stats(uri: str) -> dict[str, SourceStat]:
     return {name: _stat(join(uri, name), infos[name]) for name in sorted(infos) if infos[name]["type"] == "file"}
 
 
+def listed_stats(uri: str, names: Collection[str], pages: int) -> dict[str, SourceStat]:
+    """Size and version, by name, of objects that a listing of S3 has.
+
+    Args:
+        uri: of the folder.
+        names: of objects, as paths from the folder.
+        pages: requests at most, of 1,000 objects each, at any depth; fewer where all are found.
+    """
+    fs, path = filesystem(uri)
+    bucket, _, key = path.partition("/")
+    prefix, stats, place = f"{key}/" if key else "", dict[str, SourceStat](), dict[str, str]()
+    with _access(uri):
+        for _ in range(pages):
+            page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **place)
+            for info in page.get("Contents", []):
+                name = info["Key"].removeprefix(prefix)
+                if name in names:
+                    stats[name] = _stat(join(uri, name), {**info, "size": info["Size"]})
+            if len(stats) == len(names) or not page.get("IsTruncated"):
+                break
+            place = {"ContinuationToken": page["NextContinuationToken"]}
+    return stats
+
+
 def files(uri: str) -> set[str]:
     """URIs of all objects below a folder, at any depth, as ``join`` gives them.
 
@@ -462,7 +499,7 @@ def remove_folder(uri: str) -> None:
     It is tried again where another process removes from it, or writes into it, meanwhile.
     """
     if not is_local(uri):
-        with ThreadPoolExecutor(_REMOVALS_AT_A_TIME) as pool:  # one by one: s3fs takes a folder's name for a pattern
+        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:  # one by one: s3fs takes a folder's name for a pattern
             list(pool.map(remove, files(uri)))
         return
     path = filesystem(uri)[1]

@@ -30,10 +30,21 @@ def series_folder(uri: str) -> str | None:
     """
     if uri.startswith("https://"):
         return None
-    if storage.is_folder(uri):
-        return uri
+    return uri if storage.is_folder(uri) else series_folder_of_file(uri)
+
+
+def series_folder_of_file(uri: str) -> str | None:
+    """Folder of the DICOM slide that a file is of; else None."""
+    if uri.startswith("https://"):
+        return None
     magic = storage.read_range(uri, _MAGIC_AT, _MAGIC_AT + len(_MAGIC))
     return posixpath.dirname(uri) if magic == _MAGIC else None
+
+
+def is_one_file(uri: str) -> bool:
+    """True for a name with a suffix, and none of DICOM's."""
+    suffix = posixpath.splitext(uri)[1].lower()
+    return bool(suffix) and suffix not in _SUFFIXES
 
 
 def is_dicom(file: BinaryIO) -> bool:

@@ -5,9 +5,12 @@ A slide is one file, or the DICOM files of one folder.
 
 import contextlib
 import hashlib
+import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +19,7 @@ from milcore.errors import SlideError, StorageError, UnreachableSlideError
 from milcore.runtime import storage
 from milcore.runtime.allow_list import uri_problem
 from milcore.runtime.digest import digest
-from milcore.slides.dicom import is_dicom, series_files, series_folder
+from milcore.slides.dicom import is_dicom, is_one_file, series_files, series_folder, series_folder_of_file
 from milcore.slides.foreign import foreign_format
 
 T = TypeVar("T")
@@ -60,6 +63,57 @@ def source_version(uri: str) -> SourceVersion:
     return with_retries(uri, lambda: SourceVersion(uri, *source_stat(uri)))
 
 
+def source_versions(uris: Iterable[str]) -> dict[str, SourceVersion]:
+    """Versions of those slides that can be reached, without reading them.
+
+    What lies near each other on S3 is listed, 1,000 objects a request, for as long as that is no slower than to ask for
+    each. The others are asked for each, CONCURRENT_REQUESTS at a time. A file is taken for DICOM by its name alone.
+    """
+    slides = [uri for uri in dict.fromkeys(uris) if uri_problem(uri) is None and foreign_format(uri) is None]
+    with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:
+        pages = pool.map(_listed_versions, *_folders(slides))
+        listed = {version.uri: version for page in pages for version in page}
+        rest = [uri for uri in slides if uri not in listed]
+        asked = {uri: version for uri, version in zip(rest, pool.map(_reachable_version, rest), strict=True) if version}
+    return listed | asked
+
+
+def _folders(uris: Sequence[str]) -> tuple[list[str], list[set[str]]]:
+    """Folders on S3 with several slides, and their paths from there.
+
+    The folder above, where slides have folders of their own.
+    """
+    files = [uri for uri in uris if uri.startswith("s3://") and is_one_file(uri)]
+    in_folder = Counter(uri.rpartition("/")[0] for uri in files)
+    folders: dict[str, set[str]] = defaultdict(set)
+    for uri in files:
+        folder = uri.rpartition("/")[0]
+        folder = folder if in_folder[folder] > 1 else folder.rpartition("/")[0]
+        folders[folder].add(uri.removeprefix(f"{folder}/"))
+    several = {folder: names for folder, names in folders.items() if len(names) > 1 and folder != "s3:/"}
+    return list(several), list(several.values())
+
+
+def _listed_versions(folder: str, names: set[str]) -> list[SourceVersion]:
+    """Versions of those files that the first pages of a folder's listing have."""
+    # asked for each, so many would be answered in the time of a page
+    pages = math.ceil(len(names) / storage.CONCURRENT_REQUESTS)
+    try:
+        stats = storage.listed_stats(folder, names, pages)
+    except storage.IO_ERRORS:  # it may be closed to listings, and its objects open
+        return []
+    return [SourceVersion(f"{folder}/{name}", *stat) for name, stat in stats.items()]
+
+
+def _reachable_version(uri: str) -> SourceVersion | None:
+    """Version of a slide; None where it is out of reach."""
+    try:
+        stat = with_retries(uri, lambda: storage.stat_file(uri)) if is_one_file(uri) else None
+        return source_version(uri) if stat is None else SourceVersion(uri, *stat)
+    except SlideError:
+        return None
+
+
 def file_version(uri: str) -> SourceVersion:
     """Size and version of a file that is no slide.
 
@@ -71,10 +125,11 @@ def file_version(uri: str) -> SourceVersion:
 
 def source_stat(uri: str) -> storage.SourceStat:
     """Size and version of a slide; errors are those of storage."""
-    folder = series_folder(uri)
-    if folder is None:
-        return storage.stat(uri)
-    stats = _folder_stats(folder)
+    of_file = storage.stat_file(uri)
+    folder = uri if of_file is None else series_folder_of_file(uri)
+    if folder is None and of_file is not None:
+        return of_file
+    stats = _folder_stats(folder or uri)
     return storage.SourceStat(sum(stat.size for stat in stats.values()), digest(stats))
 
 
