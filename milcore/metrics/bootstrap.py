@@ -8,6 +8,7 @@ Axis words: slide, patient, resample, group (slides of one score).
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from milcore.metrics.calibration import calibration_error
 
 RESAMPLES = 2000
+# of an array in one expression: all resamples of a thousand slides, fewer at a time of more
+MOST_VALUES = 2_000_000
 
 
 def patient_weights(patients: list[str], resamples: int, seed: int) -> Float[np.ndarray, "resample slide"]:
@@ -24,8 +27,18 @@ def patient_weights(patients: list[str], resamples: int, seed: int) -> Float[np.
     n of n patients are drawn with replacement, each with all its slides.
     """
     names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return np.asarray(draws[:, patient], dtype=np.float64)
+    random, share = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
+    weights = np.empty((resamples, len(patient)))
+    for rows in row_blocks(weights):
+        draws = random.multinomial(len(names), share, size=len(weights[rows]))
+        weights[rows] = draws[:, patient]
+    return weights
+
+
+def row_blocks(weights: Float[np.ndarray, "resample slide"]) -> Iterator[slice]:
+    """Blocks of resamples, so small that memory holds several arrays of each."""
+    step = max(1, MOST_VALUES // max(1, weights.shape[1]))
+    return (slice(start, start + step) for start in range(0, max(1, len(weights)), step))
 
 
 def weighted_values(
@@ -109,6 +122,17 @@ def ranking_values(
     if not len(scores):
         undefined = np.full(len(weights), math.nan)
         return undefined, undefined
+    area, precision = np.concatenate(
+        [_ranking_values(weights[rows], positive, scores) for rows in row_blocks(weights)], axis=1
+    )
+    return area, precision
+
+
+def _ranking_values(
+    weights: Float[np.ndarray, "resample slide"],
+    positive: Bool[np.ndarray, " slide"],
+    scores: Float[np.ndarray, " slide"],
+) -> tuple[Float[np.ndarray, " resample"], Float[np.ndarray, " resample"]]:
     groups = ScoreGroups.of(weights, positive, scores)
     tp, fp = groups.true_positives, groups.false_positives
     all_positives, all_negatives = tp[:, -1], fp[:, -1]

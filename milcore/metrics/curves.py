@@ -6,10 +6,10 @@ Curves are scikit-learn's; a split of one class has an empty one. No torch, no I
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn import metrics as sk
 
-from milcore.metrics.bootstrap import RESAMPLES, ScoreGroups, patient_weights, ratio
+from milcore.metrics.bootstrap import RESAMPLES, ScoreGroups, patient_weights, ratio, row_blocks
 
 BAND_POINTS = 101
 
@@ -53,17 +53,30 @@ def curve_bands(
     """
     if len(np.unique(labels)) < 2:
         return Band([], [], []), Band([], [], [])
-    groups = ScoreGroups.of(patient_weights(patients, RESAMPLES, seed), labels == 1, probability)
+    weights, x = patient_weights(patients, RESAMPLES, seed), np.linspace(0.0, 1.0, BAND_POINTS)
+    blocks = [_curves_at(x, weights[rows], labels == 1, probability) for rows in row_blocks(weights)]
+    roc, recall = (np.concatenate(curves) for curves in zip(*blocks, strict=True))
+    return _band(x, roc), _band(x, recall)
+
+
+def _curves_at(
+    x: Float[np.ndarray, " x"],
+    weights: Float[np.ndarray, "resample slide"],
+    positive: Bool[np.ndarray, " slide"],
+    probability: Float[np.ndarray, " slide"],
+) -> tuple[Float[np.ndarray, "curve x"], Float[np.ndarray, "curve x"]]:
+    """ROC and precision-recall curve of each resample that has both classes."""
+    groups = ScoreGroups.of(weights, positive, probability)
     both = (groups.true_positives[:, -1] > 0) & (groups.false_positives[:, -1] > 0)
     tp, fp = groups.true_positives[both], groups.false_positives[both]
     tpr, fpr = tp / tp[:, -1:], fp / fp[:, -1:]
     precision = np.nan_to_num(ratio(tp, tp + fp), nan=1.0)
-    x = np.linspace(0.0, 1.0, BAND_POINTS)
-    roc = np.stack([np.interp(x, np.r_[0.0, f], np.r_[0.0, t]) for f, t in zip(fpr, tpr, strict=True)])
+    roc = [np.interp(x, np.r_[0.0, f], np.r_[0.0, t]) for f, t in zip(fpr, tpr, strict=True)]
     # at a recall between two groups, the precision of the next group
     indices = [np.searchsorted(row, x - 1e-12) for row in tpr]
-    pr = np.stack([row[np.minimum(index, len(row) - 1)] for row, index in zip(precision, indices, strict=True)])
-    return _band(x, roc), _band(x, pr)
+    recall = [row[np.minimum(index, len(row) - 1)] for row, index in zip(precision, indices, strict=True)]
+    shape = (len(tp), len(x))
+    return np.reshape(roc, shape), np.reshape(recall, shape)
 
 
 def _band(x: np.ndarray, curves: Float[np.ndarray, "resample x"]) -> Band:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from milcore.metrics import bootstrap
 from milcore.metrics.bootstrap import patient_weights, weighted_auroc, weighted_values
 from milcore.metrics.classification import point_values
+from milcore.metrics.curves import curve_bands
 
 
 @settings(max_examples=60)
@@ -45,3 +47,20 @@ def test_a_row_that_lacks_a_class_has_no_auroc():
     areas = weighted_auroc(weights, np.array([0, 0, 1]), np.array([0.1, 0.9, 0.5]))
     assert math.isnan(areas[0])
     assert areas[1] == 1.0
+
+
+def test_blocks_of_resamples_give_what_all_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    labels, probability = random.integers(0, 2, 60), random.random(60).round(2)
+    patients = [f"p{k}" for k in random.integers(0, 25, 60)]
+
+    def results() -> list[object]:
+        weights = bootstrap.patient_weights(patients, 500, seed=1)
+        return [weights, *weighted_values(weights, labels, probability, probability > 0.5).values()]
+
+    whole, bands = results(), curve_bands(labels, probability, patients, 4)
+    monkeypatch.setattr(bootstrap, "MOST_VALUES", 60 * 7)
+    assert len(list(bootstrap.row_blocks(np.ones((500, 60))))) == 72
+    for before, after in zip(whole, results(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert curve_bands(labels, probability, patients, 4) == bands
