@@ -16,7 +16,8 @@ from milcore.mil.bags.bags import BagEntry
 from milcore.mil.inference import BagPrediction, attention_by_slide
 from milcore.runtime.progress import track
 
-InstanceLabels = dict[str, Int[np.ndarray, " instance"]]
+# slides differ in their number of instances
+InstanceLabels = dict[str, Int[np.ndarray, " _"]]
 FLAT = Estimate(math.nan, reason="every patch weighs the same")
 FLAT_FROM = 0.95
 ESTIMATES = ("localisation_auroc", "localisation_ap", "flipping_area")

@@ -13,10 +13,12 @@ from milcore.evaluation.report import (
     FlippingCurves,
     PictureSizes,
     ReportData,
+    ScoredSlide,
     ShownPatch,
     SlideView,
     SplitCount,
     SweepTable,
+    choose_slides,
 )
 from milcore.evaluation.report.pictures import jpeg, rings
 from milcore.metrics.calibration import reliability
@@ -65,7 +67,7 @@ def slide_view(
     region = shapely.Point(*(centre + 128.0)).buffer(600.0) if label else shapely.Polygon()
     heat = png(heat_layer(thumbnail.shape[:2], (8000, 6000), table))
     return SlideView(
-        f"case-{k:02d}-s1", f"case-{k:02d}", label, predicted, (1 - probability, probability), None, (8000, 6000), 0.5,
+        slide_name(k), f"case-{k:02d}", label, predicted, (1 - probability, probability), None, (8000, 6000), 0.5,
         len(coords), half_mass(weight), normalised_entropy(weight), 0.93 if label else None, jpeg(thumbnail, 80), heat,
         rings(region, 10.0), most, least,
     )  # fmt: skip
@@ -78,10 +80,28 @@ def example(slides: int) -> ReportData:
     probability = np.clip(0.5 + (labels - 0.5) * 0.55 + rng.normal(0, 0.2, slides), 0.01, 0.99)
     threshold = choose_threshold(labels, probability)
     predicted = (probability >= threshold.value).astype(int)
-    sizes = PictureSizes.for_slides(slides)
-    views = tuple(
-        slide_view(k, (int(labels[k]), int(predicted[k])), float(probability[k]), sizes, rng) for k in range(slides)
-    )
+    scored = [
+        ScoredSlide(slide_name(k), int(labels[k]), (1 - float(probability[k]), float(probability[k])))
+        for k in range(slides)
+    ]
+    choices = choose_slides(scored, ("normal", "tumour"), threshold.value, seed=0)
+    sizes = PictureSizes.for_slides(len(choices))
+    views = list[SlideView]()
+    for k, slide in enumerate(scored):
+        if slide.slide_id in choices or k == 0:
+            view = slide_view(k, (slide.label, int(predicted[k])), slide.probabilities[1], sizes, rng)
+            views.append(dataclasses.replace(view, choice=choices.get(slide.slide_id)))
+        else:
+            views.append(
+                dataclasses.replace(
+                    without_pictures(views[0]),
+                    slide_id=slide.slide_id,
+                    patient_id=f"case-{k:02d}",
+                    label=slide.label,
+                    predicted_class=int(predicted[k]),
+                    probabilities=slide.probabilities,
+                )
+            )
     patients = [view.patient_id for view in views]
     metrics = estimates(labels, probability, patients, threshold.value, seed=0)
     metrics["localisation_auroc"] = Estimate(0.913, 0.861, 0.957)
@@ -118,7 +138,7 @@ def example(slides: int) -> ReportData:
         sweep=SweepTable(
             trials(), "trial 3 is first but not separable; AUROC 0.000 above trial 2, standard error 0.010"
         ),
-        slides=views,
+        slides=tuple(views),
         quarantined={
             "case-40-s1": "no mpp: neither in the file nor in the manifest; give --default-mpp or a column mpp",
             "case-41-s2": "3 of 130 tiles unreadable",
@@ -128,17 +148,22 @@ def example(slides: int) -> ReportData:
     )
 
 
+def slide_name(k: int) -> str:
+    return f"case-{k:02d}-s1"
+
+
+def without_pictures(view: SlideView) -> SlideView:
+    return dataclasses.replace(view, thumbnail=None, heat=None, outline=(), patches=(), lowest=(), choice=None)
+
+
 def of_many(data: ReportData, slides: int, cards: int) -> ReportData:
     """The report with so many slides, of which so many have pictures."""
     views = tuple(
         dataclasses.replace(data.slides[k % len(data.slides)], slide_id=f"m-{k:05d}", choice="drawn at random")
         if k < cards
-        else dataclasses.replace(
-            data.slides[k % len(data.slides)], slide_id=f"m-{k:05d}", thumbnail=None, heat=None, outline=(),
-            patches=(), lowest=(), choice=None,
-        )
+        else dataclasses.replace(without_pictures(data.slides[k % len(data.slides)]), slide_id=f"m-{k:05d}")
         for k in range(slides)
-    )  # fmt: skip
+    )
     lacking = {f"m-{k:05d}": "no annotation" for k in range(slides // 2)}
     quarantined = {f"q-{k:05d}": "no tissue" for k in range(slides)}
     return dataclasses.replace(data, slides=views, not_localised=lacking, quarantined=quarantined)
