@@ -95,6 +95,8 @@ HELP_WIDTH = 100
 MAX_HEAT_MAP_MEGAPIXELS = 4_000
 # of one array of one slide
 MAX_ARRAY_GB = 64
+# of a worker, where memory leaves that much
+ACTIVATION_MB = 2048.0
 # of ``config.json`` in runs, sweeps and folders of predictions
 FOLDER_SCHEMA_VERSION = 2
 
@@ -419,13 +421,15 @@ class TrainConfig(Config):
     epochs: PositiveInt = Field(40, le=MAX_EPOCHS, description="most passes over the training bags")
     patience: PositiveInt = Field(15, description="stop after this many epochs that do no better on validation")
     batch_size: PositiveInt = Field(8, description="bags in one optimizer step, over all workers together")
-    activation_mb: PositiveFloat = Field(
-        2048.0,
+    activation_mb: PositiveFloat | None = Field(
+        None,
         description="memory for activations of one worker, MB: bags are packed up to it, a larger bag is recomputed in "
-        "chunks",
+        f"chunks (none: an eighth of the worker's share of the memory limit, at most {ACTIVATION_MB:g})",
     )
-    cache_mb: PositiveFloat = Field(
-        4096.0, description="instances one worker keeps in memory, MB; a bag above a quarter of it is read in chunks"
+    cache_mb: PositiveFloat | None = Field(
+        None,
+        description="instances one worker keeps in memory, MB; a bag above a quarter of it is read in chunks (none: a "
+        "quarter of the worker's share of the memory limit)",
     )
     clip_norm: PositiveFloat = Field(1.0, allow_inf_nan=True, description="largest global gradient norm (inf: any)")
     checkpoint_every: PositiveInt = Field(5, description="epochs between checkpoints")

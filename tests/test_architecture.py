@@ -161,11 +161,20 @@ def test_the_package_imports_only_what_its_lazy_names_need() -> None:
     assert list(imports_of("milcore")) == ["importlib", "typing.Any"]
 
 
+CPU_COUNTS = {
+    f"{module}.{name}"
+    for module in ("os", "multiprocessing")
+    for name in ("cpu_count", "process_cpu_count", "sched_getaffinity")
+}
+
+
 def asks_for_cpus(text: str) -> bool:
     """True where code asks the machine for its CPUs, whose number a container's quota does not change."""
-    names = {"cpu_count", "process_cpu_count", "sched_getaffinity"}
-    nodes = ast.walk(ast.parse(text))
-    return any(getattr(node, "attr", getattr(node, "id", getattr(node, "name", None))) in names for node in nodes)
+    nodes = list(ast.walk(ast.parse(text)))
+    named = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    imported = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+    return bool(CPU_COUNTS & (named | imported))
 
 
 def test_cpus_are_asked_for_in_one_place() -> None:

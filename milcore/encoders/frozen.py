@@ -16,6 +16,7 @@ from milcore.config import MAX_ENCODER_INPUT_PX, EncoderRecord
 from milcore.encoders.loaders import LOADERS, LoadedNetwork, LoaderInput, Network
 from milcore.encoders.networks.efficientnet import packaged_weights
 from milcore.encoders.nvjpeg import nvjpeg
+from milcore.encoders.precision import warn_of_emulation
 from milcore.encoders.presets import PRESETS, Preset
 from milcore.encoders.spec import EncoderSpec, parse_spec
 from milcore.encoders.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
@@ -51,6 +52,7 @@ class FrozenEncoder:
     """
 
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
+        warn_of_emulation(spec.precision, device)
         parts = load_parts(spec, device)
         self.name = spec.text
         self.weights_digest = parts.weights_digest

@@ -17,6 +17,7 @@ from milcore.mil.bags.dealing import micro_batches
 from milcore.mil.instance_encoders.features import FeatureEncoder
 from milcore.mil.leave_one_out import leave_one_out
 from milcore.mil.model import MILModel
+from milcore.mil.threads import torch_threads, useful_threads
 
 
 class BagPrediction(NamedTuple):
@@ -97,8 +98,11 @@ def predict_bags(
     device = next(models[0].parameters()).device if device is None else device
     _check_width(models, bags)
     predictions: dict[int, BagPrediction] = {}
+    instances = sum(bags.lengths[index] for index in indices)
     for model in models:
-        for index, (probability, attention) in _predict_bags(model, bags, indices, device).items():
+        with torch_threads(useful_threads(model, bags.instance(), instances)):
+            of_model = _predict_bags(model, bags, indices, device)
+        for index, (probability, attention) in of_model.items():
             before = predictions.get(index)
             members = probability[None] if before is None else np.vstack([before.members, probability])
             predictions[index] = BagPrediction(members, attention if before is None else before.attention + attention)

@@ -29,6 +29,7 @@ from milcore.mil.bags.segments import Segments, at_least_fp32, segment_sum
 from milcore.mil.dropout import Dropout
 from milcore.mil.instance_encoders.protocol import InstanceEncoder
 from milcore.mil.instance_encoders.table import trainable_encoder
+from milcore.mil.memory import activation_mb
 from milcore.mil.pooling.pooling import POOLINGS, PoolingShape, Summary, log_sigmoids
 from milcore.mil.pooling.streaming import ChunkPlan, pool_batch
 
@@ -84,7 +85,7 @@ class MILModel(nn.Module):
         self.hidden = config.hidden
         self.dropout = config.dropout
         self.dtype = DTYPES[config.precision]
-        self.activation_bytes = int(config.activation_mb * 1e6)
+        self.activation_bytes = int(activation_mb(config) * 1e6)
         self.augment = config.augment
         self.encoder: InstanceEncoder = trainable_encoder(config, width)
         self.pooling = POOLINGS[config.pooling](
@@ -267,9 +268,3 @@ def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:
             else:
                 nn.init.zeros_(parameter)
     return model.double() if config.precision == "fp64" else model
-
-
-def emulates_bf16(device: torch.device) -> bool:
-    """True where a device has no bf16 products and emulates them, slower than fp32."""
-    capabilities = torch.cpu.get_capabilities()
-    return device.type == "cpu" and not any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from milcore.errors import InputError, MILError
 from milcore.runtime.processes import adopted_orphans, end_with_parent, kill_descendants
+from milcore.runtime.thread_limit import thread_limit
 
 # ruff: noqa: PLC0415 - compiling a pipeline takes this without what storage and progress need
 
@@ -41,7 +42,7 @@ def exit_codes(program: str = "milcore") -> Iterator[None]:
     if os.environ.get(_PARENT) == str(os.getppid()):
         end_with_parent(os.getppid(), signal.SIGTERM)
     try:
-        with adopted_orphans(), _terminable():
+        with adopted_orphans(), thread_limit(), _terminable():
             yield
     except Termination as ended:
         log_termination(program, ended.signum)

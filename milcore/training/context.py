@@ -17,10 +17,14 @@ CHECKPOINTS_KEPT = 2
 
 
 class TrainContext(Protocol):
-    """Interface between the training loop and its launcher."""
+    """Interface between the training loop and its launcher.
+
+    ``workers_here`` is the number of workers that share the memory of this process.
+    """
 
     rank: int
     world_size: int
+    workers_here: int
     device: torch.device
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
@@ -37,6 +41,10 @@ class TrainContext(Protocol):
         """The newest intact checkpoint as a local folder, or None."""
         ...
 
+    def log(self, line: str) -> None:
+        """Log a line, once for all ranks, where the run is observed."""
+        ...
+
 
 class LocalContext:
     """Training in this process alone.
@@ -45,15 +53,21 @@ class LocalContext:
         checkpoints_uri: folder of the checkpoints; None keeps none.
         device: to compute on.
         observer: is shown each epoch as it ends.
+        workers_here: such trainings at a time in the memory of this machine.
     """
 
     rank = 0
     world_size = 1
 
     def __init__(
-        self, checkpoints_uri: str | None, device: torch.device, observer: EpochObserver | None = None
+        self,
+        checkpoints_uri: str | None,
+        device: torch.device,
+        observer: EpochObserver | None = None,
+        workers_here: int = 1,
     ) -> None:
         self.device = device
+        self.workers_here = workers_here
         self._uri = checkpoints_uri
         self._observer = observer
 
@@ -79,6 +93,11 @@ class LocalContext:
             older = [other for other in checkpoint_names(self._uri) if other < name]
             self._remove_checkpoints(older[: len(older) - CHECKPOINTS_KEPT + 1])
             yield folder
+
+    def log(self, line: str) -> None:
+        """Log a line of an observed run, which keeps checkpoints."""
+        if self._observer is not None and self._uri is not None:
+            log_line(line)
 
     def _remove_checkpoints(self, names: list[str]) -> None:
         for name in names:

@@ -19,6 +19,7 @@ from milcore.metrics.newcombe import newcombe
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import BagPrediction, predict_bags
+from milcore.mil.memory import with_memory
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
@@ -32,28 +33,29 @@ from milcore.training.tensorboard import RunObserver
 FanOut = Callable[[Callable[[int], int], Iterable[int]], Iterable[int]]
 
 
-def train_folds(run_uri: str, device: str, fan_out: FanOut = map) -> None:
+def train_folds(run_uri: str, device: str, fan_out: FanOut = map, workers_here: int = 1) -> None:
     """Train the unfinished folds of a prepared run and publish their out-of-fold predictions.
 
     Args:
         run_uri: the run folder.
         device: of every fold, ``cpu`` or ``cuda``.
         fan_out: applies a function to every fold, in any order.
+        workers_here: folds at a time on one machine.
     """
     spec = Run(run_uri).spec()
-    train = functools.partial(train_fold, run_uri, device)
+    train = functools.partial(train_fold, run_uri, device, workers_here)
     for done, fold in enumerate(fan_out(train, range(spec.folds)), start=1):
         log_line(f"fold {fold} is trained; {done} of {spec.folds}")
     publish_folds(run_uri, spec)
 
 
-def train_fold(run_uri: str, device: str, fold: int) -> int:
+def train_fold(run_uri: str, device: str, workers_here: int, fold: int) -> int:
     """Train a fold and write its out-of-fold predictions; returns the fold."""
     run = Run(run_uri).fold(fold)
     spec = run.spec()
     observer = RunObserver(run.uri, spec.train.epochs, f"fold {fold}, ")
-    train_run(run.uri, LocalContext(run.checkpoints_uri, torch.device(device), observer))
-    bags = load_bags(spec.store_uri, spec.train, run.splits())
+    train_run(run.uri, LocalContext(run.checkpoints_uri, torch.device(device), observer, workers_here))
+    bags = load_bags(spec.store_uri, with_memory(spec.train, workers_here), run.splits())
     predictions = predict_bags(run.models(allow_program=True), bags, bags.split("test"), torch.device(device))
     publish({run.predictions_uri: storage.table_bytes(_predictions_table(bags, predictions, fold))})
     return fold

@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from milcore.config import TrainConfig
+from milcore.encoders.precision import warn_of_emulation
 from milcore.errors import MILError
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.batch import BagBatch
 from milcore.mil.dropout import Dropout
-from milcore.mil.model import MILModel, emulates_bf16, make_model
-from milcore.runtime.progress import log_line
+from milcore.mil.model import MILModel, make_model
+from milcore.mil.threads import torch_threads, useful_threads
+from milcore.runtime.limits import cpus
 from milcore.training.batching import RankBatch, instances_per_bag, rank_batches
 from milcore.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from milcore.training.context import TrainContext, sum_over_ranks
@@ -61,16 +63,21 @@ def train_model(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult
     Raises:
         MILError: the loss is not finite.
     """
-    if ctx.rank == 0 and config.precision == "bf16" and emulates_bf16(ctx.device):
-        log_line(
-            "warning: precision bf16: this CPU has no bf16 products and emulates them, many times slower than fp32"
-        )
+    if ctx.rank == 0:
+        warn_of_emulation(config.precision, ctx.device)
     loop = _Loop(config, bags, ctx)
-    progress = loop.start()
+    with torch_threads(loop.threads) as threads:
+        ctx.log(f"torch threads: {threads}; CPUs: {cpus()}")
+        return _train(loop)
+
+
+def _train(loop: "_Loop") -> FitResult:
+    """Train the epochs that are left, until patience ends."""
+    config, progress = loop.config, loop.start()
     for epoch in range(progress.epochs_done, config.epochs):
         if epoch - progress.best_epoch > config.patience:
             break
-        metrics = loop.train_epoch(epoch) | validate(loop.eval_model, bags, loop.budget, ctx)
+        metrics = loop.train_epoch(epoch) | validate(loop.eval_model, loop.bags, loop.budget, loop.ctx)
         _record_epoch(progress, epoch, metrics, loop.eval_model)
         loop.report(progress, epoch, metrics)
     loop.model.load_state_dict(progress.best_weights)
@@ -128,13 +135,20 @@ class _Loop:
 
     def __init__(self, config: TrainConfig, bags: Bags, ctx: TrainContext) -> None:
         self.config, self.bags, self.ctx = config, bags, ctx
-        instance = bags.instance()
+        self.instance = instance = bags.instance()
         self.model = make_model(config, instance.shape[-1], bags.classes).to(ctx.device)
         self.budget = self.model.instance_budget(instance)
         self.training = Optimisation(config, self.model)
         self.instances_per_bag = instances_per_bag(config, bags)
         distributed = ctx.world_size > 1
         self.replica = DistributedDataParallel(self.model, forward_sync_buffers=False) if distributed else self.model
+
+    @property
+    def threads(self) -> int:
+        """Threads that a step of mean size makes use of, on each rank."""
+        lengths = [min(self.bags.lengths[index], self.instances_per_bag) for index in self.bags.split("train")]
+        instances = self.config.batch_size * sum(lengths) // max(1, len(lengths))
+        return useful_threads(self.model, self.instance, instances // self.ctx.world_size)
 
     def start(self) -> Progress:
         """Resume from the newest checkpoint, or start from the first epoch."""

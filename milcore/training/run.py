@@ -17,6 +17,7 @@ from milcore.cohort.splits_file import read_splits
 from milcore.config import BagUnit, RunSpec, SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError, UnreachableError
 from milcore.mil.bags.load import load_bags
+from milcore.mil.memory import memory_line, with_memory
 from milcore.runtime import storage
 from milcore.runtime.lease import lease
 from milcore.runtime.malloc import keep_freed_memory
@@ -203,7 +204,9 @@ def train_run(run_uri: str, ctx: TrainContext) -> None:
         return
     keep_freed_memory()
     spec = run.spec()
-    result = train_model(spec.train, load_bags(spec.store_uri, spec.train, run.splits()), ctx)
+    ctx.log(memory_line(spec.train, ctx.workers_here))
+    config = with_memory(spec.train, ctx.workers_here)
+    result = train_model(config, load_bags(spec.store_uri, config, run.splits()), ctx)
     if ctx.rank == 0:
         try:
             history, model = history_table(result.history), model_bytes(result.model, result.best_epoch)

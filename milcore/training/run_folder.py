@@ -30,6 +30,8 @@ F = TypeVar("F", bound=FolderSpec)
 NO_SETTINGS = re.compile(
     r"schema_version|milcore_version|store_uri|run|origin|origin\.(ingestion|imports|encoder|encoder\.encoder)"
 )
+# those of the machine, which is another where a run goes on elsewhere: what was given last counts
+MEMORY_SETTINGS = re.compile(r"(tune\.)?train\.(activation_mb|cache_mb)")
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,8 @@ def claim_folder(uri: str, spec: FolderSpec) -> None:
     """Write ``config.json`` into a new folder, or check that it holds the same.
 
     One of an earlier schema gains what it lacks, and one whose store or run lies elsewhere now its new place: digests
-    tell them. Of two claims at once with different settings one is refused.
+    tell them. Memory settings that are given replace those it holds. Of two claims at once with different settings one
+    is refused.
 
     Raises:
         InputError: it holds another; every setting that differs is named.
@@ -272,7 +275,7 @@ def claim_folder(uri: str, spec: FolderSpec) -> None:
             f"{uri}: expected the settings that it was made with, got others ({'; '.join(changed)}); take another "
             "folder or the same settings"
         )
-    if is_older or any(before[name] != now[name] for name in spec.folders):
+    if is_older or any(before[name] != now[name] for name in spec.folders) or _has_other_memory(before, now):
         run_files.forget(config_uri(uri))
         storage.write_json(config_uri(uri), stored | {"milcore_version": earlier.milcore_version})
     # last: a claim that ended before leaves a file that is not recorded, which a later one reads
@@ -309,8 +312,17 @@ def _changed_settings(before: dict[str, object], now: dict[str, object]) -> list
     return [
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before | now)
-        if before.get(key) != now.get(key) and not NO_SETTINGS.fullmatch(key)
+        if before.get(key) != now.get(key) and not NO_SETTINGS.fullmatch(key) and not MEMORY_SETTINGS.fullmatch(key)
     ]
+
+
+def _has_other_memory(before: dict[str, object], now: dict[str, object]) -> bool:
+    """True where memory settings are given now, and differ."""
+    earlier = _flatten(before)
+    return any(
+        MEMORY_SETTINGS.fullmatch(key) and value is not None and value != earlier.get(key)
+        for key, value in _flatten(now).items()
+    )
 
 
 def read_claim(kind: type[F], uri: str, noun: str, command: str) -> F:

@@ -51,6 +51,8 @@ def patch_bags() -> Bags:
 class GroupContext:
     """A rank of a process group, without a launcher."""
 
+    workers_here = 1
+
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size, self.device = rank, world_size, CPU
 
@@ -60,6 +62,9 @@ class GroupContext:
     @contextmanager
     def restore(self) -> Iterator[None]:
         yield None
+
+    def log(self, line: str) -> None:
+        pass
 
 
 FP64 = SMALL.model_copy(update={"precision": "fp64"})

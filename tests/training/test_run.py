@@ -24,7 +24,7 @@ from milcore.training.context import LocalContext
 from milcore.training.model_file import model_bytes
 from milcore.training.run import prepare_run, train_run
 from milcore.training.run_files import publish
-from milcore.training.run_folder import Run, claim_folder
+from milcore.training.run_folder import Run, claim_folder, run_damage
 from milcore.training.sweep import Sweep, prepare_sweep
 from tests.cohorts import relabel, rewrite_json, write_features, write_store
 from tests.ingestion.imports.made import features_of, write_h5
@@ -138,6 +138,19 @@ def test_a_folder_of_another_run_is_refused_and_the_difference_named(store_uri: 
     prepare_run(store_uri, run, TRAIN, SplitConfig())
     with pytest.raises(InputError, match=r"train\.pooling was 'gated_attention', now 'max'"):
         prepare_run(store_uri, run, TRAIN.model_copy(update={"pooling": "max"}), SplitConfig())
+
+
+def test_memory_may_differ_where_a_run_goes_on_and_what_was_given_last_counts(store_uri: str, tmp_path: Path) -> None:
+    """A run of an earlier version holds 4096; a machine with less memory takes less, or its share."""
+    run = str(tmp_path / "run")
+    memory = TRAIN.model_copy(update={"cache_mb": 4096.0, "activation_mb": 2048.0})
+    prepare_run(store_uri, run, memory, SplitConfig())
+    prepare_run(store_uri, run, TRAIN, SplitConfig())
+    assert Run(run).spec().train == memory
+    less = TRAIN.model_copy(update={"cache_mb": 100.0, "activation_mb": 50.0})
+    prepare_run(store_uri, run, less, SplitConfig())
+    assert Run(run).spec().train == less
+    assert run_damage(Run(run)) == []
 
 
 def test_another_version_of_milcore_goes_on_with_a_run(store_uri: str, tmp_path: Path) -> None:

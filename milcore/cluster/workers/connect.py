@@ -23,8 +23,9 @@ from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime.allow_list import REMOTE
 from milcore.runtime.command import delayed_signals
-from milcore.runtime.limits import cpus
+from milcore.runtime.limits import cpus, memory_bytes
 from milcore.runtime.progress import log_line
+from milcore.runtime.thread_limit import WAITING_THREADS, default_environment
 
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,11 +33,14 @@ LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     # no preemption notices: this machine is no cloud's spot instance
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    **WAITING_THREADS,
 }
 # prefixes of the storage's address and of Ray's settings; credentials and tokens are the cluster's own, since Ray shows
 # what is forwarded
-FORWARDED_PREFIXES = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "RAY_TRAIN_", "TUNE_", "OMP_NUM_THREADS")
+FORWARDED_PREFIXES = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "RAY_TRAIN_", "TUNE_", "OMP_")
 CONNECT_TIMEOUT_S = 10.0
+# the least that Ray takes, and more than what workers hand over ever fills
+LEAST_STORE_BYTES, MOST_STORE_BYTES = 80_000_000, 1_000_000_000
 SCALE_UP_TIMEOUT_S = 600.0
 TOKEN_VARIABLES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
@@ -100,6 +104,14 @@ def worker_capacity(resources: Mapping[str, float]) -> int:
     )
 
 
+def workers_per_node(launch: LaunchConfig) -> int:
+    """Most workers of one CPU, or GPU, that a node of the cluster holds."""
+    name = "GPU" if launch.use_gpu else "CPU"
+    all_nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no types for it
+    room = max((int(node["Resources"].get(name, 0)) for node in all_nodes if node["Alive"]), default=1)
+    return max(1, min(launch.workers or room, room))
+
+
 def wait_for_capacity(workers: int, resources: Mapping[str, float], seconds: float = SCALE_UP_TIMEOUT_S) -> None:
     """Wait until the connected cluster, when idle, can hold the workers.
 
@@ -133,11 +145,24 @@ def forwarded_variables() -> dict[str, str]:
 
     Those of this process that they need too, and that they are remote.
     """
-    return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_PREFIXES)} | {REMOTE: "1"}
+    own = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_PREFIXES)}
+    return {**WAITING_THREADS, **own, REMOTE: "1"}
 
 
 def _start() -> None:
-    ray.init(address="local", num_cpus=cpus(), include_dashboard=False, logging_level=logging.ERROR)
+    log_line(f"Ray CPUs: {cpus()}; object store: {object_store_bytes() / 1e6:.0f} MB")
+    ray.init(
+        address="local",
+        num_cpus=cpus(),
+        object_store_memory=object_store_bytes(),
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def object_store_bytes() -> int:
+    """Size of a local object store: a tenth of the memory, within bounds."""
+    return max(LEAST_STORE_BYTES, min(MOST_STORE_BYTES, memory_bytes() // 10))
 
 
 def _join(address: str) -> None:
@@ -173,15 +198,3 @@ def _local_token() -> Mapping[str, str]:
 def _token() -> str:
     # one per process, since Ray reads it once
     return secrets.token_hex(16)
-
-
-@contextlib.contextmanager
-def default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set those environment variables that are unset for the length of the context."""
-    missing = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(missing)
-    try:
-        yield
-    finally:
-        for name in missing:
-            os.environ.pop(name, None)

@@ -43,6 +43,7 @@ class RayContext:
         worker = ray.train.get_context()
         self.rank: int = worker.get_world_rank()
         self.world_size: int = worker.get_world_size()
+        self.workers_here: int = worker.get_local_world_size()
         self.device: torch.device = get_device()
         self._uri = checkpoints_uri
         self._watch = watch
@@ -74,6 +75,11 @@ class RayContext:
         with newest_checkpoint(self._uri) as (_, folder):
             yield folder
 
+    def log(self, line: str) -> None:
+        """Log a line, on rank 0."""
+        if self.rank == 0:
+            log_line(line)
+
 
 class TrialContext:
     """Training context of one trial, which reports its best validation to Ray Tune.
@@ -83,13 +89,15 @@ class TrialContext:
     Args:
         checkpoints_uri: folder of the trial's checkpoints.
         device: to compute on.
+        workers_here: trials at a time on this node.
     """
 
     rank = 0
     world_size = 1
 
-    def __init__(self, checkpoints_uri: str, device: torch.device) -> None:
+    def __init__(self, checkpoints_uri: str, device: torch.device, workers_here: int) -> None:
         self.device = device
+        self.workers_here = workers_here
         self._checkpoints = LocalContext(checkpoints_uri, device)
         self._best = NO_VALIDATION
 
@@ -108,6 +116,9 @@ class TrialContext:
             for epoch, validation in enumerate([] if folder is None else validations(folder)):
                 self._report(epoch, validation)
             yield folder
+
+    def log(self, line: str) -> None:
+        """Log nothing: a sweep has a line per trial."""
 
     def _report(self, epoch: int, validation: Validation) -> None:
         if validation.rank < self._best.rank:

@@ -13,13 +13,14 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from milcore.cluster.workers.connect import connected, default_environment, wait_for_capacity
+from milcore.cluster.workers.connect import connected, wait_for_capacity
 from milcore.cluster.workers.context import RayContext, quiet_logging
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, DamageError, MILError, UnreachableError
 from milcore.runtime import storage
 from milcore.runtime.limits import cpus
 from milcore.runtime.progress import log_line
+from milcore.runtime.thread_limit import default_environment
 from milcore.training.context import CHECKPOINTS_KEPT
 from milcore.training.run import train_run
 from milcore.training.run_folder import Run

@@ -17,14 +17,16 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
-from milcore.cluster.workers.connect import connected, default_environment, wait_for_capacity, worker_capacity
+from milcore.cluster.workers.connect import connected, wait_for_capacity, worker_capacity, workers_per_node
 from milcore.cluster.workers.context import FoldTrial, TrialContext, quiet_logging
 from milcore.config import LaunchConfig, TrainConfig, TuneConfig
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
+from milcore.mil.memory import with_memory
 from milcore.runtime import storage
 from milcore.runtime.digest import with_own_digest, without_own_digest
 from milcore.runtime.progress import log_line
+from milcore.runtime.thread_limit import default_environment
 from milcore.training.context import LocalContext
 from milcore.training.loop import train_model
 from milcore.training.search_space import searched_settings, trial_configs
@@ -90,6 +92,7 @@ def _tuner(out_uri: str, spec: SweepSpec, launch: LaunchConfig, folder: str) -> 
             "trial": tune.grid_search(list(range(spec.tune.trials))),
             "out_uri": out_uri,
             "device": "cuda" if launch.use_gpu else "cpu",
+            "workers_here": workers_per_node(launch),
         },
         tune_config=tune.TuneConfig(
             metric="score",
@@ -145,11 +148,12 @@ def _run_trial(config: dict[str, Any]) -> None:
         _report_again(without_own_digest(storage.read_json(finished), finished))
         return
     spec = Sweep(out_uri).spec()
-    settings, device = trial_configs(spec.tune)[number], torch.device(config["device"])
+    workers, device = config["workers_here"], torch.device(config["device"])
+    settings = with_memory(trial_configs(spec.tune)[number], workers)
     folder = storage.join(out_uri, TRIALS, str(number))
-    bags = _bags(out_uri)
+    bags = _bags(out_uri, workers)
     if spec.tune.objective_folds == 0:
-        train_model(settings, bags, TrialContext(folder, device))
+        train_model(settings, bags, TrialContext(folder, device, workers))
         return
     trial = FoldTrial(storage.join(folder, FOLDS))
     for fold in range(trial.done, spec.tune.objective_folds):
@@ -177,11 +181,11 @@ def _without_fold(out_uri: str, bags: Bags, fold: int) -> Bags:
 
 
 @functools.lru_cache(maxsize=1)
-def _bags(out_uri: str) -> Bags:
+def _bags(out_uri: str, workers_here: int) -> Bags:
     """Bags of a sweep without the test split; a worker caches them between trials."""
     sweep = Sweep(out_uri)
-    spec, splits = sweep.spec(), sweep.splits()
-    return load_bags(spec.store_uri, spec.tune.train, splits.filter(pc.field("split") != "test"))
+    spec, splits = sweep.spec(), sweep.splits().filter(pc.field("split") != "test")
+    return load_bags(spec.store_uri, with_memory(spec.tune.train, workers_here), splits)
 
 
 def _trial_folder(trial: Trial) -> str:

@@ -55,6 +55,7 @@ class Forward:
     def __init__(self, encoder: Encoder, rows: int, threads: int) -> None:
         self.rows = rows
         self._encoder = encoder
+        torch.get_num_threads()  # this thread's own number: torch would take that of the passes at its first use
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode", initializer=_one_thread)
         self._queue: deque[tuple[Any, Future[Float[np.ndarray, "patch feature"]]]] = deque()
         self._room = QUEUED_PER_THREAD * threads

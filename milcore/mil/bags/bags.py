@@ -21,6 +21,7 @@ from milcore.errors import InputError
 from milcore.mil.bags.arrays import ArraysOfBags, ValuesOfBags, array_rows, bag_id, bag_labels, by_key
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.rows import Rows
+from milcore.mil.memory import cache_mb
 
 # a bag above 1 / 4 of the cache is streamed
 STREAMED_ABOVE_CACHE_FRACTION = 4
@@ -210,7 +211,7 @@ class Bags:
 
 def cache_bytes(config: TrainConfig) -> int:
     """Bytes of one worker's cache of instances."""
-    return int(config.cache_mb * 1e6)
+    return int(cache_mb(config) * 1e6)
 
 
 def check_bags(bags: object) -> None:

@@ -125,7 +125,7 @@ def test_a_trial_that_is_resumed_reports_again_what_it_has_reported(
     config = SWEEP.model_copy(update={"trials": 2, "objective_folds": folds})
     reports = Reports(monkeypatch)
     out = prepared(str(tmp_path), config)
-    trial = {"trial": 1, "out_uri": out, "device": "cpu"}
+    trial = {"trial": 1, "out_uri": out, "device": "cpu", "workers_here": 1}
     _run_trial(trial)
     whole, reports.seen[:] = list(reports.seen), []
     storage.remove_folder(storage.join(out, "trials"))
@@ -149,6 +149,6 @@ def test_a_trial_that_has_ended_reports_every_score_again(tmp_path: Path, monkey
     out = prepared(str(tmp_path), SWEEP)
     record = {"score": 0.5, "val_loss": 0.5, "val_auroc": 0.5, "epochs": 3, "scores": [0.25, 0.25, 0.5]}
     storage.write_json(storage.join(out, "finished", "2.json"), with_own_digest(record))
-    _run_trial({"trial": 2, "out_uri": out, "device": "cpu"})
+    _run_trial({"trial": 2, "out_uri": out, "device": "cpu", "workers_here": 1})
     assert [seen["score"] for seen in reports.seen] == record["scores"]
     assert {(seen["val_loss"], seen["epochs"]) for seen in reports.seen} == {(0.5, 3)}
