@@ -1,0 +1,52 @@
+"""The steps of ingestion: several that share the slides, or one whose job deals them."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.ingest import gather, ingest
+from components.plan import plan, survey
+from milcore.errors import InputError
+from pipeline import attention_mil
+
+SLIDES = 5
+JOBS = ["rayjob", "http://milcore-head-svc:8265", "https://ray.example"]
+
+
+def planned(folder: Path, **given: Any) -> list[str]:
+    """Partitions of slides that are absent, by the defaults of the pipeline."""
+    rows = [f"s{k},absent{k}.svs,{k % 2}" for k in range(SLIDES)]
+    (folder / "m.csv").write_text("\n".join(["slide_id,uri,label", *rows, ""]))
+    whole = inspect.signature(attention_mil.pipeline_func).parameters
+    defaults = {name: whole[name].default for name in inspect.signature(plan.python_func).parameters}
+    places = {"manifest": str(folder / "m.csv"), "store_uri": str(folder / "store")}
+    partitions: list[str] = plan.python_func(**{**defaults, **places, **given})
+    return partitions
+
+
+@pytest.mark.parametrize("ray_address", JOBS)
+def test_a_job_s_workers_share_one_partition(tmp_path: Path, ray_address: str) -> None:
+    assert planned(tmp_path, partitions=3, ingest_workers=2, ray_address=ray_address) == ["0/1"]
+    states = [survey.python_func(str(tmp_path / "store"), 2, ray_address) for _ in range(2)]
+    assert states[0] != states[1], "Kubeflow does not reuse a step that launches Ray"
+
+
+@pytest.mark.parametrize(("ray_address", "workers"), [("local", 2), ("head:6379", 2), ("rayjob", 0), (JOBS[1], 0)])
+def test_else_steps_share_the_slides(tmp_path: Path, ray_address: str, workers: int) -> None:
+    assert planned(tmp_path, partitions=3, ingest_workers=workers, ray_address=ray_address) == ["0/3", "1/3", "2/3"]
+
+
+def test_each_step_accounts_for_its_slides(tmp_path: Path) -> None:
+    settings = {"mpp": 0.5, "patch_size": 64, "default_mpp": 0.0, "settings": "", "workers": 0}
+    ray = {"ray_address": "rayjob", "cluster_profile": ""}
+    partitions = planned(tmp_path, partitions=2, ray_address="rayjob")
+    store = str(tmp_path / "store")
+    outcomes = [ingest.python_func(store, each, "state", **settings, **ray) for each in partitions]
+    slide_ids = [slide_id for outcome in outcomes for slide_id in json.loads(outcome)["quarantined"]]
+    assert sorted(slide_ids) == [f"s{k}" for k in range(SLIDES)]
+    with pytest.raises(SystemExit) as ended:
+        gather.python_func(store, outcomes)
+    assert ended.value.code == InputError.exit_code
