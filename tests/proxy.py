@@ -13,7 +13,8 @@ import sys
 import threading
 import urllib.parse
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -22,6 +23,8 @@ WAITING_CONNECTIONS = 1024
 END_OF_HEAD = b"\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 STATUS_WITHOUT_BODY = (204, 304)
+FAULTS_AT_ONCE = 64
+CODES = {403: "AccessDenied", 500: "InternalError"}
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect: *100-continue", re.IGNORECASE)
@@ -52,6 +55,18 @@ class Traffic(NamedTuple):
 
     requests: list[Request]
     most_at_once: int
+
+
+class Fault(NamedTuple):
+    """What goes wrong with a request.
+
+    Args:
+        status: the request is refused with it; 0: the connection is cut; None: the request is passed on.
+        is_answered: called once the server has answered: False where the answer is lost; None: it is not.
+    """
+
+    status: int | None = None
+    is_answered: Callable[[], bool] | None = None
 
 
 class _Connection(NamedTuple):
@@ -92,13 +107,17 @@ class CountingProxy:
 
     Args:
         upstream: URL of the server behind.
+        fault_of: what goes wrong with a request of this method, called in a thread of its own, so that it may wait;
+            None: nothing.
 
     Attributes:
         latency_s: how long each request is held.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, fault_of: Callable[[str], Fault] | None = None) -> None:
         self.latency_s = 0.0
+        self._fault_of = fault_of
+        self._threads = ThreadPoolExecutor(FAULTS_AT_ONCE)
         self._requests: list[Request] = []
         self._in_flight = self._most_at_once = 0
         behind = urllib.parse.urlsplit(upstream)
@@ -130,6 +149,7 @@ class CountingProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._threads.shutdown(wait=False)
 
     async def _stop(self) -> None:
         self._server.close()
@@ -144,32 +164,44 @@ class CountingProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client, server = _Connection(reader, writer), None
         try:
-            server = _Connection(*await asyncio.open_connection(*self._upstream, limit=READ_BYTES))
-            while await self._pass_on(client, server):
-                pass
+            is_open = True
+            while is_open:
+                head = await client.reader.readuntil(END_OF_HEAD)
+                if server is None or server.reader.at_eof():  # the server closes what is idle
+                    server = _Connection(*await asyncio.open_connection(*self._upstream, limit=READ_BYTES))
+                is_open = await self._pass_on(head, client, server)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # one of both has gone
         finally:
             for connection in filter(None, (client, server)):
                 connection.writer.close()
 
-    async def _pass_on(self, client: _Connection, server: _Connection) -> bool:
-        """Pass one request on, and its answer back; False where the server closes the connection."""
-        head = await client.reader.readuntil(END_OF_HEAD)
+    async def _pass_on(self, head: bytes, client: _Connection, server: _Connection) -> bool:
+        """Pass one request on, and its answer back; False where no more follow on this connection."""
         self._in_flight += 1
         self._most_at_once = max(self._most_at_once, self._in_flight)
         try:
+            fault = Fault()
+            if self._fault_of is not None:
+                fault = await self._in_thread(self._fault_of, head.partition(b" ")[0].decode())
             if _EXPECT.search(head):
                 client.writer.write(CONTINUE)
             await asyncio.sleep(self.latency_s)
-            return await self._exchange(_EXPECT.sub(b"", head), client, server)
+            if fault.status is not None:
+                return await _refuse(head, client, fault.status)
+            return await self._exchange(_EXPECT.sub(b"", head), client, server, fault)
         finally:
             self._in_flight -= 1
 
-    async def _exchange(self, head: bytes, client: _Connection, server: _Connection) -> bool:
+    async def _in_thread(self, function: Callable[..., Any], *arguments: object) -> Any:
+        return await self._loop.run_in_executor(self._threads, function, *arguments)
+
+    async def _exchange(self, head: bytes, client: _Connection, server: _Connection, fault: Fault) -> bool:
         server.writer.write(head)
         sent = await _copy_body(head, client.reader, server.writer)
         answer = await server.reader.readuntil(END_OF_HEAD)
+        if fault.is_answered is not None and not await self._in_thread(fault.is_answered):
+            return False
         client.writer.write(answer)
         status, received = int(answer.split(b" ", 2)[1]), 0
         if not head.startswith(b"HEAD ") and status not in STATUS_WITHOUT_BODY:
@@ -178,14 +210,31 @@ class CountingProxy:
         return not _CLOSE.search(answer)
 
 
+async def _refuse(head: bytes, client: _Connection, status: int) -> bool:
+    """Answer without asking the server, or cut the connection; what the client sends is read to its end."""
+    async for _ in _body(head, client.reader):
+        pass
+    if not status:
+        return False
+    content = b"" if head.startswith(b"HEAD ") else f"<Error><Code>{CODES[status]}</Code></Error>".encode()
+    line = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nContent-Length: {len(content)}\r\n\r\n"
+    client.writer.write(line.encode() + content)
+    await client.writer.drain()
+    return True
+
+
 async def _copy_body(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
     """Copy what follows a head; its bytes, with the lines between chunks."""
     size = 0
-    async for part in _chunks(reader) if _CHUNKED.search(head) else _parts(head, reader):
+    async for part in _body(head, reader):
         size += len(part)
         writer.write(part)
         await writer.drain()
     return size
+
+
+def _body(head: bytes, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    return _chunks(reader) if _CHUNKED.search(head) else _parts(head, reader)
 
 
 async def _parts(head: bytes, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:

@@ -124,10 +124,10 @@ def _write_files(files: Path) -> None:
             file["features"] = generator.standard_normal((ROWS * COLUMNS, 8)).astype(np.float32)
             file["coords"] = np.stack([x, y], -1)[::PATCH_PX, ::PATCH_PX].reshape(-1, 2)
     (files / "manifest.csv").write_text("\n".join(rows) + "\n")
-    _write_encoder(files / "encoder.onnx")
+    write_encoder(files / "encoder.onnx")
 
 
-def _write_encoder(path: Path) -> None:
+def write_encoder(path: Path) -> None:
     """An encoder whose features are the mean colour."""
     pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, PATCH_PX, PATCH_PX])
     mean = helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["n", 3, 1, 1])
