@@ -1,11 +1,12 @@
-"""Limits of a fan-out in Kubeflow Pipelines, with simulated steps.
+"""Limits of a fan-out in Kubeflow Pipelines and on Ray, with simulated steps.
 
-``python -m benchmarks.fan_out [--partitions N …] [--slides N …] [--counts] [--json]``
+``python -m benchmarks.fan_out [--partitions N …] [--slides N …] [--counts] [--ray] [--json]``
 
 A pipeline of three steps as ours are (plan, a step for each partition, a step after the fan-in), which compute nothing:
 a partition's step returns the outcome of its slides, ids of 12 characters and counts, or counts alone. The pipeline is
 compiled twice: over the list that the planning step returns, as ours, and over a list written into it. It is run by
-kfp's local runner, a process for each step.
+kfp's local runner, a process for each step. With ``--ray`` slides are dealt to two workers of a local Ray as ``milcore
+ingest --ray-address`` deals them, a task for each, which computes nothing.
 """
 
 import argparse
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from kfp import compiler, dsl, local
+
+from benchmarks.memory import resident_mb
+from milcore.config import LaunchConfig
 
 IMAGE = "python:3.11"
 Row = dict[str, Any]
@@ -103,6 +107,19 @@ def run(partitions: int, slides: int, *, with_ids: bool) -> Row:
         }
 
 
+def dealt(slides: int) -> Row:
+    """Seconds and memory of this process to deal as many slides to two Ray workers."""
+    from milcore.cluster.workers.connect import connected  # noqa: PLC0415 - Ray is imported where it is asked for
+    from milcore.cluster.workers.map import map_on_ray  # noqa: PLC0415
+
+    launch = LaunchConfig(workers=2)
+    with connected(launch):
+        before, begun = resident_mb("VmHWM"), time.perf_counter()
+        counted = sum(1 for _ in map_on_ray(float, range(slides), launch=launch))
+        taken = time.perf_counter() - begun
+    return {"slides": slides, "run_s": taken, "counted": counted, "grown_mb": resident_mb("VmHWM") - before}
+
+
 def table(rows: list[Row]) -> str:
     """Rows as Markdown."""
     head = (
@@ -123,8 +140,12 @@ def main() -> None:
     parser.add_argument("--slides", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--counts", action="store_true", help="outcomes without the slides' ids")
     parser.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
+    parser.add_argument("--ray", action="store_true", help="deal the slides to Ray in place of partitions")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if given.ray:
+        print(json.dumps([dealt(slides) for slides in given.slides]))
+        return
     rows = [
         {**compiled(partitions), **run(partitions, slides, with_ids=not given.counts)}
         for partitions in given.partitions

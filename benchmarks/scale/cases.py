@@ -3,6 +3,7 @@
 import io
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def write_files(case: Case, uri: str) -> None:
         (folder, suffix, sorted(set(case.slide_ids) - {Path(name).stem for name in storage.names(f"{uri}/{folder}")}))
         for folder, suffix in (("h5", "h5"), ("pt", "pt"))
     ]
-    with ProcessPoolExecutor(PROCESSES) as pool:
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:  # a fork would share connections
         for folder, suffix, slide_ids in wanted:
             parts = [slide_ids[k::PROCESSES] for k in range(PROCESSES)]
             list(pool.map(partial(_write_slides, case, f"{uri}/{folder}", suffix), parts))
