@@ -31,7 +31,6 @@ from milcore.slides.source import source_stat
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
 
-READING_THREADS = 16
 # each keeps the temporary store of its bag until it ends
 WRITING_THREADS = 2
 
@@ -117,7 +116,7 @@ def _write_attention(attention: AttentionFolder, slide: _SlideScore, *, is_new: 
 def _scored_bags(scorer: Scorer, slides: Sequence[Slide], records: Mapping[str, Record]) -> Iterator[_ScoredBag]:
     """Score the bags that are not recorded as they are now."""
     # a file that changes after this is scored again by the next command
-    versions = dict(zip(slides, map_in_threads(_source_version, slides, READING_THREADS), strict=True))
+    versions = dict(zip(slides, map_in_threads(_source_version, slides, storage.CONCURRENT_REQUESTS), strict=True))
     bags = _group_by_bag(slides, scorer)
     for bag in track(bags, "predict", len(bags)):
         ids = sorted(slide.slide_id for slide in bag)

@@ -25,7 +25,6 @@ from milcore.store.thumbnail import thumbnail_jpeg
 PAGE = "cohort.html"
 THUMBNAIL_PX = 192
 MOST_PICTURES = 2_000
-READING_THREADS = 16
 SEED = 0
 
 
@@ -105,9 +104,8 @@ def _tissue_share(record: SlideRecord) -> float:
 def _pictures(store: PatchStore, records: Sequence[SlideRecord]) -> dict[str, str | None]:
     """Thumbnail of each slide as a data URI; None where an import has none."""
     groups = [SlideGroup(store.group_uri(record.slide_id), record) for record in records]
-    return dict(
-        zip((group.slide_id for group in groups), map_in_threads(_picture, groups, READING_THREADS), strict=True)
-    )
+    pictures = map_in_threads(_picture, groups, storage.CONCURRENT_REQUESTS)
+    return {group.slide_id: picture for group, picture in zip(groups, pictures, strict=True)}
 
 
 def _row(record: SlideRecord) -> dict[str, Any]:

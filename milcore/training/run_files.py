@@ -20,7 +20,6 @@ from milcore.runtime.progress import log_line
 from milcore.runtime.threads import map_in_threads
 
 FILES = "files.json"
-READING_THREADS = 16
 
 
 def publish(files: Mapping[str, bytes]) -> None:
@@ -83,7 +82,7 @@ def read_files(folder_uri: str, names: Iterable[str]) -> Iterator[tuple[str, byt
     """
     digests = recorded_digests(folder_uri)
     read = partial(_read_named, folder_uri=folder_uri, digests=digests)
-    return map_in_threads(read, names, READING_THREADS)
+    return map_in_threads(read, names, storage.CONCURRENT_REQUESTS)
 
 
 def _read_named(name: str, folder_uri: str, digests: Mapping[str, str]) -> tuple[str, bytes]:
