@@ -223,6 +223,7 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     else:
         outcomes = ingest_cohort(store_uri, config, workers)
         counts = ingest_counts(track(outcomes, "ingest", len(cohort.slides)))
+    PatchStore(store_uri).join_catalogue()
     _log_quarantined(counts["quarantined"])
     log_outside_tissue(PatchStore(store_uri))
     return IngestReport(PatchStore(store_uri), **counts, page=write_cohort_page(store_uri))
@@ -331,6 +332,7 @@ def gather_ingestion(store_uri: str, counts: "Sequence[IngestCounts]") -> "Inges
     from milcore.runtime.progress import log_line
     from milcore.store.store import PatchStore
 
+    PatchStore(store_uri).join_catalogue()
     log_line(f"cohort: {write_cohort_page(store_uri)}")
     summary = join_counts(store_uri, counts)
     _log_quarantined(summary["quarantined"])

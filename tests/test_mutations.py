@@ -19,7 +19,7 @@ def mutations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutations]:
     """Three shards of patches a slide, and three chunks of features."""
     with pytest.MonkeyPatch.context() as sizes:
         sizes.setattr("milcore.store.shards.SHARD_MB", PER_SHARD * 32 * 32 * 3 / 5 / 1e6 + 1e-6)
-        sizes.setattr("milcore.store.slide_group.FEATURE_CHUNK_MB", PER_CHUNK * 1280 * 2 / 1e6 + 1e-6)
+        sizes.setattr("milcore.store.features.FEATURE_CHUNK_MB", PER_CHUNK * 1280 * 2 / 1e6 + 1e-6)
         folder = tmp_path_factory.mktemp("cohort")
         write_cohort(folder)
         yield Mutations(folder, COMMANDS)

@@ -1,5 +1,6 @@
 """Figures of a store or run, and a check of all its bytes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -8,8 +9,9 @@ from milcore.runtime import storage
 from milcore.runtime.limits import cpus
 from milcore.runtime.processes import map_in_processes
 from milcore.runtime.progress import log_line, track
+from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
-from milcore.store.verify import slide_damage
+from milcore.store.verify import catalogue_damage, slide_damage
 from milcore.training.run_folder import Run, read_metrics, run_damage
 
 SLIDES_NAMED = 5
@@ -24,10 +26,22 @@ def describe(uri: str) -> dict[str, Any]:
     return _describe_store(uri) if _is_store(uri) else _describe_run(Run(uri))
 
 
+def rebuild(uri: str) -> None:
+    """Make the catalogue of a store anew from its slides.
+
+    Raises:
+        InputError: it is no store.
+    """
+    if not _is_store(uri):
+        raise InputError(f"--rebuild: expected a patch store, got the run folder {uri}; allowed: a store; leave it out")
+    slides = PatchStore(uri).rebuild_catalogue()
+    log_line(f"catalogue of {uri}: {slides} slides")
+
+
 def damage(uri: str) -> list[str]:
     """Lines on every damaged array of a store, or file of a run.
 
-    Every byte is read. The slides of a store are read by one process per core.
+    Every byte is read, and the catalogue's rows are compared with the slides, which one process per core reads.
 
     Raises:
         InputError: it is neither.
@@ -38,7 +52,8 @@ def damage(uri: str) -> list[str]:
     slide_ids = [slide.slide_id for slide in PatchStore(uri).manifest().slides]
     workers = min(cpus(), len(slide_ids))
     lines = map_in_processes(partial(slide_damage, uri), slide_ids, workers, _killed)
-    return sorted(line for of_slide in track(lines, "verify", len(slide_ids)) for line in of_slide)
+    of_slides = sorted(line for of_slide in track(lines, "verify", len(slide_ids)) for line in of_slide)
+    return of_slides + catalogue_damage(uri)
 
 
 def _killed(slide_id: str) -> list[str]:
@@ -60,10 +75,11 @@ def _is_store(uri: str) -> bool:
 
 def _describe_store(uri: str) -> dict[str, Any]:
     store = PatchStore(uri)
-    manifest = store.manifest()
-    records = store.records()
-    slides = [store.slide(slide_id) for slide_id, record in records.items() if record and record.status == "ok"]
-    features = {slide.slide_id: slide.feature_names() for slide in slides}
+    manifest, catalogue = store.manifest(), store.catalogue()
+    records = catalogue.records
+    slides = catalogue.slides(catalogue.slide_ids())
+    with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:  # of slides that the catalogue lacks
+        features = dict(zip(slides, pool.map(SlideGroup.feature_names, slides.values()), strict=True))
     names = [name for of_slide in features.values() for name in of_slide]
     _log_lacking(uri, "a complete record", [slide_id for slide_id, record in records.items() if record is None])
     for name in sorted(set(names)):
@@ -74,8 +90,8 @@ def _describe_store(uri: str) -> dict[str, Any]:
         "slides": len(manifest.slides),
         "patients": len({slide.patient_id for slide in manifest.slides}),
         "ok": len(slides),
-        "quarantined": store.quarantined(),
-        "patches": sum(len(slide) for slide in slides),
+        "quarantined": catalogue.quarantined(),
+        "patches": sum(map(len, slides.values())),
         "features": {name: names.count(name) for name in sorted(set(names))},
     }
 

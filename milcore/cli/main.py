@@ -277,11 +277,20 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="first read every byte, on all cores, and compare it with its checksums")
     ] = False,
+    make_catalogue: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="first make a store's catalogue anew from its slides; no other program may write to it meanwhile",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the figures of a patch store or a run folder."""
-    from milcore.cli.info import damage, describe  # noqa: PLC0415 - a run's figures need torch: seconds to import
+    from milcore.cli.info import damage, describe, rebuild  # noqa: PLC0415 - a run's figures need torch: seconds to import
 
+    if make_catalogue:
+        rebuild(uri)
     lines = damage(uri) if verify else []
     if lines:
         for line in lines:

@@ -18,6 +18,7 @@ from milcore.errors import InputError
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line
 from milcore.store.annotation_record import AnnotationRecord
+from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
 
 # an annotation with a smaller share on tissue lies mostly outside
@@ -93,8 +94,10 @@ def log_outside_tissue(store: PatchStore) -> None:
     record = store.annotation_record()
     slides = [slide for slide in _annotated(store.manifest()) if slide.slide_id in record.sha256]
 
+    catalogue = store.catalogue()
+
     def share(slide: Slide) -> float:
-        return _tissue_share_of(store, slide, record.config)
+        return _tissue_share_of(catalogue, slide, record.config)
 
     for slide, of_slide in zip(slides, _map(share, slides), strict=True):
         if of_slide < MOSTLY:
@@ -104,10 +107,10 @@ def log_outside_tissue(store: PatchStore) -> None:
             )
 
 
-def _tissue_share_of(store: PatchStore, slide: Slide, config: AnnotationConfig) -> float:
+def _tissue_share_of(catalogue: Catalogue, slide: Slide, config: AnnotationConfig) -> float:
     """Share of a slide's annotated area that is tissue; NaN where either is unknown."""
-    record = store.record(slide.slide_id)
-    group = store.slide(slide.slide_id) if record is not None and record.status == "ok" else None
+    record = catalogue.records[slide.slide_id]
+    group = catalogue.slide(slide.slide_id) if record is not None and record.status == "ok" else None
     mask = None if group is None else group.tissue_mask
     if group is None or mask is None:
         return math.nan

@@ -14,14 +14,22 @@ from milcore.config import AnnotationConfig, IngestConfig
 from milcore.errors import InputError, MILError
 from milcore.ingestion.annotations import check_annotations
 from milcore.ingestion.partition import read_partition
-from milcore.ingestion.slide import SlideOutcome, ingest_slide, quarantine_killed, record_outcome
+from milcore.ingestion.slide import (
+    SlideOutcome,
+    SlideResult,
+    SlideTask,
+    quarantine_killed,
+    record_outcome,
+    write_slide,
+)
 from milcore.runtime.processes import map_in_processes
+from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
 
-SlideWork = Callable[[Slide], SlideOutcome]
+SlideWork = Callable[[SlideTask], SlideResult]
 # applies the first function to every slide, on this machine or others, and yields results as they come; the second
 # gives the result of a slide whose process was killed again and again
-SlideMap = Callable[[SlideWork, Iterable[Slide], SlideWork], Iterator[SlideOutcome]]
+SlideMap = Callable[[SlideWork, Iterable[SlideTask], SlideWork], Iterator[SlideResult]]
 
 
 class IngestCounts(TypedDict):
@@ -81,12 +89,45 @@ def ingest(
     processes = max(1, min(workers, len(slides)))
     work = partial(_ingest_in_worker, store_uri=store_uri, config=config, threads=max(1, workers // processes))
     killed = partial(quarantine_killed, store=store, config=config)
-    if map_slides is not None:
-        yield from map_slides(partial(work, threads=1), slides, killed)
-    elif workers == 0:
-        yield from map(work, slides)
-    else:
-        yield from map_in_processes(work, slides, processes, killed)
+
+    def results(tasks: Iterable[SlideTask]) -> Iterator[SlideResult]:
+        if map_slides is not None:
+            return map_slides(partial(work, threads=1), tasks, killed)
+        if workers == 0:
+            return map(work, tasks)
+        return map_in_processes(work, tasks, processes, killed)
+
+    yield from write_slides(store, slides, "ingest", results)
+
+
+def write_slides(
+    store: PatchStore,
+    slides: Sequence[Slide],
+    kind: str,
+    results: Callable[[Iterable[SlideTask]], Iterator[SlideResult]],
+) -> Iterator[SlideOutcome]:
+    """Write slides, and their rows to the store's catalogue.
+
+    Args:
+        store: to write.
+        slides: of its manifest.
+        kind: of the work, ``ingest`` or ``import``.
+        results: writes every slide of a task, in any order.
+    """
+    catalogue, with_folder = store.catalogue(), store.group_ids()
+    rows = store.rows(kind, [slide.slide_id for slide in slides])
+    for outcome, row in results(_task(slide, with_folder, catalogue) for slide in slides):
+        # a slide that is up to date keeps its row, also where a writer that was killed had it open
+        known = row or (catalogue.last_row(outcome.slide_id) if outcome.slide_id in catalogue.open_ids else None)
+        if known is not None:
+            rows.add(known)
+        yield outcome
+    rows.close()
+
+
+def _task(slide: Slide, with_folder: set[str], catalogue: Catalogue) -> SlideTask:
+    row = catalogue.last_row(slide.slide_id)
+    return SlideTask(slide, slide.slide_id not in with_folder, row and row.digest)
 
 
 def ingest_counts(outcomes: Iterable[SlideOutcome]) -> IngestCounts:
@@ -150,5 +191,5 @@ def _check_accounted(lost: Sequence[str], slides: int) -> None:
         raise MILError(f"{len(lost)} of {slides} slides are unaccounted for ({', '.join(lost[:5])} …); ingest again")
 
 
-def _ingest_in_worker(slide: Slide, store_uri: str, config: IngestConfig, threads: int) -> SlideOutcome:
-    return ingest_slide(slide, PatchStore(store_uri), config, threads)
+def _ingest_in_worker(task: SlideTask, store_uri: str, config: IngestConfig, threads: int) -> SlideResult:
+    return write_slide(task, PatchStore(store_uri), config, threads)

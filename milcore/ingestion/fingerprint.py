@@ -10,18 +10,20 @@ from typing import Any
 from milcore.runtime import storage
 from milcore.runtime.digest import digest, unique_digest
 from milcore.slides.source import source_versions
+from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
 
 
 def store_state(store_uri: str) -> str:
     """Digest of a cohort's files and of their records in the store."""
     store = PatchStore(store_uri)
-    records, slides = store.records(), store.manifest().slides
-    if any(record is None or record.retry for record in records.values()):
+    slides, catalogue = store.manifest().slides, store.catalogue()
+    records, with_folder = catalogue.records, store.group_ids()
+    if any(record is None or record.retry for record in records.values()) or set(records) - with_folder:
         return unique_digest()
     versions = source_versions(slide.uri for slide in slides)
-    with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:
-        stored = list(pool.map(store.source, (slide.slide_id for slide in slides)))
+    with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:  # of slides that the catalogue lacks
+        stored = list(pool.map(lambda slide: _source(store, catalogue, slide.slide_id), slides))
     states: dict[str, Any] = {}
     for slide, of_ingestion in zip(slides, stored, strict=True):
         version, record = versions.get(slide.uri), records.get(slide.slide_id)
@@ -29,3 +31,9 @@ def store_state(store_uri: str) -> str:
             return unique_digest()
         states[slide.slide_id] = [version._asdict(), slide.label, record.to_complete_attrs()]
     return digest(states)
+
+
+def _source(store: PatchStore, catalogue: Catalogue, slide_id: str) -> dict[str, object] | None:
+    """Version of a slide's file at the last ingestion."""
+    row = catalogue.row(slide_id)
+    return store.source(slide_id) if row is None else store.parse_source(row.source)

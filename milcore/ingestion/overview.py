@@ -17,6 +17,7 @@ from milcore.ingestion.slide import unread_text
 from milcore.runtime import storage
 from milcore.runtime.html import MOST_ROWS, PAGE_ROWS, data_uri, table_script
 from milcore.runtime.threads import map_in_threads
+from milcore.store.catalogue import Catalogue
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
@@ -31,14 +32,14 @@ SEED = 0
 def write_cohort_page(store_uri: str) -> str:
     """Write the page of a store's cohort to the store; return its URI."""
     store = PatchStore(store_uri)
-    manifest = store.manifest()
+    manifest, catalogue = store.manifest(), store.catalogue()
     records = {
         slide_id: record or SlideRecord(slide_id, reason="not ingested yet")
-        for slide_id, record in store.records().items()
+        for slide_id, record in catalogue.records.items()
     }
     pictured = [record for record in records.values() if _has_thumbnail(record)]
     chosen = choose_pictures(pictured)
-    pictures = _pictures(store, chosen)
+    pictures = _pictures(catalogue, chosen)
     rows = [
         _row(records[slide.slide_id])
         | {
@@ -101,11 +102,10 @@ def _tissue_share(record: SlideRecord) -> float:
     return record.counts.tissue / record.counts.grid if record.counts is not None and record.counts.grid else 0.5
 
 
-def _pictures(store: PatchStore, records: Sequence[SlideRecord]) -> dict[str, str | None]:
+def _pictures(catalogue: Catalogue, records: Sequence[SlideRecord]) -> dict[str, str | None]:
     """Thumbnail of each slide as a data URI; None where an import has none."""
-    groups = [SlideGroup(store.group_uri(record.slide_id), record) for record in records]
-    pictures = map_in_threads(_picture, groups, storage.CONCURRENT_REQUESTS)
-    return {group.slide_id: picture for group, picture in zip(groups, pictures, strict=True)}
+    groups = catalogue.slides([record.slide_id for record in records])
+    return dict(zip(groups, map_in_threads(_picture, groups.values(), storage.CONCURRENT_REQUESTS), strict=True))
 
 
 def _row(record: SlideRecord) -> dict[str, Any]:

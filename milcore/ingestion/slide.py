@@ -21,7 +21,8 @@ from milcore.slides.reader import Pixels, level_box
 from milcore.slides.resample import area_resize
 from milcore.slides.source import fetch, source_version
 from milcore.store.slide_record import ScanRecord, SlideMpp, SlideRecord, SlideState, SourceFile, TileCounts
-from milcore.store.store import PatchStore
+from milcore.store.slide_row import SlideRow
+from milcore.store.store import PatchStore, StoredSlide
 from milcore.store.writer import SlideWriter
 
 MASK_PX_PER_TILE = 16
@@ -39,6 +40,30 @@ class SlideOutcome(NamedTuple):
     skipped: bool
 
 
+class SlideTask(NamedTuple):
+    """Slide to write, and what was known of it when the step began.
+
+    Args:
+        slide: of the cohort.
+        is_new: the store has no folder of it.
+        row_digest: of its row in the catalogue; None where it has none.
+    """
+
+    slide: Slide
+    is_new: bool = False
+    row_digest: str | None = None
+
+
+class SlideResult(NamedTuple):
+    """Outcome of a slide, and its row for the catalogue.
+
+    The row is None where that of the catalogue is right.
+    """
+
+    outcome: SlideOutcome
+    row: SlideRow | None
+
+
 @dataclass(slots=True)
 class _SlideIngestion:
     """Ingestion of one slide into a store, and its record so far.
@@ -46,11 +71,15 @@ class _SlideIngestion:
     The record gets its fields as they become known; it is quarantined as it is where ingestion fails.
     """
 
-    slide: Slide
+    task: SlideTask
     store: PatchStore
     config: IngestConfig
     threads: int
     record: SlideRecord
+
+    @property
+    def slide(self) -> Slide:
+        return self.task.slide
 
 
 def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads: int = 1) -> SlideOutcome:
@@ -62,23 +91,49 @@ def ingest_slide(slide: Slide, store: PatchStore, config: IngestConfig, threads:
         config: settings of ingestion.
         threads: that read and compress.
     """
-    work = _SlideIngestion(slide, store, config, threads, _first_record(slide, config))
+    return write_slide(SlideTask(slide), store, config, threads).outcome
+
+
+def write_slide(task: SlideTask, store: PatchStore, config: IngestConfig, threads: int) -> SlideResult:
+    """Write the patches of one slide, or quarantine it, as ``ingest_slide``."""
+    slide = task.slide
+    work = _SlideIngestion(task, store, config, threads, _first_record(slide, config))
     try:
         version = source_version(slide.uri)._asdict()
-        earlier = stored_record(store, slide.slide_id)
-        if earlier and _is_up_to_date(earlier, work.record) and store.source(slide.slide_id) == version:
-            return record_outcome(earlier, skipped=True)
-        outcome = _ingest_file(work, earlier)
+        earlier = None if task.is_new else stored_slide(store, slide.slide_id)
+        if earlier and _is_up_to_date(earlier.record, work.record) and earlier.source == version:
+            return skip(task, store, earlier)
+        result = _ingest_file(work, earlier and earlier.record)
     except UnreachableSlideError as error:
-        return _quarantine_until_retry(store, work.record, str(error))
+        return _quarantine_until_retry(store, task, work.record, str(error))
     except SlideError as error:
-        reason = store.quarantine(work.record, str(error))
-        outcome = SlideOutcome(slide.slide_id, "quarantined", reason, 0, skipped=False)
-    store.write_source(slide.slide_id, version)
-    return outcome
+        result = quarantine(store, work.record, str(error))
+    source = store.write_source(slide.slide_id, version)
+    return result._replace(row=row_with_source(result, store, source))
 
 
-def _ingest_file(work: _SlideIngestion, earlier: SlideRecord | None) -> SlideOutcome:
+def skip(task: SlideTask, store: PatchStore, stored: StoredSlide) -> SlideResult:
+    """Result of a slide that is up to date.
+
+    It has a row where that of the catalogue is another.
+    """
+    row = None if task.row_digest == stored.row_digest else store.read_row(task.slide.slide_id)
+    return SlideResult(record_outcome(stored.record, skipped=True), row)
+
+
+def quarantine(store: PatchStore, record: SlideRecord, reason: str, *, keep: bool = False) -> SlideResult:
+    """Quarantine a slide in the store, as ``PatchStore.quarantine``."""
+    row = store.quarantine(record, reason, keep=keep)
+    stored = row.record(store.uri).reason
+    return SlideResult(SlideOutcome(record.slide_id, "quarantined", stored, 0, skipped=False), row)
+
+
+def row_with_source(result: SlideResult, store: PatchStore, source: bytes) -> SlideRow | None:
+    """Row of a slide after the version of its file was written."""
+    return store.read_row(result.outcome.slide_id) if result.row is None else result.row._replace(source=source)
+
+
+def _ingest_file(work: _SlideIngestion, earlier: SlideRecord | None) -> SlideResult:
     """Ingest a remote file in place or a local copy, unless it is unchanged.
 
     The content's identity is the sha256 of a copy; of a remote file, which is never read whole, the storage's ETag.
@@ -93,10 +148,10 @@ def _ingest_file(work: _SlideIngestion, earlier: SlideRecord | None) -> SlideOut
             source = SourceFile(slide.uri, remote.size, etag=remote.etag)
         work.record = replace(work.record, source=source)
         if earlier and _is_up_to_date(earlier, work.record) and earlier.source == source:
-            return record_outcome(earlier, skipped=True)
+            return SlideResult(record_outcome(earlier, skipped=True), None)
         with open_slide(remote or path, work.config.reader) as reader:
-            patches = _ingest_pixels(work, reader, remote)
-    return SlideOutcome(slide.slide_id, "ok", None, patches, skipped=False)
+            patches, row = _ingest_pixels(work, reader, remote)
+    return SlideResult(SlideOutcome(slide.slide_id, "ok", None, patches, skipped=False), row)
 
 
 def _first_record(slide: Slide, config: IngestConfig) -> SlideRecord:
@@ -121,10 +176,10 @@ def _is_up_to_date(earlier: SlideRecord, record: SlideRecord) -> bool:
     return all(before.get(name) == value for name, value in parameters.items() if name not in free)
 
 
-def stored_record(store: PatchStore, slide_id: str) -> SlideRecord | None:
+def stored_slide(store: PatchStore, slide_id: str) -> StoredSlide | None:
     """Record of a slide in the store; None where it is absent or damaged."""
     try:
-        return store.record(slide_id)
+        return store.stored(slide_id)
     except DamageError as error:
         log_line(f"{error.line}; it is made again")
         return None
@@ -136,8 +191,11 @@ def record_outcome(record: SlideRecord, *, skipped: bool) -> SlideOutcome:
     return SlideOutcome(record.slide_id, status, record.reason, record.instances, skipped)
 
 
-def _ingest_pixels(work: _SlideIngestion, reader: SlideReader, remote: RemoteFile | None) -> int:
-    """Plan an open slide and write its patches; return their number."""
+def _ingest_pixels(work: _SlideIngestion, reader: SlideReader, remote: RemoteFile | None) -> tuple[int, SlideRow]:
+    """Plan an open slide and write its patches.
+
+    Returns their number, and the slide's row of the catalogue.
+    """
     slide, config = work.slide, work.config
     mpp, origin = _mpp(slide, reader, config)
     step = tile_size_level0(mpp, config)
@@ -153,7 +211,8 @@ def _ingest_pixels(work: _SlideIngestion, reader: SlideReader, remote: RemoteFil
         stains = estimate_stains(sample_tissue(reader, plan, config))
         encoding = encoding._replace(normaliser=Normaliser(stains))
         work.record = replace(work.record, scan=replace(scan, stain_normalisation=stains.to_attrs()))
-    with work.store.writer(work.record, config.patch_size, encoding.codec, config.jpeg_quality) as writer:
+    form = (config.patch_size, encoding.codec, config.jpeg_quality)
+    with work.store.writer(work.record, *form, is_new=work.task.is_new) as writer:
         writer.write_thumbnail(thumbnail)
         writer.write_mask(mask)
         # tiles that are only copied wait for Python's lock, unless they come over the network
@@ -164,7 +223,7 @@ def _ingest_pixels(work: _SlideIngestion, reader: SlideReader, remote: RemoteFil
             remote.check_unchanged()
         counts = TileCounts(plan.grid, len(plan.coords), unreadable, len(plan.coords) - unreadable)
         writer.write_counts(counts)
-    return counts.patches
+    return counts.patches, writer.row
 
 
 def _log_unread_images(slide: Slide, reader: SlideReader) -> None:
@@ -321,20 +380,19 @@ def write_patches(chunks: Iterable[bytes | None], plan: TilePlan, writer: SlideW
     return unreadable
 
 
-def quarantine_killed(slide: Slide, store: PatchStore, config: IngestConfig) -> SlideOutcome:
+def quarantine_killed(task: SlideTask, store: PatchStore, config: IngestConfig) -> SlideResult:
     """Quarantine a slide whose process was killed again and again, until the next run."""
     reason = "its process was killed each time while reading it (out of memory?)"
-    return _quarantine_until_retry(store, _first_record(slide, config), reason)
+    return _quarantine_until_retry(store, task, _first_record(task.slide, config), reason)
 
 
-def _quarantine_until_retry(store: PatchStore, record: SlideRecord, reason: str) -> SlideOutcome:
+def _quarantine_until_retry(store: PatchStore, task: SlideTask, record: SlideRecord, reason: str) -> SlideResult:
     """Quarantine a slide until the next run, unless its patches are up to date.
 
     An earlier run or another process may have written them.
     """
-    stored = stored_record(store, record.slide_id)
-    if stored and stored.status == "ok" and _is_up_to_date(stored, record):
+    stored = stored_slide(store, record.slide_id)
+    if stored and stored.record.status == "ok" and _is_up_to_date(stored.record, record):
         log_line(f"{record.slide_id}: {reason}; the patches that the store has of it stay")
-        return record_outcome(stored, skipped=True)
-    reason = store.quarantine(replace(record, retry=True), reason, keep=True)
-    return SlideOutcome(record.slide_id, "quarantined", reason, 0, skipped=False)
+        return skip(task, store, stored)
+    return quarantine(store, replace(record, retry=True), reason, keep=True)

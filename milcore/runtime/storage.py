@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import fsspec
+import fsspec.config
 import pyarrow as pa
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
@@ -68,9 +69,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if is_local(uri):
         return LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100 - links stay as they are
     try:
-        # botocore keeps 10 connections, and more requests at a time would wait for one
-        pool = {"config_kwargs": {"max_pool_connections": CONCURRENT_REQUESTS}} if uri.startswith("s3://") else {}
-        fs, path = url_to_fs(uri, use_listings_cache=False, **pool)
+        fs, path = url_to_fs(uri, use_listings_cache=False, **(_s3_options() if uri.startswith("s3://") else {}))
     except (ValueError, ImportError) as error:
         raise InputError(
             f"{uri}: expected a URI of a known scheme, got {uri.partition('://')[0]}://; allowed: a local path, "
@@ -78,6 +77,15 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             f"({' '.join(str(error).split())})"
         ) from None
     return fs, path
+
+
+def _s3_options() -> dict[str, Any]:
+    """Options of s3fs for few requests, and many at a time.
+
+    Left to itself s3fs asks for the size of an object before it reads it, and botocore keeps 10 connections.
+    """
+    of_user = dict(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
+    return {"max_concurrency": 1, "config_kwargs": {"max_pool_connections": CONCURRENT_REQUESTS, **of_user}}
 
 
 @contextlib.contextmanager
@@ -312,7 +320,8 @@ def read_all(uris: Sequence[str]) -> dict[str, bytes]:
     if not uris:
         return {}
     fs, _ = filesystem(uris[0])
-    contents = fs.cat_ranges([filesystem(uri)[1] for uri in uris], None, None)
+    bound = {"batch_size": CONCURRENT_REQUESTS} if fs.async_impl else {}
+    contents = fs.cat_ranges([filesystem(uri)[1] for uri in uris], None, None, **bound)
     objects: dict[str, bytes] = {}
     for uri, data in zip(uris, contents, strict=True):
         with contextlib.suppress(FileNotFoundError), _access(uri):

@@ -8,7 +8,7 @@ n (row), d (column).
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -19,7 +19,13 @@ from milcore.errors import StoreError
 from milcore.runtime import storage
 from milcore.store.checksums import CODEC, Checksums, checksum_attributes, checksum_bytes, crc32c
 from milcore.store.jpeg_codec import ZSTD_LEVEL, chunk_codecs, encode_patch
-from milcore.store.metadata import array_metadata_expected, existing_array_metadata, metadata_uri, write_metadata
+from milcore.store.metadata import (
+    array_metadata_expected,
+    metadata_uri,
+    parse_array_metadata,
+    read_due_metadata,
+    write_metadata,
+)
 
 CHUNKS_AT_A_TIME = 8
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -42,10 +48,17 @@ def array_metadata(
     }
 
 
+class WrittenArray(NamedTuple):
+    """URIs of the objects of an array, and the bytes of its ``zarr.json``."""
+
+    uris: set[str]
+    metadata: bytes
+
+
 def write_array(
     uri: str, array: npt.NDArray[Any], attributes: Mapping[str, Any], jpeg_quality: int | None = None
-) -> set[str]:
-    """Write an array as one chunk; return the URIs of its two objects.
+) -> WrittenArray:
+    """Write an array as one chunk.
 
     Each object is written atomically and nothing is removed first, so a reader or a second writer of the same bytes
     never reads an incomplete one.
@@ -66,8 +79,8 @@ def write_array(
     chunk_uri = storage.join(uri, "c", *("0" for _ in shape))
     storage.write_parts(chunk_uri, [data, checksum_bytes(checksum)])
     attributes = {**attributes, **checksum_attributes([checksum])}
-    write_metadata(uri, array_metadata(shape, array.dtype.name, chunk, [*codecs, CODEC], attributes))
-    return {chunk_uri, metadata_uri(uri)}
+    metadata = write_metadata(uri, array_metadata(shape, array.dtype.name, chunk, [*codecs, CODEC], attributes))
+    return WrittenArray({chunk_uri, metadata_uri(uri)}, metadata)
 
 
 class RowChunks:
@@ -83,8 +96,8 @@ class RowChunks:
         self._checksums = [crc32c(self._data(chunk)) for chunk in range(-(-len(values) // rows))]
         self.attributes = checksum_attributes(self._checksums)
 
-    def write(self, uri: str, attributes: Mapping[str, Any]) -> set[str]:
-        """Write the chunks, then the metadata; return the URIs of all objects.
+    def write(self, uri: str, attributes: Mapping[str, Any]) -> WrittenArray:
+        """Write the chunks, then the metadata.
 
         Until the metadata is written the array does not exist for any reader.
 
@@ -98,8 +111,8 @@ class RowChunks:
         shape, dtype = list(self._values.shape), self._values.dtype.name
         chunk_shape = [self._rows, self._values.shape[1]]
         attributes = {**attributes, **self.attributes}
-        write_metadata(uri, array_metadata(shape, dtype, chunk_shape, [_LITTLE, CODEC], attributes))
-        return {*chunk_uris, metadata_uri(uri)}
+        metadata = write_metadata(uri, array_metadata(shape, dtype, chunk_shape, [_LITTLE, CODEC], attributes))
+        return WrittenArray({*chunk_uris, metadata_uri(uri)}, metadata)
 
     def _data(self, chunk: int) -> bytes:
         """Bytes of a chunk; the last one is filled up with zeros."""
@@ -116,15 +129,16 @@ class ArrayReader:
         uri: of the array.
         place: names the array in errors, such as ``slide 'S03': features/x``.
         remedy: command that makes the array again.
+        data: bytes of its ``zarr.json``; None reads them.
 
     Raises:
         DamageError: its metadata is absent or damaged.
         StoreError: it is larger than what milcore writes.
     """
 
-    def __init__(self, uri: str, place: str, remedy: str) -> None:
+    def __init__(self, uri: str, place: str, remedy: str, data: bytes | None = None) -> None:
         self._uri = uri
-        metadata = existing_array_metadata(uri, place, remedy)
+        metadata = parse_array_metadata(read_due_metadata(uri, place, remedy) if data is None else data, uri)
         with array_metadata_expected(uri):
             self.attributes = metadata["attributes"]
             self.shape: tuple[int, ...] = tuple(metadata["shape"])
@@ -186,6 +200,22 @@ class ArrayReader:
             raise self._checksums.damage(
                 uri, f"expected chunk {chunk} of shape {self._chunk_shape}, got {error}"
             ) from None
+
+
+def row_chunk_uris(uri: str, data: bytes) -> set[str]:
+    """URIs of the chunks of an array whose chunks divide its first axis alone.
+
+    Args:
+        uri: of the array.
+        data: bytes of its ``zarr.json``.
+
+    Raises:
+        DamageError: it is damaged.
+    """
+    metadata = parse_array_metadata(data, uri)
+    with array_metadata_expected(uri):
+        shape, rows = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        return {_row_chunk_uri(uri, chunk, len(shape)) for chunk in range(-(-shape[0] // rows))}
 
 
 def _row_chunk_uri(uri: str, chunk: int, axes: int) -> str:

@@ -22,16 +22,17 @@ def array_attributes(slide_id: str, name: str) -> dict[str, str]:
     return {"slide_id": slide_id, "array": name}
 
 
-def write_group(uri: str, attributes: Mapping[str, Any]) -> None:
-    """Write the metadata of a group atomically."""
-    write_metadata(uri, {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
+def write_group(uri: str, attributes: Mapping[str, Any]) -> bytes:
+    """Write the metadata of a group atomically; return the bytes."""
+    return write_metadata(uri, {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
 
 
-def write_metadata(uri: str, metadata: Mapping[str, Any]) -> None:
-    """Write a ``zarr.json`` atomically, with its digest among the attributes."""
+def write_metadata(uri: str, metadata: Mapping[str, Any]) -> bytes:
+    """Write a ``zarr.json`` atomically, with its digest among the attributes; return the bytes."""
     own_digest = with_own_digest(metadata)[OWN_DIGEST]
-    attributes = {**metadata["attributes"], OWN_DIGEST: own_digest}
-    storage.write_json(metadata_uri(uri), {**metadata, "attributes": attributes})
+    data = storage.json_bytes({**metadata, "attributes": {**metadata["attributes"], OWN_DIGEST: own_digest}})
+    storage.write_bytes(metadata_uri(uri), data)
+    return data
 
 
 def read_array_metadata(uri: str) -> dict[str, Any]:
@@ -41,14 +42,27 @@ def read_array_metadata(uri: str) -> dict[str, Any]:
         FileNotFoundError: there is none.
         DamageError: it is not what was written, or that of a group.
     """
-    metadata = parse_metadata(storage.read_bytes(metadata_uri(uri)), metadata_uri(uri))
+    return parse_array_metadata(storage.read_bytes(metadata_uri(uri)), uri)
+
+
+def parse_array_metadata(data: bytes, uri: str) -> dict[str, Any]:
+    """Parse and check the ``zarr.json`` of an array, as ``parse_metadata``.
+
+    Args:
+        data: its bytes.
+        uri: of the array.
+
+    Raises:
+        DamageError: it is not what was written, or that of a group.
+    """
+    metadata = parse_metadata(data, metadata_uri(uri))
     if metadata.get("node_type") != "array":
         raise _other_metadata(uri, f"that of a {metadata.get('node_type')}")
     return metadata
 
 
-def existing_array_metadata(uri: str, place: str, remedy: str) -> dict[str, Any]:
-    """Read the metadata of an array that is due, as ``read_array_metadata``.
+def read_due_metadata(uri: str, place: str, remedy: str) -> bytes:
+    """Read the ``zarr.json`` of an array that is due.
 
     Args:
         uri: of the array.
@@ -56,10 +70,10 @@ def existing_array_metadata(uri: str, place: str, remedy: str) -> dict[str, Any]
         remedy: command that makes the array again.
 
     Raises:
-        DamageError: there is none, or another.
+        DamageError: there is none.
     """
     try:
-        return read_array_metadata(uri)
+        return storage.read_bytes(metadata_uri(uri))
     except FileNotFoundError:
         raise DamageError(
             f"{place}: expected an array, got no object at {metadata_uri(uri)}; restore it, or {remedy}"

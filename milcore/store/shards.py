@@ -20,7 +20,13 @@ from milcore.runtime import storage
 from milcore.store.arrays import array_metadata
 from milcore.store.checksums import CHECKSUM_BYTES, CODEC, Checksums, checksum_attributes, checksum_bytes, crc32c
 from milcore.store.jpeg_codec import UInt8, chunk_codecs, decode_into, encode_patch
-from milcore.store.metadata import array_metadata_expected, existing_array_metadata, metadata_uri, write_metadata
+from milcore.store.metadata import (
+    array_metadata_expected,
+    metadata_uri,
+    parse_array_metadata,
+    read_due_metadata,
+    write_metadata,
+)
 
 SHARD_MB = 64
 # raw bytes of an H&E patch divided by its stored bytes: sets how many patches make a shard of about SHARD_MB
@@ -36,7 +42,8 @@ def patches_per_shard(codec: Codec, edge: int) -> int:
 class ShardWriter:
     """Writer of patches (p, p, 3) u1 as one sharded Zarr array.
 
-    It holds one compressed shard in memory. ``uris`` are the objects written so far, ``count`` the patches added.
+    It holds one compressed shard in memory. ``uris`` are the objects written so far, ``count`` the patches added,
+    ``metadata`` the bytes of the array's ``zarr.json`` once it is written.
 
     Args:
         uri: of the array (its ``zarr.json`` and ``c/`` below).
@@ -50,6 +57,7 @@ class ShardWriter:
         self, uri: str, edge: int, codec: Codec, quality: int, attributes: Mapping[str, Any] | None = None
     ) -> None:
         self.count = 0
+        self.metadata = b""
         self._uri, self._edge, self._codec, self._quality = uri, edge, codec, quality
         self._attributes = attributes or {}
         self._capacity = patches_per_shard(codec, edge)
@@ -85,7 +93,7 @@ class ShardWriter:
         per_shard = min(self._capacity, self.count)
         if self._chunks:
             self._flush(per_shard)
-        write_metadata(self._uri, self._metadata(per_shard))
+        self.metadata = write_metadata(self._uri, self._metadata(per_shard))
         self.uris.add(metadata_uri(self._uri))
         return self._sha256.hexdigest()
 
@@ -123,13 +131,16 @@ class ShardReader:
         uri: of the array.
         place: names the array in errors, such as ``slide 'S03': patches``.
         remedy: command that makes the array again.
+        data: bytes of its ``zarr.json``; None reads them.
 
     Raises:
         DamageError: its metadata is absent or damaged.
     """
 
-    def __init__(self, uri: str, place: str = "patches", remedy: str = "ingest the slide again") -> None:
-        metadata = existing_array_metadata(uri, place, remedy)
+    def __init__(
+        self, uri: str, place: str = "patches", remedy: str = "ingest the slide again", data: bytes | None = None
+    ) -> None:
+        metadata = parse_array_metadata(read_due_metadata(uri, place, remedy) if data is None else data, uri)
         self._is_local = storage.is_local(uri)
         self._uri = storage.absolute(uri)
         with array_metadata_expected(uri):

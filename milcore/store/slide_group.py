@@ -1,27 +1,25 @@
 """Zarr group of one slide: its patches, coords, thumbnail and instance features."""
 
-import hashlib
-import re
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from milcore.config import MAX_WIDTH
-from milcore.errors import DamageError, InputError, StoreError
+from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
-from milcore.store.arrays import ArrayReader, RowChunks
-from milcore.store.checksums import ATTRIBUTE as CHECKSUMS
+from milcore.store.arrays import ArrayReader, WrittenArray
 from milcore.store.feature_type import FeatureArray, FeatureType
-from milcore.store.metadata import array_attributes, metadata_uri, read_array_metadata, write_group
+from milcore.store.features import Features, check_features, write_features
+from milcore.store.group_arrays import GroupArrays, RenewRow
+from milcore.store.metadata import array_attributes, parse_array_metadata
 from milcore.store.shards import ShardReader
 from milcore.store.slide_record import SlideRecord
+from milcore.store.slide_row import FEATURES, INGESTED_ARRAYS, SlideRow
 
-FEATURE_CHUNK_MB = 32
-# of a slide whose record names no arrays, as earlier versions wrote it
-INGESTED_ARRAYS = ("patches", "coords", "tissue", "thumbnail")
-_FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+T = TypeVar("T")
 
 
 class SlideGroup:
@@ -30,10 +28,16 @@ class SlideGroup:
     Args:
         uri: of the group.
         record: of the slide, complete and not in quarantine.
+        row: of the slide in the catalogue; None reads the metadata of arrays from the group.
+        renew: makes that row anew from the group.
     """
 
-    def __init__(self, uri: str, record: SlideRecord) -> None:
+    def __init__(
+        self, uri: str, record: SlideRecord, row: SlideRow | None = None, renew: RenewRow | None = None
+    ) -> None:
         self.uri = uri
+        self._metadata = GroupArrays(uri, record.slide_id, row, renew)
+        self._readers: dict[str, ArrayReader] = {}
         self.record = record
         self.slide_id = record.slide_id
         self.patch_size = record.patch_size
@@ -121,8 +125,7 @@ class SlideGroup:
 
     def patches(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Read patches ``start`` to ``stop`` (exclusive), shape (k, p, p, 3)."""
-        self._expect("patches")
-        return self._shards.read(start, stop)
+        return self._read_shards(lambda shards: shards.read(start, stop))
 
     def jpegs(self, start: int, stop: int) -> list[npt.NDArray[np.uint8]]:
         """Read patches ``start`` to ``stop`` (exclusive) as JPEG files.
@@ -139,13 +142,12 @@ class SlideGroup:
 
     def chunks(self, start: int, stop: int) -> list[npt.NDArray[np.uint8]]:
         """Read the stored bytes of patches ``start`` to ``stop`` (exclusive), without decoding them."""
-        self._expect("patches")
-        return self._shards.chunks(start, stop)
+        return self._read_shards(lambda shards: shards.chunks(start, stop))
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Read one of ``array_names`` but patches."""
         self._expect(name)
-        return self._reader(name).read_all()
+        return self.read(name, ArrayReader.read_all)
 
     @property
     def array_names(self) -> tuple[str, ...]:
@@ -159,7 +161,7 @@ class SlideGroup:
             StoreError: they are absent or incomplete.
         """
         self.feature_attrs(name)
-        return Features(self._reader(f"features/{name}"))
+        return Features(self.read, f"{FEATURES}{name}", self._reader(f"{FEATURES}{name}"))
 
     def feature_attrs(self, name: str) -> dict[str, Any]:
         """Attributes of the features: ``digest`` and those of the encoder or import.
@@ -187,19 +189,28 @@ class SlideGroup:
         Raises:
             DamageError: they are damaged, or those of another slide.
         """
-        try:
-            attrs: dict[str, Any] = read_array_metadata(storage.join(self.uri, "features", name))["attributes"]
-        except FileNotFoundError:
+        data = self.feature_metadata(name)
+        if data is None:
             return None
-        self._check_owner(f"features/{name}", attrs)
+        attrs: dict[str, Any] = parse_array_metadata(data, self._metadata.uri(f"{FEATURES}{name}"))["attributes"]
+        self._check_owner(f"{FEATURES}{name}", attrs)
         return attrs if attrs.get("complete") else None
+
+    def feature_metadata(self, name: str) -> bytes | None:
+        """``zarr.json`` of the features of this name; None where there is none."""
+        return self._metadata.stored(f"{FEATURES}{name}")
+
+    def without_row(self) -> "SlideGroup":
+        """The same slide, read from its own objects alone."""
+        return SlideGroup(self.uri, self.record)
 
     def feature_names(self) -> list[str]:
         """Names of the complete features."""
-        names = storage.names(storage.join(self.uri, "features"))
-        return [name for name in names if name != "zarr.json" and self.has_features(name)]
+        return [name for name in self._metadata.feature_names() if self.has_features(name)]
 
-    def write_features(self, name: str, array: FeatureArray, attrs: dict[str, Any]) -> None:
+    def write_features(
+        self, name: str, array: FeatureArray, attrs: dict[str, Any], *, is_new: bool = False
+    ) -> WrittenArray:
         """Write instance features; readers find them after the last object is written.
 
         Equal features with equal attributes are not written again, so a second writer does no harm.
@@ -208,62 +219,70 @@ class SlideGroup:
             name: of the features: letters, digits, '.', '_' and '-'.
             array: shape (n, d), one row per patch; float16 or float32, stored as it is.
             attrs: encoder, weights digest, transform, or the source of an import.
+            is_new: the slide had no folder before, so there is nothing to compare with or to remove.
 
         Raises:
             InputError: the name cannot name a folder, the type is another, or the rows are not one per patch.
         """
-        if not _FEATURE_NAME.fullmatch(name):
-            raise InputError(
-                f"name: expected a name for features, got {name!r}; allowed: letters, digits, '.', '_' and '-'"
-            )
-        if array.ndim != 2 or len(array) != len(self) or array.shape[1] > MAX_WIDTH:
-            raise InputError(
-                f"features of slide {self.slide_id!r}: expected a row per patch, got shape {array.shape} for "
-                f"{len(self)} patches; allowed: ({len(self)}, features), at most {MAX_WIDTH:,} features"
-            )
-        if array.dtype not in (np.float16, np.float32):
-            raise InputError(
-                f"features of slide {self.slide_id!r}: expected floating-point numbers, got {array.dtype}; allowed: "
-                "float16, float32"
-            )
-        values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        rows = max(1, min(len(values), int(FEATURE_CHUNK_MB * 1e6 / (values.itemsize * values.shape[1]))))
-        chunks = RowChunks(values, rows)
-        final_attrs = {
-            **attrs,
-            **array_attributes(self.slide_id, f"features/{name}"),
-            "digest": features_digest(values),
-            "complete": True,
-            **chunks.attributes,
-        }
-        if self._are_stored(name, final_attrs):
-            return
-        uri = storage.join(self.uri, "features", name)
-        before = storage.files(uri)
-        storage.remove(metadata_uri(uri))
-        write_group(storage.join(self.uri, "features"), {})
-        storage.remove_all(before - chunks.write(uri, final_attrs))
+        check_features(self.slide_id, len(self), name, array)
+        array_name = f"{FEATURES}{name}"
+        attrs = {**attrs, **array_attributes(self.slide_id, array_name)}
+        written = write_features(self._metadata.uri(array_name), array, attrs, is_new=is_new)
+        self._readers.pop(array_name, None)
+        self._metadata.replace(array_name, written.metadata)
+        return written
 
-    def _are_stored(self, name: str, attrs: dict[str, Any]) -> bool:
-        """True where features with these attributes are there, in chunks of any length."""
+    def read(self, name: str, values: Callable[[ArrayReader], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Values of an array without shards.
+
+        A row of the catalogue that is out of date is made anew first.
+
+        Args:
+            name: of the array.
+            values: reads them.
+
+        Raises:
+            DamageError: they are absent or not what was written.
+            StoreError: another program has changed the slide since the catalogue was written.
+        """
         try:
-            stored = self.stored_feature_attrs(name) or {}
+            return values(self._reader(name))
         except DamageError:
-            return False  # they are written again
-        return stored | {CHECKSUMS: attrs[CHECKSUMS]} == attrs and CHECKSUMS in stored
+            if not self._metadata.has_changed(name):
+                raise
+            self._readers.pop(name, None)
+            return values(self._reader(name))
+
+    def _read_shards(self, values: Callable[[ShardReader], T]) -> T:
+        """Values of the patches, as ``read`` of other arrays."""
+        self._expect("patches")
+        try:
+            return values(self._shards)
+        except DamageError:
+            if not self._metadata.has_changed("patches"):
+                raise
+            del self._shards
+            return values(self._shards)
 
     @cached_property
     def _shards(self) -> ShardReader:
-        uri = storage.join(self.uri, "patches")
-        reader = ShardReader(uri, f"slide {self.slide_id!r}: patches", self._remedy(uri))
+        uri, place = self._metadata.uri("patches"), f"slide {self.slide_id!r}: patches"
+        remedy = self._remedy(uri)
+        reader = ShardReader(uri, place, remedy, self._metadata.due("patches", place, remedy))
         self._check_owner("patches", reader.attributes)
         return reader
 
     def _reader(self, name: str) -> ArrayReader:
-        uri = storage.join(self.uri, name)
-        reader = ArrayReader(uri, f"slide {self.slide_id!r}: {name}", self._remedy(uri))
+        if name not in self._readers:
+            self._readers[name] = self._open_array(name)
+        return self._readers[name]
+
+    def _open_array(self, name: str) -> ArrayReader:
+        uri, place = self._metadata.uri(name), f"slide {self.slide_id!r}: {name}"
+        remedy = self._remedy(uri)
+        reader = ArrayReader(uri, place, remedy, self._metadata.due(name, place, remedy))
         self._check_owner(name, reader.attributes)
-        if name.startswith("features/") and (len(reader.shape) != 2 or reader.shape[1] > MAX_WIDTH):
+        if name.startswith(FEATURES) and (len(reader.shape) != 2 or reader.shape[1] > MAX_WIDTH):
             raise StoreError(
                 f"slide {self.slide_id!r}: {name}: expected features, got shape {reader.shape}; allowed: (instances, "
                 f"features), {MAX_WIDTH:,} features at most"
@@ -272,9 +291,9 @@ class SlideGroup:
 
     def _remedy(self, uri: str) -> str:
         """The way to make an array again."""
-        if uri.startswith(storage.join(self.uri, "features/")):
+        if uri.startswith(storage.join(self.uri, FEATURES)):
             return f"remove {uri} and run milcore encode or milcore import again"
-        return f"remove {metadata_uri(self.uri)} and run milcore ingest or milcore import again"
+        return f"remove {self.uri} and run milcore ingest or milcore import again"
 
     def _check_owner(self, name: str, attributes: dict[str, Any]) -> None:
         """Refuse an array that belongs to another slide, or is another of this one."""
@@ -295,28 +314,3 @@ class SlideGroup:
     def _missing(self, name: str) -> StoreError:
         there = ", ".join([*self._arrays, *(f"features/{feature}" for feature in self.feature_names())])
         return StoreError(f"slide {self.slide_id!r}: expected {name}, got an import without; allowed: {there}")
-
-
-def features_digest(values: npt.NDArray[Any]) -> str:
-    """Sha256 of the shape and values of features."""
-    sha256 = hashlib.sha256(repr(values.shape).encode())
-    sha256.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    return sha256.hexdigest()
-
-
-class Features:
-    """Instance features (n, d) of one slide, read by runs of rows."""
-
-    def __init__(self, array: ArrayReader) -> None:
-        self._array = array
-        self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
-        self.rows_per_chunk: int = array.rows_per_chunk
-        self.type: FeatureType = "float16" if array.dtype.itemsize == 2 else "float32"
-
-    def read(self, start: int, stop: int) -> FeatureArray:
-        """Read rows ``start`` to ``stop`` (exclusive), shape (k, d), in the stored type.
-
-        Raises:
-            DamageError: a chunk of them is absent or not what was written.
-        """
-        return self._array.read(start, stop)

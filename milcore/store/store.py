@@ -7,6 +7,7 @@ It lies at any fsspec URI.
     <store>/manifest.parquet          the cohort
     <store>/annotations.json          digest of each slide's annotation at the last ingestion, and how it is read
     <store>/sources/<slide_id>.json   size and version of the slide's file at the last ingestion
+    <store>/catalogue/                what the slides' own objects say, for steps that read many (``catalogue.py``)
     <store>/slides/<slide_id>.zarr    attrs (status, source, scale, counts; ``complete`` last) and the arrays
         patches (n, p, p, 3) u1, coords (n, 2) i4, tissue (n,) f4, thumbnail (h, w, 3) u1, tissue_mask (h, w) u1
         instance_labels (n,) i1 (1 positive, 0 negative, -1 left out), instance_classes (n,) i4
@@ -17,12 +18,11 @@ quarantined slide has a group too, whose attrs hold the reason; arrays in it are
 is not complete. One writer per group. Axis words: n (patch), p (patch edge in px), d (feature).
 """
 
-import functools
 import os
 import posixpath
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
@@ -30,12 +30,16 @@ from milcore.cohort.manifest import Manifest
 from milcore.config import Codec
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import html, storage
-from milcore.runtime.progress import log_line, without_folder
+from milcore.runtime.progress import without_folder
 from milcore.store.annotation_record import AnnotationRecord, read_annotation_record
 from milcore.store.arrays import write_array
-from milcore.store.metadata import metadata_uri, parse_metadata, write_group
+from milcore.store.catalogue import Catalogue, RowWriter, join, rebuild, resolved, usable_record
+from milcore.store.group_record import parse_record
+from milcore.store.metadata import metadata_uri, write_group
+from milcore.store.paths import group_ids, group_uri, source_uri
 from milcore.store.slide_group import SlideGroup
-from milcore.store.slide_record import SCHEMA_VERSION, SlideRecord
+from milcore.store.slide_record import SlideRecord
+from milcore.store.slide_row import SlideRow, read_rows, row_digest
 from milcore.store.thumbnail import thumbnail_jpeg
 from milcore.store.writer import SlideWriter
 
@@ -46,6 +50,20 @@ SLIDES_SHOWN = 24
 SHOWN_EDGE_PX = 128
 # key in the metadata of the manifest's schema
 _WITH_ANNOTATION_RECORD = b"annotation_record"
+
+
+class StoredSlide(NamedTuple):
+    """Record of a slide as its own objects hold it.
+
+    Args:
+        record: of the slide.
+        source: version of its file, as ``PatchStore.source``.
+        row_digest: digest of its row of the catalogue.
+    """
+
+    record: SlideRecord
+    source: dict[str, object] | None
+    row_digest: str
 
 
 class PatchStore:
@@ -65,11 +83,12 @@ class PatchStore:
 
     def _repr_html_(self) -> str:
         """Counts and thumbnails of the first slides, for a notebook."""
-        manifest, slide_ids = self.manifest(), self.slide_ids()
+        manifest, catalogue = self.manifest(), self.catalogue()
+        slide_ids = catalogue.slide_ids()
         classes = {slide.slide_id: manifest.classes[slide.label] for slide in manifest.slides}
         pictures = []
         for slide_id in slide_ids[:SLIDES_SHOWN]:
-            data = thumbnail_jpeg(self.slide(slide_id), SHOWN_EDGE_PX)
+            data = thumbnail_jpeg(catalogue.slide(slide_id), SHOWN_EDGE_PX)
             caption = f"{slide_id} ({classes[slide_id]})"
             pictures.append(html.line(caption) if data is None else html.picture(data, "jpeg", caption))
         first = f", the first {SLIDES_SHOWN} shown" if len(slide_ids) > SLIDES_SHOWN else ""
@@ -146,55 +165,111 @@ class PatchStore:
         if not is_equal:
             storage.write_json(self._annotations_uri, record.to_json())
 
+    def catalogue(self, slide_ids: Sequence[str] | None = None) -> Catalogue:
+        """Read the store's catalogue: the records of slides, in a few requests.
+
+        Args:
+            slide_ids: of the slides; None: all of the manifest, in its order.
+
+        Raises:
+            StoreError: the store has no manifest.
+        """
+        return Catalogue.read(self.uri, self._manifest_ids() if slide_ids is None else slide_ids)
+
+    def _manifest_ids(self) -> list[str]:
+        return [slide.slide_id for slide in self.manifest().slides]
+
+    def join_catalogue(self) -> None:
+        """Join the catalogue's fragments, once the writers of slides have ended."""
+        join(self.uri, self._manifest_ids())
+
+    def rebuild_catalogue(self) -> int:
+        """Make the catalogue anew from all slides; return how many are complete.
+
+        No other process may write to the store meanwhile.
+        """
+        return rebuild(self.uri, self._manifest_ids())
+
+    def rows(self, kind: str, slide_ids: Sequence[str]) -> RowWriter:
+        """Writer of the catalogue's rows of slides.
+
+        It is opened before the first of them is written.
+
+        Args:
+            kind: of the writer, such as ``ingest``.
+            slide_ids: that it may write.
+        """
+        return RowWriter(self.uri, kind, slide_ids)
+
     def record(self, slide_id: str) -> SlideRecord | None:
-        """Record of a slide; None where its group is absent or incomplete."""
-        return self._read_records([slide_id])[slide_id]
+        """Record of a slide, read from its group.
+
+        None where that is absent or incomplete.
+        """
+        stored = self.stored(slide_id)
+        return stored and stored.record
+
+    def stored(self, slide_id: str) -> StoredSlide | None:
+        """Record of a slide and the version of its file.
+
+        None where its group is absent or incomplete.
+
+        Raises:
+            DamageError: its record is damaged.
+        """
+        group, source = metadata_uri(self.group_uri(slide_id)), source_uri(self.uri, slide_id)
+        data = storage.read_all([group, source])
+        record = parse_record(data[group], slide_id, self.uri) if group in data else None
+        if record is None:
+            return None
+        digest = row_digest(data[group], data.get(source))
+        return StoredSlide(resolved(record, self.uri), self.parse_source(data.get(source)), digest)
 
     def records(self) -> dict[str, SlideRecord | None]:
         """Record of each slide of the manifest, in its order; None as in ``record``.
 
         Slides of an earlier version, whose bytes cannot be checked, are told once per process.
         """
-        records = self._read_records([slide.slide_id for slide in self.manifest().slides])
-        unchecked = sum(record is not None and record.schema_version < SCHEMA_VERSION for record in records.values())
-        if unchecked:
-            _log_unchecked(self.uri, unchecked)
-        return records
-
-    def _read_records(self, slide_ids: list[str]) -> dict[str, SlideRecord | None]:
-        uris = {slide_id: metadata_uri(self.group_uri(slide_id)) for slide_id in slide_ids}
-        data = storage.read_all(list(uris.values()))
-        return {slide_id: self._resolved(_parse_record(data.get(uri), slide_id, uri)) for slide_id, uri in uris.items()}
-
-    def _resolved(self, record: SlideRecord | None) -> SlideRecord | None:
-        return record and record.with_files(lambda uri: storage.resolve(uri, self.uri))
+        return dict(self.catalogue().records)
 
     def _stored(self, record: SlideRecord) -> SlideRecord:
         return record.with_files(lambda uri: storage.relative(uri, self.uri))
 
     def slide_ids(self) -> list[str]:
         """Ids of the slides that can be read, in manifest order."""
-        return [slide_id for slide_id, record in self.records().items() if record and record.status == "ok"]
+        return self.catalogue().slide_ids()
 
     def quarantined(self) -> dict[str, str]:
         """Reason of every quarantined slide, in manifest order."""
-        reasons = {slide_id: record.reason for slide_id, record in self.records().items() if record is not None}
-        return {slide_id: reason for slide_id, reason in reasons.items() if reason is not None}
+        return self.catalogue().quarantined()
 
     def slide(self, slide_id: str) -> SlideGroup:
         """Open a slide's group.
 
+        ``catalogue`` opens many, without a request for each.
+
         Raises:
             StoreError: it is absent, incomplete or quarantined.
         """
-        record = self.record(slide_id)
-        if record is None:
-            raise StoreError(f"slide {slide_id!r} is absent from {self.uri} or incomplete; run `milcore ingest` again")
-        if record.status == "quarantined":
-            raise StoreError(f"slide {slide_id!r} is quarantined: {record.reason}")
-        return SlideGroup(self.group_uri(slide_id), record)
+        return SlideGroup(self.group_uri(slide_id), usable_record(self.uri, slide_id, self.record(slide_id)))
 
-    def writer(self, record: SlideRecord, patch_size: int | None, codec: Codec, quality: int) -> SlideWriter:
+    def read_row(self, slide_id: str) -> SlideRow | None:
+        """Make a slide's row of the catalogue from its own objects.
+
+        None where it is absent or incomplete.
+        """
+        return read_rows(self.uri, [slide_id]).get(slide_id)
+
+    def group_ids(self) -> set[str]:
+        """Ids of the slides that have a folder, complete or not.
+
+        One listing for each 1,000.
+        """
+        return group_ids(self.uri)
+
+    def writer(
+        self, record: SlideRecord, patch_size: int | None, codec: Codec, quality: int, *, is_new: bool = False
+    ) -> SlideWriter:
         """Context that writes a slide, readable once it ends without an error.
 
         Objects in the group are overwritten, and those that are no part of the slide any more are removed at the end.
@@ -205,11 +280,13 @@ class PatchStore:
                 ``patches``.
             codec: codec of a patch.
             quality: JPEG quality, 1 to 100.
+            is_new: the slide had no folder before, so that nothing in it is listed or removed.
         """
-        return SlideWriter(self.group_uri(record.slide_id), self._stored(record), patch_size, codec, quality)
+        uri, record = self.group_uri(record.slide_id), self._stored(record)
+        return SlideWriter(uri, record, patch_size, codec, quality, is_new=is_new)
 
-    def quarantine(self, record: SlideRecord, reason: str, *, keep: bool = False) -> str:
-        """Quarantine a slide, after removing its arrays; the reason as it is stored.
+    def quarantine(self, record: SlideRecord, reason: str, *, keep: bool = False) -> SlideRow:
+        """Quarantine a slide, after removing its arrays; its row for the catalogue.
 
         Args:
             record: of the slide, as far as it is known.
@@ -224,8 +301,8 @@ class PatchStore:
             begun = {key: value for key, value in record.to_attrs().items() if key not in IDENTITY}
             write_group(uri, {"begun": begun, "complete": False})
             storage.remove_all(storage.files(uri) - {metadata_uri(uri)})
-        write_group(uri, replace(record, status="quarantined", reason=reason).to_complete_attrs())
-        return reason
+        group = write_group(uri, replace(record, status="quarantined", reason=reason).to_complete_attrs())
+        return SlideRow.of(record.slide_id, group, {})
 
     def source(self, slide_id: str) -> dict[str, object] | None:
         """Version of the slide's file at the last ingestion; None before the first.
@@ -234,22 +311,27 @@ class PatchStore:
         modification time).
         """
         try:
-            source = storage.read_json(self._source_uri(slide_id))
-        except (FileNotFoundError, DamageError):
+            return self.parse_source(storage.read_bytes(source_uri(self.uri, slide_id)))
+        except FileNotFoundError:
+            return None
+
+    def parse_source(self, data: bytes | None) -> dict[str, object] | None:
+        """Parse the bytes that ``write_source`` wrote; None where they are damaged."""
+        try:
+            source = None if data is None else storage.parse_json(data, self.uri)
+        except DamageError:
             return None
         return _with_uris(source, lambda uri: storage.resolve(uri, self.uri)) if isinstance(source, dict) else None
 
-    def write_source(self, slide_id: str, source: Mapping[str, object]) -> None:
-        """Write the version of the slide's file, as ``source`` reads it."""
-        stored = _with_uris(source, lambda uri: storage.relative(uri, self.uri))
-        storage.write_json(self._source_uri(slide_id), stored)
+    def write_source(self, slide_id: str, source: Mapping[str, object]) -> bytes:
+        """Write the version of the slide's file, as ``source`` reads it; the bytes."""
+        data = storage.json_bytes(_with_uris(source, lambda uri: storage.relative(uri, self.uri)))
+        storage.write_bytes(source_uri(self.uri, slide_id), data)
+        return data
 
     def group_uri(self, slide_id: str) -> str:
         """URI of the slide's Zarr group."""
-        return storage.join(self.uri, "slides", f"{slide_id}.zarr")
-
-    def _source_uri(self, slide_id: str) -> str:
-        return storage.join(self.uri, "sources", f"{slide_id}.json")
+        return group_uri(self.uri, slide_id)
 
     @property
     def _annotations_uri(self) -> str:
@@ -283,52 +365,8 @@ def write_columns(
     write_group(uri, {**attrs, "complete": True})
 
 
-def _parse_record(data: bytes | None, slide_id: str, uri: str) -> SlideRecord | None:
-    """Record of a slide from its ``zarr.json``; None where that is incomplete.
-
-    Raises:
-        DamageError: it is damaged, or of another slide.
-        StoreError: it is of a later version.
-    """
-    if data is None:
-        return None
-    try:
-        metadata = parse_metadata(data, uri)
-    except DamageError as error:
-        raise DamageError(f"slide {slide_id!r}: {error.line}, or run milcore ingest or milcore import again") from None
-    attrs = metadata["attributes"]
-    if not attrs.get("complete"):
-        return None
-    if metadata.get("node_type") != "group":
-        raise _another_record(slide_id, uri, "the metadata of an array")
-    record = SlideRecord.from_attrs(attrs)
-    if record.schema_version > SCHEMA_VERSION:
-        raise StoreError(
-            f"slide {slide_id!r}: {uri}: expected schema_version {SCHEMA_VERSION}, got {record.schema_version}; "
-            f"allowed: 1 to {SCHEMA_VERSION}; install a later version of milcore"
-        )
-    if record.slide_id != slide_id:
-        raise _another_record(slide_id, uri, f"the one of {record.slide_id!r}")
-    return record
-
-
 def _with_uris(source: Mapping[str, object], change: Callable[[str], str]) -> dict[str, object]:
     """Version of a file with its URIs changed."""
     changed = {key: _with_uris(value, change) if isinstance(value, dict) else value for key, value in source.items()}
     uri = source.get("uri")
     return changed | ({"uri": change(uri)} if isinstance(uri, str) else {})
-
-
-def _another_record(slide_id: str, uri: str, got: str) -> DamageError:
-    return DamageError(
-        f"slide {slide_id!r}: {uri}: expected the record of this slide, got {got}; restore it, or run milcore "
-        "ingest or milcore import again"
-    )
-
-
-@functools.cache
-def _log_unchecked(uri: str, slides: int) -> None:
-    log_line(
-        f"{uri}: {slides} slides were written by an earlier version, without checksums: a changed byte would not be "
-        "noticed; ingest them into a new store to have them checked"
-    )

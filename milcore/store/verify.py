@@ -9,11 +9,14 @@ import numpy as np
 
 from milcore.errors import StoreError
 from milcore.runtime import storage
-from milcore.store.slide_group import SlideGroup, features_digest
+from milcore.store.features import features_digest
+from milcore.store.slide_group import SlideGroup
+from milcore.store.slide_row import read_rows
 from milcore.store.store import PatchStore
 from milcore.store.writer import patches_digest
 
 PATCHES_PER_READ = 256
+ROWS_AT_A_TIME = 1000
 
 
 def slide_damage(store_uri: str, slide_id: str) -> list[str]:
@@ -42,6 +45,25 @@ def slide_damage(store_uri: str, slide_id: str) -> list[str]:
         except StoreError as error:
             lines.append(error.line)
     return list(dict.fromkeys(lines))  # the check of patches reads coords too
+
+
+def catalogue_damage(store_uri: str) -> list[str]:
+    """Lines on the catalogue's rows that say something else than the slides."""
+    catalogue = PatchStore(store_uri).catalogue()
+    known = [slide_id for slide_id in catalogue.all_ids if catalogue.row(slide_id) is not None]
+    lines = []
+    for start in range(0, len(known), ROWS_AT_A_TIME):
+        batch = known[start : start + ROWS_AT_A_TIME]
+        rows = read_rows(store_uri, batch)
+        lines += [_row_line(store_uri, name) for name in batch if rows.get(name) != catalogue.row(name)]
+    return lines
+
+
+def _row_line(store_uri: str, slide_id: str) -> str:
+    return (
+        f"slide {slide_id!r}: catalogue of {store_uri}: expected the row to say what the slide's own objects say, got "
+        f"another; run milcore info {store_uri} --rebuild"
+    )
 
 
 def _check_array(slide: SlideGroup, name: str) -> None:

@@ -5,7 +5,6 @@ before that, so two writers of one slide, whose bytes are equal, do each other n
 are removed at the end, as far as they existed at the beginning; features of equal patches stay.
 """
 
-import contextlib
 import hashlib
 import posixpath
 from dataclasses import replace
@@ -18,10 +17,12 @@ import numpy.typing as npt
 from milcore.config import Codec
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
-from milcore.store.arrays import write_array
-from milcore.store.metadata import array_attributes, metadata_uri, read_array_metadata, write_group
+from milcore.store.arrays import WrittenArray, write_array
+from milcore.store.group_arrays import stored_metadata
+from milcore.store.metadata import array_attributes, metadata_uri, parse_array_metadata, write_group
 from milcore.store.shards import ShardWriter
 from milcore.store.slide_record import SlideRecord, TileCounts
+from milcore.store.slide_row import FEATURES, SlideRow
 
 ROW_TYPES = {"coords": np.int32, "instance_labels": np.int8, "instance_classes": np.int32}
 
@@ -37,12 +38,24 @@ class SlideWriter:
         patch_size: p, in px; None for a slide without pixels.
         codec: codec of a patch.
         quality: JPEG quality, 1 to 100.
+        is_new: the slide had no folder before, so that nothing in it is listed or removed.
     """
 
-    def __init__(self, uri: str, record: SlideRecord, patch_size: int | None, codec: Codec, quality: int) -> None:
+    def __init__(  # noqa: PLR0913 - a slide, its codec, and what is there
+        self,
+        uri: str,
+        record: SlideRecord,
+        patch_size: int | None,
+        codec: Codec,
+        quality: int,
+        *,
+        is_new: bool = False,
+    ) -> None:
         self._record = record
         self._uri = uri
-        self._before = storage.files(uri)
+        self._before = set() if is_new else storage.files(uri)
+        self._metadata: dict[str, bytes] = {}
+        self._group = b""
         write_group(uri, {"begun": record.to_attrs(), "complete": False})
         self._written = {metadata_uri(uri)}
         self._shards: ShardWriter | None = None
@@ -53,8 +66,12 @@ class SlideWriter:
         self._coords: list[tuple[int, int]] = []
         self._tissue: list[float] = []
         self._rows: dict[str, npt.NDArray[Any]] = {}
-        self._arrays: set[str] = set()
         self._quality = quality
+
+    @property
+    def row(self) -> SlideRow:
+        """Row of the complete slide for the store's catalogue."""
+        return SlideRow.of(self._record.slide_id, self._group, self._metadata)
 
     def append(self, patch: npt.NDArray[np.uint8], x: int, y: int, tissue: float) -> None:
         """Add a patch (p, p, 3), its level-0 corner and tissue fraction."""
@@ -91,13 +108,14 @@ class SlideWriter:
 
     def _write_array(self, name: str, array: npt.NDArray[Any], jpeg_quality: int | None = None) -> None:
         attributes = array_attributes(self._record.slide_id, name)
-        self._written |= write_array(storage.join(self._uri, name), array, attributes, jpeg_quality)
-        self._arrays.add(name)
+        written = write_array(storage.join(self._uri, name), array, attributes, jpeg_quality)
+        self._written |= written.uris
+        self._metadata[name] = written.metadata
 
-    def keep_features(self, name: str) -> None:
+    def keep_features(self, name: str, features: WrittenArray) -> None:
         """Keep features that were written to the group while this writer was open."""
-        features = storage.join(self._uri, "features")
-        self._written |= {storage.join(features, "zarr.json"), *storage.files(storage.join(features, name))}
+        self._written |= {metadata_uri(storage.join(self._uri, "features")), *features.uris}
+        self._metadata[f"{FEATURES}{name}"] = features.metadata
 
     def __enter__(self) -> Self:
         return self
@@ -125,8 +143,9 @@ class SlideWriter:
         for name, array in rows.items():
             self._write_array(name, array)
         storage.remove_all(self._before - self._written - self._features_of(record.patches_digest))
-        record = replace(record, status="ok", arrays=tuple(sorted(self._arrays)))
-        write_group(self._uri, record.to_complete_attrs())
+        arrays = sorted(name for name in self._metadata if not name.startswith(FEATURES))
+        record = replace(record, status="ok", arrays=tuple(arrays))
+        self._group = write_group(self._uri, record.to_complete_attrs())
 
     def _features_of(self, digest: str | None) -> set[str]:
         """URIs of what there is of features of patches with this digest."""
@@ -136,9 +155,10 @@ class SlideWriter:
             uri = posixpath.dirname(file)
             if digest is None or file != metadata_uri(uri) or posixpath.dirname(uri) != features_uri:
                 continue
-            with contextlib.suppress(FileNotFoundError, DamageError):
-                if read_array_metadata(uri)["attributes"].get("patches_digest") == digest:
-                    kept |= {metadata_uri(features_uri), *storage.files(uri)}
+            data = stored_metadata(uri)
+            if data is not None and _digest_of_patches(data, uri) == digest:
+                kept |= {metadata_uri(features_uri), *(other for other in self._before if other.startswith(f"{uri}/"))}
+                self._metadata[f"{FEATURES}{posixpath.basename(uri)}"] = data
         return kept
 
     def _finish_patches(self, coords: npt.NDArray[np.int32]) -> SlideRecord:
@@ -147,8 +167,17 @@ class SlideWriter:
             return self._record
         chunks = self._shards.finish()
         self._written |= self._shards.uris
-        self._arrays.add("patches")
+        self._metadata["patches"] = self._shards.metadata
         return replace(self._record, patches=self._shards.count, patches_digest=patches_digest(chunks, coords))
+
+
+def _digest_of_patches(metadata: bytes, uri: str) -> str | None:
+    """Digest of the patches that features were made of; None where it is unknown."""
+    try:
+        digest = parse_array_metadata(metadata, uri)["attributes"].get("patches_digest")
+    except DamageError:
+        return None
+    return None if digest is None else str(digest)
 
 
 def patches_digest(chunks_sha256: str, coords: npt.NDArray[np.int32]) -> str:

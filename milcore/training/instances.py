@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from milcore.config import IngestConfig, InstanceOrigin, TrainConfig, parse_config
 from milcore.encoders.record import encoder_of_features
 from milcore.errors import StoreError
-from milcore.mil.bags.load import READING_THREADS
+from milcore.runtime import storage
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
@@ -32,16 +32,15 @@ def read_instances(store: PatchStore, config: TrainConfig, slide_ids: Sequence[s
         StoreError: slides lack these features, or patches, or their features are of several encoders or of other
             patches.
     """
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        slides = dict(zip(slide_ids, pool.map(store.slide, slide_ids), strict=True))
-        if config.features is None:
-            attrs = {}
-            digests = {slide_id: slide.patches_digest for slide_id, slide in slides.items()}
-        else:
-            attrs = dict(
-                zip(slides, pool.map(_feature_attrs, slides.values(), [config.features] * len(slides)), strict=True)
-            )
-            digests = {slide_id: of_slide.get("digest") for slide_id, of_slide in attrs.items()}
+    slides = store.catalogue(slide_ids).slides(slide_ids)
+    if config.features is None:
+        attrs = {}
+        digests = {slide_id: slide.patches_digest for slide_id, slide in slides.items()}
+    else:
+        names = [config.features] * len(slides)
+        with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:  # of slides that the catalogue lacks
+            attrs = dict(zip(slides, pool.map(_feature_attrs, slides.values(), names), strict=True))
+        digests = {slide_id: of_slide.get("digest") for slide_id, of_slide in attrs.items()}
     _check_complete(digests, config.features)
     encoder = None
     if config.features is not None:

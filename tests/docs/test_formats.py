@@ -113,7 +113,12 @@ def places(folder: Path) -> set[str]:
 def matched(documented: str) -> re.Pattern[str]:
     """What a documented place stands for; a folder for all that is in it."""
     pattern = re.escape(documented)
-    for placeholder, stands_for in (("<slide_id>", r"[A-Za-z0-9_-]+"), ("<epoch>", r"\d{4}"), ("<k>", r"\d")):
+    for placeholder, stands_for in (
+        ("<slide_id>", r"[A-Za-z0-9_-]+"),
+        ("<epoch>", r"\d{4}"),
+        ("<k>", r"\d"),
+        ("<digest>", r"[0-9a-f]{32}"),
+    ):
         pattern = pattern.replace(re.escape(placeholder), stands_for)
     return re.compile(pattern + (".*" if documented.endswith("/") else ""))
 

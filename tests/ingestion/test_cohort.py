@@ -209,10 +209,10 @@ def test_a_map_handed_in_does_the_work(tmp_path: Path) -> None:
     store = _store(tmp_path, {"a": ("a.tiff", None), "b": ("b.tiff", None)})
     order = []
 
-    def backwards(function, slides):
-        for slide in reversed(list(slides)):
-            order.append(slide.slide_id)
-            yield pickle.loads(pickle.dumps(function))(slide)  # noqa: S301 - as it would travel to another machine
+    def backwards(function, tasks, _killed):
+        for task in reversed(list(tasks)):
+            order.append(task.slide.slide_id)
+            yield pickle.loads(pickle.dumps(function))(task)  # noqa: S301 - as it would travel to another machine
 
     assert [outcome.status for outcome in ingest(store, CONFIG, 2, map_slides=backwards)] == ["quarantined", "ok"]
     assert order == ["b", "a"]

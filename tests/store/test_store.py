@@ -158,7 +158,7 @@ def test_a_half_written_feature_array_is_none_for_any_reader(
     store: PatchStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each object that a writer leaves behind, killed there, nothing is read, neither new nor old nor mixed."""
-    monkeypatch.setattr("milcore.store.slide_group.FEATURE_CHUNK_MB", 2 * 3 * 2 / 1e6)
+    monkeypatch.setattr("milcore.store.features.FEATURE_CHUNK_MB", 2 * 3 * 2 / 1e6)
     _write(store, "a")
     old, new = np.zeros((5, 3), np.float16), np.arange(15, dtype=np.float16).reshape(5, 3)
     uri = storage.join(store.group_uri("a"), "features", "f")
@@ -185,7 +185,7 @@ def test_equal_features_written_again_are_left_alone_and_smaller_ones_leave_noth
     _write(store, "a")
     features = np.arange(15, dtype=np.float16).reshape(5, 3)
     with monkeypatch.context() as small:
-        small.setattr("milcore.store.slide_group.FEATURE_CHUNK_MB", 2 * 3 * 2 / 1e6)
+        small.setattr("milcore.store.features.FEATURE_CHUNK_MB", 2 * 3 * 2 / 1e6)
         store.slide("a").write_features("f", features, {"encoder": "tiny"})
     uri = storage.join(store.group_uri("a"), "features", "f")
     before = storage.files(uri)
@@ -206,7 +206,7 @@ def test_features_not_one_per_patch_are_refused(store: PatchStore) -> None:
 
 
 def test_features_of_many_chunks_survive(store: PatchStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("milcore.store.slide_group.FEATURE_CHUNK_MB", 2 * 3 * 2 / 1e6)
+    monkeypatch.setattr("milcore.store.features.FEATURE_CHUNK_MB", 2 * 3 * 2 / 1e6)
     _write(store, "a")
     features = np.arange(15, dtype=np.float16).reshape(5, 3)
     store.slide("a").write_features("f", features, {})

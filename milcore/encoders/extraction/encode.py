@@ -23,10 +23,11 @@ from milcore.errors import InputError, MILError, StoreError
 from milcore.runtime import storage
 from milcore.runtime.limits import cpus
 from milcore.runtime.malloc import keep_freed_memory
+from milcore.store.catalogue import Catalogue
+from milcore.store.slide_row import FEATURES, SlideRow
 from milcore.store.store import PatchStore
 
 FAILURES_NAMED = 5
-READING_THREADS = 16
 
 
 class EncodeJob(NamedTuple):
@@ -71,11 +72,19 @@ def encode_steps(
 
 
 def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> Iterator[Step]:
-    failed = []
-    for step in run(job._replace(made_by=_encoder_of_stored(job, slides)), slides):
+    store, name = PatchStore(job.store_uri), str(with_feature_name(job.config).name)
+    catalogue = store.catalogue()
+    made_by = _encoder_of_stored(catalogue, name, slides)
+    failed, rows = [], store.rows(f"encode-{name}", list(slides))
+    for step in run(job._replace(made_by=made_by), slides):
         if step.slide is not None and step.slide.reason is not None:
             failed.append(f"{step.slide.slide_id}: {step.slide.reason}")
+        row = None if step.slide is None else _row(catalogue, name, step.slide)
+        if row is not None:
+            rows.add(row)
         yield step
+    rows.close()
+    store.join_catalogue()
     if failed:
         more = f"; and {len(failed) - FAILURES_NAMED} more" if len(failed) > FAILURES_NAMED else ""
         raise StoreError(
@@ -84,28 +93,42 @@ def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> It
         )
 
 
-def _encoder_of_stored(job: EncodeJob, slides: dict[str, int]) -> EncoderRecord | None:
+def _row(catalogue: Catalogue, name: str, slide: EncodedSlide) -> SlideRow | None:
+    """Row of a slide with its features.
+
+    None where that of the catalogue is right, or is made when it is joined.
+    """
+    row = catalogue.last_row(slide.slide_id)
+    if row is None or slide.metadata is None:
+        return None
+    now = row.with_array(f"{FEATURES}{name}", slide.metadata)
+    return now if now != row or slide.slide_id in catalogue.open_ids else None
+
+
+def _encoder_of_stored(catalogue: Catalogue, name: str, slides: Iterable[str]) -> EncoderRecord | None:
     """Encoder of the features of that name that slides have already.
 
     Raises:
         StoreError: they are of several encoders, or were imported.
     """
-    store, name = PatchStore(job.store_uri), str(with_feature_name(job.config).name)
 
     def attrs(slide_id: str) -> dict[str, Any]:
+        row = catalogue.row(slide_id)
+        if row is not None and name not in row.feature_names:
+            return {}
         try:
-            return store.slide(slide_id).stored_feature_attrs(name) or {}
+            return catalogue.slide(slide_id).stored_feature_attrs(name) or {}
         except (MILError, *storage.IO_ERRORS):
             return {}  # why a slide cannot be read is told where it is encoded
 
-    with ThreadPoolExecutor(READING_THREADS) as pool:
+    with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:
         stored = dict(zip(slides, pool.map(attrs, slides), strict=True))
     made = {slide_id: of_slide for slide_id, of_slide in stored.items() if of_slide}
     encoder = encoder_of_features(name, made)
     if made and encoder is None:
         raise StoreError(
-            f"features/{name} of {job.store_uri}: expected those of an encoder, got imported ones; give these features "
-            "another --name"
+            f"features/{name} of {catalogue.store_uri}: expected those of an encoder, got imported ones; give these "
+            "features another --name"
         )
     return encoder
 
@@ -148,8 +171,11 @@ def encode_slide(store_uri: str, config: EncodeConfig, device: str, slide_id: st
     Raises:
         StoreError: features of that name were made by another encoder, or the slide does not suit it.
     """
-    steps = list(_encode_all(EncodeJob(store_uri, config, device), {slide_id: 0}, encode_here))
-    return next(step.slide for step in steps if step.slide is not None)
+    steps = encode_slides(EncodeJob(store_uri, config, device), [slide_id], cpus())
+    slide = next(step.slide for step in steps if step.slide is not None)
+    if slide.reason is not None:
+        raise StoreError(slide.reason)
+    return slide
 
 
 def encode_slides(job: EncodeJob, slide_ids: Iterable[str | None], threads: int) -> Iterator[Step]:
@@ -165,7 +191,8 @@ def encode_slides(job: EncodeJob, slide_ids: Iterable[str | None], threads: int)
     store, name = PatchStore(job.store_uri), str(with_feature_name(job.config).name)
     rows = job.config.patches_per_batch if job.device == "cuda" else min(job.config.patches_per_batch, CPU_ROWS)
     passes = 1 if job.device == "cuda" else threads
-    with Forward(encoder, rows, passes) as forward, Writer() as writer, Reader(store, encoder, name) as reader:
+    open_slide = store.catalogue().slide if store.has_manifest() else store.slide
+    with Forward(encoder, rows, passes) as forward, Writer() as writer, Reader(open_slide, encoder, name) as reader:
         batches = Batches(forward, writer, rows)
         for arrival in reader.read(slide_ids):
             if arrival is None:

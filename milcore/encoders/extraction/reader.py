@@ -24,7 +24,6 @@ from milcore.errors import MILError, StoreError
 from milcore.runtime import storage
 from milcore.store.feature_type import FeatureType, feature_type
 from milcore.store.slide_group import SlideGroup
-from milcore.store.store import PatchStore
 
 READERS = 4
 SLIDES_AHEAD = 4
@@ -41,6 +40,7 @@ class EncodedSlide(NamedTuple):
         skipped: True where the features were there already.
         reason: of a failure; None where the slide has features.
         feature_type: in which the features are stored; None where there are none.
+        metadata: ``zarr.json`` of the features; None where there are none.
     """
 
     slide_id: str
@@ -48,6 +48,7 @@ class EncodedSlide(NamedTuple):
     skipped: bool
     reason: str | None = None
     feature_type: FeatureType | None = None
+    metadata: bytes | None = None
 
 
 class SlideFeatures:
@@ -72,8 +73,10 @@ class SlideFeatures:
         """Write the features to the store."""
         kind = feature_type(self.features)
         features, self.features = self.features.astype(kind, copy=False), self.features[:0]
-        self.slide.write_features(self.name, features, self.attributes)
-        return EncodedSlide(self.slide.slide_id, len(features), skipped=False, feature_type=kind)
+        written = self.slide.write_features(self.name, features, self.attributes)
+        return EncodedSlide(
+            self.slide.slide_id, len(features), skipped=False, feature_type=kind, metadata=written.metadata
+        )
 
 
 class PatchRange(NamedTuple):
@@ -98,13 +101,13 @@ class Reader:
     """Reader of slides in background threads; patches come in order.
 
     Args:
-        store: of the slides.
+        open_slide: opens a slide by its id.
         encoder: whose features are wanted.
         name: of the features in the store.
     """
 
-    def __init__(self, store: PatchStore, encoder: FrozenEncoder, name: str) -> None:
-        self._store, self._encoder, self._name = store, encoder, name
+    def __init__(self, open_slide: Callable[[str], SlideGroup], encoder: FrozenEncoder, name: str) -> None:
+        self._open_slide, self._encoder, self._name = open_slide, encoder, name
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
 
     def __enter__(self) -> Self:
@@ -136,11 +139,13 @@ class Reader:
 
     def _open(self, slide_id: str) -> SlideFeatures | EncodedSlide:
         try:
-            slide = self._store.slide(slide_id)
+            slide = self._open_slide(slide_id)
             attributes = _attributes(slide, self._encoder)
-            if _has_features(slide, self._name, self._encoder.record):
-                kept = slide.feature_type(self._name)
-                return EncodedSlide(slide_id, len(slide), skipped=True, feature_type=kept)
+            # not those of the catalogue: features that a person removed are to be made again
+            stored = slide.without_row()
+            if _has_features(stored, self._name, self._encoder.record):
+                kept, metadata = stored.feature_type(self._name), stored.feature_metadata(self._name)
+                return EncodedSlide(slide_id, len(slide), skipped=True, feature_type=kept, metadata=metadata)
         except (MILError, *storage.IO_ERRORS) as error:
             return _failure(slide_id, error)
         return SlideFeatures(slide, self._encoder.width, self._name, attributes)

@@ -6,8 +6,7 @@ store.
 """
 
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,7 @@ from milcore.cohort.manifest import Slide
 from milcore.config import AnnotationConfig, ImportConfig, ImportFormat
 from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.ingestion.annotations import check_annotations
-from milcore.ingestion.cohort import ingest_counts
+from milcore.ingestion.cohort import ingest_counts, write_slides
 from milcore.ingestion.imports.h5 import open_h5
 from milcore.ingestion.imports.npz import open_bags, open_patches
 from milcore.ingestion.imports.parquet import open_table
@@ -24,13 +23,25 @@ from milcore.ingestion.imports.pt import open_pt
 from milcore.ingestion.imports.slide_image import SlideImage, read_slide_image, slide_version, with_scale
 from milcore.ingestion.imports.source import Instances, Source
 from milcore.ingestion.report import ImportReport
-from milcore.ingestion.slide import SlideOutcome, stored_record
+from milcore.ingestion.slide import (
+    SlideOutcome,
+    SlideResult,
+    SlideTask,
+    quarantine,
+    record_outcome,
+    row_with_source,
+    skip,
+    stored_slide,
+)
 from milcore.runtime import storage
 from milcore.runtime.progress import track
+from milcore.runtime.threads import map_in_threads
+from milcore.store.catalogue import Catalogue
 from milcore.store.feature_type import FeatureType, feature_type
 from milcore.store.slide_group import SlideGroup
-from milcore.store.slide_record import ImportOrigin, SlideRecord, SlideState, SourceFile, record_problem
-from milcore.store.store import PatchStore
+from milcore.store.slide_record import ImportOrigin, SlideRecord, SourceFile, record_problem
+from milcore.store.slide_row import SlideRow
+from milcore.store.store import PatchStore, StoredSlide
 
 IMPORTS: dict[ImportFormat, Callable[[str, ImportConfig], Source]] = {
     "bags-npz": open_bags,
@@ -43,7 +54,9 @@ IMPORTS: dict[ImportFormat, Callable[[str, ImportConfig], Source]] = {
 }
 PATCHES = "patches"
 THUMBNAIL_QUALITY = 90
-READING_THREADS = 16
+KIND = "import"
+# each holds the features of one slide in memory
+SLIDES_AT_A_TIME = 8
 # settings of the cohort, without effect on a slide's group
 FREE_SETTINGS = {"labels", "positive"}
 
@@ -63,9 +76,14 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> Impo
     store, array = PatchStore(store_uri), _array_name(config)
     _claim(store, source, array)
     slides = source.manifest.slides
-    outcomes = [_import_slide(slide, source, store, config) for slide in track(slides, "import", len(slides))]
+
+    def results(tasks: Iterable[SlideTask]) -> Iterator[SlideResult]:
+        return map_in_threads(lambda task: _import_slide(task, source, store, config), tasks, SLIDES_AT_A_TIME)
+
+    outcomes = list(track(write_slides(store, slides, KIND, results), "import", len(slides)))
     outcomes = _quarantine_odd_widths(store, outcomes)
-    counts = ingest_counts(outcomes)
+    store.join_catalogue()
+    catalogue, counts = store.catalogue(), ingest_counts(outcomes)
     return ImportReport(
         store,
         counts["ok"],
@@ -73,9 +91,9 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> Impo
         counts["patches"],
         counts["skipped"],
         features=config.name if array != PATCHES else None,
-        feature_types={} if array == PATCHES else _feature_types(store, config.name, outcomes),
+        feature_types={} if array == PATCHES else _feature_types(catalogue, config.name, counts["ok"]),
         unlabelled=list(source.unlabelled),
-        without_picture=_without_picture(store),
+        without_picture=_without_picture(catalogue),
     )
 
 
@@ -106,27 +124,36 @@ def _origin(record: SlideRecord) -> str:
     return "ingested slides" if record.import_origin is None else record.import_origin.array
 
 
-def _import_slide(slide: Slide, source: Source, store: PatchStore, config: ImportConfig) -> SlideOutcome:
+def _import_slide(task: SlideTask, source: Source, store: PatchStore, config: ImportConfig) -> SlideResult:
     """Write one slide to the store, or quarantine it with its reason."""
+    slide = task.slide
     record, version = _first_record(slide, source, config), None
     try:
         version = {**source.version(slide), "slide": slide_version(slide)}
-        earlier, earlier_version = _usable_record(record, config, store), store.source(slide.slide_id) or {}
-        if earlier and earlier_version == version:
-            return _skipped_outcome(earlier)
+        earlier = None if task.is_new else _usable(record, config, store)
+        if earlier and earlier.source == version:
+            return skip(task, store, earlier)
         instances = source.read(slide)
         record = replace(record, source=SourceFile(version["uri"], sha256=instances.sha256))
-        if earlier and earlier.source == record.source and earlier_version.get("slide") == version["slide"]:
-            outcome = _skipped_outcome(earlier)
+        if earlier and _is_of(earlier, record, version):
+            result = SlideResult(record_outcome(earlier.record, skipped=True), None)
         else:
-            _write(slide, _storable(instances, source.feature_type), store, record, config)
-            outcome = SlideOutcome(slide.slide_id, "ok", None, len(instances), skipped=False)
+            row = _write(task, _storable(instances, source.feature_type), store, record, config)
+            result = SlideResult(SlideOutcome(slide.slide_id, "ok", None, len(instances), skipped=False), row)
     except SlideError as error:
-        reason = store.quarantine(replace(record, retry=isinstance(error, UnreachableSlideError)), str(error))
-        outcome = SlideOutcome(slide.slide_id, "quarantined", reason, 0, skipped=False)
-    if version is not None:
-        store.write_source(slide.slide_id, version)
-    return outcome
+        record = replace(record, retry=isinstance(error, UnreachableSlideError))
+        result = quarantine(store, record, str(error))
+    if version is None:
+        return result
+    return result._replace(row=row_with_source(result, store, store.write_source(slide.slide_id, version)))
+
+
+def _is_of(earlier: StoredSlide, record: SlideRecord, version: Mapping[str, object]) -> bool:
+    """True where the store has the content of the source.
+
+    The slide's own file is the same too.
+    """
+    return earlier.record.source == record.source and (earlier.source or {}).get("slide") == version["slide"]
 
 
 def _first_record(slide: Slide, source: Source, config: ImportConfig) -> SlideRecord:
@@ -137,36 +164,34 @@ def _first_record(slide: Slide, source: Source, config: ImportConfig) -> SlideRe
     return SlideRecord(slide.slide_id, parameters=parameters, import_origin=origin)
 
 
-def _usable_record(record: SlideRecord, config: ImportConfig, store: PatchStore) -> SlideRecord | None:
+def _usable(record: SlideRecord, config: ImportConfig, store: PatchStore) -> StoredSlide | None:
     """Record of an earlier import with equal settings, if there is one.
 
     None if a retry is due, or its features are missing.
     """
-    earlier = stored_record(store, record.slide_id)
-    if earlier is None or earlier.retry:
+    stored = stored_slide(store, record.slide_id)
+    if stored is None or stored.record.retry:
         return None
+    earlier = stored.record
     if (earlier.import_origin, earlier.parameters) != (record.import_origin, record.parameters):
         return None
     complete = earlier.status != "ok" or _array_name(config) == PATCHES
     # not store.slide(): another import may be writing the group at this moment
     group = SlideGroup(store.group_uri(record.slide_id), earlier)
-    return earlier if complete or group.has_features(config.name) else None
+    return stored if complete or group.has_features(config.name) else None
 
 
-def _skipped_outcome(record: SlideRecord) -> SlideOutcome:
-    status: SlideState = "ok" if record.status == "ok" else "quarantined"
-    return SlideOutcome(record.slide_id, status, record.reason, record.instances, skipped=True)
-
-
-def _write(slide: Slide, instances: Instances, store: PatchStore, record: SlideRecord, config: ImportConfig) -> None:
-    """Write a slide's group and its features.
+def _write(
+    task: SlideTask, instances: Instances, store: PatchStore, record: SlideRecord, config: ImportConfig
+) -> SlideRow:
+    """Write a slide's group and its features; its row for the catalogue.
 
     The group is complete only with them, so that of two imports at once neither finds the other's half.
 
     Raises:
         SlideError: coords lie outside the slide, or it is larger than any.
     """
-    edge = None if instances.patches is None else instances.patches.shape[1]
+    slide, edge = task.slide, None if instances.patches is None else instances.patches.shape[1]
     record = _with_instances(record, instances)
     image = read_slide_image(slide, record.patch_size_level0)
     record = with_scale(record, slide, image)
@@ -174,7 +199,7 @@ def _write(slide: Slide, instances: Instances, store: PatchStore, record: SlideR
     if problem is not None:
         raise SlideError(problem)
     _check_coords(instances, record)
-    with store.writer(record, edge, "zstd", THUMBNAIL_QUALITY) as writer:
+    with store.writer(record, edge, "zstd", THUMBNAIL_QUALITY, is_new=task.is_new) as writer:
         for patch in () if instances.patches is None else instances.patches:
             writer.append_patch(np.broadcast_to(patch, (*patch.shape[:2], 3)))
         for name, values in instances.rows.items():
@@ -185,8 +210,9 @@ def _write(slide: Slide, instances: Instances, store: PatchStore, record: SlideR
             stored = record.with_files(lambda uri: storage.relative(uri, store.uri))
             attrs = {"imported": config.format, "source": stored.to_attrs()["source"]}
             group = SlideGroup(store.group_uri(slide.slide_id), record)
-            group.write_features(config.name, instances.features, attrs)
-            writer.keep_features(config.name)
+            features = group.write_features(config.name, instances.features, attrs, is_new=task.is_new)
+            writer.keep_features(config.name, features)
+    return writer.row
 
 
 def _with_instances(record: SlideRecord, instances: Instances) -> SlideRecord:
@@ -226,26 +252,24 @@ def _quarantine_odd_widths(store: PatchStore, outcomes: list[SlideOutcome]) -> l
         for name, width in widths.items()
         if width != most[0][0]
     }
+    if not reasons:
+        return outcomes
+    rows, odd = store.rows(KIND, list(reasons)), {}
     for name, reason in reasons.items():
         of_import = {field: getattr(records[name], field) for field in ("parameters", "source", "import_origin")}
-        store.quarantine(SlideRecord(name, retry=True, **of_import), reason)
-    return [
-        SlideOutcome(outcome.slide_id, "quarantined", reasons[outcome.slide_id], 0, skipped=False)
-        if outcome.slide_id in reasons
-        else outcome
-        for outcome in outcomes
-    ]
+        rows.add(store.quarantine(SlideRecord(name, retry=True, **of_import), reason))
+        odd[name] = SlideOutcome(name, "quarantined", reason, 0, skipped=False)
+    rows.close()
+    return [odd.get(outcome.slide_id, outcome) for outcome in outcomes]
 
 
-def _feature_types(store: PatchStore, name: str, outcomes: list[SlideOutcome]) -> dict[str, int]:
+def _feature_types(catalogue: Catalogue, name: str, slide_ids: Sequence[str]) -> dict[str, int]:
     """Number of slides by the type in which their features are stored."""
-    slide_ids = [outcome.slide_id for outcome in outcomes if outcome.status == "ok"]
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        return dict(Counter(pool.map(lambda slide_id: store.slide(slide_id).feature_type(name), slide_ids)))
+    return dict(Counter(catalogue.slide(slide_id).feature_type(name) for slide_id in slide_ids))
 
 
-def _without_picture(store: PatchStore) -> dict[str, str]:
-    reasons = {name: record.no_picture for name, record in store.records().items() if record is not None}
+def _without_picture(catalogue: Catalogue) -> dict[str, str]:
+    reasons = {name: record.no_picture for name, record in catalogue.records.items() if record is not None}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 

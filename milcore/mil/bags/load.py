@@ -1,7 +1,6 @@
 """Bags of a patch store."""
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -11,10 +10,10 @@ from milcore.config import TrainConfig
 from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
 from milcore.mil.bags.rows import BlockRows, ChainedRows, Rows
 from milcore.mil.instance_encoders.finetune import check_patches
-from milcore.store.slide_group import Features, SlideGroup
+from milcore.store.features import Features
+from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
 
-READING_THREADS = 16
 PATCHES_PER_READ = 256
 
 
@@ -23,11 +22,9 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
 
     A bag is a slide or, by the config, a patient: the slides one after another, with the highest of their labels.
     """
-    store = PatchStore(store_uri)
     rows = splits.to_pylist()
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        slides = list(pool.map(lambda row: store.slide(row["slide_id"]), rows))
-    groups = {slide.slide_id: slide for slide in slides}
+    slide_ids = [row["slide_id"] for row in rows]
+    groups = PatchStore(store_uri).catalogue(slide_ids).slides(slide_ids)
     rows_of_bag: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         rows_of_bag.setdefault(row["patient_id"] if config.bag == "patient" else row["slide_id"], []).append(row)

@@ -9,11 +9,10 @@ import pytest
 
 from milcore import api
 from milcore.cluster.launch import ingest_with
-from milcore.cohort.manifest import Slide
 from milcore.config import IngestConfig, LaunchConfig
 from milcore.errors import MILError
 from milcore.ingestion.cohort import SlideWork, ingest, plan_cohort, stored_counts
-from milcore.ingestion.slide import SlideOutcome
+from milcore.ingestion.slide import SlideOutcome, SlideResult, SlideTask
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
@@ -72,10 +71,10 @@ def sizes_of_messages(cohort: int, folder: Path) -> set[int]:
     plan_cohort(str(folder / "m.csv"), str(folder / f"store{cohort:06d}"))
     sizes: set[int] = set()
 
-    def spy(work: SlideWork, slides: Iterable[Slide], killed: SlideWork) -> Iterator[SlideOutcome]:
-        for slide in slides:
-            outcome = SlideOutcome(slide.slide_id, "ok", None, 1, skipped=False)
-            sizes.add(len(pickle.dumps(work)) + len(pickle.dumps(slide)) + len(pickle.dumps(outcome)))
+    def spy(work: SlideWork, tasks: Iterable[SlideTask], killed: SlideWork) -> Iterator[SlideResult]:
+        for task in tasks:
+            outcome = SlideResult(SlideOutcome(task.slide.slide_id, "ok", None, 1, skipped=False), None)
+            sizes.add(len(pickle.dumps(work)) + len(pickle.dumps(task)) + len(pickle.dumps(outcome)))
             yield outcome
 
     assert len(list(ingest(str(folder / f"store{cohort:06d}"), CONFIG, 2, map_slides=spy))) == cohort

@@ -48,7 +48,7 @@ def test_patches_of_slides_arrive_in_order_across_slides(tmp_path: Path) -> None
             asked.append(slide_id)
             yield slide_id
 
-    with Reader(store, encoder, "f") as reader:
+    with Reader(store.slide, encoder, "f") as reader:
         arrivals = reader.read(slide_ids())
         first = next(arrivals)
         assert asked == ["s00", "s01", "s02"]
@@ -62,7 +62,7 @@ def test_a_slide_that_cannot_be_read_is_reported_once_and_the_next_goes_on(tmp_p
     store = write_store(str(tmp_path), slides=2, patches=80)
     shard = next(path for path in Path(store.group_uri("s00"), "patches", "c").rglob("*") if path.is_file())
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    with Reader(store, load_encoder("efficientnet_lite0", "cpu"), "f") as reader:
+    with Reader(store.slide, load_encoder("efficientnet_lite0", "cpu"), "f") as reader:
         results = list(reader.read(["nowhere", *store.slide_ids()]))
     ended = [result for result in results if isinstance(result, EncodedSlide)]
     assert [slide.slide_id for slide in ended] == ["nowhere", "s00"]

@@ -1,0 +1,362 @@
+"""Catalogue of a store: records and metadata of its slides, in few requests.
+
+Its fragments are joined after steps that write slides. A slide's own objects stay the truth: slides that a writer has
+open, that fragments disagree on, or that no fragment has, are read from their groups, concurrently; and a row that is
+out of date, since another program changed the slide, is noticed at the first read of an array and made anew.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from typing import NamedTuple, Self
+
+from milcore.errors import DamageError, StorageError, StoreError
+from milcore.runtime import storage
+from milcore.runtime.progress import log_line
+from milcore.store import fragments
+from milcore.store.fragments import Fragment
+from milcore.store.group_record import parse_record, read_groups
+from milcore.store.paths import group_uri
+from milcore.store.slide_group import SlideGroup
+from milcore.store.slide_record import SCHEMA_VERSION, SlideRecord
+from milcore.store.slide_row import SlideRow, read_rows
+
+# times that the fragments are read again because another process joined them meanwhile
+JOINED_AT_MOST = 10
+# rows of a writer that are held in memory
+ROWS_PER_FRAGMENT = 8192
+
+
+class _Place(NamedTuple):
+    fragment: Fragment
+    number: int
+
+    def row(self) -> SlideRow:
+        return self.fragment.row(self.number)
+
+
+class Catalogue:
+    """Slides of a store as they were when the catalogue was read.
+
+    Args:
+        store_uri: patch store.
+        slide_ids: of its cohort, or of those that are looked at.
+        fragment_names: names of its fragments, also of damaged ones.
+        rows: the fragments; none where one is damaged.
+        open_ids: slides that a writer may be writing; None stands for all.
+    """
+
+    def __init__(
+        self,
+        store_uri: str,
+        slide_ids: Sequence[str],
+        fragment_names: set[str],
+        rows: Sequence[Fragment],
+        open_ids: set[str] | None,
+    ) -> None:
+        self.store_uri, self.fragment_names = store_uri, fragment_names
+        self._ids = list(slide_ids)
+        self._places = _places(rows, set(self._ids))
+        self._open_ids = set(self._ids) if open_ids is None else open_ids
+        self._renewed: dict[str, SlideRow | None] = {}
+        self._from_groups: dict[str, SlideRecord | None] = {}
+
+    @classmethod
+    def read(cls, store_uri: str, slide_ids: Sequence[str]) -> Self:
+        """Read the catalogue of a store.
+
+        The marks first, so that a writer that ends meanwhile is not missed.
+        """
+        marks = fragments.read_marks(store_uri)
+        open_ids = set().union(*(ids or () for ids in marks.values()))
+        names, rows = _read_fragments(store_uri)
+        return cls(store_uri, slide_ids, names, rows, None if None in marks.values() else open_ids)
+
+    def row(self, slide_id: str) -> SlideRow | None:
+        """Row of a slide that can be relied on.
+
+        None where the slide itself is to be read.
+        """
+        return None if slide_id in self._open_ids else self.last_row(slide_id)
+
+    def last_row(self, slide_id: str) -> SlideRow | None:
+        """Latest row of a slide, even while a writer may be writing it.
+
+        None where there is none, or where it is not known.
+        """
+        if slide_id in self._renewed:
+            return self._renewed[slide_id]
+        place = self._places.get(slide_id)
+        return place and place.row()
+
+    @property
+    def all_ids(self) -> Sequence[str]:
+        """Ids of the slides of the cohort."""
+        return self._ids
+
+    @property
+    def unknown_ids(self) -> list[str]:
+        """Ids of the slides whose rows cannot be relied on."""
+        return [slide_id for slide_id in self._ids if slide_id in self._open_ids or slide_id not in self._places]
+
+    @property
+    def open_ids(self) -> set[str]:
+        """Ids of slides that a writer may be writing."""
+        return self._open_ids
+
+    @cached_property
+    def records(self) -> Mapping[str, SlideRecord | None]:
+        """Record of each slide, in the order of the cohort.
+
+        None where its group is absent or incomplete.
+
+        Slides of an earlier version, whose bytes cannot be checked, are told once per process.
+
+        Raises:
+            DamageError: the record of a slide that was read from its group is damaged.
+        """
+        self._read_groups(self.unknown_ids)
+        records = {slide_id: self._record(slide_id) for slide_id in self._ids}
+        unchecked = sum(record is not None and record.schema_version < SCHEMA_VERSION for record in records.values())
+        if unchecked:
+            _log_unchecked(self.store_uri, unchecked)
+        return records
+
+    def slide_ids(self) -> list[str]:
+        """Ids of the slides that can be read, in the order of the cohort."""
+        return [slide_id for slide_id, record in self.records.items() if record and record.status == "ok"]
+
+    def quarantined(self) -> dict[str, str]:
+        """Reason of every quarantined slide, in the order of the cohort."""
+        reasons = {slide_id: record.reason for slide_id, record in self.records.items() if record is not None}
+        return {slide_id: reason for slide_id, reason in reasons.items() if reason is not None}
+
+    def slide(self, slide_id: str) -> SlideGroup:
+        """Open a slide's group, without a request where its row can be relied on.
+
+        Raises:
+            StoreError: it is absent, incomplete or quarantined.
+        """
+        record = usable_record(self.store_uri, slide_id, self._record(slide_id))
+        return SlideGroup(group_uri(self.store_uri, slide_id), record, self.row(slide_id), self._renew)
+
+    def slides(self, slide_ids: Sequence[str]) -> dict[str, SlideGroup]:
+        """Open slides, as ``slide``; those whose rows cannot be relied on by concurrent requests."""
+        self._read_groups([slide_id for slide_id in slide_ids if self.row(slide_id) is None])
+        return {slide_id: self.slide(slide_id) for slide_id in slide_ids}
+
+    def _record(self, slide_id: str) -> SlideRecord | None:
+        group = self._group(slide_id)
+        if group is None:
+            self._read_groups([slide_id])
+            return self._from_groups[slide_id]
+        return resolved(SlideRow(slide_id, group, {}).record(self.store_uri), self.store_uri)
+
+    def _group(self, slide_id: str) -> bytes | None:
+        """``zarr.json`` of a slide's group, where its row can be relied on."""
+        if slide_id in self._open_ids:
+            return None
+        if slide_id in self._renewed:
+            row = self._renewed[slide_id]
+            return row and row.group
+        place = self._places.get(slide_id)
+        return place and place.fragment.group(place.number)
+
+    def _read_groups(self, slide_ids: Sequence[str]) -> None:
+        """Read the records of slides from their groups, once."""
+        records = read_records(self.store_uri, [name for name in slide_ids if name not in self._from_groups])
+        self._from_groups |= records
+        complete = sum(record is not None for record in records.values())
+        if complete > 1 and not self.fragment_names:
+            _log_absent(self.store_uri)
+
+    def _renew(self, slide_id: str) -> SlideRow | None:
+        """Make the row of a slide anew.
+
+        It is written where the store can be written to.
+        """
+        row = read_rows(self.store_uri, [slide_id]).get(slide_id)
+        self._renewed[slide_id] = row
+        if row is not None:
+            with contextlib.suppress(StorageError):
+                fragments.write_fragment(self.store_uri, [row], self.fragment_names)
+        return row
+
+
+def read_records(store_uri: str, slide_ids: Sequence[str]) -> dict[str, SlideRecord | None]:
+    """Records of slides from their groups, by concurrent requests.
+
+    None where one is absent or incomplete.
+    """
+    groups = read_groups(store_uri, slide_ids)
+    records = {slide_id: parse_record(data, slide_id, store_uri) for slide_id, data in groups.items()}
+    resolve = {slide_id: record and resolved(record, store_uri) for slide_id, record in records.items()}
+    return {slide_id: resolve.get(slide_id) for slide_id in slide_ids}
+
+
+def resolved(record: SlideRecord, store_uri: str) -> SlideRecord:
+    """The record with the places of its files as seen from here.
+
+    It is stored with their places as seen from the store.
+    """
+    return record.with_files(lambda uri: storage.resolve(uri, store_uri))
+
+
+def usable_record(store_uri: str, slide_id: str, record: SlideRecord | None) -> SlideRecord:
+    """The record of a slide that can be read.
+
+    Raises:
+        StoreError: it is absent, incomplete or quarantined.
+    """
+    if record is None:
+        raise StoreError(f"slide {slide_id!r} is absent from {store_uri} or incomplete; run `milcore ingest` again")
+    if record.status == "quarantined":
+        raise StoreError(f"slide {slide_id!r} is quarantined: {record.reason}")
+    return record
+
+
+class RowWriter:
+    """Writer of the catalogue's rows for slides that one process, or its workers, write.
+
+    A mark in the catalogue tells readers to read these slides themselves until it is closed. Of a writer that was
+    killed the mark stays, until the next of its kind that writes all of these slides.
+
+    Args:
+        store_uri: patch store.
+        kind: of the writer, such as ``ingest``.
+        slide_ids: that it may write.
+    """
+
+    def __init__(self, store_uri: str, kind: str, slide_ids: Sequence[str]) -> None:
+        self._store_uri = store_uri
+        before = {
+            name: ids for name, ids in fragments.read_marks(store_uri).items() if fragments.writer_kind(name) == kind
+        }
+        self._marks = [name for name, ids in before.items() if ids is None or ids <= set(slide_ids)]
+        self._marks.append(fragments.write_mark(store_uri, kind, slide_ids))
+        # listed after the mark is written: what comes later is not known to be earlier than these rows
+        self._after = fragments.fragment_names(store_uri)
+        self._rows: list[SlideRow] = []
+
+    def add(self, row: SlideRow) -> None:
+        """Add the row of a slide that is written."""
+        self._rows.append(row)
+        if len(self._rows) == ROWS_PER_FRAGMENT:
+            self._write()
+
+    def close(self) -> None:
+        """Write the rows and remove the mark.
+
+        Every slide is complete, in quarantine, or as before.
+        """
+        self._write()
+        fragments.remove_marks(self._store_uri, self._marks)
+
+    def _write(self) -> None:
+        if self._rows:
+            fragments.write_fragment(self._store_uri, self._rows, self._after)
+            self._rows.clear()
+
+
+def join(store_uri: str, slide_ids: Sequence[str]) -> None:
+    """Join the fragments of a store's catalogue to one.
+
+    It has a row for every slide.
+
+    Slides without a row that can be relied on get one from their own objects; those that a writer has open get none.
+    """
+    catalogue = Catalogue.read(store_uri, slide_ids)
+    unknown = [slide_id for slide_id in catalogue.unknown_ids if slide_id not in catalogue.open_ids]
+    if len(catalogue.fragment_names) > 1 or unknown:
+        _replace(catalogue, unknown)
+
+
+def rebuild(store_uri: str, slide_ids: Sequence[str]) -> int:
+    """Make every row of a store's catalogue anew; return how many slides have one.
+
+    Marks are removed: no other process may write to the store meanwhile.
+    """
+    fragments.remove_marks(store_uri, fragments.read_marks(store_uri))
+    catalogue = Catalogue(store_uri, slide_ids, fragments.fragment_names(store_uri), [], set())
+    return _replace(catalogue, catalogue.unknown_ids)
+
+
+def _replace(catalogue: Catalogue, unknown: Sequence[str]) -> int:
+    """Write one fragment in place of all, with rows of unknown slides made anew."""
+    store_uri, before = catalogue.store_uri, catalogue.fragment_names
+    known = map(catalogue.row, catalogue.all_ids)
+    rows = {row.slide_id: row for row in known if row is not None} | read_rows(store_uri, unknown)
+    name = fragments.write_fragment(store_uri, list(rows.values()), before, before)
+    storage.remove_all(fragments.fragment_uri(store_uri, old) for old in before - {name})
+    return len(rows)
+
+
+def _read_fragments(store_uri: str) -> tuple[set[str], list[Fragment]]:
+    """Names of a store's fragments, and the fragments.
+
+    There are none of the latter where one is damaged.
+
+    Read again where the listing changed meanwhile: it would lack both what was joined and what it was joined to.
+    """
+    for _ in range(JOINED_AT_MOST):
+        names = fragments.fragment_names(store_uri)
+        uris = {name: fragments.fragment_uri(store_uri, name) for name in names}
+        data = storage.read_all(list(uris.values()))
+        if len(data) == len(names) and (not names or fragments.fragment_names(store_uri) == names):
+            try:
+                return names, [Fragment(name, data[uri]) for name, uri in uris.items()]
+            except (DamageError, ValueError, LookupError, TypeError) as error:
+                _log_damage(store_uri, " ".join(str(error).split()))
+                return names, []
+    return set(), []
+
+
+def _places(rows: Sequence[Fragment], slide_ids: set[str]) -> dict[str, _Place]:
+    """Place of the latest row of every slide.
+
+    Slides of which no row is known to be the latest have none.
+    """
+    replaced = frozenset().union(*(fragment.replaces for fragment in rows))
+    candidates: dict[str, list[_Place]] = {}
+    for fragment in rows:
+        if fragment.name not in replaced:
+            for number, slide_id in enumerate(fragment.slide_ids):
+                candidates.setdefault(slide_id, []).append(_Place(fragment, number))
+    latest = {slide_id: _latest(places) for slide_id, places in candidates.items() if slide_id in slide_ids}
+    return {slide_id: place for slide_id, place in latest.items() if place is not None}
+
+
+def _latest(places: Sequence[_Place]) -> _Place | None:
+    """The place of the latest row; None where it is not known.
+
+    Equal rows stand for each other.
+    """
+    earlier = frozenset().union(*(place.fragment.after for place in places))
+    last = [place for place in places if place.fragment.name not in earlier]
+    if len(last) > 1 and any(place.row() != last[0].row() for place in last[1:]):
+        return None
+    return last[0] if last else None
+
+
+@cache
+def _log_unchecked(uri: str, slides: int) -> None:
+    log_line(
+        f"{uri}: {slides} slides were written by an earlier version, without checksums: a changed byte would not be "
+        "noticed; ingest them into a new store to have them checked"
+    )
+
+
+@cache
+def _log_absent(uri: str) -> None:
+    log_line(
+        f"{uri} has no catalogue: its slides are read from their own folders; `milcore info --rebuild` or the next "
+        "ingestion makes one"
+    )
+
+
+@cache
+def _log_damage(uri: str, problem: str) -> None:
+    log_line(
+        f"{uri}: {problem}; its slides are read from their own folders; `milcore info --rebuild` makes the "
+        "catalogue anew"
+    )
