@@ -277,7 +277,8 @@ def claim_folder(uri: str, spec: FolderSpec) -> None:
         )
     if is_older or any(before[name] != now[name] for name in spec.folders) or _has_other_memory(before, now):
         run_files.forget(config_uri(uri))
-        storage.write_json(config_uri(uri), stored | {"milcore_version": earlier.milcore_version})
+        stored = _with_given_memory(stored, before) | {"milcore_version": earlier.milcore_version}
+        storage.write_json(config_uri(uri), stored)
     # last: a claim that ended before leaves a file that is not recorded, which a later one reads
     run_files.record({config_uri(uri): storage.read_bytes(config_uri(uri))})
 
@@ -314,6 +315,17 @@ def _changed_settings(before: dict[str, object], now: dict[str, object]) -> list
         for key in sorted(before | now)
         if before.get(key) != now.get(key) and not NO_SETTINGS.fullmatch(key) and not MEMORY_SETTINGS.fullmatch(key)
     ]
+
+
+def _with_given_memory(now: dict[str, object], before: dict[str, object]) -> dict[str, object]:
+    """Settings as now, with memory as before where none is given now."""
+    return {name: _given_memory(name, value, before.get(name)) for name, value in now.items()}
+
+
+def _given_memory(name: str, now: object, before: object) -> object:
+    if isinstance(now, dict) and isinstance(before, dict):
+        return _with_given_memory(now, before)
+    return before if now is None and name in {"activation_mb", "cache_mb"} else now
 
 
 def _has_other_memory(before: dict[str, object], now: dict[str, object]) -> bool:

@@ -274,3 +274,16 @@ def test_models_made_in_threads_have_the_weights_of_their_seed() -> None:
     with ThreadPoolExecutor(4) as threads:
         made = list(threads.map(lambda _: make_model(config, 256, 2).state_dict(), range(200)))
     assert all(same(weights, alone) for weights in made)
+
+
+def test_as_many_threads_give_the_same_weights_to_the_bit() -> None:
+    """A step of 8 bags of 90 x 1024 values has work for two threads."""
+    random = np.random.default_rng(0)
+    bags = Bags.from_arrays([random.normal(size=(90, 1024)).astype(np.float16) for _ in range(16)], [0, 1] * 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = (fit(bags, epochs=2, hidden=64).state_dict() for _ in range(3))
+    finally:
+        torch.set_num_threads(before)
+    assert all(same(first, other) for other in others)

@@ -150,6 +150,8 @@ def test_memory_may_differ_where_a_run_goes_on_and_what_was_given_last_counts(st
     less = TRAIN.model_copy(update={"cache_mb": 100.0, "activation_mb": 50.0})
     prepare_run(store_uri, run, less, SplitConfig())
     assert Run(run).spec().train == less
+    prepare_run(store_uri, run, TRAIN.model_copy(update={"cache_mb": 200.0}), SplitConfig())
+    assert Run(run).spec().train == less.model_copy(update={"cache_mb": 200.0})
     assert run_damage(Run(run)) == []
 
 
