@@ -6,6 +6,7 @@ evaluated on the test split. None of them is published as a model.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -22,12 +23,15 @@ from milcore.metrics.classification import Comparison, Estimate, mean_estimate
 from milcore.metrics.wilson import auroc_interval
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.inference import attention_by_slide, predict_bags
+from milcore.runtime.threads import map_in_threads
+from milcore.store.catalogue import Catalogue
 from milcore.store.sampling import SAMPLE, read_patches, sample_both_classes, sample_runs
 from milcore.store.slide_group import SlideGroup
-from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.loop import train_model
 
+# each holds the pixels of a sample of patches
+THREADS = 16
 NO_PATCH_SCORE = Estimate(math.nan, reason="gives no score per patch")
 NO_TEST_SLIDE = Estimate(math.nan, reason="no test slide")
 NO_PIXELS = Estimate(math.nan, reason="the store was imported without patches, so there is no colour to read")
@@ -42,23 +46,23 @@ _SHUFFLED_NOTE = "this model trained on labels dealt out at random: what luck lo
 
 
 def compare(
-    config: TrainConfig, bags: Bags, store: PatchStore, instance_labels: InstanceLabels, device: torch.device
+    config: TrainConfig, bags: Bags, catalogue: Catalogue, instance_labels: InstanceLabels, device: torch.device
 ) -> Iterator[Comparison]:
     """Train and evaluate the baselines one by one.
 
     Args:
         config: of the run; its seed also draws the shuffled labels and the patches whose colour is read.
         bags: of the run, all splits.
-        store: the patches whose colour is read; where an import has none, the rows of colour say so.
+        catalogue: of the store whose patches give the colours; where an import has none, the rows of colour say so.
         instance_labels: of annotated slides.
         device: of the baselines that are trained.
     """
     if (config.pooling, config.level) != ("mean", "embedding"):
         mean = _train(config.model_copy(update={"pooling": "mean", "level": "embedding"}), bags, device)
         yield Comparison("embedding-mean pooling", _MEAN_NOTE, mean.auroc, FLAT)
-    if all(store.slide(slide_id).has_patches for entry in bags.entries for slide_id in entry.slides):
-        yield _slide_colour(bags.entries, store, config.seed)
-        yield _patch_colour(bags.entries, store, instance_labels, config.seed)
+    if all(catalogue.slide(slide_id).has_patches for entry in bags.entries for slide_id in entry.slides):
+        yield _slide_colour(bags.entries, catalogue, config.seed)
+        yield _patch_colour(bags.entries, catalogue, instance_labels, config.seed)
     else:
         yield Comparison("slide colour", _SLIDE_COLOUR_NOTE, NO_PIXELS, NO_PATCH_SCORE)
         yield Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, NO_PIXELS)
@@ -114,13 +118,15 @@ def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _TestResult
     return _TestResult(estimate, attention_by_slide(bags, predictions))
 
 
-def _slide_colour(entries: Sequence[BagEntry], store: PatchStore, seed: int) -> Comparison:
+def _slide_colour(entries: Sequence[BagEntry], catalogue: Catalogue, seed: int) -> Comparison:
     """Logistic regression of the slide's label on mean and deviation of its RGB."""
     train = [entry for entry in entries if entry.split == "train"]
     test = [entry for entry in entries if entry.split == "test"]
     if not test:
         return Comparison("slide colour", _SLIDE_COLOUR_NOTE, NO_TEST_SLIDE, NO_PATCH_SCORE)
-    colours = {entry.bag_id: _bag_colour(entry, store, seed) for entry in (*train, *test)}
+    read = partial(_bag_colour, catalogue=catalogue, seed=seed)
+    bags = [*train, *test]
+    colours = dict(zip((bag.bag_id for bag in bags), map_in_threads(read, bags, THREADS), strict=True))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit([colours[entry.bag_id] for entry in train], [entry.label for entry in train])
     probability = model.predict_proba([colours[entry.bag_id] for entry in test])
@@ -128,9 +134,9 @@ def _slide_colour(entries: Sequence[BagEntry], store: PatchStore, seed: int) -> 
     return Comparison("slide colour", _SLIDE_COLOUR_NOTE, estimate, NO_PATCH_SCORE)
 
 
-def _bag_colour(entry: BagEntry, store: PatchStore, seed: int) -> Float[np.ndarray, "6"]:
+def _bag_colour(entry: BagEntry, catalogue: Catalogue, seed: int) -> Float[np.ndarray, "6"]:
     """Mean of ``slide_colour`` over the bag's slides."""
-    mean: np.ndarray = np.mean([slide_colour(store.slide(slide_id), seed) for slide_id in entry.slides], axis=0)
+    mean: np.ndarray = np.mean([slide_colour(catalogue.slide(slide_id), seed) for slide_id in entry.slides], axis=0)
     return mean
 
 
@@ -143,18 +149,24 @@ def slide_colour(slide: SlideGroup, seed: int) -> Float[np.ndarray, "6"]:
 
 
 def _patch_colour(
-    entries: Sequence[BagEntry], store: PatchStore, instance_labels: InstanceLabels, seed: int
+    entries: Sequence[BagEntry], catalogue: Catalogue, instance_labels: InstanceLabels, seed: int
 ) -> Comparison:
     """Logistic regression of a patch's annotation on its mean RGB."""
-    samples = {
+
+    def draw(slide: tuple[str, str]) -> _PatchColours:
+        patient_id, slide_id = slide
+        return _PatchColours.draw(catalogue.slide(slide_id), patient_id, instance_labels[slide_id], seed)
+
+    annotated = {
         split: [
-            _PatchColours.draw(store.slide(slide_id), entry.patient_id, instance_labels[slide_id], seed)
+            (entry.patient_id, slide_id)
             for entry in entries
             for slide_id in entry.slides
             if entry.split == split and _has_both_classes(instance_labels.get(slide_id))
         ]
         for split in ("train", "test")
     }
+    samples = {split: list(map_in_threads(draw, slides, THREADS)) for split, slides in annotated.items()}
     if not samples["train"] or not samples["test"]:
         reason = "no annotated patches of both classes in training or in test"
         return Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, Estimate(math.nan, reason=reason))

@@ -6,7 +6,6 @@ are computed once, and no choice depends on its labels.
 
 import posixpath
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,13 +34,13 @@ from milcore.metrics.classification import Comparison
 from milcore.mil.device import compute_device
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line
+from milcore.runtime.threads import map_in_threads
 from milcore.store.annotation_record import AnnotationRecord
 from milcore.store.slide_group import SlideGroup
 from milcore.training.run_files import publish, read_files, recorded_digests
 from milcore.training.run_folder import Run
 from milcore.training.sweep import Sweep
 
-READING_THREADS = 16
 SLIDES_NAMED = 5
 
 
@@ -101,7 +100,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     comparison = [_run_row(run.spec, metrics)]
     if baselines:
         log_line("comparing with simple models")
-        comparison += compare(run.spec.train, run.as_split, run.store, labels, device)
+        comparison += compare(run.spec.train, run.as_split, run.catalogue, labels, device)
     files = AttentionFiles(attention_formats, record.config.annotation_origin or "bounds")
     views = tuple(slide_views(run, rule, regions, checks, AttentionOutputs(files, with_leave_one_out)))
     evaluation = RunResults(run, rule, metrics, checks, comparison)
@@ -171,12 +170,11 @@ def _predictions_table(run: RunPredictions) -> pa.Table:
 
 
 def _groups(run: RunPredictions) -> dict[str, SlideGroup]:
-    """Slides of all splits that may hold positive instances, read in parallel."""
+    """Slides of all splits that may hold positive instances."""
     classes = len(run.spec.classes)
     entries = [entry for entry in run.bags.entries if entry.label == 1 or classes > 2]
     names = [slide_id for entry in entries for slide_id in entry.slides]
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        return dict(zip(names, pool.map(run.store.slide, names), strict=True))
+    return run.catalogue.slides(names)
 
 
 def _regions(run: RunPredictions, groups: dict[str, SlideGroup], record: AnnotationRecord) -> dict[str, BaseGeometry]:
@@ -189,8 +187,8 @@ def _regions(run: RunPredictions, groups: dict[str, SlideGroup], record: Annotat
     """
     manifest = run.store.manifest()
     annotated = [slide for slide in manifest.slides if slide.slide_id in groups and slide.annotation is not None]
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        annotations = list(pool.map(partial(_load_annotation, record=record), annotated))
+    load = partial(_load_annotation, record=record)
+    annotations = list(map_in_threads(load, annotated, storage.CONCURRENT_REQUESTS))
     if annotations:
         unmatched_classes([annotation.class_names for annotation in annotations], record.config)
     corners = (groups[slide.slide_id].bounds_corner for slide in annotated)
@@ -215,7 +213,7 @@ def _load_annotation(slide: Slide, record: AnnotationRecord) -> Annotation:
 
 def _log_lacking_bounds(run: RunPredictions) -> None:
     """Tell of slides whose scanned bounds an earlier version did not record."""
-    lacking = [slide_id for slide_id, record in run.store.records().items() if record and record.lacks_bounds]
+    lacking = [slide_id for slide_id, record in run.catalogue.records.items() if record and record.lacks_bounds]
     if lacking:
         log_line(
             f"{len(lacking)} slide(s) were ingested by an earlier version, which did not record their scanned bounds "
@@ -235,9 +233,8 @@ def _instance_labels(groups: dict[str, SlideGroup], regions: dict[str, BaseGeome
             return instance_labels(slide.coords, slide.patch_size_level0, regions[slide.slide_id])
         return None if slide.instance_labels is None else slide.instance_labels.astype(np.int64)
 
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        labels_of = zip(groups, pool.map(read, groups.values()), strict=True)
-        return {slide_id: labels for slide_id, labels in labels_of if labels is not None}
+    labels_of = zip(groups, map_in_threads(read, groups.values(), storage.CONCURRENT_REQUESTS), strict=True)
+    return {slide_id: labels for slide_id, labels in labels_of if labels is not None}
 
 
 def _run_row(spec: RunSpec, metrics: SplitMetrics) -> Comparison:

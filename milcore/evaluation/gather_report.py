@@ -54,7 +54,7 @@ def report_data(evaluation: RunResults, views: tuple[SlideView, ...], sweep: Swe
         folds=run.spec.folds,
         sweep=sweep,
         slides=views,
-        quarantined=run.store.quarantined(),
+        quarantined=run.catalogue.quarantined(),
         provenance=_provenance(run),
         config=run.spec.model_copy(update={"store_uri": _store_path(run)}).model_dump_json(indent=2),
     )
@@ -107,7 +107,7 @@ def _store_path(run: RunPredictions) -> str:
 
 
 def _provenance(run: RunPredictions) -> dict[str, str]:
-    first = run.store.slide(run.bags.entries[0].slides[0])
+    first = run.catalogue.slide(run.bags.entries[0].slides[0])
     features, encoder = run.spec.train.features, run.spec.train.encoder
     patch_mpp, origin = first.record.patch_mpp, first.record.import_origin
     patches = f"{first.patch_size or 'unknown'} px" + ("" if patch_mpp is None else f" at {patch_mpp:g} µm/px")

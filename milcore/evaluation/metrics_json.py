@@ -57,7 +57,7 @@ def metrics_json(evaluation: RunResults, report: str) -> dict[str, Any]:
             }
             for row in comparison
         ],
-        "quarantined": run.store.quarantined(),
+        "quarantined": run.catalogue.quarantined(),
         **({"labels_from": run.labels_from, "label_changes": list(run.label_changes)} if run.labels_from else {}),
         "report": report,
     }

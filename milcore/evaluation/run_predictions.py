@@ -17,6 +17,7 @@ from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import BagPrediction, predict_bags
 from milcore.mil.model import MILModel
+from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
 from milcore.training.history import with_fold
 from milcore.training.instances import read_instances
@@ -44,6 +45,7 @@ class RunPredictions(NamedTuple):
     Args:
         as_split: the bags in the run's own split. In a run of folds ``bags`` has none to train on, and simple models
             are fitted on these.
+        catalogue: of the store, with the slides of the manifest and of the run.
         predictions: by the bag's index.
         folds: the fold whose validation split holds a bag, by the bag's index; empty for a plain run. Such a bag has
             the prediction of that fold's model alone, which was not trained on it; a test bag the mean of all models.
@@ -56,6 +58,7 @@ class RunPredictions(NamedTuple):
     spec: RunSpec
     models: tuple[MILModel, ...]
     store: PatchStore
+    catalogue: Catalogue
     bags: Bags
     as_split: Bags
     predictions: dict[int, BagPrediction]
@@ -136,7 +139,11 @@ def open_run(
     )
     predictions = predict_bags(models, bags, range(len(bags)), device)
     predictions |= {index: predictions[index].of_member(fold) for index, fold in folds.items()}
-    return RunPredictions(run_uri, spec, models, store, bags, as_split, predictions, folds, labels_from, changes)
+    slide_ids = [slide.slide_id for slide in manifest.slides]
+    catalogue = store.catalogue(list(dict.fromkeys([*slide_ids, *splits["slide_id"].to_pylist()])))
+    return RunPredictions(
+        run_uri, spec, models, store, catalogue, bags, as_split, predictions, folds, labels_from, changes
+    )
 
 
 def _label_changes(

@@ -63,7 +63,7 @@ def slide_views(
     index_rows, digests = [], dict[str, str]()
 
     def write(slide: _Slide) -> tuple[_Slide, SlideView, dict[str, str]]:
-        group = run.store.slide(slide.slide_id)
+        group = run.catalogue.slide(slide.slide_id)
         written = write_attention(folder, group, slide.result.attention, slide.columns)
         view = slide_view(group, slide.result, written, sizes, choices.get(slide.slide_id))
         return slide, view, written.digests

@@ -46,6 +46,7 @@ def write_large_store(uri: str, slides: int, pictures_every: int = 10, quarantin
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(lambda k: _write_slide(store, planned[k], k, pictures_every), range(slides + OUTSIDE_TEST)))
         list(pool.map(lambda slide: store.quarantine(SlideRecord(slide.slide_id), "no tissue"), bad))
+    store.join_catalogue()
     return store
 
 
@@ -72,7 +73,7 @@ def _write_slide(store: PatchStore, slide: Slide, k: int, pictures_every: int) -
         counts=TileCounts(16, instances, 0, instances),
         features_width=WIDTH,
     )
-    with store.writer(record, None, "zstd", 85) as writer:
+    with store.writer(record, None, "zstd", 85, is_new=True) as writer:
         places = random.permutation(16)[:instances]
         writer.write_rows("coords", EDGE * np.stack([places % 4, places // 4], axis=1))
         labels = np.zeros(instances, np.int8)
@@ -81,5 +82,5 @@ def _write_slide(store: PatchStore, slide: Slide, k: int, pictures_every: int) -
         if k % pictures_every == 0:
             writer.write_thumbnail(random.integers(120, 240, (128, 128, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1))
         group = SlideGroup(store.group_uri(slide.slide_id), record)
-        group.write_features("made", features.astype(np.float16), {"imported": "npz"})
-        writer.keep_features("made")
+        stored = group.write_features("made", features.astype(np.float16), {"imported": "npz"}, is_new=True)
+        writer.keep_features("made", stored)

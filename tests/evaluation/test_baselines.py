@@ -50,7 +50,7 @@ def test_slide_colour_is_mean_and_deviation_of_every_pixel(cohort: tuple[PatchSt
 def test_colour_finds_a_cohort_that_differs_in_colour(cohort: tuple[PatchStore, Bags]) -> None:
     """One patch in six is dark in positive slides: mean colour tells slides apart, patch colour finds the patch."""
     store, bags = cohort
-    rows = {row.name: row for row in compare(CONFIG, bags, store, labels_of(bags), torch.device("cpu"))}
+    rows = {row.name: row for row in compare(CONFIG, bags, store.catalogue(), labels_of(bags), torch.device("cpu"))}
     assert list(rows) == ["embedding-mean pooling", "slide colour", "patch colour", "shuffled training labels"]
     assert rows["slide colour"].auroc.value == 1.0
     assert rows["patch colour"].localisation_auroc.value == 1.0
@@ -60,7 +60,7 @@ def test_colour_finds_a_cohort_that_differs_in_colour(cohort: tuple[PatchStore, 
 def test_without_annotations_patch_colour_says_why_it_is_missing(cohort: tuple[PatchStore, Bags]) -> None:
     store, bags = cohort
     mean = CONFIG.model_copy(update={"pooling": "mean"})
-    rows = {row.name: row for row in compare(mean, bags, store, {}, torch.device("cpu"))}
+    rows = {row.name: row for row in compare(mean, bags, store.catalogue(), {}, torch.device("cpu"))}
     assert "embedding-mean pooling" not in rows
     assert (
         rows["patch colour"].localisation_auroc.reason == "no annotated patches of both classes in training or in test"
