@@ -5,8 +5,8 @@ from typing import Any
 
 Row = dict[str, Any]
 HEAD = (
-    "| case | where | step | seconds | first step, s | epochs, s | requests | at once | per slide, ms "
-    "| requests per slide | peak, MB |\n|---|---|---|---:|---:|---|---:|---:|---:|---:|---:|"
+    "| case | where | step | seconds | processor, s | first step, s | epochs, s | requests | at once | per slide, ms "
+    "| requests per slide | peak, MB |\n|---|---|---|---:|---:|---:|---|---:|---:|---:|---:|---:|"
 )
 
 
@@ -29,6 +29,7 @@ def _line(row: Row) -> str:
         row["where"],
         row["step"],
         f"{row['seconds']:.1f}" + (f" ({slides} slides)" if "slides_read" in row else ""),
+        f"{row['cpu_s']:.1f}" if "cpu_s" in row else "",
         f"{row['first_step_s']:.1f}" if "first_step_s" in row else "",
         epochs,
         "" if requests is None else f"{requests:,}",

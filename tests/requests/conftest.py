@@ -1,0 +1,44 @@
+"""Requests of every command on a cohort of 30 and one of 60 slides, counted once for all tests of the room."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import s3fs
+
+from tests.proxy import CountingProxy, Traffic
+from tests.requests.commands import commands, upload, write_files
+
+SLIDES = (30, 60)
+# of the larger cohort these are held, so that requests that can go together do
+HELD = ("import", "import again", "evaluate", "survey before", "gather", "ingest again", "predict again")
+HELD_S = 0.02
+Counted = dict[str, dict[int, Traffic]]
+
+
+@pytest.fixture(scope="session")
+def proxy(s3: str) -> Iterator[CountingProxy]:
+    """A proxy that the environment names as the server."""
+    with pytest.MonkeyPatch.context() as environment:
+        proxy = CountingProxy(os.environ["AWS_ENDPOINT_URL"])
+        environment.setenv("AWS_ENDPOINT_URL", proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield proxy
+        proxy.close()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def counted(s3: str, proxy: CountingProxy, tmp_path_factory: pytest.TempPathFactory) -> Counted:
+    """What each command made pass, by its name and the number of slides."""
+    found: Counted = {}
+    for slides in SLIDES:
+        folder, uri = tmp_path_factory.mktemp("requests"), f"{s3}/requests/{slides}"
+        write_files(folder, slides)
+        upload(folder, f"{uri}/files")
+        for name, command in commands(uri, slides):
+            proxy.latency_s = HELD_S if name in HELD and slides == SLIDES[1] else 0.0
+            proxy.take()
+            command()
+            found.setdefault(name, {})[slides] = proxy.take()
+    return found
