@@ -1,6 +1,5 @@
 """Figures of a store or run, and a check of all its bytes."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -75,11 +74,11 @@ def _is_store(uri: str) -> bool:
 
 def _describe_store(uri: str) -> dict[str, Any]:
     store = PatchStore(uri)
-    manifest, catalogue = store.manifest(), store.catalogue()
+    manifest = store.manifest()
+    catalogue = store.catalogue([slide.slide_id for slide in manifest.slides])
     records = catalogue.records
     slides = catalogue.slides(catalogue.slide_ids())
-    with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:  # of slides that the catalogue lacks
-        features = dict(zip(slides, pool.map(SlideGroup.feature_names, slides.values()), strict=True))
+    features = catalogue.map_slides(SlideGroup.feature_names, list(slides))
     names = [name for of_slide in features.values() for name in of_slide]
     _log_lacking(uri, "a complete record", [slide_id for slide_id, record in records.items() if record is None])
     for name in sorted(set(names)):

@@ -6,13 +6,14 @@ out of date, since another program changed the slide, is noticed at the first re
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from milcore.errors import DamageError, StorageError, StoreError
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line
+from milcore.runtime.threads import map_in_threads
 from milcore.store import fragments
 from milcore.store.fragments import Fragment
 from milcore.store.group_record import parse_record, read_groups
@@ -20,6 +21,8 @@ from milcore.store.paths import group_uri
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SCHEMA_VERSION, SlideRecord
 from milcore.store.slide_row import SlideRow, read_rows
+
+T = TypeVar("T")
 
 # times that the fragments are read again because another process joined them meanwhile
 JOINED_AT_MOST = 10
@@ -77,7 +80,11 @@ class Catalogue:
 
         None where the slide itself is to be read.
         """
-        return None if slide_id in self._open_ids else self.last_row(slide_id)
+        return self.last_row(slide_id) if self.has_row(slide_id) else None
+
+    def has_row(self, slide_id: str) -> bool:
+        """True where the slide has a row that can be relied on."""
+        return slide_id not in self._open_ids and slide_id in self._places
 
     def last_row(self, slide_id: str) -> SlideRow | None:
         """Latest row of a slide, even while a writer may be writing it.
@@ -97,7 +104,7 @@ class Catalogue:
     @property
     def unknown_ids(self) -> list[str]:
         """Ids of the slides whose rows cannot be relied on."""
-        return [slide_id for slide_id in self._ids if slide_id in self._open_ids or slide_id not in self._places]
+        return [slide_id for slide_id in self._ids if not self.has_row(slide_id)]
 
     @property
     def open_ids(self) -> set[str]:
@@ -116,7 +123,7 @@ class Catalogue:
             DamageError: the record of a slide that was read from its group is damaged.
         """
         self._read_groups(self.unknown_ids)
-        records = {slide_id: self._record(slide_id) for slide_id in self._ids}
+        records = {slide_id: self._parse_record(slide_id) for slide_id in self._ids}
         unchecked = sum(record is not None and record.schema_version < SCHEMA_VERSION for record in records.values())
         if unchecked:
             _log_unchecked(self.store_uri, unchecked)
@@ -142,10 +149,27 @@ class Catalogue:
 
     def slides(self, slide_ids: Sequence[str]) -> dict[str, SlideGroup]:
         """Open slides, as ``slide``; those whose rows cannot be relied on by concurrent requests."""
-        self._read_groups([slide_id for slide_id in slide_ids if self.row(slide_id) is None])
+        self._read_groups([slide_id for slide_id in slide_ids if not self.has_row(slide_id)])
         return {slide_id: self.slide(slide_id) for slide_id in slide_ids}
 
+    def map_slides(self, function: Callable[[SlideGroup], T], slide_ids: Sequence[str]) -> dict[str, T]:
+        """Values of a function of slides: in threads where it waits for the slides' own objects.
+
+        Args:
+            function: of what the catalogue has of a slide, such as names and attributes of its features.
+            slide_ids: of the slides.
+        """
+        slides = self.slides(slide_ids)
+        unknown = [slide_id for slide_id in slide_ids if not self.has_row(slide_id)]
+        from_groups = map_in_threads(lambda slide_id: function(slides[slide_id]), unknown, storage.CONCURRENT_REQUESTS)
+        values = dict(zip(unknown, from_groups, strict=True))
+        return {name: values[name] if name in values else function(slide) for name, slide in slides.items()}
+
     def _record(self, slide_id: str) -> SlideRecord | None:
+        is_read = "records" in self.__dict__ and slide_id not in self._renewed
+        return self.records.get(slide_id) if is_read else self._parse_record(slide_id)
+
+    def _parse_record(self, slide_id: str) -> SlideRecord | None:
         group = self._group(slide_id)
         if group is None:
             self._read_groups([slide_id])

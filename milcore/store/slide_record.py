@@ -218,7 +218,7 @@ class SlideRecord:
 
     @classmethod
     def _parse_attrs(cls, attrs: Mapping[str, Any]) -> Self:
-        values: dict[str, Any] = {field.name: attrs.get(_key(field.name)) for field in fields(cls)}
+        values: dict[str, Any] = {name: attrs.get(key) for name, key in _keys_of(cls)}
         values["schema_version"] = attrs.get("schema_version", 1)
         for name, part in _PARTS.items():
             values[name] = None if values[name] is None else _parse(part, values[name])
@@ -287,16 +287,29 @@ def _is_length(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and 0 < value < math.inf)
 
 
+_KEYS_OF: dict[type[Any], tuple[tuple[str, str], ...]] = {}
+
+
+def _keys_of(kind: type[Any]) -> tuple[tuple[str, str], ...]:
+    """Fields of a part of the record, each with its JSON key.
+
+    They are looked up once, since a store has many records.
+    """
+    if kind not in _KEYS_OF:
+        _KEYS_OF[kind] = tuple((field.name, _key(field.name)) for field in fields(kind))
+    return _KEYS_OF[kind]
+
+
 def _key(name: str) -> str:
     return _KEYS.get(name, name)
 
 
 def _parse(kind: type[Part], attrs: Mapping[str, Any]) -> Part:
-    return kind(**{field.name: attrs.get(_key(field.name)) for field in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{name: attrs.get(key) for name, key in _keys_of(kind)})
 
 
 def _to_json(part: Any) -> dict[str, Any]:
-    return {_key(field.name): getattr(part, field.name) for field in fields(part)}
+    return {key: getattr(part, name) for name, key in _keys_of(type(part))}
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """Instances of a run: digest of their content, and settings that made them."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from milcore.config import IngestConfig, InstanceOrigin, TrainConfig, parse_config
 from milcore.encoders.record import encoder_of_features
 from milcore.errors import StoreError
-from milcore.runtime import storage
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
@@ -32,14 +31,13 @@ def read_instances(store: PatchStore, config: TrainConfig, slide_ids: Sequence[s
         StoreError: slides lack these features, or patches, or their features are of several encoders or of other
             patches.
     """
-    slides = store.catalogue(slide_ids).slides(slide_ids)
+    catalogue = store.catalogue(slide_ids)
+    slides = catalogue.slides(slide_ids)
     if config.features is None:
         attrs = {}
         digests = {slide_id: slide.patches_digest for slide_id, slide in slides.items()}
     else:
-        names = [config.features] * len(slides)
-        with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:  # of slides that the catalogue lacks
-            attrs = dict(zip(slides, pool.map(_feature_attrs, slides.values(), names), strict=True))
+        attrs = catalogue.map_slides(functools.partial(_feature_attrs, name=config.features), slide_ids)
         digests = {slide_id: of_slide.get("digest") for slide_id, of_slide in attrs.items()}
     _check_complete(digests, config.features)
     encoder = None
