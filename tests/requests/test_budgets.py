@@ -50,8 +50,8 @@ BUDGETS = {
     # once for the statistics of the features too, and validation slides twice an epoch
     "train, 1 epoch, no cache": Budget(100, store={"GET": 2 * TRAIN}),
     "train, 2 epochs, no cache": Budget(100, store={"GET": 3.3 * TRAIN}),
-    "evaluate, no baselines": Budget(60, store={"GET": 3.4}, run={"PUT": 18 * TEST}),
-    "evaluate": Budget(60, store={"GET": 3.4}, run={"PUT": 18 * TEST}),
+    "evaluate, no baselines": Budget(60, store={"GET": 1.4}, run={"PUT": 18 * TEST}),
+    "evaluate": Budget(60, store={"GET": 1.4}, run={"PUT": 18 * TEST}),
     "plan": Budget(20),
     "survey before": Budget(20, store={"GET": 1}),
     "ingest": Budget(60, store={"PUT": 13}, files={"HEAD": 6, "GET": 2}),
@@ -61,7 +61,7 @@ BUDGETS = {
     "encode": Budget(60, store={"PUT": 3, "GET": 10}),
     "encode again": Budget(60, store={"GET": 5}),
     "train on encoded": Budget(100, store={"GET": TRAIN}),
-    "evaluate on encoded": Budget(60, store={"GET": 7}, run={"PUT": ATTENTION * TEST}),
+    "evaluate on encoded": Budget(60, store={"GET": 3.4}, run={"PUT": ATTENTION * TEST}),
     "predict": Budget(60, run={"PUT": ATTENTION + 1}, files={"HEAD": 7, "GET": 3}),
     "predict again": Budget(60, run={"GET": 1}, files={"HEAD": 1, "GET": 1}),
 }
