@@ -153,7 +153,9 @@ class Catalogue:
         return {slide_id: self.slide(slide_id) for slide_id in slide_ids}
 
     def map_slides(self, function: Callable[[SlideGroup], T], slide_ids: Sequence[str]) -> dict[str, T]:
-        """Values of a function of slides: in threads where it waits for the slides' own objects.
+        """Values of a function of slides.
+
+        They are computed in threads where the slides' own objects are read.
 
         Args:
             function: of what the catalogue has of a slide, such as names and attributes of its features.

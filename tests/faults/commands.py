@@ -13,6 +13,8 @@ from onnx import TensorProto, helper
 
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
+from milcore.store.slide_row import read_rows
+from milcore.store.store import PatchStore
 from milcore.training.run_files import damage_of
 from tests.faults.processes import succeed
 
@@ -139,13 +141,31 @@ def contents(folder: str) -> dict[str, bytes | str]:
     """Every object below a folder by its path, as it is compared with that of another run.
 
     Left out: event files of TensorBoard, and bags per second and the share of waiting in a history, which hold times;
-    and the hidden files that a killed process left half written, which nothing reads.
+    the hidden files that a killed process left half written, which nothing reads; and the catalogue, which knows how
+    often it was written: it is compared with the slides.
     """
-    uris = sorted(uri for uri in storage.files(folder) if not re.search(r"/tensorboard/|\.partial$", uri))
+    check_catalogue(folder)
+    uris = sorted(uri for uri in storage.files(folder) if not re.search(r"/tensorboard/|/catalogue/|\.partial$", uri))
     found = {uri.removeprefix(f"{folder}/"): data for uri, data in storage.read_all(uris).items()}
     recorded = [uri.rpartition("/")[0] for uri in uris if uri.endswith("/files.json")]
     assert [line for uri in recorded for line in damage_of(uri)] == []
     return {path: _comparable(path, data.replace(folder.encode(), b"FOLDER")) for path, data in found.items()}
+
+
+def check_catalogue(folder: str) -> None:
+    """Records and rows of the catalogue of a folder's store, where it has one, say what its slides say."""
+    store = PatchStore(storage.join(folder, "store"))
+    if store.has_manifest():
+        catalogue = store.catalogue()
+        known = [slide_id for slide_id in catalogue.all_ids if catalogue.has_row(slide_id)]
+        assert {slide_id: catalogue.row(slide_id) for slide_id in known} == read_rows(store.uri, known)
+        assert dict(catalogue.records) == {slide_id: store.record(slide_id) for slide_id in catalogue.all_ids}
+
+
+def unknown_slides(folder: str) -> list[str]:
+    """Slides of a folder's store that the catalogue has no row of that can be relied on."""
+    store = PatchStore(storage.join(folder, "store"))
+    return store.catalogue().unknown_ids if store.has_manifest() else []
 
 
 def _comparable(path: str, data: bytes) -> bytes | str:

@@ -14,7 +14,15 @@ from collections.abc import Callable
 import pytest
 
 from milcore.runtime import storage
-from tests.faults.commands import COMMANDS, Cohort, Command, contents, make_cohort
+from tests.faults.commands import (
+    COMMANDS,
+    Cohort,
+    Command,
+    check_catalogue,
+    contents,
+    make_cohort,
+    unknown_slides,
+)
 from tests.faults.processes import LONGEST_S, Child, has_traceback
 from tests.faults.proxy import FaultyProxy, Stop
 
@@ -120,7 +128,9 @@ def check_kills(runs: Runs, kills: int, seed: str) -> None:
             after_s = generator.uniform(0.0, runs.seconds)
             moment = f"after {after_s:.3f} of {runs.seconds:.3f} s"
             runs.kill_after(out, after_s)
+        check_catalogue(out)
         assert differences(runs.end(runs.start(out), out), runs.undisturbed) == [], f"killed {moment}"
+        assert unknown_slides(out) == [], f"killed {moment}"
         storage.remove_folder(out)
 
 
