@@ -1,20 +1,26 @@
 """Time of an epoch of ``train_model`` from a store against its bare training steps.
 
-``python -m benchmarks.epoch [--json] [--cases bc] [--rounds N]``
+``python -m benchmarks.epoch [--json] [--cases bc] [--rounds N] [--where local s3-1 s3-20] [--dtypes fp32 bf16]
+[--bags kept ahead read]``
 
-The store holds four batches of the case's bags as features (n, 1024) f2. An epoch is what ``train_model`` does between
-two reports: bags read, packed and dealt, steps, validation (there are no validation bags). Once with the bags kept in
-memory after the first epoch, and once with a cache of nothing, so that every epoch reads the store again (which the
-operating system may hold in memory). A bare step is that of ``benchmarks.pooling``, method packed, on features that lie
-in memory in the row's precision; the bare epoch is four of them. Medians over the epochs after the first.
+The store holds four batches of the case's bags as features (n, 1024) f2. ``s3-N`` is a bucket of SeaweedFS on this
+machine behind a proxy that holds every request for N ms. An epoch is what ``train_model`` does between two reports:
+bags read, packed and dealt, steps, validation (there are no validation bags). Once with the bags ``kept`` in memory
+after the first epoch, once ``ahead``, with a cache of five of the largest bags, so that every epoch reads the others
+again, and once ``read``, with a cache of nothing, so that bags are read while they are computed on (the operating
+system may hold the files in memory). A bare step is that of ``benchmarks.pooling``, method packed, on features that lie
+in memory in the row's precision; the bare epoch is four of them. Medians over the epochs after the first; ``waiting``
+is the share of time that training itself tells.
 """
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +28,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks.pooling import ATTENTION, CASES, DTYPES, HIDDEN, KEPT_MB, WIDTH, make_batch, make_step, seconds
+from benchmarks.scale.__main__ import start_storage
 from milcore.config import TrainConfig
 from milcore.mil.bags.load import load_bags
 from milcore.runtime.malloc import keep_freed_memory
@@ -29,8 +36,11 @@ from milcore.store.slide_record import SlideRecord
 from milcore.store.store import PatchStore
 from milcore.training.context import LocalContext
 from milcore.training.loop import train_model
+from tests.proxy import ProxyProcess
 
 BATCHES = 4
+BYTES_PER_INSTANCE = 2 * WIDTH
+READINGS = ("kept", "ahead", "read")
 
 
 class Clock(LocalContext):
@@ -39,11 +49,13 @@ class Clock(LocalContext):
     def __init__(self) -> None:
         super().__init__(None, torch.device("cpu"))
         self.ends: list[float] = []
+        self.waiting: list[float] = []
 
     def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
         """Note the time."""
         super().report(epoch, metrics, checkpoint)
         self.ends.append(time.perf_counter())
+        self.waiting.append(metrics["train_waiting"])
 
 
 def write_store(uri: str, lengths: list[int]) -> pa.Table:
@@ -59,15 +71,23 @@ def write_store(uri: str, lengths: list[int]) -> pa.Table:
     return pa.table({"slide_id": ids, "patient_id": ids, "label": labels, "split": ["train"] * len(ids)})
 
 
-def epoch_seconds(uri: str, splits: pa.Table, config: TrainConfig) -> float:
-    """Median over the epochs after the first."""
+def epoch_row(uri: str, splits: pa.Table, config: TrainConfig) -> dict[str, float]:
+    """Seconds and share of waiting, medians over the epochs after the first."""
     clock = Clock()
     train_model(config, load_bags(uri, config, splits), clock)
-    return statistics.median(np.diff(clock.ends))
+    return {"epoch_s": statistics.median(np.diff(clock.ends)), "waiting": statistics.median(clock.waiting[1:])}
 
 
-def measure(case: str, dtype: str, rounds: int) -> Iterator[dict[str, object]]:
+def caches_mb(lengths: Sequence[int]) -> dict[str, float]:
+    """Sizes of the cache by what they lead to."""
+    return dict(zip(READINGS, (8000.0, 5 * BYTES_PER_INSTANCE * max(lengths) / 1e6, 0.001), strict=True))
+
+
+def measure(
+    case: str, dtype: str, given: argparse.Namespace, proxy: ProxyProcess | None
+) -> Iterator[dict[str, object]]:
     """The rows of a case in one precision."""
+    rounds = given.rounds
     batch = make_batch(case, DTYPES[dtype])
     step = make_step("packed", batch, DTYPES[dtype], 0.0)
     step()
@@ -84,17 +104,22 @@ def measure(case: str, dtype: str, rounds: int) -> Iterator[dict[str, object]]:
         activation_mb=KEPT_MB,
     )
     with tempfile.TemporaryDirectory() as folder:
-        splits = write_store(folder, batch.lengths * BATCHES)
-        for reading, cache_mb in (("kept", 8000.0), ("read", 0.001)):
-            taken = epoch_seconds(folder, splits, config.model_copy(update={"cache_mb": cache_mb}))
-            yield {
-                "case": case,
-                "dtype": dtype,
-                "bags": reading,
-                "epoch_s": taken,
-                "bare_s": bare,
-                "ratio": taken / bare,
-            }
+        for place in given.where:
+            uri = f"{folder}/store" if place == "local" else f"s3://milcore/{case}-{dtype}-{place}"
+            hold(proxy, 0.0)
+            splits = write_store(uri, batch.lengths * BATCHES)
+            hold(proxy, 0.0 if place == "local" else float(place.removeprefix("s3-")))
+            sizes = caches_mb(batch.lengths)
+            for reading in given.bags:
+                row = epoch_row(uri, splits, config.model_copy(update={"cache_mb": sizes[reading]}))
+                names = {"case": case, "dtype": dtype, "where": place, "bags": reading}
+                yield {**names, **row, "bare_s": bare, "ratio": row["epoch_s"] / bare, "load": os.getloadavg()[0]}
+
+
+def hold(proxy: ProxyProcess | None, ms: float) -> None:
+    """Hold each request for so long from now on."""
+    if proxy is not None:
+        proxy.hold(ms / 1000)
 
 
 def main() -> None:
@@ -103,15 +128,26 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
     parser.add_argument("--cases", default="bc", help="which cases, any of abcd (default: bc)")
     parser.add_argument("--rounds", type=int, default=5, help="counted epochs and steps (default: 5)")
+    parser.add_argument("--where", nargs="+", default=["local"], help="local, or s3-N with N ms added (default: local)")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="precisions (default: all)")
+    parser.add_argument("--bags", nargs="+", default=list(READINGS), choices=READINGS, help="caches (default: all)")
     given = parser.parse_args()
     keep_freed_memory()
-    rows = [row for case in given.cases for dtype in DTYPES for row in measure(case, dtype, given.rounds)]
+    with ExitStack() as stack:
+        proxy = None
+        if given.where != ["local"]:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            proxy = start_storage(work, stack)
+            os.environ["AWS_ENDPOINT_URL"] = proxy.url
+        rows = [row for case in given.cases for dtype in given.dtypes for row in measure(case, dtype, given, proxy)]
     if given.json:
         print(json.dumps(rows, indent=1))
         return
-    print("| case | precision | bags | epoch, s | bare steps, s | ratio |\n|---|---|---|---:|---:|---:|")
+    print("| case | precision | where | bags | epoch, s | waiting | bare steps, s | ratio | load |")
+    print("|---|---|---|---|---:|---:|---:|---:|---:|")
     for row in rows:
-        print("| {case} | {dtype} | {bags} | {epoch_s:.2f} | {bare_s:.2f} | {ratio:.2f} |".format(**row))
+        names = "| {case} | {dtype} | {where} | {bags} |".format(**row)
+        print(names + " {epoch_s:.2f} | {waiting:.0%} | {bare_s:.2f} | {ratio:.2f} | {load:.0f} |".format(**row))
 
 
 if __name__ == "__main__":

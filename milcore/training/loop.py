@@ -155,7 +155,7 @@ class _Loop:
         with self.ctx.restore() as folder:
             if folder is not None:
                 return load_checkpoint(folder, self.training)
-        self.model.encoder.prepare(lambda: feature_statistics(self.bags, self.ctx))
+        self.model.encoder.prepare(lambda: feature_statistics(self.bags, self.ctx, self.config.seed))
         return Progress()
 
     def train_epoch(self, epoch: int) -> dict[str, float]:

@@ -8,7 +8,6 @@ Axes: instance, bag; the other axes of instances are (feature,) or (channel, hei
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,11 +18,12 @@ from torch import Tensor
 from milcore.config import TrainConfig
 from milcore.errors import InputError
 from milcore.mil.bags.arrays import ArraysOfBags, ValuesOfBags, array_rows, bag_id, bag_labels, by_key
-from milcore.mil.bags.batch import Bag, BagBatch, pack
+from milcore.mil.bags.batch import Bag, BagBatch
+from milcore.mil.bags.read_ahead import BagCache, BagSource, ReadAhead
 from milcore.mil.bags.rows import Rows
 from milcore.mil.memory import cache_mb
 
-# a bag above 1 / 4 of the cache is streamed
+# a bag above 1 / 4 of the cache is streamed, and bags of as many bytes together are read ahead
 STREAMED_ABOVE_CACHE_FRACTION = 4
 CLASSES_SHOWN = 10
 
@@ -69,7 +69,7 @@ class Bags:
 
     Args:
         entries: one per bag.
-        open_rows: opens the instances of a bag; called from a reading thread.
+        open_rows: opens the instances of a bag; called from several reading threads.
         cache_bytes: size of the cache in memory.
         class_names: of the labels; empty where only their numbers are known.
     """
@@ -84,8 +84,7 @@ class Bags:
         self.entries = tuple(entries)
         self.lengths = tuple(entry.length for entry in entries)
         self._open_rows = open_rows
-        self._cache: dict[int, Bag] = {}
-        self._cached_bytes = 0
+        self._cache = BagCache(cache_bytes)
         self.cache_bytes = cache_bytes
         self.class_names = class_names
 
@@ -143,7 +142,10 @@ class Bags:
 
     def __getitem__(self, index: int) -> Bag:
         bag = self._cache.get(index)
-        return self._read(index) if bag is None else bag
+        if bag is None:
+            bag = self._read(index)
+            self._keep(index, bag)
+        return bag
 
     def __iter__(self) -> Iterator[Bag]:
         return (self[index] for index in range(len(self)))
@@ -176,37 +178,35 @@ class Bags:
         return Bags(self.entries, self._open_rows, size_bytes, self.class_names)
 
     def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
-        """Batch of each group of indices, with one batch read ahead in a thread."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="bags") as pool:
-            pending: Future[BagBatch] | None = None
-            for group in groups:
-                following = pool.submit(self._pack, tuple(group))
-                if pending is not None:
-                    yield pending.result()
-                pending = following
-            if pending is not None:
-                yield pending.result()
+        """Batch of each group of indices, the next ones read ahead.
+
+        What is read ahead takes at most a quarter of the cache, or is the next batch alone.
+        """
+        source = BagSource(self._cache.get, self._read, self._keep, self._size_in_memory)
+        return ReadAhead(source, self._streamed_above).batches(groups)
 
     @cached_property
     def _instance_bytes(self) -> int:
         return self._open_rows(self.entries[0])[:1].nbytes
 
-    def _pack(self, group: Sequence[int]) -> BagBatch:
-        return pack([self[index] for index in group], group)
+    @property
+    def _streamed_above(self) -> int:
+        return self.cache_bytes // STREAMED_ABOVE_CACHE_FRACTION
+
+    def _size_in_memory(self, index: int) -> int:
+        """Bytes of a bag that is read whole; 0 where it is streamed."""
+        size = self.lengths[index] * self._instance_bytes
+        return 0 if size > self._streamed_above else size
 
     def _read(self, index: int) -> Bag:
         entry = self.entries[index]
         rows = self._open_rows(entry)
-        size = entry.length * self._instance_bytes
-        if size > self.cache_bytes // STREAMED_ABOVE_CACHE_FRACTION:
-            return Bag(entry.bag_id, entry.patient_id, entry.label, rows)
-        instances = rows[: entry.length]
-        bag = Bag(entry.bag_id, entry.patient_id, entry.label, instances)
-        # bags beyond the cache are read again each epoch: evicting others would make every epoch miss every bag
-        if self._cached_bytes + instances.nbytes <= self.cache_bytes:
-            self._cache[index] = bag
-            self._cached_bytes += instances.nbytes  # of float32 in one slide, of float16 in another
-        return bag
+        instances = rows[: entry.length] if self._size_in_memory(index) else rows
+        return Bag(entry.bag_id, entry.patient_id, entry.label, instances)
+
+    def _keep(self, index: int, bag: Bag) -> None:
+        if self._size_in_memory(index) and isinstance(bag.instances, Tensor):
+            self._cache.keep(index, bag, bag.instances.nbytes)  # of float32 in one slide, of float16 in another
 
 
 def cache_bytes(config: TrainConfig) -> int:

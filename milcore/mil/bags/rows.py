@@ -48,15 +48,27 @@ class BlockRows:
         start, stop, _ = rows.indices(self._length)
         first, last = start // self._block, max(start, stop - 1) // self._block
         if last - first > 1 or stop - start == self._length:
-            return self._read(start, stop)
+            return self._read_run(start, stop)
         ahead = first - 1 if start < self._last_start else last + 1
         self._last_start = start
         self._prefetch(range(first, last + 1), ahead)
-        parts = [
-            self._blocks[block].result()[max(0, start - block * self._block) : stop - block * self._block]
-            for block in range(first, last + 1)
-        ]
+        parts = [self._part(block, start, stop) for block in range(first, last + 1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _read_run(self, start: int, stop: int) -> Tensor:
+        """Read many rows at once, without the first blocks that are here already."""
+        parts = []
+        while start < stop and start // self._block in self._blocks:
+            block = start // self._block
+            parts.append(self._part(block, start, stop))
+            start = (block + 1) * self._block
+        if start < stop or not parts:
+            parts.append(self._read(start, stop))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _part(self, block: int, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` (exclusive), as far as they lie in a block."""
+        return self._blocks[block].result()[max(0, start - block * self._block) : stop - block * self._block]
 
     def _prefetch(self, needed: range, ahead: int) -> None:
         """Start to read missing blocks, the needed ones first, and drop all others."""

@@ -38,6 +38,23 @@ def test_a_walk_reads_every_block_once(backwards: bool) -> None:
     assert len(rows._blocks) <= 3
 
 
+@pytest.mark.parametrize(
+    ("length", "expected"), [(4, [(0, 4)]), (8, [(0, 5), (5, 8)]), (23, [(0, 5), (5, 10), (10, 23)])]
+)
+def test_what_a_look_at_the_first_row_has_read_is_not_read_again(length: int, expected: list[tuple[int, int]]) -> None:
+    read: list[tuple[int, int]] = []
+
+    def reader(start: int, stop: int) -> torch.Tensor:
+        read.append((start, stop))
+        return DATA[start:stop]
+
+    rows = BlockRows(reader, length, 5)
+    assert torch.equal(rows[:1], DATA[:1])
+    for _ in range(2):
+        assert torch.equal(rows[:length], DATA[:length])
+    assert read[: len(expected)] == expected
+
+
 def test_an_error_of_the_store_reaches_the_reader() -> None:
     def reader(start: int, stop: int) -> torch.Tensor:
         raise OSError("gone")
