@@ -17,9 +17,13 @@ from milcore.store.store import PatchStore
 def store_state(store_uri: str) -> str:
     """Digest of a cohort's files and of their records in the store."""
     store = PatchStore(store_uri)
-    slides, catalogue = store.manifest().slides, store.catalogue()
-    records, with_folder = catalogue.records, store.group_ids()
-    if any(record is None or record.retry for record in records.values()) or set(records) - with_folder:
+    slides = store.manifest().slides
+    slide_ids = [slide.slide_id for slide in slides]
+    if not store.group_ids().issuperset(slide_ids):
+        return unique_digest()
+    catalogue = store.catalogue(slide_ids)
+    records = catalogue.records
+    if any(record is None or record.retry for record in records.values()):
         return unique_digest()
     versions = source_versions(slide.uri for slide in slides)
     with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:  # of slides that the catalogue lacks

@@ -53,7 +53,7 @@ BUDGETS = {
     "evaluate, no baselines": Budget(60, store={"GET": 1.4}, run={"PUT": 18 * TEST}),
     "evaluate": Budget(60, store={"GET": 1.4}, run={"PUT": 18 * TEST}),
     "plan": Budget(20),
-    "survey before": Budget(20, store={"GET": 1}),
+    "survey before": Budget(20),
     "ingest": Budget(60, store={"PUT": 13}, files={"HEAD": 6, "GET": 2}),
     "gather": Budget(40, store={"GET": 3}),
     "survey": Budget(20),
