@@ -35,7 +35,7 @@ def ingest(
         cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
 
     Returns:
-        Ids of the slides that are ok, reasons of those that are not, and counts, as JSON.
+        Numbers of slides that are ok, quarantined and skipped, and of patches, as JSON.
     """
     parameters = {**locals()}
     import json
@@ -59,11 +59,12 @@ def gather(store_uri: str, outcomes: list[str]) -> str:
         outcomes: the results of the ingest steps.
 
     Returns:
-        The outcomes of all slides as one JSON object.
+        The same numbers for the whole cohort, as JSON; ids and reasons are in the store.
     """
     import json
 
     from milcore import api
 
     with api.one_line_errors():
-        return json.dumps(api.gather_ingestion(store_uri, [json.loads(outcome) for outcome in outcomes]))
+        counts = api.gather_ingestion(store_uri, [json.loads(outcome) for outcome in outcomes])
+        return json.dumps({**counts, "ok": len(counts["ok"]), "quarantined": len(counts["quarantined"])})

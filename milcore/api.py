@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from milcore.cohort.manifest import Manifest
     from milcore.evaluation.evaluation import Evaluation
     from milcore.evaluation.predictions import Predictions
-    from milcore.ingestion.cohort import IngestCounts
+    from milcore.ingestion.cohort import IngestCounts, PartitionCounts
     from milcore.ingestion.report import ImportReport, IngestReport
     from milcore.store.store import PatchStore
     from milcore.training.run_folder import Run
@@ -284,7 +284,7 @@ def plan_ingestion(  # noqa: PLR0913 - manifest, store, and a keyword per config
     return [f"{index}/{count}" for index in range(count)]
 
 
-def ingest_partition(store_uri: str, partition: str, config: IngestConfig, launch: LaunchConfig) -> "IngestCounts":
+def ingest_partition(store_uri: str, partition: str, config: IngestConfig, launch: LaunchConfig) -> "PartitionCounts":
     """Ingest one partition of a planned cohort; as a job, the whole cohort.
 
     Args:
@@ -294,10 +294,10 @@ def ingest_partition(store_uri: str, partition: str, config: IngestConfig, launc
         launch: workers of a job on ``rayjob`` or http(s)://; elsewhere processes on this machine, at least one.
 
     Returns:
-        ``ok`` ids, ``quarantined`` ids with reasons, and counts.
+        Numbers of slides by their outcome, and of patches.
     """
     from milcore.ingestion.cohort import ingest as ingest_cohort
-    from milcore.ingestion.cohort import ingest_counts
+    from milcore.ingestion.cohort import ingest_counts, partition_counts
     from milcore.ingestion.partition import read_partition
     from milcore.runtime.progress import track
     from milcore.store.store import PatchStore
@@ -305,25 +305,25 @@ def ingest_partition(store_uri: str, partition: str, config: IngestConfig, launc
     if launch.is_job:
         from milcore.cluster.launch import ingest_with
 
-        return ingest_with(store_uri, config, launch)
+        return partition_counts(ingest_with(store_uri, config, launch))
     index, count = (int(part) for part in partition.split("/"))
     slides = len(read_partition(PatchStore(store_uri), index, count))
     outcomes = ingest_cohort(store_uri, config, max(1, launch.workers), (index, count))
-    return ingest_counts(track(outcomes, f"ingest {partition}", slides))
+    return partition_counts(ingest_counts(track(outcomes, f"ingest {partition}", slides)))
 
 
-def gather_ingestion(store_uri: str, counts: "Sequence[IngestCounts]") -> "IngestCounts":
-    """Join the counts of all partitions, after the fan-in, and write the cohort's overview.
+def gather_ingestion(store_uri: str, counts: "Sequence[PartitionCounts]") -> "IngestCounts":
+    """Account for every slide of a cohort, after the fan-in, and write its overview.
 
     Args:
         store_uri: patch store.
         counts: what ``ingest_partition`` returned for each.
 
     Returns:
-        The same for the whole cohort.
+        ``ok`` ids, ``quarantined`` ids with reasons, and counts.
 
     Raises:
-        MILError: a slide of the cohort stands in none of them.
+        MILError: a slide of the cohort has no record, or is in no partition.
         InputError: no slide is ok.
     """
     from milcore.ingestion.annotations import log_outside_tissue

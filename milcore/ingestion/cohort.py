@@ -44,6 +44,18 @@ class IngestCounts(TypedDict):
     skipped: int
 
 
+class PartitionCounts(TypedDict):
+    """Numbers of slides by their outcome, which travel between the steps of a pipeline.
+
+    Ids do not: an argument of a process holds 128 kB.
+    """
+
+    ok: int
+    quarantined: int
+    patches: int
+    skipped: int
+
+
 def plan_cohort(
     manifest_uri: str, store_uri: str, positive: str | None = None, annotations: AnnotationConfig | None = None
 ) -> Manifest:
@@ -154,31 +166,39 @@ def stored_counts(store: PatchStore) -> IngestCounts:
     return ingest_counts(record_outcome(record, skipped=False) for record in records.values() if record is not None)
 
 
-def join_counts(store_uri: str, summaries: Sequence[IngestCounts]) -> IngestCounts:
-    """Join the summaries of all partitions of a cohort.
+def partition_counts(counts: IngestCounts) -> PartitionCounts:
+    """Numbers of slides by their outcome."""
+    return {
+        "ok": len(counts["ok"]),
+        "quarantined": len(counts["quarantined"]),
+        "patches": counts["patches"],
+        "skipped": counts["skipped"],
+    }
+
+
+def join_counts(store_uri: str, partitions: Sequence[PartitionCounts]) -> IngestCounts:
+    """Outcome of a cohort by its records, once all partitions are ingested.
 
     Args:
         store_uri: patch store.
-        summaries: of ``ingest_counts``, one per partition.
+        partitions: of ``partition_counts``, one per partition.
 
     Raises:
-        MILError: a slide of the cohort is in none of them.
+        MILError: a slide of the cohort has no record, or is in no partition.
         InputError: no slide is ok.
     """
-    ids = [slide.slide_id for slide in PatchStore(store_uri).manifest().slides]
-    ok = {slide_id for summary in summaries for slide_id in summary["ok"]}
-    reasons = {slide_id: reason for summary in summaries for slide_id, reason in summary["quarantined"].items()}
-    lost = [slide_id for slide_id in ids if slide_id not in ok and slide_id not in reasons]
-    _check_accounted(lost, len(ids))
-    if not ok:
-        first = next(iter(reasons.items()))
-        raise InputError(f"none of {len(ids)} slides is ok; the first, {first[0]!r}: {first[1]}")
-    return {
-        "ok": [slide_id for slide_id in ids if slide_id in ok],
-        "quarantined": {slide_id: reasons[slide_id] for slide_id in ids if slide_id in reasons},
-        "patches": sum(summary["patches"] for summary in summaries),
-        "skipped": sum(summary["skipped"] for summary in summaries),
-    }
+    summary = stored_counts(PatchStore(store_uri))
+    slides = len(summary["ok"]) + len(summary["quarantined"])
+    in_partitions = sum(counts["ok"] + counts["quarantined"] for counts in partitions)
+    if in_partitions != slides:
+        raise MILError(
+            f"the partitions hold {in_partitions} slides, the manifest of {store_uri} {slides}: some are unaccounted "
+            "for; plan and ingest again"
+        )
+    if not summary["ok"]:
+        first = next(iter(summary["quarantined"].items()))
+        raise InputError(f"none of {slides} slides is ok; the first, {first[0]!r}: {first[1]}")
+    return {**summary, "skipped": sum(counts["skipped"] for counts in partitions)}
 
 
 def _check_accounted(lost: Sequence[str], slides: int) -> None:

@@ -197,16 +197,22 @@ class Catalogue:
             _log_absent(self.store_uri)
 
     def _renew(self, slide_id: str) -> SlideRow | None:
-        """Make the row of a slide anew.
-
-        It is written where the store can be written to.
-        """
-        row = read_rows(self.store_uri, [slide_id]).get(slide_id)
+        row = renew_row(self.store_uri, slide_id)
         self._renewed[slide_id] = row
-        if row is not None:
-            with contextlib.suppress(StorageError):
-                fragments.write_fragment(self.store_uri, [row], self.fragment_names)
         return row
+
+
+def renew_row(store_uri: str, slide_id: str) -> SlideRow | None:
+    """Make the row of a slide anew; None where that is absent.
+
+    It is written where the store has a catalogue and can be written to.
+    """
+    names = fragments.fragment_names(store_uri)  # listed first: the row is later than all of them
+    row = read_rows(store_uri, [slide_id]).get(slide_id)
+    if row is not None and names:
+        with contextlib.suppress(StorageError):
+            fragments.write_fragment(store_uri, [row], names)
+    return row
 
 
 def read_records(store_uri: str, slide_ids: Sequence[str]) -> dict[str, SlideRecord | None]:

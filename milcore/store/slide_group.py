@@ -36,7 +36,7 @@ class SlideGroup:
         self, uri: str, record: SlideRecord, row: SlideRow | None = None, renew: RenewRow | None = None
     ) -> None:
         self.uri = uri
-        self._metadata = GroupArrays(uri, record.slide_id, row, renew)
+        self._metadata, self._renew = GroupArrays(uri, record.slide_id, row, renew), renew
         self._readers: dict[str, ArrayReader] = {}
         self.record = record
         self.slide_id = record.slide_id
@@ -208,21 +208,34 @@ class SlideGroup:
         """Names of the complete features."""
         return [name for name in self._metadata.feature_names() if self.has_features(name)]
 
-    def write_features(
-        self, name: str, array: FeatureArray, attrs: dict[str, Any], *, is_new: bool = False
-    ) -> WrittenArray:
-        """Write instance features; readers find them after the last object is written.
+    def write_features(self, name: str, array: FeatureArray, attrs: dict[str, Any]) -> None:
+        """Write instance features, and the slide's row of the catalogue.
 
-        Equal features with equal attributes are not written again, so a second writer does no harm.
+        Readers find them after the last object is written. Equal features with equal attributes are not written again,
+        so a second writer does no harm.
 
         Args:
             name: of the features: letters, digits, '.', '_' and '-'.
             array: shape (n, d), one row per patch; float16 or float32, stored as it is.
             attrs: encoder, weights digest, transform, or the source of an import.
-            is_new: the slide had no folder before, so there is nothing to compare with or to remove.
 
         Raises:
             InputError: the name cannot name a folder, the type is another, or the rows are not one per patch.
+        """
+        self.write_feature_array(name, array, attrs)
+        if self._renew is not None:
+            self._renew(self.slide_id)
+
+    def write_feature_array(
+        self, name: str, array: FeatureArray, attrs: dict[str, Any], *, is_new: bool = False
+    ) -> WrittenArray:
+        """Write instance features as ``write_features``, for a writer that keeps the catalogue itself.
+
+        Args:
+            name: of the features.
+            array: shape (n, d).
+            attrs: of the features.
+            is_new: the slide had no folder before, so there is nothing to compare with or to remove.
         """
         check_features(self.slide_id, len(self), name, array)
         array_name = f"{FEATURES}{name}"

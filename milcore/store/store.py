@@ -22,6 +22,7 @@ import os
 import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
@@ -33,7 +34,7 @@ from milcore.runtime import html, storage
 from milcore.runtime.progress import without_folder
 from milcore.store.annotation_record import AnnotationRecord, read_annotation_record
 from milcore.store.arrays import write_array
-from milcore.store.catalogue import Catalogue, RowWriter, join, rebuild, resolved, usable_record
+from milcore.store.catalogue import Catalogue, RowWriter, join, rebuild, renew_row, resolved, usable_record
 from milcore.store.group_record import parse_record
 from milcore.store.metadata import metadata_uri, write_group
 from milcore.store.paths import group_ids, group_uri, source_uri
@@ -251,7 +252,8 @@ class PatchStore:
         Raises:
             StoreError: it is absent, incomplete or quarantined.
         """
-        return SlideGroup(self.group_uri(slide_id), usable_record(self.uri, slide_id, self.record(slide_id)))
+        record = usable_record(self.uri, slide_id, self.record(slide_id))
+        return SlideGroup(self.group_uri(slide_id), record, None, partial(renew_row, self.uri))
 
     def read_row(self, slide_id: str) -> SlideRow | None:
         """Make a slide's row of the catalogue from its own objects.

@@ -9,7 +9,9 @@ import pytest
 
 from components.ingest import gather, ingest
 from components.plan import plan, survey
-from milcore.errors import InputError
+from milcore import api
+from milcore.errors import InputError, MILError
+from milcore.store.store import PatchStore
 from pipeline import attention_mil
 
 SLIDES = 5
@@ -45,8 +47,11 @@ def test_each_step_accounts_for_its_slides(tmp_path: Path) -> None:
     partitions = planned(tmp_path, partitions=2, ray_address="rayjob")
     store = str(tmp_path / "store")
     outcomes = [ingest.python_func(store, each, "state", **settings, **ray) for each in partitions]
-    slide_ids = [slide_id for outcome in outcomes for slide_id in json.loads(outcome)["quarantined"]]
-    assert sorted(slide_ids) == [f"s{k}" for k in range(SLIDES)]
+    assert sum(json.loads(outcome)["quarantined"] for outcome in outcomes) == SLIDES
+    assert list(PatchStore(store).quarantined()) == [f"s{k}" for k in range(SLIDES)]
+    assert max(map(len, outcomes)) < 100, "an argument of a process holds 128 kB: those of a thousand steps fit"
+    with pytest.raises(MILError, match="the partitions hold"):
+        api.gather_ingestion(store, [json.loads(outcomes[0])])
     with pytest.raises(SystemExit) as ended:
         gather.python_func(store, outcomes)
     assert ended.value.code == InputError.exit_code

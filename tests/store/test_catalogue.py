@@ -30,7 +30,7 @@ def write_slide(store: PatchStore, slide_id: str, patches: int = 3, *, features:
     if not features:
         return row
     values = generator.random((patches, 4)).astype(np.float32)
-    written = store.slide(slide_id).write_features(
+    written = store.slide(slide_id).write_feature_array(
         "f", values, {"patches_digest": store.slide(slide_id).patches_digest}
     )
     return row.with_array("features/f", written.metadata)
@@ -170,13 +170,25 @@ def test_features_that_another_program_wrote_are_noticed_at_the_first_read(
 ) -> None:
     """The row is made anew, and told; the second run of the command reads what is there."""
     before = store.catalogue()
-    store.slide("a").write_features("f", np.ones((3, 4), np.float32), {})
+    store.slide("a").without_row().write_features("f", np.ones((3, 4), np.float32), {})
     with pytest.raises(
         StoreError, match=r"slide 'a': features/f was changed by another program .* run the same command"
     ):
         before.slide("a").features("f").read(0, 3)
     assert store.catalogue().slide("a").features("f").read(0, 3).sum() == 12
     assert store.catalogue().row("a") == store.read_row("a")
+
+
+def test_features_written_from_python_are_in_the_catalogue(store: PatchStore) -> None:
+    """Of another name, and again with other values."""
+    for value in (1.0, 2.0):
+        for name in ("f", "g"):
+            store.slide("a").write_features(name, np.full((3, 4), value, np.float32), {"encoder": "mine"})
+        assert store.catalogue().unknown_ids == []
+        assert store.catalogue().row("a") == store.read_row("a")
+        assert store.catalogue().slide("a").features("g").read(0, 3).sum() == 12 * value
+    store.catalogue().slide("b").write_features("g", np.ones((3, 4), np.float32), {})
+    assert store.catalogue().row("b") == store.read_row("b")
 
 
 def test_a_slide_that_another_program_wrote_is_noticed_at_the_first_read(store: PatchStore) -> None:
@@ -197,7 +209,7 @@ def test_equal_features_in_other_chunks_are_read_on(store: PatchStore, monkeypat
     before, values = store.catalogue(), store.slide("a").features("f").read(0, 3)
     storage.remove_folder(storage.join(store.group_uri("a"), "features"))
     monkeypatch.setattr("milcore.store.features.FEATURE_CHUNK_MB", 4 * 4 / 1e6)
-    store.slide("a").write_features("f", values, {"patches_digest": store.slide("a").patches_digest})
+    store.slide("a").without_row().write_features("f", values, {"patches_digest": store.slide("a").patches_digest})
     np.testing.assert_array_equal(before.slide("a").features("f").read(0, 3), values)
 
 

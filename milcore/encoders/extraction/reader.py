@@ -73,7 +73,7 @@ class SlideFeatures:
         """Write the features to the store."""
         kind = feature_type(self.features)
         features, self.features = self.features.astype(kind, copy=False), self.features[:0]
-        written = self.slide.write_features(self.name, features, self.attributes)
+        written = self.slide.write_feature_array(self.name, features, self.attributes)
         return EncodedSlide(
             self.slide.slide_id, len(features), skipped=False, feature_type=kind, metadata=written.metadata
         )

@@ -210,7 +210,7 @@ def _write(
             stored = record.with_files(lambda uri: storage.relative(uri, store.uri))
             attrs = {"imported": config.format, "source": stored.to_attrs()["source"]}
             group = SlideGroup(store.group_uri(slide.slide_id), record)
-            features = group.write_features(config.name, instances.features, attrs, is_new=task.is_new)
+            features = group.write_feature_array(config.name, instances.features, attrs, is_new=task.is_new)
             writer.keep_features(config.name, features)
     return writer.row
 

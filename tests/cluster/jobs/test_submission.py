@@ -57,8 +57,9 @@ def test_one_job_ingests_the_whole_cohort_of_a_pipeline(
     assert partitions == ["0/1"]
     assert api.store_state(store, launch) != api.store_state(store, launch), "a step that launches Ray is not reused"
     counts = api.ingest_partition(store, "0/1", IngestConfig(patch_size=64), launch)
-    assert api.gather_ingestion(store, [counts]) == counts
-    assert (counts["ok"], list(counts["quarantined"]), counts["patches"]) == (["s0", "s1", "s2"], ["broken"], 48)
+    assert counts == {"ok": 3, "quarantined": 1, "patches": 48, "skipped": 0}
+    cohort = api.gather_ingestion(store, [counts])
+    assert (cohort["ok"], list(cohort["quarantined"]), cohort["patches"]) == (["s0", "s1", "s2"], ["broken"], 48)
     assert f"python -m milcore.cluster ingest {store} --mpp 0.5 --patch-size 64" in capfd.readouterr().err
     assert api.ingest_partition(store, "0/1", IngestConfig(patch_size=64), launch) == counts
     assert storage.names(storage.join(store, "heartbeats")) == []
