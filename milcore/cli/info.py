@@ -80,6 +80,11 @@ def _describe_store(uri: str) -> dict[str, Any]:
     slides = catalogue.slides(catalogue.slide_ids())
     features = catalogue.map_slides(SlideGroup.feature_names, list(slides))
     names = [name for of_slide in features.values() for name in of_slide]
+    if catalogue.open_ids:
+        log_line(
+            f"{len(catalogue.open_ids)} slide(s) of {uri} are being written, or a process that wrote them was killed: "
+            "they are read from their own folders; where none is at work, the same command again, or --rebuild, ends that"
+        )
     _log_lacking(uri, "a complete record", [slide_id for slide_id, record in records.items() if record is None])
     for name in sorted(set(names)):
         _log_lacking(uri, f"features/{name}", [slide_id for slide_id in features if name not in features[slide_id]])

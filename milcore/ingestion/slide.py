@@ -123,9 +123,11 @@ def skip(task: SlideTask, store: PatchStore, stored: StoredSlide) -> SlideResult
 
 def quarantine(store: PatchStore, record: SlideRecord, reason: str, *, keep: bool = False) -> SlideResult:
     """Quarantine a slide in the store, as ``PatchStore.quarantine``."""
-    row = store.quarantine(record, reason, keep=keep)
-    stored = row.record(store.uri).reason
-    return SlideResult(SlideOutcome(record.slide_id, "quarantined", stored, 0, skipped=False), row)
+    stored = store.quarantine(record, reason, keep=keep)
+    # read: the version of the file at an earlier ingestion may be there
+    return SlideResult(
+        SlideOutcome(record.slide_id, "quarantined", stored, 0, skipped=False), store.read_row(record.slide_id)
+    )
 
 
 def row_with_source(result: SlideResult, store: PatchStore, source: bytes) -> SlideRow | None:

@@ -90,7 +90,8 @@ class GroupArrays:
         if self._row is None or not _are_equal(before, self._row, name):
             raise StoreError(
                 f"slide {self._slide_id!r}: {name} was changed by another program since the store's catalogue was "
-                "written; its row is made anew now: run the same command again"
+                "written; its row is made anew now: run the same command again, or first milcore info --rebuild on the "
+                "store, where several slides were changed"
             )
         log_line(f"slide {self._slide_id!r}: {name} was written anew since the store's catalogue; its row is made anew")
         return True

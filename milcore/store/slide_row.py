@@ -22,6 +22,8 @@ FEATURES = "features/"
 INGESTED_ARRAYS = ("patches", "coords", "tissue", "thumbnail")
 # the metadata of patches holds a checksum for each, and is read where patches are
 LONGEST_METADATA_KB = 8
+# whose metadata, that of patches too, is in memory
+SLIDES_AT_A_TIME = 256
 
 
 class ArrayRow(NamedTuple):
@@ -111,12 +113,21 @@ def read_rows(store_uri: str, slide_ids: Sequence[str]) -> dict[str, SlideRow]:
 
     Slides that are absent, incomplete or damaged have none.
     """
+    rows: dict[str, SlideRow] = {}
+    for start in range(0, len(slide_ids), SLIDES_AT_A_TIME):
+        rows |= _read_rows(store_uri, slide_ids[start : start + SLIDES_AT_A_TIME])
+    return rows
+
+
+def _read_rows(store_uri: str, slide_ids: Sequence[str]) -> dict[str, SlideRow]:
     groups = _read_groups(store_uri, slide_ids)
     arrays = {slide_id: _array_names(record) for slide_id, (_, record) in groups.items()}
+    usable = [slide_id for slide_id, (_, record) in groups.items() if record.status == "ok"]
     with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:
-        features = list(pool.map(lambda slide_id: _feature_names(store_uri, slide_id), arrays))
-    names = {slide_id: [*arrays[slide_id], *of_slide] for slide_id, of_slide in zip(arrays, features, strict=True)}
-    metadata = _read_metadata(store_uri, names)
+        features = pool.map(lambda slide_id: _feature_names(store_uri, slide_id), usable)
+        for slide_id, of_slide in zip(usable, features, strict=True):
+            arrays[slide_id] += of_slide
+    metadata = _read_metadata(store_uri, arrays)
     sources = storage.read_all([source_uri(store_uri, slide_id) for slide_id in groups])
     return {
         slide_id: SlideRow.of(slide_id, data, metadata[slide_id], sources.get(source_uri(store_uri, slide_id)))

@@ -287,8 +287,8 @@ class PatchStore:
         uri, record = self.group_uri(record.slide_id), self._stored(record)
         return SlideWriter(uri, record, patch_size, codec, quality, is_new=is_new)
 
-    def quarantine(self, record: SlideRecord, reason: str, *, keep: bool = False) -> SlideRow:
-        """Quarantine a slide, after removing its arrays; its row for the catalogue.
+    def quarantine(self, record: SlideRecord, reason: str, *, keep: bool = False) -> str:
+        """Quarantine a slide, after removing its arrays; the reason as it is stored.
 
         Args:
             record: of the slide, as far as it is known.
@@ -303,8 +303,8 @@ class PatchStore:
             begun = {key: value for key, value in record.to_attrs().items() if key not in IDENTITY}
             write_group(uri, {"begun": begun, "complete": False})
             storage.remove_all(storage.files(uri) - {metadata_uri(uri)})
-        group = write_group(uri, replace(record, status="quarantined", reason=reason).to_complete_attrs())
-        return SlideRow.of(record.slide_id, group, {})
+        write_group(uri, replace(record, status="quarantined", reason=reason).to_complete_attrs())
+        return reason
 
     def source(self, slide_id: str) -> dict[str, object] | None:
         """Version of the slide's file at the last ingestion; None before the first.

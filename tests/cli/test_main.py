@@ -200,3 +200,25 @@ def test_lines_quote_data_without_its_control_characters(tmp_path: Path) -> None
     for end in ended:
         assert "\x1b" not in end.stdout + end.stderr
         assert "Traceback" not in end.stderr
+
+
+def test_a_catalogue_is_verified_told_of_and_made_anew(tmp_path: Path) -> None:
+    """One that is out of date, one of a process that was killed, and that of a run, which has none."""
+    uri = str(tmp_path / "store")
+    store = write_store(uri, slides=3)
+    assert milcore("info", uri, "--rebuild").returncode == 0
+    assert store.catalogue().unknown_ids == []
+    assert milcore("info", uri, "--verify").returncode == 0
+    write_features(store)  # renews the rows
+    assert milcore("info", uri, "--verify", "--json").returncode == 0
+    shutil.rmtree(f"{store.group_uri('s01')}/features")  # as a person does
+    ended = milcore("info", uri, "--verify")
+    assert ended.returncode == 2
+    assert "slide 's01': catalogue" in ended.stderr
+    store.rows("ingest", ["s00", "s01"])  # killed
+    assert "2 slide(s)" in milcore("info", uri).stderr
+    ended = milcore("info", uri, "--rebuild", "--verify", "--json")
+    assert (ended.returncode, last_object(ended)["features"]) == (0, {"mean_rgb": 2})
+    assert store.catalogue().unknown_ids == []
+    ended = milcore("info", str(tmp_path / "nothing"), "--rebuild")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)

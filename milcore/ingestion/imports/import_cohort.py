@@ -257,8 +257,9 @@ def _quarantine_odd_widths(store: PatchStore, outcomes: list[SlideOutcome]) -> l
     rows, odd = store.rows(KIND, list(reasons)), {}
     for name, reason in reasons.items():
         of_import = {field: getattr(records[name], field) for field in ("parameters", "source", "import_origin")}
-        rows.add(store.quarantine(SlideRecord(name, retry=True, **of_import), reason))
-        odd[name] = SlideOutcome(name, "quarantined", reason, 0, skipped=False)
+        odd[name], row = quarantine(store, SlideRecord(name, retry=True, **of_import), reason)
+        if row is not None:
+            rows.add(row)
     rows.close()
     return [odd.get(outcome.slide_id, outcome) for outcome in outcomes]
 
