@@ -83,7 +83,7 @@ def _describe_store(uri: str) -> dict[str, Any]:
     if catalogue.open_ids:
         log_line(
             f"{len(catalogue.open_ids)} slide(s) of {uri} are being written, or a process that wrote them was killed: "
-            "they are read from their own folders; where none is at work, the same command again, or --rebuild, ends that"
+            "they are read from their own folders; where none is at work, the same command or --rebuild ends that"
         )
     _log_lacking(uri, "a complete record", [slide_id for slide_id, record in records.items() if record is None])
     for name in sorted(set(names)):
