@@ -1,16 +1,16 @@
 """Time of an epoch of ``train_model`` from a store against its bare training steps.
 
 ``python -m benchmarks.epoch [--json] [--cases bc] [--rounds N] [--where local s3-1 s3-20] [--dtypes fp32 bf16]
-[--bags kept ahead read]``
+[--bags kept ahead read] [--batches N]``
 
-The store holds four batches of the case's bags as features (n, 1024) f2. ``s3-N`` is a bucket of SeaweedFS on this
-machine behind a proxy that holds every request for N ms. An epoch is what ``train_model`` does between two reports:
-bags read, packed and dealt, steps, validation (there are no validation bags). Once with the bags ``kept`` in memory
-after the first epoch, once ``ahead``, with a cache of five of the largest bags, so that every epoch reads the others
-again, and once ``read``, with a cache of nothing, so that bags are read while they are computed on (the operating
-system may hold the files in memory). A bare step is that of ``benchmarks.pooling``, method packed, on features that lie
-in memory in the row's precision; the bare epoch is four of them. Medians over the epochs after the first; ``waiting``
-is the share of time that training itself tells.
+The store holds four (``--batches``) batches of the case's bags as features (n, 1024) f2. ``s3-N`` is a bucket of
+SeaweedFS on this machine behind a proxy that holds every request for N ms. An epoch is what ``train_model`` does
+between two reports: bags read, packed and dealt, steps, validation (there are no validation bags). Once with the bags
+``kept`` in memory after the first epoch, once ``ahead``, with a cache of five of the largest bags, so that every epoch
+reads the others again, and once ``read``, with a cache of nothing, so that bags are read while they are computed on
+(the operating system may hold the files in memory). A bare step is that of ``benchmarks.pooling``, method packed, on
+features that lie in memory in the row's precision; the bare epoch is as many of them. Medians over the epochs after the
+first; ``waiting`` is the share of time that training itself tells.
 """
 
 import argparse
@@ -38,7 +38,6 @@ from milcore.training.context import LocalContext
 from milcore.training.loop import train_model
 from tests.proxy import ProxyProcess
 
-BATCHES = 4
 BYTES_PER_INSTANCE = 2 * WIDTH
 READINGS = ("kept", "ahead", "read")
 
@@ -91,7 +90,7 @@ def measure(
     batch = make_batch(case, DTYPES[dtype])
     step = make_step("packed", batch, DTYPES[dtype], 0.0)
     step()
-    bare = BATCHES * statistics.median(seconds(step) for _ in range(rounds))
+    bare = given.batches * statistics.median(seconds(step) for _ in range(rounds))
     config = TrainConfig(
         features="f",
         hidden=HIDDEN,
@@ -103,15 +102,17 @@ def measure(
         precision=dtype,
         activation_mb=KEPT_MB,
     )
+    splits_of: dict[str, pa.Table] = {}
     with tempfile.TemporaryDirectory() as folder:
         for place in given.where:
-            uri = f"{folder}/store" if place == "local" else f"s3://milcore/{case}-{dtype}-{place}"
+            uri = f"{folder}/store" if place == "local" else f"s3://milcore/{case}-{dtype}"
             hold(proxy, 0.0)
-            splits = write_store(uri, batch.lengths * BATCHES)
+            if uri not in splits_of:
+                splits_of[uri] = write_store(uri, batch.lengths * given.batches)
             hold(proxy, 0.0 if place == "local" else float(place.removeprefix("s3-")))
             sizes = caches_mb(batch.lengths)
             for reading in given.bags:
-                row = epoch_row(uri, splits, config.model_copy(update={"cache_mb": sizes[reading]}))
+                row = epoch_row(uri, splits_of[uri], config.model_copy(update={"cache_mb": sizes[reading]}))
                 names = {"case": case, "dtype": dtype, "where": place, "bags": reading}
                 yield {**names, **row, "bare_s": bare, "ratio": row["epoch_s"] / bare, "load": os.getloadavg()[0]}
 
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print a list of rows instead of a table")
     parser.add_argument("--cases", default="bc", help="which cases, any of abcd (default: bc)")
     parser.add_argument("--rounds", type=int, default=5, help="counted epochs and steps (default: 5)")
+    parser.add_argument("--batches", type=int, default=4, help="batches of an epoch (default: 4)")
     parser.add_argument("--where", nargs="+", default=["local"], help="local, or s3-N with N ms added (default: local)")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="precisions (default: all)")
     parser.add_argument("--bags", nargs="+", default=list(READINGS), choices=READINGS, help="caches (default: all)")

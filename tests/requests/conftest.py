@@ -11,7 +11,7 @@ from tests.requests.commands import commands, upload, write_files
 
 SLIDES = (30, 60)
 # of the larger cohort these are held, so that requests that can go together do
-HELD = ("import", "import again", "evaluate", "gather", "ingest again", "predict again")
+HELD = ("import", "import again", "train, 1 epoch", "evaluate", "gather", "ingest again", "predict again")
 HELD_S = 0.02
 Counted = dict[str, dict[int, Traffic]]
 
