@@ -127,18 +127,16 @@ def write_slides(
         results: writes every slide of a task, in any order.
     """
     catalogue, with_folder = store.catalogue(), store.group_ids()
-    rows = store.rows(kind, [slide.slide_id for slide in slides])
+    rows = store.rows(kind, [slide.slide_id for slide in slides], catalogue)
     for outcome, row in results(_task(slide, with_folder, catalogue) for slide in slides):
-        # a slide that is up to date keeps its row, also where a writer that was killed had it open
-        known = row or (catalogue.last_row(outcome.slide_id) if outcome.slide_id in catalogue.open_ids else None)
-        if known is not None:
-            rows.add(known)
+        if row is not None:
+            rows.add(row)
         yield outcome
     rows.close()
 
 
 def _task(slide: Slide, with_folder: set[str], catalogue: Catalogue) -> SlideTask:
-    row = catalogue.last_row(slide.slide_id)
+    row = catalogue.row(slide.slide_id)
     return SlideTask(slide, slide.slide_id not in with_folder, row and row.digest)
 
 

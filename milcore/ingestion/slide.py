@@ -46,7 +46,7 @@ class SlideTask(NamedTuple):
     Args:
         slide: of the cohort.
         is_new: the store has no folder of it.
-        row_digest: of its row in the catalogue; None where it has none.
+        row_digest: of its row in the catalogue; None where it has none that can be relied on.
     """
 
     slide: Slide

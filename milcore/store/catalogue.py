@@ -251,23 +251,21 @@ class RowWriter:
     """Writer of the catalogue's rows for slides that one process, or its workers, write.
 
     A mark in the catalogue tells readers to read these slides themselves until it is closed. Of a writer that was
-    killed the mark stays, until the next of its kind that writes all of these slides.
+    killed the mark stays, until others of its kind have written all of these slides.
 
     Args:
         store_uri: patch store.
         kind: of the writer, such as ``ingest``.
         slide_ids: that it may write.
+        catalogue: that rows are made from; None where all are made from the slides' own objects.
     """
 
-    def __init__(self, store_uri: str, kind: str, slide_ids: Sequence[str]) -> None:
+    def __init__(self, store_uri: str, kind: str, slide_ids: Sequence[str], catalogue: Catalogue | None = None) -> None:
         self._store_uri = store_uri
-        before = {
-            name: ids for name, ids in fragments.read_marks(store_uri).items() if fragments.writer_kind(name) == kind
-        }
-        self._marks = [name for name, ids in before.items() if ids is None or ids <= set(slide_ids)]
-        self._marks.append(fragments.write_mark(store_uri, kind, slide_ids))
-        # listed after the mark is written: what comes later is not known to be earlier than these rows
-        self._after = fragments.fragment_names(store_uri)
+        self._marks = _marks_to_reduce(store_uri, kind, slide_ids, catalogue)
+        self._marks[fragments.write_mark(store_uri, kind, slide_ids)] = set()
+        # what came after the rows were read is not known to be earlier than rows that are made from them
+        self._after = fragments.fragment_names(store_uri) if catalogue is None else catalogue.fragment_names
         self._rows: list[SlideRow] = []
 
     def add(self, row: SlideRow) -> None:
@@ -282,7 +280,10 @@ class RowWriter:
         Every slide is complete, in quarantine, or as before.
         """
         self._write()
-        fragments.remove_marks(self._store_uri, self._marks)
+        for name, slide_ids in self._marks.items():
+            if slide_ids:
+                fragments.reduce_mark(self._store_uri, name, slide_ids)
+        fragments.remove_marks(self._store_uri, [name for name, slide_ids in self._marks.items() if not slide_ids])
 
     def _write(self) -> None:
         if self._rows:
@@ -290,17 +291,27 @@ class RowWriter:
             self._rows.clear()
 
 
+def _marks_to_reduce(
+    store_uri: str, kind: str, slide_ids: Sequence[str], catalogue: Catalogue | None
+) -> dict[str, set[str]]:
+    """Marks of earlier writers of a kind, and what is left of each."""
+    marks = {name: ids for name, ids in fragments.read_marks(store_uri).items() if fragments.writer_kind(name) == kind}
+    left = {name: (ids or set()) - set(slide_ids) for name, ids in marks.items()}
+    if catalogue is not None:
+        left = {name: ids & set(catalogue.all_ids) for name, ids in left.items()}
+    return {name: ids for name, ids in left.items() if ids != marks[name]}
+
+
 def join(store_uri: str, slide_ids: Sequence[str]) -> None:
     """Join the fragments of a store's catalogue to one.
 
-    It has a row for every slide.
+    It has a row for every slide, from its own objects where no latest one is known.
 
-    Slides without a row that can be relied on get one from their own objects; those that a writer has open get none.
+    Slides that a writer has open have one too: beside it, that of the writer is not taken for the only one.
     """
     catalogue = Catalogue.read(store_uri, slide_ids)
-    unknown = [slide_id for slide_id in catalogue.unknown_ids if slide_id not in catalogue.open_ids]
-    if len(catalogue.fragment_names) > 1 or unknown:
-        _replace(catalogue, unknown)
+    if len(catalogue.fragment_names) > 1 or set(catalogue.unknown_ids) - catalogue.open_ids:
+        _replace(catalogue)
 
 
 def rebuild(store_uri: str, slide_ids: Sequence[str]) -> int:
@@ -310,14 +321,15 @@ def rebuild(store_uri: str, slide_ids: Sequence[str]) -> int:
     """
     fragments.remove_marks(store_uri, fragments.read_marks(store_uri))
     catalogue = Catalogue(store_uri, slide_ids, fragments.fragment_names(store_uri), [], set())
-    return _replace(catalogue, catalogue.unknown_ids)
+    return _replace(catalogue)
 
 
-def _replace(catalogue: Catalogue, unknown: Sequence[str]) -> int:
+def _replace(catalogue: Catalogue) -> int:
     """Write one fragment in place of all, with rows of unknown slides made anew."""
     store_uri, before = catalogue.store_uri, catalogue.fragment_names
-    known = map(catalogue.row, catalogue.all_ids)
-    rows = {row.slide_id: row for row in known if row is not None} | read_rows(store_uri, unknown)
+    known = map(catalogue.last_row, catalogue.all_ids)
+    rows = {row.slide_id: row for row in known if row is not None}
+    rows |= read_rows(store_uri, [slide_id for slide_id in catalogue.all_ids if slide_id not in rows])
     name = fragments.write_fragment(store_uri, list(rows.values()), before, before)
     storage.remove_all(fragments.fragment_uri(store_uri, old) for old in before - {name})
     return len(rows)

@@ -175,6 +175,11 @@ def write_mark(store_uri: str, kind: str, slide_ids: Sequence[str]) -> str:
     return name
 
 
+def reduce_mark(store_uri: str, name: str, slide_ids: Iterable[str]) -> None:
+    """Leave only these slides in a mark."""
+    storage.write_json(_mark_uri(store_uri, name), sorted(slide_ids))
+
+
 def read_marks(store_uri: str) -> dict[str, set[str] | None]:
     """Slides of every open mark, by its name.
 

@@ -191,7 +191,7 @@ class PatchStore:
         """
         return rebuild(self.uri, self._manifest_ids())
 
-    def rows(self, kind: str, slide_ids: Sequence[str]) -> RowWriter:
+    def rows(self, kind: str, slide_ids: Sequence[str], catalogue: Catalogue | None = None) -> RowWriter:
         """Writer of the catalogue's rows of slides.
 
         It is opened before the first of them is written.
@@ -199,8 +199,9 @@ class PatchStore:
         Args:
             kind: of the writer, such as ``ingest``.
             slide_ids: that it may write.
+            catalogue: that rows are made from; None where all are made from the slides' own objects.
         """
-        return RowWriter(self.uri, kind, slide_ids)
+        return RowWriter(self.uri, kind, slide_ids, catalogue)
 
     def record(self, slide_id: str) -> SlideRecord | None:
         """Record of a slide, read from its group.

@@ -1,5 +1,7 @@
 """The catalogue agrees with the slides whatever was killed, written at once, deleted or damaged."""
 
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +92,27 @@ def test_the_next_writer_of_its_kind_removes_the_mark_of_a_dead_one(store: Patch
     encoder = store.rows("encode-f", SLIDES)
     encoder.close()
     few = store.rows("ingest", ["a"])
+    few.add(write_slide(store, "a", patches=5))
     few.close()
-    assert store.catalogue().unknown_ids == ["a", "b"], "neither wrote all of its slides"
+    assert store.catalogue().unknown_ids == ["b"], "it wrote one of the two"
+    assert store.catalogue().records == truth(store)
     again = store.rows("ingest", SLIDES)
+    again.add(write_slide(store, "b", patches=6))
     again.close()
     assert store.catalogue().unknown_ids == []
     assert objects(store, "open") == []
+
+
+def test_a_mark_goes_with_the_slides_that_the_cohort_has_no_more(store: PatchStore) -> None:
+    """A slide that killed its ingestion is taken out of the manifest."""
+    store.rows("ingest", SLIDES)
+    store.write_manifest(make_manifest("m", [{"slide_id": "a", "label": "0"}, {"slide_id": "b", "label": "1"}]))
+    rows = store.rows("ingest", ["a", "b"], store.catalogue())
+    for slide_id in ("a", "b"):
+        rows.add(write_slide(store, slide_id))
+    rows.close()
+    assert objects(store, "open") == []
+    assert store.catalogue().unknown_ids == []
 
 
 def test_rows_of_two_writers_at_once_that_differ_are_not_relied_on(store: PatchStore) -> None:
@@ -273,3 +290,35 @@ def test_no_order_of_writers_ends_and_joins_gives_a_row_that_is_out_of_date(
             store.join_catalogue()
         catalogue = store.catalogue()
         assert dict(catalogue.records) == {name: store.record(name) for name in "ab"}
+
+
+def test_no_order_of_two_encodings_leaves_features_out(tmp_path: Path) -> None:
+    """Both read the catalogue, mark, write, and end with a join; rows are made as in encoding, in all 70 orders."""
+    for number, first in enumerate(combinations(range(8), 4)):
+        store = PatchStore(str(tmp_path / str(number)))
+        store.write_manifest(make_manifest("m", [{"slide_id": "a", "label": "0"}, {"slide_id": "b", "label": "1"}]))
+        write_slide(store, "a", features=False)
+        store.join_catalogue()
+        encodings = {name: _encoding(store, name) for name in "fg"}
+        for step in range(8):
+            next(encodings["f" if step in first else "g"])
+        assert store.catalogue().slide("a").feature_names() == ["f", "g"], first
+        store.join_catalogue()
+        assert store.catalogue().row("a") == store.read_row("a"), first
+
+
+def _encoding(store: PatchStore, name: str) -> Iterator[None]:
+    """Steps of an encoding of slide a."""
+    catalogue = store.catalogue()
+    yield
+    rows = store.rows(f"encode-{name}", ["a"], catalogue)
+    yield
+    written = store.slide("a").write_feature_array(name, np.ones((3, 2), np.float32), {})
+    before = catalogue.row("a")
+    yield
+    row = before.with_array(f"features/{name}", written.metadata) if before else store.read_row("a")
+    assert row is not None
+    rows.add(row)
+    rows.close()
+    store.join_catalogue()
+    yield

@@ -24,7 +24,7 @@ from milcore.runtime import storage
 from milcore.runtime.limits import cpus
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.catalogue import Catalogue
-from milcore.store.slide_row import FEATURES, SlideRow
+from milcore.store.slide_row import FEATURES, SlideRow, read_rows
 from milcore.store.store import PatchStore
 
 FAILURES_NAMED = 5
@@ -75,14 +75,19 @@ def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> It
     store, name = PatchStore(job.store_uri), str(with_feature_name(job.config).name)
     catalogue = store.catalogue()
     made_by = _encoder_of_stored(catalogue, name, slides)
-    failed, rows = [], store.rows(f"encode-{name}", list(slides))
+    failed, unknown, rows = [], [], store.rows(f"encode-{name}", list(slides), catalogue)
     for step in run(job._replace(made_by=made_by), slides):
-        if step.slide is not None and step.slide.reason is not None:
-            failed.append(f"{step.slide.slide_id}: {step.slide.reason}")
-        row = None if step.slide is None else _row(catalogue, name, step.slide)
-        if row is not None:
-            rows.add(row)
+        if step.slide is not None:
+            if step.slide.reason is not None:
+                failed.append(f"{step.slide.slide_id}: {step.slide.reason}")
+            row = _row(catalogue, name, step.slide)
+            if row is None:
+                unknown.append(step.slide.slide_id)
+            elif row != catalogue.row(step.slide.slide_id):
+                rows.add(row)
         yield step
+    for row in read_rows(store.uri, unknown).values():
+        rows.add(row)
     rows.close()
     store.join_catalogue()
     if failed:
@@ -96,13 +101,12 @@ def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> It
 def _row(catalogue: Catalogue, name: str, slide: EncodedSlide) -> SlideRow | None:
     """Row of a slide with its features.
 
-    None where that of the catalogue is right, or is made when it is joined.
+    None where it is to be read from the slide: without a row before, or without features.
     """
-    row = catalogue.last_row(slide.slide_id)
+    row = catalogue.row(slide.slide_id)
     if row is None or slide.metadata is None:
         return None
-    now = row.with_array(f"{FEATURES}{name}", slide.metadata)
-    return now if now != row or slide.slide_id in catalogue.open_ids else None
+    return row.with_array(f"{FEATURES}{name}", slide.metadata)
 
 
 def _encoder_of_stored(catalogue: Catalogue, name: str, slides: Iterable[str]) -> EncoderRecord | None:

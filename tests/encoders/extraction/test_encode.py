@@ -233,3 +233,21 @@ def test_a_slide_whose_record_is_lost_is_named_and_the_others_are_encoded(tmp_pa
     with pytest.raises(StoreError, match=r"1 of 2 slides have no features: s01: slide 's01' is absent from .* or inc"):
         list(encode(store.uri, ENCODE))
     assert store.slide("s00").feature_names() == ["efficientnet_lite0"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("first", ["f", "g"])
+def test_two_encodings_of_other_names_at_once_leave_both_in_the_catalogue(tmp_path: Path, first: str) -> None:
+    """The first to end joins the catalogue while the other is at work."""
+    store = write_store(str(tmp_path / "store"), slides=3)
+    store.join_catalogue()
+    config = _offset_encoder(tmp_path, 0.0, 1.0)
+    runs = {name: encode(store.uri, config.model_copy(update={"name": name})) for name in "fg"}
+    for run in runs.values():
+        next(run)
+    for name in sorted(runs, key=lambda name: name != first):
+        assert len(list(runs[name])) == 2
+    catalogue = store.catalogue()
+    assert catalogue.unknown_ids == []
+    for slide_id in store.slide_ids():
+        assert catalogue.slide(slide_id).feature_names() == ["f", "g"]
