@@ -87,7 +87,12 @@ class GroupArrays:
         if data is not None and before.arrays[name].is_of(data):
             return False
         self._row = self._renew(self._slide_id)
-        if self._row is None or not _are_equal(before, self._row, name):
+        if self._row is None:
+            raise StoreError(
+                f"slide {self._slide_id!r}: expected a complete slide, as the store's catalogue says, got none at "
+                f"{self._uri}; run milcore ingest or milcore import again, or milcore info --rebuild to leave it out"
+            )
+        if not _are_equal(before, self._row, name):
             raise StoreError(
                 f"slide {self._slide_id!r}: {name} was changed by another program since the store's catalogue was "
                 "written; its row is made anew now: run the same command again, or first milcore info --rebuild on the "
