@@ -287,7 +287,8 @@ class RowWriter:
 
     def _write(self) -> None:
         if self._rows:
-            fragments.write_fragment(self._store_uri, self._rows, self._after)
+            rows = sorted(self._rows, key=lambda row: row.slide_id)
+            fragments.write_fragment(self._store_uri, rows, self._after)
             self._rows.clear()
 
 

@@ -13,6 +13,7 @@ one.
 """
 
 import hashlib
+import itertools
 import json
 import uuid
 from collections.abc import Iterable, Sequence
@@ -120,28 +121,29 @@ def fragment_names(store_uri: str) -> set[str]:
     return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith(".")}
 
 
-def write_fragment(store_uri: str, rows: Sequence[SlideRow], after: Iterable[str], replaces: Iterable[str] = ()) -> str:
+def write_fragment(store_uri: str, rows: Iterable[SlideRow], after: Iterable[str], replaces: Iterable[str] = ()) -> str:
     """Write a fragment; return its name.
 
     Args:
         store_uri: patch store.
-        rows: of its slides.
+        rows: of its slides; a few thousand at a time are in memory.
         after: names of the fragments that its rows are later than.
         replaces: names of those whose rows it has too.
     """
-    data = fragment_bytes(store_uri, sorted(rows, key=lambda row: row.slide_id), after, replaces)
+    data = fragment_bytes(store_uri, rows, after, replaces)
     name = _digest(data)
     storage.write_bytes(fragment_uri(store_uri, name), data)
     return name
 
 
-def fragment_bytes(store_uri: str, rows: Sequence[SlideRow], after: Iterable[str], replaces: Iterable[str]) -> bytes:
-    """Bytes of a fragment, the same for the same rows."""
+def fragment_bytes(store_uri: str, rows: Iterable[SlideRow], after: Iterable[str], replaces: Iterable[str]) -> bytes:
+    """Bytes of a fragment, the same for the same rows in the same order."""
     metadata = {"schema_version": FRAGMENT_SCHEMA_VERSION, "after": sorted(after), "replaces": sorted(replaces)}
     schema = SCHEMA.with_metadata({_METADATA: json.dumps(metadata).encode()})
-    table = pa.Table.from_pylist([_columns(store_uri, row) for row in rows], schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    columns, sink = (_columns(store_uri, row) for row in rows), pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        while group := list(itertools.islice(columns, ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
     return bytes(sink.getvalue().to_pybytes())
 
 
