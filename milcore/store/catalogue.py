@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # times that the fragments are read again because another process joined them meanwhile
 JOINED_AT_MOST = 10
+# characters of a mark's name
+LONGEST_KIND = 100
 # rows of a writer that are held in memory
 ROWS_PER_FRAGMENT = 8192
 
@@ -85,6 +87,10 @@ class Catalogue:
     def has_row(self, slide_id: str) -> bool:
         """True where the slide has a row that can be relied on."""
         return slide_id not in self._open_ids and slide_id in self._places
+
+    def has_last_row(self, slide_id: str) -> bool:
+        """True where ``last_row`` knows the latest row of a slide."""
+        return slide_id in self._places
 
     def last_row(self, slide_id: str) -> SlideRow | None:
         """Latest row of a slide, even while a writer may be writing it.
@@ -261,7 +267,7 @@ class RowWriter:
     """
 
     def __init__(self, store_uri: str, kind: str, slide_ids: Sequence[str], catalogue: Catalogue | None = None) -> None:
-        self._store_uri = store_uri
+        self._store_uri, kind = store_uri, kind[:LONGEST_KIND]
         self._marks = _marks_to_reduce(store_uri, kind, slide_ids, catalogue)
         self._marks[fragments.write_mark(store_uri, kind, slide_ids)] = set()
         # what came after the rows were read is not known to be earlier than rows that are made from them
@@ -328,12 +334,13 @@ def rebuild(store_uri: str, slide_ids: Sequence[str]) -> int:
 def _replace(catalogue: Catalogue) -> int:
     """Write one fragment in place of all, with rows of unknown slides made anew."""
     store_uri, before = catalogue.store_uri, catalogue.fragment_names
-    known = map(catalogue.last_row, catalogue.all_ids)
-    rows = {row.slide_id: row for row in known if row is not None}
-    rows |= read_rows(store_uri, [slide_id for slide_id in catalogue.all_ids if slide_id not in rows])
-    name = fragments.write_fragment(store_uri, list(rows.values()), before, before)
+    unknown = [slide_id for slide_id in catalogue.all_ids if not catalogue.has_last_row(slide_id)]
+    new = read_rows(store_uri, unknown)
+    complete = [slide_id for slide_id in catalogue.all_ids if catalogue.has_last_row(slide_id) or slide_id in new]
+    rows = (catalogue.last_row(slide_id) or new[slide_id] for slide_id in complete)
+    name = fragments.write_fragment(store_uri, rows, before, before)
     storage.remove_all(fragments.fragment_uri(store_uri, old) for old in before - {name})
-    return len(rows)
+    return len(complete)
 
 
 def _read_fragments(store_uri: str) -> tuple[set[str], list[Fragment]]:
