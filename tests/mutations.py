@@ -27,6 +27,7 @@ from milcore.cli.info import damage, describe
 from milcore.config import EncodeConfig, ImportConfig, IngestConfig, LaunchConfig, SplitConfig, TrainConfig, TuneConfig
 from milcore.errors import DamageError, MILError
 from milcore.slides.write_pyramid import write_pyramid
+from milcore.store import catalogue
 from milcore.store.store import PatchStore
 from milcore.store.verify import slide_damage
 from milcore.training import run_files
@@ -309,7 +310,8 @@ def comparable(name: str, data: bytes) -> object:
 
 
 def is_without_times(name: str) -> bool:
-    return "/tensorboard/" not in name
+    """Not so: event files, and the catalogue, which is made anew where it is damaged and knows its history."""
+    return "/tensorboard/" not in name and "/catalogue/" not in name
 
 
 def mutate(folder: Path, name: str, other: str | None, change: str, generator: random.Random) -> None:
@@ -423,7 +425,8 @@ class Mutations:
 
     def _call(self, command: str) -> tuple[str, str]:
         """What a command returns, and what it says."""
-        run_files._log_unchecked.cache_clear()
+        for told_once in (run_files._log_unchecked, catalogue._log_damage, catalogue._log_absent):
+            told_once.cache_clear()
         with contextlib.redirect_stderr(io.StringIO()) as lines:
             result = self.commands[command](self.folder)
         return repr(result), lines.getvalue()

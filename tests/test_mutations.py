@@ -37,7 +37,8 @@ def test_a_command_repeated_without_damage_gives_the_same(mutations: Mutations) 
 
 
 def test_every_command_reads_objects(mutations: Mutations) -> None:
-    assert all(len(of_command.reads) > 3 for of_command in mutations.undisturbed.values())
+    """Figures of a store are two: its manifest and its catalogue."""
+    assert all(len(of_command.reads) > 1 for of_command in mutations.undisturbed.values())
 
 
 def test_no_damage_is_silent(mutations: Mutations) -> None:

@@ -61,13 +61,13 @@ class Fragment:
 
     def __init__(self, name: str, data: bytes) -> None:
         if _digest(data) != name:
-            raise DamageError(f"fragment {name} of the catalogue: expected the bytes that were written, got others")
+            raise DamageError(f"catalogue/rows/{name}{_SUFFIX}: expected the bytes that were written, got others")
         self.name = name
         self._file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
         metadata = json.loads((self._file.schema_arrow.metadata or {}).get(_METADATA, b"{}"))
         if metadata.get("schema_version") != FRAGMENT_SCHEMA_VERSION:
             raise DamageError(
-                f"fragment {name} of the catalogue: expected schema_version {FRAGMENT_SCHEMA_VERSION}, got "
+                f"catalogue/rows/{name}{_SUFFIX}: expected schema_version {FRAGMENT_SCHEMA_VERSION}, got "
                 f"{metadata.get('schema_version')}"
             )
         self.after, self.replaces = frozenset(metadata["after"]), frozenset(metadata["replaces"])

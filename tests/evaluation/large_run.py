@@ -82,5 +82,5 @@ def _write_slide(store: PatchStore, slide: Slide, k: int, pictures_every: int) -
         if k % pictures_every == 0:
             writer.write_thumbnail(random.integers(120, 240, (128, 128, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1))
         group = SlideGroup(store.group_uri(slide.slide_id), record)
-        stored = group.write_features("made", features.astype(np.float16), {"imported": "npz"}, is_new=True)
+        stored = group.write_feature_array("made", features.astype(np.float16), {"imported": "npz"}, is_new=True)
         writer.keep_features("made", stored)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
+from milcore.store.store import PatchStore
 from milcore.training.sweep import prepare_sweep
 from tests.cohorts import write_features, write_store
 
@@ -49,6 +50,7 @@ def executed(*cells: str) -> list[list[dict[str, Any]]]:
 def test_training_and_a_sweep_leave_their_lines_of_progress_and_no_others(tmp_path: Path) -> None:
     store, out = str(tmp_path / "store"), str(tmp_path / "out")
     write_features(write_store(store))
+    PatchStore(store).rebuild_catalogue()
     train = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=2, batch_size=4)
     prepare_sweep(store, out, TuneConfig(poolings=("max", "mean"), trials=2, train=train), SplitConfig())
     fit, sweep = executed(FIT, TUNE.format(out=out))
