@@ -64,6 +64,8 @@ class Fragment:
             raise DamageError(f"catalogue/rows/{name}{_SUFFIX}: expected the bytes that were written, got others")
         self.name = name
         self._file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+        if not self._file.schema_arrow.equals(SCHEMA):
+            raise DamageError(f"catalogue/rows/{name}{_SUFFIX}: expected the columns of a catalogue, got others")
         metadata = json.loads((self._file.schema_arrow.metadata or {}).get(_METADATA, b"{}"))
         if metadata.get("schema_version") != FRAGMENT_SCHEMA_VERSION:
             raise DamageError(

@@ -5,7 +5,6 @@ a slide is opened without a request and a row that is out of date is noticed at 
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -62,12 +61,22 @@ class SlideRow(NamedTuple):
     source: bytes | None = None
 
     def record(self, store_uri: str) -> SlideRecord:
-        """Record of the slide; its bytes were checked when the row was read."""
-        metadata = json.loads(self.group)
+        """Record of the slide.
+
+        Its digest was checked with the catalogue's; others may have written both.
+
+        Raises:
+            DamageError: it is no record of a complete slide.
+        """
         uri = metadata_uri(group_uri(store_uri, self.slide_id))
-        record = record_of_metadata(metadata, self.slide_id, uri)
+        metadata = storage.parse_json(self.group, uri)
+        is_group = isinstance(metadata, dict) and isinstance(metadata.get("attributes"), dict)
+        record = record_of_metadata(metadata, self.slide_id, uri) if is_group else None
         if record is None:
-            raise DamageError(f"catalogue of {store_uri}: expected a complete slide, got {self.slide_id!r} incomplete")
+            raise DamageError(
+                f"slide {self.slide_id!r}: catalogue of {store_uri}: expected the record of a complete slide, got "
+                "another; run milcore info --rebuild on the store"
+            )
         return record
 
     @classmethod
