@@ -6,17 +6,22 @@ signed.
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
 import urllib.parse
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+
+import pytest
+import s3fs
 
 READ_BYTES = 1 << 20
 WAITING_CONNECTIONS = 1024
@@ -309,6 +314,18 @@ def main(arguments: Sequence[str]) -> None:
         sys.stdout.write(f"{json.dumps(answer)}\n")
         sys.stdout.flush()
     proxy.close()
+
+
+@contextlib.contextmanager
+def counted_storage() -> Iterator[CountingProxy]:
+    """A proxy in front of the tests' server, which the environment names for the length of the context."""
+    with pytest.MonkeyPatch.context() as environment:
+        proxy = CountingProxy(os.environ["AWS_ENDPOINT_URL"])
+        environment.setenv("AWS_ENDPOINT_URL", proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield proxy
+        proxy.close()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 if __name__ == "__main__":

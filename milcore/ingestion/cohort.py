@@ -14,14 +14,8 @@ from milcore.config import AnnotationConfig, IngestConfig
 from milcore.errors import InputError, MILError
 from milcore.ingestion.annotations import check_annotations
 from milcore.ingestion.partition import read_partition
-from milcore.ingestion.slide import (
-    SlideOutcome,
-    SlideResult,
-    SlideTask,
-    quarantine_killed,
-    record_outcome,
-    write_slide,
-)
+from milcore.ingestion.slide import quarantine_killed, write_slide
+from milcore.ingestion.slide_result import SlideOutcome, SlideResult, SlideTask, record_outcome
 from milcore.runtime.processes import map_in_processes
 from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
@@ -127,7 +121,7 @@ def write_slides(
         results: writes every slide of a task, in any order.
     """
     catalogue, with_folder = store.catalogue(), store.group_ids()
-    rows = store.rows(kind, [slide.slide_id for slide in slides], catalogue)
+    rows = store.row_writer(kind, [slide.slide_id for slide in slides], catalogue)
     for outcome, row in results(_task(slide, with_folder, catalogue) for slide in slides):
         if row is not None:
             rows.add(row)

@@ -5,12 +5,22 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from milcore.cohort.manifest import Slide
 from milcore.config import MAX_INSTANCES_PER_SLIDE, MAX_MEGAPIXELS_PER_PATCH, IngestConfig
-from milcore.errors import DamageError, SlideError, UnreachableSlideError
+from milcore.errors import SlideError, UnreachableSlideError
 from milcore.ingestion.extract import choose_encoding, extract, sample_tissue
+from milcore.ingestion.slide_result import (
+    SlideOutcome,
+    SlideResult,
+    SlideTask,
+    quarantine,
+    record_outcome,
+    row_with_source,
+    skip,
+    stored_slide,
+)
 from milcore.ingestion.stain import Normaliser, estimate_stains
 from milcore.ingestion.tiling import TilePlan, grid_size, plan_tiles, tile_size_level0
 from milcore.ingestion.tissue import METHOD, Mask, tissue_mask
@@ -20,48 +30,14 @@ from milcore.slides.mpp import COARSEST_MPP, FINEST_MPP, SAME_SCALE, magnificati
 from milcore.slides.reader import Pixels, level_box
 from milcore.slides.resample import area_resize
 from milcore.slides.source import fetch, source_version
-from milcore.store.slide_record import ScanRecord, SlideMpp, SlideRecord, SlideState, SourceFile, TileCounts
+from milcore.store.slide_record import ScanRecord, SlideMpp, SlideRecord, SourceFile, TileCounts
 from milcore.store.slide_row import SlideRow
-from milcore.store.store import PatchStore, StoredSlide
+from milcore.store.store import PatchStore
 from milcore.store.writer import SlideWriter
 
 MASK_PX_PER_TILE = 16
 THUMBNAIL_EDGES_PX = (1024, 4096)
 IMAGES_NAMED = 5
-
-
-class SlideOutcome(NamedTuple):
-    """Outcome of one slide; ``skipped`` where it was up to date."""
-
-    slide_id: str
-    status: SlideState
-    reason: str | None
-    patches: int
-    skipped: bool
-
-
-class SlideTask(NamedTuple):
-    """Slide to write, and what was known of it when the step began.
-
-    Args:
-        slide: of the cohort.
-        is_new: the store has no folder of it.
-        row_digest: of its row in the catalogue; None where it has none that can be relied on.
-    """
-
-    slide: Slide
-    is_new: bool = False
-    row_digest: str | None = None
-
-
-class SlideResult(NamedTuple):
-    """Outcome of a slide, and its row for the catalogue.
-
-    The row is None where that of the catalogue is right.
-    """
-
-    outcome: SlideOutcome
-    row: SlideRow | None
 
 
 @dataclass(slots=True)
@@ -112,29 +88,6 @@ def write_slide(task: SlideTask, store: PatchStore, config: IngestConfig, thread
     return result._replace(row=row_with_source(result, store, source))
 
 
-def skip(task: SlideTask, store: PatchStore, stored: StoredSlide) -> SlideResult:
-    """Result of a slide that is up to date.
-
-    It has a row where that of the catalogue is another.
-    """
-    row = None if task.row_digest == stored.row_digest else store.read_row(task.slide.slide_id)
-    return SlideResult(record_outcome(stored.record, skipped=True), row)
-
-
-def quarantine(store: PatchStore, record: SlideRecord, reason: str, *, keep: bool = False) -> SlideResult:
-    """Quarantine a slide in the store, as ``PatchStore.quarantine``."""
-    stored = store.quarantine(record, reason, keep=keep)
-    # read: the version of the file at an earlier ingestion may be there
-    return SlideResult(
-        SlideOutcome(record.slide_id, "quarantined", stored, 0, skipped=False), store.read_row(record.slide_id)
-    )
-
-
-def row_with_source(result: SlideResult, store: PatchStore, source: bytes) -> SlideRow | None:
-    """Row of a slide after the version of its file was written."""
-    return store.read_row(result.outcome.slide_id) if result.row is None else result.row._replace(source=source)
-
-
 def _ingest_file(work: _SlideIngestion, earlier: SlideRecord | None) -> SlideResult:
     """Ingest a remote file in place or a local copy, unless it is unchanged.
 
@@ -176,21 +129,6 @@ def _is_up_to_date(earlier: SlideRecord, record: SlideRecord) -> bool:
         free |= {"mpp_from_magnification"} if earlier.mpp.origin in {"manifest", "slide"} else set()
         free |= {"max_unreadable"} if earlier.counts.unreadable <= parameters["max_unreadable"] else set()
     return all(before.get(name) == value for name, value in parameters.items() if name not in free)
-
-
-def stored_slide(store: PatchStore, slide_id: str) -> StoredSlide | None:
-    """Record of a slide in the store; None where it is absent or damaged."""
-    try:
-        return store.stored(slide_id)
-    except DamageError as error:
-        log_line(f"{error.line}; it is made again")
-        return None
-
-
-def record_outcome(record: SlideRecord, *, skipped: bool) -> SlideOutcome:
-    """Outcome of a slide by its record."""
-    status: SlideState = "ok" if record.status == "ok" else "quarantined"
-    return SlideOutcome(record.slide_id, status, record.reason, record.instances, skipped)
 
 
 def _ingest_pixels(work: _SlideIngestion, reader: SlideReader, remote: RemoteFile | None) -> tuple[int, SlideRow]:

@@ -1,6 +1,6 @@
 """Catalogue of a store: records and metadata of its slides, in few requests.
 
-Its fragments are joined after steps that write slides. A slide's own objects stay the truth: slides that a writer has
+What is written to it is in ``row_writer.py``. A slide's own objects stay the truth: slides that a writer has
 open, that fragments disagree on, or that no fragment has, are read from their groups, concurrently; and a row that is
 out of date, since another program changed the slide, is noticed at the first read of an array and made anew.
 """
@@ -26,10 +26,6 @@ T = TypeVar("T")
 
 # times that the fragments are read again because another process joined them meanwhile
 JOINED_AT_MOST = 10
-# characters of a mark's name
-LONGEST_KIND = 100
-# rows of a writer that are held in memory
-ROWS_PER_FRAGMENT = 8192
 
 
 class _Place(NamedTuple):
@@ -47,7 +43,7 @@ class Catalogue:
         store_uri: patch store.
         slide_ids: of its cohort, or of those that are looked at.
         fragment_names: names of its fragments, also of damaged ones.
-        rows: the fragments; none where one is damaged.
+        row_fragments: the fragments; none where one is damaged.
         open_ids: slides that a writer may be writing; None stands for all.
     """
 
@@ -56,13 +52,13 @@ class Catalogue:
         store_uri: str,
         slide_ids: Sequence[str],
         fragment_names: set[str],
-        rows: Sequence[Fragment],
+        row_fragments: Sequence[Fragment],
         open_ids: set[str] | None,
     ) -> None:
         self.store_uri, self.fragment_names = store_uri, fragment_names
         self._ids = list(slide_ids)
-        self._places = _places(rows, set(self._ids))
-        self._open_ids = set(self._ids) if open_ids is None else open_ids
+        self._places = _places(row_fragments, set(self._ids))
+        self._open_ids = set(self._ids) if open_ids is None else open_ids.intersection(self._ids)
         self._renewed: dict[str, SlideRow | None] = {}
         self._from_groups: dict[str, SlideRecord | None] = {}
 
@@ -74,8 +70,8 @@ class Catalogue:
         """
         marks = fragments.read_marks(store_uri)
         open_ids = set().union(*(ids or () for ids in marks.values()))
-        names, rows = _read_fragments(store_uri)
-        return cls(store_uri, slide_ids, names, rows, None if None in marks.values() else open_ids)
+        names, row_fragments = _read_fragments(store_uri)
+        return cls(store_uri, slide_ids, names, row_fragments, None if None in marks.values() else open_ids)
 
     def row(self, slide_id: str) -> SlideRow | None:
         """Row of a slide that can be relied on.
@@ -228,8 +224,8 @@ def read_records(store_uri: str, slide_ids: Sequence[str]) -> dict[str, SlideRec
     """
     groups = read_groups(store_uri, slide_ids)
     records = {slide_id: parse_record(data, slide_id, store_uri) for slide_id, data in groups.items()}
-    resolve = {slide_id: record and resolved(record, store_uri) for slide_id, record in records.items()}
-    return {slide_id: resolve.get(slide_id) for slide_id in slide_ids}
+    complete = {slide_id: resolved(record, store_uri) for slide_id, record in records.items() if record is not None}
+    return {slide_id: complete.get(slide_id) for slide_id in slide_ids}
 
 
 def resolved(record: SlideRecord, store_uri: str) -> SlideRecord:
@@ -253,96 +249,6 @@ def usable_record(store_uri: str, slide_id: str, record: SlideRecord | None) -> 
     return record
 
 
-class RowWriter:
-    """Writer of the catalogue's rows for slides that one process, or its workers, write.
-
-    A mark in the catalogue tells readers to read these slides themselves until it is closed. Of a writer that was
-    killed the mark stays, until others of its kind have written all of these slides.
-
-    Args:
-        store_uri: patch store.
-        kind: of the writer, such as ``ingest``.
-        slide_ids: that it may write.
-        catalogue: that rows are made from; None where all are made from the slides' own objects.
-    """
-
-    def __init__(self, store_uri: str, kind: str, slide_ids: Sequence[str], catalogue: Catalogue | None = None) -> None:
-        self._store_uri, kind = store_uri, kind[:LONGEST_KIND]
-        self._marks = _marks_to_reduce(store_uri, kind, slide_ids, catalogue)
-        self._marks[fragments.write_mark(store_uri, kind, slide_ids)] = set()
-        # what came after the rows were read is not known to be earlier than rows that are made from them
-        self._after = fragments.fragment_names(store_uri) if catalogue is None else catalogue.fragment_names
-        self._rows: list[SlideRow] = []
-
-    def add(self, row: SlideRow) -> None:
-        """Add the row of a slide that is written."""
-        self._rows.append(row)
-        if len(self._rows) == ROWS_PER_FRAGMENT:
-            self._write()
-
-    def close(self) -> None:
-        """Write the rows and remove the mark.
-
-        Every slide is complete, in quarantine, or as before.
-        """
-        self._write()
-        for name, slide_ids in self._marks.items():
-            if slide_ids:
-                fragments.reduce_mark(self._store_uri, name, slide_ids)
-        fragments.remove_marks(self._store_uri, [name for name, slide_ids in self._marks.items() if not slide_ids])
-
-    def _write(self) -> None:
-        if self._rows:
-            rows = sorted(self._rows, key=lambda row: row.slide_id)
-            fragments.write_fragment(self._store_uri, rows, self._after)
-            self._rows.clear()
-
-
-def _marks_to_reduce(
-    store_uri: str, kind: str, slide_ids: Sequence[str], catalogue: Catalogue | None
-) -> dict[str, set[str]]:
-    """Marks of earlier writers of a kind, and what is left of each."""
-    marks = {name: ids for name, ids in fragments.read_marks(store_uri).items() if fragments.writer_kind(name) == kind}
-    left = {name: (ids or set()) - set(slide_ids) for name, ids in marks.items()}
-    if catalogue is not None:
-        left = {name: ids & set(catalogue.all_ids) for name, ids in left.items()}
-    return {name: ids for name, ids in left.items() if ids != marks[name]}
-
-
-def join(store_uri: str, slide_ids: Sequence[str]) -> None:
-    """Join the fragments of a store's catalogue to one.
-
-    It has a row for every slide, from its own objects where no latest one is known.
-
-    Slides that a writer has open have one too: beside it, that of the writer is not taken for the only one.
-    """
-    catalogue = Catalogue.read(store_uri, slide_ids)
-    if len(catalogue.fragment_names) > 1 or set(catalogue.unknown_ids) - catalogue.open_ids:
-        _replace(catalogue)
-
-
-def rebuild(store_uri: str, slide_ids: Sequence[str]) -> int:
-    """Make every row of a store's catalogue anew; return how many slides have one.
-
-    Marks are removed: no other process may write to the store meanwhile.
-    """
-    fragments.remove_marks(store_uri, fragments.read_marks(store_uri))
-    catalogue = Catalogue(store_uri, slide_ids, fragments.fragment_names(store_uri), [], set())
-    return _replace(catalogue)
-
-
-def _replace(catalogue: Catalogue) -> int:
-    """Write one fragment in place of all, with rows of unknown slides made anew."""
-    store_uri, before = catalogue.store_uri, catalogue.fragment_names
-    unknown = [slide_id for slide_id in catalogue.all_ids if not catalogue.has_last_row(slide_id)]
-    new = read_rows(store_uri, unknown)
-    complete = [slide_id for slide_id in catalogue.all_ids if catalogue.has_last_row(slide_id) or slide_id in new]
-    rows = (catalogue.last_row(slide_id) or new[slide_id] for slide_id in complete)
-    name = fragments.write_fragment(store_uri, rows, before, before)
-    storage.remove_all(fragments.fragment_uri(store_uri, old) for old in before - {name})
-    return len(complete)
-
-
 def _read_fragments(store_uri: str) -> tuple[set[str], list[Fragment]]:
     """Names of a store's fragments, and the fragments.
 
@@ -357,20 +263,20 @@ def _read_fragments(store_uri: str) -> tuple[set[str], list[Fragment]]:
         if len(data) == len(names) and (not names or fragments.fragment_names(store_uri) == names):
             try:
                 return names, [Fragment(name, data[uri]) for name, uri in uris.items()]
-            except (DamageError, ValueError, LookupError, TypeError) as error:
+            except (DamageError, AttributeError, LookupError, TypeError, ValueError) as error:
                 _log_damage(store_uri, " ".join(str(error).split()))
                 return names, []
     return set(), []
 
 
-def _places(rows: Sequence[Fragment], slide_ids: set[str]) -> dict[str, _Place]:
+def _places(row_fragments: Sequence[Fragment], slide_ids: set[str]) -> dict[str, _Place]:
     """Place of the latest row of every slide.
 
     Slides of which no row is known to be the latest have none.
     """
-    replaced = frozenset().union(*(fragment.replaces for fragment in rows))
+    replaced = frozenset().union(*(fragment.replaces for fragment in row_fragments))
     candidates: dict[str, list[_Place]] = {}
-    for fragment in rows:
+    for fragment in row_fragments:
         if fragment.name not in replaced:
             for number, slide_id in enumerate(fragment.slide_ids):
                 candidates.setdefault(slide_id, []).append(_Place(fragment, number))

@@ -34,10 +34,11 @@ from milcore.runtime import html, storage
 from milcore.runtime.progress import without_folder
 from milcore.store.annotation_record import AnnotationRecord, read_annotation_record
 from milcore.store.arrays import write_array
-from milcore.store.catalogue import Catalogue, RowWriter, join, rebuild, renew_row, resolved, usable_record
+from milcore.store.catalogue import Catalogue, renew_row, resolved, usable_record
 from milcore.store.group_record import parse_record
 from milcore.store.metadata import metadata_uri, write_group
 from milcore.store.paths import group_ids, group_uri, source_uri
+from milcore.store.row_writer import RowWriter, join, rebuild
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
 from milcore.store.slide_row import SlideRow, read_rows, row_digest
@@ -191,7 +192,7 @@ class PatchStore:
         """
         return rebuild(self.uri, self._manifest_ids())
 
-    def rows(self, kind: str, slide_ids: Sequence[str], catalogue: Catalogue | None = None) -> RowWriter:
+    def row_writer(self, kind: str, slide_ids: Sequence[str], catalogue: Catalogue | None = None) -> RowWriter:
         """Writer of the catalogue's rows of slides.
 
         It is opened before the first of them is written.

@@ -215,7 +215,7 @@ def test_a_catalogue_is_verified_told_of_and_made_anew(tmp_path: Path) -> None:
     ended = milcore("info", uri, "--verify")
     assert ended.returncode == 2
     assert "slide 's01': catalogue" in ended.stderr
-    store.rows("ingest", ["s00", "s01"])  # killed
+    store.row_writer("ingest", ["s00", "s01"])  # killed
     assert "2 slide(s)" in milcore("info", uri).stderr
     ended = milcore("info", uri, "--rebuild", "--verify", "--json")
     assert (ended.returncode, last_object(ended)["features"]) == (0, {"mean_rgb": 2})

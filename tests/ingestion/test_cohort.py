@@ -13,7 +13,7 @@ from PIL import Image
 from milcore.config import IngestConfig
 from milcore.errors import InputError
 from milcore.ingestion.cohort import ingest, plan_cohort
-from milcore.ingestion.slide import SlideOutcome
+from milcore.ingestion.slide_result import SlideOutcome
 from milcore.ingestion.stain import Normaliser, Stains
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid

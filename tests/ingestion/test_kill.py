@@ -138,7 +138,7 @@ def test_a_kill_between_the_last_slide_and_the_catalogue(cohort: Path, folder_ur
     """Every slide is there and no row: the slides are read, and the next run writes their rows."""
     store = PatchStore(storage.join(folder_uri, "store"))
     plan_cohort(str(cohort), store.uri)
-    rows = store.rows("ingest", [f"s{k}" for k in range(SLIDES)])  # never closed
+    rows = store.row_writer("ingest", [f"s{k}" for k in range(SLIDES)])  # never closed
     for slide in store.manifest().slides:
         assert ingest_slide(slide, store, CONFIG).status == "ok"
     del rows

@@ -1,12 +1,10 @@
 """Requests of every command on a cohort of 30 and one of 60 slides, counted once for all tests of the room."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
-import s3fs
 
-from tests.proxy import CountingProxy, Traffic
+from tests.proxy import CountingProxy, Traffic, counted_storage
 from tests.requests.commands import commands, upload, write_files
 
 SLIDES = (30, 60)
@@ -19,13 +17,8 @@ Counted = dict[str, dict[int, Traffic]]
 @pytest.fixture(scope="session")
 def proxy(s3: str) -> Iterator[CountingProxy]:
     """A proxy that the environment names as the server."""
-    with pytest.MonkeyPatch.context() as environment:
-        proxy = CountingProxy(os.environ["AWS_ENDPOINT_URL"])
-        environment.setenv("AWS_ENDPOINT_URL", proxy.url)
-        s3fs.S3FileSystem.clear_instance_cache()
+    with counted_storage() as proxy:
         yield proxy
-        proxy.close()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

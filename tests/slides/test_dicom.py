@@ -25,7 +25,8 @@ from milcore.ingestion.cohort import plan_cohort
 from milcore.ingestion.fingerprint import store_state
 from milcore.ingestion.imports.slide_image import SlideImage, read_slide_image
 from milcore.ingestion.partition import read_partition, write_partitions
-from milcore.ingestion.slide import SlideOutcome, ingest_slide
+from milcore.ingestion.slide import ingest_slide
+from milcore.ingestion.slide_result import SlideOutcome
 from milcore.runtime import storage
 from milcore.slides import open_slide
 from milcore.slides.source import source_stat, source_version

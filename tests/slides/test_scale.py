@@ -10,7 +10,8 @@ from PIL import Image
 
 from milcore.cohort.manifest import Slide
 from milcore.config import IngestConfig
-from milcore.ingestion.slide import SlideOutcome, ingest_slide
+from milcore.ingestion.slide import ingest_slide
+from milcore.ingestion.slide_result import SlideOutcome
 from milcore.slides import open_slide
 from milcore.slides.mpp import magnification_mpp
 from milcore.store.slide_record import SlideMpp

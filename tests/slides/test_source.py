@@ -1,6 +1,5 @@
 """Sizes and versions of a cohort's slides: what is asked of S3, and that it is what each slide alone would give."""
 
-import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -10,18 +9,14 @@ import s3fs
 
 from milcore.runtime import storage
 from milcore.slides.source import SourceVersion, source_version, source_versions
-from tests.proxy import CountingProxy
+from tests.proxy import CountingProxy, counted_storage
 
 
 @pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingProxy]:
+def proxy(s3: str) -> Iterator[CountingProxy]:
     """In front of the tests' server, and taken for it."""
-    proxy = CountingProxy(os.environ["AWS_ENDPOINT_URL"])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield proxy
-    proxy.close()
-    s3fs.S3FileSystem.clear_instance_cache()
+    with counted_storage() as proxy:
+        yield proxy
 
 
 def folder_with(s3: str, names: list[str]) -> str:

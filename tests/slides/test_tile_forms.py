@@ -20,7 +20,8 @@ from PIL import Image
 from milcore.cohort.manifest import Slide
 from milcore.config import IngestConfig
 from milcore.errors import SlideError
-from milcore.ingestion.slide import SlideOutcome, ingest_slide
+from milcore.ingestion.slide import ingest_slide
+from milcore.ingestion.slide_result import SlideOutcome
 from milcore.slides import READERS, open_slide
 from milcore.slides.tiff import TiffReader
 from milcore.store.store import PatchStore

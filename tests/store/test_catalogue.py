@@ -1,19 +1,23 @@
 """The catalogue agrees with the slides whatever was killed, written at once, deleted or damaged."""
 
+import hashlib
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milcore.cohort.manifest import make_manifest
-from milcore.errors import StoreError
+from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
 from milcore.store import fragments
-from milcore.store.catalogue import Catalogue, RowWriter
+from milcore.store.catalogue import Catalogue
+from milcore.store.row_writer import RowWriter
 from milcore.store.slide_record import SlideRecord
 from milcore.store.slide_row import SlideRow
 from milcore.store.store import PatchStore
@@ -43,7 +47,7 @@ def store(folder_uri: str) -> PatchStore:
     """A store of three slides, with a catalogue."""
     store = PatchStore(folder_uri)
     store.write_manifest(make_manifest("m", [{"slide_id": name, "label": str(k % 2)} for k, name in enumerate(SLIDES)]))
-    rows = store.rows("ingest", SLIDES)
+    rows = store.row_writer("ingest", SLIDES)
     for slide_id in SLIDES:
         rows.add(write_slide(store, slide_id))
     rows.close()
@@ -73,7 +77,7 @@ def test_rows_say_what_the_slides_say(store: PatchStore) -> None:
 
 def test_slides_under_a_mark_are_read_themselves(store: PatchStore) -> None:
     """A writer that was killed leaves its mark; what it wrote is seen."""
-    rows = store.rows("ingest", ["a"])
+    rows = store.row_writer("ingest", ["a"])
     write_slide(store, "a", patches=5)
     catalogue = store.catalogue()
     assert catalogue.unknown_ids == ["a"]
@@ -88,15 +92,15 @@ def test_slides_under_a_mark_are_read_themselves(store: PatchStore) -> None:
 
 
 def test_the_next_writer_of_its_kind_removes_the_mark_of_a_dead_one(store: PatchStore) -> None:
-    store.rows("ingest", ["a", "b"])
-    encoder = store.rows("encode-f", SLIDES)
+    store.row_writer("ingest", ["a", "b"])
+    encoder = store.row_writer("encode-f", SLIDES)
     encoder.close()
-    few = store.rows("ingest", ["a"])
+    few = store.row_writer("ingest", ["a"])
     few.add(write_slide(store, "a", patches=5))
     few.close()
     assert store.catalogue().unknown_ids == ["b"], "it wrote one of the two"
     assert store.catalogue().records == truth(store)
-    again = store.rows("ingest", SLIDES)
+    again = store.row_writer("ingest", SLIDES)
     again.add(write_slide(store, "b", patches=6))
     again.close()
     assert store.catalogue().unknown_ids == []
@@ -105,9 +109,9 @@ def test_the_next_writer_of_its_kind_removes_the_mark_of_a_dead_one(store: Patch
 
 def test_a_mark_goes_with_the_slides_that_the_cohort_has_no_more(store: PatchStore) -> None:
     """A slide that killed its ingestion is taken out of the manifest."""
-    store.rows("ingest", SLIDES)
+    store.row_writer("ingest", SLIDES)
     store.write_manifest(make_manifest("m", [{"slide_id": "a", "label": "0"}, {"slide_id": "b", "label": "1"}]))
-    rows = store.rows("ingest", ["a", "b"], store.catalogue())
+    rows = store.row_writer("ingest", ["a", "b"], store.catalogue())
     for slide_id in ("a", "b"):
         rows.add(write_slide(store, slide_id))
     rows.close()
@@ -117,7 +121,7 @@ def test_a_mark_goes_with_the_slides_that_the_cohort_has_no_more(store: PatchSto
 
 def test_rows_of_two_writers_at_once_that_differ_are_not_relied_on(store: PatchStore) -> None:
     """Which of them wrote the slide last is unknown."""
-    one, two = store.rows("ingest", ["a"]), store.rows("encode-f", ["a"])
+    one, two = store.row_writer("ingest", ["a"]), store.row_writer("encode-f", ["a"])
     one.add(write_slide(store, "a", patches=4, features=False))
     two.add(write_slide(store, "a", patches=5))
     two.close()
@@ -131,7 +135,7 @@ def test_rows_of_two_writers_at_once_that_differ_are_not_relied_on(store: PatchS
 
 def test_a_later_writer_supersedes_the_rows_that_it_found(store: PatchStore) -> None:
     for patches in (4, 5):
-        rows = store.rows("ingest", ["b"])
+        rows = store.row_writer("ingest", ["b"])
         rows.add(write_slide(store, "b", patches))
         rows.close()
     assert store.catalogue().unknown_ids == []
@@ -145,8 +149,8 @@ def test_a_later_writer_supersedes_the_rows_that_it_found(store: PatchStore) -> 
 
 def test_rows_of_a_joined_catalogue_stay_behind_those_of_a_writer_that_it_did_not_see(store: PatchStore) -> None:
     """It began before the join, and ended after it: its rows are neither lost nor taken for the later ones."""
-    writer = store.rows("encode-f", ["a"])
-    other = store.rows("ingest", ["a"])
+    writer = store.row_writer("encode-f", ["a"])
+    other = store.row_writer("ingest", ["a"])
     other.add(write_slide(store, "a", patches=7, features=False))
     other.close()
     store.join_catalogue()
@@ -176,8 +180,39 @@ def test_without_an_intact_catalogue_the_slides_are_read(store: PatchStore, dama
     assert len(objects(store, "rows")) == 1
 
 
+def replaced_by(store: PatchStore, table: pa.Table) -> None:
+    """The catalogue as someone else writes it, named by its digest."""
+    storage.remove_folder(storage.join(store.uri, "catalogue", "rows"))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    data = bytes(sink.getvalue().to_pybytes())
+    storage.write_bytes(fragments.fragment_uri(store.uri, hashlib.sha256(data).hexdigest()[:32]), data)
+
+
+@pytest.mark.parametrize("metadata", [{}, {b"milcore_catalogue": b"[]"}, {b"milcore_catalogue": b"{"}, None])
+def test_a_catalogue_of_another_kind_is_not_read(store: PatchStore, metadata: dict[bytes, bytes] | None) -> None:
+    """Whoever wrote it: the slides are the truth."""
+    columns = pa.table({"slide_id": SLIDES}) if metadata is None else fragments.SCHEMA.empty_table()
+    replaced_by(store, columns.replace_schema_metadata(metadata))
+    assert store.catalogue().unknown_ids == SLIDES
+    assert store.catalogue().records == truth(store)
+
+
+@pytest.mark.parametrize("group", [b"", b"[]", b"{}", b'{"attributes": []}', b'{"attributes": {"complete": false}}'])
+def test_a_row_that_is_no_record_ends_with_a_line(store: PatchStore, group: bytes) -> None:
+    table = pa.Table.from_pylist(
+        [{"slide_id": name, "status": "ok", "instances": 3, "group": group, "arrays": []} for name in SLIDES],
+        schema=fragments.SCHEMA.with_metadata(
+            {b"milcore_catalogue": b'{"schema_version": 1, "after": [], "replaces": []}'}
+        ),
+    )
+    replaced_by(store, table)
+    with pytest.raises(DamageError, match=r"slides/a\.zarr/zarr\.json|slide 'a': catalogue of .* --rebuild"):
+        _ = store.catalogue().records
+
+
 def test_a_damaged_mark_stands_for_every_slide(store: PatchStore) -> None:
-    store.rows("ingest", ["a"])
+    store.row_writer("ingest", ["a"])
     storage.write_bytes(storage.join(store.uri, "catalogue", "open", objects(store, "open")[0]), b"[")
     assert store.catalogue().unknown_ids == SLIDES
 
@@ -233,7 +268,7 @@ def test_equal_features_in_other_chunks_are_read_on(store: PatchStore, monkeypat
 def test_a_bit_flipped_in_a_slide_is_no_change_of_another_program(tmp_path: Path) -> None:
     store = PatchStore(str(tmp_path))
     store.write_manifest(make_manifest("m", [{"slide_id": "a", "label": "0"}, {"slide_id": "b", "label": "1"}]))
-    rows = store.rows("ingest", ["a"])
+    rows = store.row_writer("ingest", ["a"])
     rows.add(write_slide(store, "a"))
     rows.close()
     chunk = tmp_path / "slides/a.zarr/features/f/c/0/0"
@@ -252,7 +287,7 @@ def test_a_store_of_an_earlier_version_gets_a_catalogue_when_it_is_asked_for(sto
 
 def test_a_slide_out_of_the_manifest_leaves_the_catalogue_when_it_is_joined(store: PatchStore) -> None:
     store.write_manifest(make_manifest("m", [{"slide_id": "a", "label": "0"}, {"slide_id": "b", "label": "1"}]))
-    rows = store.rows("ingest", ["a"])
+    rows = store.row_writer("ingest", ["a"])
     rows.add(write_slide(store, "a", patches=4))
     rows.close()
     store.join_catalogue()
@@ -275,7 +310,7 @@ def test_no_order_of_writers_ends_and_joins_gives_a_row_that_is_out_of_date(
     writers: dict[int, tuple[RowWriter, dict[str, SlideRow]]] = {}
     for count, (step, writer, slide_id) in enumerate(steps):
         if step == "begin" and writer not in writers:
-            writers[writer] = (store.rows(f"kind{writer}", ["a", "b"]), {})
+            writers[writer] = (store.row_writer(f"kind{writer}", ["a", "b"]), {})
         elif step == "write" and writer in writers:
             writers[writer][1][slide_id] = write_slide(store, slide_id, 1 + count, features=False)
         elif step == "end" and writer in writers:
@@ -311,7 +346,7 @@ def _encoding(store: PatchStore, name: str) -> Iterator[None]:
     """Steps of an encoding of slide a."""
     catalogue = store.catalogue()
     yield
-    rows = store.rows(f"encode-{name}", ["a"], catalogue)
+    rows = store.row_writer(f"encode-{name}", ["a"], catalogue)
     yield
     written = store.slide("a").write_feature_array(name, np.ones((3, 2), np.float32), {})
     before = catalogue.row("a")

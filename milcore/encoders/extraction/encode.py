@@ -75,7 +75,7 @@ def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> It
     store, name = PatchStore(job.store_uri), str(with_feature_name(job.config).name)
     catalogue = store.catalogue()
     made_by = _encoder_of_stored(catalogue, name, slides)
-    failed, unknown, rows = [], [], store.rows(f"encode-{name}", list(slides), catalogue)
+    failed, unknown, rows = [], [], store.row_writer(f"encode-{name}", list(slides), catalogue)
     for step in run(job._replace(made_by=made_by), slides):
         if step.slide is not None:
             if step.slide.reason is not None:

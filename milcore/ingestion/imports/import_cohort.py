@@ -23,7 +23,7 @@ from milcore.ingestion.imports.pt import open_pt
 from milcore.ingestion.imports.slide_image import SlideImage, read_slide_image, slide_version, with_scale
 from milcore.ingestion.imports.source import Instances, Source
 from milcore.ingestion.report import ImportReport
-from milcore.ingestion.slide import (
+from milcore.ingestion.slide_result import (
     SlideOutcome,
     SlideResult,
     SlideTask,
@@ -254,7 +254,7 @@ def _quarantine_odd_widths(store: PatchStore, outcomes: list[SlideOutcome]) -> l
     }
     if not reasons:
         return outcomes
-    rows, odd = store.rows(KIND, list(reasons)), {}
+    rows, odd = store.row_writer(KIND, list(reasons)), {}
     for name, reason in reasons.items():
         of_import = {field: getattr(records[name], field) for field in ("parameters", "source", "import_origin")}
         odd[name], row = quarantine(store, SlideRecord(name, retry=True, **of_import), reason)

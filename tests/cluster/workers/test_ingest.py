@@ -12,7 +12,7 @@ from milcore.cluster.launch import ingest_with
 from milcore.config import IngestConfig, LaunchConfig
 from milcore.errors import MILError
 from milcore.ingestion.cohort import SlideWork, ingest, plan_cohort, stored_counts
-from milcore.ingestion.slide import SlideOutcome, SlideResult, SlideTask
+from milcore.ingestion.slide_result import SlideOutcome, SlideResult, SlideTask
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
