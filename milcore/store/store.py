@@ -34,7 +34,7 @@ from milcore.runtime import html, storage
 from milcore.runtime.progress import without_folder
 from milcore.store.annotation_record import AnnotationRecord, read_annotation_record
 from milcore.store.arrays import write_array
-from milcore.store.catalogue import Catalogue, renew_row, resolved, usable_record
+from milcore.store.catalogue import Catalogue, read_records, renew_row, resolved, usable_record
 from milcore.store.group_record import parse_record
 from milcore.store.metadata import metadata_uri, write_group
 from milcore.store.paths import group_ids, group_uri, source_uri
@@ -209,8 +209,7 @@ class PatchStore:
 
         None where that is absent or incomplete.
         """
-        stored = self.stored(slide_id)
-        return stored and stored.record
+        return read_records(self.uri, [slide_id])[slide_id]
 
     def stored(self, slide_id: str) -> StoredSlide | None:
         """Record of a slide and the version of its file.
