@@ -124,9 +124,6 @@ def measure_step(step: str, case: Case, where: str, uri: str, proxy: ProxyProces
         proxy.hold(float(where.removeprefix("s3-")) / 1000)
         proxy.take()
         endpoint = {"AWS_ENDPOINT_URL": proxy.url}
-    if step.startswith(("train", "plan")):
-        for name in ("run1", "planned") if step != "train" else ("run0",):
-            storage.remove_folder(f"{out}/{name}")
     row = run_step(step, case, uri, out, endpoint)
     traffic = proxy.take() if endpoint and proxy is not None else {}
     load, cores = os.getloadavg()[0], cpus()

@@ -43,6 +43,14 @@ class Place:
     def __init__(self, uri: str, case: Case, out: str) -> None:
         self.uri, self.case, self.store, self.out = uri, case, f"{uri}/store", out
 
+    def new(self, name: str) -> str:
+        """A folder of that name and the time: one that was removed is listed by some servers for a while."""
+        return f"{self.out}/{name}-{time.time_ns()}"
+
+    def newest(self, name: str) -> str:
+        """The last folder that ``new`` named so."""
+        return f"{self.out}/{max(each for each in storage.names(self.out) if each.startswith(f'{name}-'))}"
+
 
 def note_first_step() -> None:
     """Write the time of this process's first optimizer step to the file that the environment names."""
@@ -73,7 +81,7 @@ def info(place: Place) -> Row:
 
 def plan(place: Place) -> Row:
     """The pipeline's planning step over a manifest of files in this storage."""
-    planned = api.plan_ingestion(f"{place.uri}/manifest.csv", f"{place.out}/planned", None, PARTITIONS)
+    planned = api.plan_ingestion(f"{place.uri}/manifest.csv", place.new("planned"), None, PARTITIONS)
     return {"partitions": len(planned)}
 
 
@@ -84,7 +92,7 @@ def train(place: Place) -> Row:
 
 def train_on_ray(place: Place) -> Row:
     """``milcore train --workers 1`` for two epochs, after Ray is up."""
-    environment = {FIRST_STEP: os.environ[FIRST_STEP]}
+    environment = {FIRST_STEP: os.environ[FIRST_STEP], "PYTHONPATH": str(Path(__file__).parents[2])}
     hook = "benchmarks.scale.steps.note_first_step"
     ray.init(num_cpus=2, runtime_env={"env_vars": environment, "worker_process_setup_hook": hook}, log_to_driver=False)
     return _train(place, 1)
@@ -92,7 +100,7 @@ def train_on_ray(place: Place) -> Row:
 
 def _train(place: Place, workers: int) -> Row:
     note_first_step()
-    begun, run = time.time(), f"{place.out}/run{workers}"
+    begun, run = time.time(), place.new(f"run{workers}")
     settings = {"features": FEATURES, "epochs": EPOCHS, "batch_size": BATCH, "checkpoint_every": EPOCHS}
     mc.train(place.store, run, workers=workers, **settings)
     ended = time.time()
@@ -110,7 +118,7 @@ def _train(place: Place, workers: int) -> Row:
 
 def evaluate(place: Place) -> Row:
     """``milcore evaluate --no-baselines --attention parquet`` of the run that ``train`` left."""
-    mc.evaluate(f"{place.out}/run0", baselines=False, attention_formats=("parquet",))
+    mc.evaluate(place.newest("run0"), baselines=False, attention_formats=("parquet",))
     return {}
 
 
