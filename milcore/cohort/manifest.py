@@ -23,6 +23,7 @@ from milcore.config import MAX_CLASSES, SPLIT_NAMES
 from milcore.errors import InputError, StoreError
 from milcore.runtime import storage
 from milcore.runtime.allow_list import uri_problem
+from milcore.runtime.garbage_collection import no_garbage_collection
 
 REQUIRED = ("slide_id", "uri", "label")
 IMPORT_REQUIRED = ("slide_id", "label")
@@ -108,6 +109,7 @@ class Manifest:
         return pa.Table.from_pylist([asdict(slide) for slide in self.slides], schema=schema)
 
     @classmethod
+    @no_garbage_collection()
     def from_table(cls, table: pa.Table) -> Self:
         """The inverse of ``to_table``.
 

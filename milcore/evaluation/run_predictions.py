@@ -123,7 +123,8 @@ def open_run(
         )
     manifest = store.manifest()
     changes = _label_changes(run_uri, spec, splits, manifest, labels_from)
-    instances = read_instances(store, spec.train, splits["slide_id"].to_pylist())
+    slide_ids = splits["slide_id"].to_pylist()
+    instances = read_instances(store.catalogue(slide_ids), spec.train, slide_ids)
     if instances.digest != spec.instance_digest:
         raise StoreError(
             f"{spec.store_uri}: expected the instances that {run_uri} was trained on, got others; train again in "

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self, TypeVar
 
 from milcore.errors import DamageError, StorageError, StoreError
 from milcore.runtime import storage
+from milcore.runtime.garbage_collection import no_garbage_collection
 from milcore.runtime.progress import log_line
 from milcore.runtime.threads import map_in_threads
 from milcore.store import fragments
@@ -61,6 +62,7 @@ class Catalogue:
         self._open_ids = set(self._ids) if open_ids is None else open_ids.intersection(self._ids)
         self._renewed: dict[str, SlideRow | None] = {}
         self._from_groups: dict[str, SlideRecord | None] = {}
+        self._records: dict[str, SlideRecord | None] = {}
 
     @classmethod
     def read(cls, store_uri: str, slide_ids: Sequence[str]) -> Self:
@@ -125,7 +127,8 @@ class Catalogue:
             DamageError: the record of a slide that was read from its group is damaged.
         """
         self._read_groups(self.unknown_ids)
-        records = {slide_id: self._parse_record(slide_id) for slide_id in self._ids}
+        with no_garbage_collection():
+            records = {slide_id: self._record(slide_id) for slide_id in self._ids}
         unchecked = sum(record is not None and record.schema_version < SCHEMA_VERSION for record in records.values())
         if unchecked:
             _log_unchecked(self.store_uri, unchecked)
@@ -152,7 +155,8 @@ class Catalogue:
     def slides(self, slide_ids: Sequence[str]) -> dict[str, SlideGroup]:
         """Open slides, as ``slide``; those whose rows cannot be relied on by concurrent requests."""
         self._read_groups([slide_id for slide_id in slide_ids if not self.has_row(slide_id)])
-        return {slide_id: self.slide(slide_id) for slide_id in slide_ids}
+        with no_garbage_collection():
+            return {slide_id: self.slide(slide_id) for slide_id in slide_ids}
 
     def map_slides(self, function: Callable[[SlideGroup], T], slide_ids: Sequence[str]) -> dict[str, T]:
         """Values of a function of slides.
@@ -167,11 +171,13 @@ class Catalogue:
         unknown = [slide_id for slide_id in slide_ids if not self.has_row(slide_id)]
         from_groups = map_in_threads(lambda slide_id: function(slides[slide_id]), unknown, storage.CONCURRENT_REQUESTS)
         values = dict(zip(unknown, from_groups, strict=True))
-        return {name: values[name] if name in values else function(slide) for name, slide in slides.items()}
+        with no_garbage_collection():
+            return {name: values[name] if name in values else function(slide) for name, slide in slides.items()}
 
     def _record(self, slide_id: str) -> SlideRecord | None:
-        is_read = "records" in self.__dict__ and slide_id not in self._renewed
-        return self.records.get(slide_id) if is_read else self._parse_record(slide_id)
+        if slide_id not in self._records:  # once: a cohort has many
+            self._records[slide_id] = self._parse_record(slide_id)
+        return self._records[slide_id]
 
     def _parse_record(self, slide_id: str) -> SlideRecord | None:
         group = self._group(slide_id)
@@ -201,6 +207,7 @@ class Catalogue:
     def _renew(self, slide_id: str) -> SlideRow | None:
         row = renew_row(self.store_uri, slide_id)
         self._renewed[slide_id] = row
+        self._records.pop(slide_id, None)
         return row
 
 

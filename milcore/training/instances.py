@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from milcore.config import IngestConfig, InstanceOrigin, TrainConfig, parse_config
 from milcore.encoders.record import encoder_of_features
 from milcore.errors import StoreError
+from milcore.store.catalogue import Catalogue
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
-from milcore.store.store import PatchStore
 
 # settings of ingestion without effect on a slide that is ok
 FREE_SETTINGS = {"default_mpp", "mpp_from_magnification", "max_unreadable"}
@@ -24,14 +24,13 @@ class Instances(NamedTuple):
     origin: InstanceOrigin
 
 
-def read_instances(store: PatchStore, config: TrainConfig, slide_ids: Sequence[str]) -> Instances:
+def read_instances(catalogue: Catalogue, config: TrainConfig, slide_ids: Sequence[str]) -> Instances:
     """Read the digest and the origin of the slides' features, or of their patches.
 
     Raises:
         StoreError: slides lack these features, or patches, or their features are of several encoders or of other
             patches.
     """
-    catalogue = store.catalogue(slide_ids)
     slides = catalogue.slides(slide_ids)
     if config.features is None:
         attrs = {}

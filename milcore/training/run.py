@@ -21,6 +21,7 @@ from milcore.mil.memory import memory_line, with_memory
 from milcore.runtime import storage
 from milcore.runtime.lease import lease
 from milcore.runtime.malloc import keep_freed_memory
+from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
 from milcore.training.context import TrainContext
 from milcore.training.history import history_table
@@ -48,20 +49,22 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
     """
     store, run = PatchStore(storage.absolute(store_uri)), Run(run_uri)
     check_no_other_files(run.uri, [posixpath.basename(run.checkpoints_uri)])
-    splits = choose_splits(store, split_config, config.bag)
+    catalogue = store.catalogue()
+    splits = choose_splits(store, catalogue, split_config, config.bag)
     if split_config.folds:
         splits = add_folds(splits, split_config)
     check_labels_kept(store, run_uri, splits)
     with lease(run_uri, "run"):
-        spec = _claim_run(store, run, config, splits, split_config.folds)
+        spec = _claim_run(run, _spec(store, catalogue, config, splits, split_config.folds), splits)
         for fold in range(spec.folds):
-            _claim_run(store, run.fold(fold), config, splits_of_fold(splits, fold, split_config), folds=0)
+            of_fold = splits_of_fold(splits, fold, split_config)
+            _claim_run(run.fold(fold), _spec(store, catalogue, config, of_fold, 0), of_fold)
     return spec
 
 
-def _claim_run(store: PatchStore, run: Run, config: TrainConfig, splits: pa.Table, folds: int) -> RunSpec:
-    instances = read_instances(store, config, splits.column("slide_id").to_pylist())
-    spec = RunSpec(
+def _spec(store: PatchStore, catalogue: Catalogue, config: TrainConfig, splits: pa.Table, folds: int) -> RunSpec:
+    instances = read_instances(catalogue, config, splits.column("slide_id").to_pylist())
+    return RunSpec(
         milcore_version=__version__,
         store_uri=store.uri,
         classes=store.manifest().classes,
@@ -71,12 +74,15 @@ def _claim_run(store: PatchStore, run: Run, config: TrainConfig, splits: pa.Tabl
         folds=folds,
         origin=instances.origin,
     )
+
+
+def _claim_run(run: Run, spec: RunSpec, splits: pa.Table) -> RunSpec:
     claim_folder(run.uri, spec)
     publish({run.splits_uri: storage.table_bytes(splits)})
     return spec
 
 
-def choose_splits(store: PatchStore, config: SplitConfig, bag: BagUnit) -> pa.Table:
+def choose_splits(store: PatchStore, catalogue: Catalogue, config: SplitConfig, bag: BagUnit) -> pa.Table:
     """Split the usable slides of a store.
 
     The split is drawn from the whole manifest, or adopted from a file.
@@ -94,7 +100,7 @@ def choose_splits(store: PatchStore, config: SplitConfig, bag: BagUnit) -> pa.Ta
             "classes or more; add slides of another"
         )
     splits = make_splits(manifest, config) if config.splits is None else read_splits(config.splits, manifest)
-    usable = _usable_slides(store)
+    usable = _usable_slides(catalogue)
     absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
     if absent:
         raise InputError(
@@ -138,18 +144,18 @@ def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table) -> N
         )
 
 
-def _usable_slides(store: PatchStore) -> list[str]:
+def _usable_slides(catalogue: Catalogue) -> list[str]:
     """Ids of the slides that are ok, in manifest order.
 
     Raises:
         StoreError: slides are neither ok nor quarantined.
     """
-    records = store.records()
+    records = catalogue.records
     unfinished = [slide_id for slide_id, record in records.items() if record is None]
     if unfinished:
         raise StoreError(
-            f"{len(unfinished)} of {len(records)} slides in the manifest of {store.uri} are neither ok nor quarantined "
-            f"({', '.join(unfinished[:5])} …); run `milcore ingest` or `milcore import` again"
+            f"{len(unfinished)} of {len(records)} slides in the manifest of {catalogue.store_uri} are neither ok nor "
+            f"quarantined ({', '.join(unfinished[:5])} …); run `milcore ingest` or `milcore import` again"
         )
     return [slide_id for slide_id, record in records.items() if record and record.status == "ok"]
 

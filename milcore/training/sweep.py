@@ -207,7 +207,8 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
     check_no_other_files(out_uri, TRIAL_FOLDERS)
     store_uri = storage.absolute(store_uri)
     store = PatchStore(store_uri)
-    splits = choose_splits(store, split_config, config.train.bag)
+    catalogue = store.catalogue()
+    splits = choose_splits(store, catalogue, split_config, config.train.bag)
     if "val" not in splits.column("split").to_pylist():
         raise InputError(
             "val_fraction: expected validation slides in the split, to compare trials on, got none; raise val_fraction"
@@ -218,7 +219,7 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
     spec = SweepSpec(
         milcore_version=__version__,
         store_uri=store_uri,
-        instance_digest=read_instances(store, config.train, splits.column("slide_id").to_pylist()).digest,
+        instance_digest=read_instances(catalogue, config.train, splits.column("slide_id").to_pylist()).digest,
         splits_digest=splits_digest(splits),
         tune=config,
     )
