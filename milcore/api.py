@@ -533,8 +533,13 @@ def tune(
         StoreError: slides lack what is to be trained on.
     """
     from milcore.cluster.launch import tune_with
+    from milcore.runtime.progress import log_line
     from milcore.training.sweep import prepare_sweep
 
+    for name in (name for name in NOT_IN_SWEEP if name in TrainConfig.model_fields):
+        value, default = getattr(config.train, name), TrainConfig.model_fields[name].default
+        if value != default:
+            log_line(f"{name} {value!r} of train is not used: {NOT_IN_SWEEP[name]}")
     sweep = _sweep(out)
     prepare_sweep(_store_uri(store), sweep.uri, config, split)
     tune_with(sweep.uri, launch)

@@ -4,6 +4,7 @@ A name here is the name everywhere: CLI flag, pipeline parameter, component argu
 Imports pydantic and the standard library only, so that compiling the pipeline needs neither torch nor ray.
 """
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -13,7 +14,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -30,6 +31,11 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from milcore.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 PoolingName = Literal["max", "mean", "lse", "noisy_or", "noisy_and", "attention", "gated_attention"]
 Level = Literal["instance", "embedding"]
@@ -136,7 +142,31 @@ PoolingNames = Annotated[tuple[PoolingName, ...], BeforeValidator(_split_at(",")
 SearchAxes = Annotated[tuple[str, ...], BeforeValidator(_split_at(";"))]
 
 
-class Config(BaseModel):
+@contextlib.contextmanager
+def _one_line(kind: type[BaseModel], section: str = "") -> Iterator[None]:
+    """Raise pydantic's error as an InputError of one line."""
+    try:
+        yield
+    except ValidationError as error:
+        raise InputError("; ".join(_problems(kind, error, section))) from None
+
+
+class _ConfigClass(ModelMetaclass):
+    """Class of the configs: wrong values given to one are one line."""
+
+    if not TYPE_CHECKING:  # the types of a config's fields are those of pydantic
+
+        def __call__(self, *values: object, **fields: object) -> Any:
+            """Make a config.
+
+            Raises:
+                InputError: one line naming every field that is unknown or out of range.
+            """
+            with _one_line(self):
+                return super().__call__(*values, **fields)
+
+
+class Config(BaseModel, metaclass=_ConfigClass):
     """Base of all settings: frozen, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -689,10 +719,8 @@ def parse_config(kind: type[C], values: dict[str, object], section: str = "") ->
     Raises:
         InputError: one line naming every field that is unknown or out of range.
     """
-    try:
+    with _one_line(kind, section):
         return kind.model_validate(values)
-    except ValidationError as error:
-        raise InputError("; ".join(_problems(kind, error, section))) from None
 
 
 def pick(kind: type[C], values: dict[str, object]) -> C:
@@ -704,7 +732,7 @@ def pick(kind: type[C], values: dict[str, object]) -> C:
     return parse_config(kind, {name: values[name] for name in kind.model_fields if name in values})
 
 
-def _problems(kind: type[Config], error: ValidationError, section: str) -> Iterator[str]:
+def _problems(kind: type[BaseModel], error: ValidationError, section: str) -> Iterator[str]:
     """Every problem as ``NAME: expected …, got …; allowed: …``."""
     prefix = f"{section}." if section else ""
     for problem in error.errors():

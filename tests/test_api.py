@@ -226,6 +226,21 @@ def test_a_sweep_keeps_the_training_settings_of_its_config(tmp_path: Path) -> No
     assert chosen["config"] == mc.TuneConfig(poolings=("noisy_or",), train=TrainConfig(level="instance"))
 
 
+def test_a_wrong_value_of_a_config_is_one_line() -> None:
+    with pytest.raises(mc.MILError, match=r"^hiden: expected a setting, got 'hiden'; allowed: .*hidden"):
+        mc.TrainConfig(hiden=3)  # type: ignore[call-arg]
+    with pytest.raises(mc.MILError, match=r"^train\.hidden: expected greater than 0, got -1$"):
+        mc.TuneConfig(train={"hidden": -1})  # type: ignore[arg-type]
+
+
+def test_a_sweep_says_which_settings_of_its_training_it_does_not_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(mc.MILError):
+        mc.tune(tmp_path / "none", tmp_path / "sweep", train=TrainConfig(pooling="max"))
+    assert "pooling 'max' of train is not used: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [name for name in dir(mc) if inspect.isclass(getattr(mc, name))])
 def test_nothing_that_an_object_gives_is_a_dict_of_anything(name: str) -> None:
     for member, value in vars(getattr(mc, name)).items():

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from milcore.cohort.annotations import load_annotation
 from milcore.cohort.manifest import read_manifest
@@ -154,12 +153,12 @@ def test_a_label_of_its_own_for_every_slide_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_beyond_its_range_is_refused(kind: Any, values: dict[str, int]) -> None:
-    with pytest.raises(ValidationError, match="less than or equal to"):
+    with pytest.raises(InputError, match="less than or equal to"):
         kind(**values)
 
 
 def test_a_run_of_another_author_names_no_more_folds_than_the_limit() -> None:
-    with pytest.raises(ValidationError, match="folds"):
+    with pytest.raises(InputError, match="folds"):
         RunSpec(
             milcore_version="0", store_uri="/s", classes=("0", "1"), instance_digest="", splits_digest="",
             train=TrainConfig(), folds=10**9,
