@@ -439,7 +439,7 @@ def encode(
         StoreError: slides have features of that name by another encoder.
     """
     from milcore.cluster.launch import encode_with
-    from milcore.encoders.extraction.encode import with_feature_name
+    from milcore.encoders.extraction.request import with_feature_name
     from milcore.store.store import PatchStore
 
     if encoder is not None:

@@ -6,27 +6,25 @@ LaunchConfig and returns once the result is in storage. Ray is imported only whe
 
 import functools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from milcore.cluster.jobs.heartbeat import heartbeat_uri, keep_heartbeat
 from milcore.config import Config, EncodeConfig, IngestConfig, LaunchConfig, TrainConfig
-from milcore.encoders.extraction.batches import Step
-from milcore.encoders.extraction.encode import encode_steps, slides_to_encode, with_feature_name
-from milcore.encoders.extraction.reader import EncodedSlide
+from milcore.encoders.extraction.request import EncodedSlide, slides_to_encode, with_feature_name
 from milcore.errors import ClusterError
 from milcore.ingestion.cohort import IngestCounts, ingest, ingest_counts, stored_counts
-from milcore.mil.device import compute_device
 from milcore.runtime import storage
 from milcore.runtime.lease import lease
 from milcore.runtime.progress import PatchProgress, track
 from milcore.store.store import PatchStore
-from milcore.training.context import LocalContext
-from milcore.training.cross_validation import train_folds
-from milcore.training.run import train_run
 from milcore.training.run_folder import Run
 from milcore.training.sweep import Sweep
-from milcore.training.tensorboard import RunObserver
 
-# ruff: noqa: PLC0415 - importing Ray takes seconds, and a step that computes in this process does not need it
+if TYPE_CHECKING:
+    from milcore.encoders.extraction.batches import Step
+
+# ruff: noqa: PLC0415 - importing Ray and torch takes seconds and memory: a step that computes in this process does not
+# need the one, a step that only launches a job not the other
 
 
 def ingest_with(store_uri: str, config: IngestConfig, launch: LaunchConfig) -> IngestCounts:
@@ -57,6 +55,8 @@ def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> l
     if launch.is_job:
         _run_as_job(["encode", store_uri, *config_flags(config)], launch)
         return [EncodedSlide(slide_id, patches, skipped=False) for slide_id, patches in slides.items()]
+    from milcore.encoders.extraction.encode import encode_steps
+
     device = "cuda" if launch.use_gpu else "cpu"
     if launch.workers == 0:
         return _collect_slides(encode_steps(store_uri, config, device), slides)
@@ -68,7 +68,7 @@ def encode_with(store_uri: str, config: EncodeConfig, launch: LaunchConfig) -> l
         return _collect_slides(steps, slides)
 
 
-def _collect_slides(steps: Iterator[Step], slides: dict[str, int]) -> list[EncodedSlide]:
+def _collect_slides(steps: "Iterator[Step]", slides: dict[str, int]) -> list[EncodedSlide]:
     """Collect the slides of encoding steps, showing progress in patches."""
     encoded: list[EncodedSlide] = []
     progress = PatchProgress("encode", sum(slides.values()))
@@ -103,6 +103,11 @@ def train_with(run_uri: str, launch: LaunchConfig) -> None:
 
 def _train(run: Run, launch: LaunchConfig) -> None:
     """Train in this process, or on Ray workers of one cluster."""
+    from milcore.mil.device import compute_device
+    from milcore.training.context import LocalContext
+    from milcore.training.run import train_run
+    from milcore.training.tensorboard import RunObserver
+
     spec = run.spec()
     if spec.folds:
         _train_folds(run.uri, launch)
@@ -117,6 +122,9 @@ def _train(run: Run, launch: LaunchConfig) -> None:
 
 def _train_folds(run_uri: str, launch: LaunchConfig) -> None:
     """Train each fold on one worker, ``launch.workers`` folds at a time."""
+    from milcore.mil.device import compute_device
+    from milcore.training.cross_validation import train_folds
+
     if launch.workers == 0:
         train_folds(run_uri, compute_device(launch.use_gpu).type)
         return

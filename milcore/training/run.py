@@ -6,6 +6,7 @@ written last: a run that has it is finished.
 
 import posixpath
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,20 +17,19 @@ from milcore.cohort.splits import add_folds, make_splits, splits_digest, splits_
 from milcore.cohort.splits_file import read_splits
 from milcore.config import BagUnit, RunSpec, SplitConfig, TrainConfig
 from milcore.errors import InputError, StoreError, UnreachableError
-from milcore.mil.bags.load import load_bags
-from milcore.mil.memory import memory_line, with_memory
 from milcore.runtime import storage
 from milcore.runtime.lease import lease
 from milcore.runtime.malloc import keep_freed_memory
 from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
-from milcore.training.context import TrainContext
-from milcore.training.history import history_table
 from milcore.training.instances import read_instances
-from milcore.training.loop import train_model
-from milcore.training.model_file import model_bytes
 from milcore.training.run_files import publish, read_json
 from milcore.training.run_folder import Run, check_no_other_files, claim_folder
+
+if TYPE_CHECKING:
+    from milcore.training.context import TrainContext
+
+# ruff: noqa: PLC0415 - torch takes seconds and memory, and a step that has a job train does not need it
 
 
 def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config: SplitConfig) -> RunSpec:
@@ -197,7 +197,7 @@ def _check_training_classes(splits: pa.Table, classes: Sequence[str]) -> None:
         )
 
 
-def train_run(run_uri: str, ctx: TrainContext) -> None:
+def train_run(run_uri: str, ctx: "TrainContext") -> None:
     """Train a prepared run and publish model and history.
 
     A finished run is left unchanged.
@@ -205,6 +205,12 @@ def train_run(run_uri: str, ctx: TrainContext) -> None:
     Raises:
         UnreachableError: rank 0 cannot write to the folder.
     """
+    from milcore.mil.bags.load import load_bags
+    from milcore.mil.memory import memory_line, with_memory
+    from milcore.training.history import history_table
+    from milcore.training.loop import train_model
+    from milcore.training.model_file import model_bytes
+
     run = Run(run_uri)
     if run.is_finished():
         return

@@ -20,10 +20,10 @@ from milcore.runtime.allow_list import check_uri
 from milcore.runtime.digest import digest, unique_digest
 from milcore.store.store import PatchStore
 from milcore.training import run_files
-from milcore.training.out_of_fold import OutOfFold
 
 if TYPE_CHECKING:
     from milcore.mil.model import MILModel
+    from milcore.training.out_of_fold import OutOfFold
 
 F = TypeVar("F", bound=FolderSpec)
 # keys of ``config.json`` that may differ when a folder is used again
@@ -180,11 +180,13 @@ class Run:
                 raise InputError(f"the run at {self.uri} is not finished ({uri} is missing); run milcore train again")
         return tuple(load_model(uri, spec.train) for uri in uris)
 
-    def out_of_fold(self) -> OutOfFold | None:
+    def out_of_fold(self) -> "OutOfFold | None":
         """Metrics of the slides that the folds of a finished run left out.
 
         None of one model.
         """
+        from milcore.training.out_of_fold import OutOfFold  # noqa: PLC0415 - scikit-learn, for folds only
+
         return OutOfFold.from_json(run_files.read_json(self.out_of_fold_uri)) if self.spec().folds else None
 
     def _repr_html_(self) -> str:

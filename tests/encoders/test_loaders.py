@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from milcore.config import EncodeConfig, EncoderKind, EncoderName, parse_config
-from milcore.encoders.extraction.encode import default_name, encode, with_feature_name
+from milcore.encoders.extraction.encode import encode
+from milcore.encoders.extraction.request import default_name, with_feature_name
 from milcore.encoders.frozen import FrozenEncoder, digest_of_spec
 from milcore.encoders.loaders import LOADERS
 from milcore.encoders.networks.resnet import TruncatedResNet50

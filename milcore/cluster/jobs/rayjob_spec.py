@@ -9,9 +9,8 @@ import hashlib
 import json
 import shlex
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, NamedTuple
-
-import ray
 
 from milcore.cluster.jobs.profile import ClusterProfile, Nodes
 from milcore.runtime.allow_list import REMOTE
@@ -123,7 +122,7 @@ def _cluster(request: JobRequest, profile: ClusterProfile, image: str) -> Json:
     head_pod = _template(head, profile, profile.head_node_selector)
     head_pod["spec"]["automountServiceAccountToken"] = profile.autoscaling
     return {
-        "rayVersion": ray.__version__,
+        "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
         **(_autoscaler() if profile.autoscaling else {}),
         "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": head_pod},

@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from milcore.encoders.extraction.forward import BatchFeatures, Forward
-from milcore.encoders.extraction.reader import Arrival, EncodedSlide, PatchRange, SlideFeatures
+from milcore.encoders.extraction.reader import Arrival, PatchRange, SlideFeatures
+from milcore.encoders.extraction.request import EncodedSlide
 
 
 class Step(NamedTuple):

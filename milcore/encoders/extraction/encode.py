@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from milcore.config import MAX_MEGAPIXELS_PER_BATCH, EncodeConfig, EncoderRecord
+from milcore.config import EncodeConfig, EncoderRecord
 from milcore.encoders.extraction.batches import Batches, Step, Writer
 from milcore.encoders.extraction.forward import CPU_ROWS, Forward
-from milcore.encoders.extraction.reader import EncodedSlide, Reader
-from milcore.encoders.frozen import FrozenEncoder, digest_of_spec
+from milcore.encoders.extraction.reader import Reader
+from milcore.encoders.extraction.request import EncodedSlide, slides_to_encode, with_feature_name
+from milcore.encoders.frozen import FrozenEncoder
 from milcore.encoders.record import encoder_of_features
 from milcore.encoders.spec import parse_spec
 from milcore.errors import InputError, MILError, StoreError
@@ -137,33 +138,6 @@ def _encoder_of_stored(catalogue: Catalogue, name: str, slides: Iterable[str]) -
     return encoder
 
 
-def slides_to_encode(store_uri: str, config: EncodeConfig) -> dict[str, int]:
-    """Number of patches of every slide to encode, in manifest order.
-
-    0 of slides that are incomplete, whose encoding says so.
-
-    Raises:
-        InputError: there is no such slide, or a batch of their patches is beyond any device's memory.
-    """
-    records = PatchStore(store_uri).records()
-    slides = {
-        name: record.instances if record else 0
-        for name, record in records.items()
-        if record is None or record.status == "ok"
-    }
-    edge = max((record.patch_size or 0 for record in records.values() if record), default=0)
-    if config.patches_per_batch * edge**2 > MAX_MEGAPIXELS_PER_BATCH * 1e6:
-        raise InputError(
-            f"patches_per_batch: expected at most {MAX_MEGAPIXELS_PER_BATCH:,} megapixels in a batch, got "
-            f"{config.patches_per_batch} patches of {edge} px; allowed: {int(MAX_MEGAPIXELS_PER_BATCH * 1e6 / edge**2)}"
-        )
-    if not any(record and record.status == "ok" for record in records.values()):
-        raise InputError(
-            f"store: expected slides with status ok, got none in the manifest of {store_uri}; run milcore ingest first"
-        )
-    return slides
-
-
 def encode_here(job: EncodeJob, slides: dict[str, int]) -> Iterator[Step]:
     """Encode slides in this process, on all its cores."""
     return encode_slides(job, iter(slides), cpus())
@@ -221,24 +195,6 @@ def _check_encoder(job: EncodeJob, encoder: FrozenEncoder) -> None:
             "that made those of its slides, got another; allowed: one encoder a name; give these features another "
             "--name"
         )
-
-
-def with_feature_name(config: EncodeConfig) -> EncodeConfig:
-    """The config with the name of its features set, by default ``default_name``."""
-    if config.name is not None:
-        return config
-    return config.model_copy(update={"name": default_name(config.encoder)})
-
-
-@functools.lru_cache(maxsize=8)
-def default_name(encoder: str) -> str:
-    """Default name of the features of an encoder.
-
-    The spec string if it is a name alone, else the encoder's name or kind and the first 8 hex digits of the weights'
-    digest. Options are in the attributes of the features only: features with other options need another name.
-    """
-    spec = parse_spec(encoder)
-    return spec.name if spec.is_bare_name else f"{spec.name}-{digest_of_spec(encoder)[:8]}"
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,37 +18,18 @@ from torch import Tensor
 
 from milcore.config import EncoderRecord
 from milcore.encoders.extraction.forward import CPU_ROWS
+from milcore.encoders.extraction.request import EncodedSlide
 from milcore.encoders.frozen import FrozenEncoder
 from milcore.encoders.record import encoder_record
 from milcore.errors import MILError, StoreError
 from milcore.runtime import storage
-from milcore.store.feature_type import FeatureType, feature_type
+from milcore.store.feature_type import feature_type
 from milcore.store.slide_group import SlideGroup
 
 READERS = 4
 SLIDES_AHEAD = 4
 
 R = TypeVar("R")
-
-
-class EncodedSlide(NamedTuple):
-    """Outcome of one slide.
-
-    Args:
-        slide_id: of the slide.
-        patches: number of patches.
-        skipped: True where the features were there already.
-        reason: of a failure; None where the slide has features.
-        feature_type: in which the features are stored; None where there are none.
-        metadata: ``zarr.json`` of the features; None where there are none.
-    """
-
-    slide_id: str
-    patches: int
-    skipped: bool
-    reason: str | None = None
-    feature_type: FeatureType | None = None
-    metadata: bytes | None = None
 
 
 class SlideFeatures:

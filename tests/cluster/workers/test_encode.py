@@ -18,7 +18,8 @@ from milcore.cluster.launch import encode_with
 from milcore.cluster.workers.encode import SlideEncoder, encode_on_ray, encoder_resources
 from milcore.config import EncodeConfig, LaunchConfig
 from milcore.encoders.extraction.batches import Step
-from milcore.encoders.extraction.encode import EncodeJob, encode, slides_to_encode
+from milcore.encoders.extraction.encode import EncodeJob, encode
+from milcore.encoders.extraction.request import slides_to_encode
 from milcore.errors import ClusterError, InputError
 from milcore.store.store import PatchStore
 from tests.cohorts import write_store

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from milcore.encoders.extraction.encode import load_encoder
-from milcore.encoders.extraction.reader import Arrival, EncodedSlide, Reader, run_ahead
+from milcore.encoders.extraction.reader import Arrival, Reader, run_ahead
+from milcore.encoders.extraction.request import EncodedSlide
 from tests.cohorts import write_store
 
 
