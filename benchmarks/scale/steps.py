@@ -94,7 +94,8 @@ def train_on_ray(place: Place) -> Row:
     """``milcore train --workers 1`` for two epochs, after Ray is up."""
     environment = {FIRST_STEP: os.environ[FIRST_STEP], "PYTHONPATH": str(Path(__file__).parents[2])}
     hook = "benchmarks.scale.steps.note_first_step"
-    ray.init(num_cpus=2, runtime_env={"env_vars": environment, "worker_process_setup_hook": hook}, log_to_driver=False)
+    runtime = {"env_vars": environment, "worker_process_setup_hook": hook}
+    ray.init("local", num_cpus=2, runtime_env=runtime, log_to_driver=False)
     return _train(place, 1)
 
 
