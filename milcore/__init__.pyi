@@ -1,6 +1,8 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from milcore.api import EncodeReport, RunLike, StoreLike, SweepLike, SyntheticCohort, Uri
+from milcore.cluster.doctor.finding import DoctorReport as DoctorReport
+from milcore.cluster.doctor.finding import Finding
 from milcore.config import AnnotationConfig as AnnotationConfig
 from milcore.config import (
     AnnotationOrigin,
@@ -229,6 +231,7 @@ def predict(
     allow_program: bool = False,
     use_gpu: bool = False,
 ) -> Predictions: ...
+def doctor(uri: Uri | None = None, *, show: Callable[[Finding], object] | None = None) -> DoctorReport: ...
 def fit(
     bags: Bags,
     *,

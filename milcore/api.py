@@ -36,6 +36,7 @@ from milcore.config import (
 from milcore.errors import InputError
 
 if TYPE_CHECKING:
+    from milcore.cluster.doctor.finding import DoctorReport, Finding
     from milcore.cohort.manifest import Manifest
     from milcore.evaluation.evaluation import Evaluation
     from milcore.evaluation.predictions import Predictions
@@ -157,6 +158,25 @@ def _sweep(source: "SweepLike") -> "Sweep":
     if not isinstance(source, Sweep):
         raise InputError(f"sweep: expected a sweep, got {source!r}; allowed: its URI or a Sweep")
     return source
+
+
+def doctor(uri: "Uri | None" = None, *, show: "Callable[[Finding], object] | None" = None) -> "DoctorReport":
+    """Check before a run whether it will work, in seconds.
+
+    Args:
+        uri: a store or run, there or to be made; one object is written there and removed. None: none is checked.
+        show: gets each finding as it comes.
+
+    Returns:
+        A finding for each check, with what to do about it.
+
+    Raises:
+        InputError: the URI is no place for a store.
+    """
+    from milcore.cluster.doctor.diagnosis import Surroundings, diagnose
+
+    place = None if uri is None else _uri("uri", uri)
+    return diagnose(Surroundings(place), show or (lambda _: None))
 
 
 def check_manifest(manifest_uri: str, positive: str | None) -> None:

@@ -31,9 +31,10 @@ def text() -> str:
     imports += [f"from {module} import {name}" for name, module in sorted(ALIASES.items()) if name in signatures]
     api_names = [name for name in API_NAMES if name in signatures and name not in milcore._HOME]
     lines = [
-        "from collections.abc import Iterable, Sequence",
+        "from collections.abc import Callable, Iterable, Sequence",
         *imports,
         f"from milcore.api import {', '.join(api_names)}",
+        "from milcore.cluster.doctor.finding import Finding",
         "from milcore.ingestion.report import ImportReport",
         "__version__: str",
         signatures,

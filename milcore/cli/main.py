@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from milcore import __version__, api
+from milcore.cli.doctor import FindingLines
 from milcore.cli.options import AsJson, ConfigFile, Run, Store, Values, options_of, train_config
 from milcore.config import (
     MAX_WORKERS,
@@ -269,6 +270,22 @@ def predict(
     predictions = api.predict(run, uris, out, manifest=manifest, default_mpp=mpp, **config)
     line = f"{len(predictions)} slides scored; {out}"
     finish(predictions.as_dict(), line, as_json, code=0 if predictions else NONE_OK)
+
+
+@app.command()
+def doctor(
+    uri: Annotated[
+        str | None, typer.Argument(metavar="[URI]", help="a store or run, there or to be made: a folder or s3:// URI")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check before a run whether it will work: this machine, a store's place.
+
+    Each line is ok, a warning or a failure, with what to do. Exit code 1 on any failure.
+    """
+    lines = FindingLines()
+    report = api.doctor(uri, show=None if as_json else lambda each: lines.show(**each._asdict()))
+    finish(report.as_dict(), report.line, as_json, code=0 if report.ok else 1)
 
 
 @app.command()

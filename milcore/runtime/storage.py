@@ -257,9 +257,20 @@ def create(uri: str, data: bytes) -> bool:
     Of several writers one succeeds: a remote object is written under a condition (``If-None-Match``), a local one
     linked to its name. On storage that has neither, the last writer succeeds: compare then what stands there.
     """
-    fs, path = filesystem(uri)
     if exists(uri):  # storage may not know the condition
         return False
+    is_new = create_under_condition(uri, data)
+    if is_new is None:
+        write_bytes(uri, data)
+    return is_new is not False
+
+
+def create_under_condition(uri: str, data: bytes) -> bool | None:
+    """Write an object on condition that there is none; False where one exists.
+
+    None, and nothing is written, where storage refuses such writes. One that ignores the condition writes anyway.
+    """
+    fs, path = filesystem(uri)
     with _access(uri, writes=True):
         if is_local(uri):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -273,7 +284,7 @@ def create(uri: str, data: bytes) -> bool:
                 return False
             if error.errno not in _UNSUPPORTED:
                 raise
-            write_bytes(uri, data)
+            return None
     return True
 
 
