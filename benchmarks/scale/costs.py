@@ -25,6 +25,7 @@ STEPS = (
 def requests_of(step: str, slides: int) -> Mapping[str, float]:
     """Requests of a step by ``writes`` and ``reads``."""
     budget = BUDGETS[step]
+    slides = min(slides, budget.most_slides or slides)
     kinds = [item for place in (budget.store, budget.run, budget.files) for item in place.items()]
     writes = slides * sum(count for kind, count in kinds if kind in WRITES)
     return {

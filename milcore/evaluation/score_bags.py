@@ -27,7 +27,7 @@ from milcore.runtime import storage
 from milcore.runtime.allow_list import uri_problem
 from milcore.runtime.progress import track
 from milcore.runtime.threads import map_in_threads
-from milcore.slides.source import source_stat
+from milcore.slides.source import SourceVersion, source_stat, source_versions
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
 
@@ -116,7 +116,7 @@ def _write_attention(attention: AttentionFolder, slide: _SlideScore, *, is_new: 
 def _scored_bags(scorer: Scorer, slides: Sequence[Slide], records: Mapping[str, Record]) -> Iterator[_ScoredBag]:
     """Score the bags that are not recorded as they are now."""
     # a file that changes after this is scored again by the next command
-    versions = dict(zip(slides, map_in_threads(_source_version, slides, storage.CONCURRENT_REQUESTS), strict=True))
+    versions = _source_versions(slides, records)
     bags = _group_by_bag(slides, scorer)
     for bag in track(bags, "predict", len(bags)):
         ids = sorted(slide.slide_id for slide in bag)
@@ -137,18 +137,36 @@ def _group_by_bag(slides: Sequence[Slide], scorer: Scorer) -> list[list[Slide]]:
     return list(bags.values())
 
 
+def _source_versions(slides: Sequence[Slide], records: Mapping[str, Record]) -> dict[Slide, list[object]]:
+    """URI, patient, mpp, and the file's size and version where reachable, of each slide.
+
+    As it was listed where that is what its record has seen; else the file is asked for, which may be one of a series.
+    """
+    listed = source_versions(slide.uri for slide in slides if slide.slide_id in records)
+
+    def version(slide: Slide) -> list[object]:
+        of_list = _record_version(slide, listed.get(slide.uri))
+        is_recorded = slide.uri in listed and of_list == records.get(slide.slide_id, {}).get("seen")
+        return of_list if is_recorded else _source_version(slide)
+
+    return dict(zip(slides, map_in_threads(version, slides, storage.CONCURRENT_REQUESTS), strict=True))
+
+
 def _source_version(slide: Slide) -> list[object]:
-    """URI, patient, mpp, and the file's size and version where reachable.
+    """Version of a slide, as ``_source_versions``.
 
     A slide whose file cannot be reached is scored again.
     """
     try:
-        size, version = (None, None) if uri_problem(slide.uri) else source_stat(slide.uri)
+        stat = None if uri_problem(slide.uri) else source_stat(slide.uri)
     except (*storage.IO_ERRORS, SlideError):
-        size = None
-    if size is None:
-        return [slide.uri, slide.patient_id, slide.mpp]
-    return [slide.uri, slide.patient_id, slide.mpp, size, version]
+        stat = None
+    return _record_version(slide, stat and SourceVersion(slide.uri, *stat))
+
+
+def _record_version(slide: Slide, version: SourceVersion | None) -> list[object]:
+    of_file = [] if version is None else [version.size, version.version]
+    return [slide.uri, slide.patient_id, slide.mpp, *of_file]
 
 
 def _score_bag(scorer: Scorer, slides: list[Slide], made_of: list[dict[str, Any]]) -> _ScoredBag:

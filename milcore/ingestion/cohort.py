@@ -13,12 +13,13 @@ from milcore.cohort.manifest import Manifest, Slide, read_manifest
 from milcore.config import AnnotationConfig, IngestConfig
 from milcore.errors import InputError, MILError
 from milcore.ingestion.annotations import check_annotations
+from milcore.ingestion.cohort_writer import SlideStep, Versions, write_slides
 from milcore.ingestion.partition import read_partition
-from milcore.ingestion.slide import quarantine_killed, write_slide
+from milcore.ingestion.slide import is_current, quarantine_killed, write_slide
 from milcore.ingestion.slide_result import SlideOutcome, SlideResult, SlideTask, record_outcome
 from milcore.runtime.processes import map_in_processes
-from milcore.store.catalogue import Catalogue
-from milcore.store.store import PatchStore
+from milcore.store.slide_row import SlideRow
+from milcore.store.store import PatchStore, StoredSlide
 
 SlideWork = Callable[[SlideTask], SlideResult]
 # applies the first function to every slide, on this machine or others, and yields results as they come; the second
@@ -92,46 +93,21 @@ def ingest(
     """
     store = PatchStore(store_uri)
     slides = read_partition(store, *partition)
-    processes = max(1, min(workers, len(slides)))
-    work = partial(_ingest_in_worker, store_uri=store_uri, config=config, threads=max(1, workers // processes))
     killed = partial(quarantine_killed, store=store, config=config)
 
-    def results(tasks: Iterable[SlideTask]) -> Iterator[SlideResult]:
+    def results(tasks: Sequence[SlideTask]) -> Iterator[SlideResult]:
+        processes = max(1, min(workers, len(tasks)))
+        work = partial(_ingest_in_worker, store_uri=store_uri, config=config, threads=max(1, workers // processes))
         if map_slides is not None:
             return map_slides(partial(work, threads=1), tasks, killed)
         if workers == 0:
             return map(work, tasks)
         return map_in_processes(work, tasks, processes, killed)
 
-    yield from write_slides(store, slides, "ingest", results)
+    def is_unchanged(slide: Slide, stored: StoredSlide, _: SlideRow, versions: Versions) -> bool:
+        return is_current(slide, stored, config, versions.get(slide.uri))
 
-
-def write_slides(
-    store: PatchStore,
-    slides: Sequence[Slide],
-    kind: str,
-    results: Callable[[Iterable[SlideTask]], Iterator[SlideResult]],
-) -> Iterator[SlideOutcome]:
-    """Write slides, and their rows to the store's catalogue.
-
-    Args:
-        store: to write.
-        slides: of its manifest.
-        kind: of the work, ``ingest`` or ``import``.
-        results: writes every slide of a task, in any order.
-    """
-    catalogue, with_folder = store.catalogue(), store.group_ids()
-    rows = store.row_writer(kind, [slide.slide_id for slide in slides], catalogue)
-    for outcome, row in results(_task(slide, with_folder, catalogue) for slide in slides):
-        if row is not None:
-            rows.add(row)
-        yield outcome
-    rows.close()
-
-
-def _task(slide: Slide, with_folder: set[str], catalogue: Catalogue) -> SlideTask:
-    row = catalogue.row(slide.slide_id)
-    return SlideTask(slide, slide.slide_id not in with_folder, row and row.digest)
+    yield from write_slides(store, slides, SlideStep("ingest", lambda slide: [slide.uri], is_unchanged, results))
 
 
 def ingest_counts(outcomes: Iterable[SlideOutcome]) -> IngestCounts:

@@ -6,15 +6,18 @@ cohort the thumbnails of some slides are shown, and the page says which.
 """
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import jinja2
 import numpy as np
 
+from milcore import __version__
+from milcore.cohort.manifest import Manifest
 from milcore.ingestion.slide import unread_text
 from milcore.runtime import storage
+from milcore.runtime.digest import digest
 from milcore.runtime.html import MOST_ROWS, PAGE_ROWS, data_uri, table_script
 from milcore.runtime.threads import map_in_threads
 from milcore.store.catalogue import Catalogue
@@ -27,10 +30,14 @@ PAGE = "cohort.html"
 THUMBNAIL_PX = 192
 MOST_PICTURES = 2_000
 SEED = 0
+PICTURED_ARRAYS = ("thumbnail", "tissue_mask")
 
 
 def write_cohort_page(store_uri: str) -> str:
-    """Write the page of a store's cohort to the store; return its URI."""
+    """Write the page of a store's cohort to the store; return its URI.
+
+    One that would be equal is not written again.
+    """
     store = PatchStore(store_uri)
     manifest, catalogue = store.manifest(), store.catalogue()
     records = {
@@ -39,7 +46,25 @@ def write_cohort_page(store_uri: str) -> str:
     }
     pictured = [record for record in records.values() if _has_thumbnail(record)]
     chosen = choose_pictures(pictured)
-    pictures = _pictures(catalogue, chosen)
+
+    def page(pictures: Mapping[str, str | None]) -> str:
+        return _page(store, manifest, records, pictures, len(pictured) - len(chosen))
+
+    uri, digests = storage.join(store.uri, PAGE), _picture_digests(catalogue, chosen)
+    own_digest = None if digests is None else _digest_line(page(digests))
+    if own_digest is None or _last_line(uri) != own_digest:
+        pictures = page(_pictures(catalogue, chosen))
+        storage.write_bytes(uri, f"{pictures}{own_digest or ''}".encode())
+    return uri
+
+
+def _page(
+    store: PatchStore,
+    manifest: Manifest,
+    records: Mapping[str, SlideRecord],
+    pictures: Mapping[str, str | None],
+    pictures_left_out: int,
+) -> str:
     rows = [
         _row(records[slide.slide_id])
         | {
@@ -50,23 +75,48 @@ def write_cohort_page(store_uri: str) -> str:
         for slide in manifest.slides[:MOST_ROWS]
     ]
     states = [record.status or "missing" for record in records.values()]
-    page = (
+    return (
         _environment()
         .get_template("overview.html.j2")
         .render(
             store=posixpath.basename(store.uri),
             rows=rows,
             slides=len(records),
-            pictures=len(chosen),
-            pictures_left_out=len(pictured) - len(chosen),
+            pictures=len(pictures),
+            pictures_left_out=pictures_left_out,
             page_rows=PAGE_ROWS,
             counts={state: states.count(state) for state in ("ok", "quarantined", "missing")},
             table_script=table_script(),
         )
     )
-    uri = storage.join(store.uri, PAGE)
-    storage.write_bytes(uri, page.encode())
-    return uri
+
+
+def _picture_digests(catalogue: Catalogue, records: Sequence[SlideRecord]) -> dict[str, str | None] | None:
+    """Digests of what each slide's picture is made of, by the catalogue.
+
+    None where it does not know them all.
+    """
+    rows = [catalogue.row(record.slide_id) for record in records]
+    if None in rows:
+        return None
+    return {row.slide_id: digest([row.digest(name) for name in PICTURED_ARRAYS]) for row in rows if row is not None}
+
+
+def _digest_line(page: str) -> str:
+    """The last line of a page: its digest.
+
+    Args:
+        page: with the digests of pictures in place of them.
+    """
+    return f"\n<!-- {digest([__version__, page])} -->\n"
+
+
+def _last_line(uri: str) -> str | None:
+    """The last line of a stored page; None without a page."""
+    try:
+        return storage.read_range(uri, -len(_digest_line("")), None).decode(errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def _environment() -> jinja2.Environment:

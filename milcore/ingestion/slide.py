@@ -29,10 +29,10 @@ from milcore.slides import RemoteFile, SlideReader, find_remote_slide, open_slid
 from milcore.slides.mpp import COARSEST_MPP, FINEST_MPP, SAME_SCALE, magnification_mpp
 from milcore.slides.reader import Pixels, level_box
 from milcore.slides.resample import area_resize
-from milcore.slides.source import fetch, source_version
+from milcore.slides.source import SourceVersion, fetch, source_version
 from milcore.store.slide_record import ScanRecord, SlideMpp, SlideRecord, SourceFile, TileCounts
 from milcore.store.slide_row import SlideRow
-from milcore.store.store import PatchStore
+from milcore.store.store import PatchStore, StoredSlide
 from milcore.store.writer import SlideWriter
 
 MASK_PX_PER_TILE = 16
@@ -78,14 +78,27 @@ def write_slide(task: SlideTask, store: PatchStore, config: IngestConfig, thread
         version = source_version(slide.uri)._asdict()
         earlier = None if task.is_new else stored_slide(store, slide.slide_id)
         if earlier and _is_up_to_date(earlier.record, work.record) and earlier.source == version:
-            return skip(task, store, earlier)
+            return skip(store, earlier)
         result = _ingest_file(work, earlier and earlier.record)
     except UnreachableSlideError as error:
-        return _quarantine_until_retry(store, task, work.record, str(error))
+        return _quarantine_until_retry(store, work.record, str(error))
     except SlideError as error:
         result = quarantine(store, work.record, str(error))
     source = store.write_source(slide.slide_id, version)
     return result._replace(row=row_with_source(result, store, source))
+
+
+def is_current(slide: Slide, stored: StoredSlide, config: IngestConfig, version: SourceVersion | None) -> bool:
+    """True where ``write_slide`` would leave a slide as it is.
+
+    Args:
+        slide: of the cohort.
+        stored: what the store has of it.
+        config: settings of ingestion.
+        version: of its file; None where it is unknown.
+    """
+    is_unchanged = version is not None and stored.source == version._asdict()
+    return is_unchanged and _is_up_to_date(stored.record, _first_record(slide, config))
 
 
 def _ingest_file(work: _SlideIngestion, earlier: SlideRecord | None) -> SlideResult:
@@ -323,10 +336,10 @@ def write_patches(chunks: Iterable[bytes | None], plan: TilePlan, writer: SlideW
 def quarantine_killed(task: SlideTask, store: PatchStore, config: IngestConfig) -> SlideResult:
     """Quarantine a slide whose process was killed again and again, until the next run."""
     reason = "its process was killed each time while reading it (out of memory?)"
-    return _quarantine_until_retry(store, task, _first_record(task.slide, config), reason)
+    return _quarantine_until_retry(store, _first_record(task.slide, config), reason)
 
 
-def _quarantine_until_retry(store: PatchStore, task: SlideTask, record: SlideRecord, reason: str) -> SlideResult:
+def _quarantine_until_retry(store: PatchStore, record: SlideRecord, reason: str) -> SlideResult:
     """Quarantine a slide until the next run, unless its patches are up to date.
 
     An earlier run or another process may have written them.
@@ -334,5 +347,5 @@ def _quarantine_until_retry(store: PatchStore, task: SlideTask, record: SlideRec
     stored = stored_slide(store, record.slide_id)
     if stored and stored.record.status == "ok" and _is_up_to_date(stored.record, record):
         log_line(f"{record.slide_id}: {reason}; the patches that the store has of it stay")
-        return skip(task, store, stored)
+        return skip(store, stored)
     return quarantine(store, replace(record, retry=True), reason, keep=True)

@@ -29,12 +29,10 @@ class SlideTask(NamedTuple):
     Args:
         slide: of the cohort.
         is_new: the store has no folder of it.
-        row_digest: of its row in the catalogue; None where it has none that can be relied on.
     """
 
     slide: Slide
     is_new: bool = False
-    row_digest: str | None = None
 
 
 class SlideResult(NamedTuple):
@@ -47,13 +45,9 @@ class SlideResult(NamedTuple):
     row: SlideRow | None
 
 
-def skip(task: SlideTask, store: PatchStore, stored: StoredSlide) -> SlideResult:
-    """Result of a slide that is up to date.
-
-    It has a row where that of the catalogue is another.
-    """
-    row = None if task.row_digest == stored.row_digest else store.read_row(task.slide.slide_id)
-    return SlideResult(record_outcome(stored.record, skipped=True), row)
+def skip(store: PatchStore, stored: StoredSlide) -> SlideResult:
+    """Result of a slide that is up to date."""
+    return SlideResult(record_outcome(stored.record, skipped=True), store.read_row(stored.record.slide_id))
 
 
 def quarantine(store: PatchStore, record: SlideRecord, reason: str, *, keep: bool = False) -> SlideResult:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,25 @@ from milcore.runtime import storage
 from milcore.store.arrays import ArrayReader, WrittenArray
 from milcore.store.feature_type import FeatureArray, FeatureType
 from milcore.store.features import Features, check_features, write_features
-from milcore.store.group_arrays import GroupArrays, RenewRow
+from milcore.store.group_arrays import GroupArrays, RenewRow, stored_metadata
 from milcore.store.metadata import array_attributes, parse_array_metadata
 from milcore.store.shards import ShardReader
 from milcore.store.slide_record import SlideRecord
 from milcore.store.slide_row import FEATURES, INGESTED_ARRAYS, SlideRow
 
 T = TypeVar("T")
+
+
+class StoredFeatures(NamedTuple):
+    """Complete features of a slide.
+
+    Args:
+        attrs: attributes, as ``SlideGroup.feature_attrs``.
+        metadata: bytes of their ``zarr.json``.
+    """
+
+    attrs: dict[str, Any]
+    metadata: bytes
 
 
 class SlideGroup:
@@ -175,9 +187,17 @@ class SlideGroup:
             raise StoreError(f"slide {self.slide_id!r}: expected complete features/{name}, got none; allowed: {there}")
         return attrs
 
-    def feature_type(self, name: str) -> FeatureType:
-        """Type in which the features of this name are stored."""
-        return self.features(name).type
+    def feature_type(self, name: str, stored: StoredFeatures | None = None) -> FeatureType:
+        """Type in which the features of this name are stored.
+
+        Args:
+            name: of the features.
+            stored: what ``stored_features`` read of them; None: as ``features``.
+        """
+        if stored is None:
+            return self.features(name).type
+        array = f"{FEATURES}{name}"
+        return Features(self.read, array, self._open_array(array, stored.metadata)).type
 
     def has_features(self, name: str) -> bool:
         """True where there are complete features of this name."""
@@ -189,20 +209,27 @@ class SlideGroup:
         Raises:
             DamageError: they are damaged, or those of another slide.
         """
-        data = self.feature_metadata(name)
-        if data is None:
-            return None
-        attrs: dict[str, Any] = parse_array_metadata(data, self._metadata.uri(f"{FEATURES}{name}"))["attributes"]
-        self._check_owner(f"{FEATURES}{name}", attrs)
+        data = self._metadata.stored(f"{FEATURES}{name}")
+        return None if data is None else self._feature_attrs(f"{FEATURES}{name}", data)
+
+    def stored_features(self, name: str) -> StoredFeatures | None:
+        """Features as the group has them, whatever the catalogue says, by one request.
+
+        None where they are absent or incomplete.
+
+        Raises:
+            DamageError: they are damaged, or those of another slide.
+        """
+        array = f"{FEATURES}{name}"
+        data = stored_metadata(self._metadata.uri(array))
+        attrs = None if data is None else self._feature_attrs(array, data)
+        return None if data is None or attrs is None else StoredFeatures(attrs, data)
+
+    def _feature_attrs(self, array: str, data: bytes) -> dict[str, Any] | None:
+        """Attributes of features out of their ``zarr.json``; None where they are incomplete."""
+        attrs: dict[str, Any] = parse_array_metadata(data, self._metadata.uri(array))["attributes"]
+        self._check_owner(array, attrs)
         return attrs if attrs.get("complete") else None
-
-    def feature_metadata(self, name: str) -> bytes | None:
-        """``zarr.json`` of the features of this name; None where there is none."""
-        return self._metadata.stored(f"{FEATURES}{name}")
-
-    def without_row(self) -> "SlideGroup":
-        """The same slide, read from its own objects alone."""
-        return SlideGroup(self.uri, self.record)
 
     def feature_names(self) -> list[str]:
         """Names of the complete features."""
@@ -290,10 +317,14 @@ class SlideGroup:
             self._readers[name] = self._open_array(name)
         return self._readers[name]
 
-    def _open_array(self, name: str) -> ArrayReader:
+    def _open_array(self, name: str, data: bytes | None = None) -> ArrayReader:
+        """Open an array by its ``zarr.json``.
+
+        None takes that of the catalogue, or reads it.
+        """
         uri, place = self._metadata.uri(name), f"slide {self.slide_id!r}: {name}"
         remedy = self._remedy(uri)
-        reader = ArrayReader(uri, place, remedy, self._metadata.due(name, place, remedy))
+        reader = ArrayReader(uri, place, remedy, data or self._metadata.due(name, place, remedy))
         self._check_owner(name, reader.attributes)
         if name.startswith(FEATURES) and (len(reader.shape) != 2 or reader.shape[1] > MAX_WIDTH):
             raise StoreError(

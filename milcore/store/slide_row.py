@@ -93,28 +93,21 @@ class SlideRow(NamedTuple):
         return cls(slide_id, group, arrays, source)
 
     @property
-    def digest(self) -> str:
-        """Digest of the row without its arrays."""
-        return row_digest(self.group, self.source)
-
-    @property
     def feature_names(self) -> list[str]:
         """Names of its complete features."""
         return sorted(name.removeprefix(FEATURES) for name in self.arrays if name.startswith(FEATURES))
 
+    def digest(self, name: str) -> str | None:
+        """Sha256 of the ``zarr.json`` of an array, with its checksums; None without one."""
+        return self.arrays[name].sha256 if name in self.arrays else None
+
+    def has_array(self, name: str, metadata: bytes) -> bool:
+        """True where the row has an array of this ``zarr.json``."""
+        return name in self.arrays and self.arrays[name].is_of(metadata)
+
     def with_array(self, name: str, metadata: bytes) -> "SlideRow":
         """The same row with an array as it is now."""
         return self._replace(arrays={**self.arrays, name: ArrayRow.of(metadata)})
-
-
-def row_digest(group: bytes, source: bytes | None) -> str:
-    """Digest of what a slide's own objects say of it, but for its arrays.
-
-    Args:
-        group: ``zarr.json`` of its group.
-        source: version of its file; None where there is none.
-    """
-    return hashlib.sha256(b"%d %s%s" % (len(group), group, source or b"")).hexdigest()
 
 
 def read_rows(store_uri: str, slide_ids: Sequence[str]) -> dict[str, SlideRow]:

@@ -35,13 +35,13 @@ from milcore.runtime.progress import without_folder
 from milcore.store.annotation_record import AnnotationRecord, read_annotation_record
 from milcore.store.arrays import write_array
 from milcore.store.catalogue import Catalogue, read_records, renew_row, resolved, usable_record
-from milcore.store.group_record import parse_record
+from milcore.store.group_record import parse_record, read_groups
 from milcore.store.metadata import metadata_uri, write_group
 from milcore.store.paths import group_ids, group_uri, source_uri
 from milcore.store.row_writer import RowWriter, join, rebuild
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
-from milcore.store.slide_row import SlideRow, read_rows, row_digest
+from milcore.store.slide_row import SlideRow, read_rows
 from milcore.store.thumbnail import thumbnail_jpeg
 from milcore.store.writer import SlideWriter
 
@@ -60,12 +60,10 @@ class StoredSlide(NamedTuple):
     Args:
         record: of the slide.
         source: version of its file, as ``PatchStore.source``.
-        row_digest: digest of its row of the catalogue.
     """
 
     record: SlideRecord
     source: dict[str, object] | None
-    row_digest: str
 
 
 class PatchStore:
@@ -224,8 +222,19 @@ class PatchStore:
         record = parse_record(data[group], slide_id, self.uri) if group in data else None
         if record is None:
             return None
-        digest = row_digest(data[group], data.get(source))
-        return StoredSlide(resolved(record, self.uri), self.parse_source(data.get(source)), digest)
+        return StoredSlide(resolved(record, self.uri), self.parse_source(data.get(source)))
+
+    def stored_as_in(self, rows: Collection[SlideRow]) -> dict[str, StoredSlide]:
+        """Slides whose groups are what their rows were made of.
+
+        By one request each, which go together. The version of its file is that of the row.
+        """
+        groups = read_groups(self.uri, [row.slide_id for row in rows])
+        return {
+            row.slide_id: StoredSlide(resolved(row.record(self.uri), self.uri), self.parse_source(row.source))
+            for row in rows
+            if groups.get(row.slide_id) == row.group
+        }
 
     def records(self) -> dict[str, SlideRecord | None]:
         """Record of each slide of the manifest, in its order; None as in ``record``.

@@ -22,8 +22,9 @@ def thumbnail_jpeg(slide: SlideGroup, edge_px: int) -> bytes | None:
         return None
     image = Image.fromarray(slide.thumbnail)
     image.thumbnail((edge_px, edge_px), Image.Resampling.BOX)
-    if slide.tissue_mask is not None:
-        mask = Image.fromarray(slide.tissue_mask).resize(image.size, Image.Resampling.NEAREST)
+    tissue = slide.tissue_mask
+    if tissue is not None:
+        mask = Image.fromarray(tissue).resize(image.size, Image.Resampling.NEAREST)
         dimmed = Image.fromarray((np.asarray(image) * _DIM_FACTOR).astype(np.uint8))
         image = Image.composite(image, dimmed, mask)
     buffer = io.BytesIO()

@@ -44,6 +44,34 @@ def test_every_slide_has_a_row_with_its_status(page: str) -> None:
     assert "&lt;b&gt;p&lt;/b&gt;" in page
 
 
+def test_a_page_that_would_be_equal_is_not_written_again(page: str, tmp_path: Path) -> None:
+    """Nor are the pictures read for it; a slide that is relabelled or ingested anew changes it."""
+    store, file = PatchStore(str(tmp_path / "store")), tmp_path / "store/cohort.html"
+
+    def is_written() -> bool:
+        before = file.stat().st_ino
+        assert write_cohort_page(store.uri) == str(file)
+        return file.stat().st_ino != before
+
+    thumbnail = tmp_path / "store/slides/a.zarr/thumbnail"
+    thumbnail.rename(tmp_path / "thumbnail")
+    assert not is_written()
+    (tmp_path / "thumbnail").rename(thumbnail)
+    assert file.read_text() == page
+    rows = (tmp_path / "m.csv").read_text()
+    for changed in (rows.replace("a,half.tiff,tumour", "a,half.tiff,normal"), rows):
+        (tmp_path / "m.csv").write_text(changed)
+        plan_cohort(str(tmp_path / "m.csv"), store.uri)
+        assert is_written()
+        assert not is_written()
+    pixels = np.full((256, 256, 3), (200, 120, 170), np.uint8)
+    write_pyramid(tmp_path / "half.tiff", pixels, 0.5, 1, quality=95)
+    list(ingest(store.uri, IngestConfig(patch_size=64), 0))
+    assert is_written()
+    file.write_text(file.read_text()[:-1])
+    assert is_written()
+
+
 def test_the_page_needs_nothing_else(page: str) -> None:
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert "http" not in page

@@ -6,11 +6,13 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 
 import milcore as mc
 from milcore import api
 from milcore.cli.info import describe
 from milcore.config import IngestConfig, LaunchConfig
+from milcore.ingestion import overview
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
@@ -23,6 +25,7 @@ MODEL: dict[str, Any] = {"hidden": 8, "attention_hidden": 4, "batch_size": 4, "c
 # so small that it holds no features
 NO_CACHE_MB = 1e-4
 PARTITIONS = 2
+FEW_PICTURES = 8
 # one process beside this one
 HERE = LaunchConfig(workers=1)
 
@@ -68,6 +71,7 @@ def _imports(uri: str, files: str) -> Iterator[tuple[str, Callable[[], object]]]
         return mc.import_cohort(f"{files}/h5", f"{uri}/{store}", format="clam", labels=f"{files}/{labels}")
 
     yield "import with pictures", lambda: make("pictured", "manifest.csv")
+    yield "import with pictures again", lambda: make("pictured", "manifest.csv")
     yield "import", lambda: make("imported", "labels.csv")
     yield "import again", lambda: make("imported", "labels.csv")
 
@@ -99,6 +103,11 @@ def _pipeline(uri: str, files: str) -> Iterator[tuple[str, Callable[[], object]]
     def encode() -> object:
         return mc.encode(store, f"onnx:{files}/encoder.onnx", name="colour", workers=0)
 
+    def gather_few() -> object:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(overview, "MOST_PICTURES", FEW_PICTURES)
+            return api.gather_ingestion(store, outcomes)
+
     yield "plan", lambda: api.plan_ingestion(manifest, store, None, PARTITIONS)
     yield "survey before", lambda: api.store_state(store, HERE)
     yield "ingest", ingest
@@ -107,6 +116,7 @@ def _pipeline(uri: str, files: str) -> Iterator[tuple[str, Callable[[], object]]
     yield "ingest again", lambda: mc.ingest(manifest, store, workers=0, config=INGEST)
     yield "encode", encode
     yield "encode again", encode
+    yield "gather, of more slides than it pictures", gather_few
 
 
 def _prediction(uri: str, slides: list[str]) -> Iterator[tuple[str, Callable[[], object]]]:

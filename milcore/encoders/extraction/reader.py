@@ -7,7 +7,7 @@ Axes: patch, height, width; the last axis of patches is RGB.
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -123,10 +123,10 @@ class Reader:
             slide = self._open_slide(slide_id)
             attributes = _attributes(slide, self._encoder)
             # not those of the catalogue: features that a person removed are to be made again
-            stored = slide.without_row()
-            if _has_features(stored, self._name, self._encoder.record):
-                kept, metadata = stored.feature_type(self._name), stored.feature_metadata(self._name)
-                return EncodedSlide(slide_id, len(slide), skipped=True, feature_type=kept, metadata=metadata)
+            stored = slide.stored_features(self._name)
+            if stored is not None and _are_current(slide, self._name, stored.attrs, self._encoder.record):
+                kept = slide.feature_type(self._name, stored)
+                return EncodedSlide(slide_id, len(slide), skipped=True, feature_type=kept, metadata=stored.metadata)
         except (MILError, *storage.IO_ERRORS) as error:
             return _failure(slide_id, error)
         return SlideFeatures(slide, self._encoder.width, self._name, attributes)
@@ -200,17 +200,20 @@ def _attributes(slide: SlideGroup, encoder: FrozenEncoder) -> dict[str, Any]:
     }
 
 
-def _has_features(slide: SlideGroup, name: str, encoder: EncoderRecord) -> bool:
-    """True where the slide has features of its patches and this encoder.
+def _are_current(slide: SlideGroup, name: str, attrs: Mapping[str, Any], encoder: EncoderRecord) -> bool:
+    """True for features of the slide's patches and this encoder.
 
     The weights are compared by digest, not by location.
+
+    Args:
+        slide: with the patches.
+        name: of the features.
+        attrs: of the features that the slide has.
+        encoder: that is to make them.
 
     Raises:
         StoreError: features of that name were made by another encoder.
     """
-    attrs = slide.stored_feature_attrs(name)
-    if attrs is None:
-        return False
     stored = encoder_record(attrs)
     changed = ["encoder"] if stored is None else stored.differences(encoder)
     if changed:

@@ -81,7 +81,10 @@ def open_files(uri: str, config: ImportConfig, kind: FileKind) -> Source:
             file = fetch(file_of(slide), stack)
             return _instances(kind.parse(file.path), slide, file.sha256, config)
 
-    return Source(manifest, lambda slide: file_version(file_of(slide))._asdict(), read, None, tuple(unlabelled))
+    def version(slide: Slide) -> dict[str, Any]:
+        return file_version(file_of(slide))._asdict()
+
+    return Source(manifest, lambda slide: files.get(slide.slide_id), version, read, None, tuple(unlabelled))
 
 
 def positive_number(values: Mapping[Any, Any], name: str) -> float | None:

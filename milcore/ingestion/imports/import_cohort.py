@@ -6,7 +6,7 @@ store.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,8 @@ from milcore.cohort.manifest import Slide
 from milcore.config import AnnotationConfig, ImportConfig, ImportFormat
 from milcore.errors import InputError, SlideError, UnreachableSlideError
 from milcore.ingestion.annotations import check_annotations
-from milcore.ingestion.cohort import ingest_counts, write_slides
+from milcore.ingestion.cohort import ingest_counts
+from milcore.ingestion.cohort_writer import SlideStep, Versions, write_slides
 from milcore.ingestion.imports.h5 import open_h5
 from milcore.ingestion.imports.npz import open_bags, open_patches
 from milcore.ingestion.imports.parquet import open_table
@@ -77,10 +78,18 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> Impo
     _claim(store, source, array)
     slides = source.manifest.slides
 
-    def results(tasks: Iterable[SlideTask]) -> Iterator[SlideResult]:
+    def results(tasks: Sequence[SlideTask]) -> Iterator[SlideResult]:
         return map_in_threads(lambda task: _import_slide(task, source, store, config), tasks, SLIDES_AT_A_TIME)
 
-    outcomes = list(track(write_slides(store, slides, KIND, results), "import", len(slides)))
+    def is_current(slide: Slide, stored: StoredSlide, row: SlideRow, versions: Versions) -> bool:
+        try:
+            is_unchanged = stored.source == _listed_version(slide, source, versions)
+        except SlideError:
+            return False
+        return is_unchanged and _is_usable(stored, _first_record(slide, source, config), config, store, row)
+
+    step = SlideStep(KIND, lambda slide: filter(None, (source.file(slide), slide.uri)), is_current, results)
+    outcomes = list(track(write_slides(store, slides, step), "import", len(slides)))
     outcomes = _quarantine_odd_widths(store, outcomes)
     store.join_catalogue()
     catalogue, counts = store.catalogue(), ingest_counts(outcomes)
@@ -132,7 +141,7 @@ def _import_slide(task: SlideTask, source: Source, store: PatchStore, config: Im
         version = {**source.version(slide), "slide": slide_version(slide)}
         earlier = None if task.is_new else _usable(record, config, store)
         if earlier and earlier.source == version:
-            return skip(task, store, earlier)
+            return skip(store, earlier)
         instances = source.read(slide)
         record = replace(record, source=SourceFile(version["uri"], sha256=instances.sha256))
         if earlier and _is_of(earlier, record, version):
@@ -146,6 +155,21 @@ def _import_slide(task: SlideTask, source: Source, store: PatchStore, config: Im
     if version is None:
         return result
     return result._replace(row=row_with_source(result, store, store.write_source(slide.slide_id, version)))
+
+
+def _listed_version(slide: Slide, source: Source, versions: Versions) -> dict[str, object] | None:
+    """Version of a slide's files as they were listed.
+
+    None where the file of its instances is out of reach.
+
+    Raises:
+        SlideError: its instances are absent.
+    """
+    file, image = source.file(slide), versions.get(slide.uri)
+    if file is not None and file not in versions:
+        return None
+    of_file = source.version(slide) if file is None else versions[file]._asdict()
+    return {**of_file, "slide": image and image._asdict()}
 
 
 def _is_of(earlier: StoredSlide, record: SlideRecord, version: Mapping[str, object]) -> bool:
@@ -165,20 +189,34 @@ def _first_record(slide: Slide, source: Source, config: ImportConfig) -> SlideRe
 
 
 def _usable(record: SlideRecord, config: ImportConfig, store: PatchStore) -> StoredSlide | None:
-    """Record of an earlier import with equal settings, if there is one.
-
-    None if a retry is due, or its features are missing.
-    """
+    """Record of an earlier import, if there is one and it is usable."""
     stored = stored_slide(store, record.slide_id)
-    if stored is None or stored.record.retry:
-        return None
-    earlier = stored.record
-    if (earlier.import_origin, earlier.parameters) != (record.import_origin, record.parameters):
-        return None
-    complete = earlier.status != "ok" or _array_name(config) == PATCHES
+    return stored if stored is not None and _is_usable(stored, record, config, store) else None
+
+
+def _is_usable(
+    stored: StoredSlide, record: SlideRecord, config: ImportConfig, store: PatchStore, row: SlideRow | None = None
+) -> bool:
+    """True for an earlier import with equal settings and its features.
+
+    Not where a retry is due.
+
+    Args:
+        stored: of the earlier import.
+        record: of this one, before its file is read.
+        config: of this one.
+        store: that has the slide.
+        row: of it in the catalogue, which the features are to be those of; None: any.
+    """
+    earlier, array = stored.record, _array_name(config)
+    is_other = (earlier.import_origin, earlier.parameters) != (record.import_origin, record.parameters)
+    if earlier.retry or is_other:
+        return False
+    if earlier.status != "ok" or array == PATCHES:
+        return True
     # not store.slide(): another import may be writing the group at this moment
-    group = SlideGroup(store.group_uri(record.slide_id), earlier)
-    return stored if complete or group.has_features(config.name) else None
+    features = SlideGroup(store.group_uri(record.slide_id), earlier).stored_features(config.name)
+    return features is not None and (row is None or row.has_array(array, features.metadata))
 
 
 def _write(

@@ -51,6 +51,7 @@ class Source(NamedTuple):
 
     Args:
         manifest: its slides and labels.
+        file: URI of a slide's own file of instances; None where there is none.
         version: of a slide's file (uri, size and version), without reading the file where possible.
         read: instances of a slide.
         feature_type: in which features are stored; None where each slide's own values decide.
@@ -58,6 +59,7 @@ class Source(NamedTuple):
     """
 
     manifest: Manifest
+    file: Callable[[Slide], str | None]
     version: Callable[[Slide], dict[str, Any]]
     read: Callable[[Slide], Instances]
     feature_type: FeatureType | None
@@ -82,7 +84,7 @@ def table_source(
         instances = read(slide.slide_id)
         return {"uri": uri, "size": len(instances), "version": instances.sha256}
 
-    return Source(manifest, version, lambda slide: read(slide.slide_id), feature_type, ())
+    return Source(manifest, lambda _: None, version, lambda slide: read(slide.slide_id), feature_type, ())
 
 
 def rows_by_slide(slide_numbers: npt.NDArray[np.integer[Any]], slides: int) -> list[npt.NDArray[np.intp]]:
