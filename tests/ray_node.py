@@ -39,9 +39,9 @@ def head_node(cpus: int) -> Iterator[Head]:
             yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
 
 
-def worker_node(address: str) -> contextlib.AbstractContextManager[Node]:
-    """A node of one CPU that joins the cluster of an address."""
-    return _started([f"--address={address}", "--num-cpus=1"])
+def worker_node(address: str, gpus: int = 0) -> contextlib.AbstractContextManager[Node]:
+    """A node of one CPU that joins the cluster of an address, with GPUs as far as Ray is told."""
+    return _started([f"--address={address}", "--num-cpus=1", f"--num-gpus={gpus}"])
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str]) -> None:
         launch = pick(LaunchConfig, values)
         if values["heartbeat"]:
             exit_without_heartbeat(values["heartbeat"], values["heartbeat_seconds"])
+        if values["scale_up_seconds"] is not None:
+            _set_scale_up_timeout(values["scale_up_seconds"])
         if step == "ingest":
             ingest_with(uri, pick(IngestConfig, values), launch)
         elif step == "encode":
@@ -33,6 +35,12 @@ def main(arguments: Sequence[str]) -> None:
             tune_with(uri, launch)
         else:
             train_with(uri, launch)
+
+
+def _set_scale_up_timeout(seconds: float) -> None:
+    from milcore.cluster.workers.capacity import set_scale_up_timeout  # noqa: PLC0415 - importing Ray takes seconds
+
+    set_scale_up_timeout(seconds)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
             type=float,
             default=SECONDS_WITHOUT_HEARTBEAT,
             help="seconds without a heartbeat after which this job exits",
+        )
+        command.add_argument(
+            "--scale-up-seconds", type=float, help="seconds without room for a worker after which this job gives up"
         )
         if step in CONFIGS:
             _add_config_flags(command, CONFIGS[step])

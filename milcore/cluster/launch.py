@@ -128,10 +128,13 @@ def _train_folds(run_uri: str, launch: LaunchConfig) -> None:
     if launch.workers == 0:
         train_folds(run_uri, compute_device(launch.use_gpu).type)
         return
-    from milcore.cluster.workers.connect import connected, workers_per_node
+    from milcore.cluster.workers.capacity import task_resources, wait_for_workers, workers_per_node
+    from milcore.cluster.workers.connect import connected
     from milcore.cluster.workers.map import map_on_ray
 
     with connected(launch):
+        # how many folds share the memory of a node is known once there is one
+        wait_for_workers(launch, 1, task_resources(launch))
         fan_out = functools.partial(map_on_ray, launch=launch)
         train_folds(run_uri, "cuda" if launch.use_gpu else "cpu", fan_out, workers_per_node(launch))
 

@@ -14,7 +14,8 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError
 
-from milcore.cluster.jobs.rayjob_spec import SUBMITTER, Json
+from milcore.cluster.jobs.pods import Event, Pod, parse_event, parse_pod
+from milcore.cluster.jobs.rayjob_spec import COMMON_LABELS, SUBMITTER, Json
 from milcore.errors import ClusterError
 
 T = TypeVar("T")
@@ -80,32 +81,36 @@ class RayJobs:
             *RAY, self.namespace, PLURAL, name, propagation_policy="Background", _request_timeout=TIMEOUT_S)
         )  # fmt: skip
 
-    def log_since(self, name: str, when: datetime) -> list[LogLine]:
-        """Log lines of the job's submitter pod written after a time.
+    def pods(self, name: str) -> list[Pod]:
+        """Pods of a RayJob: of its cluster and its submitter.
 
-        The submitter prints the driver's log. Empty while its pod has not started.
+        The names of all of these start with the job's name.
         """
-        pods = self._ask("list pods", lambda: self._core.list_namespaced_pod(
-            self.namespace, label_selector=f"job-name={name}", _request_timeout=TIMEOUT_S))  # fmt: skip
-        started = [pod for pod in pods.items if pod.status.start_time] if pods else []
-        if not started:
-            return []
-        pod = max(started, key=lambda pod: pod.status.start_time).metadata.name
+        answer = self._ask("list pods", lambda: self._core.list_namespaced_pod(
+            self.namespace, label_selector=_selector(COMMON_LABELS), _request_timeout=TIMEOUT_S))  # fmt: skip
+        pods = answer.items if answer else []
+        return [parse_pod(pod) for pod in pods if pod.metadata.name.startswith(f"{name}-")]
+
+    def log_since(self, pod: str, when: datetime) -> list[LogLine]:
+        """Log lines of a submitter's pod written after a time; it prints the driver's log.
+
+        Empty while its container has not started.
+        """
         text = self._ask("get pods/log", lambda: self._core.read_namespaced_pod_log(
             pod, self.namespace, container=SUBMITTER, timestamps=True, since_seconds=_seconds_since(when),
             _request_timeout=TIMEOUT_S), missing=BAD_REQUEST)  # fmt: skip
         return [line for line in _parse_log(text or "") if line.when > when]
 
-    def warnings(self, name: str) -> list[str]:
+    def warnings(self, name: str) -> list[Event]:
         """Warning events of a RayJob, its cluster and their pods, oldest first.
 
         The names of all of these start with the job's name.
         """
         answer = self._ask("list events", lambda: self._core.list_namespaced_event(
             self.namespace, field_selector="type=Warning", _request_timeout=TIMEOUT_S))  # fmt: skip
-        events = answer.items if answer else []
-        of_job = [event for event in events if f"{event.involved_object.name}-".startswith(f"{name}-")]
-        return [f"{event.reason}: {event.message}" for event in sorted(of_job, key=_time_of_event)]
+        events = [parse_event(event) for event in answer.items] if answer else []
+        of_job = [event for event in events if f"{event.about}-".startswith(f"{name}-")]
+        return sorted(of_job, key=lambda event: event.when)
 
     def _ask(self, action: str, call: Callable[[], T], missing: int = NOT_FOUND) -> T | None:
         """Answer of a call; None where the API answers ``missing`` or 404.
@@ -167,11 +172,6 @@ def _refusal(action: str, namespace: str, error: ApiException) -> str:
         )
     reason = " ".join(str(error.body or error.reason).split())
     return f"Kubernetes refuses to {action} in namespace {namespace}: {error.status} {reason}"
-
-
-def _time_of_event(event: Any) -> datetime:
-    when: datetime | None = event.last_timestamp or event.event_time or event.metadata.creation_timestamp
-    return when or datetime.fromtimestamp(0, UTC)
 
 
 def _seconds_since(when: datetime) -> int:

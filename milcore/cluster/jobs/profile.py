@@ -68,7 +68,7 @@ class ClusterProfile(Config):
     shm_gib: PositiveInt = Field(2, description="shared memory of a pod, GiB, part of its memory")
     active_deadline_s: PositiveInt = Field(24 * 3600, description="seconds after which the job is ended")
     pre_running_deadline_s: PositiveInt = Field(
-        6 * 3600, description="seconds after which a job that does not run yet fails"
+        6 * 3600, description="seconds after which a job that does not run yet, or has no worker, fails"
     )
     submitter_retries: int = Field(2, ge=0, description="retries of the job's submission")
     kept_s: int = Field(0, ge=0, description="seconds that the nodes of an ended job are kept for inspection")

@@ -9,14 +9,13 @@ started again adopts the job that the one before it left running.
 """
 
 import functools
-import itertools
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
+from milcore.cluster.jobs.assessment import assess
+from milcore.cluster.jobs.follow import Follower, RayJobError
 from milcore.cluster.jobs.kubernetes import RayJobs, connect
 from milcore.cluster.jobs.profile import ClusterProfile, read_profile
 from milcore.cluster.jobs.rayjob_spec import (
@@ -35,21 +34,11 @@ from milcore.cluster.jobs.rayjob_spec import (
 )
 from milcore.cluster.jobs.signals import on_termination
 from milcore.config import LaunchConfig
-from milcore.errors import ClusterError, InputError
+from milcore.errors import ClusterError
 from milcore.runtime.progress import log_line
 
-SECONDS_BETWEEN_POLLS = 5.0
-# seconds for which job status and deployment status may contradict each other; KubeRay itself decides after 300 s
-SECONDS_OF_CONTRADICTION = 420.0
 ATTEMPTS = 3
 SECONDS_BEFORE_NEXT_ATTEMPT = 30.0
-# polls between requests of the warning events of a job that has not started
-POLLS_BETWEEN_WARNINGS = 12
-TERMINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
-DEADLINES = ("DeadlineExceeded", "PreRunningDeadlineExceeded")
-# Ray's message of a driver that exited by itself: another attempt would end the same. KubeRay's own reason does not
-# show it: it is AppFailed, too, when the head is lost with its job
-EXIT_CODE = re.compile(r"Job entrypoint command failed with exit code (-?\d+)")
 
 
 class StepEnvironment(NamedTuple):
@@ -67,18 +56,6 @@ class StepEnvironment(NamedTuple):
         owner = Owner(name, uid) if name and uid else None
         run_id, image = variables.get("PIPELINE_RUN_ID"), variables.get("MILCORE_IMAGE")
         return cls(run_id or None, variables.get("POD_NAMESPACE") or None, owner, image or None)
-
-
-class Assessment(NamedTuple):
-    """State of a RayJob, its reason, and whether another attempt may succeed."""
-
-    state: Literal["going", "succeeded", "failed", "unclear"]
-    reason: str = ""
-    retryable: bool = False
-
-
-class RayJobError(ClusterError):
-    """A RayJob failed for a reason that another attempt may not meet."""
 
 
 def run_rayjob(arguments: tuple[str, ...], launch: LaunchConfig) -> None:
@@ -146,7 +123,7 @@ class Launcher:
             name = self._start()
             try:
                 with on_termination(functools.partial(self._jobs.delete, name)):
-                    self._follow(name)
+                    Follower(self._jobs, name, self._profile.pre_running_deadline_s, self._pause).run()
             except RayJobError as error:
                 if not attempts_left:
                     raise
@@ -189,76 +166,6 @@ class Launcher:
             log_line(f"RayJob {name} is there already: following it")
         return adopted
 
-    def _follow(self, name: str) -> None:
-        last_state, shown, contradiction_s, warned = "", datetime.fromtimestamp(0, UTC), 0.0, set[str]()
-        for poll in itertools.count(1):
-            job = self._jobs.get(name)
-            if job is None:
-                raise RayJobError(f"RayJob {name} was deleted while it was followed")
-            status = job.get("status", {})
-            for line in self._jobs.log_since(name, shown):
-                log_line(line.text)
-                shown = line.when
-            if (state := _state_line(status)) != last_state:
-                last_state = state
-                log_line(f"RayJob {name}: {state}")
-            if not status.get("jobStatus") and poll % POLLS_BETWEEN_WARNINGS == 0:
-                self._show_warnings(name, warned)
-            assessment = assess(status)
-            contradiction_s = contradiction_s + SECONDS_BETWEEN_POLLS if assessment.state == "unclear" else 0.0
-            if assessment.state == "succeeded":
-                return
-            if assessment.state == "failed" or contradiction_s > SECONDS_OF_CONTRADICTION:
-                raise self._failure(name, assessment)
-            self._pause(SECONDS_BETWEEN_POLLS)
-
-    def _show_warnings(self, name: str, warned: set[str]) -> None:
-        """Log new warning events of a job that has not started."""
-        for warning in self._jobs.warnings(name):
-            if warning not in warned:
-                warned.add(warning)
-                log_line(f"RayJob {name} waits: {warning}")
-
-    def _failure(self, name: str, assessment: Assessment) -> Exception:
-        code = EXIT_CODE.search(assessment.reason)
-        if code and int(code[1]) == InputError.exit_code:
-            return InputError(_driver_line(assessment.reason))
-        warnings = "; ".join(self._jobs.warnings(name)[-2:])
-        text = f"RayJob {name} failed: {assessment.reason}{f' ({warnings})' if warnings else ''}"
-        return RayJobError(text) if assessment.retryable else ClusterError(text)
-
-
-def assess(status: Mapping[str, Any]) -> Assessment:
-    """Assess a RayJob by Ray's status of the job and KubeRay's of its deployment."""
-    job, deployment = status.get("jobStatus") or "", status.get("jobDeploymentStatus") or ""
-    reason = ": ".join(part for part in (status.get("reason"), status.get("message")) if part) or "no reason given"
-    driver_failed = EXIT_CODE.search(reason) is not None
-    if job == "SUCCEEDED":
-        return Assessment("succeeded")
-    if deployment in {"Failed", "ValidationFailed"}:
-        is_final = driver_failed or job == "STOPPED" or deployment == "ValidationFailed"
-        is_final = is_final or status.get("reason") in DEADLINES
-        return Assessment("failed", reason, retryable=not is_final)
-    if deployment == "Retrying":
-        return Assessment("going")
-    if driver_failed or (deployment == "Complete" and job in TERMINAL_STATUSES):
-        return Assessment("failed", f"job {job}, {reason}")
-    if deployment == "Complete" or job in TERMINAL_STATUSES:
-        contradiction = f"job {job or 'unknown'} while its deployment is {deployment or 'unknown'}"
-        return Assessment("unclear", f"{contradiction}, {reason}")
-    return Assessment("going")
-
 
 def _next_attempt(earlier: list[Json]) -> int:
     return 1 + max((int(job["metadata"]["name"].rpartition("-r")[2]) for job in earlier), default=-1)
-
-
-def _state_line(status: Mapping[str, Any]) -> str:
-    job, deployment = status.get("jobStatus") or "not started", status.get("jobDeploymentStatus") or "new"
-    cluster = status.get("rayClusterName")
-    return f"{deployment}, job {job}{f', cluster {cluster}' if cluster else ''}"
-
-
-def _driver_line(message: str) -> str:
-    """The driver's last line inside KubeRay's message."""
-    return message.rpartition("milcore: ")[2].strip().splitlines()[0]

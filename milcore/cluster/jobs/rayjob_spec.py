@@ -24,6 +24,7 @@ DIGEST_ANNOTATION = "milcore/spec-digest"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 USER_ID = 10001
 SUBMITTER = "ray-job-submitter"
+SECONDS_AFTER_LAUNCHER = 600
 
 
 class Owner(NamedTuple):
@@ -76,7 +77,7 @@ def rayjob_spec(request: JobRequest, profile: ClusterProfile, image: str) -> Jso
         InputError: the workers need more nodes than the profile allows.
     """
     return {
-        "entrypoint": shlex.join(["python", "-m", "milcore.cluster", *request.arguments]),
+        "entrypoint": shlex.join(["python", "-m", "milcore.cluster", *request.arguments, *_patience(profile)]),
         "submissionMode": "K8sJobMode",
         "backoffLimit": 0,  # the step starts the next attempt itself, since it knows why the last one failed
         "submitterConfig": {"backoffLimit": profile.submitter_retries},
@@ -87,6 +88,11 @@ def rayjob_spec(request: JobRequest, profile: ClusterProfile, image: str) -> Jso
         "submitterPodTemplate": _template(_submitter(profile, image), profile),
         "rayClusterSpec": _cluster(request, profile, image),
     }
+
+
+def _patience(profile: ClusterProfile) -> list[str]:
+    """Flags by which the driver gives up later than the launcher, which knows the reason."""
+    return ["--scale-up-seconds", str(profile.pre_running_deadline_s + SECONDS_AFTER_LAUNCHER)]
 
 
 def rayjob(name: str, request: JobRequest, spec: Json, profile: ClusterProfile, owner: Owner | None) -> Json:

@@ -8,16 +8,12 @@ import contextlib
 import functools
 import io
 import logging
-import math
 import os
 import secrets
 import socket
-import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
 
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
@@ -41,7 +37,6 @@ FORWARDED_PREFIXES = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "R
 CONNECT_TIMEOUT_S = 10.0
 # the least that Ray takes, and more than what workers hand over ever fills
 LEAST_STORE_BYTES, MOST_STORE_BYTES = 80_000_000, 1_000_000_000
-SCALE_UP_TIMEOUT_S = 600.0
 TOKEN_VARIABLES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
@@ -88,56 +83,6 @@ def _own_sigterm() -> Iterator[None]:
         yield
     finally:
         ray._private.utils.set_sigterm_handler = rays  # noqa: SLF001
-
-
-def worker_capacity(resources: Mapping[str, float]) -> int:
-    """Number of workers that the connected cluster holds when idle.
-
-    Args:
-        resources: amounts that each worker reserves, by Ray's names (CPU, GPU).
-    """
-    reserved = {name: amount for name, amount in resources.items() if amount > 0.0}
-    all_nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no types for it
-    nodes = [node["Resources"] for node in all_nodes if node["Alive"]]
-    return sum(
-        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in reserved.items()) for node in nodes
-    )
-
-
-def workers_per_node(launch: LaunchConfig) -> int:
-    """Most workers of one CPU, or GPU, that a node of the cluster holds."""
-    name = "GPU" if launch.use_gpu else "CPU"
-    all_nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no types for it
-    room = max((int(node["Resources"].get(name, 0)) for node in all_nodes if node["Alive"]), default=1)
-    return max(1, min(launch.workers or room, room))
-
-
-def wait_for_capacity(workers: int, resources: Mapping[str, float], seconds: float = SCALE_UP_TIMEOUT_S) -> None:
-    """Wait until the connected cluster, when idle, can hold the workers.
-
-    CPUs and GPUs that are in use are waited for by Ray. Meanwhile a placement group requests the workers' resources,
-    which makes an autoscaling cluster add nodes.
-
-    Raises:
-        ClusterError: the cluster is too small after so many seconds.
-    """
-    if worker_capacity(resources) >= workers:
-        return
-    each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
-    capacity = worker_capacity(resources)
-    log_line(f"waiting for {workers} workers' place ({each} each); the cluster has place for {capacity}")
-    request = placement_group([dict(resources)] * workers)
-    try:
-        for _ in range(math.ceil(seconds)):
-            time.sleep(1.0)
-            if worker_capacity(resources) >= workers:
-                return
-    finally:
-        remove_placement_group(request)
-    raise ClusterError(
-        f"workers: expected at most {worker_capacity(resources)} of {each} each, got {workers}, and the cluster did "
-        f"not grow in {seconds:g} s; allowed: as many as it has place for; take fewer workers (--workers) or add nodes"
-    )
 
 
 def forwarded_variables() -> dict[str, str]:

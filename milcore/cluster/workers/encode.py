@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from milcore.cluster.workers.capacity import SECONDS_TO_SETTLE, node_resources, task_resources, wait_for_workers
 from milcore.config import LaunchConfig
 from milcore.encoders.extraction.batches import Step
 from milcore.encoders.extraction.encode import EncodeJob, encode_slides, load_encoder
 from milcore.encoders.extraction.forward import QUEUED_PER_THREAD
 from milcore.errors import ClusterError, MILError
+from milcore.runtime.progress import log_line
 
 BATCHES_AHEAD = 2 * QUEUED_PER_THREAD
 DEATHS_AT_ONE_SLIDE = 3
@@ -111,13 +113,16 @@ class _Worker:
 def encode_on_ray(work: EncodeJob, slides: dict[str, int], launch: LaunchConfig) -> Iterator[Step]:
     """Encode slides on ``launch.workers`` actors of the connected cluster.
 
-    There are fewer where the cluster is too small for all of them.
+    Their nodes are requested and waited for first. There are fewer where the cluster is too small for all of them.
 
     Raises:
         MILError: an actor raised it.
-        ClusterError: an actor failed otherwise, or DEATHS_AT_ONE_SLIDE actors died at one slide.
+        ClusterError: the cluster has no room, an actor failed otherwise, or DEATHS_AT_ONE_SLIDE actors died at one
+            slide.
     """
+    wait_for_workers(launch, max(1, min(launch.workers, len(slides))), task_resources(launch), SECONDS_TO_SETTLE)
     resources = encoder_resources(launch)
+    log_line(f"encoding with {resources.actors} workers of {resources.cpus} CPUs")
     # largest first, so that no worker ends with a long one alone
     waiting = deque(sorted(slides.items(), key=lambda item: -item[1]))
     ahead = BATCHES_AHEAD * work.config.patches_per_batch * (1 if resources.gpus else resources.cpus)
@@ -153,22 +158,12 @@ def encoder_resources(launch: LaunchConfig) -> EncoderResources:
     """Divide the cluster's CPUs, and GPUs if used, by the workers.
 
     An actor has at most the CPUs of the smallest node, and one GPU or none.
-
-    Raises:
-        ClusterError: ``launch.use_gpu`` and the cluster has no GPU.
     """
-    nodes = [node["Resources"] for node in _nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    nodes = [node for node in node_resources() if node.get("CPU", 0) >= 1]
     cpus = [int(node["CPU"]) for node in nodes]
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    if launch.use_gpu and gpus == 0:
-        raise ClusterError("--use-gpu: the Ray cluster has no GPU; start its workers with one or leave the flag out")
-    most = gpus if launch.use_gpu else sum(cpus)
+    most = sum(int(node.get("GPU", 0)) for node in nodes) if launch.use_gpu else sum(cpus)
     actors = max(1, min(launch.workers, most))
     return EncoderResources(actors, max(1, min(sum(cpus) // actors, min(cpus, default=1))), int(launch.use_gpu))
-
-
-def _nodes() -> list[dict[str, Any]]:
-    return list(ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _next_worker(workers: list[_Worker]) -> _Worker:

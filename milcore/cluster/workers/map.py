@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
+from milcore.cluster.workers.capacity import task_resources, wait_for_workers
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, MILError
 
@@ -23,7 +24,8 @@ def map_on_ray(
     """Apply a function to every item on ``launch.workers`` workers of the connected cluster.
 
     Each worker reserves one CPU (and GPU). Results come in the order of completion. An item is taken from the
-    iterable only when a worker is free for it: however many there are, Ray knows of as many tasks as workers.
+    iterable only when a worker is free for it: however many there are, Ray knows of as many tasks as workers. The first
+    worker's room is waited for; tasks that wait request the others'.
 
     Args:
         function: importable; sent to the cluster once.
@@ -33,8 +35,9 @@ def map_on_ray(
 
     Raises:
         MILError: the function raised it.
-        ClusterError: the function failed otherwise, or the worker of an item was lost.
+        ClusterError: the cluster has no room, the function failed otherwise, or the worker of an item was lost.
     """
+    wait_for_workers(launch, 1, task_resources(launch))
     task: Any = ray.remote(num_cpus=1, num_gpus=int(launch.use_gpu))(apply)
     function_ref = ray.put(function)
     running: dict[ray.ObjectRef[R], T] = {}

@@ -13,7 +13,8 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from milcore.cluster.workers.connect import connected, wait_for_capacity
+from milcore.cluster.workers.capacity import wait_for_workers
+from milcore.cluster.workers.connect import connected
 from milcore.cluster.workers.context import RayContext, quiet_logging
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, DamageError, MILError, UnreachableError
@@ -52,7 +53,7 @@ def train_on_ray(run_uri: str, launch: LaunchConfig) -> None:
     run_uri = storage.absolute(run_uri)
     epochs = Run(run_uri).spec().train.epochs
     with connected(launch), default_environment(TRAIN_ENVIRONMENT):
-        wait_for_capacity(max(1, launch.workers), worker_resources(launch))
+        wait_for_workers(launch, max(1, launch.workers), worker_resources(launch))
         try:
             _fit(run_uri, launch, epochs)
         except (ray.train.TrainingFailedError, *storage.IO_ERRORS) as error:

@@ -17,7 +17,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
-from milcore.cluster.workers.connect import connected, wait_for_capacity, worker_capacity, workers_per_node
+from milcore.cluster.workers.capacity import wait_for_workers, worker_capacity, workers_per_node
+from milcore.cluster.workers.connect import connected
 from milcore.cluster.workers.context import FoldTrial, TrialContext, quiet_logging
 from milcore.config import LaunchConfig, TrainConfig, TuneConfig
 from milcore.mil.bags.bags import Bags
@@ -67,7 +68,7 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
         return best
     spec = sweep.spec()
     with connected(launch), default_environment(TUNE_ENVIRONMENT):
-        wait_for_capacity(1, _trial_resources(launch))
+        wait_for_workers(launch, 1, _trial_resources(launch))
         with tempfile.TemporaryDirectory(prefix="milcore-tune-") as folder:
             results = _results(spec, _tuner(out_uri, spec, launch, folder).fit())
     best = publish(out_uri, spec, results)

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+from milcore.cluster.jobs.rayjob_spec import COMMON_LABELS
+
 Json = dict[str, Any]
 
 ROUTE = re.compile(r"/(?:apis/(?P<group>[^/]+)|api)/v1/namespaces/mil/(?P<kind>\w+)(?:/(?P<name>[^/]+))?(?P<log>/log)?")
@@ -46,8 +48,10 @@ class FakeKubeRay:
     def __init__(self, *lives: list[Json | None]) -> None:
         self.lives = list(lives)
         self.jobs: dict[str, Json] = {}
+        self.bodies: dict[str, Json] = {}
         self.logs: dict[str, list[str]] = {}
         self.events: list[Json] = []
+        self.pods: list[Json] = []
         self.faults: dict[tuple[str, str], list[Fault]] = {}
         self.calls: list[Call] = []
         self.created: list[str] = []
@@ -62,6 +66,7 @@ class FakeKubeRay:
         self.jobs[name] = {**body, "metadata": {**body["metadata"], "uid": f"uid-of-{name}"}}
         self._lives[name] = self.lives.pop(0)
         self.created.append(name)
+        self.bodies[name] = body
         return 201, self.jobs[name]
 
     def look(self, name: str) -> tuple[int, Json]:
@@ -91,10 +96,17 @@ class FakeKubeRay:
         wanted = dict(part.split("=", 1) for part in selector.split(","))
         return {"items": [job for job in self.jobs.values() if wanted.items() <= job["metadata"]["labels"].items()]}
 
-    def pods(self, job: str) -> Json:
-        """The submitter's pod, once the job has a log."""
-        pod = {"metadata": {"name": f"{job}-abcde"}, "status": {"startTime": "2026-01-01T00:00:00Z"}}
-        return {"kind": "PodList", "apiVersion": "v1", "items": [pod] if job in self.logs else []}
+    def labelled_pods(self, selector: str) -> Json:
+        """The pods with all labels of the selector; a job's submitter is there once it has a log."""
+        submitters = [
+            pod(f"{job}-abcde", {"job-name": job}, phase="Running", startTime="2026-01-01T00:00:00Z")
+            for job in self.jobs
+            if job in self.logs
+        ]
+        wanted = dict(part.split("=", 1) for part in selector.split(","))
+        pods = [*submitters, *self.pods]
+        items = [pod for pod in pods if wanted.items() <= pod["metadata"]["labels"].items()]
+        return {"kind": "PodList", "apiVersion": "v1", "items": items}
 
     def log(self, pod: str) -> str:
         """Lines with the times they were written, a millisecond apart."""
@@ -102,6 +114,11 @@ class FakeKubeRay:
         times = (BEGINNING + timedelta(milliseconds=k + 1) for k in range(len(lines)))
         stamps = (f"{when:%Y-%m-%dT%H:%M:%S.%f}789Z" for when in times)
         return "".join(f"{stamp} {line}\n" for stamp, line in zip(stamps, lines, strict=True))
+
+
+def pod(name: str, labels: dict[str, str], **status: Any) -> Json:
+    """A pod made of the RayJob's templates."""
+    return {"metadata": {"name": name, "labels": {**COMMON_LABELS, **labels}}, "status": status}
 
 
 def failure(code: int, reason: str) -> Json:
@@ -168,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
             case Call("delete", _, "rayjobs"):
                 return self.fake.remove(name)
             case Call("list", _, "pods"):
-                return 200, self.fake.pods(query["labelSelector"].removeprefix("job-name="))
+                return 200, self.fake.labelled_pods(query["labelSelector"])
             case Call("get", _, "pods/log"):
                 return 200, self.fake.log(name)
             case Call("list", _, "events"):

@@ -17,10 +17,11 @@ import pytest
 import yaml
 from kubernetes import client
 
+from milcore.cluster.jobs.assessment import assess
 from milcore.cluster.jobs.heartbeat import keep_heartbeat
 from milcore.cluster.jobs.kubernetes import RayJobs
 from milcore.cluster.jobs.profile import ClusterProfile
-from milcore.cluster.jobs.rayjob import Launcher, StepEnvironment, assess, delete_run_jobs
+from milcore.cluster.jobs.rayjob import Launcher, StepEnvironment, delete_run_jobs
 from milcore.cluster.jobs.rayjob_spec import JobRequest, Owner, job_key
 from milcore.errors import ClusterError, InputError
 from tests.cluster.jobs.kuberay import Call, FakeKubeRay, Fault, serving
@@ -229,16 +230,6 @@ def test_after_three_lost_clusters_the_step_fails_and_says_what_kubernetes_warne
     assert cluster.fake.created == [expected_name(k) for k in range(3)]
 
 
-def test_why_a_job_does_not_start_is_said_while_it_waits(
-    kubernetes: MakeKubernetes, capfd: pytest.CaptureFixture[str]
-) -> None:
-    cluster, name = kubernetes([STARTING] * 30 + [RUNNING, DONE]), expected_name(0)
-    cluster.fake.events = [warning(f"{name}-abcde-head-fghij", "0/3 nodes are available")]
-    cluster.launch()
-    shown = capfd.readouterr().err.splitlines()
-    assert shown.count(f"RayJob {name} waits: FailedScheduling: 0/3 nodes are available") == 1
-
-
 @pytest.mark.parametrize("fault", [Fault(500), Fault(503), Fault(429), Fault(0)])
 @pytest.mark.parametrize("call", [("get", "rayjobs"), ("list", "pods"), ("get", "pods/log"), ("list", "rayjobs")])
 def test_an_api_that_fails_twice_or_cuts_the_line_is_asked_again(
@@ -330,9 +321,9 @@ def test_a_job_of_other_settings_on_the_same_folder_is_left_alone(kubernetes: Ma
 
 PROGRAM = """
 import sys
-from milcore.cluster.jobs import rayjob
+from milcore.cluster.jobs import follow, rayjob
 from milcore.config import LaunchConfig
-rayjob.SECONDS_BETWEEN_POLLS = 0.1
+follow.SECONDS_BETWEEN_POLLS = 0.1
 rayjob.run_rayjob(("train", "s3://b/run", "--workers", "2"), LaunchConfig(ray_address="rayjob", workers=2))
 """
 

@@ -8,10 +8,9 @@ from ray.exceptions import ActorDiedError
 from safetensors.torch import load
 
 from milcore.cluster.launch import train_with
-from milcore.cluster.workers.connect import wait_for_capacity
 from milcore.cluster.workers.train import SNAPSHOT, _AbortOnRepeatedError, _drop_torn_snapshot, is_deterministic
 from milcore.config import LaunchConfig, SplitConfig, TrainConfig
-from milcore.errors import ClusterError, InputError, MILError, StoreError, UnreachableError
+from milcore.errors import InputError, MILError, StoreError, UnreachableError
 from milcore.mil.model import make_model
 from milcore.runtime import storage
 from milcore.training.context import LocalContext
@@ -142,14 +141,6 @@ def test_a_runtime_error_is_tried_again_until_it_comes_word_for_word() -> None:
     ends.after_exception(None, {0: RuntimeError("closed by peer 127.0.0.1:4002"), 1: ActorDiedError()})
     with pytest.raises(RuntimeError, match="4001"):
         ends.after_exception(None, {1: RuntimeError("closed by peer 127.0.0.1:4001")})
-
-
-def test_a_cluster_without_room_is_named_with_the_arithmetic(
-    local_ray: None, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(ClusterError, match=r"workers: expected at most \d+ of 1 CPU each, got 1000"):
-        wait_for_capacity(1000, {"CPU": 1.0}, seconds=1)
-    assert "waiting for 1000 workers' place" in capfd.readouterr().err
 
 
 def test_a_folder_that_was_not_prepared_is_refused_before_any_worker_starts(tmp_path: Path) -> None:
