@@ -8,7 +8,7 @@ from typing import Any
 from milcore.cluster.jobs.assessment import EXIT_CODE, Assessment, assess, driver_line, state_line
 from milcore.cluster.jobs.kubernetes import RayJobs
 from milcore.cluster.jobs.pods import SUBMITTER, WORKER, Event, Pod, wait_lines
-from milcore.errors import ClusterError, InputError
+from milcore.errors import ClusterError, InputError, MILError
 from milcore.runtime.progress import log_line
 
 SECONDS_BETWEEN_POLLS = 5.0
@@ -43,28 +43,30 @@ class Follower:
         self._waits: list[str] = []
         self._contradiction_s = self._without_worker_s = 0.0
 
-    def run(self) -> None:
-        """Return once the job has succeeded.
+    def run(self) -> MILError | None:
+        """The job's failure, once it has ended; None where it has succeeded.
+
+        A RayJobError is a failure that another attempt may not meet.
 
         Raises:
-            RayJobError: it failed for a reason that another attempt may not meet.
-            InputError, ClusterError: it failed for another.
+            ClusterError: the API stays away, or refuses.
         """
         for poll in itertools.count(1):
             job = self._jobs.get(self._name)
             if job is None:
-                raise RayJobError(f"RayJob {self._name} was deleted while it was followed")
+                return RayJobError(f"RayJob {self._name} was deleted while it was followed")
             status, pods = job.get("status", {}), self._jobs.pods(self._name)
             self._show_log(pods)
             self._show_state(status)
             assessment = self._assess(status)
-            if assessment.state == "succeeded":
-                return
-            if assessment.state == "failed":
-                raise self._failure(assessment)
+            if assessment.state in {"succeeded", "failed"}:
+                return self._failure(assessment) if assessment.state == "failed" else None
             if poll % POLLS_BETWEEN_EVENTS == 0:
-                self._check_workers(status, pods)
+                self._show_waits(pods)
+                if self._is_without_worker(status, pods):
+                    return self._shortage()
             self._pause(SECONDS_BETWEEN_POLLS)
+        raise AssertionError
 
     def _show_log(self, pods: list[Pod]) -> None:
         """Log the driver's new lines, which the submitter prints."""
@@ -88,27 +90,28 @@ class Follower:
         is_over = self._contradiction_s > SECONDS_OF_CONTRADICTION
         return assessment._replace(state="failed") if is_over else assessment
 
-    def _check_workers(self, status: Mapping[str, Any], pods: list[Pod]) -> None:
-        """Log which pods wait and why, and give up where no worker came.
-
-        Raises:
-            ClusterError: there has been none for ``worker_deadline_s``.
-        """
+    def _show_waits(self, pods: list[Pod]) -> None:
+        """Log which pods wait and why."""
         lines = wait_lines(pods, self._jobs.warnings(self._name), self._known)
         for line in lines:
             log_line(f"RayJob {self._name} waits: {line}")
         self._waits = lines or self._waits
+
+    def _is_without_worker(self, status: Mapping[str, Any], pods: list[Pod]) -> bool:
+        """True where there has been no worker for ``worker_deadline_s``."""
         has_worker = any(pod.ready and pod.role == WORKER for pod in pods)
         is_short = not has_worker and status.get("jobDeploymentStatus") in WITH_WORKERS
         self._without_worker_s = self._without_worker_s + SECONDS_BETWEEN_EVENTS if is_short else 0.0
-        if self._without_worker_s >= self._worker_deadline_s:
-            reason = "; ".join(self._waits[-2:]) or "Kubernetes tells no reason"
-            raise ClusterError(
-                f"RayJob {self._name} had no worker for {self._without_worker_s:.0f} s (pre_running_deadline_s of the "
-                f"cluster profile): {reason}"
-            )
+        return self._without_worker_s >= self._worker_deadline_s
 
-    def _failure(self, assessment: Assessment) -> Exception:
+    def _shortage(self) -> ClusterError:
+        reason = "; ".join(self._waits[-2:]) or "Kubernetes tells no reason"
+        return ClusterError(
+            f"RayJob {self._name} had no worker for {self._without_worker_s:.0f} s (pre_running_deadline_s of the "
+            f"cluster profile): {reason}"
+        )
+
+    def _failure(self, assessment: Assessment) -> MILError:
         code = EXIT_CODE.search(assessment.reason)
         if code and int(code[1]) == InputError.exit_code:
             return InputError(driver_line(assessment.reason))

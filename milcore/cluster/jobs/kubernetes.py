@@ -92,9 +92,9 @@ class RayJobs:
         return [parse_pod(pod) for pod in pods if pod.metadata.name.startswith(f"{name}-")]
 
     def log_since(self, pod: str, when: datetime) -> list[LogLine]:
-        """Log lines of a submitter's pod written after a time; it prints the driver's log.
+        """Log lines of a submitter's pod written after a time.
 
-        Empty while its container has not started.
+        It prints the driver's log. Empty while its container has not started.
         """
         text = self._ask("get pods/log", lambda: self._core.read_namespaced_pod_log(
             pod, self.namespace, container=SUBMITTER, timestamps=True, since_seconds=_seconds_since(when),

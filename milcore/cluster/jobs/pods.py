@@ -36,12 +36,15 @@ class Pod(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A warning of Kubernetes about an object; ``count`` and ``when`` grow as it comes again."""
+    """A warning of Kubernetes about an object.
+
+    ``times`` and ``when`` grow as it comes again.
+    """
 
     about: str
     reason: str
     message: str
-    count: int
+    times: int
     when: datetime
 
     @property
@@ -69,7 +72,9 @@ def parse_event(event: Any) -> Event:
 
 
 def wait_lines(pods: Iterable[Pod], events: Iterable[Event], known: set[Event]) -> list[str]:
-    """What a job waits for: a line for all pods of one role and reason, then for warnings that concern no pod.
+    """Lines of the pods that a job waits for, and of warnings about none.
+
+    Pods of one role and reason share a line.
 
     Args:
         pods: of the job.
@@ -90,7 +95,7 @@ def wait_lines(pods: Iterable[Pod], events: Iterable[Event], known: set[Event]) 
 
 
 def _new_events(events: Iterable[Event], pods: set[str], known: set[Event]) -> Iterator[Event]:
-    """The latest new event of each object and reason that is about no pod of these.
+    """The latest new event of each object and reason, without those about pods.
 
     A refused pod has another name each time, and KubeRay an event for each.
     """
@@ -104,7 +109,7 @@ def _group_line(role: str, names: list[str], reason: str) -> str:
 
 
 def _reason(status: Any, conditions: Mapping[str, Any]) -> str:
-    """Why a pod does not run: what a container says, else the scheduler, else the pod."""
+    """Reason of a container, else of the scheduler, else of the pod."""
     containers = [*(status.init_container_statuses or []), *(status.container_statuses or [])]
     texts = [_container_reason(container.state) for container in containers if container.state]
     scheduled = conditions.get("PodScheduled")

@@ -9,9 +9,11 @@ started again adopts the job that the one before it left running.
 """
 
 import functools
+import itertools
 import os
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from milcore.cluster.jobs.assessment import assess
@@ -80,12 +82,21 @@ def connect_rayjobs() -> RayJobs:
 
 
 def delete_run_jobs(jobs: RayJobs, run_id: str) -> list[str]:
-    """Delete every RayJob of a pipeline run and return their names."""
-    names = [str(job["metadata"]["name"]) for job in jobs.labelled({RUN_LABEL: short_hash(run_id)})]
+    """Delete the RayJobs of a pipeline run and return their names.
+
+    Those that have ended and are kept for a while stay.
+    """
+    all_jobs = jobs.labelled({RUN_LABEL: short_hash(run_id)})
+    names = [str(job["metadata"]["name"]) for job in all_jobs if not _is_kept(job)]
     for name in names:
         jobs.delete(name)
         log_line(f"deleted RayJob {name}")
     return names
+
+
+def _is_kept(job: Json) -> bool:
+    has_ended = assess(job.get("status", {})).state in {"succeeded", "failed"}
+    return has_ended and job["spec"].get("ttlSecondsAfterFinished", 0) > 0
 
 
 class Launcher:
@@ -116,36 +127,77 @@ class Launcher:
     def run(self) -> None:
         """Return once the step has succeeded.
 
+        Attempts that failed are removed only with the last one, so that they can be looked into until then.
+
         Raises:
             InputError, ClusterError: as ``run_rayjob``.
         """
         for attempts_left in range(ATTEMPTS - 1, -1, -1):
             name = self._start()
-            try:
-                with on_termination(functools.partial(self._jobs.delete, name)):
-                    Follower(self._jobs, name, self._profile.pre_running_deadline_s, self._pause).run()
-            except RayJobError as error:
-                if not attempts_left:
-                    raise
-                log_line(f"{error}; trying again in {SECONDS_BEFORE_NEXT_ATTEMPT:.0f} s ({attempts_left} left)")
+            with on_termination(functools.partial(self._jobs.delete, name)):
+                failure = Follower(self._jobs, name, self._profile.pre_running_deadline_s, self._pause).run()
+                if not isinstance(failure, RayJobError) or not attempts_left:
+                    break
+                log_line(f"{failure}; trying again in {SECONDS_BEFORE_NEXT_ATTEMPT:.0f} s ({attempts_left} left)")
                 self._pause(SECONDS_BEFORE_NEXT_ATTEMPT)
-            else:
-                return
+        self._remove_jobs()
+        if failure is not None:
+            raise failure
 
     def _start(self) -> str:
         """Create the next attempt's RayJob, or adopt one; returns its name."""
         spec = rayjob_spec(self._request, self._profile, self._environment.image or self._profile.image)
         earlier = self._jobs.labelled(job_labels(self._request))
         for job in earlier:
-            is_over = "deletionTimestamp" in job["metadata"] or assess(job.get("status", {})).state == "failed"
-            if not is_over and self._adopt(job, spec_digest(spec)):
+            if not self._is_over(job) and self._adopt(job, spec_digest(spec)):
                 return str(job["metadata"]["name"])
-        name = f"{job_key(self._request)}-r{_next_attempt(earlier)}"
-        body = rayjob(name, self._request, spec, self._profile, self._environment.owner)
-        # False: it exists already, created by a request whose answer was lost
-        self._jobs.create(body)
+        key = job_key(self._request)
+        names = [str(job["metadata"]["name"]) for job in earlier] + [pod.name for pod in self._jobs.pods(key)]
+        for attempt in itertools.count(next_attempt(key, names)):
+            body = rayjob(f"{key}-r{attempt}", self._request, spec, self._profile, self._environment.owner)
+            if self._create(body):
+                break
+        name = str(body["metadata"]["name"])
         log_line(f"RayJob {name} in namespace {self._jobs.namespace}: {spec['entrypoint']}")
         return name
+
+    def _is_over(self, job: Json) -> bool:
+        """True where a job is not to be followed.
+
+        Outside a pipeline one that has succeeded is over too: it did the work of an earlier command.
+        """
+        state = assess(job.get("status", {})).state
+        return "deletionTimestamp" in job["metadata"] or state == "failed" or (
+            state == "succeeded" and self._environment.run_id is None
+        )  # fmt: skip
+
+    def _create(self, body: Json) -> bool:
+        """Create a RayJob; False where another has its name.
+
+        One of the same settings was created by a request whose answer was lost.
+        """
+        if self._jobs.create(body):
+            return True
+        there = self._jobs.get(body["metadata"]["name"])
+        annotations = there["metadata"].get("annotations", {}) if there else {}
+        return bool(annotations.get(DIGEST_ANNOTATION) == body["metadata"]["annotations"][DIGEST_ANNOTATION])
+
+    def _remove_jobs(self) -> None:
+        """Remove the step's RayJobs, which have ended; those to be kept are told.
+
+        An API that stays away costs a line, not the work that is done.
+        """
+        try:
+            names = [str(job["metadata"]["name"]) for job in self._jobs.labelled(job_labels(self._request))]
+            if self._profile.kept_s == 0:
+                for name in names:
+                    self._jobs.delete(name)
+                return
+        except ClusterError as error:
+            log_line(f"the step's RayJobs are not removed: {error}")
+            return
+        if names:
+            log_line(f"kept for {self._profile.kept_s} s: {delete_command(names, self._jobs.namespace)}")
 
     def _adopt(self, job: Json, digest: str) -> bool:
         """Make this pod the owner of a running job; False where it is gone.
@@ -167,5 +219,15 @@ class Launcher:
         return adopted
 
 
-def _next_attempt(earlier: list[Json]) -> int:
-    return 1 + max((int(job["metadata"]["name"].rpartition("-r")[2]) for job in earlier), default=-1)
+def delete_command(names: list[str], namespace: str) -> str:
+    """Command that removes RayJobs and what is left of their clusters."""
+    return f"kubectl delete rayjob {' '.join(names)} -n {namespace}"
+
+
+def next_attempt(key: str, names: Iterable[str]) -> int:
+    """Number of an attempt above those of RayJobs and of their pods.
+
+    A job's pods outlive it for a while, and another job of its name would take them for its own.
+    """
+    matches = (re.match(rf"{re.escape(key)}-r(\d+)(?:-|$)", name) for name in names)
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)

@@ -91,7 +91,10 @@ def rayjob_spec(request: JobRequest, profile: ClusterProfile, image: str) -> Jso
 
 
 def _patience(profile: ClusterProfile) -> list[str]:
-    """Flags by which the driver gives up later than the launcher, which knows the reason."""
+    """Flags by which the driver gives up later than the launcher.
+
+    The launcher knows the reason.
+    """
     return ["--scale-up-seconds", str(profile.pre_running_deadline_s + SECONDS_AFTER_LAUNCHER)]
 
 

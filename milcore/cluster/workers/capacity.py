@@ -63,7 +63,9 @@ def node_resources() -> list[dict[str, float]]:
 def wait_for_workers(
     launch: LaunchConfig, workers: int, resources: Mapping[str, float], settle_s: float | None = None
 ) -> int:
-    """Wait until the connected cluster, when idle, can hold the workers; returns how many of them it can.
+    """Wait until the connected cluster, when idle, can hold the workers.
+
+    Returns how many of them it can.
 
     CPUs and GPUs that are in use are waited for by Ray. Meanwhile a placement group requests the workers' resources,
     which makes an autoscaling cluster add nodes. A cluster of this process does not grow: nothing is waited for.

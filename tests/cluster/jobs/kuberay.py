@@ -52,6 +52,7 @@ class FakeKubeRay:
         self.logs: dict[str, list[str]] = {}
         self.events: list[Json] = []
         self.pods: list[Json] = []
+        self.orphans: list[Json] = []
         self.faults: dict[tuple[str, str], list[Fault]] = {}
         self.calls: list[Call] = []
         self.created: list[str] = []
@@ -76,7 +77,8 @@ class FakeKubeRay:
             self.jobs.pop(name, None)
         if name not in self.jobs:
             return 404, failure(404, "NotFound")
-        self.jobs[name]["status"] = life.pop(0) if len(life) > 1 else life[0]
+        if life:
+            self.jobs[name]["status"] = life.pop(0) if len(life) > 1 else life[0]
         return 200, self.jobs[name]
 
     def remove(self, name: str) -> tuple[int, Json]:
@@ -97,14 +99,17 @@ class FakeKubeRay:
         return {"items": [job for job in self.jobs.values() if wanted.items() <= job["metadata"]["labels"].items()]}
 
     def labelled_pods(self, selector: str) -> Json:
-        """The pods with all labels of the selector; a job's submitter is there once it has a log."""
+        """The pods with all labels of the selector.
+
+        A job's submitter is there once it has a log, other pods once there is a job, orphans always.
+        """
         submitters = [
             pod(f"{job}-abcde", {"job-name": job}, phase="Running", startTime="2026-01-01T00:00:00Z")
             for job in self.jobs
             if job in self.logs
         ]
         wanted = dict(part.split("=", 1) for part in selector.split(","))
-        pods = [*submitters, *self.pods]
+        pods = [*submitters, *(self.pods if self.jobs else []), *self.orphans]
         items = [pod for pod in pods if wanted.items() <= pod["metadata"]["labels"].items()]
         return {"kind": "PodList", "apiVersion": "v1", "items": items}
 

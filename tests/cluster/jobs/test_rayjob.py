@@ -123,7 +123,7 @@ def expected_name(attempt: int) -> str:
 def test_the_job_belongs_to_the_pod_that_waits_for_it(kubernetes: MakeKubernetes) -> None:
     cluster = kubernetes([DONE])
     cluster.launch()
-    (job,) = cluster.fake.jobs.values()
+    (job,) = cluster.fake.bodies.values()
     assert job["metadata"]["ownerReferences"] == [{"apiVersion": "v1", "kind": "Pod", "name": "pod-1", "uid": "uid-1"}]
 
 
@@ -282,8 +282,8 @@ def killed(_: float) -> None:
 def test_a_launcher_killed_and_started_again_adopts_its_job(kubernetes: MakeKubernetes) -> None:
     cluster = kubernetes([STARTING, RUNNING, DONE])
     with pytest.raises(KilledError):
-        cluster.launch(pause=killed)
-    cluster.launch(environment=ENVIRONMENT._replace(owner=Owner("pod-2", "uid-2")))
+        cluster.launch(pause=killed, profile=ClusterProfile(kept_s=1))
+    cluster.launch(environment=ENVIRONMENT._replace(owner=Owner("pod-2", "uid-2")), profile=ClusterProfile(kept_s=1))
     (job,) = cluster.fake.jobs.values()
     assert cluster.fake.created == [expected_name(0)]
     assert [owner["uid"] for owner in job["metadata"]["ownerReferences"]] == ["uid-2"]
@@ -304,9 +304,10 @@ def test_a_job_that_is_gone_when_it_is_to_be_adopted_is_made_anew(kubernetes: Ma
 
 def test_after_a_failed_job_the_next_run_makes_the_next_attempt(kubernetes: MakeKubernetes) -> None:
     cluster = kubernetes([DRIVER_FAILED], [DONE])
+    kept = ClusterProfile(kept_s=1)
     with pytest.raises(ClusterError):
-        cluster.launch()
-    cluster.launch()
+        cluster.launch(profile=kept)
+    cluster.launch(profile=kept)
     assert cluster.fake.created == [expected_name(0), expected_name(1)]
 
 
