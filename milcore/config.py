@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -460,6 +461,11 @@ class TrainConfig(Config):
         None,
         description="instances one worker keeps in memory, MB; a bag above a quarter of it is read in chunks (none: a "
         "quarter of the worker's share of the memory limit)",
+    )
+    disk_cache_mb: NonNegativeFloat | None = Field(
+        None,
+        description="features of a remote store that the workers of a machine keep together in its folder of temporary "
+        "files until they end, MB (0: none; none: none in a run, 8000 in a sweep with several trials at a time)",
     )
     clip_norm: PositiveFloat = Field(1.0, allow_inf_nan=True, description="largest global gradient norm (inf: any)")
     checkpoint_every: PositiveInt = Field(5, description="epochs between checkpoints")

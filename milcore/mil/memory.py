@@ -3,13 +3,18 @@
 Settings that are not given are shares of the memory that this process may use, divided by the workers that share it.
 """
 
+import tempfile
+from pathlib import Path
+
 from milcore.config import ACTIVATION_MB, TrainConfig
-from milcore.runtime.limits import memory_bytes
+from milcore.runtime.limits import is_in_memory, memory_bytes
 
 CACHE_SHARE = 1 / 4
 ACTIVATION_SHARE = 1 / 8
 # the rest is the process itself, gradients, batches read ahead and Ray
 SHARE_IN_ALL = 3 / 4
+# a pod has 20 GiB for temporary files
+SWEEP_DISK_CACHE_MB = 8_000.0
 
 
 def worker_mb(workers: int = 1) -> float:
@@ -26,6 +31,20 @@ def activation_mb(config: TrainConfig, workers: int = 1) -> float:
     """Memory for the activations of a worker, MB."""
     share = min(ACTIVATION_MB, worker_mb(workers) * ACTIVATION_SHARE)
     return share if config.activation_mb is None else config.activation_mb
+
+
+def sweep_disk_cache_mb(config: TrainConfig, workers: int) -> float:
+    """Size of the disk cache of a sweep on each machine, MB.
+
+    None is kept for one trial at a time, nor where temporary files lie in memory.
+
+    Args:
+        config: as given.
+        workers: trials at a time on a machine.
+    """
+    if config.disk_cache_mb is not None:
+        return config.disk_cache_mb
+    return SWEEP_DISK_CACHE_MB if workers > 1 and not is_in_memory(Path(tempfile.gettempdir())) else 0.0
 
 
 def with_memory(config: TrainConfig, workers: int) -> TrainConfig:

@@ -49,6 +49,16 @@ def memory_bytes(root: str = "/") -> int:
     return machine if limit is None else min(machine, limit)
 
 
+def is_in_memory(folder: Path, root: str = "/") -> bool:
+    """True where files of a folder lie in memory (tmpfs), not on a disk."""
+    device = folder.stat().st_dev
+    for line in _text(Path(root, "proc/self/mountinfo")).splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split(" ")[2] == f"{os.major(device)}:{os.minor(device)}":
+            return after.split(" ")[0] in {"tmpfs", "ramfs"}
+    return False
+
+
 def _cpus_of(cgroup: Path) -> float | None:
     """CPUs of a cgroup's own quota."""
     quota, _, period = _text(cgroup / "cpu.max").partition(" ")

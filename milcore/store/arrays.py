@@ -5,6 +5,7 @@ arrays. Every chunk is written, so an absent one is damage, but for zeros in sto
 n (row), d (column).
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ import numpy.typing as npt
 from milcore.config import MAX_ARRAY_GB
 from milcore.errors import StoreError
 from milcore.runtime import storage
-from milcore.store.checksums import CODEC, Checksums, checksum_attributes, checksum_bytes, crc32c
+from milcore.store.checksums import CODEC, Checksums, UInt8, checksum_attributes, checksum_bytes, crc32c
+from milcore.store.disk_cache import DiskCache
 from milcore.store.jpeg_codec import ZSTD_LEVEL, chunk_codecs, encode_patch
 from milcore.store.metadata import (
     array_metadata_expected,
@@ -138,7 +140,10 @@ class ArrayReader:
 
     def __init__(self, uri: str, place: str, remedy: str, data: bytes | None = None) -> None:
         self._uri = uri
-        metadata = parse_array_metadata(read_due_metadata(uri, place, remedy) if data is None else data, uri)
+        data = read_due_metadata(uri, place, remedy) if data is None else data
+        metadata = parse_array_metadata(data, uri)
+        # of the whole content: the metadata has the checksums of all chunks
+        self._digest = hashlib.sha256(uri.encode() + b"\0" + data).hexdigest()
         with array_metadata_expected(uri):
             self.attributes = metadata["attributes"]
             self.shape: tuple[int, ...] = tuple(metadata["shape"])
@@ -157,15 +162,21 @@ class ArrayReader:
                 f"{self._chunk_shape}; allowed: {MAX_ARRAY_GB} GB"
             )
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Read rows ``start`` to ``stop`` (exclusive, clipped to the array)."""
+    def read(self, start: int, stop: int, cache: DiskCache | None = None) -> npt.NDArray[Any]:
+        """Read rows ``start`` to ``stop`` (exclusive, clipped to the array).
+
+        Args:
+            start: first row.
+            stop: row after the last.
+            cache: that keeps their chunks, where these have checksums; None: none.
+        """
         start, stop = max(0, start), min(stop, self.shape[0])
         values = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
 
         def fill(chunk: int) -> None:
             first = chunk * self.rows_per_chunk
             low, high = max(start, first), min(stop, first + self.rows_per_chunk)
-            rows = self._read_chunk(chunk)
+            rows = self._read_chunk(chunk, cache)
             values[low - start : high - start] = 0 if rows is None else rows[low - first : high - first]
 
         chunks = range(start // self.rows_per_chunk, -(-stop // self.rows_per_chunk))
@@ -180,16 +191,15 @@ class ArrayReader:
         """Read the whole array."""
         return self.read(0, self.shape[0])
 
-    def _read_chunk(self, chunk: int) -> npt.NDArray[Any] | None:
+    def _read_chunk(self, chunk: int, cache: DiskCache | None) -> npt.NDArray[Any] | None:
         """Read and check a chunk; None where zeros were left out."""
         uri = _row_chunk_uri(self._uri, chunk, len(self.shape))
         try:
-            stored = storage.read_bytes(uri)
+            data: Any = self._content(chunk, uri, cache)
         except FileNotFoundError:
             if self._may_lack_zeros:
                 return None
             raise self._checksums.damage(uri, f"expected chunk {chunk}, got no object") from None
-        data: Any = self._checksums.check(chunk, np.frombuffer(stored, np.uint8), uri)
         try:
             if "milcore_jpeg" in self._codecs:
                 return np.asarray(imagecodecs.jpeg8_decode(data)).reshape(self._chunk_shape)
@@ -200,6 +210,16 @@ class ArrayReader:
             raise self._checksums.damage(
                 uri, f"expected chunk {chunk} of shape {self._chunk_shape}, got {error}"
             ) from None
+
+    def _content(self, chunk: int, uri: str, cache: DiskCache | None) -> UInt8:
+        """Bytes of a chunk without their checksum, which is checked."""
+
+        def check(data: UInt8) -> UInt8:
+            return self._checksums.check(chunk, data, uri)
+
+        if cache is None or not self._checksums.are_recorded:
+            return check(np.frombuffer(storage.read_bytes(uri), np.uint8))
+        return cache.read(f"{self._digest}-{chunk}", lambda: storage.read_bytes(uri), check)
 
 
 def row_chunk_uris(uri: str, data: bytes) -> set[str]:

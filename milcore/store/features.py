@@ -17,6 +17,7 @@ from milcore.errors import DamageError, InputError
 from milcore.runtime import storage
 from milcore.store.arrays import ArrayReader, RowChunks, WrittenArray, row_chunk_uris
 from milcore.store.checksums import ATTRIBUTE as CHECKSUMS
+from milcore.store.disk_cache import DiskCache
 from milcore.store.feature_type import FeatureArray, FeatureType
 from milcore.store.group_arrays import stored_metadata
 from milcore.store.metadata import metadata_uri, parse_array_metadata, write_group
@@ -36,10 +37,11 @@ class Features:
         read: reads values of the array.
         name: of the array, ``features/<name>``.
         array: shape and type of the array.
+        cache: of its chunks on this machine's disk; None: none.
     """
 
-    def __init__(self, read: ArrayAccess, name: str, array: ArrayReader) -> None:
-        self._read, self._name = read, name
+    def __init__(self, read: ArrayAccess, name: str, array: ArrayReader, cache: DiskCache | None = None) -> None:
+        self._read, self._name, self._cache = read, name, cache
         self.shape: tuple[int, int] = (array.shape[0], array.shape[1])
         self.rows_per_chunk: int = array.rows_per_chunk
         self.type: FeatureType = "float16" if array.dtype.itemsize == 2 else "float32"
@@ -51,7 +53,7 @@ class Features:
             DamageError: a chunk of them is absent or not what was written.
             StoreError: another program has changed them since the catalogue was written.
         """
-        return self._read(self._name, lambda array: array.read(start, stop))
+        return self._read(self._name, lambda array: array.read(start, stop, self._cache))
 
 
 def features_digest(values: npt.NDArray[Any]) -> str:

@@ -11,6 +11,7 @@ from milcore.config import MAX_WIDTH
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
 from milcore.store.arrays import ArrayReader, WrittenArray
+from milcore.store.disk_cache import DiskCache
 from milcore.store.feature_type import FeatureArray, FeatureType
 from milcore.store.features import Features, check_features, write_features
 from milcore.store.group_arrays import GroupArrays, RenewRow, stored_metadata
@@ -166,14 +167,18 @@ class SlideGroup:
         """Names of the arrays that the slide has, without features."""
         return tuple(self._arrays)
 
-    def features(self, name: str) -> "Features":
+    def features(self, name: str, cache: DiskCache | None = None) -> "Features":
         """Open the instance features of this name; no values are read.
+
+        Args:
+            name: of the features.
+            cache: that keeps what is read of them on this machine's disk; None: none.
 
         Raises:
             StoreError: they are absent or incomplete.
         """
         self.feature_attrs(name)
-        return Features(self.read, f"{FEATURES}{name}", self._reader(f"{FEATURES}{name}"))
+        return Features(self.read, f"{FEATURES}{name}", self._reader(f"{FEATURES}{name}"), cache)
 
     def feature_attrs(self, name: str) -> dict[str, Any]:
         """Attributes of the features: ``digest`` and those of the encoder or import.

@@ -31,7 +31,7 @@ NO_SETTINGS = re.compile(
     r"schema_version|milcore_version|store_uri|run|origin|origin\.(ingestion|imports|encoder|encoder\.encoder)"
 )
 # those of the machine, which is another where a run goes on elsewhere: what was given last counts
-MEMORY_SETTINGS = re.compile(r"(tune\.)?train\.(activation_mb|cache_mb)")
+MEMORY_SETTINGS = re.compile(r"(tune\.)?train\.(activation_mb|cache_mb|disk_cache_mb)")
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def _with_given_memory(now: dict[str, object], before: dict[str, object]) -> dic
 def _given_memory(name: str, now: object, before: object) -> object:
     if isinstance(now, dict) and isinstance(before, dict):
         return _with_given_memory(now, before)
-    return before if now is None and name in {"activation_mb", "cache_mb"} else now
+    return before if now is None and name in {"activation_mb", "cache_mb", "disk_cache_mb"} else now
 
 
 def _has_other_memory(before: dict[str, object], now: dict[str, object]) -> bool:

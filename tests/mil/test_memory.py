@@ -1,10 +1,13 @@
 """Memory settings that are not given are shares of what a worker has."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from milcore.config import TrainConfig
 from milcore.mil.bags.bags import cache_bytes
-from milcore.mil.memory import memory_line, with_memory
+from milcore.mil.memory import SWEEP_DISK_CACHE_MB, memory_line, sweep_disk_cache_mb, with_memory
 from milcore.mil.model import make_model
 
 GB = 1_000_000_000
@@ -44,3 +47,12 @@ def test_a_line_says_what_a_worker_takes_and_that_it_does_not_fit(monkeypatch: p
         "warning: memory: cache_mb 4096 and activation_mb 250 of 2,000 MB for each of 2 workers, which does not fit; "
         "allowed: 1,500 together"
     )
+
+
+def test_trials_at_a_time_share_a_cache_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("milcore.mil.memory.is_in_memory", lambda folder: folder != tmp_path)
+    assert [sweep_disk_cache_mb(TrainConfig(), trials) for trials in (1, 2)] == [0.0, SWEEP_DISK_CACHE_MB]
+    assert [sweep_disk_cache_mb(TrainConfig(disk_cache_mb=mb), 2) for mb in (0.0, 5.0)] == [0.0, 5.0]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path.parent))
+    assert sweep_disk_cache_mb(TrainConfig(), 2) == 0.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from milcore.runtime.limits import cpu_quota, cpus, memory_bytes, memory_limit
+from milcore.runtime.limits import cpu_quota, cpus, is_in_memory, memory_bytes, memory_limit
 
 RECORDED = Path(__file__).with_name("cgroups")
 GIB = 1 << 30
@@ -75,3 +75,16 @@ def test_memory_is_the_limit_but_never_more_than_the_machine_has(tmp_path: Path)
 def test_without_cgroups_there_is_no_limit(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     assert (cpu_quota(str(tmp_path)), memory_limit(str(tmp_path))) == (None, None)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("tmpfs", True), ("ext4", False), ("overlay", False)])
+def test_a_folder_lies_in_memory_by_the_mount_of_its_device(kind: str, expected: bool, tmp_path: Path) -> None:
+    device = tmp_path.stat().st_dev
+    lines = (
+        "21 1 0:999 / /proc rw,relatime shared:5 - tmpfs proc rw",
+        f"29 1 {os.major(device)}:{os.minor(device)} / /tmp rw,nosuid shared:7 - {kind} {kind} rw,size=1g",
+    )
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("\n".join(lines))
+    assert is_in_memory(tmp_path, str(tmp_path)) == expected
+    assert not is_in_memory(tmp_path, str(tmp_path / "none"))

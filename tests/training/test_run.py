@@ -143,11 +143,11 @@ def test_a_folder_of_another_run_is_refused_and_the_difference_named(store_uri: 
 def test_memory_may_differ_where_a_run_goes_on_and_what_was_given_last_counts(store_uri: str, tmp_path: Path) -> None:
     """A run of an earlier version holds 4096; a machine with less memory takes less, or its share."""
     run = str(tmp_path / "run")
-    memory = TRAIN.model_copy(update={"cache_mb": 4096.0, "activation_mb": 2048.0})
+    memory = TRAIN.model_copy(update={"cache_mb": 4096.0, "activation_mb": 2048.0, "disk_cache_mb": 9.0})
     prepare_run(store_uri, run, memory, SplitConfig())
     prepare_run(store_uri, run, TRAIN, SplitConfig())
     assert Run(run).spec().train == memory
-    less = TRAIN.model_copy(update={"cache_mb": 100.0, "activation_mb": 50.0})
+    less = TRAIN.model_copy(update={"cache_mb": 100.0, "activation_mb": 50.0, "disk_cache_mb": 0.0})
     prepare_run(store_uri, run, less, SplitConfig())
     assert Run(run).spec().train == less
     prepare_run(store_uri, run, TRAIN.model_copy(update={"cache_mb": 200.0}), SplitConfig())

@@ -64,7 +64,7 @@ class ClusterProfile(Config):
     head_node_selector: dict[str, str] = Field({}, description="labels that the head's node must have")
     cpu_nodes: Nodes = Nodes()
     gpu_nodes: Nodes = Nodes(gpus=1, max_nodes=2, tolerations=(GPU_TAINT,))
-    tmp_gib: PositiveInt = Field(20, description="scratch space of a pod, GiB")
+    tmp_gib: PositiveInt = Field(20, description="scratch space of a pod, GiB; a sweep keeps 8 GB of features there")
     shm_gib: PositiveInt = Field(2, description="shared memory of a pod, GiB, part of its memory")
     active_deadline_s: PositiveInt = Field(24 * 3600, description="seconds after which the job is ended")
     pre_running_deadline_s: PositiveInt = Field(

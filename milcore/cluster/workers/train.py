@@ -16,6 +16,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from milcore.cluster.workers.capacity import wait_for_workers
 from milcore.cluster.workers.connect import connected
 from milcore.cluster.workers.context import RayContext, quiet_logging
+from milcore.cluster.workers.disk_caches import remove_disk_caches
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, DamageError, MILError, UnreachableError
 from milcore.runtime import storage
@@ -51,13 +52,15 @@ def train_on_ray(run_uri: str, launch: LaunchConfig) -> None:
         ClusterError: no cluster answers, it is too small, or the workers failed; the text has the reason.
     """
     run_uri = storage.absolute(run_uri)
-    epochs = Run(run_uri).spec().train.epochs
+    config = Run(run_uri).spec().train
     with connected(launch), default_environment(TRAIN_ENVIRONMENT):
         wait_for_workers(launch, max(1, launch.workers), worker_resources(launch))
         try:
-            _fit(run_uri, launch, epochs)
+            _fit(run_uri, launch, config.epochs)
         except (ray.train.TrainingFailedError, *storage.IO_ERRORS) as error:
             raise _failure(run_uri, error) from error
+        if config.disk_cache_mb:
+            remove_disk_caches()
 
 
 def _fit(run_uri: str, launch: LaunchConfig, epochs: int) -> None:

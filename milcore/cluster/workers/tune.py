@@ -20,14 +20,16 @@ from ray.tune.schedulers import ASHAScheduler
 from milcore.cluster.workers.capacity import wait_for_workers, worker_capacity, workers_per_node
 from milcore.cluster.workers.connect import connected
 from milcore.cluster.workers.context import FoldTrial, TrialContext, quiet_logging
+from milcore.cluster.workers.disk_caches import remove_disk_caches
 from milcore.config import LaunchConfig, TrainConfig, TuneConfig
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
-from milcore.mil.memory import with_memory
+from milcore.mil.memory import sweep_disk_cache_mb, with_memory
 from milcore.runtime import storage
 from milcore.runtime.digest import with_own_digest, without_own_digest
 from milcore.runtime.progress import log_line
 from milcore.runtime.thread_limit import default_environment
+from milcore.store.disk_cache import cache_folder
 from milcore.training.context import LocalContext
 from milcore.training.loop import train_model
 from milcore.training.search_space import searched_settings, trial_configs
@@ -69,8 +71,14 @@ def tune_on_ray(out_uri: str, launch: LaunchConfig) -> TrainConfig:
     spec = sweep.spec()
     with connected(launch), default_environment(TUNE_ENVIRONMENT):
         wait_for_workers(launch, 1, _trial_resources(launch))
+        disk_mb = sweep_disk_cache_mb(spec.tune.train, workers_per_node(launch))
+        caches = bool(disk_mb) and not storage.is_local(spec.store_uri)
+        if caches:
+            log_line(f"disk cache: up to {disk_mb:,.0f} MB of features in {cache_folder()} of each machine")
         with tempfile.TemporaryDirectory(prefix="milcore-tune-") as folder:
             results = _results(spec, _tuner(out_uri, spec, launch, folder).fit())
+        if caches:
+            remove_disk_caches()
     best = publish(out_uri, spec, results)
     log_line(sweep.verdict().line)
     remove_trial_folders(out_uri)
@@ -186,7 +194,9 @@ def _bags(out_uri: str, workers_here: int) -> Bags:
     """Bags of a sweep without the test split; a worker caches them between trials."""
     sweep = Sweep(out_uri)
     spec, splits = sweep.spec(), sweep.splits().filter(pc.field("split") != "test")
-    return load_bags(spec.store_uri, with_memory(spec.tune.train, workers_here), splits)
+    config = with_memory(spec.tune.train, workers_here)
+    disk_mb = sweep_disk_cache_mb(config, workers_here)
+    return load_bags(spec.store_uri, config.model_copy(update={"disk_cache_mb": disk_mb}), splits)
 
 
 def _trial_folder(trial: Trial) -> str:

@@ -10,6 +10,8 @@ from milcore.config import TrainConfig
 from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
 from milcore.mil.bags.rows import BlockRows, ChainedRows, Rows
 from milcore.mil.instance_encoders.finetune import check_patches
+from milcore.runtime import storage
+from milcore.store.disk_cache import DiskCache, cache_folder, open_disk_cache
 from milcore.store.features import Features
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
@@ -39,7 +41,8 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
         )
         for bag_id, bag_rows in rows_of_bag.items()
     ]
-    features = functools.cache(lambda slide_id: groups[slide_id].features(str(config.features)))
+    cache = _disk_cache(store_uri, config)
+    features = functools.cache(lambda slide_id: groups[slide_id].features(str(config.features), cache))
 
     def open_rows(entry: BagEntry) -> Rows:
         if config.features is None:
@@ -47,6 +50,16 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
         return ChainedRows([_feature_rows(features(slide_id)) for slide_id in entry.slides])
 
     return Bags(entries, open_rows, cache_bytes(config))
+
+
+def _disk_cache(store_uri: str, config: TrainConfig) -> DiskCache | None:
+    """The cache of features on this machine's disk.
+
+    None of a local store, and where none is asked for.
+    """
+    if storage.is_local(store_uri) or not config.disk_cache_mb:
+        return None
+    return open_disk_cache(cache_folder(), int(config.disk_cache_mb * 1e6))
 
 
 def instance_rows(slide: SlideGroup, config: TrainConfig) -> Rows:
