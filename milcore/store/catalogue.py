@@ -5,7 +5,6 @@ open, that fragments disagree on, or that no fragment has, are read from their g
 out of date, since another program changed the slide, is noticed at the first read of an array and made anew.
 """
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import NamedTuple, Self, TypeVar
@@ -17,6 +16,7 @@ from milcore.runtime.progress import log_line
 from milcore.runtime.threads import map_in_threads
 from milcore.store import fragments
 from milcore.store.fragments import Fragment
+from milcore.store.group_arrays import NewRow
 from milcore.store.group_record import parse_record, read_groups
 from milcore.store.paths import group_uri
 from milcore.store.slide_group import SlideGroup
@@ -204,24 +204,26 @@ class Catalogue:
         if complete > 1 and not self.fragment_names:
             _log_absent(self.store_uri)
 
-    def _renew(self, slide_id: str) -> SlideRow | None:
-        row = renew_row(self.store_uri, slide_id)
-        self._renewed[slide_id] = row
+    def _renew(self, slide_id: str) -> NewRow:
+        new = renew_row(self.store_uri, slide_id)
+        self._renewed[slide_id] = new.row
         self._records.pop(slide_id, None)
-        return row
+        return new
 
 
-def renew_row(store_uri: str, slide_id: str) -> SlideRow | None:
-    """Make the row of a slide anew; None where that is absent.
+def renew_row(store_uri: str, slide_id: str) -> NewRow:
+    """Make the row of a slide anew.
 
     It is written where the store has a catalogue and can be written to.
     """
     names = fragments.fragment_names(store_uri)  # listed first: the row is later than all of them
     row = read_rows(store_uri, [slide_id]).get(slide_id)
     if row is not None and names:
-        with contextlib.suppress(StorageError):
+        try:
             fragments.write_fragment(store_uri, [row], names)
-    return row
+        except StorageError as error:
+            return NewRow(row, " ".join(str(error).split()))
+    return NewRow(row)
 
 
 def read_records(store_uri: str, slide_ids: Sequence[str]) -> dict[str, SlideRecord | None]:

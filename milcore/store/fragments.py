@@ -132,15 +132,20 @@ def write_fragment(store_uri: str, rows: Iterable[SlideRow], after: Iterable[str
         after: names of the fragments that its rows are later than.
         replaces: names of those whose rows it has too.
     """
-    data = fragment_bytes(store_uri, rows, after, replaces)
+    data = _fragment_bytes(store_uri, rows, after, replaces)
     name = _digest(data)
     storage.write_bytes(fragment_uri(store_uri, name), data)
     return name
 
 
-def fragment_bytes(store_uri: str, rows: Iterable[SlideRow], after: Iterable[str], replaces: Iterable[str]) -> bytes:
-    """Bytes of a fragment, the same for the same rows in the same order."""
-    metadata = {"schema_version": FRAGMENT_SCHEMA_VERSION, "after": sorted(after), "replaces": sorted(replaces)}
+def _fragment_bytes(store_uri: str, rows: Iterable[SlideRow], after: Iterable[str], replaces: Iterable[str]) -> bytes:
+    metadata = {
+        "schema_version": FRAGMENT_SCHEMA_VERSION,
+        "after": sorted(after),
+        "replaces": sorted(replaces),
+        # of equal rows written again another name: what came between is not later than both
+        "nonce": uuid.uuid4().hex,
+    }
     schema = SCHEMA.with_metadata({_METADATA: json.dumps(metadata).encode()})
     columns, sink = (_columns(store_uri, row) for row in rows), pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:

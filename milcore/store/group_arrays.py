@@ -1,6 +1,7 @@
 """Metadata of a slide's arrays, from the store's catalogue or the slide's group."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
@@ -8,8 +9,21 @@ from milcore.runtime.progress import log_line
 from milcore.store.metadata import metadata_uri, parse_array_metadata, read_due_metadata
 from milcore.store.slide_row import FEATURES, SlideRow
 
-# makes the row of a slide anew from its group; None where that is absent or incomplete
-RenewRow = Callable[[str], SlideRow | None]
+
+class NewRow(NamedTuple):
+    """Row of a slide that was made anew.
+
+    Args:
+        row: None where the slide is absent or incomplete.
+        refusal: why it could not be written to the catalogue; None where it was.
+    """
+
+    row: SlideRow | None
+    refusal: str | None = None
+
+
+# makes the row of a slide anew from its group
+RenewRow = Callable[[str], NewRow]
 
 
 class GroupArrays:
@@ -86,7 +100,7 @@ class GroupArrays:
         data = stored_metadata(self.uri(name))
         if data is not None and before.arrays[name].is_of(data):
             return False
-        self._row = self._renew(self._slide_id)
+        self._row, refusal = self._renew(self._slide_id)
         if self._row is None:
             raise StoreError(
                 f"slide {self._slide_id!r}: expected a complete slide, as the store's catalogue says, got none at "
@@ -95,11 +109,24 @@ class GroupArrays:
         if not _are_equal(before, self._row, name):
             raise StoreError(
                 f"slide {self._slide_id!r}: {name} was changed by another program since the store's catalogue was "
-                "written; its row is made anew now: run the same command again, or first milcore info --rebuild on the "
-                "store, where several slides were changed"
+                f"written; {_remedy_of_row(refusal)}"
             )
-        log_line(f"slide {self._slide_id!r}: {name} was written anew since the store's catalogue; its row is made anew")
+        is_made = "its row is made anew" if refusal is None else f"its new row cannot be written ({refusal})"
+        log_line(f"slide {self._slide_id!r}: {name} was written anew since the store's catalogue; {is_made}")
         return True
+
+
+def _remedy_of_row(refusal: str | None) -> str:
+    """Command after which a row is no longer out of date."""
+    if refusal is not None:
+        return (
+            f"its new row cannot be written ({refusal}): run milcore info --rebuild on the store with the right to "
+            "write, then the same command again"
+        )
+    return (
+        "its row is made anew now: run the same command again, or first milcore info --rebuild on the store, where "
+        "several slides were changed"
+    )
 
 
 def stored_metadata(uri: str) -> bytes | None:

@@ -30,8 +30,11 @@ def slide_damage(store_uri: str, slide_id: str) -> list[str]:
         record = PatchStore(store_uri).record(slide_id)
         if record is None:
             uri = PatchStore(store_uri).group_uri(slide_id)
-            lost = f"slide {slide_id!r}: {uri}: expected a complete record, got none; it is lost or its ingestion never"
-            return [f"{lost} ended: run milcore ingest or milcore import again"]
+            line = (
+                f"slide {slide_id!r}: {uri}: expected a complete record, got none; it is lost or its ingestion never "
+                "ended: run milcore ingest or milcore import again, or milcore info --rebuild to leave it out"
+            )
+            return [line]
         if record.status != "ok":
             return []
         slide = PatchStore(store_uri).slide(slide_id)
@@ -48,14 +51,17 @@ def slide_damage(store_uri: str, slide_id: str) -> list[str]:
 
 
 def catalogue_damage(store_uri: str) -> list[str]:
-    """Lines on the catalogue's rows that say something else than the slides."""
+    """Lines on the catalogue's rows that say something else than the slides.
+
+    Slides that are lost or damaged have none: ``slide_damage`` tells of them.
+    """
     catalogue = PatchStore(store_uri).catalogue()
     known = [slide_id for slide_id in catalogue.all_ids if catalogue.row(slide_id) is not None]
     lines = []
     for start in range(0, len(known), ROWS_AT_A_TIME):
         batch = known[start : start + ROWS_AT_A_TIME]
         rows = read_rows(store_uri, batch)
-        lines += [_row_line(store_uri, name) for name in batch if rows.get(name) != catalogue.row(name)]
+        lines += [_row_line(store_uri, name) for name in batch if name in rows and rows[name] != catalogue.row(name)]
     return lines
 
 

@@ -1,6 +1,9 @@
 """The catalogue agrees with the slides whatever was killed, written at once, deleted or damaged."""
 
 import hashlib
+import os
+import re
+import uuid
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -9,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from milcore.cli.info import damage, describe
 from milcore.cohort.manifest import make_manifest
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
@@ -22,6 +27,7 @@ from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
 from milcore.store.slide_row import SlideRow
 from milcore.store.store import PatchStore
+from tests.proxy import CountingProxy, Fault
 
 PX = 16
 SLIDES = ["a", "b", "c"]
@@ -298,6 +304,82 @@ def test_a_slide_out_of_the_manifest_leaves_the_catalogue_when_it_is_joined(stor
     rows.close()
     store.join_catalogue()
     assert Catalogue.read(store.uri, SLIDES).unknown_ids == ["c"]
+
+
+def test_equal_rows_written_again_do_not_stand_before_what_came_between(store: PatchStore) -> None:
+    """The second writer began before the first ended; a third, which saw the rows of the first, ended between."""
+    second, first = store.row_writer("encode-g", ["a"]), store.row_writer("encode-f", ["a"])
+    row = write_slide(store, "a", patches=4)
+    first.add(row)
+    first.close()
+    third = store.row_writer("ingest", ["a"])
+    third.add(write_slide(store, "a", patches=5))
+    third.close()
+    assert write_slide(store, "a", patches=4) == row
+    second.add(row)
+    second.close()
+    assert dict(store.catalogue().records) == truth(store)
+    store.join_catalogue()
+    assert store.catalogue().row("a") == store.read_row("a")
+
+
+def test_a_row_that_cannot_be_written_says_who_ends_that(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a bucket that this user may only read."""
+    store = PatchStore(f"{s3}/{uuid.uuid4().hex}")
+    store.write_manifest(make_manifest("m", [{"slide_id": "a", "label": "0"}, {"slide_id": "b", "label": "1"}]))
+    write_slide(store, "a")
+    store.join_catalogue()
+    by_another_program(store, "a").write_features("f", np.ones((3, 4), np.float32), {})
+    proxy = CountingProxy(os.environ["AWS_ENDPOINT_URL"], lambda method: Fault(403 if method == "PUT" else None))
+    with monkeypatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        for _ in range(2):
+            with pytest.raises(StoreError, match="slide 'a': features/f was changed by another program") as raised:
+                store.catalogue().slide("a").features("f").read(0, 3)
+            line = raised.value.line
+            assert re.search(r"; its new row cannot be written \(.*: PermissionError: .*\): run milcore info ", line)
+            assert line.endswith("--rebuild on the store with the right to write, then the same command again")
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.close()
+    store.rebuild_catalogue()
+    assert store.catalogue().slide("a").features("f").read(0, 3).sum() == 12
+
+
+def test_a_folder_that_a_person_removed_is_told_by_a_check(store: PatchStore) -> None:
+    """Once, with what to do: the catalogue has a row of it, by which info goes."""
+    storage.remove_folder(store.group_uri("b"))
+    assert describe(store.uri)["ok"] == 3
+    (line,) = damage(store.uri)
+    assert re.search(r"slide 'b': .* run milcore ingest or .*, or milcore info --rebuild to leave it out", line)
+    store.rebuild_catalogue()
+    assert describe(store.uri)["ok"] == 2
+
+
+def test_a_slide_in_quarantine_whose_arrays_stay_is_in_quarantine_by_both_readings(store: PatchStore) -> None:
+    """As an earlier version leaves one that it cannot reach."""
+    storage.remove_folder(storage.join(store.uri, "catalogue"))
+    store.quarantine(SlideRecord("b", retry=True), "out of reach", keep=True)
+    for has_catalogue in (False, True):
+        catalogue = store.catalogue()
+        assert (catalogue.unknown_ids == []) == has_catalogue
+        assert catalogue.slide_ids() == ["a", "c"]
+        assert catalogue.quarantined() == {"b": "out of reach"}
+        with pytest.raises(StoreError, match="slide 'b' is quarantined: out of reach"):
+            catalogue.slide("b")
+        assert describe(store.uri)["features"] == {"f": 2}
+        assert damage(store.uri) == []
+        store.rebuild_catalogue()
+
+
+def test_a_quarantine_that_the_catalogue_does_not_know_is_told_by_a_check(store: PatchStore) -> None:
+    """By an earlier version, beside arrays that stay: they are read by the row until then."""
+    store.quarantine(SlideRecord("b", retry=True), "out of reach", keep=True)
+    (line,) = damage(store.uri)
+    assert line.startswith("slide 'b': catalogue of ")
+    assert line.endswith("--rebuild")
+    store.rebuild_catalogue()
+    assert store.catalogue().quarantined() == {"b": "out of reach"}
 
 
 STEPS = st.lists(
