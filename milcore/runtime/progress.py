@@ -34,13 +34,15 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 
 def _track_in_lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    clock = _LineClock()
+    clock, rate = _LineClock(), _Rate()
     for done, item in enumerate(items, start=1):
         yield item
+        rate.add(1)
         elapsed_s = clock.elapsed_s
         if clock.is_due(always=done == total and elapsed_s >= 2.0):
-            left_s = elapsed_s / done * (total - done)
-            log_line(f"{label}: {done}/{total}, {elapsed_s:.0f} s, {done / elapsed_s:.2g}/s, about {left_s:.0f} s left")
+            speed = rate.per_s
+            times = f", {speed:.2g}/s, about {(total - done) / speed:.0f} s left" if speed else ""
+            log_line(f"{label}: {done}/{total}, {elapsed_s:.0f} s{times}")
 
 
 class _LineClock:
@@ -63,6 +65,30 @@ class _LineClock:
             return False
         self._last = now
         return True
+
+
+class _Rate:
+    """Results per second since the first one: the wait for workers before it is none of their time."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._last = 0.0
+        self._results = 0
+
+    def add(self, results: int) -> None:
+        """Count results that have come now."""
+        self._last = time.monotonic()
+        if self._first is None:
+            self._first = self._last
+        else:
+            self._results += results
+
+    @property
+    def per_s(self) -> float | None:
+        """The rate; None before there are results after the first."""
+        if self._first is None or self._last == self._first:
+            return None
+        return self._results / (self._last - self._first)
 
 
 def format_metric(value: float | None) -> str:
@@ -138,9 +164,8 @@ class PatchProgress:
     """Log lines of patches done, patches per second and time left."""
 
     def __init__(self, label: str, total: int) -> None:
-        self._label, self._left, self._done = label, total, 0
-        self._total = total
-        self._clock = _LineClock()
+        self._label, self._left, self._total = label, total, total
+        self._clock, self._rate = _LineClock(), _Rate()
 
     def show(self, computed: int, skipped: int) -> None:
         """Count patches and log a line when one is due.
@@ -149,11 +174,12 @@ class PatchProgress:
             computed: patches computed since the last call; the speed is theirs.
             skipped: patches whose result existed already.
         """
-        self._done += computed
         self._left -= computed + skipped
-        if not self._done or not self._clock.is_due():
+        if computed:
+            self._rate.add(computed)
+        speed = self._rate.per_s
+        if not speed or not self._clock.is_due():
             return
-        speed = self._done / self._clock.elapsed_s
         minutes, seconds = divmod(round(max(0, self._left) / speed), 60)
         done = self._total - self._left
         log_line(f"{self._label}: {done}/{self._total} patches, {speed:.3g}/s, {minutes}:{seconds:02d} min to go")

@@ -11,7 +11,7 @@ from milcore.runtime.progress import EpochProgress, PatchProgress, log_line, pri
 def test_patches_per_second_and_the_time_left_count_computed_patches_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1,000 patches, 200 of them skipped: 120 computed in 6 s are 20/s, and 680 are left, 34 s of work."""
+    """1,000 patches, 200 of them skipped: 60 computed 3 s after the first are 20/s, and 680 are left, 34 s of work."""
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     lines = PatchProgress("encode", 1000)
@@ -24,7 +24,30 @@ def test_patches_per_second_and_the_time_left_count_computed_patches_only(
     assert capsys.readouterr().err == "encode: 320/1000 patches, 20/s, 0:34 min to go\n"
     clock[0] = 161.0
     lines.show(1, 0)
-    assert capsys.readouterr().err == "encode: 321/1000 patches, 1.98/s, 5:42 min to go\n"
+    assert capsys.readouterr().err == "encode: 321/1000 patches, 1.05/s, 10:46 min to go\n"
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 600.0])
+def test_the_wait_for_workers_is_none_of_the_time_left(
+    wait_s: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 1,000 patches and of 100 slides a tenth a second, whenever the first tenth came: 8 tenths, 8 s left."""
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("milcore.runtime.progress.SECONDS_BETWEEN_LINES", (0.5, 0.5))
+    lines, slides = PatchProgress("encode", 1000), track(range(100), "ingest", 100)
+    clock[0] += wait_s
+    lines.show(100, 0)
+    next(slides)
+    clock[0] += 1.0
+    lines.show(100, 0)
+    for _ in range(10):  # the first of them counts the one before it
+        clock[0] += 0.1
+        next(slides)
+    patches, *_, of_slides = capsys.readouterr().err.splitlines()
+    assert patches == "encode: 200/1000 patches, 100/s, 0:08 min to go"
+    assert "10/s" in of_slides
+    assert of_slides.endswith("about 9 s left")
 
 
 def test_hours_of_work_are_some_hundred_lines_and_the_first_and_last_epoch_are_among_them(
