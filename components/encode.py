@@ -8,7 +8,7 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def encode(
     store_uri: str,
-    outcomes: str,
+    outcomes: list[str],
     encoder: str,
     settings: str,
     workers: int,
@@ -18,9 +18,11 @@ def encode(
 ) -> str:
     """Compute features of every slide with a frozen encoder.
 
+    First accounts for every slide of the cohort and writes its overview; fails when no slide is ok.
+
     Args:
         store_uri: the patch store.
-        outcomes: result of the fan-in, which is over when this step starts.
+        outcomes: the results of the ingest steps.
         encoder: NAME[@URI], torchscript:URI, onnx:URI, timm:NAME[@URI] or hf:NAME_OR_URI.
         settings: JSON of settings that are no parameters; those under encode count here.
         workers: Ray workers; 0 computes in the step.
@@ -32,9 +34,12 @@ def encode(
         The name of the features.
     """
     parameters = {**locals()}
+    import json
+
     from milcore import api
     from milcore.config import PipelineSettings
 
     with api.one_line_errors():
+        api.gather_ingestion(store_uri, [json.loads(outcome) for outcome in outcomes])
         configs = PipelineSettings(parameters, settings)
         return api.encode(store_uri, config=configs.encode, launch=configs.launch).name

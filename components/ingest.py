@@ -1,4 +1,4 @@
-"""Slides to patches: a step for each partition, and the step after the fan-in."""
+"""Slides to patches: a step for each partition."""
 
 from kfp import dsl
 
@@ -46,25 +46,3 @@ def ingest(
     with api.one_line_errors():
         configs = PipelineSettings(parameters, settings)
         return json.dumps(api.ingest_partition(store_uri, partition, configs.ingest, configs.launch))
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def gather(store_uri: str, outcomes: list[str]) -> str:
-    """Account for every slide of the cohort and write its overview.
-
-    Fails when no slide is ok.
-
-    Args:
-        store_uri: the patch store.
-        outcomes: the results of the ingest steps.
-
-    Returns:
-        The same numbers for the whole cohort, as JSON; ids and reasons are in the store.
-    """
-    import json
-
-    from milcore import api
-
-    with api.one_line_errors():
-        counts = api.gather_ingestion(store_uri, [json.loads(outcome) for outcome in outcomes])
-        return json.dumps({**counts, "ok": len(counts["ok"]), "quarantined": len(counts["quarantined"])})

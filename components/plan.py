@@ -1,5 +1,7 @@
 """The step before the fan-out."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components import IMAGE
@@ -16,6 +18,7 @@ def plan(
     default_mpp: float,
     ingest_workers: int,
     encoder: str,
+    encode_workers: int,
     poolings: str,
     learning_rate_min: float,
     learning_rate_max: float,
@@ -27,8 +30,37 @@ def plan(
     ray_address: str,
     cluster_profile: str,
     settings: str,
-) -> list[str]:
-    """Check manifest and settings, and divide the cohort by the sizes of its slides.
+    step_cpus: str,
+    step_memory: str,
+    step_gpus: str,
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Plan",
+    [
+        ("Output", list[str]),
+        ("state", str),
+        ("ingest_cpu_request", str),
+        ("ingest_cpu_limit", str),
+        ("ingest_memory_request", str),
+        ("ingest_memory_limit", str),
+        ("ingest_gpus", str),
+        ("encode_cpu_request", str),
+        ("encode_cpu_limit", str),
+        ("encode_memory_request", str),
+        ("encode_memory_limit", str),
+        ("encode_gpus", str),
+        ("tune_cpu_request", str),
+        ("tune_cpu_limit", str),
+        ("tune_memory_request", str),
+        ("tune_memory_limit", str),
+        ("tune_gpus", str),
+        ("train_cpu_request", str),
+        ("train_cpu_limit", str),
+        ("train_memory_request", str),
+        ("train_memory_limit", str),
+        ("train_gpus", str),
+    ],
+):
+    """Check manifest and settings, divide the cohort, and size the steps to come.
 
     Args:
         manifest: CSV or Parquet with slide_id, uri, label and optional columns.
@@ -40,6 +72,7 @@ def plan(
         default_mpp: um/px assumed for a slide that carries none; 0: such a slide is quarantined.
         ingest_workers: with rayjob or http(s):// Ray workers of the job that ingests; 0: no job.
         encoder: the frozen encoder.
+        encode_workers: Ray workers of the encode step; 0 computes in the step.
         poolings: names parted by commas.
         learning_rate_min: lower end of the log-uniform range.
         learning_rate_max: upper end of the log-uniform range.
@@ -51,39 +84,23 @@ def plan(
         ray_address: local, rayjob, http(s)://host:8265 or host:port.
         cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
         settings: JSON of settings that are no parameters, a key per config.
+        step_cpus: CPUs of a step that computes; one that only launches a job is small.
+        step_memory: memory of a step that computes.
+        step_gpus: GPUs of a step that computes.
 
     Returns:
-        The partitions as i/n.
+        The partitions as i/n; a digest of slides and patches, a new one while anything is missing and for a job; and
+        requests and limits of the steps to come.
     """
     parameters = {**locals()}
+    from components.sizes import step_sizes
     from milcore import api
     from milcore.config import PipelineSettings
 
     with api.one_line_errors():
         annotations = api.check_settings(parameters, settings).annotations
         launch = PipelineSettings({**parameters, "workers": ingest_workers}, "").launch
-        return api.plan_ingestion(
+        planned = api.plan_pipeline(
             manifest, store_uri, positive or None, partitions, annotations=annotations, launch=launch
         )
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def survey(store_uri: str, workers: int, ray_address: str) -> str:
-    """Digest the slides and patches in storage.
-
-    With it Kubeflow reuses results only where they still hold.
-
-    Args:
-        store_uri: the patch store, planned.
-        workers: with rayjob or http(s):// Ray workers of the job that ingests; 0: no job.
-        ray_address: local, rayjob, http(s)://host:8265 or host:port.
-
-    Returns:
-        Digest of the slides and of the patches made of them; a new one while anything is missing, and for a job.
-    """
-    parameters = {**locals()}
-    from milcore import api
-    from milcore.config import PipelineSettings
-
-    with api.one_line_errors():
-        return api.store_state(store_uri, PipelineSettings(parameters, "").launch)
+        return (*planned, *step_sizes(parameters))

@@ -83,6 +83,18 @@ class EncodeReport(NamedTuple):
         return f"EncodeReport(features/{self.name}: {len(self.slides)} slides, {self.patches} patches)"
 
 
+class IngestionPlan(NamedTuple):
+    """Ingestion of a pipeline.
+
+    Args:
+        partitions: ``i/n`` of each step.
+        state: digest of slides and patches; a new one while any is missing, and where a job ingests them.
+    """
+
+    partitions: list[str]
+    state: str
+
+
 @with_settings()
 def synthesise(out: "Uri", slides: int = 48, *, seed: int = 0, workers: int | None = None) -> SyntheticCohort:
     """Write a cohort of synthetic pyramidal slides with annotated lesions.
@@ -304,6 +316,38 @@ def plan_ingestion(  # noqa: PLR0913 - manifest, store, and a keyword per config
     return [f"{index}/{count}" for index in range(count)]
 
 
+def plan_pipeline(  # noqa: PLR0913 - as of ``plan_ingestion``
+    manifest_uri: str,
+    store_uri: str,
+    positive: str | None,
+    partitions: int,
+    *,
+    annotations: AnnotationConfig,
+    launch: LaunchConfig,
+) -> IngestionPlan:
+    """Plan the ingestion of a pipeline.
+
+    Where no slide is missing one partition holds all: each more would cost a scheduler pods that do nothing.
+
+    Args:
+        manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
+        store_uri: patch store to make or go on with.
+        positive: class name that counts as positive; None: the later by name.
+        partitions: how many at most; never more than slides.
+        annotations: how they are read.
+        launch: where slides are ingested.
+
+    Raises:
+        InputError: as of ``plan_ingestion``.
+    """
+    from milcore.ingestion.fingerprint import store_state
+    from milcore.runtime.digest import unique_digest
+
+    planned = plan_ingestion(manifest_uri, store_uri, positive, partitions, annotations=annotations, launch=launch)
+    state = None if launch.is_job else store_state(store_uri)
+    return IngestionPlan(planned, unique_digest()) if state is None else IngestionPlan(["0/1"], state)
+
+
 def ingest_partition(store_uri: str, partition: str, config: IngestConfig, launch: LaunchConfig) -> "PartitionCounts":
     """Ingest one partition of a planned cohort; as a job, the whole cohort.
 
@@ -399,17 +443,6 @@ def sweep_uri(run_uri: str) -> str:
     from milcore.training.run_folder import Run
 
     return Run(run_uri).sweep_uri
-
-
-def store_state(store_uri: str, launch: LaunchConfig) -> str:
-    """Digest of a store's slides and patches.
-
-    A new one while any is missing, and where a job ingests them.
-    """
-    from milcore.ingestion.fingerprint import store_state
-    from milcore.runtime.digest import unique_digest
-
-    return unique_digest() if launch.is_job else store_state(store_uri)
 
 
 @with_settings(config=ImportConfig)

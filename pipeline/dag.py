@@ -1,6 +1,6 @@
 """The pipeline from slides to report.
 
-Plan, ingest fanned out over partitions, gather, encode, tune, train with the best settings, evaluate.
+Plan, ingest fanned out over partitions, encode, tune, train with the best settings, evaluate.
 
 A parameter bears the name of its setting and reads its default from the config class; ``settings`` takes the settings
 that are no parameters. Steps keep their results at URIs and do only what is missing there. Kubeflow's cache knows
@@ -12,13 +12,14 @@ from kfp import dsl
 
 from components.encode import encode
 from components.evaluate import evaluate
-from components.ingest import gather, ingest
-from components.plan import plan, survey
+from components.ingest import ingest
+from components.plan import plan
+from components.sizes import Size
 from components.train import train
 from components.tune import tune
 from milcore.config import EncodeConfig, IngestConfig, LaunchConfig, TrainConfig, TuneConfig, parameter_default
 from pipeline.parameters import with_description
-from pipeline.steps import ends_with_finish, launcher, pods_at_a_time, sized, step
+from pipeline.steps import ends_with_finish, launcher, pods_at_a_time, size_from, sized, step
 
 INGEST = IngestConfig()
 ENCODE = EncodeConfig()
@@ -72,6 +73,7 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
         default_mpp=default_mpp,
         ingest_workers=ingest_workers,
         encoder=encoder,
+        encode_workers=encode_workers,
         poolings=poolings,
         learning_rate_min=learning_rate_min,
         learning_rate_max=learning_rate_max,
@@ -83,15 +85,18 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
         ray_address=ray_address,
         cluster_profile=cluster_profile,
         settings=settings,
+        step_cpus=step_cpus,
+        step_memory=step_memory,
+        step_gpus=step_gpus,
     )
     planned = step(checked, retried=False)
-    surveyed = step(survey(store_uri=store_uri, workers=ingest_workers, ray_address=ray_address)).after(planned)
-    with dsl.ParallelFor(planned.output, parallelism=pods_at_a_time()) as partition:
+    # kfp 2.17's local runner knows no loop over an output of another name
+    with dsl.ParallelFor(planned.outputs["Output"], parallelism=pods_at_a_time()) as partition:
         part = launcher(
             ingest(
                 store_uri=store_uri,
                 partition=partition,
-                state=surveyed.output,
+                state=planned.outputs["state"],
                 mpp=mpp,
                 patch_size=patch_size,
                 default_mpp=default_mpp,
@@ -102,13 +107,12 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
             ),
             cached=True,
         )
-        sized(part, step_cpus, step_memory)
-    gathered = step(gather(store_uri=store_uri, outcomes=dsl.Collected(part.output)), retried=False)
+        sized(part, size_from(planned, "ingest")._replace(gpus=""))
     cluster = {"use_gpu": use_gpu, "ray_address": ray_address, "cluster_profile": cluster_profile}
     encoded = launcher(
         encode(
             store_uri=store_uri,
-            outcomes=gathered.output,
+            outcomes=dsl.Collected(part.output),
             encoder=encoder,
             settings=settings,
             workers=encode_workers,
@@ -132,7 +136,7 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
         )
     )
     trained = launcher(train(store_uri=store_uri, run_uri=run_uri, sweep_uri=tuned.output, workers=workers, **cluster))
-    for task in (encoded, tuned, trained):
-        sized(task, step_cpus, step_memory, step_gpus)
+    for name, task in (("encode", encoded), ("tune", tuned), ("train", trained)):
+        sized(task, size_from(planned, name))
     evaluated = evaluate(run_uri=run_uri, sweep_uri=tuned.output, baselines=baselines, state=trained.outputs["Output"])
-    sized(step(evaluated, cached=True), step_cpus, step_memory)
+    sized(step(evaluated, cached=True), Size(step_cpus, step_cpus, step_memory, step_memory, gpus=""))

@@ -46,8 +46,9 @@ PARAMETERS: dict[str, dict[str, str | type[Config]]] = {
         "use_gpu": LaunchConfig,
         "ray_address": LaunchConfig,
         "cluster_profile": LaunchConfig,
-        "step_cpus": "CPUs of each step that ingests, encodes, sweeps, trains or evaluates, such as 2",
-        "step_memory": "memory of each of these steps, such as 8Gi",
+        "step_cpus": "CPUs of each step that ingests, encodes, sweeps, trains or evaluates itself, such as 2; a step "
+        "that only launches a job asks for 0.2",
+        "step_memory": "memory of each of these steps, such as 8Gi; a step that only launches a job asks for 512Mi",
         "step_gpus": "GPUs of each step that encodes, sweeps or trains; give 1 with use_gpu and ray_address local",
     },
 }

@@ -3,6 +3,7 @@
 from kfp import dsl
 
 from components.predict import predict as predict_slides
+from components.sizes import Size
 from pipeline.steps import sized, step
 
 
@@ -47,5 +48,5 @@ def predict(
         allow_program=allow_program,
         use_gpu=use_gpu,
     )
-    output: str = sized(step(scored), step_cpus, step_memory, step_gpus).output
+    output: str = sized(step(scored), Size(step_cpus, step_cpus, step_memory, step_memory, step_gpus)).output
     return output

@@ -11,6 +11,7 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 
 from components import IMAGE
 from components.finish import finish
+from components.sizes import SMALL, Size
 
 S3_SECRET, S3_KEYS = "milcore-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 STORAGE_CONFIG, STORAGE_KEYS = "milcore-storage", ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
@@ -35,7 +36,7 @@ _parallel = ContextVar("parallel", default=PARALLEL)
 
 
 def step(task: dsl.PipelineTask, *, cached: bool = False, retried: bool = True) -> dsl.PipelineTask:
-    """The task in the chosen image, with credentials from secrets.
+    """The task in the chosen image, small, with credentials from secrets.
 
     Args:
         task: the task.
@@ -49,7 +50,7 @@ def step(task: dsl.PipelineTask, *, cached: bool = False, retried: bool = True) 
     kubernetes.set_security_context(task, run_as_user=USER_ID, run_as_group=USER_ID, run_as_non_root=True)
     kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in S3_KEYS})
     kubernetes.use_config_map_as_env(task, STORAGE_CONFIG, {key: key for key in STORAGE_KEYS})
-    return task
+    return sized(task, SMALL._replace(gpus=""))
 
 
 def launcher(task: dsl.PipelineTask, *, cached: bool = False) -> dsl.PipelineTask:
@@ -67,15 +68,23 @@ def launcher(task: dsl.PipelineTask, *, cached: bool = False) -> dsl.PipelineTas
     return _knows_itself(task)
 
 
-def sized(task: dsl.PipelineTask, cpus: str, memory: str, gpus: str | None = None) -> dsl.PipelineTask:
+def size_from(planned: dsl.PipelineTask, name: str) -> Size:
+    """Size of a step that an earlier one has chosen."""
+    return Size(*(planned.outputs[f"{name}_{quantity}"] for quantity in Size._fields))
+
+
+def sized(task: dsl.PipelineTask, size: Size) -> dsl.PipelineTask:
     """The task with its resources requested and limited.
 
-    Each may be a parameter of the pipeline.
+    Each may be a parameter of the pipeline or the output of a step. GPUs are asked for unless they are empty.
     """
     # kfp 2.17 hands what only resources name into no loop and no exit handler; what a task's inputs name, it does
-    task.channel_inputs.extend(size for size in (cpus, memory, gpus) if isinstance(size, PipelineChannel))
-    task.set_cpu_request(cpus).set_cpu_limit(cpus).set_memory_request(memory).set_memory_limit(memory)
-    return task if gpus is None else task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpus)
+    task.channel_inputs.extend(quantity for quantity in size if isinstance(quantity, PipelineChannel))
+    task.set_cpu_request(size.cpu_request).set_cpu_limit(size.cpu_limit)
+    task.set_memory_request(size.memory_request).set_memory_limit(size.memory_limit)
+    if isinstance(size.gpus, str) and not size.gpus:  # a channel's equality is a condition of the pipeline
+        return task
+    return task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(size.gpus)
 
 
 def ends_with_finish(function: Callable[..., None]) -> Callable[..., None]:

@@ -9,11 +9,12 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from components.size import size
 from components.tune import tune
 from milcore.config import TrainConfig
 from pipeline.dag import attention_mil
 from pipeline.parameters import described
-from pipeline.steps import ends_with_finish, launcher, sized
+from pipeline.steps import ends_with_finish, launcher, size_from, sized, step
 
 SIZES = ("step_cpus", "step_memory")
 FEATURES = TrainConfig().features
@@ -28,8 +29,9 @@ def _sweep() -> BaseComponent:
 
     def sweep(*arguments: Any) -> None:
         values = dict(zip((parameter.name for parameter in parameters), arguments, strict=True))
-        sizes = [values.pop(name) for name in SIZES]
-        sized(launcher(tune(**values)), *sizes)
+        sizes = {name: values.pop(name) for name in SIZES}
+        planned = step(size(workers=values["workers"], ray_address=values["ray_address"], **sizes), retried=False)
+        sized(launcher(tune(**values)), size_from(planned, "tune")._replace(gpus=""))
 
     sweep.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     sweep.__doc__ = described(ABOUT, [parameter.name for parameter in parameters])

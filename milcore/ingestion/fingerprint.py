@@ -1,30 +1,33 @@
 """Digest of a store's slides and patches, by which a scheduler reuses results.
 
 The scheduler compares arguments only. The digest covers all that a step reads and all that it has written; while any of
-that is missing, it equals no other. So a result is reused only where the step would change nothing.
+that is missing, there is none. So a result is reused only where the step would change nothing.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from milcore.runtime import storage
-from milcore.runtime.digest import digest, unique_digest
+from milcore.runtime.digest import digest
 from milcore.slides.source import source_versions
 from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
 
 
-def store_state(store_uri: str) -> str:
-    """Digest of a cohort's files and of their records in the store."""
+def store_state(store_uri: str) -> str | None:
+    """Digest of a cohort's files and of their records in the store.
+
+    None while any is missing, or of another version of its file.
+    """
     store = PatchStore(store_uri)
     slides = store.manifest().slides
     slide_ids = [slide.slide_id for slide in slides]
     if not store.group_ids().issuperset(slide_ids):
-        return unique_digest()
+        return None
     catalogue = store.catalogue(slide_ids)
     records = catalogue.records
     if any(record is None or record.retry for record in records.values()):
-        return unique_digest()
+        return None
     versions = source_versions(slide.uri for slide in slides)
     with ThreadPoolExecutor(storage.CONCURRENT_REQUESTS) as pool:  # of slides that the catalogue lacks
         stored = list(pool.map(lambda slide: _source(store, catalogue, slide.slide_id), slides))
@@ -32,7 +35,7 @@ def store_state(store_uri: str) -> str:
     for slide, of_ingestion in zip(slides, stored, strict=True):
         version, record = versions.get(slide.uri), records.get(slide.slide_id)
         if version is None or record is None or of_ingestion != version._asdict():
-            return unique_digest()
+            return None
         states[slide.slide_id] = [version._asdict(), slide.label, record.to_complete_attrs()]
     return digest(states)
 

@@ -68,7 +68,10 @@ class _LineClock:
 
 
 class _Rate:
-    """Results per second since the first one: the wait for workers before it is none of their time."""
+    """Results per second since the first one.
+
+    The wait for workers before it is none of their time.
+    """
 
     def __init__(self) -> None:
         self._first: float | None = None

@@ -6,6 +6,7 @@ import dis
 import functools
 import inspect
 import itertools
+import re
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ import yaml
 from components.encode import encode
 from components.evaluate import evaluate
 from components.finish import finish
-from components.ingest import gather, ingest
-from components.plan import plan, survey
+from components.ingest import ingest
+from components.plan import plan
 from components.predict import predict
+from components.size import size
+from components.sizes import SMALL, Size, step_size
 from components.train import train
 from components.tune import tune
 from milcore.config import (
@@ -39,8 +42,8 @@ from pipeline.parameters import PARAMETERS
 from pipeline.steps import FIELDS, USER_ID
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_THE_WHOLE = (plan, survey, ingest, gather, encode, tune, train, evaluate, finish)
-COMPONENTS = {its.name: its for its in (*OF_THE_WHOLE, predict)}
+OF_THE_WHOLE = (plan, ingest, encode, tune, train, evaluate, finish)
+COMPONENTS = {its.name: its for its in (*OF_THE_WHOLE, predict, size)}
 CACHED = {"ingest", "evaluate"}
 LAUNCHERS = {"ingest", "encode", "tune", "train"}
 BODY_LINES = 15
@@ -121,7 +124,7 @@ def test_kubeflow_may_reuse_the_steps_that_take_a_digest_of_storage_and_no_other
 
 def test_a_step_that_fails_is_tried_again_but_not_one_that_only_checks_input() -> None:
     tasks = tasks_of(compiled()[0])
-    assert {name for name, its in tasks.items() if "retryPolicy" not in its} == {"plan", "gather"}
+    assert {name for name, its in tasks.items() if "retryPolicy" not in its} == {"plan"}
     assert tasks["train"]["retryPolicy"]["backoffFactor"] == 2.0
 
 
@@ -176,15 +179,45 @@ def test_every_parameter_a_task_names_reaches_the_loop_or_handler_it_stands_in()
             assert outer <= its["inputDefinitions"]["parameters"].keys(), name
 
 
-def test_resources_are_parameters() -> None:
-    executors = compiled()[0]["deploymentSpec"]["executors"]
-    asked = executors["exec-train"]["container"]["resources"]
-    assert (
-        asked["resourceCpuRequest"]
-        == asked["resourceCpuLimit"]
-        == "{{$.inputs.parameters['pipelinechannel--step_cpus']}}"
-    )
-    assert asked["accelerator"]["resourceType"] == "nvidia.com/gpu"
+def resources(task: str) -> dict[str, Any]:
+    """Resources of a step of the whole pipeline, without the braces of parameters."""
+    asked = compiled()[0]["deploymentSpec"]["executors"][f"exec-{task}"]["container"]["resources"]
+    return {name: asked.get(f"resource{name}", "").removeprefix("{{$.inputs.parameters['").removesuffix("']}}")
+            for name in ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["ingest", "encode", "tune", "train"])
+def test_the_first_step_sizes_those_that_may_only_launch(task: str) -> None:
+    """By its outputs, which are inputs of the tasks; no condition is in the graph."""
+    names = {name: re.sub("([a-z])([A-Z])", r"\1_\2", name).lower() for name in resources(task)}
+    assert resources(task) == {name: f"pipelinechannel--plan-{task}_{name_of}" for name, name_of in names.items()}
+    inputs = tasks_of(compiled()[0])[task]["inputs"]["parameters"]
+    assert set(resources(task).values()) <= inputs.keys()
+    assert "triggerPolicy" not in tasks_of(compiled()[0])[task]
+
+
+@pytest.mark.parametrize("task", ["plan", "finish"])
+def test_steps_that_only_look_around_are_small(task: str) -> None:
+    assert tuple(resources(task).values()) == SMALL[:4] == ("200m", "1", "512Mi", "2Gi")
+
+
+@pytest.mark.parametrize(
+    ("step", "ray_address", "workers", "small"),
+    [
+        ("encode", "local", 0, False), ("encode", "local", 4, False), ("encode", "rayjob", 0, False),
+        ("encode", "rayjob", 1, True), ("encode", "http://head:8265", 2, True), ("encode", "https://h", 0, False),
+        ("encode", "head:6379", 2, False), ("ingest", "rayjob", 2, True), ("ingest", "rayjob", 0, False),
+        ("train", "rayjob", 0, False), ("train", "rayjob", 2, True), ("tune", "local", 0, False),
+        ("tune", "local", 2, False), ("tune", "rayjob", 0, True), ("tune", "http://head:8265", 0, True),
+    ],
+)  # fmt: skip
+def test_a_step_that_computes_has_the_size_that_was_asked_for(
+    step: str, ray_address: str, workers: int, small: bool
+) -> None:
+    given = {"ray_address": ray_address, "step_cpus": "6", "step_memory": "24Gi", "step_gpus": "1"}
+    of_steps = {"ingest_workers": 0, "encode_workers": 0, "workers": 0}
+    of_steps[{"ingest": "ingest_workers", "encode": "encode_workers"}.get(step, "workers")] = workers
+    assert step_size(step, given | of_steps) == (SMALL if small else Size("6", "6", "24Gi", "24Gi", "1"))
 
 
 def test_a_parameter_that_is_a_setting_has_the_setting_s_default() -> None:

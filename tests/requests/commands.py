@@ -13,6 +13,7 @@ from milcore import api
 from milcore.cli.info import describe
 from milcore.config import IngestConfig, LaunchConfig
 from milcore.ingestion import overview
+from milcore.ingestion.fingerprint import store_state
 from milcore.runtime import storage
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.store import PatchStore
@@ -109,10 +110,10 @@ def _pipeline(uri: str, files: str) -> Iterator[tuple[str, Callable[[], object]]
             return api.gather_ingestion(store, outcomes)
 
     yield "plan", lambda: api.plan_ingestion(manifest, store, None, PARTITIONS)
-    yield "survey before", lambda: api.store_state(store, HERE)
+    yield "survey before", lambda: store_state(store)
     yield "ingest", ingest
     yield "gather", lambda: api.gather_ingestion(store, outcomes)
-    yield "survey", lambda: api.store_state(store, HERE)
+    yield "survey", lambda: store_state(store)
     yield "ingest again", lambda: mc.ingest(manifest, store, workers=0, config=INGEST)
     yield "encode", encode
     yield "encode again", encode

@@ -11,7 +11,7 @@ from ray.job_submission import JobSubmissionClient
 from milcore import api
 from milcore.cluster.jobs.submission import run_job
 from milcore.cluster.launch import train_with
-from milcore.config import IngestConfig, LaunchConfig, SplitConfig, TrainConfig
+from milcore.config import AnnotationConfig, IngestConfig, LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime import storage
 from milcore.runtime.lease import lease
@@ -53,9 +53,10 @@ def test_one_job_ingests_the_whole_cohort_of_a_pipeline(
     folder = storage.join(s3, tmp_path.name)
     launch = LaunchConfig(ray_address=standing_ray.dashboard, workers=2)
     store = planned(folder, tmp_path)
-    partitions = api.plan_ingestion(storage.join(folder, "m.csv"), store, None, 3, launch=launch)
-    assert partitions == ["0/1"]
-    assert api.store_state(store, launch) != api.store_state(store, launch), "a step that launches Ray is not reused"
+    manifest, annotations = storage.join(folder, "m.csv"), AnnotationConfig()
+    plans = [api.plan_pipeline(manifest, store, None, 3, annotations=annotations, launch=launch) for _ in range(2)]
+    assert [plan.partitions for plan in plans] == [["0/1"]] * 2
+    assert plans[0].state != plans[1].state, "a step that launches Ray is not reused"
     counts = api.ingest_partition(store, "0/1", IngestConfig(patch_size=64), launch)
     assert counts == {"ok": 3, "quarantined": 1, "patches": 48, "skipped": 0}
     cohort = api.gather_ingestion(store, [counts])

@@ -1,0 +1,50 @@
+"""CPUs, memory and GPUs of the steps' pods.
+
+A step that only launches a job waits: what it reserves is taken from its own workers.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from milcore.config import LaunchConfig, parse_config
+
+# steps whose size the first one chooses, and the parameter that counts their workers
+WORKERS = {"ingest": "ingest_workers", "encode": "encode_workers", "tune": "workers", "train": "workers"}
+
+
+class Size(NamedTuple):
+    """Requests and limits of a pod.
+
+    Kubernetes' quantities, or channels of a pipeline that carry them.
+    """
+
+    cpu_request: str
+    cpu_limit: str
+    memory_request: str
+    memory_limit: str
+    gpus: str = "0"
+
+
+# a launcher's memory was measured at 228 MiB, that of the others is below
+SMALL = Size("200m", "1", "512Mi", "2Gi")
+
+
+def step_size(step: str, parameters: Mapping[str, object]) -> Size:
+    """Size of a step that ingests, encodes, sweeps or trains.
+
+    Args:
+        step: its name.
+        parameters: of the pipeline; ``ray_address``, the step's workers, and the size of a step that computes.
+    """
+    place = {"ray_address": parameters["ray_address"], "workers": parameters[WORKERS[step]]}
+    launch = parse_config(LaunchConfig, place)
+    # a sweep has no trials of its own: 0 are as many as there is room for
+    if launch.names_job if step == "tune" else launch.is_job:
+        return SMALL
+    cpus, memory = str(parameters["step_cpus"]), str(parameters["step_memory"])
+    return Size(cpus, cpus, memory, memory, str(parameters.get("step_gpus", "0")))
+
+
+def step_sizes(parameters: Mapping[str, object]) -> tuple[str, ...]:
+    """Sizes of the steps in the order of ``WORKERS``, one quantity after the other."""
+    return tuple(quantity for step in WORKERS for quantity in step_size(step, parameters))
