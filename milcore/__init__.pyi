@@ -233,7 +233,15 @@ def predict(
     allow_program: bool = False,
     use_gpu: bool = False,
 ) -> Predictions: ...
-def doctor(uri: Uri | None = None, *, show: Callable[[Finding], object] | None = None) -> DoctorReport: ...
+def doctor(
+    uri: Uri | None = None,
+    *,
+    cluster: bool = False,
+    namespace: str | None = None,
+    cluster_profile: str = "",
+    kfp: str | None = None,
+    show: Callable[[Finding], object] | None = None,
+) -> DoctorReport: ...
 def fit(
     bags: Bags,
     *,

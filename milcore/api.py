@@ -172,23 +172,35 @@ def _sweep(source: "SweepLike") -> "Sweep":
     return source
 
 
-def doctor(uri: "Uri | None" = None, *, show: "Callable[[Finding], object] | None" = None) -> "DoctorReport":
+def doctor(  # noqa: PLR0913 - one keyword per option of the command
+    uri: "Uri | None" = None,
+    *,
+    cluster: bool = False,
+    namespace: str | None = None,
+    cluster_profile: str = "",
+    kfp: str | None = None,
+    show: "Callable[[Finding], object] | None" = None,
+) -> "DoctorReport":
     """Check before a run whether it will work, in seconds.
 
     Args:
         uri: a store or run, there or to be made; one object is written there and removed. None: none is checked.
+        cluster: check the Kubernetes cluster of the kubeconfig too; two short Jobs are made there and removed.
+        namespace: of the cluster; None: the kubeconfig's.
+        cluster_profile: file of the cluster profile; empty: that of the namespace.
+        kfp: address of Kubeflow Pipelines; None: none is checked.
         show: gets each finding as it comes.
 
     Returns:
         A finding for each check, with what to do about it.
 
     Raises:
-        InputError: the URI is no place for a store.
+        InputError: a place cannot be checked at all.
     """
     from milcore.cluster.doctor.diagnosis import Surroundings, diagnose
 
     place = None if uri is None else _uri("uri", uri)
-    return diagnose(Surroundings(place), show or (lambda _: None))
+    return diagnose(Surroundings(place, cluster, namespace, cluster_profile, kfp), show or (lambda _: None))
 
 
 def check_manifest(manifest_uri: str, positive: str | None) -> None:

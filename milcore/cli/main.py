@@ -277,14 +277,31 @@ def doctor(
     uri: Annotated[
         str | None, typer.Argument(metavar="[URI]", help="a store or run, there or to be made: a folder or s3:// URI")
     ] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="check the Kubernetes cluster of your kubeconfig, by two short Jobs too")
+    ] = False,
+    namespace: Annotated[str | None, typer.Option(help="of the cluster [default: the kubeconfig's]")] = None,
+    cluster_profile: Annotated[
+        str, typer.Option(help="YAML file that describes the clusters of rayjob (empty: that of the namespace)")
+    ] = "",
+    kfp: Annotated[
+        str | None, typer.Option(metavar="HOST", help="address of Kubeflow Pipelines to check: http(s)://host:port")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check before a run whether it will work: this machine, a store's place.
+    """Check before a run whether it will work: machine, store, cluster, pipelines.
 
     Each line is ok, a warning or a failure, with what to do. Exit code 1 on any failure.
     """
     lines = FindingLines()
-    report = api.doctor(uri, show=None if as_json else lambda each: lines.show(**each._asdict()))
+    report = api.doctor(
+        uri,
+        cluster=cluster,
+        namespace=namespace,
+        cluster_profile=cluster_profile,
+        kfp=kfp,
+        show=None if as_json else lambda each: lines.show(**each._asdict()),
+    )
     finish(report.as_dict(), report.line, as_json, code=0 if report.ok else 1)
 
 

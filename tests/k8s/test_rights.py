@@ -11,6 +11,7 @@ from milcore.cluster.jobs.kubernetes import RayJobs
 from milcore.cluster.jobs.profile import ClusterProfile
 from milcore.cluster.jobs.rayjob import Launcher, StepEnvironment, delete_run_jobs
 from milcore.cluster.jobs.rayjob_spec import JobRequest, Owner
+from milcore.cluster.jobs.rights import LAUNCHER_RIGHTS
 from milcore.errors import ClusterError
 from tests.cluster.jobs.kuberay import Call, FakeKubeRay, serving
 
@@ -57,3 +58,7 @@ def rights(rules: list[dict[str, Any]]) -> set[Call]:
 @pytest.mark.parametrize("file", ["base/launcher-role.yaml", "overlays/kubeflow-profile/launcher-cluster-role.yaml"])
 def test_the_role_is_what_the_launcher_calls(file: str, calls: set[Call]) -> None:
     assert rights(yaml.safe_load((K8S / file).read_text())["rules"]) == calls
+
+
+def test_the_rights_that_are_checked_beforehand_are_those_of_the_launcher(calls: set[Call]) -> None:
+    assert {Call(*right) for right in LAUNCHER_RIGHTS} == calls

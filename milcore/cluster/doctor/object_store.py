@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -63,16 +64,30 @@ def reach_finding(uri: str) -> Finding:
     """Connect to the S3 endpoint, and list the bucket."""
     fs, path = storage.filesystem(uri)
     bucket, _, key = path.partition("/")
+    return _answer_finding(uri, fs, lambda: fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1),
+                           f"the keys may list bucket {bucket}")  # fmt: skip
+
+
+def endpoint_finding() -> Finding:
+    """Connect to the S3 endpoint, and let it check the keys."""
+    fs, _ = storage.filesystem("s3://")
+    finding = _answer_finding("s3://", fs, lambda: fs.call_s3("list_buckets"), "it knows the keys")
+    # keys of one bucket may list no buckets; the store has checked them all the same
+    return ok("reach", "it answers, and knows the keys") if "the keys lack" in finding.text else finding
+
+
+def _answer_finding(uri: str, fs: Any, request: Callable[[], object], result: str) -> Finding:
+    """The finding of a request to S3, before which a connection is tried."""
     place = None
     try:
         endpoint = str(fs.s3.meta.endpoint_url)
         place = endpoint + ("" if os.environ.get("AWS_ENDPOINT_URL") else " (AWS_ENDPOINT_URL is not set)")
         if not _is_proxied(endpoint):
             _connect(endpoint)
-        fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+        request()
     except storage.IO_ERRORS as error:
         return storage_failure("reach", uri, error, place)
-    return ok("reach", f"{place} answers; the keys may list bucket {bucket}")
+    return ok("reach", f"{place} answers; {result}")
 
 
 def _is_proxied(endpoint: str) -> bool:

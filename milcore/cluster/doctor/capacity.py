@@ -1,0 +1,188 @@
+"""Room for the pods of a RayJob: nodes by allocatable, quotas, limit ranges.
+
+Pure: no API is called.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from kubernetes.utils import parse_quantity
+
+from milcore.cluster.doctor.finding import Finding, failure, ok, warning
+from milcore.cluster.jobs.profile import ClusterProfile
+from milcore.cluster.jobs.rayjob_spec import JobRequest, rayjob_spec
+
+Json = Mapping[str, Any]
+Amount = dict[str, Decimal]
+NODES_NAMED = 3
+GPU = "nvidia.com/gpu"
+_EFFECTS = ("NoSchedule", "NoExecute")
+REMEDY_SIZE = "lower the sizes in the cluster profile, or add nodes (one that an autoscaler would add is not seen here)"
+
+
+class PodSize(NamedTuple):
+    """A pod of a RayJob.
+
+    Args:
+        name: head, worker, GPU worker or submitter.
+        most: pods of the kind at the same time.
+        containers: what each requests, which is its limit.
+        spec: of the pod.
+    """
+
+    name: str
+    most: int
+    containers: Sequence[Amount]
+    spec: Json
+
+    @property
+    def total(self) -> Amount:
+        """Requests of the whole pod."""
+        return _sum(self.containers)
+
+
+def pod_sizes(profile: ClusterProfile, *, use_gpu: bool) -> list[PodSize]:
+    """Head, submitter and workers of the largest RayJob of a profile."""
+    nodes = profile.gpu_nodes if use_gpu else profile.cpu_nodes
+    workers = nodes.max_nodes * (nodes.gpus or nodes.cpus)
+    spec = rayjob_spec(JobRequest("doctor", "train", ("train", "doctor"), workers, use_gpu), profile, profile.image)
+    cluster = spec["rayClusterSpec"]
+    autoscaler = [cluster["autoscalerOptions"]["resources"]] if profile.autoscaling else []
+    head, (group,) = cluster["headGroupSpec"]["template"]["spec"], cluster["workerGroupSpecs"]
+    return [
+        _size("head", 1, head, autoscaler),
+        _size("submitter", 1, spec["submitterPodTemplate"]["spec"]),
+        _size("GPU worker" if use_gpu else "worker", nodes.max_nodes, group["template"]["spec"]),
+    ]
+
+
+def _size(name: str, most: int, spec: Json, more: Sequence[Json] = ()) -> PodSize:
+    resources = [*(container["resources"] for container in spec["containers"]), *more]
+    return PodSize(name, most, [_amount(each["requests"]) for each in resources], spec)
+
+
+def fit_finding(pod: PodSize, nodes: Sequence[Json]) -> Finding:
+    """Compare a pod with the nodes by what they can allocate."""
+    reasons = {node["metadata"]["name"]: obstacle(pod, node) for node in nodes}
+    fitting = [name for name, reason in reasons.items() if not reason]
+    check, size = f"room for the {pod.name}", _amount_text(pod.total)
+    if fitting:
+        return ok(check, f"{size}: {len(fitting)} of {len(nodes)} node(s) can hold it")
+    named = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:NODES_NAMED])
+    text = f"{size}: none of {len(nodes)} node(s) can hold it ({named or 'no nodes'})"
+    if GPU in pod.total:
+        return warning(check, text, "leave use_gpu off; for GPUs, nodes with NVIDIA's device plugin are needed")
+    return failure(check, text, REMEDY_SIZE)
+
+
+def obstacle(pod: PodSize, node: Json) -> str:
+    """Reason why a node never holds a pod; empty where it can."""
+    spec, labels = node.get("spec", {}), node["metadata"].get("labels", {})
+    ready = [each["status"] for each in node["status"].get("conditions", []) if each["type"] == "Ready"]
+    if ready != ["True"] or spec.get("unschedulable"):
+        return "not ready" if ready != ["True"] else "cordoned"
+    for key, value in pod.spec.get("nodeSelector", {}).items():
+        if labels.get(key) != value:
+            return f"no label {key}={value}"
+    for taint in spec.get("taints", []):
+        if taint["effect"] in _EFFECTS and not any(_tolerates(each, taint) for each in pod.spec.get("tolerations", [])):
+            return f"taint {taint['key']}"
+    allocatable = _amount(node["status"].get("allocatable", {}))
+    short = [name for name, value in pod.total.items() if value > allocatable.get(name, 0)]
+    return ", ".join(f"{_value_text(name, allocatable.get(name, Decimal(0)))} {name}" for name in short)
+
+
+def _tolerates(toleration: Json, taint: Json) -> bool:
+    if toleration.get("effect") not in (None, "", taint["effect"]):
+        return False
+    key, value = toleration.get("key", ""), toleration.get("value", "")
+    if toleration.get("operator", "Equal") == "Exists":
+        return key in ("", taint["key"])
+    return (key, value) == (taint["key"], taint.get("value", ""))
+
+
+def quota_findings(quotas: Sequence[Json], pods: Sequence[PodSize]) -> Iterator[Finding]:
+    """Compare what is left of quotas with one worker, and with all of them."""
+    least, most = (_job_amount(pods, all_workers=each) for each in (False, True))
+    for quota in quotas:
+        name, spec = quota["metadata"]["name"], quota["spec"]
+        if spec.get("scopes") or spec.get("scopeSelector"):
+            yield warning("quota", f"{name} holds for some pods only: not checked", f"kubectl describe quota {name}")
+            continue
+        hard, used = _amount(spec.get("hard", {})), _amount(quota.get("status", {}).get("used", {}))
+        left = {key: value - used.get(key, 0) for key, value in hard.items()}
+        yield _quota_finding(name, left, least, most)
+    if not quotas:
+        yield ok("quota", "the namespace has none")
+
+
+def _quota_finding(name: str, left: Amount, least: Amount, most: Amount) -> Finding:
+    remedy = "end other work, lower the sizes in the cluster profile, or ask for a larger quota"
+    if short := _shortage(left, least):
+        return failure("quota", f"{name} does not hold a head and one worker: {short}", remedy)
+    if short := _shortage(left, most):
+        return warning("quota", f"{name} holds one worker, but not the profile's max_nodes: {short}", remedy)
+    return ok("quota", f"{name} holds the profile's largest job")
+
+
+def _shortage(left: Amount, need: Amount) -> str:
+    lacking = {key: need[_resource(key)] for key, value in left.items() if need.get(_resource(key), 0) > value}
+    return ", ".join(
+        f"{key} {_value_text(_resource(key), left[key])} left of {_value_text(_resource(key), value)} needed"
+        for key, value in lacking.items()
+    )
+
+
+def _resource(key: str) -> str:
+    """The resource that a key of a quota counts."""
+    return key.removeprefix("requests.").removeprefix("limits.").removeprefix("count/")
+
+
+def _job_amount(pods: Sequence[PodSize], *, all_workers: bool) -> Amount:
+    counts = {pod.name: pod.most if all_workers else 1 for pod in pods}
+    amounts = [pod.total for pod in pods for _ in range(counts[pod.name])]
+    whole = Decimal(1)
+    return _sum(amounts) | {"pods": Decimal(len(amounts)), "rayjobs.ray.io": whole, "jobs.batch": whole}
+
+
+def limit_findings(ranges: Sequence[Json], pods: Sequence[PodSize]) -> Iterator[Finding]:
+    """Compare containers and pods with the namespace's limit ranges."""
+    faults = [
+        fault
+        for each in ranges
+        for limit in each["spec"]["limits"]
+        for pod in pods
+        for fault in _limit_faults(each["metadata"]["name"], limit, pod)
+    ]
+    for fault in faults:
+        yield failure("limit range", fault, "change the sizes in the cluster profile, or the limit range")
+    if not faults:
+        yield ok("limit range", "each pod is within it" if ranges else "the namespace has none")
+
+
+def _limit_faults(name: str, limit: Json, pod: PodSize) -> Iterator[str]:
+    amounts = {"Container": pod.containers, "Pod": [pod.total]}.get(limit["type"], [])
+    for bound, sign in (("max", 1), ("min", -1)):
+        for resource, value in _amount(limit.get(bound, {})).items():
+            for amount in amounts:
+                if sign * (amount.get(resource, value) - value) > 0:
+                    asked, allowed = _value_text(resource, amount[resource]), _value_text(resource, value)
+                    yield f"{name}: {pod.name} asks for {asked} {resource}; allowed: {bound} {allowed}"
+
+
+def _amount(quantities: Mapping[str, str]) -> Amount:
+    return {name: parse_quantity(value) for name, value in quantities.items()}
+
+
+def _sum(amounts: Sequence[Amount]) -> Amount:
+    names = dict.fromkeys(name for amount in amounts for name in amount)
+    return {name: sum((amount.get(name, Decimal(0)) for amount in amounts), Decimal(0)) for name in names}
+
+
+def _amount_text(amount: Amount) -> str:
+    return ", ".join(f"{_value_text(name, value)} {name}" for name, value in amount.items())
+
+
+def _value_text(resource: str, value: Decimal) -> str:
+    return f"{value / (1 << 30):.1f} GiB".replace(".0 ", " ") if resource == "memory" else f"{value.normalize():f}"
