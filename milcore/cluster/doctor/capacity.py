@@ -27,13 +27,15 @@ class PodSize(NamedTuple):
     Args:
         name: head, worker, GPU worker or submitter.
         most: pods of the kind at the same time.
-        containers: what each requests, which is its limit.
+        containers: requests of each.
+        limits: of each.
         spec: of the pod.
     """
 
     name: str
     most: int
     containers: Sequence[Amount]
+    limits: Sequence[Amount]
     spec: Json
 
     @property
@@ -59,7 +61,8 @@ def pod_sizes(profile: ClusterProfile, *, use_gpu: bool) -> list[PodSize]:
 
 def _size(name: str, most: int, spec: Json, more: Sequence[Json] = ()) -> PodSize:
     resources = [*(container["resources"] for container in spec["containers"]), *more]
-    return PodSize(name, most, [_amount(each["requests"]) for each in resources], spec)
+    requests, limits = ([_amount(each[kind]) for each in resources] for kind in ("requests", "limits"))
+    return PodSize(name, most, requests, limits, spec)
 
 
 def fit_finding(pod: PodSize, nodes: Sequence[Json]) -> Finding:
@@ -127,23 +130,22 @@ def _quota_finding(name: str, left: Amount, least: Amount, most: Amount) -> Find
 
 
 def _shortage(left: Amount, need: Amount) -> str:
-    lacking = {key: need[_resource(key)] for key, value in left.items() if need.get(_resource(key), 0) > value}
+    lacking = {key: need[key] for key, value in left.items() if need.get(key, 0) > value}
     return ", ".join(
-        f"{key} {_value_text(_resource(key), left[key])} left of {_value_text(_resource(key), value)} needed"
+        f"{key} {_value_text(key, left[key])} left of {_value_text(key, value)} needed"
         for key, value in lacking.items()
     )
 
 
-def _resource(key: str) -> str:
-    """The resource that a key of a quota counts."""
-    return key.removeprefix("requests.").removeprefix("limits.").removeprefix("count/")
-
-
 def _job_amount(pods: Sequence[PodSize], *, all_workers: bool) -> Amount:
-    counts = {pod.name: pod.most if all_workers else 1 for pod in pods}
-    amounts = [pod.total for pod in pods for _ in range(counts[pod.name])]
-    whole = Decimal(1)
-    return _sum(amounts) | {"pods": Decimal(len(amounts)), "rayjobs.ray.io": whole, "jobs.batch": whole}
+    """Need of a job, by the keys that quotas have."""
+    of_pods = [pod for pod in pods for _ in range(pod.most if all_workers else 1)]
+    requests, limits = _sum([pod.total for pod in of_pods]), _sum([each for pod in of_pods for each in pod.limits])
+    need = {name: value for name, value in requests.items() if name in ("cpu", "memory")}
+    need |= {f"requests.{name}": value for name, value in requests.items()}
+    need |= {f"limits.{name}": value for name, value in limits.items()}
+    counts = {"pods": len(of_pods), "count/pods": len(of_pods), "count/rayjobs.ray.io": 1, "count/jobs.batch": 1}
+    return need | {name: Decimal(count) for name, count in counts.items()}
 
 
 def limit_findings(ranges: Sequence[Json], pods: Sequence[PodSize]) -> Iterator[Finding]:
@@ -162,8 +164,8 @@ def limit_findings(ranges: Sequence[Json], pods: Sequence[PodSize]) -> Iterator[
 
 
 def _limit_faults(name: str, limit: Json, pod: PodSize) -> Iterator[str]:
-    amounts = {"Container": pod.containers, "Pod": [pod.total]}.get(limit["type"], [])
-    for bound, sign in (("max", 1), ("min", -1)):
+    for bound, sign, containers in (("max", 1, pod.limits), ("min", -1, pod.containers)):
+        amounts = {"Container": containers, "Pod": [_sum(containers)]}.get(limit["type"], [])
         for resource, value in _amount(limit.get(bound, {})).items():
             for amount in amounts:
                 if sign * (amount.get(resource, value) - value) > 0:
@@ -185,4 +187,6 @@ def _amount_text(amount: Amount) -> str:
 
 
 def _value_text(resource: str, value: Decimal) -> str:
-    return f"{value / (1 << 30):.1f} GiB".replace(".0 ", " ") if resource == "memory" else f"{value.normalize():f}"
+    return (
+        f"{value / (1 << 30):.2f} GiB".replace(".00 ", " ") if resource.endswith("memory") else f"{value.normalize():f}"
+    )

@@ -169,7 +169,7 @@ def waiting(reason: str, message: str) -> Pod:
         ),
         (
             answer(in_namespace("resourcequotas"), quota({"requests.cpu": "10"}, {"requests.cpu": "8"})),
-            "quota", "team does not hold a head and one worker: requests.cpu 2 left of 7 needed", "larger quota",
+            "quota", "team does not hold a head and one worker: requests.cpu 2 left of 6.3 needed", "larger quota",
         ),
         (
             answer(in_namespace("limitranges"), limits(type="Container", max={"memory": "8Gi"}, min={"cpu": "100m"})),
@@ -262,7 +262,7 @@ def test_what_the_caller_may_not_read_is_a_warning_that_names_the_right(path: st
         (answer("/api/v1/nodes", {"items": [node()]}), "room for the GPU worker", "0 nvidia.com/gpu"),
         (
             answer(in_namespace("resourcequotas"), quota({"limits.memory": "40Gi"})),
-            "quota", "holds one worker, but not the profile's max_nodes: limits.memory 40 GiB left of 74 GiB needed",
+            "quota", "holds one worker, but not the profile's max_nodes: limits.memory 40 GiB left of 73.50 GiB needed",
         ),
         (answer(in_namespace("resourcequotas"), quota({}, scopes=["BestEffort"])), "quota", "some pods only"),
         (second_pod(Pod({}, conditions=(UNSCHEDULABLE,))), "network policy enforced", "not checked"),
