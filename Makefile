@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-browser browser test-faults test-containers engine image lock advisories kubectl docs \
+.PHONY: setup demo test test-long test-browser browser test-faults test-containers engine image image-archive lock advisories kubectl docs \
 	notebook lint format clean
 
 setup: .venv/ready
@@ -49,6 +49,10 @@ image: engine
 	$(PYTHON) k8s/image/build.py --stand-in-base --torch-index "$(TORCH_INDEX)" $(if $(BASE),--base "$(BASE)") \
 		$(if $(LOCK),--lock "$(LOCK)")
 
+# build/milcore-VERSION.tar, which kind, minikube and containerd load under the name that a kubelet looks for
+image-archive: image
+	$(PYTHON) k8s/image/build.py --archive
+
 # what the image installs, by version and sha256; after a change of constraints.txt or of the dependencies
 lock: setup
 	$(BIN)/python k8s/image/lock.py --torch-index "$(TORCH_INDEX)" $(if $(LOCK),--out "$(LOCK)")
@@ -57,7 +61,7 @@ lock: setup
 advisories: setup
 	$(BIN)/python k8s/image/advisories.py $(FILE)
 
-test-containers: setup image
+test-containers: setup image-archive
 	$(BIN)/pip install --quiet --constraint constraints.txt docker
 	$(BIN)/python -m pytest -m container tests/containers
 

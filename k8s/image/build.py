@@ -1,4 +1,4 @@
-"""``make engine`` and ``make image``: find or install a container engine, then build the image with it.
+"""``make engine``, ``make image`` and ``make image-archive``: find or install a container engine, build, save.
 
 The standard library only. The build sees packages where this machine's pip does: podman mounts pip's configuration, the
 certificates and the folders that the configuration names, read-only; the image holds none of them. Where no registry
@@ -6,11 +6,13 @@ answers, ``--stand-in-base`` makes the base image from Debian's own packages.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +22,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CONF = HERE / "containers.conf"
 BASE = "docker.io/library/python:3.11-slim"
+# where a kubelet looks for a name without a registry, and an engine too but podman for what it has built itself
+LIBRARY = BASE.rpartition("/")[0]
 PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "debootstrap", "iptables", "iproute2", "catatonit")
 CERTIFICATES = "/etc/ssl/certs"
 LISTS = ("find-links", "extra-index-url", "index-url")
@@ -37,7 +41,11 @@ def main(arguments: Sequence[str]) -> int:
         if given.stand_in_base:
             make_base(engine, given.base)
             start_one(engine, given.base)
-        if not given.engine_only:
+        if given.archive:
+            path = ROOT / "build" / f"{image_tag().replace(':', '-')}.tar"
+            save(engine, path)
+            print(f"{path}: {', '.join(archive_names(path))}")
+        elif not given.engine_only:
             tag = build(engine, given.torch_index, given.base, given.lock)
             print(f"its packages: {write_sbom(engine, tag)}")
     except BuildError as error:
@@ -101,18 +109,45 @@ def start_one(engine: str, base: str) -> None:
         raise BuildError(f"{engine} is here but starts no container; try: {engine} run --rm {base} true")
 
 
+def image_tag() -> str:
+    """``milcore:<version>``."""
+    source = (ROOT / "milcore" / "__init__.py").read_text()
+    version = re.search(r'^__version__ = "(.+)"', source, re.MULTILINE)[1]  # type: ignore[index]
+    return f"milcore:{version}"
+
+
+def save(engine: str, path: Path) -> None:
+    """Write the image as an archive that names it as a kubelet does.
+
+    Raises:
+        BuildError: it is not there.
+    """
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)  # podman adds to an archive that is there
+    kind = ["--format=docker-archive"] if engine == "podman" else []
+    if not _engine(engine, "save", *kind, f"--output={path}", f"{LIBRARY}/{image_tag()}", check=False, quiet=False):
+        raise BuildError(f"{LIBRARY}/{image_tag()} cannot be saved; run `make image` first")
+
+
+def archive_names(path: Path) -> list[str]:
+    """Names of the images in an archive, in full, as containerd reads them."""
+    with tarfile.open(path) as archive:
+        manifest = archive.extractfile("manifest.json").read()  # type: ignore[union-attr]
+        tags = [tag for image in json.loads(manifest) for tag in image["RepoTags"] or []]
+    return [tag if "/" in tag else f"{LIBRARY}/{tag}" for tag in tags]
+
+
 def build(engine: str, torch_index: str, base: str, lock: str) -> str:
     """Build ``milcore:<version>`` and say its size and how long it took; its tag.
 
     Raises:
         BuildError: the build fails.
     """
-    source = (ROOT / "milcore" / "__init__.py").read_text()
-    version = re.search(r'^__version__ = "(.+)"', source, re.MULTILINE)[1]  # type: ignore[index]
-    began, tag = time.monotonic(), f"milcore:{version}"
+    began, tag = time.monotonic(), image_tag()
+    version = tag.partition(":")[2]
     with tempfile.TemporaryDirectory() as folder:
         surroundings = _surroundings(Path(folder)) if engine == "podman" else []
-        named = ["--file", str(HERE / "Dockerfile"), "--tag", tag]
+        named = ["--file", str(HERE / "Dockerfile"), "--tag", tag, "--tag", f"{LIBRARY}/{tag}"]
         told = {"VERSION": version, "TORCH_INDEX": torch_index, "BASE": base, "LOCK": lock}
         arguments = [part for name, value in told.items() for part in ("--build-arg", f"{name}={value}")]
         command = ["build", *surroundings, *named, *arguments, str(ROOT)]
@@ -193,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--install", action="store_true", help="as root, install podman where no engine works")
     parser.add_argument("--engine-only", action="store_true", help="only see to an engine")
+    parser.add_argument("--archive", action="store_true", help="save the image that is there instead of building it")
     parser.add_argument("--stand-in-base", action="store_true", help="make the base image where it cannot be pulled")
     parser.add_argument("--torch-index", default="", help="extra package index with the lock's build of torch")
     parser.add_argument("--base", default=BASE, help="base image, best by digest: name@sha256:…")

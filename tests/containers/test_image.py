@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import milcore
-from tests.containers.conftest import Engine
+from tests.containers.conftest import Engine, load_build
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,6 +37,14 @@ for name in ("milcore", "components", "pipeline"):
             importlib.import_module(module.name)
 import kfp.dsl.executor_main
 """
+
+
+def test_the_archive_names_the_image_as_a_kubelet_looks_for_it(engine: Engine) -> None:
+    """Podman's own name for what it has built begins with localhost, which no kubelet asks for."""
+    build = load_build()
+    tag = f"milcore:{milcore.__version__}"
+    assert build.archive_names(ROOT / "build" / f"milcore-{milcore.__version__}.tar") == [f"{build.LIBRARY}/{tag}"]
+    assert engine("image", "inspect", f"{build.LIBRARY}/{tag}", check=False).returncode == 0
 
 
 def test_every_module_of_ours_imports_from_what_the_image_kept_of_its_packages(engine: Engine) -> None:
