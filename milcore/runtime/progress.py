@@ -5,6 +5,7 @@ one every five seconds at first, later one every eighth of the time that has pas
 """
 
 import contextlib
+import os
 import re
 import sys
 import time
@@ -17,6 +18,9 @@ from rich.progress import Progress
 
 T = TypeVar("T")
 
+PROGRAM = "milcore"
+# variable of the processes of a Ray job
+IN_JOB = "MILCORE_JOB"
 SECONDS_BETWEEN_LINES = (5.0, 60.0)
 SHARE_BETWEEN_LINES = 0.125
 # control characters, marks that turn the direction of text, line separators, and halves of pairs
@@ -129,8 +133,13 @@ def printable(line: str) -> str:
 
 
 def log_line(line: str) -> None:
-    """Print one line of progress to standard error, as ``printable`` gives it."""
-    print(printable(line), file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
+    """Print one line of progress to standard error, as ``printable`` gives it.
+
+    In a Ray job it begins with the program's name, by which the job's follower tells it from what Ray prints.
+    """
+    text, begin = printable(line), f"{PROGRAM}: "
+    text = begin + text if os.environ.get(IN_JOB) and not text.startswith(begin) else text
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
 
 
 class EpochObserver(Protocol):

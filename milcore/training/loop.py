@@ -154,7 +154,10 @@ class _Loop:
         """Resume from the newest checkpoint, or start from the first epoch."""
         with self.ctx.restore() as folder:
             if folder is not None:
-                return load_checkpoint(folder, self.training)
+                progress = load_checkpoint(folder, self.training)
+                if progress.epochs_done < self.config.epochs:
+                    self.ctx.log(f"going on at epoch {progress.epochs_done + 1}")
+                return progress
         self.model.encoder.prepare(lambda: feature_statistics(self.bags, self.ctx, self.config.seed))
         return Progress()
 

@@ -2,9 +2,14 @@
 
 import importlib.metadata
 import importlib.util
+import io
 import json
+import os
 import re
 import stat
+import subprocess
+import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -73,6 +78,31 @@ def disagreements(lock: str) -> list[str]:
             todo += needed_by(importlib.metadata.requires(name) or [], {*requirement.extras, ""})
     unused = locked.keys() - {name for name, _ in seen}
     return sorted({*found, *(f"{name} is needed by none" for name in unused)})
+
+
+def test_a_step_of_kubeflow_logs_its_own_lines_and_not_its_input(tmp_path: Path) -> None:
+    """As the compiled pipeline starts it, with what the image adds to Python's path."""
+    assert "ENV PYTHONPATH=/opt/milcore/site" in DOCKERFILE
+    (tmp_path / "step.py").write_text("def step(uri: str):\n    print('the work', uri)\n")
+    given = {
+        "inputs": {"parameterValues": {"uri": "s3://b/run"}},
+        "outputs": {"outputFile": str(tmp_path / "out.json")},
+    }
+    command = ["-m", "kfp.dsl.executor_main", "--component_module_path", str(tmp_path / "step.py"),
+               "--function_to_execute", "step", "--executor_input", json.dumps(given)]  # fmt: skip
+    surroundings = {**os.environ, "_KFP_RUNTIME": "true", "PYTHONPATH": str(IMAGE / "site")}
+    ended = subprocess.run([sys.executable, *command], env=surroundings, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("the work s3://b/run\n", "")
+
+
+@pytest.mark.parametrize("name", ["docker.io/library/milcore:1", "milcore:1"], ids=["podman", "docker"])
+def test_names_of_an_archive_are_told_in_full(tmp_path: Path, name: str) -> None:
+    manifest = json.dumps([{"Config": "c.json", "RepoTags": [name], "Layers": []}]).encode()
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        entry = tarfile.TarInfo("manifest.json")
+        entry.size = len(manifest)
+        archive.addfile(entry, io.BytesIO(manifest))
+    assert script("build").archive_names(tmp_path / "a.tar") == ["docker.io/library/milcore:1"]
 
 
 def test_the_lock_agrees_with_the_pins_and_the_dependencies() -> None:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from milcore.runtime.redaction import plain
+
 TERMINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
 DEADLINES = ("DeadlineExceeded", "PreRunningDeadlineExceeded")
 # Ray's message of a driver that exited by itself: another attempt would end the same. KubeRay's own reason does not
@@ -53,3 +55,9 @@ def state_line(status: Mapping[str, Any]) -> str:
 def driver_line(message: str) -> str:
     """The driver's last line inside KubeRay's message."""
     return message.rpartition("milcore: ")[2].strip().splitlines()[0]
+
+
+def one_line(reason: str) -> str:
+    """A reason with the last line of the log that Ray quotes."""
+    first, *lines = [line for line in map(plain, reason.splitlines()) if line.strip()]
+    return f"{first.partition(', last available logs')[0]}: {lines[-1].strip()}" if lines else first

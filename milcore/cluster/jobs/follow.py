@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from milcore.cluster.jobs.assessment import EXIT_CODE, Assessment, assess, driver_line, state_line
+from milcore.cluster.jobs.assessment import EXIT_CODE, Assessment, assess, driver_line, one_line, state_line
+from milcore.cluster.jobs.job_log import JobLog
 from milcore.cluster.jobs.kubernetes import RayJobs
 from milcore.cluster.jobs.pods import SUBMITTER, WORKER, Event, Pod, wait_lines
 from milcore.errors import ClusterError, InputError, MILError
 from milcore.runtime.progress import log_line
+from milcore.runtime.redaction import redact
 
 SECONDS_BETWEEN_POLLS = 5.0
 # seconds for which job status and deployment status may contradict each other; KubeRay itself decides after 300 s
@@ -33,10 +35,15 @@ class Follower:
         name: of the job.
         worker_deadline_s: seconds without any worker after which the job fails.
         pause: waits a number of seconds between polls.
+        log: of the job's lines.
     """
 
-    def __init__(self, jobs: RayJobs, name: str, worker_deadline_s: float, pause: Callable[[float], None]) -> None:
+    def __init__(
+        self, jobs: RayJobs, name: str, worker_deadline_s: float, pause: Callable[[float], None], log: JobLog
+    ) -> None:
         self._jobs, self._name, self._worker_deadline_s, self._pause = jobs, name, worker_deadline_s, pause
+        self._log = log
+        self._submitter = ""
         self._state = ""
         self._shown = datetime.fromtimestamp(0, UTC)
         self._known: set[Event] = set()
@@ -69,12 +76,19 @@ class Follower:
         raise AssertionError
 
     def _show_log(self, pods: list[Pod]) -> None:
-        """Log the driver's new lines, which the submitter prints."""
+        """Log the driver's new lines, which the submitter prints.
+
+        Another submitter hands the job in again: the one before has lost the head.
+        """
         started = [(pod.start, pod.name) for pod in pods if pod.role == SUBMITTER and pod.start]
         if not started:
             return
-        for line in self._jobs.log_since(max(started)[1], self._shown):
-            log_line(line.text)
+        _, submitter = max(started)
+        if self._submitter not in {"", submitter}:
+            log_line(f"RayJob {self._name}: the head was lost, and the job is submitted again by {submitter}")
+        self._submitter = submitter
+        for line in self._jobs.log_since(submitter, self._shown):
+            self._log.add(line.text)
             self._shown = line.when
 
     def _show_state(self, status: Mapping[str, Any]) -> None:
@@ -116,5 +130,6 @@ class Follower:
         if code and int(code[1]) == InputError.exit_code:
             return InputError(driver_line(assessment.reason))
         warnings = "; ".join(event.line for event in self._jobs.warnings(self._name)[-2:])
-        text = f"RayJob {self._name} failed: {assessment.reason}{f' ({warnings})' if warnings else ''}"
+        reason = redact(one_line(assessment.reason))
+        text = f"RayJob {self._name} failed: {reason}{f' ({warnings})' if warnings else ''}"
         return RayJobError(text) if assessment.retryable else ClusterError(text)

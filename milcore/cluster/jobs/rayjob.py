@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from milcore.cluster.jobs.assessment import assess
 from milcore.cluster.jobs.follow import Follower, RayJobError
+from milcore.cluster.jobs.job_log import JobLog, log_uri, logged_attempts
 from milcore.cluster.jobs.kubernetes import RayJobs, connect
 from milcore.cluster.jobs.profile import ClusterProfile, read_profile
 from milcore.cluster.jobs.rayjob_spec import (
@@ -36,7 +37,7 @@ from milcore.cluster.jobs.rayjob_spec import (
 )
 from milcore.cluster.jobs.signals import on_termination
 from milcore.config import LaunchConfig
-from milcore.errors import ClusterError
+from milcore.errors import ClusterError, MILError
 from milcore.runtime.progress import log_line
 
 ATTEMPTS = 3
@@ -72,7 +73,8 @@ def run_rayjob(arguments: tuple[str, ...], launch: LaunchConfig) -> None:
     environment = StepEnvironment.read(os.environ)
     # outside a pipeline the folder identifies the run
     run_id = environment.run_id or arguments[1]
-    request = JobRequest(run_id, arguments[0], arguments, max(1, launch.workers), launch.use_gpu)
+    step, folder_uri, *_ = arguments
+    request = JobRequest(run_id, step, arguments, max(1, launch.workers), launch.use_gpu, folder_uri)
     Launcher(connect_rayjobs(), request, read_profile(launch), environment).run()
 
 
@@ -123,6 +125,7 @@ class Launcher:
         self._profile = profile
         self._environment = environment
         self._pause = pause
+        self._logs_are_kept = True
 
     def run(self) -> None:
         """Return once the step has succeeded.
@@ -135,7 +138,7 @@ class Launcher:
         for attempts_left in range(ATTEMPTS - 1, -1, -1):
             name = self._start()
             with on_termination(functools.partial(self._jobs.delete, name)):
-                failure = Follower(self._jobs, name, self._profile.pre_running_deadline_s, self._pause).run()
+                failure = self._follow(name)
                 if not isinstance(failure, RayJobError) or not attempts_left:
                     break
                 log_line(f"{failure}; trying again in {SECONDS_BEFORE_NEXT_ATTEMPT:.0f} s ({attempts_left} left)")
@@ -143,6 +146,18 @@ class Launcher:
         self._remove_jobs()
         if failure is not None:
             raise failure
+
+    def _follow(self, name: str) -> MILError | None:
+        """Failure of an attempt; None where it succeeded.
+
+        Its log is kept at its end.
+        """
+        step, uri = self._request.step, self._request.folder_uri
+        deadline_s = self._profile.pre_running_deadline_s
+        with JobLog(log_uri(uri, step, name.rpartition("-r")[2]) if uri else None) as log:
+            failure = Follower(self._jobs, name, deadline_s, self._pause, log).run()
+        self._logs_are_kept = self._logs_are_kept and log.is_kept
+        return failure
 
     def _start(self) -> str:
         """Create the next attempt's RayJob, or adopt one; returns its name."""
@@ -153,6 +168,7 @@ class Launcher:
                 return str(job["metadata"]["name"])
         key = job_key(self._request)
         names = [str(job["metadata"]["name"]) for job in earlier] + [pod.name for pod in self._jobs.pods(key)]
+        names += [f"{key}-r{attempt}" for attempt in logged_attempts(self._request.folder_uri, self._request.step)]
         for attempt in itertools.count(next_attempt(key, names)):
             body = rayjob(f"{key}-r{attempt}", self._request, spec, self._profile, self._environment.owner)
             if self._create(body):
@@ -189,7 +205,7 @@ class Launcher:
         """
         try:
             names = [str(job["metadata"]["name"]) for job in self._jobs.labelled(job_labels(self._request))]
-            if self._profile.kept_s == 0:
+            if self._profile.kept_s == 0 and self._logs_are_kept:
                 for name in names:
                     self._jobs.delete(name)
                 return
@@ -197,7 +213,8 @@ class Launcher:
             log_line(f"the step's RayJobs are not removed: {error}")
             return
         if names:
-            log_line(f"kept for {self._profile.kept_s} s: {delete_command(names, self._jobs.namespace)}")
+            reason = f"kept for {self._profile.kept_s} s" if self._profile.kept_s else "left with their logs"
+            log_line(f"{reason}: {delete_command(names, self._jobs.namespace)}")
 
     def _adopt(self, job: Json, digest: str) -> bool:
         """Make this pod the owner of a running job; False where it is gone.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from milcore.cluster.jobs.profile import ClusterProfile, Nodes
 from milcore.runtime.allow_list import REMOTE
+from milcore.runtime.progress import IN_JOB
 
 Json = dict[str, Any]
 
@@ -43,6 +44,7 @@ class JobRequest(NamedTuple):
         arguments: of ``python -m milcore.cluster``: the step, its folder, flags.
         workers: Ray workers.
         use_gpu: a GPU for each of them.
+        folder_uri: folder that keeps the attempts' logs; None keeps none.
     """
 
     run_id: str
@@ -50,6 +52,7 @@ class JobRequest(NamedTuple):
     arguments: tuple[str, ...]
     workers: int
     use_gpu: bool
+    folder_uri: str | None = None
 
 
 def short_hash(*parts: str) -> str:
@@ -176,6 +179,7 @@ def _container(name: str, profile: ClusterProfile, image: str, resources: Json) 
             _variable_from("AWS_ENDPOINT_URL", "configMapKeyRef", config),
             _variable_from("AWS_DEFAULT_REGION", "configMapKeyRef", config),
             {"name": REMOTE, "value": "1"},
+            {"name": IN_JOB, "value": "1"},
             # interval in which Ray Train collects its workers' reports (s); it bounds the speed of short epochs
             {"name": "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "value": "1"},
         ],

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from milcore.cluster.jobs.job_log import JobLog, log_uri
 from milcore.cluster.jobs.signals import on_termination
 from milcore.cluster.workers.connect import forwarded_variables
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
-from milcore.runtime.progress import log_line
+from milcore.runtime.progress import IN_JOB, log_line
 
 SECONDS_BETWEEN_POLLS = 1.0
 FAILED_POLLS_IN_A_ROW = 60
@@ -33,12 +34,15 @@ def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
     client = _client(launch.ray_address)
     entrypoint = shlex.join(["python", "-m", "milcore.cluster", *arguments])
     job_id = _submit(client, f"milcore-{hashlib.sha256(entrypoint.encode()).hexdigest()[:16]}", entrypoint)
-    with on_termination(lambda: client.stop_job(job_id)):
-        job = _follow(client, job_id)
+    step, folder_uri, *_ = arguments
+    with (
+        JobLog(log_uri(folder_uri, step, job_id.rpartition("-r")[2])) as log,
+        on_termination(lambda: client.stop_job(job_id)),
+    ):
+        job = _follow(client, job_id, log)
     if job.status == JobStatus.SUCCEEDED:
         return
-    lines = client.get_job_logs(job_id).strip().splitlines()
-    reason = lines[-1].removeprefix("milcore: ") if lines else f"{job.message}"
+    reason = log.last_line or f"{job.message}"
     if job.driver_exit_code == InputError.exit_code:
         raise InputError(reason)
     raise ClusterError(f"Ray job {job_id} at {launch.ray_address} ended as {job.status}: {reason}")
@@ -64,13 +68,14 @@ def _submit(client: JobSubmissionClient, key: str, entrypoint: str) -> str:
         log_line(f"Ray job {running} runs already: following it")
         return running
     job_id = f"{key}-r{1 + max((int(name.rpartition('-r')[2]) for name in earlier), default=-1)}"
-    client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": forwarded_variables()})
+    variables = {**forwarded_variables(), IN_JOB: "1"}
+    client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": variables})
     log_line(f"Ray job {job_id}: {entrypoint}")
     return job_id
 
 
-def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
-    """Show the job's log as it grows; returns its details once it has ended.
+def _follow(client: JobSubmissionClient, job_id: str, log: JobLog) -> JobDetails:
+    """Add to the log as it grows; returns its details once it has ended.
 
     A dashboard that does not answer is polled again, up to FAILED_POLLS_IN_A_ROW times.
     """
@@ -78,7 +83,7 @@ def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
     while True:
         try:
             job = client.get_job_info(job_id)
-            log = client.get_job_logs(job_id)
+            text = client.get_job_logs(job_id)
         except (OSError, RuntimeError) as error:
             failed_polls += 1
             if failed_polls == FAILED_POLLS_IN_A_ROW:
@@ -86,9 +91,9 @@ def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
             time.sleep(SECONDS_BETWEEN_POLLS)
             continue
         failed_polls = 0
-        end = len(log) if job.status.is_terminal() else log.rfind("\n") + 1
-        for line in log[shown:end].splitlines():
-            log_line(line)
+        end = len(text) if job.status.is_terminal() else text.rfind("\n") + 1
+        for line in text[shown:end].splitlines():
+            log.add(line)
         shown = max(shown, end)
         if job.status.is_terminal():
             return job

@@ -205,4 +205,5 @@ def _requeue(worker: _Worker, waiting: deque[tuple[str, int]], deaths: Counter[s
     deaths[occasion] += 1
     if deaths[occasion] == DEATHS_AT_ONE_SLIDE:
         raise ClusterError(f"{DEATHS_AT_ONE_SLIDE} Ray workers died {occasion}: {reason}") from error
+    log_line(f"a worker was lost {occasion}; another one takes its slides")
     waiting.extendleft(reversed(worker.unfinished.items()))

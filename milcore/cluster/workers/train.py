@@ -156,6 +156,9 @@ class _AbortOnRepeatedError(UserCallback):
                 _mute_tracebacks()
                 raise error
             self._runtime_errors.add(str(error))
+        log_line(
+            f"a worker was lost: {_line(next(iter(worker_exceptions.values())))[:200]}; going on from the checkpoint"
+        )
 
 
 def is_deterministic(error: Exception) -> bool:

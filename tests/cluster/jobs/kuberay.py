@@ -115,7 +115,7 @@ class FakeKubeRay:
 
     def log(self, pod: str) -> str:
         """Lines with the times they were written, a millisecond apart."""
-        lines = self.logs[pod.removesuffix("-abcde")]
+        lines = self.logs[pod.removesuffix("-abcde")]  # that of another submitter is under its own name
         times = (BEGINNING + timedelta(milliseconds=k + 1) for k in range(len(lines)))
         stamps = (f"{when:%Y-%m-%dT%H:%M:%S.%f}789Z" for when in times)
         return "".join(f"{stamp} {line}\n" for stamp, line in zip(stamps, lines, strict=True))

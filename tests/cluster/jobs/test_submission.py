@@ -1,6 +1,7 @@
 """The same steps on a cluster that stands already: as a job through its dashboard, and joined directly."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,12 @@ def test_a_job_trains_on_s3_and_its_log_is_shown(
     assert Run(run).spec().train == TRAIN
     shown = capfd.readouterr().err
     assert "python -m milcore.cluster train" in shown
-    assert "epoch 3/3" in shown
+    assert [shown.count(f"epoch {k}/3: ") for k in (1, 3)] == [1, 1]
+    assert [word for word in ("pid=", "\x1b", "milcore: ") if word in shown] == []
+    assert re.fullmatch(rf"all \d+ lines of the job's log: {run}/logs/train-r0.log", shown.splitlines()[-1])
+    kept = storage.read_bytes(f"{run}/logs/train-r0.log").decode()
+    assert "milcore: epoch 3/3" in kept
+    assert "\x1b" not in kept
     (job,) = [job for job in JobSubmissionClient(standing_ray.dashboard).list_jobs() if run in job.entrypoint]
     assert "AWS_ENDPOINT_URL" in job.runtime_env["env_vars"]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(job), "what travels with a job is shown by the dashboard"
