@@ -7,10 +7,11 @@ torch's DDP.
 """
 
 import contextlib
+import functools
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -74,12 +75,14 @@ def train_model(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult
 def _train(loop: "_Loop") -> FitResult:
     """Train the epochs that are left, until patience ends."""
     config, progress = loop.config, loop.start()
-    for epoch in range(progress.epochs_done, config.epochs):
-        if epoch - progress.best_epoch > config.patience:
-            break
-        metrics = loop.train_epoch(epoch) | validate(loop.eval_model, loop.bags, loop.budget, loop.ctx)
-        _record_epoch(progress, epoch, metrics, loop.eval_model)
-        loop.report(progress, epoch, metrics)
+    with contextlib.closing(loop.batches(progress.epochs_done)) as batches:
+        for epoch in range(progress.epochs_done, config.epochs):
+            if epoch - progress.best_epoch > config.patience:
+                break
+            trained = loop.train_epoch(epoch, batches)
+            metrics = trained | validate(loop.eval_model, loop.bags, loop.budget, loop.ctx)
+            _record_epoch(progress, epoch, metrics, loop.eval_model)
+            loop.report(progress, epoch, metrics)
     loop.model.load_state_dict(progress.best_weights)
     return FitResult(loop.model, progress.history, progress.best_epoch, progress.best)
 
@@ -140,6 +143,10 @@ class _Loop:
         self.budget = self.model.instance_budget(instance)
         self.training = Optimisation(config, self.model)
         self.instances_per_bag = instances_per_bag(config, bags)
+        # of the epoch that is trained, and of the next
+        self._steps_of = functools.lru_cache(maxsize=2)(
+            functools.partial(rank_batches, config, bags, self.budget, ctx=ctx)
+        )
         distributed = ctx.world_size > 1
         self.replica = DistributedDataParallel(self.model, forward_sync_buffers=False) if distributed else self.model
 
@@ -161,8 +168,23 @@ class _Loop:
         self.model.encoder.prepare(lambda: feature_statistics(self.bags, self.ctx, self.config.seed))
         return Progress()
 
-    def train_epoch(self, epoch: int) -> dict[str, float]:
+    def batches(self, first: int) -> Generator[BagBatch]:
+        """This rank's batches of all epochs from one on.
+
+        The first bags of an epoch are read while the last steps and the validation of the one before compute, so that
+        an end by patience leaves some that nobody uses.
+        """
+        epochs = range(first, self.config.epochs)
+        return self.bags.batches(
+            group.bags for epoch in epochs for step in self._steps_of(epoch) for group in step.groups
+        )
+
+    def train_epoch(self, epoch: int, batches: Iterator[BagBatch]) -> dict[str, float]:
         """Train one pass over the training bags.
+
+        Args:
+            epoch: from 0.
+            batches: of this epoch, and later ones.
 
         Returns:
             ``train_loss``, the weighted mean over the bags; ``train_bags_per_sec``; ``train_waiting``, the share of
@@ -172,14 +194,13 @@ class _Loop:
             MILError: the loss is not finite.
         """
         start = time.perf_counter()
-        steps = rank_batches(self.config, self.bags, self.budget, epoch, self.ctx)
-        batches = _TimedBatches(self.bags.batches(group.bags for step in steps for group in step.groups))
+        steps, timed = self._steps_of(epoch), _TimedBatches(batches)
         dropout = Dropout(self.config.seed, epoch, self.config.dropout)
         loss = 0.0
         for number, step in enumerate(steps):
-            loss += self._backward(step, batches, dropout) * step.batch_weight
+            loss += self._backward(step, timed, dropout) * step.batch_weight
             self.training.step(epoch + number / len(steps))
-        loss, waiting_s = self._sum_over_ranks(loss, batches.waiting_s)
+        loss, waiting_s = self._sum_over_ranks(loss, timed.waiting_s)
         loss /= sum(step.batch_weight for step in steps)
         if not math.isfinite(loss):
             raise MILError(f"epoch {epoch}: the training loss is {loss}; lower learning_rate or use precision fp32")

@@ -3,6 +3,8 @@
 import functools
 import math
 import tempfile
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch.multiprocessing as mp
 from milcore.config import TrainConfig
 from milcore.errors import MILError
 from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.bags.read_ahead import MOST_BAGS
 from milcore.mil.model import make_model
 from milcore.training.context import LocalContext, checkpoint_names
 from milcore.training.loop import bag_losses, train_model
@@ -290,6 +293,44 @@ def test_training_stops_after_patience_epochs_without_a_better_loss() -> None:
     config = SMALL.model_copy(update={"epochs": 200, "patience": 3, "learning_rate": 0.05})
     result = train_model(config, ragged_bags(), LocalContext(None, CPU))
     assert max(row.epoch for row in result.history) == result.best_epoch + 3
+
+
+class EpochEnds(LocalContext):
+    """Calls a function as each epoch ends, before the next begins."""
+
+    def __init__(self, call: Callable[[int], object]) -> None:
+        super().__init__(None, CPU)
+        self.call = call
+
+    def report(self, epoch: int, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        super().report(epoch, metrics, checkpoint)
+        self.call(epoch)
+
+
+def test_bags_of_the_next_epoch_are_read_before_it_begins_and_none_after_the_last() -> None:
+    """More bags than are read ahead, of which none is kept: each is read for the statistics and once an epoch.
+
+    One that is in work for the end of an epoch is not read again for the beginning of the next.
+    """
+    count, opened, opens = 3 * MOST_BAGS, Counter[str](), threading.Condition()
+    instances = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(0))
+
+    def open_rows(entry: BagEntry) -> torch.Tensor:
+        with opens:
+            opened[entry.bag_id] += 1
+            opens.notify_all()
+        return instances[int(entry.bag_id)][None]
+
+    bags = Bags([BagEntry.of_slide(str(k), str(k), k % 2, "train", 1) for k in range(count)], open_rows, 0)
+
+    def await_next(epoch: int) -> None:
+        later = [str(k) for k in range(1, count)]  # the first is opened for the shape of an instance too
+        with opens:
+            is_last = epoch + 1 == SMALL.epochs
+            assert is_last or opens.wait_for(lambda: max(opened[name] for name in later) == epoch + 3, timeout=60)
+
+    train_model(SMALL, bags, EpochEnds(await_next))
+    assert max(opened[str(k)] for k in range(1, count)) <= 1 + SMALL.epochs
 
 
 @pytest.mark.parametrize("pooling", ["max", "attention", "gated_attention"])

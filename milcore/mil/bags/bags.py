@@ -7,7 +7,7 @@ Axes: instance, bag; the other axes of instances are (feature,) or (channel, hei
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -177,7 +177,7 @@ class Bags:
         """The same bags with a cache of their own, empty at first."""
         return Bags(self.entries, self._open_rows, size_bytes, self.class_names)
 
-    def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
+    def batches(self, groups: Iterable[Sequence[int]]) -> Generator[BagBatch]:
         """Batch of each group of indices, the next ones read ahead.
 
         What is read ahead takes at most a quarter of the cache, or is the next batch alone.

@@ -6,7 +6,7 @@ round trip. Bags are kept in the cache in the order of the groups, whichever rea
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -87,7 +87,7 @@ class ReadAhead:
         self._readers = ThreadPoolExecutor(CONCURRENT_REQUESTS, thread_name_prefix="bags")
         self._packer = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
-    def batches(self, groups: Iterable[Sequence[int]]) -> Iterator[BagBatch]:
+    def batches(self, groups: Iterable[Sequence[int]]) -> Generator[BagBatch]:
         """Batch of each group of indices, in their order.
 
         Raises:
