@@ -56,7 +56,8 @@ def write_slides(store: PatchStore, slides: Sequence[Slide], step: SlideStep) ->
         current.add(outcome.slide_id)
         yield outcome
     others = (slide for slide in slides if slide.slide_id not in current)
-    for outcome, row in step.results([SlideTask(slide, slide.slide_id not in with_folder) for slide in others]):
+    tasks = [SlideTask(slide, slide.slide_id not in with_folder) for slide in others]
+    for outcome, row in step.results(tasks) if tasks else ():  # without any, no worker is waited for
         if row is not None and row != catalogue.row(outcome.slide_id):
             rows.add(row)
         yield outcome

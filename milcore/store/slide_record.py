@@ -18,6 +18,7 @@ from milcore.config import (
     Codec,
 )
 from milcore.errors import StoreError
+from milcore.runtime.digest import digest
 
 # 2: chunks, arrays and groups have checksums
 SCHEMA_VERSION = 2
@@ -173,6 +174,11 @@ class SlideRecord:
     def instances(self) -> int:
         """Number of instances; 0 in quarantine."""
         return self.patches or 0
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the record."""
+        return digest(self.to_attrs())
 
     @property
     def patch_mpp(self) -> float | None:

@@ -10,7 +10,9 @@ import pytest
 
 from milcore.config import EncodeConfig, IngestConfig
 from milcore.encoders.extraction.encode import encode
+from milcore.errors import ClusterError
 from milcore.ingestion.cohort import ingest, plan_cohort
+from milcore.ingestion.slide_result import SlideResult
 from milcore.slides.write_pyramid import write_pyramid
 from milcore.store.slide_group import SlideGroup
 from milcore.store.store import PatchStore
@@ -65,6 +67,16 @@ def test_slides_that_another_program_ingested_are_not_taken_for_those_of_the_cat
     check_rows(ingested)
 
 
+def test_no_worker_is_waited_for_where_nothing_is_missing(ingested: PatchStore) -> None:
+    def without_workers(*_: object) -> Iterator[SlideResult]:
+        raise ClusterError("expected a worker, got none")
+
+    outcomes = list(ingest(ingested.uri, CONFIG, 1, map_slides=without_workers))
+    assert [outcome.skipped for outcome in outcomes] == [True, True]
+    with pytest.raises(ClusterError):
+        list(ingest(ingested.uri, OTHER, 1, map_slides=without_workers))
+
+
 def test_a_slide_whose_record_is_lost_or_damaged_is_ingested_again(ingested: PatchStore, tmp_path: Path) -> None:
     (tmp_path / "store/slides/a.zarr/zarr.json").unlink()
     (tmp_path / "store/slides/b.zarr/zarr.json").write_bytes(b"{")
@@ -80,6 +92,20 @@ def test_features_that_a_person_removed_are_encoded_again(ingested: PatchStore, 
     shutil.rmtree(tmp_path / "store/slides/a.zarr/features/colour")
     assert {slide.slide_id: slide.skipped for slide in encode(ingested.uri, config)} == {"a": False, "b": True}
     check_rows(ingested)
+
+
+def test_slides_that_another_program_ingested_are_encoded_as_they_are_now(ingested: PatchStore, tmp_path: Path) -> None:
+    write_encoder(tmp_path / "encoder.onnx")
+    config = EncodeConfig(encoder=f"onnx:{tmp_path / 'encoder.onnx'}", name="colour")
+    for settings, is_skipped in (
+        (CONFIG, False),
+        (OTHER, False),
+        (OTHER.model_copy(update={"stride": PATCH_PX}), True),
+    ):
+        with without_catalogue(tmp_path):
+            skipped(ingested, settings)
+        assert [slide.skipped for slide in encode(ingested.uri, config)] == [is_skipped] * 2
+        check_rows(ingested)
 
 
 def test_what_another_program_changed_in_an_import_is_imported_again(tmp_path: Path) -> None:
@@ -109,3 +135,14 @@ def test_an_import_whose_files_changed_since_is_read_again(tmp_path: Path) -> No
     assert "no file b.h5" in import_files(tmp_path, "clam").quarantined["b"]
     assert import_files(tmp_path, "clam").skipped == 1
     check_rows(store)
+
+
+def test_an_imported_file_out_of_reach_is_told_where_its_version_is_unknown(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        write_h5(tmp_path / "made" / f"{name}.h5", features_of(seed))
+    store = import_files(tmp_path, "clam").store
+    (tmp_path / "store/sources/a.json").unlink()
+    store.rebuild_catalogue()
+    (tmp_path / "made/a.h5").unlink()
+    (tmp_path / "made/a.h5").symlink_to("absent")
+    assert "there is no such file" in import_files(tmp_path, "clam").quarantined["a"]

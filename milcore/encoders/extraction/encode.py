@@ -24,7 +24,7 @@ from milcore.errors import InputError, MILError, StoreError
 from milcore.runtime import storage
 from milcore.runtime.limits import cpus
 from milcore.runtime.malloc import keep_freed_memory
-from milcore.store.catalogue import Catalogue
+from milcore.store.catalogue import Catalogue, resolved
 from milcore.store.slide_row import FEATURES, SlideRow, read_rows
 from milcore.store.store import PatchStore
 
@@ -102,12 +102,14 @@ def _encode_all(job: EncodeJob, slides: dict[str, int], run: EncodeSlides) -> It
 def _row(catalogue: Catalogue, name: str, slide: EncodedSlide) -> SlideRow | None:
     """Row of a slide with its features.
 
-    None where it is to be read from the slide: without a row before, or without features.
+    None where it is to be read from the slide: without a row before, or of another record, or without features.
     """
     row = catalogue.row(slide.slide_id)
     if row is None or slide.metadata is None:
         return None
-    return row.with_array(f"{FEATURES}{name}", slide.metadata)
+    record = resolved(row.record(catalogue.store_uri), catalogue.store_uri)
+    is_of_slide = record.digest == slide.record_digest
+    return row.with_array(f"{FEATURES}{name}", slide.metadata) if is_of_slide else None
 
 
 def _encoder_of_stored(catalogue: Catalogue, name: str, slides: Iterable[str]) -> EncoderRecord | None:

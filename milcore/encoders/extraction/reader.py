@@ -23,7 +23,7 @@ from milcore.encoders.frozen import FrozenEncoder
 from milcore.encoders.record import encoder_record
 from milcore.errors import MILError, StoreError
 from milcore.runtime import storage
-from milcore.store.feature_type import feature_type
+from milcore.store.feature_type import FeatureType, feature_type
 from milcore.store.slide_group import SlideGroup
 
 READERS = 4
@@ -55,9 +55,7 @@ class SlideFeatures:
         kind = feature_type(self.features)
         features, self.features = self.features.astype(kind, copy=False), self.features[:0]
         written = self.slide.write_feature_array(self.name, features, self.attributes)
-        return EncodedSlide(
-            self.slide.slide_id, len(features), skipped=False, feature_type=kind, metadata=written.metadata
-        )
+        return _encoded(self.slide, kind, written.metadata, skipped=False)
 
 
 class PatchRange(NamedTuple):
@@ -126,7 +124,7 @@ class Reader:
             stored = slide.stored_features(self._name)
             if stored is not None and _are_current(slide, self._name, stored.attrs, self._encoder.record):
                 kept = slide.feature_type(self._name, stored)
-                return EncodedSlide(slide_id, len(slide), skipped=True, feature_type=kept, metadata=stored.metadata)
+                return _encoded(slide, kept, stored.metadata, skipped=True)
         except (MILError, *storage.IO_ERRORS) as error:
             return _failure(slide_id, error)
         return SlideFeatures(slide, self._encoder.width, self._name, attributes)
@@ -177,6 +175,12 @@ def run_ahead(tasks: Iterable[Callable[[], R] | None], pool: Executor, depth: in
 
 def _identity(slide: EncodedSlide) -> Arrival | EncodedSlide:
     return slide
+
+
+def _encoded(slide: SlideGroup, kind: FeatureType, metadata: bytes, *, skipped: bool) -> EncodedSlide:
+    return EncodedSlide(
+        slide.slide_id, len(slide), skipped, feature_type=kind, metadata=metadata, record_digest=slide.record.digest
+    )
 
 
 def _failure(slide_id: str, error: Exception) -> EncodedSlide:

@@ -23,6 +23,7 @@ class EncodedSlide(NamedTuple):
         reason: of a failure; None where the slide has features.
         feature_type: in which the features are stored; None where there are none.
         metadata: ``zarr.json`` of the features; None where there are none.
+        record_digest: of the slide's record as it was read; None where there are no features.
     """
 
     slide_id: str
@@ -31,6 +32,7 @@ class EncodedSlide(NamedTuple):
     reason: str | None = None
     feature_type: FeatureType | None = None
     metadata: bytes | None = None
+    record_digest: str | None = None
 
 
 def slides_to_encode(store_uri: str, config: EncodeConfig) -> dict[str, int]:

@@ -83,9 +83,10 @@ def import_source(source_uri: str, store_uri: str, config: ImportConfig) -> Impo
 
     def is_current(slide: Slide, stored: StoredSlide, row: SlideRow, versions: Versions) -> bool:
         try:
-            is_unchanged = stored.source == _listed_version(slide, source, versions)
+            version = _listed_version(slide, source, versions)
         except SlideError:
             return False
+        is_unchanged = version is not None and stored.source == version
         return is_unchanged and _is_usable(stored, _first_record(slide, source, config), config, store, row)
 
     step = SlideStep(KIND, lambda slide: filter(None, (source.file(slide), slide.uri)), is_current, results)
