@@ -39,7 +39,7 @@ def encode(
     from milcore import api
     from milcore.config import PipelineSettings
 
-    with api.one_line_errors():
+    with api.pipeline_step("encode", store_uri):
         api.gather_ingestion(store_uri, [json.loads(outcome) for outcome in outcomes])
         configs = PipelineSettings(parameters, settings)
         return api.encode(store_uri, config=configs.encode, launch=configs.launch).name

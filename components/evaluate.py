@@ -35,7 +35,7 @@ def evaluate(
     """
     from milcore import api
 
-    with api.one_line_errors():
+    with api.pipeline_step("evaluate", run_uri):
         # the encoder is the one that the settings of this pipeline named
         evaluation = api.evaluate(run_uri, baselines=baselines, sweep=sweep_uri, allow_program=True)
         uris = api.download_evaluation(run_uri, report.path, model_card.path, attention.path)

@@ -43,6 +43,6 @@ def ingest(
     from milcore import api
     from milcore.config import PipelineSettings
 
-    with api.one_line_errors():
+    with api.pipeline_step(f"ingest {partition}", store_uri):
         configs = PipelineSettings(parameters, settings)
         return json.dumps(api.ingest_partition(store_uri, partition, configs.ingest, configs.launch))

@@ -97,7 +97,7 @@ def plan(
     from milcore import api
     from milcore.config import PipelineSettings
 
-    with api.one_line_errors():
+    with api.pipeline_step("plan", store_uri):
         annotations = api.check_settings(parameters, settings).annotations
         launch = PipelineSettings({**parameters, "workers": ingest_workers}, "").launch
         planned = api.plan_pipeline(

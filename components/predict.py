@@ -33,7 +33,7 @@ def predict(
     """
     from milcore import api
 
-    with api.one_line_errors():
+    with api.pipeline_step("predict", out_uri):
         return api.score_slides(
             run_uri,
             slides,

@@ -22,7 +22,7 @@ class Size(NamedTuple):
     cpu_limit: str
     memory_request: str
     memory_limit: str
-    gpus: str = "0"
+    gpus: str = ""
 
 
 # a launcher's memory was measured at 228 MiB, that of the others is below
@@ -40,7 +40,7 @@ def step_size(step: str, parameters: Mapping[str, object]) -> Size:
     launch = parse_config(LaunchConfig, place)
     # a sweep has no trials of its own: 0 are as many as there is room for
     if launch.names_job if step == "tune" else launch.is_job:
-        return SMALL
+        return SMALL._replace(gpus="0")
     cpus, memory = str(parameters["step_cpus"]), str(parameters["step_memory"])
     return Size(cpus, cpus, memory, memory, str(parameters.get("step_gpus", "0")))
 

@@ -35,7 +35,7 @@ def train(
     from milcore import api
     from milcore.config import PipelineSettings
 
-    with api.one_line_errors():
+    with api.pipeline_step("train", run_uri):
         launch = PipelineSettings(parameters, "").launch
         settings = api.train(store_uri, run_uri, sweep=sweep_uri, launch=launch).spec().train
         model.metadata.update(

@@ -46,7 +46,7 @@ def tune(
     parameters = {**locals()}
     from milcore import api
 
-    with api.one_line_errors():
+    with api.pipeline_step("tune", run_uri):
         configs = api.check_settings(parameters, settings)
         out_uri = api.sweep_uri(run_uri)
         api.tune(store_uri, out_uri, config=configs.tune, split=configs.split, launch=configs.launch)

@@ -429,6 +429,22 @@ def one_line_errors(program: str = "milcore") -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def pipeline_step(step: str, folder: str) -> Iterator[None]:
+    """Exit as ``one_line_errors``, and keep the line of a step that fails.
+
+    ``finish_pipeline_run`` reads it.
+
+    Args:
+        step: its name.
+        folder: what it works on: a store, a run or predictions.
+    """
+    from milcore.runtime.step_failure import kept_failure
+
+    with one_line_errors(), kept_failure(step, folder):
+        yield
+
+
 def check_settings(parameters: Mapping[str, object], settings: str) -> PipelineSettings:
     """Refuse bad parameters and settings of a pipeline before its first slide is read.
 
@@ -776,19 +792,50 @@ def score_slides(  # noqa: PLR0913 - one keyword per parameter of the pipeline
     return out_uri
 
 
-def finish_pipeline_run(run_uri: str, ray_address: str, status: dict[str, Any]) -> None:
+def finish_pipeline_run(run_uri: str, store_uri: str, ray_address: str, status: dict[str, Any]) -> None:
     """Free the clusters of a pipeline run and write ``status.json`` into its folder.
 
     Args:
         run_uri: run folder.
+        store_uri: patch store.
         ray_address: as the steps have it; with ``rayjob``, clusters of the run named by PIPELINE_RUN_ID are deleted.
-        status: how the steps ended.
+        status: how the steps ended; the step that failed, its line and its exit code are added to it.
     """
     from milcore.runtime import storage
+    from milcore.runtime.step_failure import RUN_ID, final_status, read_failures, remove_failures
     from milcore.training.run_folder import Run
 
     if ray_address == "rayjob":
         from milcore.cluster.jobs.rayjob import connect_rayjobs, delete_run_jobs
 
-        delete_run_jobs(connect_rayjobs(), os.environ["PIPELINE_RUN_ID"])
-    storage.write_json(Run(run_uri).status_uri, status)
+        delete_run_jobs(connect_rayjobs(), os.environ[RUN_ID])
+    folders = [store_uri, run_uri]
+    ended = final_status(status, read_failures(folders))
+    storage.write_json(Run(run_uri).status_uri, {**ended, "run_id": os.environ.get(RUN_ID)})
+    remove_failures(folders)
+
+
+def pipeline_failure(run_uri: str, out_uri: str | None, run_id: str) -> tuple[str, str, int] | None:
+    """Step, line and exit code of a pipeline run that has failed.
+
+    None where they are not known.
+
+    Args:
+        run_uri: run folder, whose ``status.json`` is read.
+        out_uri: folder of predictions, for a pipeline that has it.
+        run_id: of the run.
+    """
+    from milcore.runtime import storage
+    from milcore.runtime.step_failure import read_failures
+    from milcore.training.run_folder import Run
+
+    try:
+        if out_uri is not None:
+            failures = read_failures([out_uri], run_id)
+            return (failures[0].step, failures[0].line, failures[0].exit_code) if failures else None
+        status = storage.read_json(Run(run_uri).status_uri)
+    except (*storage.IO_ERRORS, ValueError):
+        return None
+    if status.get("run_id") != run_id or "exit_code" not in status:
+        return None
+    return str(status["step"]), str(status["error"]), int(status["exit_code"])

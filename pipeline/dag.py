@@ -19,7 +19,7 @@ from components.train import train
 from components.tune import tune
 from milcore.config import EncodeConfig, IngestConfig, LaunchConfig, TrainConfig, TuneConfig, parameter_default
 from pipeline.parameters import with_description
-from pipeline.steps import ends_with_finish, launcher, pods_at_a_time, size_from, sized, step
+from pipeline.steps import ends_with_finish, launcher, pods_at_a_time, size_from, step
 
 INGEST = IngestConfig()
 ENCODE = EncodeConfig()
@@ -105,9 +105,9 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
                 ray_address=ray_address,
                 cluster_profile=cluster_profile,
             ),
+            size_from(planned, "ingest")._replace(gpus=""),
             cached=True,
         )
-        sized(part, size_from(planned, "ingest")._replace(gpus=""))
     cluster = {"use_gpu": use_gpu, "ray_address": ray_address, "cluster_profile": cluster_profile}
     encoded = launcher(
         encode(
@@ -117,7 +117,8 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
             settings=settings,
             workers=encode_workers,
             **cluster,
-        )
+        ),
+        size_from(planned, "encode"),
     )
     tuned = launcher(
         tune(
@@ -133,10 +134,12 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
             settings=settings,
             workers=workers,
             **cluster,
-        )
+        ),
+        size_from(planned, "tune"),
     )
-    trained = launcher(train(store_uri=store_uri, run_uri=run_uri, sweep_uri=tuned.output, workers=workers, **cluster))
-    for name, task in (("encode", encoded), ("tune", tuned), ("train", trained)):
-        sized(task, size_from(planned, name))
+    trained = launcher(
+        train(store_uri=store_uri, run_uri=run_uri, sweep_uri=tuned.output, workers=workers, **cluster),
+        size_from(planned, "train"),
+    )
     evaluated = evaluate(run_uri=run_uri, sweep_uri=tuned.output, baselines=baselines, state=trained.outputs["Output"])
-    sized(step(evaluated, cached=True), Size(step_cpus, step_cpus, step_memory, step_memory, gpus=""))
+    step(evaluated, Size(step_cpus, step_cpus, step_memory, step_memory), cached=True)

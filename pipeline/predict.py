@@ -4,7 +4,7 @@ from kfp import dsl
 
 from components.predict import predict as predict_slides
 from components.sizes import Size
-from pipeline.steps import sized, step
+from pipeline.steps import step
 
 
 @dsl.pipeline(name="attention-mil-predict", display_name="Attention MIL: score new slides")
@@ -48,5 +48,5 @@ def predict(
         allow_program=allow_program,
         use_gpu=use_gpu,
     )
-    output: str = sized(step(scored), Size(step_cpus, step_cpus, step_memory, step_memory, step_gpus)).output
+    output: str = step(scored, Size(step_cpus, step_cpus, step_memory, step_memory, step_gpus)).output
     return output

@@ -19,7 +19,7 @@ RAY_SECRET, RAY_KEYS = "milcore-ray", {"auth_token": "RAY_AUTH_TOKEN", "auth_mod
 PROFILE_CONFIG, PROFILE_FOLDER = "milcore-profile", "/etc/milcore"
 # the image's user; a number, for Kubernetes cannot tell that a name is not root's
 USER_ID = 10001
-# what the launcher of RayJobs asks its surroundings for
+# what a step asks its surroundings for: the launcher of RayJobs all, the others the run they belong to
 FIELDS = {
     "POD_NAME": "metadata.name",
     "POD_UID": "metadata.uid",
@@ -35,11 +35,12 @@ _image = ContextVar("image", default=IMAGE)
 _parallel = ContextVar("parallel", default=PARALLEL)
 
 
-def step(task: dsl.PipelineTask, *, cached: bool = False, retried: bool = True) -> dsl.PipelineTask:
-    """The task in the chosen image, small, with credentials from secrets.
+def step(task: dsl.PipelineTask, size: Size = SMALL, *, cached: bool = False, retried: bool = True) -> dsl.PipelineTask:
+    """The task in the chosen image, with credentials from secrets.
 
     Args:
         task: the task.
+        size: of its pod.
         cached: Kubeflow may reuse an earlier result: its arguments hold a digest of all it reads and writes.
         retried: try again when it fails; a step that would fail the same way is not.
     """
@@ -50,22 +51,25 @@ def step(task: dsl.PipelineTask, *, cached: bool = False, retried: bool = True) 
     kubernetes.set_security_context(task, run_as_user=USER_ID, run_as_group=USER_ID, run_as_non_root=True)
     kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in S3_KEYS})
     kubernetes.use_config_map_as_env(task, STORAGE_CONFIG, {key: key for key in STORAGE_KEYS})
-    return sized(task, SMALL._replace(gpus=""))
+    for name, path in FIELDS.items():
+        kubernetes.use_field_path_as_env(task, name, path)
+    return sized(task, size)
 
 
-def launcher(task: dsl.PipelineTask, *, cached: bool = False) -> dsl.PipelineTask:
+def launcher(task: dsl.PipelineTask, size: Size, *, cached: bool = False) -> dsl.PipelineTask:
     """A step that may compute on a cluster.
 
-    It has the name of its pod, the Ray token and the cluster profile.
+    It has the Ray token and the cluster profile.
 
     Args:
         task: the task.
+        size: of its pod.
         cached: as of ``step``; where it does compute on a cluster, its digest has to be a new one.
     """
-    step(task, cached=cached)
+    step(task, size, cached=cached)
     kubernetes.use_secret_as_env(task, RAY_SECRET, RAY_KEYS, optional=True)
     kubernetes.use_config_map_as_volume(task, PROFILE_CONFIG, PROFILE_FOLDER, optional=True)
-    return _knows_itself(task)
+    return task
 
 
 def size_from(planned: dsl.PipelineTask, name: str) -> Size:
@@ -97,8 +101,8 @@ def ends_with_finish(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def inside(*arguments: object) -> None:
         given = dict(zip(names, arguments, strict=True))
-        ending = step(finish(run_uri=given["run_uri"], ray_address=given["ray_address"]))
-        with dsl.ExitHandler(_knows_itself(ending), name="steps"):
+        ending = finish(run_uri=given["run_uri"], store_uri=given["store_uri"], ray_address=given["ray_address"])
+        with dsl.ExitHandler(step(ending), name="steps"):
             function(*arguments)
 
     return inside
@@ -121,9 +125,3 @@ def with_image(pipeline: BaseComponent, image: str, parallel: int = PARALLEL) ->
         dsl.pipeline(name=spec.name, display_name=spec.display_name), pipeline.pipeline_func
     )
     return made
-
-
-def _knows_itself(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    for name, path in FIELDS.items():
-        kubernetes.use_field_path_as_env(task, name, path)
-    return task

@@ -14,6 +14,7 @@ from kfp.dsl.base_component import BaseComponent
 from kfp_server_api import ApiException
 from urllib3.exceptions import HTTPError
 
+from milcore import api
 from milcore.errors import InputError, MILError
 
 SECONDS_BETWEEN_CALLS = 5.0
@@ -46,7 +47,9 @@ def submit_pipeline(pipeline: BaseComponent, arguments: dict[str, Any], given: d
         )
     print(sent.run_id)
     if given["wait"]:
-        _wait(client, sent.run_id, given["wait"])
+        state = _wait(client, sent.run_id, given["wait"])
+        if state != "SUCCEEDED":
+            raise _failure(sent.run_id, state, given)
         if given["report"]:
             _download_report(given["run_uri"], given["report"])
 
@@ -82,22 +85,31 @@ def _one_line_errors(host: str | None) -> Iterator[None]:
         raise MILError(f"no Kubeflow Pipelines API answers at {where}: {error}; give its address by --host") from None
 
 
-def _wait(client: Client, run_id: str, seconds: int) -> None:
-    """Print the run's state whenever it changes, until it has ended.
+def _wait(client: Client, run_id: str, seconds: int) -> str:
+    """Print the run's state whenever it changes; the one it has ended with.
 
     An API that does not answer is asked again.
     """
-    state, until = None, time.monotonic() + seconds
+    state, until = "", time.monotonic() + seconds
     while state not in ENDED:
         if time.monotonic() > until:
             raise MILError(f"run {run_id} is {state} after {seconds} s; it goes on without this command")
-        if state is not None:
+        if state:
             time.sleep(SECONDS_BETWEEN_CALLS)
         before, state = state, _state(client, run_id)
         if state != before:
             print(state, flush=True)
-    if state != "SUCCEEDED":
-        raise MILError(f"run {run_id} ended as {state}; its steps and logs are in the Kubeflow UI")
+    return state
+
+
+def _failure(run_id: str, state: str, given: dict[str, Any]) -> MILError:
+    """The error of the step that ended a run, with its exit code."""
+    failure = api.pipeline_failure(given["run_uri"], given.get("out_uri"), run_id)
+    if failure is None:
+        return MILError(f"run {run_id} ended as {state}; its steps and logs are in the Kubeflow UI")
+    step, line, exit_code = failure
+    kind = InputError if exit_code == InputError.exit_code else MILError
+    return kind(f"run {run_id} ended as {state}, step {step}: {line}")
 
 
 def _state(client: Client, run_id: str) -> str:

@@ -14,7 +14,7 @@ from components.tune import tune
 from milcore.config import TrainConfig
 from pipeline.dag import attention_mil
 from pipeline.parameters import described
-from pipeline.steps import ends_with_finish, launcher, size_from, sized, step
+from pipeline.steps import ends_with_finish, launcher, size_from, step
 
 SIZES = ("step_cpus", "step_memory")
 FEATURES = TrainConfig().features
@@ -31,7 +31,7 @@ def _sweep() -> BaseComponent:
         values = dict(zip((parameter.name for parameter in parameters), arguments, strict=True))
         sizes = {name: values.pop(name) for name in SIZES}
         planned = step(size(workers=values["workers"], ray_address=values["ray_address"], **sizes), retried=False)
-        sized(launcher(tune(**values)), size_from(planned, "tune")._replace(gpus=""))
+        launcher(tune(**values), size_from(planned, "tune")._replace(gpus=""))
 
     sweep.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     sweep.__doc__ = described(ABOUT, [parameter.name for parameter in parameters])

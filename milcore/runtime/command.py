@@ -47,17 +47,29 @@ def exit_codes(program: str = "milcore") -> Iterator[None]:
     except Termination as ended:
         log_termination(program, ended.signum)
         raise
-    except MILError as error:
-        _exit(f"{program}: {error.line}", error.exit_code)
     except Exception as error:
-        from milcore.runtime.storage import IO_ERRORS
-
-        if not isinstance(error, IO_ERRORS):
+        of_user = error_line(error)
+        if of_user is None:
             raise
-        # an object that a command cannot do without, and did not name itself
-        absent = isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
-        line = f"{program}: {type(error).__name__}: {' '.join(str(error).split())}"
-        _exit(line, InputError.exit_code if absent else MILError.exit_code)
+        line, code = of_user
+        _exit(f"{program}: {line}", code)
+
+
+def error_line(error: Exception) -> tuple[str, int] | None:
+    """One line and exit code of an error.
+
+    None of one that is a fault of the code.
+    """
+    if isinstance(error, MILError):
+        return error.line, error.exit_code
+    from milcore.runtime.storage import IO_ERRORS
+
+    if not isinstance(error, IO_ERRORS):
+        return None
+    # an object that a command cannot do without, and did not name itself
+    absent = isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return line, InputError.exit_code if absent else MILError.exit_code
 
 
 def _exit(line: str, code: int) -> NoReturn:

@@ -25,6 +25,7 @@ TRAIN = ["--level", "instance", "--hidden", "4", "--attention-hidden", "2", "--e
 NOT_MADE = {
     "tune/": "the Kubeflow pipeline makes it",
     "status.json": "the Kubeflow pipeline makes it",
+    "logs/<step>-r<attempt>.log": "a step on a cluster makes it",
     "labels_from": "only where labels changed",
     "label_changes": "only where labels changed",
     "retry": "only where storage failed",

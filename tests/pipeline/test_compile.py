@@ -39,7 +39,7 @@ from milcore.config import (
 from pipeline import attention_mil, sweep
 from pipeline.__main__ import PIPELINES, main
 from pipeline.parameters import PARAMETERS
-from pipeline.steps import FIELDS, USER_ID
+from pipeline.steps import FIELDS, RAY_SECRET, USER_ID
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_THE_WHOLE = (plan, ingest, encode, tune, train, evaluate, finish)
@@ -128,15 +128,16 @@ def test_a_step_that_fails_is_tried_again_but_not_one_that_only_checks_input() -
     assert tasks["train"]["retryPolicy"]["backoffFactor"] == 2.0
 
 
-def test_credentials_are_secrets_and_launchers_know_their_pod() -> None:
+def test_credentials_are_secrets_and_steps_know_their_pod() -> None:
     spec, platform = compiled()
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert len(executors) == len(OF_THE_WHOLE)
     for name, its in executors.items():
         taken = {key["envVar"] for secret in its["secretAsEnv"] for key in secret["keyToEnv"]}
         assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= taken
-        knows_itself = {field["name"] for field in its.get("fieldPathAsEnv", [])} == set(FIELDS)
-        assert knows_itself == (name.removeprefix("exec-") in {*LAUNCHERS, "finish"})
+        assert {field["name"] for field in its["fieldPathAsEnv"]} == set(FIELDS), name
+        knows_ray = any(secret["secretName"] == RAY_SECRET for secret in its["secretAsEnv"])
+        assert knows_ray == (name.removeprefix("exec-") in LAUNCHERS)
     assert "AWS_SECRET_ACCESS_KEY" not in yaml.safe_dump(spec)
 
 
@@ -217,7 +218,9 @@ def test_a_step_that_computes_has_the_size_that_was_asked_for(
     given = {"ray_address": ray_address, "step_cpus": "6", "step_memory": "24Gi", "step_gpus": "1"}
     of_steps = {"ingest_workers": 0, "encode_workers": 0, "workers": 0}
     of_steps[{"ingest": "ingest_workers", "encode": "encode_workers"}.get(step, "workers")] = workers
-    assert step_size(step, given | of_steps) == (SMALL if small else Size("6", "6", "24Gi", "24Gi", "1"))
+    assert step_size(step, given | of_steps) == (
+        SMALL._replace(gpus="0") if small else Size("6", "6", "24Gi", "24Gi", "1")
+    )
 
 
 def test_a_parameter_that_is_a_setting_has_the_setting_s_default() -> None:

@@ -185,10 +185,16 @@ def submit_and_wait(api: str, manifest: str, folder: Path, *more: str) -> subpro
 def test_a_cohort_without_a_usable_slide_fails_what_is_submitted(executing_api: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("slide_id,uri,label\ns1,absent.svs,0\n")
     ended = submit_and_wait(executing_api, str(tmp_path / "manifest.csv"), tmp_path)
-    assert ended.returncode == 1
+    assert ended.returncode == 2, "as the step's own process"
     assert ended.stdout.split()[-2:] == ["RUNNING", "FAILED"]
     assert "none of 1 slides is ok" in Executing.output
-    assert storage.read_json(str(tmp_path / "run" / "status.json"))["state"] == "FAILED"
+    status = storage.read_json(str(tmp_path / "run" / "status.json"))
+    assert {name: status[name] for name in ("state", "step", "exit_code", "run_id")} == {
+        "state": "FAILED", "step": "encode", "exit_code": 2, "run_id": "r1"
+    }  # fmt: skip
+    assert status["error"].startswith("none of 1 slides is ok; the first, 's1'")
+    assert ended.stderr.strip().split("\n")[-1] == f"pipeline: run r1 ended as FAILED, step encode: {status['error']}"
+    assert storage.names(str(tmp_path / "store" / "failures")) == []
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from kfp import Client
 
+from milcore.runtime import storage
 from pipeline import submission
 from pipeline.__main__ import main
 from tests.conftest import free_ports
@@ -57,6 +58,24 @@ def test_a_run_that_fails_on_the_cluster_fails_the_command(
     monkeypatch.setattr(StandIn, "state", "FAILED")
     assert submit(api, "--wait", "30") == 1
     assert capsys.readouterr().err.startswith("pipeline: run r1 ended as FAILED")
+
+
+@pytest.mark.parametrize(("exit_code", "run_id", "line"), [
+    (2, "r1", "pipeline: run r1 ended as FAILED, step plan: no manifest at s3://b/m.csv"),
+    (1, "r1", "pipeline: run r1 ended as FAILED, step plan: no manifest at s3://b/m.csv"),
+    (1, "r0", "pipeline: run r1 ended as FAILED; its steps and logs are in the Kubeflow UI"),
+])  # fmt: skip
+def test_a_run_that_fails_says_step_and_line_and_exits_as_the_step(
+    api: str, exit_code: int, run_id: str, line: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The status of an earlier run in the folder is none of this one's."""
+    monkeypatch.setattr(StandIn, "state", "FAILED")
+    failure = {"step": "plan", "error": "no manifest at s3://b/m.csv", "exit_code": exit_code}
+    storage.write_json(str(tmp_path / "status.json"), {"state": "FAILED", "run_id": run_id, **failure})
+    places = ["--manifest", "m", "--store-uri", "s", "--run-uri", str(tmp_path)]
+    assert main(["submit", "--host", api, *places, "--wait", "30"]) == exit_code
+    assert capsys.readouterr().err.strip() == line
 
 
 def test_a_token_that_is_renewed_while_a_run_is_followed_is_read_again(
