@@ -6,7 +6,7 @@ from typing import Any
 Row = dict[str, Any]
 HEAD = (
     "| case | where | step | seconds | processor, s | first step, s | epochs, s | requests | at once | per slide, ms "
-    "| requests per slide | peak, MB |\n|---|---|---|---:|---:|---:|---|---:|---:|---:|---:|---:|"
+    "| requests per slide | peak, MB | load |\n|---|---|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -37,5 +37,6 @@ def _line(row: Row) -> str:
         f"{1000 * row['seconds'] / slides:.2f}",
         "" if requests is None else f"{requests / slides:.2f}",
         f"{row['peak_mb']:,.0f}",
+        f"{row['load']:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
