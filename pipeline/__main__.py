@@ -28,7 +28,7 @@ from milcore.errors import InputError, MILError
 from pipeline.console import StepConsole
 from pipeline.dag import NAME, attention_mil
 from pipeline.predict import predict
-from pipeline.steps import PARALLEL, with_image
+from pipeline.steps import PARALLEL, variant
 from pipeline.submission import submit_pipeline
 from pipeline.sweep import sweep
 
@@ -53,7 +53,7 @@ def compile_pipeline(given: dict[str, Any]) -> None:
     names = [one] if one else list(PIPELINES)
     for name in names:
         out = given["out"] or str(FOLDER / f"{name.replace('-', '_')}.yaml")
-        compiler.Compiler().compile(with_image(PIPELINES[name], given["image"], given["parallel"]), out)
+        compiler.Compiler().compile(variant(PIPELINES[name], image=given["image"], parallel=given["parallel"]), out)
         print(out)
 
 
@@ -72,7 +72,8 @@ def run(given: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as root, _logged(log), _own_print(), _steps_that_end(root):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=given["pipeline_root"] or root)
         try:
-            attention_mil(**_arguments(attention_mil, given))
+            # none: the runner would wait minutes for what fails here as before
+            variant(attention_mil, retries=0)(**_arguments(attention_mil, given))
         except RuntimeError as error:
             raise MILError(
                 f"{error}; its reason stands above, all lines in {log}; the same command goes on from what is done"
@@ -133,7 +134,7 @@ def submit(given: dict[str, Any]) -> None:
     """
     pipeline = PIPELINES[given["pipeline"] or NAME]
     api.check_settings(given, given.get("settings", ""))
-    made = with_image(pipeline, given["image"], given["parallel"])
+    made = variant(pipeline, image=given["image"], parallel=given["parallel"])
     submit_pipeline(made, _arguments(pipeline, given), given)
 
 

@@ -33,6 +33,7 @@ PARALLEL = 50
 
 _image = ContextVar("image", default=IMAGE)
 _parallel = ContextVar("parallel", default=PARALLEL)
+_retries = ContextVar("retries", default=RETRIES)
 
 
 def step(task: dsl.PipelineTask, size: Size = SMALL, *, cached: bool = False, retried: bool = True) -> dsl.PipelineTask:
@@ -46,8 +47,8 @@ def step(task: dsl.PipelineTask, size: Size = SMALL, *, cached: bool = False, re
     """
     task.set_container_image(_image.get()).set_caching_options(enable_caching=cached)
     task.set_env_variable("MILCORE_IMAGE", _image.get())
-    if retried:
-        task.set_retry(RETRIES, FIRST_WAIT, WAIT_FACTOR, LONGEST_WAIT)
+    if retried and _retries.get():
+        task.set_retry(_retries.get(), FIRST_WAIT, WAIT_FACTOR, LONGEST_WAIT)
     kubernetes.set_security_context(task, run_as_user=USER_ID, run_as_group=USER_ID, run_as_non_root=True)
     kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in S3_KEYS})
     kubernetes.use_config_map_as_env(task, STORAGE_CONFIG, {key: key for key in STORAGE_KEYS})
@@ -113,14 +114,21 @@ def pods_at_a_time() -> int:
     return _parallel.get()
 
 
-def with_image(pipeline: BaseComponent, image: str, parallel: int = PARALLEL) -> BaseComponent:
-    """The pipeline with every step in this image.
+def variant(
+    pipeline: BaseComponent, *, image: str = IMAGE, parallel: int = PARALLEL, retries: int = RETRIES
+) -> BaseComponent:
+    """The pipeline with another image, fan-out or number of retries.
 
-    At most so many pods of its fan-out run at a time.
+    Args:
+        pipeline: as it is committed.
+        image: of every step.
+        parallel: pods of its fan-out at a time.
+        retries: of a step that fails.
     """
     context, spec = copy_context(), pipeline.pipeline_spec.pipeline_info
     context.run(_image.set, image)
     context.run(_parallel.set, parallel)
+    context.run(_retries.set, retries)
     made: BaseComponent = context.run(
         dsl.pipeline(name=spec.name, display_name=spec.display_name), pipeline.pipeline_func
     )

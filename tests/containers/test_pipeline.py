@@ -10,7 +10,7 @@ from kfp import local
 from milcore.runtime import storage
 from pipeline.__main__ import _arguments, _parser
 from pipeline.dag import attention_mil
-from pipeline.steps import with_image
+from pipeline.steps import variant
 from tests.containers.conftest import Engine, docker_host
 from tests.pipeline.test_run import SETTINGS, check_outcome, write_cohort
 
@@ -51,7 +51,7 @@ def test_the_pipeline_runs_in_the_image_from_slides_to_the_report(
     given = vars(_parser(attention_mil).parse_args(["run", *places, *SETTINGS]))
     try:
         local.init(local.DockerRunner(), pipeline_root=str(root))
-        with_image(attention_mil, engine.image)(**_arguments(attention_mil, given))
+        variant(attention_mil, image=engine.image)(**_arguments(attention_mil, given))
     finally:
         if service is not None:
             service.terminate()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf import json_format
 
 from components.encode import encode
 from components.evaluate import evaluate
@@ -39,7 +40,7 @@ from milcore.config import (
 from pipeline import attention_mil, sweep
 from pipeline.__main__ import PIPELINES, main
 from pipeline.parameters import PARAMETERS
-from pipeline.steps import FIELDS, RAY_SECRET, USER_ID
+from pipeline.steps import FIELDS, RAY_SECRET, USER_ID, variant
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_THE_WHOLE = (plan, ingest, encode, tune, train, evaluate, finish)
@@ -120,6 +121,11 @@ def test_kubeflow_may_reuse_the_steps_that_take_a_digest_of_storage_and_no_other
     for name in CACHED:
         source = tasks[name]["inputs"]["parameters"]["state"]
         assert "componentInputParameter" in source or source["taskOutputParameter"]["producerTask"] == "train"
+
+
+def test_a_run_on_this_machine_waits_for_no_retry() -> None:
+    made = json_format.MessageToDict(variant(attention_mil, retries=0).pipeline_spec)
+    assert not any("retryPolicy" in task for task in tasks_of(made).values())
 
 
 def test_a_step_that_fails_is_tried_again_but_not_one_that_only_checks_input() -> None:
