@@ -12,6 +12,7 @@ from typing import NamedTuple
 from milcore.runtime import storage
 from milcore.runtime.command import Termination, error_line
 from milcore.runtime.progress import log_line
+from milcore.runtime.redaction import plain, redact
 
 # the pipeline's run; outside a cluster one at a time works on a folder
 RUN_ID, HERE = "PIPELINE_RUN_ID", "local"
@@ -104,7 +105,8 @@ def final_status(status: Mapping[str, object], failures: Sequence[StepFailure]) 
 
 def _keep(folder_uri: str, failure: StepFailure) -> None:
     try:
-        storage.write_json(_uri(folder_uri, failure.step), failure._asdict())
+        line = redact(plain(failure.line))  # it may quote a storage's answer, and ends in status.json
+        storage.write_json(_uri(folder_uri, failure.step), failure._replace(line=line)._asdict())
     except storage.IO_ERRORS as error:  # it may be what the step has failed for
         log_line(f"{failure.step}: its line is not kept in {folder_uri}: {error}")
 

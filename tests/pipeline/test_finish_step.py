@@ -92,3 +92,8 @@ def test_a_run_does_not_read_another_one_s_lines(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PIPELINE_RUN_ID", "run-2")
     assert "step" not in status_after(tmp_path, "SUCCEEDED")
     assert status_after(tmp_path, "FAILED", "of run 2")["error"] == "of run 2"
+
+
+def test_a_line_that_quotes_a_secret_is_kept_without_it(tmp_path: Path) -> None:
+    end_step(tmp_path, "encode", OSError("GET https://b.s3/a?X-Amz-Signature=abc\x1b[0m refused"))
+    assert status_after(tmp_path, "FAILED")["error"] == "OSError: GET https://b.s3/a?*** refused"

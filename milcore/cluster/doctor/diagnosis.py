@@ -13,6 +13,7 @@ from milcore.cluster.doctor.machine import machine_findings
 from milcore.cluster.doctor.object_store import check_uri, store_findings
 from milcore.cluster.jobs.kubernetes import connect
 from milcore.errors import ClusterError, InputError
+from milcore.runtime.redaction import redact
 
 # a pull of the image takes longer where a node has none of it yet
 SECONDS_FOR_POD = 60.0
@@ -52,7 +53,8 @@ def diagnose(surroundings: Surroundings, show: Callable[[Finding], object]) -> D
         # Ctrl-C beside a check ends it, too, so that it removes its objects
         with contextlib.closing(of_area):
             for finding in of_area:
-                findings.append(finding._replace(area=area))
+                # an address may hold a password, and a server's answer quote a key
+                findings.append(finding._replace(area=redact(area), text=redact(finding.text)))
                 show(findings[-1])
     return DoctorReport(findings)
 

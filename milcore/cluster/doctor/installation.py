@@ -61,6 +61,8 @@ def version_finding(api: ApiServer) -> Finding:
         return ok("API", f"Kubernetes {api.get('/version')['gitVersion']} at {api.host}")
     except ApiException as error:
         return failure("API", f"{api.host} answers {error.status} {error.reason}", remedy)
+    except (KeyError, TypeError):
+        return failure("API", f"{api.host} answers, but not as a Kubernetes API does", remedy)
     except NO_ANSWER as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return failure("API", f"nothing answers at {api.host} ({text})", remedy)

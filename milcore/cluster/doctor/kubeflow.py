@@ -1,5 +1,6 @@
 """Check of Kubeflow Pipelines by the HTTP answer of its API, without kfp."""
 
+import http.client
 import json
 import re
 import urllib.error
@@ -21,7 +22,7 @@ def check_host(host: str) -> str:
     Raises:
         InputError: it is no address.
     """
-    if not re.fullmatch(r"https?://[^/\s]+.*", host):
+    if not re.fullmatch(r"https?://(?:\[[^]\s]+]|[^/\s:]+)(?::\d+)?(?:/\S*)?", host):
         raise InputError(f"--kfp: expected an address, got {host!r}; allowed: http(s)://HOST[:PORT]")
     return host.rstrip("/")
 
@@ -37,7 +38,7 @@ def kubeflow_findings(host: str) -> Generator[Finding]:
             yield warning("Kubeflow Pipelines", f"it asks for a login: {error.code}", "submit with --token-file")
         else:
             yield failure("Kubeflow Pipelines", f"it answers {error.code} {error.reason}", remedy)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         yield failure("Kubeflow Pipelines", f"no API of it answers: {error}", remedy)
     else:
         yield version_finding(values)

@@ -87,6 +87,8 @@ def _answer_finding(uri: str, fs: Any, request: Callable[[], object], result: st
         request()
     except storage.IO_ERRORS as error:
         return storage_failure("reach", uri, error, place)
+    except ValueError as error:
+        return failure("reach", f"no address: {error}", "set AWS_ENDPOINT_URL to http(s)://HOST[:PORT]")
     return ok("reach", f"{place} answers; {result}")
 
 

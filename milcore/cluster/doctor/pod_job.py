@@ -17,6 +17,7 @@ from kubernetes.client.exceptions import ApiException
 from milcore.cluster.doctor.api_server import FORBIDDEN, NO_ANSWER, NOT_FOUND, ApiServer, Json, refusal
 from milcore.cluster.doctor.finding import Finding, failure, ok, warning
 from milcore.cluster.doctor.pod import LISTENING, REACH
+from milcore.cluster.jobs.pods import STARTING
 from milcore.cluster.jobs.rights import Right
 from milcore.runtime.progress import log_line
 
@@ -37,6 +38,23 @@ NEVER = {
     "RunContainerError": "see the node's container runtime",
 }
 REMEDY_ADMISSION = "see the quota, the service account and the admission policy that the message names"
+
+
+class _RequestError(Exception):
+    """A request that the API refuses, and the right that it takes."""
+
+    def __init__(self, right: Right, error: ApiException) -> None:
+        super().__init__(str(error))
+        self.right, self.error = right, error
+
+
+@contextlib.contextmanager
+def _needs(right: Right) -> Iterator[None]:
+    """Name the right of a request that the API refuses."""
+    try:
+        yield
+    except ApiException as error:
+        raise _RequestError(right, error) from None
 
 
 class Outcome(NamedTuple):
@@ -65,8 +83,8 @@ def pod_findings(
             yield from _store_findings(outcome)
             if outcome.address:
                 yield _network_finding(api, spec, outcome.address, wait_s, pause)
-    except ApiException as error:
-        yield refusal("pod", Right("create", "batch", "jobs"), error, f"namespace {api.namespace}")
+    except _RequestError as refused:
+        yield refusal("pod", refused.right, refused.error, f"namespace {api.namespace}")
     except NO_ANSWER as error:
         yield failure(
             "pod", f"the API stays away: {type(error).__name__}", "run this again; see the API server's state"
@@ -107,7 +125,8 @@ def _job(api: ApiServer, body: Json) -> Iterator[str]:
     """Name of a Job that lives as long as the context."""
     name = body["metadata"]["name"]
     try:
-        api.post(api.of_namespace("jobs", group=JOBS), body)
+        with _needs(Right("create", "batch", "jobs")):
+            api.post(api.of_namespace("jobs", group=JOBS), body)
         yield name
     finally:
         _remove(api, name)
@@ -126,22 +145,36 @@ def _remove(api: ApiServer, name: str) -> None:
 
 def _follow(api: ApiServer, name: str, wait_s: float, pause: Callable[[float], None]) -> Outcome:
     """Wait until the pod has said all, or will not start."""
-    reason = "no pod was made"
+    pods: list[Json] = []
     for _ in range(max(1, int(wait_s / POLL_S))):
-        pods = api.get(api.of_namespace("pods"), labelSelector=f"job-name={name}")["items"]
+        with _needs(Right("list", "", "pods")):
+            pods = api.get(api.of_namespace("pods"), labelSelector=f"job-name={name}")["items"]
         outcome = _pod_outcome(api, pods[0]) if pods else _refused_outcome(api, name)
         if outcome is not None:
             return outcome
-        reason = _reason(pods[0]) if pods else reason
         pause(POLL_S)
-    text = f"not started after {wait_s:.0f} s: {reason}"
-    return Outcome([], fault=failure("pod", text, f"see `kubectl get events -n {api.namespace}`; free room, or wait"))
+    return Outcome([], fault=_late_fault(api.namespace, pods, wait_s))
+
+
+def _late_fault(namespace: str, pods: Sequence[Json], wait_s: float) -> Finding:
+    """The finding of a pod that has not said all in time.
+
+    One that is on its way, such as by the first pull of the image, may be well.
+    """
+    state = _container_state(pods[0]) if pods else {}
+    if "running" in state or state.get("waiting", {}).get("reason") in STARTING:
+        doing = "checks the object store" if "running" in state else "pulls the image, or makes the container"
+        text = f"could not be told in {wait_s:.0f} s: the pod's node still {doing}"
+        return warning("pod", text, "run this again in some minutes; a node's first pull of the image takes that long")
+    text = f"not started after {wait_s:.0f} s: {_reason(pods[0]) if pods else 'no pod was made'}"
+    return failure("pod", text, f"see `kubectl get events -n {namespace}`; free room, or wait")
 
 
 def _refused_outcome(api: ApiServer, name: str) -> Outcome | None:
     """The outcome of a Job whose pods Kubernetes refuses to make."""
     selector = f"involvedObject.name={name},reason=FailedCreate"
-    events = api.get(api.of_namespace("events"), fieldSelector=selector)["items"]
+    with _needs(Right("list", "", "events")):
+        events = api.get(api.of_namespace("events"), fieldSelector=selector)["items"]
     if not events:
         return None
     return Outcome([], fault=failure("pod", f"refused: {events[-1]['message']}", REMEDY_ADMISSION))
@@ -149,19 +182,33 @@ def _refused_outcome(api: ApiServer, name: str) -> Outcome | None:
 
 def _pod_outcome(api: ApiServer, pod: Json) -> Outcome | None:
     """The outcome of a pod; None while it works or may still start."""
-    state: Json = next((each["state"] for each in pod["status"].get("containerStatuses", [])), {})
+    state = _container_state(pod)
     waiting = state.get("waiting", {})
     if waiting.get("reason") in NEVER:
         return Outcome([], fault=failure("pod", _reason(pod), NEVER[waiting["reason"]]))
     if not state.keys() & {"running", "terminated"}:
         return None
-    log = api.text(api.of_namespace("pods", f"{pod['metadata']['name']}/log"))
-    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    with _needs(Right("get", "", "pods/log")):
+        log = api.text(api.of_namespace("pods", f"{pod['metadata']['name']}/log"))
+    lines = list(_objects(log))
     if any(LISTENING in line for line in lines):
         return Outcome(lines, address=pod["status"].get("podIP", ""))
     if "terminated" in state:
         return Outcome(lines, fault=_ended_fault(state["terminated"], lines, log))
     return None
+
+
+def _container_state(pod: Json) -> Json:
+    """State of the pod's container; empty before it has one."""
+    return next((each["state"] for each in pod["status"].get("containerStatuses", [])), {})
+
+
+def _objects(log: str) -> Iterator[Json]:
+    """JSON objects of a log, whose last line may not be whole yet."""
+    for line in log.splitlines():
+        with contextlib.suppress(ValueError):
+            if line.startswith("{"):
+                yield json.loads(line)
 
 
 def _ended_fault(terminated: Json, lines: Sequence[Json], log: str) -> Finding | None:

@@ -13,6 +13,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError
+from yaml import YAMLError
 
 from milcore.cluster.jobs.pods import Event, Pod, parse_event, parse_pod
 from milcore.cluster.jobs.rayjob_spec import COMMON_LABELS, SUBMITTER, Json
@@ -150,9 +151,11 @@ def connect(namespace: str | None) -> tuple[Any, str]:
         try:
             config.load_kube_config()
             _, active = config.list_kube_config_contexts()
-        except ConfigException as error:
+        # the client parses a damaged file without a check of its own
+        except (ConfigException, YAMLError, OSError, AttributeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
             raise ClusterError(
-                f"no Kubernetes API to make a RayJob in: {error}; run in a pod or give a kubeconfig"
+                f"no Kubernetes API to make a RayJob in: {reason}; run in a pod or give a kubeconfig"
             ) from None
         return client.ApiClient(), namespace or active["context"].get("namespace", "default")
     if namespace is None:

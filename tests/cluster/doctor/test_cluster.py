@@ -19,12 +19,14 @@ from milcore.cluster.doctor.diagnosis import Surroundings, diagnose
 from milcore.cluster.doctor.finding import Finding
 from milcore.cluster.doctor.installation import cluster_findings, operator_finding, unknown_fields
 from milcore.cluster.doctor.pod_job import job_body
+from milcore.cluster.jobs.kubernetes import connect
 from milcore.cluster.jobs.profile import ClusterProfile
 from milcore.cluster.jobs.rayjob_spec import COMMON_LABELS, JobRequest, rayjob_spec
-from milcore.errors import InputError
+from milcore.errors import ClusterError, InputError
 from tests.cluster.doctor.kubernetes_api import (
     JOBS,
     LISTENING,
+    PODS,
     READ,
     FakeCluster,
     Pod,
@@ -109,6 +111,17 @@ def test_a_cluster_that_works_is_ok_and_left_as_it_was() -> None:
     assert [job["spec"]["template"]["spec"]["containers"][0]["command"][3:] for job in fake.created] == [
         ["--listen", "s3://lab/store"], ["--reach", "10.1.2.3"]
     ]  # fmt: skip
+
+
+def test_a_line_of_a_pod_that_is_not_whole_yet_is_left_for_later() -> None:
+    fake = FakeCluster(SPEC)
+    fake.pods[0] = Pod({"running": {}}, READ, LISTENING, '{"check": "re')
+    assert faults(findings_of(fake)) == []
+
+
+def test_another_server_is_no_kubernetes_api() -> None:
+    (finding,) = broken(answer("/version", "<html>"))
+    assert (finding.check, finding.text.partition(" ")[2]) == ("API", "answers, but not as a Kubernetes API does")
 
 
 def test_no_value_of_a_secret_is_asked_for() -> None:
@@ -243,6 +256,7 @@ def test_a_pod_that_kubernetes_refuses_is_a_failure_with_its_reason(message: str
         (in_namespace("resourcequotas"), "quota", "list resourcequotas"),
         (in_namespace("limitranges"), "limit range", "list limitranges"),
         (JOBS, "pod", "create jobs.batch"),
+        (PODS, "pod", "list pods"),
     ],
 )  # fmt: skip
 def test_what_the_caller_may_not_read_is_a_warning_that_names_the_right(path: str, check: str, right: str) -> None:
@@ -266,6 +280,8 @@ def test_what_the_caller_may_not_read_is_a_warning_that_names_the_right(path: st
         ),
         (answer(in_namespace("resourcequotas"), quota({}, scopes=["BestEffort"])), "quota", "some pods only"),
         (second_pod(Pod({}, conditions=(UNSCHEDULABLE,))), "network policy enforced", "not checked"),
+        (first_pod(waiting("ContainerCreating", "")), "pod", "could not be told in"),
+        (first_pod(Pod({"running": {}}, READ)), "pod", "still checks the object store"),
     ],
 )  # fmt: skip
 def test_what_a_run_may_survive_is_a_warning(change: Callable[[FakeCluster], object], check: str, text: str) -> None:
@@ -376,6 +392,17 @@ def test_a_command_that_is_stopped_removes_its_job(kubeconfig: tuple[FakeCluster
 def test_a_place_that_cannot_be_checked_is_bad_input(surroundings: Surroundings) -> None:
     with pytest.raises(InputError, match=r"expected .* got .* allowed:"):
         diagnose(surroundings, lambda _: None)
+
+
+@pytest.mark.parametrize("text", ["{a: [", "hello", "", None])
+def test_a_kubeconfig_that_is_none_is_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    file = tmp_path / "config"
+    file.mkdir() if text is None else file.write_text(text)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+    with pytest.raises(ClusterError, match="give a kubeconfig"):
+        connect(None)
 
 
 def test_without_a_kubeconfig_the_command_is_bad_input(tmp_path: Path) -> None:

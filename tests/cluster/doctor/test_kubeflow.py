@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -78,6 +79,16 @@ def test_versions_are_judged(version: str, state: str) -> None:
     assert version_finding({"tag_name": version}).state == state
 
 
-def test_an_address_without_a_scheme_is_bad_input() -> None:
-    with pytest.raises(InputError, match=r"--kfp: expected an address, got 'kubeflow'; allowed: http"):
-        check_host("kubeflow")
+def test_a_server_of_another_protocol_is_a_failure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=lambda: server.accept()[0].sendall(b"SSH-2.0-x\r\n"))
+        thread.start()
+        (finding,) = kubeflow_findings(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+    assert finding.state == "failure"
+
+
+@pytest.mark.parametrize("host", ["kubeflow", "http://kubeflow:port", "http://kubeflow/a b"])
+def test_what_is_no_address_is_bad_input(host: str) -> None:
+    with pytest.raises(InputError, match=r"--kfp: expected an address, got 'http:|got 'kubeflow'; allowed: http"):
+        check_host(host)

@@ -110,8 +110,13 @@ def test_a_store_is_recognised_and_untouched(folder_uri: str) -> None:
             {"AWS_ENDPOINT_URL": None, "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"},
             "milcore", "reach", "(AWS_ENDPOINT_URL is not set)", "set AWS_ENDPOINT_URL",
         ),
+        ({"AWS_ENDPOINT_URL": "store"}, "milcore", "reach", "no address: Invalid endpoint", "set AWS_ENDPOINT_URL"),
+        (
+            {"AWS_ENDPOINT_URL": "http://ann:mypassword@127.0.0.1:1"},
+            "milcore", "reach", "nothing answers at http://***@127.0.0.1:1", "set AWS_ENDPOINT_URL",
+        ),
     ],
-    ids=["key", "secret", "no keys", "bucket", "read-only", "endpoint", "no endpoint"],
+    ids=["key", "secret", "no keys", "bucket", "read-only", "endpoint", "no endpoint", "no address", "password"],
 )  # fmt: skip
 def test_a_fault_of_the_object_store_is_one_line_and_exit_code_1(
     server: str, environment: dict[str, str | None], bucket: str, check: str, text: str, remedy: str
