@@ -137,7 +137,7 @@ class Launcher:
         """
         for attempts_left in range(ATTEMPTS - 1, -1, -1):
             name = self._start()
-            with on_termination(functools.partial(self._jobs.delete, name)):
+            with on_termination(functools.partial(self._stop, name)):
                 failure = self._follow(name)
                 if not isinstance(failure, RayJobError) or not attempts_left:
                     break
@@ -154,10 +154,17 @@ class Launcher:
         """
         step, uri = self._request.step, self._request.folder_uri
         deadline_s = self._profile.pre_running_deadline_s
-        with JobLog(log_uri(uri, step, name.rpartition("-r")[2]) if uri else None) as log:
+        kept = log_uri(uri, step, name.rpartition("-r")[2]) if uri else None
+        # a step that is stopped frees its cluster first: storage that stays away would take the time for it
+        with JobLog(kept) as log, on_termination(functools.partial(self._jobs.delete, name)):
             failure = Follower(self._jobs, name, deadline_s, self._pause, log).run()
         self._logs_are_kept = self._logs_are_kept and log.is_kept
         return failure
+
+    def _stop(self, name: str) -> None:
+        """Remove an attempt that runs, and those before it, which nobody goes on from."""
+        self._jobs.delete(name)
+        self._remove_jobs()
 
     def _start(self) -> str:
         """Create the next attempt's RayJob, or adopt one; returns its name."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from milcore.cluster.jobs.job_log import JobLog, log_uri
+from milcore.cluster.jobs.job_log import JobLog, log_uri, logged_attempts
 from milcore.cluster.jobs.signals import on_termination
 from milcore.cluster.workers.connect import forwarded_variables
 from milcore.config import LaunchConfig
@@ -33,8 +33,9 @@ def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
     """
     client = _client(launch.ray_address)
     entrypoint = shlex.join(["python", "-m", "milcore.cluster", *arguments])
-    job_id = _submit(client, f"milcore-{hashlib.sha256(entrypoint.encode()).hexdigest()[:16]}", entrypoint)
     step, folder_uri, *_ = arguments
+    key = f"milcore-{hashlib.sha256(entrypoint.encode()).hexdigest()[:16]}"
+    job_id = _submit(client, key, entrypoint, logged_attempts(folder_uri, step))
     with (
         JobLog(log_uri(folder_uri, step, job_id.rpartition("-r")[2])) as log,
         on_termination(lambda: client.stop_job(job_id)),
@@ -56,10 +57,11 @@ def _client(address: str) -> JobSubmissionClient:
         raise ClusterError(f"no Ray dashboard answers at {address}: {reason}") from error
 
 
-def _submit(client: JobSubmissionClient, key: str, entrypoint: str) -> str:
+def _submit(client: JobSubmissionClient, key: str, entrypoint: str, logged: Sequence[int]) -> str:
     """Start the next attempt of a job unless one runs already; returns its id.
 
     An id is never given twice: Ray would take the supervisor of an attempt that ends at this moment for the next one's.
+    Nor is the number of a log that the folder keeps, of other settings or of a cluster that is gone.
     """
     attempts = {job.submission_id or "": job for job in client.list_jobs()}
     earlier = {name: job for name, job in attempts.items() if name.rpartition("-r")[0] == key}
@@ -67,7 +69,7 @@ def _submit(client: JobSubmissionClient, key: str, entrypoint: str) -> str:
     if running is not None:
         log_line(f"Ray job {running} runs already: following it")
         return running
-    job_id = f"{key}-r{1 + max((int(name.rpartition('-r')[2]) for name in earlier), default=-1)}"
+    job_id = f"{key}-r{1 + max([*(int(name.rpartition('-r')[2]) for name in earlier), *logged], default=-1)}"
     variables = {**forwarded_variables(), IN_JOB: "1"}
     client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env={"env_vars": variables})
     log_line(f"Ray job {job_id}: {entrypoint}")

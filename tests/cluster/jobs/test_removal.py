@@ -1,11 +1,17 @@
 """What is left of a step's RayJobs: nothing once its work has succeeded or its last attempt has failed."""
 
+import signal
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from milcore.cluster.jobs.job_log import log_uri
 from milcore.cluster.jobs.profile import ClusterProfile
 from milcore.cluster.jobs.rayjob import delete_run_jobs, next_attempt
-from milcore.cluster.jobs.rayjob_spec import DIGEST_ANNOTATION
+from milcore.cluster.jobs.rayjob_spec import DIGEST_ANNOTATION, job_key
 from milcore.errors import ClusterError, InputError
+from milcore.runtime.command import Termination
 from tests.cluster.jobs.kuberay import Fault, pod
 from tests.cluster.jobs.test_rayjob import (
     BAD_INPUT,
@@ -13,6 +19,7 @@ from tests.cluster.jobs.test_rayjob import (
     DONE,
     DRIVER_FAILED,
     ENVIRONMENT,
+    REQUEST,
     RUNNING,
     KilledError,
     MakeKubernetes,
@@ -55,6 +62,31 @@ def test_the_last_attempt_that_fails_takes_all_with_it(
         cluster.launch()
     assert len(cluster.fake.created) == len(lives)
     assert cluster.fake.jobs == {}
+
+
+def test_a_step_that_is_stopped_frees_its_cluster_before_it_keeps_the_log(
+    kubernetes: MakeKubernetes, tmp_path: Path
+) -> None:
+    """And attempts that failed before, which no later command would remove."""
+    cluster, step = kubernetes([RUNNING, CLUSTER_LOST], [RUNNING]), REQUEST._replace(folder_uri=str(tmp_path))
+    names = [f"{job_key(step)}-r{k}" for k in range(2)]
+    cluster.fake.logs = {name: ["milcore: epoch 1/2"] for name in names}
+    log, remove, there = Path(log_uri(str(tmp_path), "train", 1)), cluster.fake.remove, list[bool]()
+
+    def pause(_: float) -> None:
+        if len(cluster.fake.created) == 2:
+            raise Termination(signal.SIGTERM)
+
+    def watched(name: str) -> tuple[int, dict[str, Any]]:
+        there.append(log.exists())
+        return remove(name)
+
+    cluster.fake.remove = watched  # type: ignore[method-assign]
+    with pytest.raises(Termination):
+        cluster.launch(request=step, pause=pause)
+    assert cluster.fake.jobs == {}
+    assert there[0] is False
+    assert log.exists()
 
 
 def test_a_job_that_is_kept_stays_and_the_command_that_deletes_it_is_told(

@@ -1,9 +1,12 @@
 """The same steps on a cluster that stands already: as a job through its dashboard, and joined directly."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,41 @@ def test_nobody_at_the_dashboard_s_address() -> None:
     address = f"http://127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(ClusterError, match=f"no Ray dashboard answers at {address}"):
         run_job(["train", "run"], LaunchConfig(ray_address=address))
+
+
+class Dashboard(BaseHTTPRequestHandler):
+    """Answers of Ray's dashboard to one whose jobs succeed at once: dashboard/modules/job/job_head.py."""
+
+    def _handle(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        job = {"type": "SUBMISSION", "status": "SUCCEEDED", "entrypoint": "python", "submission_id": "job"}
+        answers: list[tuple[str, object]] = [
+            ("/api/version", {"version": "4", "ray_version": "2", "ray_commit": "x", "session_name": "s"}),
+            ("/logs", {"logs": "milcore: done\n"}),
+            ("/api/jobs/", {"job_id": "job", "submission_id": "job"} if self.command == "POST" else []),
+        ]
+        answer = next((body for end, body in answers if self.path.endswith(end)), job)
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = _handle  # noqa: N815 - the base class's names
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Keep quiet."""
+
+
+def test_no_log_of_a_folder_is_written_over(tmp_path: Path) -> None:
+    """One of other settings, or of a cluster that is gone, whose jobs are counted from 0 again."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        launch = LaunchConfig(ray_address=f"http://127.0.0.1:{server.server_address[1]}", workers=1)
+        for encoder in ("a", "b"):
+            run_job(["encode", str(tmp_path), "--encoder", encoder], launch)
+        server.shutdown()
+    assert sorted(path.name for path in tmp_path.glob("logs/*")) == ["encode-r0.log", "encode-r1.log"]
 
 
 def test_a_process_joins_the_cluster_by_its_address(standing_ray: Head, s3: str, tmp_path: Path) -> None:
