@@ -805,13 +805,15 @@ def finish_pipeline_run(run_uri: str, store_uri: str, ray_address: str, status: 
     from milcore.runtime.step_failure import RUN_ID, final_status, read_failures, remove_failures
     from milcore.training.run_folder import Run
 
-    if ray_address == "rayjob":
-        from milcore.cluster.jobs.rayjob import connect_rayjobs, delete_run_jobs
+    try:
+        if ray_address == "rayjob":
+            from milcore.cluster.jobs.rayjob import connect_rayjobs, delete_run_jobs
 
-        delete_run_jobs(connect_rayjobs(), os.environ[RUN_ID])
-    folders = [store_uri, run_uri]
-    ended = final_status(status, read_failures(folders))
-    storage.write_json(Run(run_uri).status_uri, {**ended, "run_id": os.environ.get(RUN_ID)})
+            delete_run_jobs(connect_rayjobs(), os.environ[RUN_ID])
+    finally:
+        folders = [store_uri, run_uri]
+        ended = final_status(status, read_failures(folders))
+        storage.write_json(Run(run_uri).status_uri, {**ended, "run_id": os.environ.get(RUN_ID)})
     remove_failures(folders)
 
 

@@ -11,6 +11,7 @@ from kfp import dsl
 from components.encode import encode
 from components.finish import finish
 from components.tune import tune
+from milcore.errors import InputError
 from milcore.runtime import storage
 from milcore.runtime.command import Termination
 from milcore.runtime.step_failure import kept_failure
@@ -21,12 +22,12 @@ def _run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_RUN_ID", "run-1")
 
 
-def status_after(folder: Path, state: str, error: str | None = None) -> dict[str, Any]:
+def status_after(folder: Path, state: str, error: str | None = None, address: str = "local") -> dict[str, Any]:
     """``status.json`` as the exit handler writes it."""
     status = dsl.PipelineTaskFinalStatus(
         state=state, pipeline_job_resource_name="job", pipeline_task_name="steps", error_code=None, error_message=error
     )
-    finish.python_func(str(folder / "run"), str(folder / "store"), "local", status)
+    finish.python_func(str(folder / "run"), str(folder / "store"), address, status)
     written: dict[str, Any] = storage.read_json(str(folder / "run/status.json"))
     return written
 
@@ -97,3 +98,15 @@ def test_a_run_does_not_read_another_one_s_lines(tmp_path: Path, monkeypatch: py
 def test_a_line_that_quotes_a_secret_is_kept_without_it(tmp_path: Path) -> None:
     end_step(tmp_path, "encode", OSError("GET https://b.s3/a?X-Amz-Signature=abc\x1b[0m refused"))
     assert status_after(tmp_path, "FAILED")["error"] == "OSError: GET https://b.s3/a?*** refused"
+
+
+def test_an_api_that_does_not_free_the_clusters_costs_no_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    end_step(tmp_path, "plan", InputError("no manifest"))
+    for _ in range(2):  # the step is tried again, and still knows why
+        with pytest.raises(SystemExit):
+            status_after(tmp_path, "FAILED", address="rayjob")
+        status = storage.read_json(str(tmp_path / "run/status.json"))
+        assert (status["step"], status["error"]) == ("plan", "no manifest")
