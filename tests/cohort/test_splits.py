@@ -63,7 +63,7 @@ def test_a_patient_in_two_given_splits_is_refused() -> None:
 
 
 def test_fractions_that_leave_nobody_to_train_on_are_refused() -> None:
-    with pytest.raises(ValueError, match="leaves no patient to train on"):
+    with pytest.raises(InputError, match="leaves no patient to train on"):
         SplitConfig(val_fraction=0.5, test_fraction=0.5)
 
 

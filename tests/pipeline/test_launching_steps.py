@@ -34,6 +34,7 @@ peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())
 print(json.dumps([[name for name in heavy if name in sys.modules], peak]))
 """
 CLUSTER = {"use_gpu": False, "ray_address": "rayjob", "cluster_profile": "", "workers": 2}
+INGESTED = json.dumps({"ok": 20, "quarantined": 0, "patches": 80, "skipped": 20})
 SWEEP = {
     "features": "mean_rgb", "poolings": "max", "learning_rate_min": 1e-4, "learning_rate_max": 1e-3, "trials": 1,
     "bag": "slide", "epochs": 3, "settings": "",
@@ -78,7 +79,7 @@ def footprint(step: str, folder: str, arguments: dict[str, object]) -> tuple[lis
 @pytest.mark.parametrize(
     ("step", "arguments"),
     [
-        ("encode", {"outcomes": "", "encoder": "efficientnet_lite0", "settings": ""}),
+        ("encode", {"outcomes": [INGESTED], "encoder": "efficientnet_lite0", "settings": ""}),
         ("tune", {"run_uri": "new", **SWEEP}),
         ("train", {"run_uri": "run", "sweep_uri": "run/tune"}),
     ],

@@ -115,7 +115,7 @@ def test_folds_end_with_a_model_each_and_a_prediction_of_every_slide_left_out(tm
 
 
 def test_one_fold_is_none() -> None:
-    with pytest.raises(ValueError, match="folds: expected 0 or at least 2, got 1, which leaves every patient out"):
+    with pytest.raises(InputError, match="folds: expected 0 or at least 2, got 1, which leaves every patient out"):
         SplitConfig(folds=1)
 
 

@@ -1,5 +1,7 @@
 """Statistics of features: of all training bags, or of a sample of them."""
 
+from collections import Counter
+
 import torch
 
 from milcore.config import TrainConfig
@@ -68,10 +70,14 @@ def test_features_that_the_cache_holds_are_read_once() -> None:
     assert sorted(map(int, read)) == sorted([0, *range(20)]), "the first once more, to learn how large an instance is"
 
 
-def test_without_a_cache_every_bag_is_read_once_an_epoch() -> None:
+def test_without_a_cache_every_bag_is_read_once_an_epoch_at_most() -> None:
+    """Bags that the end of an epoch and the beginning of the next have in work are read once for both."""
     reads = []
     for epochs in (1, 2):
         read: list[str] = []
         train_model(CONFIG.model_copy(update={"epochs": epochs}), bags_of(20, 8, read), CONTEXT)
         reads.append(read)
-    assert sorted(map(int, reads[1])) == sorted([*map(int, reads[0]), *range(20)])
+    again = Counter(reads[1])
+    again.subtract(reads[0])
+    assert set(again.values()) == {0, 1}
+    assert sum(again.values()) > 20 / 2
