@@ -111,11 +111,8 @@ def ingest(
 
 
 def ingest_counts(outcomes: Iterable[SlideOutcome]) -> IngestCounts:
-    """Counts of outcomes, and ids in their order.
-
-    Outcomes come as they end, those that need no work first.
-    """
-    outcomes = sorted(outcomes, key=lambda outcome: outcome.slide_id)
+    """Counts of outcomes."""
+    outcomes = list(outcomes)
     return {
         "ok": [outcome.slide_id for outcome in outcomes if outcome.status == "ok"],
         "quarantined": {outcome.slide_id: outcome.reason or "" for outcome in outcomes if outcome.status != "ok"},
