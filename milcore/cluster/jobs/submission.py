@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Sequence
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from milcore.cluster.jobs.job_log import JobLog, log_uri, logged_attempts
@@ -19,6 +20,8 @@ from milcore.runtime.progress import IN_JOB, log_line
 
 SECONDS_BETWEEN_POLLS = 1.0
 FAILED_POLLS_IN_A_ROW = 60
+# a head that was only just started listens half a minute before its dashboard does
+DASHBOARD_START_S = 60.0
 
 
 def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
@@ -50,11 +53,32 @@ def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ClusterError(f"no Ray dashboard answers at {address}: {reason}") from error
+    """A client of the dashboard; one that does not answer yet is waited for, DASHBOARD_START_S at most."""
+    deadline = time.monotonic() + DASHBOARD_START_S
+    told = False
+    while True:
+        try:
+            return JobSubmissionClient(address)
+        except AuthenticationError as error:
+            raise InputError(
+                f"the Ray dashboard at {address} refuses this process; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+                "(or RAY_AUTH_TOKEN_PATH) to the cluster's token"
+            ) from error
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            line = f"no Ray dashboard answers at {address}: {reason}"
+            if not _may_be_starting(error) or time.monotonic() >= deadline:
+                raise ClusterError(line) from error
+            if not told:
+                log_line(f"{line}; trying again for {DASHBOARD_START_S:.0f} s")
+                told = True
+        time.sleep(SECONDS_BETWEEN_POLLS)
+
+
+def _may_be_starting(error: Exception) -> bool:
+    """Nobody listens yet, or a proxy before it answers 502, 503 or 504; a version that does not fit stays."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, ConnectionError) if status is None else status in (502, 503, 504)
 
 
 def _submit(client: JobSubmissionClient, key: str, entrypoint: str, logged: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 
 from milcore import api
+from milcore.cluster.jobs import submission
 from milcore.cluster.jobs.submission import run_job
 from milcore.cluster.launch import train_with
 from milcore.config import AnnotationConfig, IngestConfig, LaunchConfig, SplitConfig, TrainConfig
@@ -87,7 +88,8 @@ def test_a_job_that_fails_is_an_error_with_its_last_line(standing_ray: Head, tmp
         run_job(["train", run, "--workers", "2"], LaunchConfig(ray_address=f"{standing_ray.dashboard}/", workers=2))
 
 
-def test_nobody_at_the_dashboard_s_address() -> None:
+def test_nobody_at_the_dashboard_s_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "DASHBOARD_START_S", 0.0)
     address = f"http://127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(ClusterError, match=f"no Ray dashboard answers at {address}"):
         run_job(["train", "run"], LaunchConfig(ray_address=address))
@@ -115,6 +117,45 @@ class Dashboard(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Keep quiet."""
+
+
+def test_a_dashboard_that_starts_late_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    address = ("127.0.0.1", free_ports(1)[0])
+    with ThreadingHTTPServer(address, Dashboard, bind_and_activate=False) as server:
+
+        def start() -> None:
+            server.server_bind()
+            server.server_activate()
+            server.serve_forever(0.01)
+
+        late = threading.Timer(1.5, start)
+        late.start()
+        run_job(["encode", str(tmp_path)], LaunchConfig(ray_address=f"http://127.0.0.1:{address[1]}", workers=1))
+        server.shutdown()
+        late.join()
+    lines = capfd.readouterr().err
+    assert lines.count(f"no Ray dashboard answers at http://127.0.0.1:{address[1]}: ") == 1
+    assert "; trying again for 60 s" in lines
+
+
+class Refusal(BaseHTTPRequestHandler):
+    """A dashboard that asks for a token."""
+
+    def do_GET(self) -> None:
+        self.send_error(401, "Unauthorized")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Keep quiet."""
+
+
+def test_a_dashboard_that_refuses_the_token_is_one_line_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(InputError, match=rf"^the Ray dashboard at {address} refuses this process; set RAY_AUTH"):
+            run_job(["encode", "store"], LaunchConfig(ray_address=address, workers=1))
+        server.shutdown()
+    assert "trying again" not in capfd.readouterr().err
 
 
 def test_no_log_of_a_folder_is_written_over(tmp_path: Path) -> None:
