@@ -3,6 +3,7 @@
 The job's log is shown here. A step that is submitted again while its job still runs is not started twice, but followed.
 """
 
+import functools
 import hashlib
 import shlex
 import time
@@ -53,9 +54,14 @@ def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    """A client of the dashboard; one that does not answer yet is waited for, DASHBOARD_START_S at most."""
+    """A client of the dashboard, once it answers.
+
+    Raises:
+        InputError: it asks for a token that this process has not.
+        ClusterError: it does not answer within DASHBOARD_START_S, or has another version.
+    """
     deadline = time.monotonic() + DASHBOARD_START_S
-    told = False
+    log_wait = functools.cache(log_line)
     while True:
         try:
             return JobSubmissionClient(address)
@@ -69,14 +75,12 @@ def _client(address: str) -> JobSubmissionClient:
             line = f"no Ray dashboard answers at {address}: {reason}"
             if not _may_be_starting(error) or time.monotonic() >= deadline:
                 raise ClusterError(line) from error
-            if not told:
-                log_line(f"{line}; trying again for {DASHBOARD_START_S:.0f} s")
-                told = True
+            log_wait(f"{line}; trying again for {DASHBOARD_START_S:.0f} s")
         time.sleep(SECONDS_BETWEEN_POLLS)
 
 
 def _may_be_starting(error: Exception) -> bool:
-    """Nobody listens yet, or a proxy before it answers 502, 503 or 504; a version that does not fit stays."""
+    """Whether nobody listens yet, or a proxy answers for it with 502, 503 or 504."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return isinstance(error, ConnectionError) if status is None else status in (502, 503, 504)
 
