@@ -80,7 +80,7 @@ def _client(address: str) -> JobSubmissionClient:
 
 
 def _may_be_starting(error: Exception) -> bool:
-    """Whether nobody listens yet, or a proxy answers in its place."""
+    """True where nobody listens yet, or a proxy answers in its place."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return isinstance(error, ConnectionError) if status is None else status in (502, 503, 504)
 
