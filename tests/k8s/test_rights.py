@@ -13,7 +13,8 @@ from milcore.cluster.jobs.rayjob import Launcher, StepEnvironment, delete_run_jo
 from milcore.cluster.jobs.rayjob_spec import JobRequest, Owner
 from milcore.cluster.jobs.rights import LAUNCHER_RIGHTS
 from milcore.errors import ClusterError
-from tests.cluster.jobs.kuberay import Call, FakeKubeRay, serving
+from tests.cluster.http_api import serving
+from tests.cluster.jobs.kuberay import Call, FakeKubeRay
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 REQUEST = JobRequest("run-1", "train", ("train", "s3://b/run"), 2, use_gpu=False)

@@ -12,7 +12,8 @@ import yaml
 
 from milcore.config import SplitConfig, TrainConfig, TuneConfig
 from milcore.training.sweep import TrialResult, prepare_sweep, publish
-from tests.cluster.jobs.kuberay import FakeKubeRay, serving
+from tests.cluster.http_api import serving
+from tests.cluster.jobs.kuberay import FakeKubeRay
 from tests.cohorts import write_features, write_store
 
 ROOT = Path(__file__).resolve().parents[2]

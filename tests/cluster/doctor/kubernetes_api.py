@@ -3,16 +3,11 @@
 Texts of statuses and events are those of Kubernetes' sources, named beside each.
 """
 
-import contextlib
 import json
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-Json = dict[str, Any]
+from tests.cluster.http_api import Json, Objects, Request, status
 
 NAMESPACE = "mil"
 JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
@@ -25,17 +20,6 @@ LISTENING: Json = {"listening": 8265}
 
 def in_namespace(kind: str, name: str = "", group: str = "api/v1") -> str:
     return f"/{group}/namespaces/{NAMESPACE}/{kind}{f'/{name}' if name else ''}"
-
-
-def status(code: int, reason: str, message: str) -> Json:
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "status": "Failure",
-        "code": code,
-        "reason": reason,
-        "message": message,
-    }
 
 
 def forbidden(path: str) -> Json:
@@ -140,8 +124,11 @@ class FakeCluster:
         self.jobs: dict[str, Json] = {}
         self.created: list[Json] = []
         self.accepted: dict[str, str] = {}
+        self.objects = Objects()
 
-    def answer(self, method: str, path: str, query: dict[str, str], body: Json | None) -> tuple[int, Any]:
+    def answer(self, request: Request) -> tuple[int, Any]:
+        method, path, query, headers, body = request
+        self.accepted[path] = headers.get("accept", "")
         if path in self.answers:
             return self.answers[path]
         if path == REVIEWS and body is not None:
@@ -155,7 +142,7 @@ class FakeCluster:
             return 200, {"items": self._pods(job) if path == PODS else self.events}
         if log := re.fullmatch(f"{PODS}/(.+)-abcde/log", path):
             return 200, self._pod(log[1]).log  # type: ignore[union-attr]
-        return 404, status(404, "NotFound", "the server could not find the requested resource")
+        return self.objects.answer(request)
 
     def _job(self, method: str, name: str, body: Json | None) -> tuple[int, Json]:
         if method == "POST" and body is not None:
@@ -170,42 +157,3 @@ class FakeCluster:
     def _pods(self, job: str) -> list[Json]:
         pod = self._pod(job)
         return [] if pod is None else [pod.body(f"{job}-abcde")]
-
-
-@contextlib.contextmanager
-def serving(fake: FakeCluster) -> Iterator[str]:
-    """The fake at an address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": fake})) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Turns requests into calls of the fake."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    fake: FakeCluster
-
-    def _handle(self) -> None:
-        text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        url = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        self.fake.accepted[url.path] = self.headers.get("Accept", "")
-        code, answer = self.fake.answer(self.command, url.path, query, json.loads(text) if text else None)
-        data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_POST = do_DELETE = _handle  # noqa: N815 - the base class's names
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Keep quiet."""

@@ -36,10 +36,9 @@ from tests.cluster.doctor.kubernetes_api import (
     operator,
     rayjob_document,
     schema_of,
-    serving,
-    status,
     with_keys,
 )
+from tests.cluster.http_api import serving, status
 from tests.k8s.conftest import violations
 
 SPEC = rayjob_spec(JobRequest("r", "train", ("train", "f"), 1, use_gpu=False), ClusterProfile(), "milcore")

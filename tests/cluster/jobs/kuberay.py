@@ -3,19 +3,13 @@
 Only what the launcher calls is answered, on loopback, over real HTTP. What is called is recorded.
 """
 
-import contextlib
-import json
 import re
-import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
 
 from milcore.cluster.jobs.rayjob_spec import COMMON_LABELS
-
-Json = dict[str, Any]
+from tests.cluster.http_api import Json, Request
+from tests.cluster.http_api import status as api_status
 
 ROUTE = re.compile(r"/(?:apis/(?P<group>[^/]+)|api)/v1/namespaces/mil/(?P<kind>\w+)(?:/(?P<name>[^/]+))?(?P<log>/log)?")
 VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
@@ -56,8 +50,40 @@ class FakeKubeRay:
         self.faults: dict[tuple[str, str], list[Fault]] = {}
         self.calls: list[Call] = []
         self.created: list[str] = []
-        self.lock = threading.Lock()
         self._lives: dict[str, list[Json | None]] = {}
+
+    def answer(self, request: Request) -> tuple[int, Any]:
+        """Answer a request, or fail as planned, before or after it has its effect."""
+        route = ROUTE.fullmatch(request.path)
+        assert route is not None, request.path
+        call = _call(request.method, route)
+        self.calls.append(call)
+        planned = self.faults.get((call.verb, call.resource), [])
+        fault = planned.pop(0) if planned else None
+        if fault is None or fault.after:
+            code, made = self._answer(call, route["name"], request)
+        return (code, made) if fault is None else (fault.code, failure(fault.code, "Planned"))
+
+    def _answer(self, call: Call, name: str, request: Request) -> tuple[int, Any]:  # noqa: PLR0911 - a row for each call
+        match call:
+            case Call("create", _, "rayjobs"):
+                return self.create(request.body)
+            case Call("get", _, "rayjobs"):
+                return self.look(name)
+            case Call("list", _, "rayjobs"):
+                return 200, self.labelled(request.query["labelSelector"])
+            case Call("patch", _, "rayjobs"):
+                assert request.headers["content-type"] == "application/merge-patch+json"
+                return self.patch(name, request.body)
+            case Call("delete", _, "rayjobs"):
+                return self.remove(name)
+            case Call("list", _, "pods"):
+                return 200, self.labelled_pods(request.query["labelSelector"])
+            case Call("get", _, "pods/log"):
+                return 200, self.log(name)
+            case Call("list", _, "events"):
+                return 200, {"kind": "EventList", "apiVersion": "v1", "items": self.events}
+        raise AssertionError(call)
 
     def create(self, body: Json) -> tuple[int, Json]:
         """As the API does: a name stands for one object."""
@@ -127,87 +153,7 @@ def pod(name: str, labels: dict[str, str], **status: Any) -> Json:
 
 
 def failure(code: int, reason: str) -> Json:
-    return {"kind": "Status", "apiVersion": "v1", "code": code, "reason": reason, "message": f"{reason} it is"}
-
-
-@contextlib.contextmanager
-def serving(fake: FakeKubeRay) -> Iterator[str]:
-    """The fake at an address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": fake})) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Turns requests into calls of the fake."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body are two writes
-    fake: FakeKubeRay
-
-    def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        with self.fake.lock:
-            url = urlsplit(self.path)
-            route = ROUTE.fullmatch(url.path)
-            assert route is not None, self.path
-            call = _call(self.command, route)
-            self.fake.calls.append(call)
-            planned = self.fake.faults.get((call.verb, call.resource), [])
-            fault = planned.pop(0) if planned else None
-            answer = failure(500, "nothing"), 500
-            if fault is None or fault.after:
-                code, made = self._answer(call, route, {k: v[0] for k, v in parse_qs(url.query).items()}, body)
-                answer = made, code
-        if fault is None:
-            self._send(answer[1], answer[0])
-        elif fault.code:
-            self._send(fault.code, failure(fault.code, "Planned"))
-        else:
-            self.close_connection = True
-
-    do_GET = do_POST = do_PATCH = do_DELETE = _handle  # noqa: N815 - the base class's names
-
-    def _answer(  # noqa: PLR0911 - a row for each call
-        self, call: Call, route: re.Match[str], query: dict[str, str], body: bytes
-    ) -> tuple[int, Any]:
-        name = route["name"]
-        match call:
-            case Call("create", _, "rayjobs"):
-                return self.fake.create(json.loads(body))
-            case Call("get", _, "rayjobs"):
-                return self.fake.look(name)
-            case Call("list", _, "rayjobs"):
-                return 200, self.fake.labelled(query["labelSelector"])
-            case Call("patch", _, "rayjobs"):
-                assert self.headers["Content-Type"] == "application/merge-patch+json"
-                return self.fake.patch(name, json.loads(body))
-            case Call("delete", _, "rayjobs"):
-                return self.fake.remove(name)
-            case Call("list", _, "pods"):
-                return 200, self.fake.labelled_pods(query["labelSelector"])
-            case Call("get", _, "pods/log"):
-                return 200, self.fake.log(name)
-            case Call("list", _, "events"):
-                return 200, {"kind": "EventList", "apiVersion": "v1", "items": self.fake.events}
-        raise AssertionError(call)
-
-    def _send(self, code: int, value: Any) -> None:
-        text = isinstance(value, str)
-        data = value.encode() if text else json.dumps(value).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "text/plain" if text else "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Keep quiet."""
+    return api_status(code, reason, f"{reason} it is")
 
 
 def _call(method: str, route: re.Match[str]) -> Call:

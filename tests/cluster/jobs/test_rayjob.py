@@ -24,7 +24,8 @@ from milcore.cluster.jobs.profile import ClusterProfile
 from milcore.cluster.jobs.rayjob import Launcher, StepEnvironment, delete_run_jobs
 from milcore.cluster.jobs.rayjob_spec import JobRequest, Owner, job_key
 from milcore.errors import ClusterError, InputError
-from tests.cluster.jobs.kuberay import Call, FakeKubeRay, Fault, serving
+from tests.cluster.http_api import serving
+from tests.cluster.jobs.kuberay import Call, FakeKubeRay, Fault
 
 REQUEST = JobRequest("run-1", "train", ("train", "s3://b/run", "--workers", "2"), 2, use_gpu=False)
 ENVIRONMENT = StepEnvironment("run-1", "mil", Owner("pod-1", "uid-1"), None)
