@@ -60,7 +60,7 @@ def plan(
         ("train_gpus", str),
     ],
 ):
-    """Check manifest and settings, divide the cohort, and size the steps to come.
+    """Check manifest, settings and jobs, divide the cohort, and size the steps to come.
 
     Args:
         manifest: CSV or Parquet with slide_id, uri, label and optional columns.
@@ -93,12 +93,13 @@ def plan(
         requests and limits of the steps to come.
     """
     parameters = {**locals()}
-    from components.sizes import step_sizes
+    from components.sizes import job_launches, step_sizes
     from milcore import api
     from milcore.config import PipelineSettings
 
     with api.pipeline_step("plan", store_uri):
         annotations = api.check_settings(parameters, settings).annotations
+        api.check_launches(job_launches(parameters))
         launch = PipelineSettings({**parameters, "workers": ingest_workers}, "").launch
         planned = api.plan_pipeline(
             manifest, store_uri, positive or None, partitions, annotations=annotations, launch=launch

@@ -8,7 +8,15 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def size(workers: int, ray_address: str, step_cpus: str, step_memory: str) -> NamedTuple(  # type: ignore[valid-type]
+def size(
+    run_uri: str,
+    workers: int,
+    use_gpu: bool,
+    ray_address: str,
+    cluster_profile: str,
+    step_cpus: str,
+    step_memory: str,
+) -> NamedTuple(  # type: ignore[valid-type]
     "Sizes",
     [
         ("tune_cpu_request", str),
@@ -18,11 +26,14 @@ def size(workers: int, ray_address: str, step_cpus: str, step_memory: str) -> Na
         ("tune_gpus", str),
     ],
 ):
-    """Size the step that sweeps, by whether it computes or launches a job.
+    """Check the job of a sweep, and size its step.
 
     Args:
+        run_uri: the run folder.
         workers: trials at a time.
+        use_gpu: one GPU a trial.
         ray_address: local, rayjob, http(s)://host:8265 or host:port.
+        cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
         step_cpus: CPUs of a step that computes; one that only launches a job is small.
         step_memory: memory of a step that computes.
 
@@ -30,8 +41,9 @@ def size(workers: int, ray_address: str, step_cpus: str, step_memory: str) -> Na
         Requests and limits of the step.
     """
     parameters = {**locals()}
-    from components.sizes import step_size
+    from components.sizes import job_launches, step_size
     from milcore import api
 
-    with api.one_line_errors():
+    with api.pipeline_step("size", run_uri):
+        api.check_launches(job_launches(parameters, ["tune"]))
         return step_size("tune", parameters)

@@ -3,7 +3,7 @@
 A step that only launches a job waits: what it reserves is taken from its own workers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from milcore.config import LaunchConfig, parse_config
@@ -36,13 +36,31 @@ def step_size(step: str, parameters: Mapping[str, object]) -> Size:
         step: its name.
         parameters: of the pipeline; ``ray_address``, the step's workers, and the size of a step that computes.
     """
-    place = {"ray_address": parameters["ray_address"], "workers": parameters[WORKERS[step]]}
-    launch = parse_config(LaunchConfig, place)
-    # a sweep has no trials of its own: 0 are as many as there is room for
-    if launch.names_job if step == "tune" else launch.is_job:
+    if is_launcher(step, step_launch(step, parameters)):
         return SMALL._replace(gpus="0")
     cpus, memory = str(parameters["step_cpus"]), str(parameters["step_memory"])
     return Size(cpus, cpus, memory, memory, str(parameters.get("step_gpus", "0")))
+
+
+def step_launch(step: str, parameters: Mapping[str, object]) -> LaunchConfig:
+    """Machines and workers of a step."""
+    names = ("ray_address", "cluster_profile", *(() if step == "ingest" else ("use_gpu",)))
+    place = {name: parameters[name] for name in names if name in parameters}
+    return parse_config(LaunchConfig, {**place, "workers": parameters[WORKERS[step]]})
+
+
+def is_launcher(step: str, launch: LaunchConfig) -> bool:
+    """True where a step only launches a job.
+
+    A sweep has no trials of its own: 0 are as many as there is room for.
+    """
+    return launch.names_job if step == "tune" else launch.is_job
+
+
+def job_launches(parameters: Mapping[str, object], steps: Iterable[str] = WORKERS) -> list[tuple[str, LaunchConfig]]:
+    """Machines of steps that launch a job, each with its parameter of workers."""
+    launches = {step: step_launch(step, parameters) for step in steps}
+    return [(WORKERS[step], launch) for step, launch in launches.items() if is_launcher(step, launch)]
 
 
 def step_sizes(parameters: Mapping[str, object]) -> tuple[str, ...]:

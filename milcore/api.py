@@ -466,6 +466,25 @@ def check_settings(parameters: Mapping[str, object], settings: str) -> PipelineS
     return configs
 
 
+def check_launches(launches: "Sequence[tuple[str, LaunchConfig]]") -> None:
+    """Refuse the jobs of a pipeline that cannot run, before its first one.
+
+    With ``rayjob`` the profile parses, it has nodes for the workers, and each right of the launcher is there. Nothing
+    is written to Kubernetes.
+
+    Args:
+        launches: of the steps that launch a job, each with the parameter that counts its workers.
+
+    Raises:
+        InputError: one line naming what is missing.
+        ClusterError: the API does not answer.
+    """
+    if any(launch.ray_address == "rayjob" for _, launch in launches):
+        from milcore.cluster.doctor.launcher import check_launches
+
+        check_launches(launches, os.environ)
+
+
 def sweep_uri(run_uri: str) -> str:
     """The folder of the sweep that chooses a pipeline run's settings."""
     from milcore.training.run_folder import Run

@@ -14,7 +14,7 @@ from components.encode import encode
 from components.evaluate import evaluate
 from components.ingest import ingest
 from components.plan import plan
-from components.sizes import Size
+from components.sizes import SMALL, Size
 from components.train import train
 from components.tune import tune
 from milcore.config import EncodeConfig, IngestConfig, LaunchConfig, TrainConfig, TuneConfig, parameter_default
@@ -89,7 +89,7 @@ def attention_mil(  # noqa: D103 - its docstring comes from the table of paramet
         step_memory=step_memory,
         step_gpus=step_gpus,
     )
-    planned = step(checked, retried=False)
+    planned = launcher(checked, SMALL, retried=False)
     # kfp 2.17's local runner knows no loop over an output of another name
     with dsl.ParallelFor(planned.outputs["Output"], parallelism=pods_at_a_time()) as partition:
         part = launcher(

@@ -57,8 +57,8 @@ def step(task: dsl.PipelineTask, size: Size = SMALL, *, cached: bool = False, re
     return sized(task, size)
 
 
-def launcher(task: dsl.PipelineTask, size: Size, *, cached: bool = False) -> dsl.PipelineTask:
-    """A step that may compute on a cluster.
+def launcher(task: dsl.PipelineTask, size: Size, *, cached: bool = False, retried: bool = True) -> dsl.PipelineTask:
+    """A step that may compute on a cluster, or checks those of the others.
 
     It has the Ray token and the cluster profile.
 
@@ -66,8 +66,9 @@ def launcher(task: dsl.PipelineTask, size: Size, *, cached: bool = False) -> dsl
         task: the task.
         size: of its pod.
         cached: as of ``step``; where it does compute on a cluster, its digest has to be a new one.
+        retried: as of ``step``.
     """
-    step(task, size, cached=cached)
+    step(task, size, cached=cached, retried=retried)
     kubernetes.use_secret_as_env(task, RAY_SECRET, RAY_KEYS, optional=True)
     kubernetes.use_config_map_as_volume(task, PROFILE_CONFIG, PROFILE_FOLDER, optional=True)
     return task

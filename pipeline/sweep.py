@@ -10,11 +10,12 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.size import size
+from components.sizes import SMALL
 from components.tune import tune
 from milcore.config import TrainConfig
 from pipeline.dag import attention_mil
 from pipeline.parameters import described
-from pipeline.steps import ends_with_finish, launcher, size_from, step
+from pipeline.steps import ends_with_finish, launcher, size_from
 
 SIZES = ("step_cpus", "step_memory")
 FEATURES = TrainConfig().features
@@ -30,7 +31,8 @@ def _sweep() -> BaseComponent:
     def sweep(*arguments: Any) -> None:
         values = dict(zip((parameter.name for parameter in parameters), arguments, strict=True))
         sizes = {name: values.pop(name) for name in SIZES}
-        planned = step(size(workers=values["workers"], ray_address=values["ray_address"], **sizes), retried=False)
+        places = {name: values[name] for name in size.component_spec.inputs if name in values}
+        planned = launcher(size(**places, **sizes), SMALL, retried=False)
         launcher(tune(**values), size_from(planned, "tune")._replace(gpus=""))
 
     sweep.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

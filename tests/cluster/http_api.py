@@ -48,6 +48,15 @@ def serving(fake: Fake) -> Iterator[str]:
             thread.join()
 
 
+def kubeconfig(address: str, namespace: str = "mil") -> Json:
+    """A kubeconfig of a namespace at an address."""
+    return {
+        "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "ann", "namespace": namespace}}],
+        "clusters": [{"name": "lab", "cluster": {"server": address}}], "users": [{"name": "ann", "user": {}}],
+    }  # fmt: skip
+
+
 class Handler(BaseHTTPRequestHandler):
     """Turns HTTP into calls of the fake, one at a time."""
 

@@ -1,5 +1,6 @@
 """The launcher's Role holds every call that the launcher makes, and no other."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,16 @@ import pytest
 import yaml
 from kubernetes import client
 
+from milcore.cluster.doctor.launcher import check_launches
 from milcore.cluster.jobs.kubernetes import RayJobs
 from milcore.cluster.jobs.profile import ClusterProfile
 from milcore.cluster.jobs.rayjob import Launcher, StepEnvironment, delete_run_jobs
 from milcore.cluster.jobs.rayjob_spec import JobRequest, Owner
 from milcore.cluster.jobs.rights import LAUNCHER_RIGHTS
+from milcore.config import LaunchConfig
 from milcore.errors import ClusterError
-from tests.cluster.http_api import serving
+from tests.cluster.doctor.kubernetes_api import REVIEWS, FakeCluster
+from tests.cluster.http_api import kubeconfig, serving
 from tests.cluster.jobs.kuberay import Call, FakeKubeRay
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
@@ -59,6 +63,17 @@ def rights(rules: list[dict[str, Any]]) -> set[Call]:
 @pytest.mark.parametrize("file", ["base/launcher-role.yaml", "overlays/kubeflow-profile/launcher-cluster-role.yaml"])
 def test_the_role_is_what_the_launcher_calls(file: str, calls: set[Call]) -> None:
     assert rights(yaml.safe_load((K8S / file).read_text())["rules"]) == calls
+
+
+def test_the_first_step_asks_only_what_everyone_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A review of one's own rights: Kubernetes gives it to all users (system:basic-user), so the Role has none."""
+    fake = FakeCluster({})
+    with serving(fake) as address:
+        (tmp_path / "config").write_text(json.dumps(kubeconfig(address)))
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+        check_launches([("workers", LaunchConfig(ray_address="rayjob", workers=1))], {})
+    assert set(fake.accepted) == {REVIEWS}
+    assert not any("selfsubjectaccessreviews" in right.resource for right in LAUNCHER_RIGHTS)
 
 
 def test_the_rights_that_are_checked_beforehand_are_those_of_the_launcher(calls: set[Call]) -> None:

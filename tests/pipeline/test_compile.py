@@ -46,7 +46,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OF_THE_WHOLE = (plan, ingest, encode, tune, train, evaluate, finish)
 COMPONENTS = {its.name: its for its in (*OF_THE_WHOLE, predict, size)}
 CACHED = {"ingest", "evaluate"}
-LAUNCHERS = {"ingest", "encode", "tune", "train"}
+# the first step checks what the others launch
+LAUNCHERS = {"plan", "ingest", "encode", "tune", "train"}
 BODY_LINES = 15
 # the pipeline's encoder is the frozen one, hence EncodeConfig after TrainConfig
 SETTINGS = (TrainConfig, IngestConfig, EncodeConfig, SplitConfig, TuneConfig)
@@ -201,6 +202,15 @@ def test_the_first_step_sizes_those_that_may_only_launch(task: str) -> None:
     inputs = tasks_of(compiled()[0])[task]["inputs"]["parameters"]
     assert set(resources(task).values()) <= inputs.keys()
     assert "triggerPolicy" not in tasks_of(compiled()[0])[task]
+
+
+@pytest.mark.parametrize(("name", "first"), [("attention-mil", "plan"), ("attention-mil-sweep", "size")])
+def test_the_first_step_has_the_launcher_s_variables_and_profile(name: str, first: str) -> None:
+    """It checks what the others launch."""
+    executors = compiled("--pipeline", name)[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    its, launcher = (executors[f"exec-{task}"] for task in (first, "tune"))
+    for kind in ("secretAsEnv", "configMapAsEnv", "configMapAsVolume", "fieldPathAsEnv"):
+        assert its[kind] == launcher[kind]
 
 
 @pytest.mark.parametrize("task", ["plan", "finish"])

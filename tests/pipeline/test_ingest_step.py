@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,21 @@ from milcore.config import IngestConfig, LaunchConfig
 from milcore.errors import InputError, MILError
 from milcore.store.store import PatchStore
 from pipeline import attention_mil
+from tests.cluster.doctor.kubernetes_api import FakeCluster
+from tests.cluster.http_api import kubeconfig, serving
 
 SLIDES = 5
 JOBS = ["rayjob", "http://milcore-head-svc:8265", "https://ray.example"]
+
+
+@pytest.fixture(autouse=True)
+def _cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A namespace with the launcher's rights, which planning asks for."""
+    file = tmp_path_factory.mktemp("kube") / "config"
+    with serving(FakeCluster({})) as address:
+        file.write_text(json.dumps(kubeconfig(address)))
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+        yield
 
 
 def planned(folder: Path, **given: Any) -> tuple[list[str], str]:

@@ -46,7 +46,7 @@ class PodSize(NamedTuple):
 
 def pod_sizes(profile: ClusterProfile, *, use_gpu: bool) -> list[PodSize]:
     """Head, submitter and workers of the largest RayJob of a profile."""
-    nodes = profile.gpu_nodes if use_gpu else profile.cpu_nodes
+    nodes = profile.nodes(use_gpu=use_gpu)
     workers = nodes.max_nodes * (nodes.gpus or nodes.cpus)
     spec = rayjob_spec(JobRequest("doctor", "train", ("train", "doctor"), workers, use_gpu), profile, profile.image)
     cluster = spec["rayClusterSpec"]

@@ -12,10 +12,11 @@ from kubernetes.client.exceptions import ApiException
 from milcore.cluster.doctor.api_server import METADATA_ONLY, NO_ANSWER, NOT_FOUND, ApiServer, Json, guard
 from milcore.cluster.doctor.capacity import fit_finding, limit_findings, pod_sizes, quota_findings
 from milcore.cluster.doctor.finding import Finding, failure, ok, warning
+from milcore.cluster.doctor.launcher import APPLY, rights_findings
 from milcore.cluster.doctor.pod_job import pod_findings
 from milcore.cluster.jobs.profile import ClusterProfile, read_profile
 from milcore.cluster.jobs.rayjob_spec import JobRequest, rayjob_spec
-from milcore.cluster.jobs.rights import LAUNCHER_RIGHTS, Right
+from milcore.cluster.jobs.rights import Right
 from milcore.config import LaunchConfig, parse_config
 from milcore.errors import InputError
 
@@ -23,7 +24,6 @@ KUBERAY = (1, 7)
 OPERATOR_LABEL = "app.kubernetes.io/component=kuberay-operator"
 PROFILE, PROFILE_KEY = "milcore-profile", "profile.yaml"
 POLICY = "milcore-rayjob"
-APPLY = "apply k8s/base or an overlay of it to the namespace"
 S3_KEYS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
 STORAGE_KEYS = frozenset({"AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"})
 RAY_KEYS = frozenset({"auth_mode", "auth_token"})
@@ -158,30 +158,6 @@ def operator_finding(image: str) -> Finding:
     if version > KUBERAY:
         return warning("KubeRay", f"{image} is newer than 1.7, which milcore is made for", "try a small run first")
     return ok("KubeRay", image)
-
-
-def rights_findings(api: ApiServer) -> Iterator[Finding]:
-    """Ask for each right of the launcher, as the user who runs this."""
-    lacking = [right for right in LAUNCHER_RIGHTS if not may(api, right)]
-    for right in lacking:
-        text = f"you may not {right.text}, which a step with ray_address rayjob does"
-        yield failure("rights", text, f"{APPLY}; it has a Role, milcore-launcher, to bind to who runs steps")
-    if not lacking:
-        yield ok("rights", f"you have all {len(LAUNCHER_RIGHTS)} of the launcher (a step has those of its own account)")
-
-
-def may(api: ApiServer, right: Right) -> bool:
-    """True where the caller has a right in the namespace; everyone may ask."""
-    resource, _, subresource = right.resource.partition("/")
-    attributes = {"namespace": api.namespace, "verb": right.verb, "group": right.group, "resource": resource}
-    attributes |= {"subresource": subresource} if subresource else {}
-    body = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": attributes},
-    }
-    answer = api.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
-    return bool(answer["status"]["allowed"])
 
 
 def profile_findings(api: ApiServer, profile_uri: str) -> tuple[list[Finding], ClusterProfile]:

@@ -27,10 +27,14 @@ class Nodes(Config):
     node_selector: dict[str, str] = Field({}, description="labels that a node must have")
     tolerations: tuple[dict[str, Any], ...] = Field((), description="tolerations of the pods, as in a pod's spec")
 
-    def nodes_for(self, workers: int) -> int:
+    def nodes_for(self, workers: int, setting: str = "workers") -> int:
         """Number of nodes that hold the Ray workers.
 
         A worker takes one GPU where the nodes have some, else one CPU.
+
+        Args:
+            workers: how many.
+            setting: that counts them.
 
         Raises:
             InputError: more than ``max_nodes``.
@@ -39,8 +43,9 @@ class Nodes(Config):
         nodes = -(-workers // slots)
         if nodes > self.max_nodes:
             raise InputError(
-                f"workers: expected at most {self.max_nodes * slots}, got {workers}, which need {nodes} nodes of "
-                f"{slots}; allowed: max_nodes {self.max_nodes} of the cluster profile; lower workers or raise max_nodes"
+                f"{setting}: expected at most {self.max_nodes * slots}, got {workers}, which need {nodes} nodes of "
+                f"{slots}; allowed: max_nodes {self.max_nodes} of the cluster profile; lower {setting} or raise "
+                "max_nodes"
             )
         return nodes
 
@@ -80,6 +85,10 @@ class ClusterProfile(Config):
         False in a queue, which admits whole jobs.
         """
         return self.queue is None
+
+    def nodes(self, *, use_gpu: bool) -> Nodes:
+        """Nodes of a job's workers."""
+        return self.gpu_nodes if use_gpu else self.cpu_nodes
 
 
 def read_profile(launch: LaunchConfig) -> ClusterProfile:

@@ -128,7 +128,7 @@ def _queue(profile: ClusterProfile) -> dict[str, str]:
 
 
 def _cluster(request: JobRequest, profile: ClusterProfile, image: str) -> Json:
-    nodes = profile.gpu_nodes if request.use_gpu else profile.cpu_nodes
+    nodes = profile.nodes(use_gpu=request.use_gpu)
     count = nodes.nodes_for(request.workers)
     head = _container("ray-head", profile, image, _resources(str(profile.head_cpus), f"{profile.head_memory_gib}Gi"))
     head_pod = _template(head, profile, profile.head_node_selector)

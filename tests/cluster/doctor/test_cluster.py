@@ -38,6 +38,7 @@ from tests.cluster.doctor.kubernetes_api import (
     schema_of,
     with_keys,
 )
+from tests.cluster.http_api import kubeconfig as as_kubeconfig
 from tests.cluster.http_api import serving, status
 from tests.k8s.conftest import violations
 
@@ -345,12 +346,7 @@ def kubeconfig(tmp_path: Path) -> Iterator[tuple[FakeCluster, Path]]:
     """A cluster, and the kubeconfig that names it."""
     fake = FakeCluster(SPEC)
     with serving(fake) as address:
-        config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
-            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "ann", "namespace": "mil"}}],
-            "clusters": [{"name": "lab", "cluster": {"server": address}}], "users": [{"name": "ann", "user": {}}],
-        }  # fmt: skip
-        (tmp_path / "config").write_text(json.dumps(config))
+        (tmp_path / "config").write_text(json.dumps(as_kubeconfig(address)))
         yield fake, tmp_path / "config"
 
 
