@@ -39,6 +39,8 @@ else:
     ModelMetaclass = type(BaseModel)
 
 PoolingName = Literal["max", "mean", "lse", "noisy_or", "noisy_and", "attention", "gated_attention"]
+# what a model predicts of a bag; each room has a table of them
+Target = Literal["classification"]
 Level = Literal["instance", "embedding"]
 AttentionHeads = Literal["shared", "per_class"]
 BagUnit = Literal["slide", "patient"]
@@ -68,6 +70,7 @@ IMPORT_FORMATS: tuple[str, ...] = get_args(ImportFormat)
 FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "stamp", "pt")
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
+TARGETS: tuple[Target, ...] = get_args(Target)
 ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
 LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
 # their file is TorchScript, a program of its author
@@ -393,7 +396,13 @@ class SplitConfig(Config):
         return self
 
 
-class TrainConfig(Config):
+class TargetConfig(Config):
+    """The target of a model: the quantity that it predicts of a bag."""
+
+    target: ClassVar[Target] = "classification"
+
+
+class TrainConfig(TargetConfig):
     """The MIL model and its training.
 
     Launch settings (workers, devices) are not here: they change no weight.

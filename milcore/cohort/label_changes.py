@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 
 from milcore.cohort.manifest import Manifest
-from milcore.cohort.splits import CLASS, check_splits
-from milcore.errors import InputError
 
+# column of class names in a table of splits
+CLASS = "class"
 SHOWN = 5
 
 
@@ -63,38 +63,3 @@ def changes_text(changes: Sequence[str]) -> str:
     """The first changes in one line, and how many more there are."""
     more = len(changes) - SHOWN
     return "; ".join(changes[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
-def splits_with_labels(splits: pa.Table, classes: Sequence[str], manifest: Manifest) -> pa.Table:
-    """The same splits with patients and labels of the manifest.
-
-    Args:
-        splits: a row per slide.
-        classes: as a model knows them; a label is the place of its class in them, whatever their order in the manifest.
-        manifest: of all slides of ``splits``.
-
-    Raises:
-        InputError: the manifest lacks a slide, a slide has a class that is none of ``classes``, or a patient is in two
-            splits or folds.
-    """
-    slides = [manifest[slide_id] for slide_id in splits["slide_id"].to_pylist()]
-    names = [manifest.classes[slide.label] for slide in slides]
-    unknown = [
-        f"slide {slide.slide_id} is {name}" for slide, name in zip(slides, names, strict=True) if name not in classes
-    ]
-    if unknown:
-        raise InputError(
-            f"labels_from: expected classes that the run was trained on with the manifest's labels, got others "
-            f"({changes_text(unknown)}); allowed: {', '.join(classes)}; take those of the run, or train again in "
-            "another folder"
-        )
-    columns = {
-        "patient_id": pa.array([slide.patient_id for slide in slides], pa.string()),
-        "label": pa.array([classes.index(name) for name in names], pa.int64()),
-        CLASS: pa.array(names, pa.string()),
-    }
-    for place, name in enumerate(splits.column_names):
-        if name in columns:
-            splits = splits.set_column(place, name, columns[name])
-    check_splits(splits, "labels_from manifest")
-    return splits

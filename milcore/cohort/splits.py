@@ -7,28 +7,37 @@ earlier versions made without them.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from milcore.cohort.label_changes import CLASS, changes_text
 from milcore.cohort.manifest import Manifest, Slide, id_problem
-from milcore.config import SPLIT_NAMES, SplitConfig
+from milcore.cohort.target import CohortTarget
+from milcore.cohort.targets import COHORT_TARGETS
+from milcore.config import SPLIT_NAMES, SplitConfig, Target, TargetConfig
 from milcore.errors import InputError
 
-COLUMNS = ("slide_id", "patient_id", "label", "split")
-CLASS = "class"
+COLUMNS = ("slide_id", "patient_id", "split")
+# least patients of a stratum, where the target itself sets no strata
+PATIENTS_PER_STRATUM = 10
+CLASSES = TargetConfig()
 
 
-def make_splits(manifest: Manifest, config: SplitConfig) -> pa.Table:
-    """Divide the patients of a manifest into splits, stratified by label.
+def make_splits(manifest: Manifest, config: SplitConfig, target: TargetConfig = CLASSES) -> pa.Table:
+    """Divide the patients of a manifest into splits, stratified by their target.
 
     A patient's label is the highest label among their slides. Where the manifest has a ``split`` for every slide, that
     is used.
 
+    Args:
+        manifest: of the slides.
+        config: fractions and seed.
+        target: whose columns stratify, and stand in the table.
+
     Returns:
-        One row per slide: slide_id, patient_id, label, split, class.
+        One row per slide: slide_id, patient_id, columns of the target, split; of classes label, and at the end class.
 
     Raises:
         InputError: some slides have a ``split`` and others not, or a patient is in two splits.
@@ -39,27 +48,32 @@ def make_splits(manifest: Manifest, config: SplitConfig) -> pa.Table:
             f"manifest column split: expected a value for every slide, got {len(given)} for {len(manifest.slides)} "
             f"slides; allowed: {', '.join(SPLIT_NAMES)}; fill or drop the column"
         )
-    split_of = _manifest_splits(given) if given else _random_splits(manifest, config)
-    return splits_table(manifest, {slide.slide_id: split_of[slide.patient_id] for slide in manifest.slides})
+    row = COHORT_TARGETS[target.target]
+    table = row.table(manifest, target)
+    split_of = _manifest_splits(given) if given else _random_splits(table, row, config)
+    return _with_splits(table, [split_of[patient] for patient in table["patient_id"].to_pylist()], row)
 
 
-def splits_table(manifest: Manifest, split_of: Mapping[str, str]) -> pa.Table:
-    """A table of splits with patients, labels and class names of a manifest.
+def splits_table(manifest: Manifest, split_of: Mapping[str, str], target: TargetConfig = CLASSES) -> pa.Table:
+    """A table of splits with patients and the target's columns of a manifest.
 
     Args:
         manifest: has these slides.
         split_of: split by slide id, in the order of the rows.
+        target: whose columns are taken; slides without a value are left out.
     """
-    slides = [manifest[slide_id] for slide_id in split_of]
-    return pa.table(
-        {
-            "slide_id": pa.array(split_of, pa.string()),
-            "patient_id": pa.array([slide.patient_id for slide in slides], pa.string()),
-            "label": pa.array([slide.label for slide in slides], pa.int64()),
-            "split": pa.array(split_of.values(), pa.string()),
-            CLASS: pa.array([manifest.classes[slide.label] for slide in slides], pa.string()),
-        }
-    )
+    row = COHORT_TARGETS[target.target]
+    table = row.table(manifest, target)
+    place_of = {slide_id: place for place, slide_id in enumerate(table["slide_id"].to_pylist())}
+    kept = [slide_id for slide_id in split_of if slide_id in place_of]
+    places = pa.array([place_of[slide_id] for slide_id in kept], pa.int64())
+    return _with_splits(table.take(places), [split_of[slide_id] for slide_id in kept], row)
+
+
+def _with_splits(table: pa.Table, splits: list[str], target: CohortTarget) -> pa.Table:
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    notes = {name: columns.pop(name) for name in target.notes}
+    return pa.table({**columns, "split": pa.array(splits, pa.string()), **notes})
 
 
 def _manifest_splits(slides: list[Slide]) -> dict[str, str]:
@@ -74,17 +88,17 @@ def _manifest_splits(slides: list[Slide]) -> dict[str, str]:
     return split_of
 
 
-def _random_splits(manifest: Manifest, config: SplitConfig) -> dict[str, str]:
-    label_of = _labels_of_patients({"patient_id": s.patient_id, "label": s.label} for s in manifest.slides)
+def _random_splits(table: pa.Table, target: CohortTarget, config: SplitConfig) -> dict[str, str]:
+    stratum_of = target.strata(table.to_pylist(), PATIENTS_PER_STRATUM)
     split_of: dict[str, str] = {}
-    for label in sorted(set(label_of.values())):
-        patients = _shuffled(label_of, label, [config.split_seed, label])
+    for stratum in sorted(set(stratum_of.values())):
+        patients = _shuffled(stratum_of, stratum, [config.split_seed, stratum])
         split_of |= dict(zip(patients, _split_names(len(patients), config), strict=True))
     return split_of
 
 
 def _split_names(patients: int, config: SplitConfig) -> list[str]:
-    """Split names for a number of patients of one label.
+    """Split names for a number of patients of one stratum.
 
     Training has at least one patient; then test and validation, in this order, have at least one while
     patients last, where their fraction is above 0.
@@ -102,23 +116,25 @@ def _patients_for(patients: int, fraction: float, limit: int) -> int:
 def add_folds(splits: pa.Table, config: SplitConfig) -> pa.Table:
     """Add a column fold to a split.
 
-    0 to K-1 for patients outside the test split, -1 for those in it. Folds are stratified by a patient's label and as
-    equal in patients as can be.
+    0 to K-1 for patients outside the test split, -1 for those in it. Folds are stratified as splits are and as equal in
+    patients as can be.
 
     Raises:
         InputError: a class has fewer patients than there are folds.
     """
-    label_of = _labels_of_patients(row for row in splits.to_pylist() if row["split"] != "test")
+    target = target_of(splits)
+    rows = [row for row in splits.to_pylist() if row["split"] != "test"]
+    stratum_of = target.strata(rows, max(PATIENTS_PER_STRATUM, config.folds))
     fold_of: dict[str, int] = {}
-    for label in sorted(set(label_of.values())):
-        patients = _shuffled(label_of, label, [config.split_seed, label, 1])
+    for stratum in sorted(set(stratum_of.values())):
+        patients = _shuffled(stratum_of, stratum, [config.split_seed, stratum, 1])
         if len(patients) < config.folds:
             raise InputError(
                 f"folds: expected a patient of each class in every fold, got {config.folds} folds for {len(patients)} "
-                f"patients of class {label} outside the test split; allowed: at most as many as the rarest class has "
-                "patients"
+                f"patients of {target.stratum(stratum)} outside the test split; allowed: at most as many as the rarest "
+                "class has patients"
             )
-        # each class starts at the fold after the last one dealt, which keeps the folds equal
+        # each stratum starts at the fold after the last one dealt, which keeps the folds equal
         fold_of |= {patient: (len(fold_of) + index) % config.folds for index, patient in enumerate(patients)}
     folds = [fold_of.get(row["patient_id"], -1) for row in splits.to_pylist()]
     return splits.append_column("fold", pa.array(folds, pa.int32()))
@@ -136,44 +152,43 @@ def splits_of_fold(splits: pa.Table, fold: int, config: SplitConfig) -> pa.Table
         config: of ``splits``.
     """
     rows = [row for row in splits.to_pylist() if row["fold"] >= 0]
-    label_of = _labels_of_patients(rows)
+    stratum_of = target_of(splits).strata(rows, max(PATIENTS_PER_STRATUM, config.folds))
     test = {row["patient_id"] for row in rows if row["fold"] == fold}
     val: set[str] = set()
-    for label in sorted(set(label_of.values())):
-        patients = _shuffled(label_of, label, [config.split_seed, label, 2, fold])
+    for stratum in sorted(set(stratum_of.values())):
+        patients = _shuffled(stratum_of, stratum, [config.split_seed, stratum, 2, fold])
         others = [patient for patient in patients if patient not in test]
         val |= set(others[: _patients_for(len(patients), config.val_fraction, limit=len(others) - 1)])
-    split_of = dict.fromkeys(label_of, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
+    split_of = dict.fromkeys(stratum_of, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
     table = pa.Table.from_pylist([{**row, "split": split_of[row["patient_id"]]} for row in rows])
     return table.drop_columns(["fold"])
 
 
-def _labels_of_patients(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """The highest label among each patient's slides."""
-    label_of: dict[str, int] = {}
-    for row in rows:
-        label_of[row["patient_id"]] = max(row["label"], label_of.get(row["patient_id"], 0))
-    return label_of
-
-
-def _shuffled(label_of: Mapping[str, int], label: int, seed: list[int]) -> list[str]:
-    """The patients of a label in random order."""
-    patients = sorted(patient for patient, patient_label in label_of.items() if patient_label == label)
+def _shuffled(stratum_of: Mapping[str, int], stratum: int, seed: list[int]) -> list[str]:
+    """The patients of a stratum in random order."""
+    patients = sorted(patient for patient, of_patient in stratum_of.items() if of_patient == stratum)
     return [patients[index] for index in np.random.default_rng(seed).permutation(len(patients))]
 
 
-def check_splits(splits: pa.Table, place: str = "splits") -> None:
+def target_of(splits: pa.Table) -> CohortTarget:
+    """The target whose columns a table of splits has, classification without any."""
+    rows = COHORT_TARGETS.values()
+    return next((row for row in rows if set(row.columns) <= set(splits.column_names)), COHORT_TARGETS[CLASSES.target])
+
+
+def check_splits(splits: pa.Table, place: str = "splits", target: Target | None = None) -> None:
     """Check a table of splits.
 
     Args:
-        splits: columns slide_id, patient_id, label, split; class and fold may be there too.
+        splits: columns slide_id, patient_id, those of the target, split; its notes and fold may be there too.
         place: where it comes from, for an error.
+        target: that it must be of; None: as its columns say.
 
     Raises:
         InputError: a column is missing or of another type, a cell is empty, an id cannot name files, a split has
             another name, or a slide or a patient is there twice.
     """
-    _check_columns(splits, place)
+    _check_columns(splits, place, target_of(splits) if target is None else COHORT_TARGETS[target])
     slides: set[str] = set()
     split_of: dict[str, str] = {}
     for row in splits.to_pylist():
@@ -199,15 +214,25 @@ def check_splits(splits: pa.Table, place: str = "splits") -> None:
             )
 
 
-def _check_columns(splits: pa.Table, place: str) -> None:
-    missing = [name for name in COLUMNS if name not in splits.column_names]
+# kind of a column's values -> check of its type
+_KINDS: dict[str, Callable[[pa.DataType], bool]] = {
+    "string": pa.types.is_string,
+    "an integer": pa.types.is_integer,
+}
+
+
+def _check_columns(splits: pa.Table, place: str, target: CohortTarget) -> None:
+    first, second, last = COLUMNS
+    kinds = {first: "string", second: "string", **target.columns, last: "string"}
+    missing = [name for name in kinds if name not in splits.column_names]
     if missing:
         raise InputError(
-            f"{place}: expected columns {', '.join(COLUMNS)}, got no {', '.join(missing)}; allowed: further columns"
+            f"{place}: expected columns {', '.join(kinds)}, got no {', '.join(missing)}; allowed: further columns"
         )
-    for name in (*COLUMNS, *([CLASS] if CLASS in splits.column_names else [])):
-        column, wanted = splits[name], "an integer" if name == "label" else "string"
-        if not (pa.types.is_integer(column.type) if name == "label" else pa.types.is_string(column.type)):
+    notes = {name: "string" for name in target.notes if name in splits.column_names}
+    for name, wanted in (kinds | notes).items():
+        column = splits[name]
+        if not _KINDS[wanted](column.type):
             raise InputError(
                 f"{place}: column {name}: expected type {wanted}, got {column.type}; allowed: {wanted}; make the file "
                 "anew"
@@ -219,8 +244,43 @@ def _check_columns(splits: pa.Table, place: str) -> None:
             )
 
 
+def splits_with_labels(splits: pa.Table, classes: Sequence[str], manifest: Manifest) -> pa.Table:
+    """The same splits with patients and labels of the manifest.
+
+    Args:
+        splits: a row per slide.
+        classes: as a model knows them; a label is the place of its class in them, whatever their order in the manifest.
+        manifest: of all slides of ``splits``.
+
+    Raises:
+        InputError: the manifest lacks a slide, a slide has a class that is none of ``classes``, or a patient is in two
+            splits or folds.
+    """
+    slides = [manifest[slide_id] for slide_id in splits["slide_id"].to_pylist()]
+    names = [manifest.classes[slide.label] for slide in slides]
+    unknown = [
+        f"slide {slide.slide_id} is {name}" for slide, name in zip(slides, names, strict=True) if name not in classes
+    ]
+    if unknown:
+        raise InputError(
+            f"labels_from: expected classes that the run was trained on with the manifest's labels, got others "
+            f"({changes_text(unknown)}); allowed: {', '.join(classes)}; take those of the run, or train again in "
+            "another folder"
+        )
+    columns = {
+        "patient_id": pa.array([slide.patient_id for slide in slides], pa.string()),
+        "label": pa.array([classes.index(name) for name in names], pa.int64()),
+        CLASS: pa.array(names, pa.string()),
+    }
+    for place, name in enumerate(splits.column_names):
+        if name in columns:
+            splits = splits.set_column(place, name, columns[name])
+    check_splits(splits, "labels_from manifest")
+    return splits
+
+
 def splits_digest(splits: pa.Table) -> str:
     """Sha256 of the rows in order of slide_id, with folds where there are any."""
-    columns = [*COLUMNS, *(["fold"] if "fold" in splits.column_names else [])]
+    columns = [*COLUMNS, *target_of(splits).columns, *(["fold"] if "fold" in splits.column_names else [])]
     rows = sorted(splits.select(columns).to_pylist(), key=lambda row: str(row["slide_id"]))
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

@@ -8,9 +8,10 @@ import pyarrow.compute as pc
 import torch
 from jaxtyping import Float, Int
 
-from milcore.cohort.label_changes import changes_text, label_changes, splits_with_labels
+from milcore.cohort.label_changes import changes_text
 from milcore.cohort.manifest import Manifest
-from milcore.cohort.splits import splits_digest
+from milcore.cohort.splits import splits_digest, splits_with_labels
+from milcore.cohort.targets import COHORT_TARGETS
 from milcore.config import EncoderRecord, LabelSource, RunSpec, label_source
 from milcore.errors import StoreError
 from milcore.mil.bags.bags import BagEntry, Bags
@@ -155,7 +156,8 @@ def _label_changes(
     Raises:
         StoreError: there are some, and ``labels_from`` is None.
     """
-    changes = tuple(label_changes(splits.to_pylist(), dict(enumerate(spec.classes)), manifest))
+    row, classes = COHORT_TARGETS[spec.train.target], dict(enumerate(spec.classes))
+    changes = tuple(row.changes(splits.to_pylist(), classes, manifest, spec.train))
     if changes and labels_from is None:
         raise StoreError(
             f"{run_uri}: expected the manifest of {spec.store_uri} to have the labels that the run was trained on, got "

@@ -171,7 +171,7 @@ def _predict_bags(
     predictions: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for group, batch in zip(groups, bags.batches(groups), strict=True):
         output = model.predict_bags(batch)
-        probability = output.log_prob.double().exp().cpu().numpy()
+        probability = model.target.values(output.output.double()).cpu().numpy()
         weights = np.split(output.attention.double().cpu().numpy(), np.cumsum([bags.lengths[i] for i in group])[:-1])
         predictions |= dict(zip(group, zip(probability, weights, strict=True), strict=True))
     return predictions
@@ -220,15 +220,11 @@ def _leave_one_out_change(models: Sequence[MILModel], bag: Bag, label: int) -> F
     changes = []
     for model in models:
         without = leave_one_out(model, bag).double().cpu()
-        whole = model.predict_bags(pack([bag], [0])).log_prob.double().cpu()
-        changes.append((_log_odds(whole, label) - _log_odds(without, label)).numpy())
+        whole = model.predict_bags(pack([bag], [0])).output.double().cpu()
+        contrast = model.target.contrast
+        changes.append((contrast(whole, label) - contrast(without, label)).numpy())
     mean: np.ndarray = np.mean(changes, axis=0)
     return mean
-
-
-def _log_odds(log_prob: torch.Tensor, label: int) -> torch.Tensor:
-    others = [k for k in range(log_prob.shape[1]) if k != label]
-    return log_prob[:, label] - torch.logsumexp(log_prob[:, others], dim=1)
 
 
 def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:

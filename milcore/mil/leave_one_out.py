@@ -6,7 +6,7 @@ around them: memory stays that of one chunk.
 
 Source of the scan: Hillis, Steele 1986, "Data parallel algorithms".
 
-Axes: instance, class.
+Axes: instance, output (class).
 """
 
 import itertools
@@ -25,8 +25,8 @@ Merge = Callable[[Summary, Summary], Summary]
 
 
 @torch.no_grad()
-def leave_one_out(model: MILModel, bag: Bag, plan: ChunkPlan | None = None) -> Float[Tensor, "instance class"]:
-    """Log-probabilities of the bag without each instance, without dropout.
+def leave_one_out(model: MILModel, bag: Bag, plan: ChunkPlan | None = None) -> Float[Tensor, "instance output"]:
+    """Output of the bag without each instance, without dropout.
 
     NaN for the only instance of a bag.
 
@@ -42,17 +42,17 @@ def leave_one_out(model: MILModel, bag: Bag, plan: ChunkPlan | None = None) -> F
     ]
     before = [None, *itertools.accumulate(summaries[:-1], pooling.merge)]
     after = [None, *itertools.accumulate(summaries[:0:-1], pooling.merge)][::-1]
-    log_probs = []
+    outputs = []
     for lifted, *around in zip(model.lift_chunks(batch, plan), before, after, strict=True):
         rows = pooling.lift(lifted.scores, lifted.values, lifted.chunk.segments.each_row())
         others = _all_but_each(rows, pooling.merge)
         outside = [summary for summary in around if summary is not None]
-        log_probs.append(_log_prob(model, others, outside, len(lifted.scores)))
-    return torch.cat(log_probs)
+        outputs.append(_output(model, others, outside, len(lifted.scores)))
+    return torch.cat(outputs)
 
 
-def _log_prob(model: MILModel, inside: Summary | None, outside: list[Summary], rows: int) -> Tensor:
-    """Log-probabilities from the summaries inside and outside of a chunk.
+def _output(model: MILModel, inside: Summary | None, outside: list[Summary], rows: int) -> Tensor:
+    """Outputs from the summaries inside and outside of a chunk.
 
     Args:
         model: whose classifier reads the merged summaries.
@@ -63,11 +63,11 @@ def _log_prob(model: MILModel, inside: Summary | None, outside: list[Summary], r
     repeated = [tuple(tensor.expand(rows, *tensor.shape[1:]) for tensor in summary) for summary in outside]
     parts = repeated if inside is None else [inside, *repeated]
     if not parts:
-        return torch.full((1, model.classes), torch.nan)
+        return torch.full((1, model.target.width(model.classes)), torch.nan)
     *others, summary = parts
     for other in others:
         summary = model.pooling.merge(summary, other)
-    return model.log_prob(summary)
+    return model.output(summary)
 
 
 def _all_but_each(rows: Summary, merge: Merge) -> Summary | None:

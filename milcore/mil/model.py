@@ -32,6 +32,7 @@ from milcore.mil.instance_encoders.table import trainable_encoder
 from milcore.mil.memory import activation_mb
 from milcore.mil.pooling.pooling import POOLINGS, PoolingShape, Summary, log_sigmoids
 from milcore.mil.pooling.streaming import ChunkPlan, pool_batch
+from milcore.mil.targets import MODEL_TARGETS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 PROBE_INSTANCES = 64
@@ -44,11 +45,11 @@ class BagOutput(NamedTuple):
     """Prediction and attention of a batch of bags.
 
     Args:
-        log_prob: log-probabilities of the classes.
+        output: of the target; log-probabilities of classes.
         attention: weight of each instance; weights sum to 1 in every bag.
     """
 
-    log_prob: Float[Tensor, "bag class"]
+    output: Float[Tensor, "bag output"]
     attention: Float[Tensor, " instance"]
 
 
@@ -79,7 +80,8 @@ class MILModel(nn.Module):
 
     def __init__(self, config: TrainConfig, width: int, classes: int) -> None:
         super().__init__()
-        logits = 1 if classes == 2 else classes
+        self.target = MODEL_TARGETS[config.target]
+        logits = self.target.logits(classes)
         self.level = config.level
         self.classes = classes
         self.hidden = config.hidden
@@ -103,19 +105,19 @@ class MILModel(nn.Module):
 
     def forward(
         self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan | None = None
-    ) -> Float[Tensor, "bag class"]:
-        """Log-probabilities of the classes of each bag.
+    ) -> Float[Tensor, "bag output"]:
+        """Output of the target for each bag: log-probabilities of classes.
 
         Args:
             batch: of bags.
             dropout: None outside training.
             plan: by default ``chunk_plan(batch)``.
         """
-        return self.log_prob(self._pool(batch, dropout, plan or self.chunk_plan(batch)))
+        return self.output(self._pool(batch, dropout, plan or self.chunk_plan(batch)))
 
     @torch.no_grad()
     def predict_bags(self, batch: BagBatch) -> BagOutput:
-        """Log-probabilities and attention of each bag, without dropout.
+        """Output and attention of each bag, without dropout.
 
         Memory is constant: every chunk is lifted twice. With attention heads per class, the weight of an instance is
         that of the head of its bag's likeliest class. Noisy-or and noisy-and have no weights: there it is the
@@ -123,12 +125,12 @@ class MILModel(nn.Module):
         """
         plan = self.chunk_plan(batch)
         summary = self._pool(batch, None, plan)
-        log_prob = self.log_prob(summary)
+        output = self.output(summary)
         columns = torch.cat([self._weights(lifted, summary) for lifted in self.lift_chunks(batch, plan)])
         segments = Segments.whole(batch.lengths).to(plan.device)
-        head = log_prob.argmax(dim=1) if columns.shape[1] > 1 else torch.zeros_like(log_prob[:, 0], dtype=torch.int64)
+        head = output.argmax(dim=1) if columns.shape[1] > 1 else torch.zeros_like(output[:, 0], dtype=torch.int64)
         weight = columns.gather(1, head[segments.bag, None])
-        return BagOutput(log_prob, (weight / segment_sum(weight, segments)[segments.bag])[:, 0])
+        return BagOutput(output, (weight / segment_sum(weight, segments)[segments.bag])[:, 0])
 
     def instance_budget(self, instance: Tensor) -> int:
         """Number of instances whose activations fit ``activation_mb``, at least 1.
@@ -182,16 +184,14 @@ class MILModel(nn.Module):
 
         return lift
 
-    def log_prob(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag class"]:
-        """Log-probabilities of the classes from summaries of whole bags."""
+    def output(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag output"]:
+        """Output of the target from summaries of whole bags."""
         pooled = self.pooling.finish(summary)
         if self.level == "instance":
             of_class = self.pooling.instance_log_prob(pooled)
         else:
             of_class = log_sigmoids(self._classify(pooled))
-        if of_class.shape[2] == 1:
-            return of_class[:, :, 0]
-        return torch.log_softmax(of_class[:, 1] - of_class[:, 0], dim=1)
+        return self.target.output(of_class)
 
     def chunk_plan(self, batch: BagBatch) -> ChunkPlan:
         """Plan of the chunks of a batch, by the memory budget and the device."""

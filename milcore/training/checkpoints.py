@@ -78,11 +78,11 @@ def load_checkpoint(folder: Path, training: Optimisation) -> Progress:
     )
 
 
-def validations(folder: Path) -> list[Validation]:
-    """Validation of every epoch up to a checkpoint."""
+def validations(folder: Path, metric: str) -> list[Validation]:
+    """Validation of every epoch up to a checkpoint, by the metric of the target."""
     values = {(row.epoch, row.split, row.metric): row.value for row in _history(_read_state(folder))}
     epochs = sorted(epoch for epoch, split, metric in values if (split, metric) == ("val", "loss"))
-    return [Validation(values[epoch, "val", "loss"], values[epoch, "val", "auroc"]) for epoch in epochs]
+    return [Validation(values[epoch, "val", "loss"], values[epoch, "val", metric]) for epoch in epochs]
 
 
 def _history(state: dict[str, Any]) -> list[HistoryRow]:

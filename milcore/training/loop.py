@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,7 +35,7 @@ from milcore.training.feature_statistics import feature_statistics
 from milcore.training.history import HistoryRow
 from milcore.training.optimizer import Optimisation
 from milcore.training.selection import Validation
-from milcore.training.validation import validate
+from milcore.training.validation import validate, validation_of
 
 
 class FitResult(NamedTuple):
@@ -58,8 +57,8 @@ class FitResult(NamedTuple):
 def train_model(config: TrainConfig, bags: Bags, ctx: TrainContext) -> FitResult:
     """Train on split ``train`` and keep the epoch that ranks first on ``val``.
 
-    An epoch ranks by AUROC, then by loss (``Validation.rank``). Without validation bags nothing selects: the last
-    epoch, by which the learning rate has fallen, is kept. Split ``test`` is not touched.
+    An epoch ranks by the metric of its target, AUROC of classes, then by loss (``Validation.rank``). Without validation
+    bags nothing selects: the last epoch, by which the learning rate has fallen, is kept. Split ``test`` is not touched.
 
     Raises:
         MILError: the loss is not finite.
@@ -80,39 +79,24 @@ def _train(loop: "_Loop") -> FitResult:
             if epoch - progress.best_epoch > config.patience:
                 break
             trained = loop.train_epoch(epoch, batches)
-            metrics = trained | validate(loop.eval_model, loop.bags, loop.budget, loop.ctx)
-            _record_epoch(progress, epoch, metrics, loop.eval_model)
+            metrics = trained | validate(config.target, loop.eval_model, loop.bags, loop.budget, loop.ctx)
+            _record_epoch(progress, epoch, metrics, loop)
             loop.report(progress, epoch, metrics)
     loop.model.load_state_dict(progress.best_weights)
     return FitResult(loop.model, progress.history, progress.best_epoch, progress.best)
 
 
-def bag_losses(
-    log_prob: Float[Tensor, "bag class"], labels: Int[Tensor, " bag"], smoothing: float
-) -> Float[Tensor, " bag"]:
-    """``-(1 - s) log p[label] - s mean(log p)`` of every bag.
-
-    Args:
-        log_prob: of the classes.
-        labels: the class of each bag.
-        smoothing: s, the share of a label that is spread over the classes, 0 to 1.
-
-    Source: Szegedy et al. 2016, arXiv 1512.00567, section 7.
-    """
-    of_label = log_prob.gather(1, labels[:, None])[:, 0]
-    return -torch.lerp(of_label, log_prob.mean(dim=1), smoothing) if smoothing else -of_label
-
-
-def _record_epoch(progress: Progress, epoch: int, metrics: dict[str, float], model: MILModel) -> None:
+def _record_epoch(progress: Progress, epoch: int, metrics: dict[str, float], loop: "_Loop") -> None:
     """Add an epoch to the history; keep the weights of the best."""
     for name, value in metrics.items():
         split, _, metric = name.partition("_")
         progress.history.append(HistoryRow(epoch, split, metric, value))
     progress.epochs_done = epoch + 1
-    validation = Validation(metrics["val_loss"], metrics["val_auroc"])
+    validation = validation_of(metrics, loop.config.target)
     if math.isnan(validation.loss) or validation.rank < progress.best.rank:
         progress.best_epoch, progress.best = epoch, validation
-        progress.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        weights = loop.eval_model.state_dict()
+        progress.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
 
 
 class _TimedBatches:
@@ -238,9 +222,8 @@ class _Loop:
             sample = whole.subsample(self.instances_per_bag, dropout.seed, dropout.epoch)
             batch = sample.rank_slice(self.ctx.rank, self.ctx.world_size) if group.split_over_ranks else sample
             with self._gradient_sync(last=place == len(step.groups)):
-                log_prob: Tensor = self.replica(batch, dropout)
-                labels = batch.labels.to(self.ctx.device)
-                losses = bag_losses(log_prob, labels, self.config.label_smoothing)
+                output: Tensor = self.replica(batch, dropout)
+                losses = self.model.target.losses(output, batch.labels.to(self.ctx.device), self.config)
                 loss = (losses * losses.new_tensor(group.weights)).sum()
                 torch.autograd.backward(loss)
             total += loss.item()

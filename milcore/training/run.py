@@ -5,17 +5,17 @@ written last: a run that has it is finished.
 """
 
 import posixpath
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from milcore import __version__
-from milcore.cohort.label_changes import changes_text, classes_of, label_changes
+from milcore.cohort.label_changes import changes_text, classes_of
 from milcore.cohort.splits import add_folds, make_splits, splits_digest, splits_of_fold
 from milcore.cohort.splits_file import read_splits
-from milcore.config import BagUnit, RunSpec, SplitConfig, TrainConfig
+from milcore.cohort.targets import COHORT_TARGETS
+from milcore.config import RunSpec, SplitConfig, TargetConfig, TrainConfig
 from milcore.errors import InputError, StoreError, UnreachableError
 from milcore.runtime import storage
 from milcore.runtime.lease import lease
@@ -50,10 +50,10 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
     store, run = PatchStore(storage.absolute(store_uri)), Run(run_uri)
     check_no_other_files(run.uri, [posixpath.basename(run.checkpoints_uri)])
     catalogue = store.catalogue()
-    splits = choose_splits(store, catalogue, split_config, config.bag)
+    splits = choose_splits(store, catalogue, split_config, config)
     if split_config.folds:
         splits = add_folds(splits, split_config)
-    check_labels_kept(store, run_uri, splits)
+    check_labels_kept(store, run_uri, splits, config)
     with lease(run_uri, "run"):
         spec = _claim_run(run, _spec(store, catalogue, config, splits, split_config.folds), splits)
         for fold in range(spec.folds):
@@ -82,24 +82,28 @@ def _claim_run(run: Run, spec: RunSpec, splits: pa.Table) -> RunSpec:
     return spec
 
 
-def choose_splits(store: PatchStore, catalogue: Catalogue, config: SplitConfig, bag: BagUnit) -> pa.Table:
+def choose_splits(store: PatchStore, catalogue: Catalogue, config: SplitConfig, train: TrainConfig) -> pa.Table:
     """Split the usable slides of a store.
 
     The split is drawn from the whole manifest, or adopted from a file.
+
+    Args:
+        store: of the slides.
+        catalogue: of the store.
+        config: fractions and seed, or the file.
+        train: target and bags of the model.
 
     Raises:
         InputError: the store has one class, the file is no split of its slides, the training split lacks a class, or a
             patient that is to be one bag has slides of several classes.
         StoreError: slides of the manifest are neither ok nor quarantined.
     """
-    manifest = store.manifest()
-    classes = manifest.classes
-    if len(classes) < 2:
-        raise InputError(
-            f"manifest column label: expected slides of several classes, got only {', '.join(classes)}; allowed: two "
-            "classes or more; add slides of another"
-        )
-    splits = make_splits(manifest, config) if config.splits is None else read_splits(config.splits, manifest)
+    manifest, target = store.manifest(), COHORT_TARGETS[train.target]
+    target.check_manifest(manifest, train, train.bag)
+    if config.splits is None:
+        splits = make_splits(manifest, config, train)
+    else:
+        splits = read_splits(config.splits, manifest, train)
     usable = _usable_slides(catalogue)
     absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
     if absent:
@@ -108,13 +112,11 @@ def choose_splits(store: PatchStore, catalogue: Catalogue, config: SplitConfig, 
             f"({', '.join(absent[:5])} …); make the file anew"
         )
     splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
-    _check_training_classes(splits, classes)
-    if bag == "patient":
-        _check_patients(splits, classes)
+    target.check_splits(splits, manifest, train.bag)
     return splits
 
 
-def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table) -> None:
+def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table, target: TargetConfig) -> None:
     """Check that a run or sweep was made with the labels of the manifest.
 
     A folder of other splits for another reason is left to ``claim_folder``.
@@ -123,6 +125,7 @@ def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table) -> N
         store: of the run or sweep.
         folder_uri: of it; empty before it is begun.
         splits: now.
+        target: of the models.
 
     Raises:
         InputError: labels, classes or patients that differ.
@@ -136,7 +139,7 @@ def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table) -> N
         return
     before = folder.splits()
     classes = classes_of(before, claim.get("classes", manifest.classes))
-    changes = label_changes(before.to_pylist(), classes, manifest)
+    changes = COHORT_TARGETS[target.target].changes(before.to_pylist(), classes, manifest, target)
     if changes:
         raise InputError(
             f"{folder_uri}: expected the labels that it was made with, got others in the manifest of {store.uri} "
@@ -158,43 +161,6 @@ def _usable_slides(catalogue: Catalogue) -> list[str]:
             f"quarantined ({', '.join(unfinished[:5])} …); run `milcore ingest` or `milcore import` again"
         )
     return [slide_id for slide_id, record in records.items() if record and record.status == "ok"]
-
-
-def _check_patients(splits: pa.Table, classes: Sequence[str]) -> None:
-    """Check that all slides of a patient have one class.
-
-    Raises:
-        InputError: a patient with several.
-    """
-    labels: dict[str, set[int]] = {}
-    for row in splits.to_pylist():
-        labels.setdefault(row["patient_id"], set()).add(row["label"])
-    mixed = [
-        f"patient {patient!r} has {', '.join(classes[label] for label in sorted(of_patient))}"
-        for patient, of_patient in labels.items()
-        if len(of_patient) > 1
-    ]
-    if mixed:
-        raise InputError(
-            f"bag: expected slides of one class per patient where a patient is a bag, got several "
-            f"({changes_text(mixed)}); allowed: one class; label every slide with the patient's, or take bag slide"
-        )
-
-
-def _check_training_classes(splits: pa.Table, classes: Sequence[str]) -> None:
-    """Check that the training split has slides of every class.
-
-    Raises:
-        InputError: classes it lacks.
-    """
-    labels = {row["label"] for row in splits.to_pylist() if row["split"] == "train"}
-    lacking = [name for label, name in enumerate(classes) if label not in labels]
-    if lacking:
-        raise InputError(
-            f"splits: expected slides of all {len(classes)} classes in the training split, got none of class "
-            f"{', '.join(lacking)}; allowed: at least one slide each; ingest more slides or change split_seed or the "
-            "fractions"
-        )
 
 
 def train_run(run_uri: str, ctx: "TrainContext") -> None:

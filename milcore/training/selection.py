@@ -5,19 +5,22 @@ from typing import NamedTuple
 
 
 class Validation(NamedTuple):
-    """Validation metrics of a model: mean ``-log P(label)`` and AUROC, NaN where undefined."""
+    """Validation of a model: mean loss, and the metric of its target.
+
+    The metric is the larger the better: AUROC of classes. Both are NaN where undefined.
+    """
 
     loss: float
-    auroc: float
+    metric: float
 
     @property
     def rank(self) -> tuple[float, float]:
         """Sort key of epochs and trials; the smallest is the best.
 
-        AUROC first: among few slides one confident error dominates the loss, and models grow overconfident while their
-        ranking of slides still improves. Then loss, which alone decides where AUROC is undefined.
+        The metric first: among few slides one confident error dominates the loss, and models grow overconfident while
+        their ranking of slides still improves. Then loss, which alone decides where the metric is undefined.
         """
-        return (0.0 if math.isnan(self.auroc) else -self.auroc, self.loss)
+        return (0.0 if math.isnan(self.metric) else -self.metric, self.loss)
 
 
 NO_VALIDATION = Validation(math.inf, math.nan)

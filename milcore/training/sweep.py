@@ -208,14 +208,14 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
     store_uri = storage.absolute(store_uri)
     store = PatchStore(store_uri)
     catalogue = store.catalogue()
-    splits = choose_splits(store, catalogue, split_config, config.train.bag)
+    splits = choose_splits(store, catalogue, split_config, config.train)
     if "val" not in splits.column("split").to_pylist():
         raise InputError(
             "val_fraction: expected validation slides in the split, to compare trials on, got none; raise val_fraction"
         )
     if config.objective_folds:
         sweep_folds(splits, config)
-    check_labels_kept(store, out_uri, splits)
+    check_labels_kept(store, out_uri, splits, config.train)
     spec = SweepSpec(
         milcore_version=__version__,
         store_uri=store_uri,

@@ -1,4 +1,4 @@
-"""Validation of a model in training, over all ranks: predictions, loss and AUROC."""
+"""Validation of a model in training, over all ranks."""
 
 import math
 
@@ -6,37 +6,48 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from milcore.config import SplitName
-from milcore.metrics.auroc import macro_auroc
+from milcore.config import SplitName, Target
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.dealing import deal, micro_batches
 from milcore.mil.model import MILModel
 from milcore.training.context import TrainContext
+from milcore.training.selection import Validation
+from milcore.training.targets import TRAINING_TARGETS
 
 
-def validate(model: MILModel, bags: Bags, budget: int, ctx: TrainContext) -> dict[str, float]:
-    """``val_loss`` and ``val_auroc``; NaN where they are undefined.
+def validate(target: Target, model: MILModel, bags: Bags, budget: int, ctx: TrainContext) -> dict[str, float]:
+    """``val_loss`` and ``val_<metric>``; NaN where they are undefined.
 
     Args:
+        target: whose metric it is.
         model: computes without dropout.
         bags: those of split ``val`` are predicted.
         budget: instances that one rank computes on at once.
         ctx: of this rank.
     """
     predictions = predict_split(model, bags, "val", budget, ctx)
-    labels = np.array([bags.entries[index].label for index in predictions], dtype=np.int64)
-    log_prob = np.array(list(predictions.values()), dtype=np.float64).reshape(-1, bags.classes)
-    if len(labels) == 0:
-        return {"val_loss": math.nan, "val_auroc": math.nan}
-    loss = -log_prob[np.arange(len(labels)), labels].mean()
-    return {"val_loss": float(loss), "val_auroc": macro_auroc(labels, log_prob)}
+    validation = Validation(math.nan, math.nan)
+    if predictions:
+        entries = [bags.entries[index] for index in predictions]
+        validation = TRAINING_TARGETS[target].validate(entries, np.array(list(predictions.values()), dtype=np.float64))
+    return {"val_loss": validation.loss, metric_name(target): validation.metric}
+
+
+def validation_of(metrics: dict[str, float], target: Target) -> Validation:
+    """The validation among the metrics of an epoch."""
+    return Validation(metrics["val_loss"], metrics[metric_name(target)])
+
+
+def metric_name(target: Target) -> str:
+    """Name of the metric by which epochs and trials rank: ``val_auroc`` of classes."""
+    return f"val_{TRAINING_TARGETS[target].metric}"
 
 
 @torch.no_grad()
 def predict_split(
     model: MILModel, bags: Bags, split: SplitName, budget: int, ctx: TrainContext
 ) -> dict[int, list[float]]:
-    """Log-probabilities of every bag of a split, on every rank, by ascending index.
+    """Outputs for every bag of a split, on every rank, by ascending index.
 
     Args:
         model: computes without dropout.

@@ -27,6 +27,6 @@ def test_bags_predicted_together_or_alone_are_the_same(tmp_path: Path, memory_mb
     for index, prediction in predictions.items():
         with torch.no_grad():
             alone = model.predict_bags(pack([bags[index]], [index]))
-        np.testing.assert_allclose(prediction.probability, alone.log_prob[0].exp().numpy(), atol=1e-6)
+        np.testing.assert_allclose(prediction.probability, alone.output[0].exp().numpy(), atol=1e-6)
         np.testing.assert_allclose(prediction.attention, alone.attention.numpy(), atol=1e-6)
         assert prediction.attention.sum() == pytest.approx(1.0)

@@ -50,7 +50,7 @@ def test_gated_attention_at_embedding_level_is_the_paper_s_formula() -> None:
         weights = torch.softmax(score, dim=0)
         expected = functional.logsigmoid(model.classifier(weights @ h))
         output = model.predict_bags(pack([bag], [0]))
-        torch.testing.assert_close(output.log_prob[0, 1:], expected)
+        torch.testing.assert_close(output.output[0, 1:], expected)
         torch.testing.assert_close(output.attention, weights)
 
 
@@ -61,7 +61,7 @@ def test_three_classes_with_a_head_each_are_the_formula_of_each_class() -> None:
     weights = torch.softmax(torch.tanh(network.content(h)) @ network.score.weight.t(), dim=0)
     logits = (weights.t() @ h * model.classifier.weight).sum(1) + model.classifier.bias
     output = model.predict_bags(pack([bag], [0]))
-    torch.testing.assert_close(output.log_prob[0], torch.log_softmax(logits, 0))
+    torch.testing.assert_close(output.output[0], torch.log_softmax(logits, 0))
     torch.testing.assert_close(output.attention, weights[:, logits.argmax()])
 
 
@@ -78,7 +78,7 @@ def test_three_classes_at_instance_level_are_the_softmax_of_their_log_odds() -> 
 @pytest.mark.parametrize(("pooling", "level"), ROWS)
 def test_probabilities_and_attention_sum_to_one(pooling: str, level: str, heads: str, classes: int) -> None:
     output = model_of(pooling, level, classes, attention_heads=heads).predict_bags(pack(bags_of(4, 1, 7), range(3)))
-    torch.testing.assert_close(output.log_prob.exp().sum(1), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(output.output.exp().sum(1), torch.ones(3, dtype=torch.float64))
     sums = torch.stack([of_bag.sum() for of_bag in output.attention.split([4, 1, 7])])
     torch.testing.assert_close(sums, torch.ones(3, dtype=torch.float64))
 
@@ -119,6 +119,6 @@ def test_features_far_from_zero_keep_their_spread_in_half_precision() -> None:
     for precision in ("bf16", "fp32"):
         model = model_of("attention", "embedding", precision=precision)
         model.encoder.standardise(torch.full((WIDTH,), 100.0), torch.ones(WIDTH))
-        log_probs.append(model.predict_bags(pack([bag], [0])).log_prob)
+        log_probs.append(model.predict_bags(pack([bag], [0])).output)
     torch.testing.assert_close(log_probs[0], log_probs[1], atol=0.02, rtol=0)
     assert bag.instances.mean() > 99.0  # read, not changed

@@ -18,9 +18,10 @@ from milcore.config import TrainConfig
 from milcore.errors import MILError
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.read_ahead import MOST_BAGS
+from milcore.mil.classification import bag_losses
 from milcore.mil.model import make_model
 from milcore.training.context import LocalContext, checkpoint_names
-from milcore.training.loop import bag_losses, train_model
+from milcore.training.loop import train_model
 
 WIDTH = 6
 CACHE = 1 << 30

@@ -53,7 +53,7 @@ def test_a_published_model_reads_back_and_speaks_of_every_bag(store_uri: str, tm
     assert len(bags) == 12
     for batch in bags.batches([[0, 1], [2]]):
         output = model.predict_bags(batch)
-        torch.testing.assert_close(output.log_prob.exp().sum(1), torch.ones(len(batch.labels)))
+        torch.testing.assert_close(output.output.exp().sum(1), torch.ones(len(batch.labels)))
         torch.testing.assert_close(output.attention.sum(), torch.tensor(float(len(batch.labels))))
 
 

@@ -17,12 +17,15 @@ import torch
 from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 
+from milcore.config import Target
 from milcore.runtime import storage
 from milcore.runtime.digest import with_own_digest, without_own_digest
 from milcore.runtime.progress import EpochObserver, log_line
 from milcore.training.checkpoints import is_intact, validations
 from milcore.training.context import LocalContext, keep_checkpoint, newest_checkpoint
 from milcore.training.selection import NO_VALIDATION, Validation
+from milcore.training.targets import TRAINING_TARGETS
+from milcore.training.validation import metric_name, validation_of
 
 
 def quiet_logging() -> None:
@@ -90,12 +93,14 @@ class TrialContext:
         checkpoints_uri: folder of the trial's checkpoints.
         device: to compute on.
         workers_here: trials at a time on this node.
+        target: of the models, whose metric compares trials.
     """
 
     rank = 0
     world_size = 1
 
-    def __init__(self, checkpoints_uri: str, device: torch.device, workers_here: int) -> None:
+    def __init__(self, checkpoints_uri: str, device: torch.device, workers_here: int, target: Target) -> None:
+        self._target = target
         self.device = device
         self.workers_here = workers_here
         self._checkpoints = LocalContext(checkpoints_uri, device)
@@ -107,13 +112,14 @@ class TrialContext:
         Ray Tune compares trials by its ``score``.
         """
         self._checkpoints.report(epoch, metrics, checkpoint)
-        self._report(epoch, Validation(metrics["val_loss"], metrics["val_auroc"]))
+        self._report(epoch, validation_of(metrics, self._target))
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
         """Restore the trial's newest intact checkpoint, and report the epochs up to it."""
         with self._checkpoints.restore() as folder:
-            for epoch, validation in enumerate([] if folder is None else validations(folder)):
+            metric = TRAINING_TARGETS[self._target].metric
+            for epoch, validation in enumerate([] if folder is None else validations(folder, metric)):
                 self._report(epoch, validation)
             yield folder
 
@@ -123,7 +129,7 @@ class TrialContext:
     def _report(self, epoch: int, validation: Validation) -> None:
         if validation.rank < self._best.rank:
             self._best = validation
-        ray.tune.report(figures(self._best, epoch + 1))
+        ray.tune.report(figures(self._best, epoch + 1, self._target))
 
 
 class FoldTrial:
@@ -134,14 +140,15 @@ class FoldTrial:
 
     Args:
         uri: JSON object of the folds that have been trained.
+        target: of the models, whose metric compares trials.
     """
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, target: Target) -> None:
+        self._uri, self._target = uri, target
         self._folds: list[tuple[Validation, int]] = []
         if storage.exists(uri):
-            for loss, auroc, epochs in without_own_digest(storage.read_json(uri), uri)["folds"]:
-                self._add(Validation(loss, auroc), epochs)
+            for loss, metric, epochs in without_own_digest(storage.read_json(uri), uri)["folds"]:
+                self._add(Validation(loss, metric), epochs)
 
     @property
     def done(self) -> int:
@@ -164,26 +171,27 @@ class FoldTrial:
 
     def _add(self, best: Validation, epochs: int) -> None:
         self._folds.append((best, epochs))
-        losses, areas = (
+        losses, metrics = (
             np.array(column, dtype=np.float64) for column in zip(*(fold for fold, _ in self._folds), strict=True)
         )
-        error = float(areas.std(ddof=1) / math.sqrt(len(areas))) if len(areas) > 1 else math.nan
-        mean = Validation(float(losses.mean()), float(areas.mean()))
+        error = float(metrics.std(ddof=1) / math.sqrt(len(metrics))) if len(metrics) > 1 else math.nan
+        mean = Validation(float(losses.mean()), float(metrics.mean()))
         trained = max(trained for _, trained in self._folds)
-        ray.tune.report({**figures(mean, trained), "val_auroc_se": error})
+        ray.tune.report({**figures(mean, trained, self._target), f"{metric_name(self._target)}_se": error})
 
 
-def figures(validation: Validation, epochs: int) -> dict[str, float]:
+def figures(validation: Validation, epochs: int, target: Target) -> dict[str, float]:
     """Figures that a trial reports; Ray Tune compares trials by ``score``.
 
     Args:
         validation: of the best epoch, or the mean over folds.
         epochs: trained.
+        target: of the models.
     """
-    loss, auroc = validation
-    return {"score": score(validation), "val_loss": loss, "val_auroc": auroc, "epochs": epochs}
+    loss, metric = validation
+    return {"score": score(validation), "val_loss": loss, metric_name(target): metric, "epochs": epochs}
 
 
 def score(validation: Validation) -> float:
-    """Score of a trial, the higher the better: AUROC, else minus the loss."""
-    return -validation.loss if math.isnan(validation.auroc) else validation.auroc
+    """Score of a trial, the higher the better: the metric, else minus the loss."""
+    return -validation.loss if math.isnan(validation.metric) else validation.metric

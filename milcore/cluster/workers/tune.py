@@ -21,7 +21,7 @@ from milcore.cluster.workers.capacity import wait_for_workers, worker_capacity, 
 from milcore.cluster.workers.connect import connected
 from milcore.cluster.workers.context import FoldTrial, TrialContext, quiet_logging
 from milcore.cluster.workers.disk_caches import remove_disk_caches
-from milcore.config import LaunchConfig, TrainConfig, TuneConfig
+from milcore.config import LaunchConfig, Target, TrainConfig, TuneConfig
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.memory import sweep_disk_cache_mb, with_memory
@@ -42,11 +42,12 @@ from milcore.training.sweep import (
     remove_trial_folders,
     sweep_folds,
 )
+from milcore.training.targets import TRAINING_TARGETS
+from milcore.training.validation import metric_name
 
 TRIALS, FINISHED = TRIAL_FOLDERS
 FOLDS = "folds.json"
 KEPT_METRIC = "kept"
-FIGURES = ("score", "val_loss", "val_auroc", "val_auroc_se", "epochs")
 # no files of Tune's own loggers, and no table of the experiment, whose folder is a temporary one; Ctrl-C is the
 # command's: Tune would take it for the end of a sweep
 TUNE_ENVIRONMENT = {
@@ -162,9 +163,9 @@ def _run_trial(config: dict[str, Any]) -> None:
     folder = storage.join(out_uri, TRIALS, str(number))
     bags = _bags(out_uri, workers)
     if spec.tune.objective_folds == 0:
-        train_model(settings, bags, TrialContext(folder, device, workers))
+        train_model(settings, bags, TrialContext(folder, device, workers, settings.target))
         return
-    trial = FoldTrial(storage.join(folder, FOLDS))
+    trial = FoldTrial(storage.join(folder, FOLDS), settings.target)
     for fold in range(trial.done, spec.tune.objective_folds):
         result = train_model(settings, _without_fold(out_uri, bags, fold), LocalContext(None, device))
         trial.report(result.best, result.best_epoch + 1)
@@ -219,12 +220,18 @@ def _result(config: TuneConfig, configs: list[TrainConfig], result: tune.Result)
         learning_rate=settings.learning_rate,
         epochs=metrics.get("epochs", 0),
         val_loss=metrics.get("val_loss", float("inf")),
-        val_auroc=metrics.get("val_auroc", float("nan")),
+        val_auroc=metrics.get(metric_name(config.train.target), float("nan")),
         state="ok" if reason is None else "failed",
         reason=reason,
-        val_auroc_se=metrics.get("val_auroc_se", float("nan")),
+        val_auroc_se=metrics.get(f"{metric_name(config.train.target)}_se", float("nan")),
         searched=searched_settings(config, settings),
     )
+
+
+def _figures(target: Target) -> tuple[str, ...]:
+    """Names of the figures that are kept of a trial."""
+    metric = metric_name(target)
+    return ("score", "val_loss", metric, f"{metric}_se", "epochs")
 
 
 def _finished_uri(out_uri: str, trial: int) -> str:
@@ -236,7 +243,7 @@ class _TrialRecorder(tune.Callback):
 
     def __init__(self, out_uri: str, config: TuneConfig) -> None:
         self._out_uri = out_uri
-        self._configs = trial_configs(config)
+        self._configs, self._target = trial_configs(config), config.train.target
         self._scores: dict[int, list[float]] = defaultdict(list)
         self._ended = 0
 
@@ -259,9 +266,10 @@ class _TrialRecorder(tune.Callback):
         """Write the trial's figures and log them."""
         number, metrics = trial.config["trial"], trial.last_result
         if KEPT_METRIC not in metrics:
-            self._write(number, {name: metrics[name] for name in FIGURES if name in metrics})
-        auroc, loss, epochs = metrics["val_auroc"], metrics["val_loss"], metrics["epochs"]
-        figures = f"validation AUROC {auroc:.3f}, loss {loss:.4f}, {epochs} epochs"
+            self._write(number, {name: metrics[name] for name in _figures(self._target) if name in metrics})
+        metric, loss, epochs = metrics[metric_name(self._target)], metrics["val_loss"], metrics["epochs"]
+        title = TRAINING_TARGETS[self._target].title
+        figures = f"validation {title} {metric:.3f}, loss {loss:.4f}, {epochs} epochs"
         self._log(trial, figures + (", trained before" if KEPT_METRIC in metrics else ""))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002 - Tune calls it so

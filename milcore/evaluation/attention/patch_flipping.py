@@ -102,7 +102,7 @@ def _curves(
     for summaries in _block_summaries(model, batch, blocks, steps):
         remainders = list(itertools.accumulate(reversed(summaries), model.pooling.merge))[::-1]
         stacked = tuple(torch.cat(tensors) for tensors in zip(*remainders, strict=True))
-        curves.append(model.log_prob(stacked)[:, label].double().exp().cpu().numpy())
+        curves.append(model.output(stacked)[:, label].double().exp().cpu().numpy())
     return np.stack(curves)
 
 

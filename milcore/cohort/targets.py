@@ -1,0 +1,7 @@
+"""Table of the targets in the room of cohorts."""
+
+from milcore.cohort.classification import CLASSIFICATION
+from milcore.cohort.target import CohortTarget
+from milcore.config import Target
+
+COHORT_TARGETS: dict[Target, CohortTarget] = {"classification": CLASSIFICATION}

@@ -1,0 +1,7 @@
+"""Table of the targets in the room of evaluation."""
+
+from milcore.config import Target
+from milcore.evaluation.classification import CLASSIFICATION
+from milcore.evaluation.target import EvaluationTarget
+
+EVALUATION_TARGETS: dict[Target, EvaluationTarget] = {"classification": CLASSIFICATION}

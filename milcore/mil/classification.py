@@ -1,0 +1,57 @@
+"""Classification of bags: log-probabilities of the classes, and the cross-entropy.
+
+Two classes share one logit.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from milcore.config import TrainConfig
+from milcore.mil.target import ModelTarget
+
+
+def class_log_prob(of_class: Float[Tensor, "bag sign logit"]) -> Float[Tensor, "bag class"]:
+    """Log-probabilities of the classes.
+
+    Of two those of their logit, of more the softmax of their log-odds.
+    """
+    if of_class.shape[2] == 1:
+        return of_class[:, :, 0]
+    return torch.log_softmax(of_class[:, 1] - of_class[:, 0], dim=1)
+
+
+def log_odds(log_prob: Float[Tensor, "bag class"], label: int) -> Float[Tensor, " bag"]:
+    """Log-odds of a class against all others."""
+    others = [k for k in range(log_prob.shape[1]) if k != label]
+    return log_prob[:, label] - torch.logsumexp(log_prob[:, others], dim=1)
+
+
+def bag_losses(
+    log_prob: Float[Tensor, "bag class"], labels: Int[Tensor, " bag"], smoothing: float
+) -> Float[Tensor, " bag"]:
+    """``-(1 - s) log p[label] - s mean(log p)`` of every bag.
+
+    Args:
+        log_prob: of the classes.
+        labels: the class of each bag.
+        smoothing: s, the share of a label that is spread over the classes, 0 to 1.
+
+    Source: Szegedy et al. 2016, arXiv 1512.00567, section 7.
+    """
+    of_label = log_prob.gather(1, labels[:, None])[:, 0]
+    return -torch.lerp(of_label, log_prob.mean(dim=1), smoothing) if smoothing else -of_label
+
+
+def _losses(log_prob: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
+    return bag_losses(log_prob, labels, config.label_smoothing)
+
+
+CLASSIFICATION = ModelTarget(
+    logits=lambda classes: 1 if classes == 2 else classes,
+    width=lambda classes: classes,
+    output=class_log_prob,
+    values=torch.exp,
+    contrast=log_odds,
+    losses=_losses,
+)

@@ -1,0 +1,29 @@
+"""Target in the room of models: width of the head, values, and loss."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from milcore.config import TrainConfig
+
+
+class ModelTarget(NamedTuple):
+    """Row of a target in the table of models.
+
+    Args:
+        logits: of the classifier, by number of classes.
+        width: columns of a bag's output, by number of classes.
+        output: of each bag, from log-sigmoids of minus and plus its logits.
+        values: that are reported, from outputs in fp64; the mean over several models is taken of them.
+        contrast: of a column with the others; a change of it is what an instance contributes.
+        losses: of each bag, from outputs and labels.
+    """
+
+    logits: Callable[[int], int]
+    width: Callable[[int], int]
+    output: Callable[[Float[Tensor, "bag sign logit"]], Float[Tensor, "bag output"]]
+    values: Callable[[Float[Tensor, "bag output"]], Float[Tensor, "bag output"]]
+    contrast: Callable[[Float[Tensor, "bag output"], int], Float[Tensor, " bag"]]
+    losses: Callable[[Float[Tensor, "bag output"], Int[Tensor, " bag"], TrainConfig], Float[Tensor, " bag"]]

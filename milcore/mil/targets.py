@@ -1,0 +1,7 @@
+"""Table of the targets that a model can be trained for."""
+
+from milcore.config import Target
+from milcore.mil.classification import CLASSIFICATION
+from milcore.mil.target import ModelTarget
+
+MODEL_TARGETS: dict[Target, ModelTarget] = {"classification": CLASSIFICATION}

@@ -1,0 +1,24 @@
+"""Target in the room of training: the metric that epochs and trials rank by."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from milcore.mil.bags.bags import BagEntry
+from milcore.training.selection import Validation
+
+
+class TrainingTarget(NamedTuple):
+    """Row of a target in the table of training.
+
+    Args:
+        metric: name of the metric that ranks, as in ``val_<metric>``.
+        title: the same for a person.
+        validate: loss and metric of bags, from their outputs; at least one bag.
+    """
+
+    metric: str
+    title: str
+    validate: Callable[[Sequence[BagEntry], Float[np.ndarray, "bag output"]], Validation]

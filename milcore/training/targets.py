@@ -1,0 +1,7 @@
+"""Table of the targets in the room of training."""
+
+from milcore.config import Target
+from milcore.training.classification import CLASSIFICATION
+from milcore.training.target import TrainingTarget
+
+TRAINING_TARGETS: dict[Target, TrainingTarget] = {"classification": CLASSIFICATION}

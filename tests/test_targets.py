@@ -1,0 +1,21 @@
+"""The tables of targets: one row for every target in every room."""
+
+import pytest
+
+from milcore.cohort.targets import COHORT_TARGETS
+from milcore.config import TARGETS
+from milcore.evaluation.targets import EVALUATION_TARGETS
+from milcore.mil.targets import MODEL_TARGETS
+from milcore.training.targets import TRAINING_TARGETS
+
+TABLES = {
+    "cohort": COHORT_TARGETS,
+    "mil": MODEL_TARGETS,
+    "training": TRAINING_TARGETS,
+    "evaluation": EVALUATION_TARGETS,
+}
+
+
+@pytest.mark.parametrize("room", TABLES)
+def test_every_room_has_a_row_for_every_target(room: str) -> None:
+    assert tuple(TABLES[room]) == TARGETS
