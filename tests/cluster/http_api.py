@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -109,8 +110,7 @@ class Objects:
                 return self._patch(request)
         if request.path in self.by_path:
             return 200, self.by_path[request.path]
-        kind = request.path.rpartition("/")[2]
-        if kind.endswith("s"):  # the plural of a kind
+        if is_collection(request.path):
             return 200, {"kind": "List", "items": self.listed(request.path, request.query.get("labelSelector", ""))}
         return missing(request.path)
 
@@ -147,6 +147,12 @@ class Objects:
         for name, value in request.body.items():
             body[name] = {**body.get(name, {}), **value} if isinstance(value, dict) else value
         return 200, body
+
+
+def is_collection(path: str) -> bool:
+    """True where a path ends with a kind, and not with an object of it."""
+    inside = re.fullmatch(r"/(?:api|apis/[^/]+)/v\w+/(.+)", path)
+    return inside is not None and len(inside[1].split("/")) % 2 == 1
 
 
 def missing(path: str) -> tuple[int, Json]:

@@ -137,8 +137,8 @@ class FakeCluster:
             return 201, {"status": {"allowed": (asked["verb"], resource) not in self.denied_rights}}
         if path.startswith(JOBS):
             return self._job(method, path.removeprefix(JOBS).strip("/"), body)
-        if path in {PODS, EVENTS}:
-            job = query.get("labelSelector", "").removeprefix("job-name=")
+        of_job, _, job = query.get("labelSelector", "").partition("job-name=")
+        if path == EVENTS or (path == PODS and job and not of_job):
             return 200, {"items": self._pods(job) if path == PODS else self.events}
         if log := re.fullmatch(f"{PODS}/(.+)-abcde/log", path):
             return 200, self._pod(log[1]).log  # type: ignore[union-attr]

@@ -29,6 +29,7 @@ class Fault(NamedTuple):
 
     code: int
     after: bool = False
+    message: str = "as planned"
 
 
 class FakeKubeRay:
@@ -62,7 +63,7 @@ class FakeKubeRay:
         fault = planned.pop(0) if planned else None
         if fault is None or fault.after:
             code, made = self._answer(call, route["name"], request)
-        return (code, made) if fault is None else (fault.code, failure(fault.code, "Planned"))
+        return (code, made) if fault is None else (fault.code, api_status(fault.code, "Planned", fault.message))
 
     def _answer(self, call: Call, name: str, request: Request) -> tuple[int, Any]:  # noqa: PLR0911 - a row for each call
         match call:

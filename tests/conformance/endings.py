@@ -1,0 +1,44 @@
+"""Cases of a training by ``rayjob`` that is ended or suspended."""
+
+from tests.conformance.case import Clock, expect
+from tests.conformance.cluster import Cluster
+from tests.conformance.step import RUN_S, Step, train_command
+
+# Kubernetes' time between SIGTERM and SIGKILL; and a bound for the removal of the pods
+GRACE_S, FREE_S = 30, 60
+
+
+def terminate(cluster: Cluster, clock: Clock) -> str:
+    """SIGTERM to the step frees its cluster."""
+    with Step(cluster, "terminated", train_command(cluster, "run-terminated")) as step:
+        job = step.running_job()
+        clock.step("training")
+        step.delete(GRACE_S)
+        clock.step("SIGTERM")
+        cluster.until(lambda: not cluster.rayjobs(step.run_id), FREE_S, f"RayJob {job} removed")
+        clock.step("RayJob gone")
+        cluster.until(lambda: not cluster.jobs.pods(job), FREE_S, f"pods of {job} gone")
+        clock.step("pods gone")
+    return "RayJob and pods gone"
+
+
+def suspend(cluster: Cluster, clock: Clock) -> str:
+    """A RayJob that is suspended frees its pods, and goes on when it is resumed."""
+    with Step(cluster, "suspended", train_command(cluster, "run-suspended")) as step:
+        job = step.running_job()
+        clock.step("training")
+        cluster.suspend(job, value=True)
+        cluster.until(lambda: _deployment(cluster, job) == "Suspended", RUN_S, f"RayJob {job} suspended")
+        expect("terminated" not in step.state(), "the step ended with the suspension")
+        clock.step("suspended")
+        cluster.suspend(job, value=False)
+        step.wait_for_line("going on at epoch")
+        clock.step("going on")
+        step.succeed()
+        clock.step("ended")
+    return "waited for, went on at its checkpoint, ended"
+
+
+def _deployment(cluster: Cluster, job: str) -> str:
+    body = cluster.jobs.get(job) or {}
+    return str(body.get("status", {}).get("jobDeploymentStatus", ""))
