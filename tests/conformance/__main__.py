@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from milcore.cluster.jobs.kubernetes import connect
+from kubernetes import config
+
 from milcore.errors import InputError
 from milcore.runtime.command import Termination, signal_handler
 from tests.conformance import network, refusals
@@ -77,7 +78,7 @@ class Conformance:
             places = open_places(self)
         except Exception as error:  # noqa: BLE001 - what is made so far is removed, whatever it is
             return self._leave_out(error_line(error), getattr(error, "exit_code", 1))
-        for row in run_cases(self._cases, places):
+        for row in run_cases(self._cases, places, lambda case: print(f"{case.name} …", flush=True)):
             self._add(row)
         return 0
 
@@ -104,7 +105,7 @@ def fake_places(run: Conformance) -> dict[Place, Any]:
 def cluster_places(given: Mapping[str, Any], run: Conformance) -> dict[Place, Any]:
     """Namespaces of the cluster, made for this run, and Kubeflow at a host."""
     settings = read_settings(given["image"], given["uri"], os.environ)
-    api, _ = connect("default")
+    api = config.new_client_from_config()  # that of KUBECONFIG, in a pod too, as kubectl takes it
     cluster = Cluster(api, f"{NAME}-{uuid.uuid4().hex[:6]}", settings)
     print(f"namespace {cluster.name}; if it is left: kubectl delete namespace -l {SELECTOR}", flush=True)
     version = cluster.api.get("/version")["gitVersion"]

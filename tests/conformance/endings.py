@@ -2,10 +2,9 @@
 
 from tests.conformance.case import Clock, expect
 from tests.conformance.cluster import Cluster
-from tests.conformance.step import RUN_S, Step, train_command
+from tests.conformance.step import FREE_S, RUN_S, Step, train_command
 
-# Kubernetes' time between SIGTERM and SIGKILL; and a bound for the removal of the pods
-GRACE_S, FREE_S = 30, 60
+GRACE_S = 30  # Kubernetes' time between SIGTERM and SIGKILL
 
 
 def terminate(cluster: Cluster, clock: Clock) -> str:
@@ -15,7 +14,7 @@ def terminate(cluster: Cluster, clock: Clock) -> str:
         clock.step("training")
         step.delete(GRACE_S)
         clock.step("SIGTERM")
-        cluster.until(lambda: not cluster.rayjobs(step.run_id), FREE_S, f"RayJob {job} removed")
+        step.wait_for_removal()
         clock.step("RayJob gone")
         cluster.until(lambda: not cluster.jobs.pods(job), FREE_S, f"pods of {job} gone")
         clock.step("pods gone")

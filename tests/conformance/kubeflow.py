@@ -16,7 +16,7 @@ from tests.conformance.installation import LOCAL
 from tests.conformance.step import Step
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNNER = "pipeline-runner"  # account of steps in standalone Kubeflow Pipelines
+RUNNER, EDITOR = "pipeline-runner", "default-editor"  # account of steps, standalone and in a profile
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "ERROR", "CANCELED")
 RUN_S = 7200
 JSON_OF = "import json; from milcore.runtime import storage; print(json.dumps({expression}))"
@@ -48,6 +48,9 @@ class Kubeflow:
         self.runs: dict[str, str] = {}
         self.recurring: list[str] = []
         self.is_installed = False
+        # a profile of a multi-user installation, or the one namespace of a standalone one
+        self.is_profile = bool(client.get_kfp_healthz().multi_user)
+        self.account = EDITOR if self.is_profile else RUNNER
 
     def install(self) -> str:
         """Give Kubeflow's namespace what an administrator gives it, where it has none of it."""
@@ -56,7 +59,7 @@ class Kubeflow:
         self.is_installed = True
         for body in objects.secret_bodies(self.place.settings):
             self.place.create("secrets", body)
-        self.place.apply(LOCAL, standing=False, account=RUNNER)
+        self.place.apply(LOCAL, standing=False, account=self.account)
         return f"namespace {self.place.name} was set up"
 
     def pipeline(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -67,7 +70,17 @@ class Kubeflow:
     def submit(self, name: str, *arguments: str, wait_s: int = 0) -> "subprocess.CompletedProcess[str]":
         """``python -m pipeline submit``; the run's id is kept by a name."""
         token = ("--token-file", self.token_file) if self.token_file else ()
-        place = ("--host", self.host, "--experiment", self.experiment, "--image", self.cluster.settings.image, *token)
+        profile = ("--namespace", self.place.name) if self.is_profile else ()
+        place = (
+            "--host",
+            self.host,
+            "--experiment",
+            self.experiment,
+            "--image",
+            self.cluster.settings.image,
+            *token,
+            *profile,
+        )
         wait = ("--wait", str(wait_s)) if wait_s else ()
         ended = self.pipeline("submit", *place, *wait, *arguments)
         lines = own_lines(ended.stdout)
@@ -100,20 +113,32 @@ class Kubeflow:
         with Step(self.cluster, name, ("python", "-c", JSON_OF.format(expression=expression))) as step:
             return step.succeed().splitlines()[-1]
 
+    def experiment_id(self) -> str:
+        """Id of the experiment that all runs of the cases belong to."""
+        namespace = self.place.name if self.is_profile else None
+        return str(self.client.get_experiment(experiment_name=self.experiment, namespace=namespace).experiment_id)
+
+    def listed(self, experiment_id: str) -> list[Any]:
+        """Runs of the experiment."""
+        return self.client.list_runs(experiment_id=experiment_id, page_size=100).runs or []
+
+    def _remove_runs(self, run_ids: list[str]) -> None:
+        for run_id in run_ids:
+            with contextlib.suppress(ApiException):  # one that has ended
+                self.client.terminate_run(run_id)
+        for run_id in run_ids:
+            self.client.delete_run(run_id)
+
     def remove(self) -> None:
         """Remove what the cases made: recurring runs first, which would make more."""
         for recurring in self.recurring:
             with contextlib.suppress(ApiException):
                 self.client.delete_recurring_run(recurring)
-        for run_id in self.runs.values():
-            with contextlib.suppress(ApiException):  # one that has ended
-                self.client.terminate_run(run_id)
-        for run_id in self.runs.values():
-            with contextlib.suppress(ApiException):
-                self.client.delete_run(run_id)
-        with contextlib.suppress(ApiException, ValueError):
-            self.client.delete_experiment(self.client.get_experiment(experiment_name=self.experiment).experiment_id)
+        with contextlib.suppress(ApiException, ValueError):  # no run was submitted
+            experiment = self.experiment_id()
+            self._remove_runs([run.run_id for run in self.listed(experiment)])
+            self.client.delete_experiment(experiment)
         if self.is_installed:
-            self.place.remove(LOCAL, standing=False, account=RUNNER)
+            self.place.remove(LOCAL, standing=False, account=self.account)
             for body in objects.secret_bodies(self.place.settings):
                 self.place.delete(self.place.api.of_namespace("secrets", body["metadata"]["name"]))

@@ -8,6 +8,7 @@ from tests.conformance.cluster import Cluster
 from tests.conformance.step import KILLABLE, Step, kill_pod, train_command
 
 KILLED = 137
+COLLECTION_S = 120.0  # of objects whose owner is gone
 GOES_ON = "going on at epoch"
 
 
@@ -40,8 +41,8 @@ def _disturb(cluster: Cluster, clock: Clock, name: str, disturb: Callable[[str],
             clock.step("going on")
         step.succeed()
         clock.step("ended")
-        left = [each["metadata"]["name"] for each in cluster.rayjobs(step.run_id)]
-    expect(not left, f"left behind: {left}")
+        step.wait_for_removal()
+        clock.step("removed")
     return "went on at its checkpoint, ended" if line else "ended"
 
 
@@ -70,7 +71,6 @@ def step_pod(cluster: Cluster, clock: Clock) -> str:
         clock.step("training")
         step.delete()
         clock.step("killed")
-        gone = lambda: not cluster.rayjobs(step.run_id)  # noqa: E731 - a condition
-        cluster.until(gone, 120, "the RayJob of a step that is gone, removed")
+        step.wait_for_removal(COLLECTION_S)
         clock.step("removed")
     return "its RayJob was removed with it"

@@ -2,12 +2,14 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.conformance.case import Clock, expect
 from tests.conformance.kubeflow import RUN_S, Kubeflow, own_lines
 from tests.conformance.step import RUN_S as START_S
+from tests.pipeline.test_pods import compiled, pods_of
 
 MAIN, SWEEP, PREDICT = "attention-mil", "attention-mil-sweep", "attention-mil-predict"
 PIPELINES = (MAIN, SWEEP, PREDICT)
@@ -17,8 +19,9 @@ SHORT = (
     "--settings", '{"train": {"hidden": 64, "attention_hidden": 32}}',
 )  # fmt: skip
 PARTITIONS = 2
-# of a run in which no slide is missing, without Kubeflow's cache (k8s/README: 15 + 3 n pods, n is 1)
-PODS_WITHOUT_CACHE = 18
+# of a run in which no slide is missing: one ingest step; what Kubeflow's cache leaves out is below
+WITHOUT_CACHE = pods_of(compiled("attention_mil"), 1)
+PODS_WITHOUT_CACHE = WITHOUT_CACHE.drivers + WITHOUT_CACHE.steps
 SLIDE = "slides/slide-0000.tiff"
 STEP_POD = "system-container-impl"  # as Kubeflow names the pods of steps; those of drivers have another name
 SECONDS_BETWEEN_RUNS = 60
@@ -147,7 +150,7 @@ def terminate(kubeflow: Kubeflow, clock: Clock) -> str:
 def recurring(kubeflow: Kubeflow, clock: Clock) -> str:
     """A recurring run of the prediction starts by itself and ends well."""
     uri, client = kubeflow.cluster.uri, kubeflow.client
-    experiment = client.get_experiment(experiment_name=kubeflow.experiment).experiment_id
+    experiment = kubeflow.experiment_id()
     parameters = {"run_uri": uri("kfp/run"), "slides": [uri("cohort", SLIDE)], "out_uri": uri("kfp/recurring")}
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "predict.yaml")
@@ -161,7 +164,9 @@ def recurring(kubeflow: Kubeflow, clock: Clock) -> str:
         )
     kubeflow.recurring.append(made.recurring_run_id)
     clock.step("made")
-    run = kubeflow.cluster.until(lambda: _run_of(client, experiment, made.recurring_run_id), START_S, "its first run")
+    run = kubeflow.cluster.until(
+        lambda: _run_of(kubeflow.listed(experiment), made.recurring_run_id), START_S, "its first run"
+    )
     kubeflow.runs["recurring"] = run.run_id
     clock.step("started")
     client.delete_recurring_run(made.recurring_run_id)
@@ -171,6 +176,5 @@ def recurring(kubeflow: Kubeflow, clock: Clock) -> str:
     return f"started by itself, {state}"
 
 
-def _run_of(client: Any, experiment: str, recurring_run_id: str) -> Any:
-    runs = client.list_runs(experiment_id=experiment, page_size=100).runs or []
+def _run_of(runs: Sequence[Any], recurring_run_id: str) -> Any:
     return next((run for run in runs if run.recurring_run_id == recurring_run_id), None)

@@ -38,6 +38,7 @@ class Stage:
         self.fake = FakeCluster(SPEC)
         self.objects = self.fake.objects
         self.calls: list[str] = []
+        self.commands: list[list[str]] = []
         self.logs: dict[str, str] = {}
         self.lines = dict(FAILURES)
         self._stuck, self._codes, self._open_network = stuck, codes or {}, open_network
@@ -80,6 +81,7 @@ class Stage:
     def _start_step(self, place: str, body: Json) -> None:
         """A step's pod, with its RayJob if it is to have one for long."""
         name, path = body["metadata"]["name"], f"{place}/pods/{body['metadata']['name']}"
+        self.commands.append(body["spec"]["containers"][0]["command"])
         self.logs[f"{path}/log"] = self._log(body)
         if name.startswith(DISTURBED) and not name.endswith(RETRY):
             self._start_job(place.rpartition("/")[2], name, body)

@@ -17,6 +17,8 @@ from tests.conformance.objects import PROFILE_FOLDER, WORKERS, Json
 # seconds until a step ends, a pod starts, a job runs; the first takes the pull of the image and a cluster's start
 END_S, START_S, RUN_S = 1800.0, 600.0, 900.0
 PID_FILE = "/tmp/step.pid"  # noqa: S108 - of the pod
+# and until RayJobs and pods that are deleted are gone
+FREE_S = 60.0
 LINES = 3  # of a log that a failure quotes
 # the program's process is another than the container's, and can be killed while the pod stays
 KILLABLE = f'"$@" & echo $! > {PID_FILE}; wait $!'
@@ -81,9 +83,10 @@ class Step:
         """Wait until the log has a line."""
 
         def look() -> bool:
-            log = self.log()
-            expect("terminated" not in self.state() or re.search(pattern, log), f"ended before: {_tail(log)}")
-            return re.search(pattern, log) is not None
+            has_ended, log = "terminated" in self.state(), self.log()
+            has_line = re.search(pattern, log) is not None
+            expect(has_line or not has_ended, f"ended before a line {pattern!r}: {_tail(log)}")
+            return has_line
 
         self.cluster.until(look, seconds, f"a line {pattern!r} of {self.name}")
 
@@ -114,6 +117,10 @@ class Step:
         line = next((line for line in log.splitlines() if all(word in line for word in words)), None)
         expect(line is not None, f"exit code {code}, no line with {', '.join(words)}: {_tail(log)}")
         return f"exit code {code}: {line}"
+
+    def wait_for_removal(self, seconds: float = FREE_S) -> None:
+        """Wait until KubeRay has removed the step's RayJobs."""
+        self.cluster.until(lambda: not self.cluster.rayjobs(self.run_id), seconds, f"the RayJobs of {self.name} gone")
 
     def running_job(self) -> str:
         """Name of the step's RayJob, once training is under way and has a checkpoint."""

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from milcore.cli.main import app
 from milcore.errors import InputError
 from tests.conformance.__main__ import Conformance, main, prepare
 from tests.conformance.case import Case, Place
@@ -136,8 +138,24 @@ def test_a_whole_run_passes_says_how_long_each_step_took_and_leaves_nothing(surr
     assert place.stage.objects.by_path == {}
     assert place.stage.calls[-len(CLEAN_UP) :] == CLEAN_UP
     (head,) = [row for row in run.rows if row.case == "head killed"]
-    assert [name for name, _ in head.steps] == ["training", "killed", "going on", "ended"]
+    assert [name for name, _ in head.steps] == ["training", "killed", "going on", "ended", "removed"]
     assert head.seconds >= sum(seconds for _, seconds in head.steps) > 0
+
+
+def test_the_steps_commands_are_those_of_the_command_line(surroundings: MakeSurroundings) -> None:
+    place = surroundings()
+    whole_run(place)
+    of_steps = [command[command.index("milcore") :] for command in place.stage.commands if "milcore" in command]
+    (script,) = [command[2] for command in place.stage.commands if command[0] == "sh" and "synth" in command[2]]
+    commands = [*of_steps, *(line.split() for line in script.splitlines() if line.startswith("milcore "))]
+    assert {command[1] for command in commands} == {"synth", "ingest", "encode", "train", "tune"}
+    for _, name, *rest in commands:
+        shown = CliRunner().invoke(app, [name, "--help"]).output
+        assert [word for word in rest if word.startswith("--") and f"  {word} " not in shown] == [], name
+    programs = [command[2] for command in place.stage.commands if command[0] == "python"]
+    assert len(programs) == 6  # reach of ports, removal of objects
+    for program in programs:
+        compile(program, "program", "exec")
 
 
 def rows(run: Conformance) -> dict[str, Row]:

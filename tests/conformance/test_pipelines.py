@@ -1,8 +1,11 @@
 """The cases of Kubeflow Pipelines: what its API is asked for, what is read from the cluster, and the clean-up."""
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -31,7 +34,8 @@ class Server(StandIn):
     def do_GET(self) -> None:  # noqa: N802 - the base class calls it so
         path = self.path.partition("?")[0]
         if path.endswith("/runs"):
-            self._answer({"runs": [{"run_id": "r2", "recurring_run_id": "rr1", "state": self.state}], "total_size": 1})
+            runs = [{"run_id": "r1"}, {"run_id": "r2", "recurring_run_id": "rr1", "state": self.state}]
+            self._answer({"runs": runs, "total_size": 2})
         elif path.endswith("/runs/r2"):
             self._answer({"run_id": "r2", "state": self.state})
         else:
@@ -134,11 +138,18 @@ def test_a_run_again_has_fewer_pods(
             pipelines.caching(kubeflow, Clock())
 
 
-def test_artifacts_are_read_by_a_pod(kubeflow: Kubeflow, place: Surroundings) -> None:
+def test_artifacts_are_read_by_a_pod(kubeflow: Kubeflow, place: Surroundings, tmp_path: Path) -> None:
     kubeflow.runs["main"] = "r1"
     sizes = {f"s3://mlpipeline/v2/artifacts/attention-mil/r1/x/{name}": 7 for name in ("report", "model_card")}
     place.stage.lines |= {"artifacts": json.dumps(sizes), "metrics": json.dumps({"auroc": 1.0})}
     assert pipelines.artifacts(kubeflow, Clock()) == "report 7 bytes, model card 7 bytes, 1 metrics"
+    folder = "s3://mlpipeline/v2/artifacts/attention-mil/r1"
+    program = next(command[2] for command in place.stage.commands if folder in command[2])
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "report").write_text("<html>")
+    command = [sys.executable, "-c", program.replace(folder, str(tmp_path))]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed) == {f"{tmp_path}/x/report": 6}
     place.stage.lines["artifacts"] = json.dumps(dict(list(sizes.items())[:1]))
     with pytest.raises(UnexpectedError, match=r"\['report'\] below s3://mlpipeline/v2/artifacts/attention-mil/r1"):
         pipelines.artifacts(kubeflow, Clock())
@@ -189,14 +200,15 @@ def test_a_recurring_run_is_stopped_once_it_has_started_a_run(kubeflow: Kubeflow
 def test_kubeflow_s_namespace_is_set_up_where_it_is_not_and_left_as_it_was(
     kubeflow: Kubeflow, place: Surroundings
 ) -> None:
-    kubeflow.runs, kubeflow.recurring = {"main": "r1"}, ["rr1"]
+    kubeflow.recurring = ["rr1"]
     assert kubeflow.install() == "namespace mil-kubeflow was set up"
     kubeflow.remove()
     assert place.kubectl_calls == [
         "apply overlays/local in mil-kubeflow", "delete overlays/local in mil-kubeflow --ignore-not-found",
     ]  # fmt: skip
     assert Server.changes == [
-        "DELETE recurringruns/rr1", "POST r1:terminate", "DELETE runs/r1", "DELETE experiments/e1",
+        "DELETE recurringruns/rr1", "POST r1:terminate", "POST r2:terminate", "DELETE runs/r1", "DELETE runs/r2",
+        "DELETE experiments/e1",
     ]  # fmt: skip
     assert place.stage.objects.by_path == {}
 
