@@ -1,0 +1,1 @@
+"""Metrics of predicted risks against follow-up with censoring, without torch."""
