@@ -145,11 +145,11 @@ def test_artifacts_are_read_by_a_pod(kubeflow: Kubeflow, place: Surroundings, tm
     assert pipelines.artifacts(kubeflow, Clock()) == "report 7 bytes, model card 7 bytes, 1 metrics"
     folder = "s3://mlpipeline/v2/artifacts/attention-mil/r1"
     program = next(command[2] for command in place.stage.commands if folder in command[2])
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "report").write_text("<html>")
-    command = [sys.executable, "-c", program.replace(folder, str(tmp_path))]
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "report").write_text("<html>")
+    command = [sys.executable, "-c", program.replace(folder, str(tmp_path / "made"))]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert json.loads(printed) == {f"{tmp_path}/x/report": 6}
+    assert json.loads(printed) == {f"{tmp_path}/made/report": 6}
     place.stage.lines["artifacts"] = json.dumps(dict(list(sizes.items())[:1]))
     with pytest.raises(UnexpectedError, match=r"\['report'\] below s3://mlpipeline/v2/artifacts/attention-mil/r1"):
         pipelines.artifacts(kubeflow, Clock())
