@@ -339,7 +339,8 @@ def plan_pipeline(  # noqa: PLR0913 - as of ``plan_ingestion``
 ) -> IngestionPlan:
     """Plan the ingestion of a pipeline.
 
-    Where no slide is missing one partition holds all: each more would cost a scheduler pods that do nothing.
+    Where no slide is missing one partition holds all: each more would cost a scheduler pods that do nothing. Storage
+    that fails is tried again, bad input is not.
 
     Args:
         manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
@@ -352,12 +353,21 @@ def plan_pipeline(  # noqa: PLR0913 - as of ``plan_ingestion``
     Raises:
         InputError: as of ``plan_ingestion``.
     """
+    from milcore.runtime.step_retry import with_own_retries
+
+    planned = with_own_retries(
+        lambda: plan_ingestion(manifest_uri, store_uri, positive, partitions, annotations=annotations, launch=launch)
+    )
+    return with_own_retries(lambda: _with_state(store_uri, planned, launch))
+
+
+def _with_state(store_uri: str, partitions: list[str], launch: LaunchConfig) -> IngestionPlan:
+    """The plan of these partitions, by what the store holds."""
     from milcore.ingestion.fingerprint import store_state
     from milcore.runtime.digest import unique_digest
 
-    planned = plan_ingestion(manifest_uri, store_uri, positive, partitions, annotations=annotations, launch=launch)
     state = None if launch.is_job else store_state(store_uri)
-    return IngestionPlan(planned, unique_digest()) if state is None else IngestionPlan(["0/1"], state)
+    return IngestionPlan(partitions, unique_digest()) if state is None else IngestionPlan(["0/1"], state)
 
 
 def ingest_partition(store_uri: str, partition: str, config: IngestConfig, launch: LaunchConfig) -> "PartitionCounts":
@@ -481,8 +491,9 @@ def check_launches(launches: "Sequence[tuple[str, LaunchConfig]]") -> None:
     """
     if any(launch.ray_address == "rayjob" for _, launch in launches):
         from milcore.cluster.doctor.launcher import check_launches
+        from milcore.runtime.step_retry import with_own_retries
 
-        check_launches(launches, os.environ)
+        with_own_retries(lambda: check_launches(launches, os.environ))
 
 
 def sweep_uri(run_uri: str) -> str:

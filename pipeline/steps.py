@@ -12,6 +12,7 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 from components import IMAGE
 from components.finish import finish
 from components.sizes import SMALL, Size
+from milcore.runtime.step_retry import FIRST_WAIT_S, LONGEST_WAIT_S, OWN_RETRIES, RETRIES, WAIT_FACTOR
 
 S3_SECRET, S3_KEYS = "milcore-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 STORAGE_CONFIG, STORAGE_KEYS = "milcore-storage", ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
@@ -26,7 +27,6 @@ FIELDS = {
     "POD_NAMESPACE": "metadata.namespace",
     "PIPELINE_RUN_ID": "metadata.labels['pipeline/runid']",
 }
-RETRIES, FIRST_WAIT, WAIT_FACTOR, LONGEST_WAIT = 2, "60s", 2.0, "600s"
 
 # pods of a fan-out at a time; kfp fixes it when a pipeline is compiled
 PARALLEL = 50
@@ -43,18 +43,24 @@ def step(task: dsl.PipelineTask, size: Size = SMALL, *, cached: bool = False, re
         task: the task.
         size: of its pod.
         cached: Kubeflow may reuse an earlier result: its arguments hold a digest of all it reads and writes.
-        retried: try again when it fails; a step that would fail the same way is not.
+        retried: try again when it fails; a step that checks input does that itself, and not after bad input.
     """
     task.set_container_image(_image.get()).set_caching_options(enable_caching=cached)
     task.set_env_variable("MILCORE_IMAGE", _image.get())
-    if retried and _retries.get():
-        task.set_retry(_retries.get(), FIRST_WAIT, WAIT_FACTOR, LONGEST_WAIT)
+    _set_retries(task, retried=retried)
     kubernetes.set_security_context(task, run_as_user=USER_ID, run_as_group=USER_ID, run_as_non_root=True)
     kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in S3_KEYS})
     kubernetes.use_config_map_as_env(task, STORAGE_CONFIG, {key: key for key in STORAGE_KEYS})
     for name, path in FIELDS.items():
         kubernetes.use_field_path_as_env(task, name, path)
     return sized(task, size)
+
+
+def _set_retries(task: dsl.PipelineTask, *, retried: bool) -> None:
+    if _retries.get() and retried:
+        task.set_retry(_retries.get(), f"{FIRST_WAIT_S:g}s", WAIT_FACTOR, f"{LONGEST_WAIT_S:g}s")
+    elif _retries.get():
+        task.set_env_variable(OWN_RETRIES, str(_retries.get()))
 
 
 def launcher(task: dsl.PipelineTask, size: Size, *, cached: bool = False, retried: bool = True) -> dsl.PipelineTask:

@@ -317,10 +317,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def counted_storage() -> Iterator[CountingProxy]:
+def counted_storage(fault_of: Callable[[str], Fault] | None = None) -> Iterator[CountingProxy]:
     """A proxy in front of the tests' server, which the environment names for the length of the context."""
     with pytest.MonkeyPatch.context() as environment:
-        proxy = CountingProxy(os.environ["AWS_ENDPOINT_URL"])
+        proxy = CountingProxy(os.environ["AWS_ENDPOINT_URL"], fault_of)
         environment.setenv("AWS_ENDPOINT_URL", proxy.url)
         s3fs.S3FileSystem.clear_instance_cache()
         yield proxy

@@ -192,8 +192,9 @@ def _csv_row(line: int, header: list[str], cells: list[str]) -> Row:
 
 
 def _parquet_table(uri: str) -> pa.Table:
+    data = _read(uri)
     try:
-        table = storage.parse_table(_read(uri))
+        table = storage.parse_table(data)
         table.validate(full=True)  # a text that is no UTF-8
     except (pa.ArrowException, OSError) as error:
         raise InputError(

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from milcore.cohort.manifest import Manifest, Slide, read_manifest
-from milcore.errors import InputError, StoreError
+from milcore.errors import InputError, StorageError, StoreError
+from tests.proxy import Fault, counted_storage
 
 CASES = Path(__file__).resolve().parents[1] / "cases" / "csv"
 
@@ -341,3 +342,9 @@ def test_parquet_of_other_programs_is_the_same(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "m.parquet")
     manifest = read_manifest(str(tmp_path / "m.parquet"))
     assert [(s.slide_id, manifest.classes[s.label]) for s in manifest.slides] == [("a", "2"), ("b", "0")]
+
+
+def test_a_parquet_that_storage_does_not_hand_over_is_no_bad_input(s3: str) -> None:
+    """A pipeline's first step tries it again."""
+    with counted_storage(lambda _: Fault(403)), pytest.raises(StorageError):
+        read_manifest(f"{s3}/m.parquet")

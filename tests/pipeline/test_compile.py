@@ -37,6 +37,7 @@ from milcore.config import (
     TuneConfig,
     parameter_default,
 )
+from milcore.runtime.step_retry import OWN_RETRIES
 from pipeline import attention_mil, sweep
 from pipeline.__main__ import PIPELINES, main
 from pipeline.parameters import PARAMETERS
@@ -133,6 +134,13 @@ def test_a_step_that_fails_is_tried_again_but_not_one_that_only_checks_input() -
     tasks = tasks_of(compiled()[0])
     assert {name for name, its in tasks.items() if "retryPolicy" not in its} == {"plan"}
     assert tasks["train"]["retryPolicy"]["backoffFactor"] == 2.0
+    retries = tasks["train"]["retryPolicy"]["maxRetryCount"]
+    executors = compiled()[0]["deploymentSpec"]["executors"]
+    variables = {
+        name: {each["name"]: each["value"] for each in its["container"]["env"]} for name, its in executors.items()
+    }
+    own = {name: its[OWN_RETRIES] for name, its in variables.items() if OWN_RETRIES in its}
+    assert own == {"exec-plan": str(retries)}, "it tries again itself, and not after bad input"
 
 
 def test_credentials_are_secrets_and_steps_know_their_pod() -> None:

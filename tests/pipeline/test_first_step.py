@@ -1,6 +1,7 @@
 """The first step of a pipeline refuses RayJobs that cannot run, before any slide is read."""
 
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +13,14 @@ from kfp import dsl
 from components.finish import finish
 from components.plan import plan
 from components.size import size
+from milcore import api
 from milcore.errors import InputError
-from milcore.runtime import storage
+from milcore.runtime import step_retry, storage
+from milcore.runtime.step_retry import OWN_RETRIES
 from pipeline import attention_mil
 from tests.cluster.doctor.kubernetes_api import REVIEWS, FakeCluster, forbidden
 from tests.cluster.http_api import kubeconfig, serving
+from tests.proxy import Fault, counted_storage
 
 WHOLE = inspect.signature(attention_mil.pipeline_func).parameters
 Step = Callable[..., object]
@@ -128,6 +132,39 @@ def test_a_namespace_that_tells_nobody_their_rights_stops_no_pipeline(
     cluster.answers[REVIEWS] = (403, forbidden(REVIEWS))
     assert run(size, tmp_path)
     assert "not checked" in capsys.readouterr().err
+
+
+def test_an_api_that_comes_back_costs_no_pipeline(
+    cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(OWN_RETRIES, "1")
+    monkeypatch.setattr(step_retry, "FIRST_WAIT_S", 0.0)
+    rights, faults = cluster.answer, [(503, {})]
+    cluster.answer = lambda request: faults.pop() if faults else rights(request)  # type: ignore[method-assign]
+    assert run(size, tmp_path)
+    assert "503 Service Unavailable; trying again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after_planning", [False, True], ids=["planning", "survey"])
+def test_a_request_to_storage_that_fails_is_made_again(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after_planning: bool
+) -> None:
+    """Of the survey, too, which looks at what the store holds once the cohort is planned."""
+    monkeypatch.setenv(OWN_RETRIES, "1")
+    monkeypatch.setattr(step_retry, "FIRST_WAIT_S", 0.0)
+    store, passed, fault_at = f"{s3}/first-step", itertools.count(), [0]
+    with counted_storage(lambda _: Fault(403 if next(passed) in fault_at else None)) as proxy:
+        fault_at.clear()
+        local = {"ray_address": "local", "store_uri": store}
+        assert run(plan, tmp_path, **local)
+        proxy.take()
+        api.plan_ingestion(str(tmp_path / "m.csv"), store, None, 4)
+        planning, before = len(proxy.take().requests), next(passed)
+        fault_at.append(before + 1 + (planning if after_planning else 0))
+        capsys.readouterr()
+        assert run(plan, tmp_path, **local)
+        assert len(proxy.take().requests) > planning
+    assert [line for line in capsys.readouterr().err.splitlines() if "403" in line or "trying again" in line]
 
 
 def test_an_api_that_does_not_answer_is_no_fault_of_the_input(cluster: FakeCluster, tmp_path: Path) -> None:
