@@ -29,10 +29,13 @@ __all__ = ["kubernetes"]  # a fixture
 MINUTE = 12  # polls
 NAME = expected_name(0)
 WORKER = {"ray.io/node-type": "worker"}
-NO_MEMORY = "0/1 nodes are available: 1 Insufficient memory. preemption: 0/1 nodes are available."
+NO_MEMORY = (
+    "0/1 nodes are available: 1 Insufficient memory. preemption: 0/1 nodes are available: 1 No preemption victims "
+    "found for incoming pod."
+)
 TAINTED = "0/3 nodes are available: 3 node(s) had untolerated taint {nvidia.com/gpu: }."
 QUOTA = (
-    'Failed to create worker Pod mil/{}, pods "{}" is forbidden: exceeded quota: small, requested: '
+    'Failed to create worker Pod for the cluster mil/{}, pods "{}" is forbidden: exceeded quota: small, requested: '
     "requests.memory=4Gi, used: requests.memory=7Gi, limited: requests.memory=8Gi"
 )
 
@@ -104,7 +107,7 @@ def test_a_pod_that_a_quota_refuses_is_told_by_kuberay_s_event_as_often_as_it_co
 ) -> None:
     """There is no such pod; the event is the cluster's, with the name of another pod each time."""
     cluster = kubernetes([RUNNING] * 2 * MINUTE + [DONE])
-    refused = [QUOTA.format(f"{NAME}-abcde-cpu-worker-{k}", f"{NAME}-abcde-cpu-worker-{k}") for k in range(3)]
+    refused = [QUOTA.format(f"{NAME}-abcde", f"{NAME}-abcde-cpu-worker-{k}") for k in range(3)]
     cluster.fake.events = [
         {**warning(f"{NAME}-abcde", text, f"2026-01-01T00:00:0{k}Z"), "reason": "FailedToCreateWorkerPod"}
         for k, text in enumerate(refused)
