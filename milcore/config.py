@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 else:
     ModelMetaclass = type(BaseModel)
 
-PoolingName = Literal["max", "mean", "lse", "noisy_or", "noisy_and", "attention", "gated_attention"]
+PoolingName = Literal["max", "mean", "lse", "noisy_or", "noisy_and", "topk", "attention", "gated_attention"]
 # what a model predicts of a bag; each room has a table of them
 Target = Literal["classification"]
 Level = Literal["instance", "embedding"]
@@ -76,7 +76,17 @@ LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
 # their file is TorchScript, a program of its author
 PROGRAM_ENCODERS = ("torchscript", "conch")
 FEATURE_ENCODERS: tuple[TrainableEncoderName, ...] = ("linear", "mlp")
-POOLINGS_OF_PROBABILITIES: tuple[PoolingName, ...] = ("noisy_or", "noisy_and")
+# the levels that each pooling is defined on
+POOLING_LEVELS: dict[PoolingName, tuple[Level, ...]] = {
+    "max": ("instance", "embedding"),
+    "mean": ("instance", "embedding"),
+    "lse": ("instance", "embedding"),
+    "noisy_or": ("instance",),
+    "noisy_and": ("instance",),
+    "topk": ("instance",),
+    "attention": ("instance", "embedding"),
+    "gated_attention": ("instance", "embedding"),
+}
 
 # limits, above all that a slide scanner or a user needs: input beyond them is refused before memory is taken for it
 MAX_SLIDE_EDGE_PX = 2_000_000
@@ -225,10 +235,12 @@ def label_source(text: str | None) -> LabelSource | None:
 
 
 def _check_level(name: str, pooling: PoolingName, level: Level) -> None:
-    if pooling in POOLINGS_OF_PROBABILITIES and level != "instance":
+    levels = POOLING_LEVELS[pooling]
+    if level not in levels:
+        of_instances = "probabilities, and the columns of an embedding are none"
         raise ValueError(
-            f"{name}: expected level instance with pooling {pooling}, got level {level}; allowed: level instance; "
-            f"{pooling} combines probabilities, and the columns of an embedding are none"
+            f"{name}: expected level {levels[0]} with pooling {pooling}, got level {level}; allowed: level "
+            f"{levels[0]}; {pooling} combines {of_instances if levels == ('instance',) else 'embeddings'}"
         )
 
 
@@ -437,6 +449,9 @@ class TrainConfig(TargetConfig):
     )
     lse_sharpness: PositiveFloat = Field(5.0, description="r of lse pooling: towards 0 the mean, upwards the maximum")
     noisy_and_slope: PositiveFloat = Field(10.0, description="a of noisy_and pooling, the slope at its threshold")
+    topk_instances: PositiveFloat = Field(
+        10.0, description="k of topk pooling, most probable instances that it averages: a count, or below 1 a share"
+    )
     hidden: PositiveInt = Field(512, le=MAX_WIDTH, description="width of the instance embedding")
     attention_hidden: PositiveInt = Field(256, le=MAX_WIDTH, description="width of the attention network")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="dropout on instance embeddings")
@@ -532,6 +547,13 @@ class TrainConfig(TargetConfig):
                 f"to below {self.epochs}"
             )
         return self
+
+    @field_validator("topk_instances")
+    @classmethod
+    def _counts_whole_instances(cls, k: float) -> float:
+        if k >= 1.0 and not k.is_integer():
+            raise ValueError(f"expected a count or a share, got {k:g}; allowed: 1, 2, …, or above 0 and below 1")
+        return k
 
     @model_validator(mode="after")
     def _pools_what_it_is_defined_on(self) -> Self:

@@ -30,7 +30,7 @@ from milcore import __version__
 from milcore.cluster.launch import encode_with
 from milcore.cluster.workers.connect import connected
 from milcore.cluster.workers.map import map_on_ray
-from milcore.config import POOLING_NAMES, POOLINGS_OF_PROBABILITIES, EncodeConfig, LaunchConfig, Level, PoolingName
+from milcore.config import POOLING_LEVELS, POOLING_NAMES, EncodeConfig, LaunchConfig, Level, PoolingName
 from milcore.errors import InputError, MILError
 from milcore.runtime import storage
 from milcore.runtime.limits import cpus
@@ -122,7 +122,7 @@ def wanted(poolings: str, levels: str) -> list[tuple[PoolingName, Level]]:
         (name, level)  # type: ignore[misc]  # the config checks them
         for level in levels.split(",")
         for name in names
-        if not (poolings == "all" and name in POOLINGS_OF_PROBABILITIES and level == "embedding")
+        if poolings != "all" or level in POOLING_LEVELS[name]
     ]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.model import MILModel
-from milcore.mil.pooling.pooling import Summary
+from milcore.mil.pooling.protocol import Summary
 from milcore.mil.pooling.streaming import ChunkPlan
 
 Merge = Callable[[Summary, Summary], Summary]

@@ -30,7 +30,9 @@ from milcore.mil.dropout import Dropout
 from milcore.mil.instance_encoders.protocol import InstanceEncoder
 from milcore.mil.instance_encoders.table import trainable_encoder
 from milcore.mil.memory import activation_mb
-from milcore.mil.pooling.pooling import POOLINGS, PoolingShape, Summary, log_sigmoids
+from milcore.mil.pooling.pooling import POOLINGS
+from milcore.mil.pooling.probability import log_sigmoids
+from milcore.mil.pooling.protocol import PoolingShape, Summary
 from milcore.mil.pooling.streaming import ChunkPlan, pool_batch
 from milcore.mil.targets import MODEL_TARGETS
 
@@ -98,6 +100,7 @@ class MILModel(nn.Module):
                 classes=logits,
                 lse_sharpness=config.lse_sharpness,
                 noisy_and_slope=config.noisy_and_slope,
+                topk_instances=config.topk_instances,
             )
         )
         self.classifier = nn.Linear(config.hidden, logits)

@@ -3,19 +3,13 @@
 import pytest
 import torch
 
-from milcore.config import POOLINGS_OF_PROBABILITIES, TrainConfig
+from milcore.config import POOLING_LEVELS, TrainConfig
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.leave_one_out import leave_one_out
 from milcore.mil.model import make_model
-from milcore.mil.pooling.pooling import POOLINGS
 from milcore.mil.pooling.streaming import ChunkPlan
 
-ROWS = [
-    (name, level)
-    for name in POOLINGS
-    for level in ("embedding", "instance")
-    if level == "instance" or name not in POOLINGS_OF_PROBABILITIES
-]
+ROWS = [(name, level) for name, levels in POOLING_LEVELS.items() for level in levels]
 
 
 @pytest.mark.parametrize("chunk_rows", [5, 22, 100])

@@ -5,19 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milcore.config import POOLINGS_OF_PROBABILITIES, TrainConfig
+from milcore.config import POOLING_LEVELS, TrainConfig
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, make_model
-from milcore.mil.pooling.pooling import POOLINGS
 
 WIDTH = 6
-ROWS = [
-    (name, level)
-    for name in POOLINGS
-    for level in ("embedding", "instance")
-    if level == "instance" or name not in POOLINGS_OF_PROBABILITIES
-]
+ROWS = [(name, level) for name, levels in POOLING_LEVELS.items() for level in levels]
 
 
 def bags_of(*lengths: int, dtype: torch.dtype = torch.float64) -> list[Bag]:

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.segments import Segments
 from milcore.mil.model import MILModel
-from milcore.mil.pooling.pooling import Summary
+from milcore.mil.pooling.protocol import Summary
 
 STEPS = 20
 RANDOM_ORDERS = 5
@@ -115,8 +115,8 @@ def _block_summaries(
         for order, block in enumerate(blocks[:, lifted.chunk.rows]):
             block_indices, counts = np.unique(block, return_counts=True)
             rows = torch.from_numpy(np.argsort(block, kind="stable"))
-            segments = Segments.of(counts, batch.position[lifted.chunk.rows][rows]).to(lifted.values.device)
-            rows = rows.to(lifted.values.device)
+            segments = Segments.of(counts, batch.position[lifted.chunk.rows][rows], batch.longest)
+            segments, rows = segments.to(lifted.values.device), rows.to(lifted.values.device)
             summary = model.pooling.lift(lifted.scores[rows], lifted.values[rows], segments)
             for k, index in enumerate(block_indices):
                 chunk_summaries[order][index].append(tuple(tensor[k : k + 1] for tensor in summary))

@@ -53,6 +53,7 @@ class BagBatch:
         labels: class of each bag.
         keys: a number per bag that is the same in every batch, epoch and world size; the key of its random numbers.
         split_over_ranks: True where every rank has a part of each of these bags.
+        longest: instances of the largest of these bags, the parts of all ranks together.
     """
 
     instances: Rows
@@ -61,6 +62,7 @@ class BagBatch:
     labels: Int[Tensor, " bag"]
     keys: Int[Tensor, " bag"]
     split_over_ranks: bool
+    longest: int
 
     def spans(self, rows: int) -> list[tuple[int, int]]:
         """Start and stop (exclusive) of the chunks of at most so many rows."""
@@ -76,7 +78,7 @@ class BagBatch:
         lengths_in_chunk = np.minimum(ends[bags], stop) - np.maximum(ends[bags] - lengths[bags], start)
         return Chunk(
             self.instances[start:stop].to(device, non_blocking=True),
-            Segments.of(lengths_in_chunk, self.position[start:stop]).to(device),
+            Segments.of(lengths_in_chunk, self.position[start:stop], self.longest).to(device),
             self.keys[bags].to(device, non_blocking=True),
             first,
             slice(start, stop),
@@ -102,6 +104,7 @@ class BagBatch:
             instances=RowSubset(self.instances, rows),
             lengths=tuple(len(indices) for indices in indices_of_bag),
             position=self.position[rows],
+            longest=most,
         )
 
     def rank_slice(self, rank: int, world_size: int) -> "BagBatch":
@@ -125,6 +128,7 @@ class BagBatch:
             self.labels,
             self.keys,
             split_over_ranks=True,
+            longest=self.longest,
         )
 
 
@@ -153,4 +157,5 @@ def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
         torch.tensor([bag.label for bag in bags]),
         torch.tensor(list(keys), dtype=torch.int64),
         split_over_ranks=False,
+        longest=int(lengths.max()),
     )

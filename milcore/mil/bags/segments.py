@@ -31,6 +31,7 @@ class Segments(NamedTuple):
         bags: number of bags.
         piece_bag: bag of each piece.
         piece_start: first row of each piece.
+        longest: instances of the largest bag of the batch, all of its parts together.
     """
 
     bag: Int[Tensor, " row"]
@@ -38,14 +39,16 @@ class Segments(NamedTuple):
     bags: int
     piece_bag: Int[Tensor, " piece"]
     piece_start: Int[Tensor, " piece"]
+    longest: int
 
     @classmethod
-    def of(cls, lengths: Int[np.ndarray, " bag"], position: Int[Tensor, " row"]) -> "Segments":
+    def of(cls, lengths: Int[np.ndarray, " bag"], position: Int[Tensor, " row"], longest: int) -> "Segments":
         """Segments of bags packed one after another.
 
         Args:
             lengths: rows of each bag, at least 1.
-            position: of each row in its bag.
+            position: of each row in its bag, increasing.
+            longest: instances of the largest bag of the batch, all of its parts together.
         """
         start = lengths.cumsum() - lengths
         bag, _ = ragged(lengths)
@@ -56,18 +59,19 @@ class Segments(NamedTuple):
             len(lengths),
             torch.from_numpy(piece_bag),
             torch.from_numpy(start[piece_bag] + ROWS_PER_PIECE * piece),
+            longest,
         )
 
     @classmethod
     def whole(cls, lengths: Sequence[int]) -> "Segments":
         """Segments of whole bags packed one after another."""
         count = np.asarray(lengths, dtype=np.int64)
-        return cls.of(count, torch.from_numpy(ragged(count)[1]))
+        return cls.of(count, torch.from_numpy(ragged(count)[1]), int(count.max()))
 
     def each_row(self) -> "Segments":
         """The same rows, each as a bag of its own that keeps its position."""
         rows = torch.arange(len(self.bag), device=self.bag.device)
-        return Segments(rows, self.position, len(rows), rows, rows)
+        return Segments(rows, self.position, len(rows), rows, rows, self.longest)
 
     def to(self, device: torch.device) -> "Segments":
         """The same segments on a device."""
@@ -77,6 +81,7 @@ class Segments(NamedTuple):
             self.bags,
             self.piece_bag.to(device),
             self.piece_start.to(device),
+            self.longest,
         )
 
 

@@ -17,128 +17,22 @@ Source: Ilse, Tomczak, Welling 2018, arXiv 1802.04712, section 2; others are nam
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from milcore.config import PoolingName
 from milcore.mil.bags.segments import Segments, at_least_fp32, segment_max, segment_sum, weighted_segment_sum
 from milcore.mil.pooling.attention import AttentionScore
-
-SMALLEST_PROBABILITY = 1e-7
-
-Summary = tuple[Tensor, ...]
-Scorer = Callable[[Tensor], Tensor]
-
-
-class PoolingShape(NamedTuple):
-    """Sizes and settings of a pooling.
-
-    Args:
-        width: of an instance embedding.
-        attention_width: of the attention network.
-        heads: attention branches, 1 or one per class.
-        classes: logits per instance at instance level.
-        lse_sharpness: r of log-sum-exp, above 0.
-        noisy_and_slope: a of noisy-and, above 0.
-    """
-
-    width: int
-    attention_width: int
-    heads: int
-    classes: int
-    lse_sharpness: float
-    noisy_and_slope: float
+from milcore.mil.pooling.probability import SMALLEST_PROBABILITY, log_of, log_sigmoids, probabilities
+from milcore.mil.pooling.protocol import Pooling, PoolingShape, ScorelessPooling, Scorer, Summary
+from milcore.mil.pooling.sums import sum_and_count, to_one_reference
+from milcore.mil.pooling.top_k import TopKPooling
 
 
-@runtime_checkable
-class Pooling(Protocol):
-    """MIL pooling sigma: the contract of the rows of POOLINGS.
-
-    A summary is a tuple of tensors whose first axis is the bag.
-    """
-
-    heads: int
-
-    def scorer(self, dtype: torch.dtype) -> Callable[[Float[Tensor, "instance key"]], Float[Tensor, "instance head"]]:
-        """Function from embeddings to attention scores.
-
-        Weights are cast now, once for every chunk of a step.
-        """
-        ...
-
-    def lift(
-        self, scores: Float[Tensor, "instance head"], values: Float[Tensor, "instance value"], segments: Segments
-    ) -> tuple[Tensor, ...]:
-        """Summaries of instances, one per bag."""
-        ...
-
-    def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Summary of two parts of the same bags, bag by bag."""
-        ...
-
-    def finish(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag pooled"]:
-        """Pooled value of each bag; heads are concatenated."""
-        ...
-
-    def weights(
-        self,
-        scores: Float[Tensor, "instance head"],
-        values: Float[Tensor, "instance value"],
-        summary: tuple[Tensor, ...],
-        segments: Segments,
-    ) -> Float[Tensor, "instance heads"] | None:
-        """Weight of each instance in the pooled value of its bag, summing to 1.
-
-        None where the pooling has no weights.
-        """
-        ...
-
-    def instance_values(self, logit: Float[Tensor, "instance class"]) -> Float[Tensor, "instance value"]:
-        """Values to pool at instance level."""
-        ...
-
-    def instance_log_prob(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag 2 class"]:
-        """(log(1 - theta), log theta) of each class, from values pooled at instance level."""
-        ...
-
-
-def log_sigmoids(logit: Float[Tensor, "row class"]) -> Float[Tensor, "row 2 class"]:
-    """(log(1 - p), log p) for p = sigmoid(logit)."""
-    return torch.stack([functional.logsigmoid(-logit), functional.logsigmoid(logit)], dim=1)
-
-
-def probabilities(logit: Float[Tensor, "row class"]) -> Float[Tensor, "row value"]:
-    """(1 - p, p) of all classes for p = sigmoid(logit), each without cancellation."""
-    return torch.cat([torch.sigmoid(-logit), torch.sigmoid(logit)], dim=1)
-
-
-def log_of(probability: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag 2 class"]:
-    """Logarithm of a probability clamped from below, ``log max(p, 1e-7)``.
-
-    One certain and wrong bag cannot dominate the loss, and no gradient is infinite.
-    """
-    return probability.clamp_min(SMALLEST_PROBABILITY).log().reshape(len(probability), 2, -1)
-
-
-class _ScorelessPooling(nn.Module):
-    """Base of poolings without an attention network."""
-
-    heads = 0
-
-    def scorer(self, dtype: torch.dtype) -> Scorer:
-        del dtype
-        return _no_scores
-
-
-def _no_scores(keys: Tensor) -> Tensor:
-    return keys.new_empty(len(keys), 0)
-
-
-class MaxPooling(_ScorelessPooling):
+class MaxPooling(ScorelessPooling):
     """``z_k = max_i v_ik``; among equal values the first instance of the bag counts.
 
     At instance level ``theta = max_i p_i``. The weight of an instance is the share of columns in which it is the
@@ -173,6 +67,11 @@ class MaxPooling(_ScorelessPooling):
         """Positions in their bags of the instances with the largest values."""
         return summary[1]
 
+    def of_winners(self, winners: Summary, whole: Summary) -> Summary:
+        """Summary of the winners, which is that of the bag."""
+        del whole
+        return winners
+
     def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
         del scores, values
         value, position = summary
@@ -186,7 +85,7 @@ class MaxPooling(_ScorelessPooling):
         return log_sigmoids(pooled).clamp_min(math.log(SMALLEST_PROBABILITY))
 
 
-class _AveragePooling(_ScorelessPooling):
+class _AveragePooling(ScorelessPooling):
     """Mean of the values; at instance level, of probabilities.
 
     The summary is (sum of the values, n).
@@ -194,7 +93,7 @@ class _AveragePooling(_ScorelessPooling):
 
     def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
         del scores
-        return _sum_and_count(values, segments)
+        return sum_and_count(values, segments)
 
     def merge(self, a: Summary, b: Summary) -> Summary:
         return a[0] + b[0], a[1] + b[1]
@@ -224,7 +123,7 @@ class MeanPooling(_AveragePooling):
         return log_of(pooled)
 
 
-class LogSumExpPooling(_ScorelessPooling):
+class LogSumExpPooling(ScorelessPooling):
     """Log-sum-exp: ``z_k = (1/r) log((1/n) sum_i exp(r v_ik))``.
 
     It is between the mean (r to 0) and the maximum (r to infinity). At instance level v is p, and p - 1 for theta - 1.
@@ -243,11 +142,11 @@ class LogSumExpPooling(_ScorelessPooling):
         del scores
         exponent = self.sharpness * at_least_fp32(values)
         largest = segment_max(exponent, segments)
-        total, count = _sum_and_count(torch.exp(exponent - largest.index_select(0, segments.bag)), segments)
+        total, count = sum_and_count(torch.exp(exponent - largest.index_select(0, segments.bag)), segments)
         return largest, total, count
 
     def merge(self, a: Summary, b: Summary) -> Summary:
-        largest, a_scale, b_scale = _to_one_reference(a[0], b[0])
+        largest, a_scale, b_scale = to_one_reference(a[0], b[0])
         return largest, a_scale * a[1] + b_scale * b[1], a[2] + b[2]
 
     def finish(self, summary: Summary) -> Tensor:
@@ -267,7 +166,7 @@ class LogSumExpPooling(_ScorelessPooling):
         return log_of(torch.cat([-below_one, theta], dim=1))
 
 
-class NoisyOrPooling(_ScorelessPooling):
+class NoisyOrPooling(ScorelessPooling):
     """Noisy-or of probabilities: ``theta = 1 - prod_i (1 - p_i)``.
 
     At instance level only. The summary is ``sum_i -log(1 - p_i)``. With ``p = sigmoid(v)``, ``-log(1 - p) =
@@ -355,7 +254,7 @@ class SoftmaxPooling(nn.Module):
         return largest, segment_sum(exponential, segments), weighted
 
     def merge(self, a: Summary, b: Summary) -> Summary:
-        largest, a_scale, b_scale = _to_one_reference(a[0], b[0])
+        largest, a_scale, b_scale = to_one_reference(a[0], b[0])
         total = a_scale * a[1] + b_scale * b[1]
         return largest, total, a_scale[..., None] * a[2] + b_scale[..., None] * b[2]
 
@@ -377,18 +276,6 @@ class SoftmaxPooling(nn.Module):
         return torch.diagonal(of_heads.reshape(len(pooled), self.heads, 2, self.heads), dim1=1, dim2=3)
 
 
-def _sum_and_count(values: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    total = segment_sum(values, segments)
-    count = torch.zeros_like(total[:, 0]).index_add_(0, segments.bag, torch.ones_like(segments.bag, dtype=total.dtype))
-    return total, count[:, None]
-
-
-def _to_one_reference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximum of two reference exponents, and the factors that rescale sums to it."""
-    largest = torch.maximum(a, b)
-    return largest, torch.exp(a - largest), torch.exp(b - largest)
-
-
 def _log_of_one_minus_exp(x: Tensor) -> Tensor:
     """``log max(1 - exp(-x), 1e-7)`` for x >= 0, without cancellation."""
     return (-torch.expm1(-x)).clamp_min(SMALLEST_PROBABILITY).log()
@@ -400,6 +287,7 @@ POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
     "lse": LogSumExpPooling,
     "noisy_or": NoisyOrPooling,
     "noisy_and": NoisyAndPooling,
+    "topk": TopKPooling,
     "attention": partial(SoftmaxPooling, gated=False),
     "gated_attention": partial(SoftmaxPooling, gated=True),
 }

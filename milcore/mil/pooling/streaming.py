@@ -2,7 +2,7 @@
 
 Chunk summaries merge to the summary of the batch, so chunks may be lifted one by one. Where their activations exceed
 the memory budget, they are discarded and each chunk is lifted again in the backward pass (gradient checkpointing); max
-pooling lifts again only the instances with the largest values. Parts of one bag on several ranks merge likewise. The
+and top-k pooling lift again only the instances that count. Parts of one bag on several ranks merge likewise. The
 gradient is that of the whole batch: docs/pooling.md has the proof.
 
 Axes: instance, bag.
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from milcore.mil.bags.batch import BagBatch, Chunk
-from milcore.mil.pooling.pooling import MaxPooling, Pooling, Summary
+from milcore.mil.pooling.protocol import Pooling, Selection, Summary
 from milcore.runtime.malloc import release_freed_memory
 
 CHUNKS_PER_RELEASE = 8
@@ -52,10 +52,11 @@ def pool_batch(pooling: Pooling, lift: Lift, batch: BagBatch, plan: ChunkPlan) -
         batch: read chunk by chunk; oversized and with gradients, twice.
         plan: of the chunks.
     """
-    if plan.oversized and torch.is_grad_enabled() and isinstance(pooling, MaxPooling):
+    if plan.oversized and torch.is_grad_enabled() and isinstance(pooling, Selection):
         with torch.no_grad():
-            first = _pool_chunks(pooling, lift, batch, plan)
-        summary = _pool_chunks(pooling, lift, _winners(batch, pooling.winners(first), plan), plan)
+            whole = _pool_chunks(pooling, lift, batch, plan)
+        winners = _winners(batch, pooling.winners(whole), plan)
+        summary = pooling.of_winners(_pool_chunks(pooling, lift, winners, plan), whole)
     else:
         summary = _pool_chunks(pooling, lift, batch, plan)
     return _merge_over_ranks(pooling, summary) if batch.split_over_ranks else summary
@@ -120,8 +121,11 @@ def _stack(parts: Sequence[Summary]) -> Summary:
 def _winners(batch: BagBatch, positions: Int[Tensor, "bag value"], plan: ChunkPlan) -> BagBatch:
     """The batch reduced to the instances at these positions of their bags."""
     ends = torch.tensor(batch.lengths).cumsum(0)
-    starts = ends - torch.tensor(batch.lengths)
-    rows = torch.unique(positions.cpu() + (starts - batch.position[starts])[:, None])
+    # a bag of which a random subset is left has gaps in its positions, so that they are searched for
+    bag = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor(batch.lengths))
+    places = int(batch.position.max()) + 1
+    wanted = positions.cpu() + places * torch.arange(len(ends))[:, None]
+    rows = torch.unique(torch.searchsorted(batch.position + places * bag, wanted))
     instances = []
     for start, stop in batch.spans(plan.rows):
         in_chunk = rows[(rows >= start) & (rows < stop)]

@@ -9,17 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from milcore.config import POOLINGS_OF_PROBABILITIES, PoolingName, TrainConfig, parse_config
+from milcore.config import POOLING_LEVELS, PoolingName, TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError
 from milcore.mil.bags.segments import Segments
-from milcore.mil.pooling.pooling import POOLINGS, Pooling, PoolingShape, Summary
+from milcore.mil.pooling.pooling import POOLINGS
+from milcore.mil.pooling.protocol import Pooling, PoolingShape, Summary
 
 WIDTH = 5
 FLOAT = torch.float64
 
 
+SETTINGS = {"lse_sharpness": 5.0, "noisy_and_slope": 10.0, "topk_instances": 2.0}
+
+
 def make(name: str, width: int = WIDTH, attention_width: int = 4, heads: int = 1, classes: int = 1) -> Pooling:
-    shape = PoolingShape(width, attention_width, heads, classes, lse_sharpness=5.0, noisy_and_slope=10.0)
+    shape = PoolingShape(
+        width, attention_width, heads, classes, lse_sharpness=5.0, noisy_and_slope=10.0, topk_instances=2.0
+    )
     return POOLINGS[name](shape).to(FLOAT)
 
 
@@ -49,12 +55,7 @@ class Sigma:
         return self.pooling.weights(scores, self.values(keys), self.lift(keys, segments), segments)
 
 
-ROWS = [
-    (name, level)
-    for name in POOLINGS
-    for level in ("embedding", "instance")
-    if level == "instance" or name not in POOLINGS_OF_PROBABILITIES
-]
+ROWS = [(name, level) for name, levels in POOLING_LEVELS.items() for level in levels]
 SHAPES = {"two classes": (1, 1), "three classes": (1, 3), "three classes, three heads": (3, 3)}
 
 
@@ -75,19 +76,26 @@ def embeddings(rows: int, scale: float = 1.0) -> Tensor:
 
 def part_of(segments: Segments, rows: slice) -> Segments:
     """Some rows of one bag."""
-    return Segments.whole([len(segments.position[rows])])._replace(position=segments.position[rows])
+    return Segments.whole([len(segments.position[rows])])._replace(
+        position=segments.position[rows], longest=segments.longest
+    )
 
 
 def test_config_names_are_the_table_s_keys() -> None:
-    assert set(get_args(PoolingName)) == set(POOLINGS)
+    assert set(get_args(PoolingName)) == set(POOLINGS) == set(POOLING_LEVELS)
 
 
-@pytest.mark.parametrize("name", POOLINGS_OF_PROBABILITIES)
-def test_a_pooling_of_probabilities_refuses_the_embedding_level(name: str) -> None:
-    line = f"level: expected level instance with pooling {name}, got level embedding; allowed: level instance"
-    with pytest.raises(InputError, match=line):
-        parse_config(TrainConfig, {"pooling": name, "level": "embedding"})
-    assert TrainConfig(pooling=name, level="instance").pooling == name
+@pytest.mark.parametrize("name", POOLING_LEVELS)
+def test_a_level_that_a_pooling_is_not_defined_on_is_refused(name: str) -> None:
+    for level in {"instance", "embedding"} - set(POOLING_LEVELS[name]):
+        own = POOLING_LEVELS[name][0]
+        line = f"level: expected level {own} with pooling {name}, got level {level}; allowed: level {own}"
+        with pytest.raises(InputError, match=line):
+            parse_config(TrainConfig, {"pooling": name, "level": level})
+        with pytest.raises(InputError, match=line.replace("level", "poolings", 1)):
+            TuneConfig(poolings=(name,), train=TrainConfig(level=level))
+    for level in POOLING_LEVELS[name]:
+        assert TrainConfig(pooling=name, level=level).pooling == name
 
 
 @settings(max_examples=40)
@@ -155,7 +163,7 @@ def test_probabilities_sum_to_one(row: tuple[str, str]) -> None:
 
 def test_weights_sum_to_one_in_every_bag_or_are_not_defined(sigma: Sigma, row: tuple[str, str]) -> None:
     weights = sigma.weights(embeddings(7), [2, 4, 1])
-    if row[0] in POOLINGS_OF_PROBABILITIES:
+    if row[0] in ("noisy_or", "noisy_and"):
         assert weights is None
     else:
         sums = torch.stack([of_bag.sum(dim=0) for of_bag in weights.split([2, 4, 1])])
@@ -188,7 +196,7 @@ def test_half_precision_sums_are_accumulated_in_full() -> None:
     """4,096 ones: a running sum in bf16 would stop at 256."""
     ones = torch.ones(4096, 2, dtype=torch.bfloat16)
     for name in ("mean", "attention"):
-        pooling = POOLINGS[name](PoolingShape(2, 2, 1, 1, 5.0, 10.0))
+        pooling = POOLINGS[name](PoolingShape(2, 2, 1, 1, **SETTINGS))
         pooled = pooling.finish(pooling.lift(pooling.scorer(torch.bfloat16)(ones), ones, Segments.whole([4096])))
         assert pooled.dtype == torch.float32
         torch.testing.assert_close(pooled, torch.ones(1, 2), atol=1e-2, rtol=0)

@@ -11,12 +11,11 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from milcore.config import POOLINGS_OF_PROBABILITIES, TrainConfig
+from milcore.config import POOLING_LEVELS, TrainConfig
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.rows import BlockRows
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, make_model
-from milcore.mil.pooling.pooling import POOLINGS
 from milcore.mil.pooling.streaming import ChunkPlan
 
 WIDTH = 11
@@ -32,8 +31,8 @@ def model_config(pooling: str, level: str, **more: object) -> TrainConfig:
 
 CASES = {
     f"{pooling}-{level}-{heads}": (model_config(pooling, level, attention_heads=heads), classes)
-    for pooling, level in itertools.product(POOLINGS, ("embedding", "instance"))
-    if level == "instance" or pooling not in POOLINGS_OF_PROBABILITIES
+    for pooling, levels in POOLING_LEVELS.items()
+    for level in levels
     for heads, classes in (("shared", 2), ("per_class", 3))
 }
 CASES["conv"] = (model_config("gated_attention", "embedding", features=None, encoder="conv", augment=True), 2)

@@ -1,0 +1,122 @@
+"""Contract of a pooling, and the sizes it is made of.
+
+Axes: instance, bag, key (embedding width), value (pooled width), head (column of scores), class, pooled.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from milcore.mil.bags.segments import Segments
+
+Summary = tuple[Tensor, ...]
+Scorer = Callable[[Tensor], Tensor]
+
+
+class PoolingShape(NamedTuple):
+    """Sizes and settings of a pooling.
+
+    Args:
+        width: of an instance embedding.
+        attention_width: of the attention network.
+        heads: attention branches, 1 or one per class.
+        classes: logits per instance at instance level.
+        lse_sharpness: r of log-sum-exp, above 0.
+        noisy_and_slope: a of noisy-and, above 0.
+        topk_instances: k of top-k, a count, or below 1 a share of the bag.
+    """
+
+    width: int
+    attention_width: int
+    heads: int
+    classes: int
+    lse_sharpness: float
+    noisy_and_slope: float
+    topk_instances: float
+
+
+@runtime_checkable
+class Pooling(Protocol):
+    """MIL pooling sigma: the contract of the rows of POOLINGS.
+
+    A summary is a tuple of tensors whose first axis is the bag.
+    """
+
+    heads: int
+
+    def scorer(self, dtype: torch.dtype) -> Callable[[Float[Tensor, "instance key"]], Float[Tensor, "instance head"]]:
+        """Function from embeddings to attention scores.
+
+        Weights are cast now, once for every chunk of a step.
+        """
+        ...
+
+    def lift(
+        self, scores: Float[Tensor, "instance head"], values: Float[Tensor, "instance value"], segments: Segments
+    ) -> tuple[Tensor, ...]:
+        """Summaries of instances, one per bag."""
+        ...
+
+    def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Summary of two parts of the same bags, bag by bag."""
+        ...
+
+    def finish(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag pooled"]:
+        """Pooled value of each bag; heads are concatenated."""
+        ...
+
+    def weights(
+        self,
+        scores: Float[Tensor, "instance head"],
+        values: Float[Tensor, "instance value"],
+        summary: tuple[Tensor, ...],
+        segments: Segments,
+    ) -> Float[Tensor, "instance heads"] | None:
+        """Weight of each instance in the pooled value of its bag, summing to 1.
+
+        None where the pooling has no weights.
+        """
+        ...
+
+    def instance_values(self, logit: Float[Tensor, "instance class"]) -> Float[Tensor, "instance value"]:
+        """Values to pool at instance level."""
+        ...
+
+    def instance_log_prob(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag 2 class"]:
+        """(log(1 - theta), log theta) of each class, from values pooled at instance level."""
+        ...
+
+
+@runtime_checkable
+class Selection(Protocol):
+    """Pooling that reads few instances of a bag; only these have a gradient."""
+
+    def winners(self, summary: tuple[Tensor, ...]) -> Int[Tensor, "bag winner"]:
+        """Positions in their bags of the instances that count; they may repeat."""
+        ...
+
+    def of_winners(self, winners: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Summary of whole bags from that of their winners.
+
+        Args:
+            winners: with the gradient.
+            whole: of all instances, without one.
+        """
+        ...
+
+
+class ScorelessPooling(nn.Module):
+    """Base of poolings without an attention network."""
+
+    heads = 0
+
+    def scorer(self, dtype: torch.dtype) -> Scorer:
+        del dtype
+        return _no_scores
+
+
+def _no_scores(keys: Tensor) -> Tensor:
+    return keys.new_empty(len(keys), 0)

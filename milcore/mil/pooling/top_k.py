@@ -1,0 +1,104 @@
+"""Top-k pooling: the mean probability of the most probable instances.
+
+Axes: instance, bag, rank (place in a list, the best first), class.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from milcore.mil.bags.segments import Segments, at_least_fp32
+from milcore.mil.pooling.probability import log_of, probabilities
+from milcore.mil.pooling.protocol import PoolingShape, ScorelessPooling, Summary
+
+# a share times a count may lie above a whole number by rounding alone
+ROUNDING = 1e-6
+# behind every instance of a bag
+NOWHERE = torch.iinfo(torch.int64).max
+
+
+class TopKPooling(ScorelessPooling):
+    """``theta = (1/k) sum of the k largest p_i``, at instance level only.
+
+    All instances count where there are fewer. k is a count, or the share of the bag's n instances rounded up. Each class has its own k instances. Of equal logits
+    the one that stands earlier in the bag counts. The summary is (the largest logits, their positions, n), lists as
+    long as the largest bag needs; of two lists the best are kept. A weight is 1 / k for the instances that count.
+
+    Source: Campanella et al. 2019, doi 10.1038/s41591-019-0508-1, for k = 1.
+    """
+
+    def __init__(self, shape: PoolingShape) -> None:
+        super().__init__()
+        self.k = shape.topk_instances
+
+    def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
+        del scores
+        order = _best_first(values, segments)
+        start = torch.searchsorted(segments.bag, torch.arange(segments.bags, device=values.device))
+        rank = torch.arange(len(values), device=values.device) - start[segments.bag]
+        entries = rank < self._list_length(segments.longest)
+        place, rows = (segments.bag[entries], rank[entries]), order[entries]
+        shape = segments.bags, self._list_length(segments.longest), values.shape[1]
+        logit = at_least_fp32(values).gather(0, rows)
+        lists = logit.new_full(shape, -torch.inf).index_put(place, logit)
+        positions = rows.new_full(shape, NOWHERE).index_put(place, segments.position[rows])
+        return lists, positions, torch.bincount(segments.bag, minlength=segments.bags)[:, None]
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        logit, position = (torch.cat(pair, dim=1) for pair in zip(a[:2], b[:2], strict=True))
+        earliest = position.argsort(dim=1)
+        order = logit.detach().gather(1, earliest).argsort(dim=1, descending=True, stable=True)
+        best = earliest.gather(1, order)[:, : a[0].shape[1]]
+        return logit.gather(1, best), position.gather(1, best), a[2] + b[2]
+
+    def finish(self, summary: Summary) -> Tensor:
+        is_counted, k = self._counted(summary)
+        p = probabilities(summary[0].masked_fill(~is_counted, 0.0).flatten(0, 1))
+        p = p.reshape(*is_counted.shape[:2], -1) * is_counted.repeat(1, 1, 2)
+        return p.sum(dim=1) / k
+
+    def winners(self, summary: Summary) -> Int[Tensor, "bag winner"]:
+        """Positions in their bags of the instances in the lists."""
+        position = summary[1].flatten(1)
+        return torch.where(position == NOWHERE, position[:, :1], position)
+
+    def of_winners(self, winners: Summary, whole: Summary) -> Summary:
+        """Summary of the winners with the number of all instances."""
+        return *winners[:2], whole[2]
+
+    def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
+        del scores
+        is_counted, k = self._counted(summary)
+        last = is_counted.sum(dim=1, keepdim=True) - 1
+        logit, position = (each.gather(1, last)[:, 0][segments.bag] for each in summary[:2])
+        own = at_least_fp32(values)
+        is_in = (own > logit) | ((own == logit) & (segments.position[:, None] <= position))
+        return is_in / k[segments.bag]
+
+    def instance_values(self, logit: Tensor) -> Tensor:
+        return logit
+
+    def instance_log_prob(self, pooled: Tensor) -> Tensor:
+        return log_of(pooled)
+
+    def _list_length(self, instances: int) -> int:
+        """K of a bag of so many instances."""
+        k = math.ceil(self.k * instances - ROUNDING) if self.k < 1.0 else int(self.k)
+        return min(max(k, 1), instances)
+
+    def _counted(self, summary: Summary) -> tuple[Bool[Tensor, "bag rank class"], Float[Tensor, "bag 1"]]:
+        """Entries of the lists that count, and k of each bag."""
+        lists, _, count = summary
+        whole = count.to(torch.float64)
+        k = torch.ceil(self.k * whole - ROUNDING) if self.k < 1.0 else torch.full_like(whole, self.k)
+        k = torch.minimum(k.clamp_min(1.0), whole)
+        rank = torch.arange(lists.shape[1], device=lists.device)
+        return (rank < k)[..., None].expand_as(lists), k.to(lists.dtype)
+
+
+def _best_first(values: Float[Tensor, "instance class"], segments: Segments) -> Int[Tensor, "instance class"]:
+    """Rows of each bag in falling order of each column; of equal values the earlier row is first."""
+    falling = values.detach().argsort(dim=0, descending=True, stable=True)
+    return falling.gather(0, segments.bag[falling].argsort(dim=0, stable=True))
