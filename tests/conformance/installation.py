@@ -14,12 +14,13 @@ from tests.conformance.step import START_S, Step
 
 LOCAL = "overlays/local"
 OTHERS = ("base", "overlays/gpu", "overlays/kubeflow-profile")
-SLIDES = 16
+SLIDES, FOLDER = 16, "/tmp/cohort"  # noqa: S108 - of the pod
 HEAD = "ray.io/cluster=milcore,ray.io/node-type=head"
 COHORT = """
-milcore synth /tmp/cohort --slides {slides} --seed 0
+milcore synth {folder} --slides {slides} --seed 0
 python -c 'from pathlib import Path; from milcore.runtime import storage
-storage.upload_folder(Path("/tmp/cohort"), "{uri}")'
+for path in filter(Path.is_file, Path("{folder}").rglob("*")):
+    storage.write_bytes(storage.join("{uri}", *path.relative_to("{folder}").parts), path.read_bytes())'
 milcore ingest {uri}/manifest.csv {store}
 """
 
@@ -83,7 +84,7 @@ def _dry_run(cluster: Cluster, name: str, template: Json) -> str:
 def cohort(cluster: Cluster, clock: Clock) -> str:
     """Synthesise slides in a pod, bring them to the object store, and ingest them from there."""
     uri, store = cluster.uri("cohort"), cluster.uri("store")
-    script = COHORT.format(slides=SLIDES, uri=uri, store=store)
+    script = COHORT.format(folder=FOLDER, slides=SLIDES, uri=uri, store=store)
     with Step(cluster, "cohort", ("sh", "-ec", script)) as step:
         step.succeed()
     clock.step("ingested")

@@ -1,7 +1,9 @@
 """What the cases create: overlays that kustomize renders, pods that PodSecurity admits, no secret where it is read."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import yaml
 
 from milcore.cluster.jobs.profile import ClusterProfile
 from milcore.config import parse_config
+from milcore.store.store import PatchStore
 from tests.conformance import objects
 from tests.conformance.conftest import KEYS
-from tests.conformance.installation import LOCAL, OTHERS
+from tests.conformance.installation import COHORT, LOCAL, OTHERS
 from tests.k8s.conftest import violations
 from tests.k8s.test_manifests import kubectl, rendered
 
@@ -75,6 +78,20 @@ def test_profiles_of_the_cases_are_profiles() -> None:
     made = {name: parse_config(ClusterProfile, yaml.safe_load(text)) for name, text in data.items()}
     assert made["soon.yaml"].pre_running_deadline_s == objects.PATIENCE_S
     assert made["secret.yaml"].s3_secret == objects.NO_SECRET
+
+
+@pytest.mark.slow
+def test_the_cohort_s_script_ends_with_a_store(tmp_path: Path) -> None:
+    """In a pod its folders are on the object store, and a manifest names slides beside it."""
+    store = f"{tmp_path}/store"
+    script = COHORT.format(folder=f"{tmp_path}/made", slides=2, uri=f"{tmp_path}/cohort", store=store)
+    surroundings = {
+        **os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MILCORE_REMOTE": "1", "MILCORE_ALLOWED_ROOTS": str(tmp_path),
+    }  # fmt: skip
+    ended = subprocess.run(["sh", "-ec", script], env=surroundings, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert len(PatchStore(store).slide_ids()) == 2
 
 
 def test_the_killable_program_is_another_process_than_its_container_s(tmp_path: Path) -> None:

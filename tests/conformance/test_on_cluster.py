@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from milcore.cli.main import app
 from milcore.errors import InputError
-from tests.conformance.__main__ import Conformance, main, prepare
+from milcore.runtime.command import Termination
+from tests.conformance.__main__ import Conformance, Interruption, main, prepare
 from tests.conformance.case import Case, Place
 from tests.conformance.conftest import KEYS, MakeSurroundings, Surroundings
 from tests.conformance.objects import NAME
@@ -232,6 +233,14 @@ def test_a_run_that_is_stopped_ends_with_the_table_and_cleans_up(
     assert place.stage.objects.by_path == {}
     assert [call.partition(f"namespaces/{NAME}")[0] for call in place.stage.calls[-3:]] == ["DELETE "] * 3
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in output + file.read_text()
+
+
+def test_another_signal_lets_the_clean_up_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    interruption = Interruption()
+    with pytest.raises(Termination):
+        interruption(signal.SIGINT, None)
+    interruption(signal.SIGINT, None)
+    assert "cleaning up" in capsys.readouterr().out
 
 
 def test_a_namespace_that_may_not_be_made_ends_the_run_with_the_reason(
