@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 else:
     ModelMetaclass = type(BaseModel)
 
-PoolingName = Literal["max", "mean", "lse", "noisy_or", "noisy_and", "topk", "attention", "gated_attention"]
+PoolingName = Literal["max", "mean", "lse", "noisy_or", "noisy_and", "topk", "gem", "attention", "gated_attention"]
 # what a model predicts of a bag; each room has a table of them
 Target = Literal["classification"]
 Level = Literal["instance", "embedding"]
@@ -84,6 +84,7 @@ POOLING_LEVELS: dict[PoolingName, tuple[Level, ...]] = {
     "noisy_or": ("instance",),
     "noisy_and": ("instance",),
     "topk": ("instance",),
+    "gem": ("embedding",),
     "attention": ("instance", "embedding"),
     "gated_attention": ("instance", "embedding"),
 }

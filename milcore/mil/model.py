@@ -32,7 +32,7 @@ from milcore.mil.instance_encoders.table import trainable_encoder
 from milcore.mil.memory import activation_mb
 from milcore.mil.pooling.pooling import POOLINGS
 from milcore.mil.pooling.probability import log_sigmoids
-from milcore.mil.pooling.protocol import PoolingShape, Summary
+from milcore.mil.pooling.protocol import InstancePooling, PoolingShape, Summary
 from milcore.mil.pooling.streaming import ChunkPlan, pool_batch
 from milcore.mil.targets import MODEL_TARGETS
 
@@ -180,7 +180,7 @@ class MILModel(nn.Module):
                 mask = dropout.draw(chunk.bag_keys, chunk.segments, self.hidden)
                 instances = augment(chunk, dropout) if self.augment else instances
             embeddings = embed(instances, mask)
-            if self.level == "embedding":
+            if self.level == "embedding" or not isinstance(self.pooling, InstancePooling):
                 return LiftedChunk(chunk, score(embeddings), embeddings, embeddings[:, :0])
             logit = at_least_fp32(functional.linear(embeddings, *classifier))
             return LiftedChunk(chunk, score(embeddings), self.pooling.instance_values(logit), logit)
@@ -190,7 +190,7 @@ class MILModel(nn.Module):
     def output(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag output"]:
         """Output of the target from summaries of whole bags."""
         pooled = self.pooling.finish(summary)
-        if self.level == "instance":
+        if self.level == "instance" and isinstance(self.pooling, InstancePooling):
             of_class = self.pooling.instance_log_prob(pooled)
         else:
             of_class = log_sigmoids(self._classify(pooled))

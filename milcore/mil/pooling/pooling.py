@@ -6,7 +6,7 @@ be summarised whole, in chunks or on several workers, with one result.
 
 At embedding level the pooled values are instance embeddings. At instance level they come from one logit per instance
 and class, and pooling acts on its probability: ``instance_values`` makes the values to pool and ``instance_log_prob``
-reads the pooled value as (log(1 - theta), log theta). Noisy-or and noisy-and pool probabilities only.
+reads the pooled value as (log(1 - theta), log theta). POOLING_LEVELS of the config has the levels of each.
 
 Axes: instance, bag, key (embedding width), value (pooled width), head (column of scores; 0 of them where a pooling
 needs none), class (1 where there are two).
@@ -26,6 +26,7 @@ from torch.nn import functional
 from milcore.config import PoolingName
 from milcore.mil.bags.segments import Segments, at_least_fp32, segment_max, segment_sum, weighted_segment_sum
 from milcore.mil.pooling.attention import AttentionScore
+from milcore.mil.pooling.generalised_mean import GeneralisedMeanPooling
 from milcore.mil.pooling.probability import SMALLEST_PROBABILITY, log_of, log_sigmoids, probabilities
 from milcore.mil.pooling.protocol import Pooling, PoolingShape, ScorelessPooling, Scorer, Summary
 from milcore.mil.pooling.sums import sum_and_count, to_one_reference
@@ -288,6 +289,7 @@ POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
     "noisy_or": NoisyOrPooling,
     "noisy_and": NoisyAndPooling,
     "topk": TopKPooling,
+    "gem": GeneralisedMeanPooling,
     "attention": partial(SoftmaxPooling, gated=False),
     "gated_attention": partial(SoftmaxPooling, gated=True),
 }

@@ -81,6 +81,11 @@ class Pooling(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class InstancePooling(Pooling, Protocol):
+    """Pooling that is defined at instance level."""
+
     def instance_values(self, logit: Float[Tensor, "instance class"]) -> Float[Tensor, "instance value"]:
         """Values to pool at instance level."""
         ...

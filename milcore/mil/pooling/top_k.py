@@ -20,11 +20,12 @@ NOWHERE = torch.iinfo(torch.int64).max
 
 
 class TopKPooling(ScorelessPooling):
-    """``theta = (1/k) sum of the k largest p_i``, at instance level only.
+    """Mean of the k largest probabilities: ``theta = (1/k) sum p_i``.
 
-    All instances count where there are fewer. k is a count, or the share of the bag's n instances rounded up. Each class has its own k instances. Of equal logits
-    the one that stands earlier in the bag counts. The summary is (the largest logits, their positions, n), lists as
-    long as the largest bag needs; of two lists the best are kept. A weight is 1 / k for the instances that count.
+    At instance level only. All count where there are fewer than k: a count, or a share of the n instances rounded
+    up. Each class has its own k instances. Of equal logits the one that stands earlier in the bag counts. The summary
+    is (the largest logits, their positions, n), lists as long as the largest bag needs; of two lists the best are kept.
+    A weight is 1 / k for the instances that count.
 
     Source: Campanella et al. 2019, doi 10.1038/s41591-019-0508-1, for k = 1.
     """
@@ -99,6 +100,6 @@ class TopKPooling(ScorelessPooling):
 
 
 def _best_first(values: Float[Tensor, "instance class"], segments: Segments) -> Int[Tensor, "instance class"]:
-    """Rows of each bag in falling order of each column; of equal values the earlier row is first."""
+    """Rows of each bag in falling order of each column, equal ones as they stand."""
     falling = values.detach().argsort(dim=0, descending=True, stable=True)
     return falling.gather(0, segments.bag[falling].argsort(dim=0, stable=True))

@@ -145,9 +145,11 @@ def test_the_gradient_through_merged_parts_is_that_of_the_whole(sigma: Sigma) ->
 
 
 def test_a_bag_of_one_pools_to_its_instance(row: tuple[str, str]) -> None:
-    """theta = p, and an embedding is pooled to itself; noisy-and bends p, but keeps 0, 1 and its own threshold."""
+    """theta = p, and an embedding to itself; gem clamps, noisy-and bends p, but keeps 0, 1 and its own threshold."""
     sigma, keys = Sigma(*row), embeddings(1)
-    if row[1] == "embedding":
+    if row[0] == "gem":
+        torch.testing.assert_close(sigma(keys, [1]), keys.clamp_min(1e-6))
+    elif row[1] == "embedding":
         torch.testing.assert_close(sigma(keys, [1]), keys)
     elif row[0] != "noisy_and":
         p = torch.sigmoid(keys[0, 0]).item()
