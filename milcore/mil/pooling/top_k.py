@@ -100,6 +100,6 @@ class TopKPooling(ScorelessPooling):
 
 
 def _best_first(values: Float[Tensor, "instance class"], segments: Segments) -> Int[Tensor, "instance class"]:
-    """Rows of each bag in falling order of each column, equal ones as they stand."""
+    """Rows of each bag in falling order of each column; equal ones stay."""
     falling = values.detach().argsort(dim=0, descending=True, stable=True)
     return falling.gather(0, segments.bag[falling].argsort(dim=0, stable=True))
