@@ -26,6 +26,7 @@ from tests.conformance.recordings import (
     RUNNING,
     SECRET,
     STARTING,
+    SUPERVISOR_LOST,
     SUSPENDED,
     SUSPENDING,
     Json,
@@ -122,6 +123,10 @@ def adopt(_: None, clock: Clock) -> str:
 
 def head_lost(_: None, clock: Clock) -> str:
     return _submitted_again(kuberay([RUNNING, HEAD_LOST], [RUNNING, DONE]), clock)
+
+
+def supervisor_lost(_: None, clock: Clock) -> str:
+    return _submitted_again(kuberay([RUNNING, SUPERVISOR_LOST], [RUNNING, DONE]), clock)
 
 
 def submitter_lost(_: None, clock: Clock) -> str:

@@ -14,26 +14,17 @@ from tests.conformance.case import UnexpectedError, expect
 from tests.conformance.cluster import Cluster, kubectl
 from tests.conformance.objects import PROFILE_FOLDER, WORKERS, Json
 
-# seconds until a step ends, a pod starts, a job runs; the first takes the pull of the image and a cluster's start
-END_S, START_S, RUN_S = 1800.0, 600.0, 900.0
-PID_FILE = "/tmp/step.pid"  # noqa: S108 - of the pod
-# and until RayJobs and pods that are deleted are gone
-FREE_S = 60.0
+# seconds until a step ends, a pod starts (with the pull of the image), a job runs or goes on, what is deleted is gone
+END_S, START_S, RUN_S, FREE_S = 1800.0, 600.0, 900.0, 60.0
 LINES = 3  # of a log that a failure quotes
+PID_FILE = "/tmp/step.pid"  # noqa: S108 - of the pod
 # the program's process is another than the container's, and can be killed while the pod stays
 KILLABLE = f'"$@" & echo $! > {PID_FILE}; wait $!'
+# Ray collects a report a second: some minutes, whatever an epoch takes
+EPOCHS = "200"
 TRAIN = (
-    "--epochs",
-    "400",
-    "--patience",
-    "400",
-    "--checkpoint-every",
-    "5",
-    "--hidden",
-    "64",
-    "--attention-hidden",
-    "32",
-)
+    "--epochs", EPOCHS, "--patience", EPOCHS, "--checkpoint-every", "5", "--hidden", "64", "--attention-hidden", "32",
+)  # fmt: skip
 
 
 class Step:

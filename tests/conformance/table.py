@@ -29,6 +29,7 @@ RECORDED = tuple(
         ("follow", "the driver's lines once and in order, the RayJob's states", fake_launcher.follow),
         ("adopt", "a launcher's retry follows the same RayJob and owns it", fake_launcher.adopt),
         ("lost head", "the next RayJob after a pause", fake_launcher.head_lost),
+        ("lost supervisor", "the next RayJob after a pause", fake_launcher.supervisor_lost),
         ("lost submitter", "the next RayJob after a pause", fake_launcher.submitter_lost),
         ("RayJob deleted", "the next RayJob after a pause", fake_launcher.deleted),
         ("suspension", "is waited for", fake_launcher.suspended),

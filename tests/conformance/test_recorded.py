@@ -89,7 +89,7 @@ def blind_doctor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(installation, "quota_findings", lambda *_: iter(()))
 
 
-LOSSES = {"recorded: lost head", "recorded: lost submitter", "recorded: RayJob deleted"}
+LOSSES = {"recorded: lost head", "recorded: lost supervisor", "recorded: lost submitter", "recorded: RayJob deleted"}
 
 
 @pytest.mark.parametrize(
