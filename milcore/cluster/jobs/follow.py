@@ -78,14 +78,14 @@ class Follower:
     def _show_log(self, pods: list[Pod]) -> None:
         """Log the driver's new lines, which the submitter prints.
 
-        Another submitter hands the job in again: the one before has lost the head.
+        Another submitter hands the job in again, or follows it: the one before was lost, by itself or with the head.
         """
         started = [(pod.start, pod.name) for pod in pods if pod.role == SUBMITTER and pod.start]
         if not started:
             return
         _, submitter = max(started)
         if self._submitter not in {"", submitter}:
-            log_line(f"RayJob {self._name}: the head was lost, and the job is submitted again by {submitter}")
+            log_line(f"RayJob {self._name}: its head or submitter was lost; {submitter} takes over")
         self._submitter = submitter
         for line in self._jobs.log_since(submitter, self._shown):
             self._log.add(line.text)

@@ -94,7 +94,7 @@ def test_a_second_submitter_is_a_line_about_the_head(
     again = pod(f"{name}-zzzzz", {"job-name": name}, phase="Running", startTime="2026-01-01T00:01:00Z")
     cluster.fake.logs[f"{name}-zzzzz"] = []
     cluster.launch(request=step, pause=lambda _: cluster.fake.pods.append(again) if not cluster.fake.pods else None)
-    line = f"RayJob {name}: the head was lost, and the job is submitted again by {name}-zzzzz"
+    line = f"RayJob {name}: its head or submitter was lost; {name}-zzzzz takes over"
     assert capfd.readouterr().err.splitlines().count(line) == 1
 
 
