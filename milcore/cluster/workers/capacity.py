@@ -1,6 +1,9 @@
 """Room for workers in the connected cluster: counted, requested and waited for.
 
-An autoscaling cluster has no nodes before work requests them, so every step that computes on one waits here first.
+An autoscaling cluster has no nodes before work requests them, so every step that computes on one waits here first: for
+as many workers as it cannot begin without, for as long as ``set_scale_up_timeout`` says. Training needs all of its
+workers, the other steps one. These request all of theirs at once, and a worker whose node comes later joins then: how
+long a node of GPUs takes to come is nobody's guess, and no step computes with fewer workers because it came late.
 """
 
 import math
@@ -18,8 +21,6 @@ from milcore.runtime.progress import log_line
 
 SCALE_UP_TIMEOUT_S = 600.0
 SECONDS_BETWEEN_LINES = 60.0
-# after which a step that can do with fewer workers goes on with those whose nodes came
-SECONDS_TO_SETTLE = 60.0
 
 _timeout_s = ContextVar("timeout_s", default=SCALE_UP_TIMEOUT_S)
 
@@ -60,39 +61,31 @@ def node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in all_nodes if node["Alive"]]
 
 
-def wait_for_workers(
-    launch: LaunchConfig, workers: int, resources: Mapping[str, float], settle_s: float | None = None
-) -> int:
+def wait_for_workers(launch: LaunchConfig, workers: int, resources: Mapping[str, float]) -> None:
     """Wait until the connected cluster, when idle, can hold the workers.
-
-    Returns how many of them it can.
 
     CPUs and GPUs that are in use are waited for by Ray. Meanwhile a placement group requests the workers' resources,
     which makes an autoscaling cluster add nodes. A cluster of this process does not grow: nothing is waited for.
 
     Args:
         launch: address of the cluster.
-        workers: that are requested.
+        workers: that the step cannot begin without.
         resources: that each of them reserves.
-        settle_s: fewer workers will do, at least one, once no node has come for so many seconds; None: all are needed.
 
     Raises:
         ClusterError: the cluster is too small after the time set by ``set_scale_up_timeout``.
     """
-    is_local = launch.ray_address == "local"
-    least = workers if settle_s is None else 1
     room = worker_capacity(resources)
-    if room >= (least if is_local else workers):
-        return min(room, workers)
-    timeout_s = 0.0 if is_local else _timeout_s.get()
+    if room >= workers:
+        return
+    timeout_s = 0.0 if launch.ray_address == "local" else _timeout_s.get()
     request = placement_group([dict(resources)] * workers)
     try:
-        room = _Wait(workers, resources, settle_s, timeout_s).run(room)
+        room = _Wait(workers, resources, timeout_s).run(room)
     finally:
         remove_placement_group(request)
-    if room < least:
+    if room < workers:
         raise ClusterError(_shortage(workers, room, resources, timeout_s))
-    return min(room, workers)
 
 
 class _Wait:
@@ -101,33 +94,20 @@ class _Wait:
     Args:
         workers: that are requested.
         resources: that each of them reserves.
-        settle_s: as of ``wait_for_workers``.
         timeout_s: after which the wait ends.
     """
 
-    def __init__(self, workers: int, resources: Mapping[str, float], settle_s: float | None, timeout_s: float) -> None:
-        self._workers, self._resources = workers, resources
-        self._settle_s, self._timeout_s = settle_s, timeout_s
-        self._start = self._grown = time.monotonic()
-        self._line_due = self._start
+    def __init__(self, workers: int, resources: Mapping[str, float], timeout_s: float) -> None:
+        self._workers, self._resources, self._timeout_s = workers, resources, timeout_s
+        self._start = self._line_due = time.monotonic()
 
     def run(self, room: int) -> int:
         """Number of workers that the cluster holds at the end of the wait."""
-        while not self._is_over(room):
+        while room < self._workers and time.monotonic() - self._start < self._timeout_s:
             self._show(room)
             time.sleep(1.0)
-            before, room = room, worker_capacity(self._resources)
-            if room > before:
-                self._grown = time.monotonic()
+            room = worker_capacity(self._resources)
         return room
-
-    def _is_over(self, room: int) -> bool:
-        if room >= self._workers:
-            return True
-        now = time.monotonic()
-        if room and self._settle_s is not None:
-            return now - self._grown >= self._settle_s
-        return now - self._start >= self._timeout_s
 
     def _show(self, room: int) -> None:
         """Log what is waited for, where a minute has passed since the last line."""
@@ -137,7 +117,7 @@ class _Wait:
         self._line_due = now + SECONDS_BETWEEN_LINES
         log_line(
             f"waiting for room for {self._workers} workers ({_each(self._resources)} each): the cluster has room for "
-            f"{room}; {now - self._start:.0f} s, at most {self._timeout_s:.0f} s without any"
+            f"{room}; {now - self._start:.0f} s of at most {self._timeout_s:.0f} s"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from milcore.cluster.workers.capacity import SECONDS_TO_SETTLE, node_resources, task_resources, wait_for_workers
+from milcore.cluster.workers.capacity import node_resources, task_resources, wait_for_workers
 from milcore.config import LaunchConfig
 from milcore.encoders.extraction.batches import Step
 from milcore.encoders.extraction.encode import EncodeJob, encode_slides, load_encoder
@@ -66,9 +66,10 @@ class SlideEncoder:
 
 
 class EncoderResources(NamedTuple):
-    """Number of encoder actors, and the CPUs and GPUs that each reserves."""
+    """Encoder actors, those with room now, CPUs and GPUs of each."""
 
     actors: int
+    room: int
     cpus: int
     gpus: int
 
@@ -113,20 +114,23 @@ class _Worker:
 def encode_on_ray(work: EncodeJob, slides: dict[str, int], launch: LaunchConfig) -> Iterator[Step]:
     """Encode slides on ``launch.workers`` actors of the connected cluster.
 
-    Their nodes are requested and waited for first. There are fewer where the cluster is too small for all of them.
+    The first one's room is waited for. The others are requested at once: one whose node comes later joins then, and one
+    whose node never comes is given no slides.
 
     Raises:
         MILError: an actor raised it.
         ClusterError: the cluster has no room, an actor failed otherwise, or DEATHS_AT_ONE_SLIDE actors died at one
             slide.
     """
-    wait_for_workers(launch, max(1, min(launch.workers, len(slides))), task_resources(launch), SECONDS_TO_SETTLE)
-    resources = encoder_resources(launch)
-    log_line(f"encoding with {resources.actors} workers of {resources.cpus} CPUs")
+    wait_for_workers(launch, 1, task_resources(launch))
+    resources = encoder_resources(launch, len(slides))
+    late = resources.actors - resources.room
+    joining = f"; {late} more join as their nodes come" if late else ""
+    log_line(f"encoding with {resources.room} workers of {resources.cpus} CPUs{joining}")
     # largest first, so that no worker ends with a long one alone
     waiting = deque(sorted(slides.items(), key=lambda item: -item[1]))
     ahead = BATCHES_AHEAD * work.config.patches_per_batch * (1 if resources.gpus else resources.cpus)
-    workers = [_Worker(work, resources) for _ in range(min(resources.actors, len(waiting)))]
+    workers = [_Worker(work, resources) for _ in range(resources.actors)]
     deaths: Counter[str] = Counter()
     try:
         while workers:
@@ -142,7 +146,9 @@ def encode_on_ray(work: EncodeJob, slides: dict[str, int], launch: LaunchConfig)
             if has_ended:
                 workers.remove(worker)
                 continue
-            if step is not None:
+            if step is None:
+                _log_late_worker(workers, resources)
+            else:
                 if step.slide is not None:
                     worker.unfinished.pop(step.slide.slide_id, None)
                 yield step
@@ -154,16 +160,32 @@ def encode_on_ray(work: EncodeJob, slides: dict[str, int], launch: LaunchConfig)
             ray.kill(worker.actor)
 
 
-def encoder_resources(launch: LaunchConfig) -> EncoderResources:
-    """Divide the cluster's CPUs, and GPUs if used, by the workers.
+def encoder_resources(launch: LaunchConfig, slides: int) -> EncoderResources:
+    """Resources of the workers, by the nodes that are there.
 
-    An actor has at most the CPUs of the smallest node, and one GPU or none.
+    Each has as many CPUs as let all of them run side by side, at least one, and one GPU or none. A cluster of this
+    process has no more workers than there is room for.
+
+    Args:
+        launch: number of workers, and a GPU for each or none.
+        slides: how many; there are no more workers.
     """
-    nodes = [node for node in node_resources() if node.get("CPU", 0) >= 1]
-    cpus = [int(node["CPU"]) for node in nodes]
-    most = sum(int(node.get("GPU", 0)) for node in nodes) if launch.use_gpu else sum(cpus)
-    actors = max(1, min(launch.workers, most))
-    return EncoderResources(actors, max(1, min(sum(cpus) // actors, min(cpus, default=1))), int(launch.use_gpu))
+    nodes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in node_resources()]
+
+    def room(cpus: int) -> int:
+        return sum(min(of_node // cpus, gpus) if launch.use_gpu else of_node // cpus for of_node, gpus in nodes)
+
+    actors = max(1, min(launch.workers, slides))
+    at_once = max(1, min(actors, room(1)))
+    cpus = next((cpus for cpus in range(max(nodes)[0], 1, -1) if room(cpus) >= at_once), 1)
+    return EncoderResources(at_once if launch.ray_address == "local" else actors, at_once, cpus, int(launch.use_gpu))
+
+
+def _log_late_worker(workers: list[_Worker], resources: EncoderResources) -> None:
+    """Log that a worker has begun for which there was no room before."""
+    started = sum(worker.stream is not None for worker in workers)
+    if started > resources.room:
+        log_line(f"a node has come: {started} of {resources.actors} workers encode")
 
 
 def _next_worker(workers: list[_Worker]) -> _Worker:

@@ -61,7 +61,8 @@ def test_an_encoder_that_is_not_there_is_the_input_s_fault(local_ray: None, tmp_
 
 
 def test_a_cluster_without_gpus_says_so(local_ray: None, tmp_path: Path) -> None:
-    assert encoder_resources(TWO).actors == min(2, encoder_resources(LaunchConfig(workers=1)).cpus)
+    alone, both = encoder_resources(ONE, SLIDES), encoder_resources(TWO, SLIDES)
+    assert both.actors == both.room == min(2, alone.cpus)
     store = write_store(str(tmp_path), slides=1)
     with pytest.raises(ClusterError, match=r"expected at most 0 of 1 CPU, 1 GPU each, got 1; .* leave out --use-gpu"):
         encode_with(store.uri, EncodeConfig(), LaunchConfig(workers=1, use_gpu=True))
