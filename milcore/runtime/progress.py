@@ -157,18 +157,20 @@ class EpochProgress:
         self._epochs = epochs
         self._label = label
         self._shown = 0
-        self._clock = _LineClock()
+        self._clock, self._rate = _LineClock(), _Rate()
 
     def show(self, epoch: int, metrics: dict[str, float]) -> None:
         """Log loss, validation metrics, speed, data-waiting share and time left."""
         self._shown += 1
+        self._rate.add(1)
         if not self._clock.is_due(always=self._shown == 1 or epoch + 1 == self._epochs):
             return
         elapsed_s = self._clock.elapsed_s
-        left_s = elapsed_s / self._shown * (self._epochs - epoch - 1)
+        speed_of_epochs, epochs_left = self._rate.per_s, self._epochs - epoch - 1
+        left = f", at most {epochs_left / speed_of_epochs:.0f} s left" if speed_of_epochs else ""
         values = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_auroc"))
         speed = f"{metrics['train_bags_per_sec']:.3g} bags/s, {metrics['train_waiting']:.0%} waiting for data"
-        times = f"{elapsed_s:.0f} s, at most {left_s:.0f} s left"
+        times = f"{elapsed_s:.0f} s{left}"
         log_line(f"{self._label}epoch {epoch + 1}/{self._epochs}: {values}, {speed}, {times}")
 
 

@@ -10,6 +10,7 @@ down, is a ``StorageError`` with its reason, and never taken for absence.
 import contextlib
 import errno
 import json
+import mmap
 import os
 import posixpath
 import shutil
@@ -18,7 +19,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 import fsspec
@@ -32,6 +33,9 @@ from fsspec.implementations.local import LocalFileSystem
 from milcore.errors import DamageError, InputError, StorageError, StoreError
 from milcore.runtime.digest import table_digest
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 # errors of filesystems: s3fs does not wrap botocore's own (no credentials, no connection), nor fsspec aiohttp's
 IO_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
 # a name below a file is as absent as one below a folder
@@ -43,6 +47,8 @@ _NO_SUCH_RANGE = ("InvalidRange", "416")
 
 # of one process at a time; as many connections are kept open
 CONCURRENT_REQUESTS = 32
+# of an upload of a file; S3 takes parts of 5 MiB at the least
+UPLOAD_PART_BYTES = 8 << 20
 # times that an unfinished file is written anew because another writer removed it
 REMOVED_AT_MOST = 3
 # times that a folder is removed again because another writer wrote into it
@@ -235,7 +241,22 @@ def write_parts(uri: str, parts: Sequence[bytes]) -> None:
             fs.pipe_file(path, parts[0] if len(parts) == 1 else b"".join(parts))
 
 
-def _put(target: Path, parts: Sequence[bytes], move: Callable[[Path, Path], object]) -> None:
+def upload(file: Path, uri: str) -> None:
+    """Write an object from a local file, as ``write_bytes`` does.
+
+    The file, which is not empty, is not read into memory.
+    """
+    fs, path = filesystem(uri)
+    with _access(uri, writes=True), file.open("rb") as source:
+        if is_local(uri):
+            with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                _put(Path(path), [data], Path.replace)
+        else:
+            parts = {"chunksize": UPLOAD_PART_BYTES} if uri.startswith("s3://") else {}
+            fs.put_file(str(file), path, **parts)
+
+
+def _put(target: Path, parts: Sequence["Buffer"], move: Callable[[Path, Path], object]) -> None:
     """Put a complete file in the target's place.
 
     It is written anew where another writer of the folder took the unfinished one for old and removed it.
@@ -296,7 +317,7 @@ def _answer_code(error: OSError) -> str | None:
 
 
 @contextlib.contextmanager
-def _partial_file(target: Path, parts: Sequence[bytes]) -> Iterator[Path]:
+def _partial_file(target: Path, parts: Sequence["Buffer"]) -> Iterator[Path]:
     """A complete file beside the target, removed when the context ends."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")

@@ -67,6 +67,22 @@ def test_hours_of_work_are_some_hundred_lines_and_the_first_and_last_epoch_are_a
     assert len(shown) < 220
 
 
+def test_the_time_left_of_training_does_not_count_the_wait_before_its_first_epoch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten minutes until the bags are loaded, then ten seconds an epoch: after 7 of 20 epochs 130 s are left."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    progress = EpochProgress(20)
+    metrics = dict.fromkeys(("train_loss", "val_loss", "val_auroc", "train_bags_per_sec", "train_waiting"), 1.0)
+    for epoch in range(7):
+        clock[0] = 600.0 + 10.0 * epoch
+        progress.show(epoch, metrics)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.endswith("600 s")
+    assert last.endswith("660 s, at most 130 s left")
+
+
 def test_a_line_holds_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing that data says moves the cursor, hides text, turns its direction or begins a line."""
     log_line("slide \x1b[2J\x1b]0;title\x07 a\r\nmilcore: all is well\x00\x7f\x9b1m \u202eevil\u2066 \u2028 \ud800 µ é")

@@ -128,7 +128,7 @@ class Follower:
     def _failure(self, assessment: Assessment) -> MILError:
         code = EXIT_CODE.search(assessment.reason)
         if code and int(code[1]) == InputError.exit_code:
-            return InputError(driver_line(assessment.reason))
+            return InputError(redact(driver_line(assessment.reason)))
         warnings = "; ".join(event.line for event in self._jobs.warnings(self._name)[-2:])
         reason = redact(one_line(assessment.reason))
         text = f"RayJob {self._name} failed: {reason}{f' ({warnings})' if warnings else ''}"

@@ -5,6 +5,8 @@ output of its nodes, is nowhere else.
 """
 
 import re
+import tempfile
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -35,13 +37,16 @@ def logged_attempts(folder_uri: str | None, step: str) -> list[int]:
 class JobLog:
     """Log of one attempt, written when its context ends.
 
+    Until then its lines lie in a temporary file, since nobody limits how many there are.
+
     Args:
         uri: of the kept log; None keeps none.
     """
 
     def __init__(self, uri: str | None) -> None:
         self._uri = uri
-        self._lines: list[str] = []
+        self._lines = 0
+        self._file = None if uri is None else tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by __exit__
         self.is_kept = True
         self.last_line = ""
 
@@ -51,26 +56,43 @@ class JobLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._write()
+        if self._file is not None:
+            with self._file:
+                self._write(self._file)
 
     def add(self, text: str) -> None:
         """Keep a line, and show it if milcore wrote it."""
         line = redact(plain(text))
-        self._lines.append(line)
+        self._keep(line)
         own = OWN_LINE.fullmatch(line)
         if own is not None:
             log_line(own[1])
         if line.strip():
             self.last_line = own[1] if own is not None else line.strip()
 
-    def _write(self) -> None:
-        """Write all lines; storage that fails costs the log, and not the step."""
-        if self._uri is None or not self._lines:
+    def _keep(self, line: str) -> None:
+        """Add a line; a full disk costs the log, and not the step."""
+        if self._file is None or not self.is_kept:
             return
         try:
-            storage.write_bytes(self._uri, "".join(f"{line}\n" for line in self._lines).encode(errors="replace"))
-        except storage.IO_ERRORS as error:
-            self.is_kept = False
-            log_line(f"the job's log is not kept: {error}")
+            self._file.write(f"{line}\n")
+        except OSError as error:
+            self._lose(error)
         else:
-            log_line(f"all {len(self._lines)} lines of the job's log: {self._uri}")
+            self._lines += 1
+
+    def _write(self, file: "tempfile._TemporaryFileWrapper[str]") -> None:
+        """Write all lines; storage that fails costs the log, and not the step."""
+        if self._uri is None or not self._lines or not self.is_kept:
+            return
+        try:
+            file.flush()
+            storage.upload(Path(file.name), self._uri)
+        except storage.IO_ERRORS as error:
+            self._lose(error)
+        else:
+            log_line(f"all {self._lines} lines of the job's log: {self._uri}")
+
+    def _lose(self, error: Exception) -> None:
+        self.is_kept = False
+        log_line(f"the job's log is not kept: {error}")

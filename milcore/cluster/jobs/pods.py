@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from milcore.runtime.redaction import plain, redact
+
 HEAD, WORKER, SUBMITTER = "head", "worker", "submitter"
 NODE_TYPE_LABEL, SUBMITTER_LABEL = "ray.io/node-type", "job-name"
 ENDED = ("Succeeded", "Failed")
@@ -50,7 +52,7 @@ class Event(NamedTuple):
     @property
     def line(self) -> str:
         """Reason and message."""
-        return f"{self.reason}: {' '.join(self.message.split())}"
+        return f"{self.reason}: {self.message}"
 
 
 def parse_pod(pod: Any) -> Pod:
@@ -68,7 +70,7 @@ def parse_event(event: Any) -> Event:
     """An event of Kubernetes' client."""
     when = event.last_timestamp or event.event_time or event.metadata.creation_timestamp
     when = when or datetime.fromtimestamp(0, UTC)
-    return Event(event.involved_object.name, event.reason, event.message or "", event.count or 1, when)
+    return Event(event.involved_object.name, event.reason, _line(event.message or ""), event.count or 1, when)
 
 
 def wait_lines(pods: Iterable[Pod], events: Iterable[Event], known: set[Event]) -> list[str]:
@@ -128,4 +130,9 @@ def _container_reason(state: Any) -> str:
 
 
 def _text(reason: str | None, message: str | None) -> str:
-    return ": ".join(" ".join(part.split()) for part in (reason, message) if part)
+    return ": ".join(_line(part) for part in (reason, message) if part)
+
+
+def _line(text: str) -> str:
+    """A text of Kubernetes on one line, without secrets and control characters."""
+    return redact(plain(" ".join(text.split())))

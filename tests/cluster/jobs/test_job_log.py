@@ -1,6 +1,7 @@
 """The step's log has a line for each event; what Ray prints is kept beside, without secrets."""
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from milcore.cluster.jobs.job_log import JobLog, log_uri, logged_attempts
 from milcore.cluster.jobs.rayjob_spec import JobRequest, job_key
 from milcore.errors import ClusterError
+from milcore.runtime import storage
 from milcore.runtime.progress import IN_JOB, log_line
 from tests.cluster.jobs.kuberay import pod
 from tests.cluster.jobs.test_rayjob import DONE, HEAD_LOST, RUNNING, MakeKubernetes, kubernetes, status
@@ -123,3 +125,18 @@ def test_lines_of_a_job_s_processes_are_marked_and_shown_without_the_mark(
         for line in [*lines, *BANNER]:
             log.add(line)
     assert capfd.readouterr().err.splitlines() == ["epoch 1/9", "no run"]
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_a_log_of_any_length_takes_little_memory(kind: str, s3: str, tmp_path: Path) -> None:
+    """A thousand lines of 20 kB are more than one part of an upload."""
+    uri = f"{s3}/logs/train-r0.log" if kind == "s3" else str(tmp_path / "logs/train-r0.log")
+    lines = 1000
+    tracemalloc.start()
+    with JobLog(uri) as log:
+        for number in range(lines):
+            log.add(f"{number:020000d}")
+        kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2_000_000
+    assert storage.read_bytes(uri) == b"".join(b"%020000d\n" % number for number in range(lines))

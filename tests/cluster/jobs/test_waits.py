@@ -146,3 +146,16 @@ def test_a_job_with_a_worker_or_in_a_queue_goes_on(
     cluster = kubernetes([state] * 5 * MINUTE + [DONE])
     cluster.fake.pods = pods
     cluster.launch(profile=ClusterProfile(pre_running_deadline_s=180))
+
+
+def test_what_kubernetes_says_is_told_without_secrets(
+    kubernetes: MakeKubernetes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused = "GET https://r/v2?X-Amz-Signature=abcdef123 with AKIAIOSFODNN7EXAMPLE \x1b[31mdenied"
+    cluster = kubernetes([RUNNING] * 2 * MINUTE + [DONE])
+    cluster.fake.pods = [worker(1, unscheduled(refused))]
+    cluster.fake.events = [warning(NAME, refused)]
+    hidden = "GET https://r/v2?*** with *** denied"
+    first, second = waits(cluster, capfd)[:2]
+    assert first.endswith(f"Unschedulable: {hidden}")
+    assert second == f"FailedScheduling: {hidden}"
