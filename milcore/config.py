@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 else:
     ModelMetaclass = type(BaseModel)
 
-PoolingName = Literal["max", "mean", "lse", "noisy_or", "noisy_and", "topk", "gem", "attention", "gated_attention"]
+PoolingName = Literal[
+    "max", "mean", "lse", "noisy_or", "noisy_and", "topk", "gem", "attention", "gated_attention", "additive",
+]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
 Target = Literal["classification"]
 Level = Literal["instance", "embedding"]
@@ -87,6 +89,7 @@ POOLING_LEVELS: dict[PoolingName, tuple[Level, ...]] = {
     "gem": ("embedding",),
     "attention": ("instance", "embedding"),
     "gated_attention": ("instance", "embedding"),
+    "additive": ("embedding",),
 }
 
 # limits, above all that a slide scanner or a user needs: input beyond them is refused before memory is taken for it

@@ -54,15 +54,19 @@ class BagPrediction(NamedTuple):
 
 
 class InstanceValues(NamedTuple):
-    """Attention scores and probabilities of a bag's instances, means over the models.
+    """Attention scores, probabilities and contributions of a bag's instances.
+
+    Each is the mean over the models.
 
     Args:
         score: of attention before the softmax; None where the pooling has none.
         probability: of a class; None at embedding level.
+        contribution: to the logit of a class, for it or against it; None where the pooling is not additive.
     """
 
     score: Float[np.ndarray, " instance"] | None
     probability: Float[np.ndarray, " instance"] | None
+    contribution: Float[np.ndarray, " instance"] | None
 
 
 def attention_by_slide(bags: Bags, predictions: dict[int, BagPrediction]) -> dict[str, Float[np.ndarray, " instance"]]:
@@ -187,17 +191,21 @@ def instance_values(models: Sequence[MILModel], bag: Bag, label: int) -> Instanc
         label: the class whose attention head and probability are taken where each class has its own.
     """
     values_of_models = [_instance_values(model, bag, label) for model in models]
-    scores = [values.score for values in values_of_models if values.score is not None]
-    probabilities = [values.probability for values in values_of_models if values.probability is not None]
-    return InstanceValues(
-        np.mean(scores, axis=0) if scores else None, np.mean(probabilities, axis=0) if probabilities else None
-    )
+    return InstanceValues(*map(_mean_over_models, zip(*values_of_models, strict=True)))
+
+
+def _mean_over_models(of_models: Sequence[Float[np.ndarray, " instance"] | None]) -> np.ndarray | None:
+    """Mean of what the models have; None where none has it."""
+    given = [values for values in of_models if values is not None]
+    return np.mean(given, axis=0) if given else None
 
 
 def instance_columns(
     models: Sequence[MILModel], bag: Bag, label: int, *, with_leave_one_out: bool
 ) -> dict[str, Float[np.ndarray, " instance"]]:
-    """Columns ``score`` and ``instance_probability`` of a bag, where the models have them.
+    """Columns of a bag's instances, where the models have them.
+
+    They are ``score``, ``instance_probability`` and ``contribution``.
 
     Args:
         models: of one run, on one device.
@@ -205,8 +213,12 @@ def instance_columns(
         label: the predicted class.
         with_leave_one_out: also ``leave_one_out``, the log-odds of that class less those without the instance.
     """
-    score, probability = instance_values(models, bag, label)
-    columns = {"score": score, "instance_probability": probability}
+    values = instance_values(models, bag, label)
+    columns = {
+        "score": values.score,
+        "instance_probability": values.probability,
+        "contribution": values.contribution,
+    }
     if with_leave_one_out:
         columns["leave_one_out"] = _leave_one_out_change(models, bag, label)
     return {name: values for name, values in columns.items() if values is not None}
@@ -228,16 +240,17 @@ def _leave_one_out_change(models: Sequence[MILModel], bag: Bag, label: int) -> F
 
 
 def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:
-    parts = [(lifted.scores, lifted.logit) for lifted in model.lift_chunks(pack([bag], [0]))]
+    batch = pack([bag], [0])
+    parts = [(lifted.scores, lifted.logit) for lifted in model.lift_chunks(batch)]
     scores, logits = (torch.cat(chunks).double() for chunks in zip(*parts, strict=True))
+    heads, contributions = model.pooling.heads, model.contributions(batch)
     return InstanceValues(
-        scores[:, min(label, scores.shape[1] - 1)].cpu().numpy() if scores.shape[1] else None,
-        _probability(logits, label) if logits.shape[1] else None,
+        scores[:, min(label, heads - 1)].cpu().numpy() if heads else None,
+        torch.sigmoid(_of_class(logits, label)).cpu().numpy() if logits.shape[1] else None,
+        None if contributions is None else _of_class(contributions.double(), label).cpu().numpy(),
     )
 
 
-def _probability(logits: torch.Tensor, label: int) -> np.ndarray:
-    """Probability of a class; two classes share one logit, that of the positive class."""
-    of_class = logits[:, 0] * (1 if label == 1 else -1) if logits.shape[1] == 1 else logits[:, label]
-    values: np.ndarray = torch.sigmoid(of_class).cpu().numpy()
-    return values
+def _of_class(logits: torch.Tensor, label: int) -> torch.Tensor:
+    """Logit of a class; two classes share one, that of the positive class."""
+    return logits[:, 0] * (1 if label == 1 else -1) if logits.shape[1] == 1 else logits[:, label]

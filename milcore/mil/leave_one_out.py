@@ -4,21 +4,25 @@ The summary of all but instance i is the merge of those before it and those afte
 subtracted, so there is no cancellation. Chunks are scanned one at a time and merged with the summaries of the chunks
 around them: memory stays that of one chunk.
 
+A pooling of two passes is scanned in its first only.
+
 Source of the scan: Hillis, Steele 1986, "Data parallel algorithms".
 
 Axes: instance, output (class).
 """
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.bags.batch import Bag, BagBatch, pack
+from milcore.mil.bags.segments import Segments
 from milcore.mil.model import MILModel
-from milcore.mil.pooling.protocol import Summary
+from milcore.mil.pooling.protocol import Monoid, Summary, TwoPassPooling
 from milcore.mil.pooling.streaming import ChunkPlan
 
 Merge = Callable[[Summary, Summary], Summary]
@@ -35,39 +39,47 @@ def leave_one_out(model: MILModel, bag: Bag, plan: ChunkPlan | None = None) -> F
         bag: read chunk by chunk, twice.
         plan: of the chunks, by default the model's.
     """
-    batch, pooling = pack([bag], [0]), model.pooling
+    batch = pack([bag], [0])
     plan = plan or model.chunk_plan(batch)
-    summaries = [
-        pooling.lift(lifted.scores, lifted.values, lifted.chunk.segments) for lifted in model.lift_chunks(batch, plan)
-    ]
-    before = [None, *itertools.accumulate(summaries[:-1], pooling.merge)]
-    after = [None, *itertools.accumulate(summaries[:0:-1], pooling.merge)][::-1]
-    outputs = []
-    for lifted, *around in zip(model.lift_chunks(batch, plan), before, after, strict=True):
-        rows = pooling.lift(lifted.scores, lifted.values, lifted.chunk.segments.each_row())
-        others = _all_but_each(rows, pooling.merge)
-        outside = [summary for summary in around if summary is not None]
-        outputs.append(_output(model, others, outside, len(lifted.scores)))
-    return torch.cat(outputs)
-
-
-def _output(model: MILModel, inside: Summary | None, outside: list[Summary], rows: int) -> Tensor:
-    """Outputs from the summaries inside and outside of a chunk.
-
-    Args:
-        model: whose classifier reads the merged summaries.
-        inside: of the other rows of the chunk, for each row; None where the chunk is one row.
-        outside: of the rows before the chunk and after it, as far as there are any.
-        rows: of the chunk.
-    """
-    repeated = [tuple(tensor.expand(rows, *tensor.shape[1:]) for tensor in summary) for summary in outside]
-    parts = repeated if inside is None else [inside, *repeated]
-    if not parts:
+    if len(batch.instances) == 1:
         return torch.full((1, model.target.width(model.classes)), torch.nan)
-    *others, summary = parts
-    for other in others:
-        summary = model.pooling.merge(summary, other)
-    return model.output(summary)
+    if isinstance(model.pooling, TwoPassPooling):
+        return torch.cat(list(_outputs_of_two_passes(model, model.pooling, batch, plan)))
+    return torch.cat([model.output(summary) for summary in _without_each(model, model.pooling, batch, plan)])
+
+
+def _without_each(model: MILModel, monoid: Monoid, batch: BagBatch, plan: ChunkPlan) -> Iterator[Summary]:
+    """Summaries of a bag without each instance, chunk by chunk."""
+    summaries = [lifted.summary(monoid) for lifted in model.lift_chunks(batch, plan)]
+    before = [None, *itertools.accumulate(summaries[:-1], monoid.merge)]
+    after = [None, *itertools.accumulate(summaries[:0:-1], monoid.merge)][::-1]
+    for lifted, *around in zip(model.lift_chunks(batch, plan), before, after, strict=True):
+        rows = monoid.lift(lifted.scores, lifted.values, lifted.chunk.segments.each_row())
+        outside = [summary for summary in around if summary is not None]
+        repeated = [tuple(each.expand(len(rows[0]), *each.shape[1:]) for each in summary) for summary in outside]
+        inside = _all_but_each(rows, monoid.merge)
+        yield functools.reduce(monoid.merge, repeated if inside is None else [inside, *repeated])
+
+
+def _outputs_of_two_passes(
+    model: MILModel, pooling: TwoPassPooling, batch: BagBatch, plan: ChunkPlan
+) -> Iterator[Float[Tensor, "instance output"]]:
+    """Outputs of a bag without each instance, in blocks.
+
+    The first pass is merged as above. Its summary changes what the second takes of every other instance, so that the
+    second is made anew for each: n^2 instances in all, none of them embedded again.
+    """
+    instances = len(batch.instances)
+    firsts = [torch.cat(each) for each in zip(*_without_each(model, pooling.first, batch, plan), strict=True)]
+    chunks = [(lifted.scores, lifted.values) for lifted in model.lift_chunks(batch, plan)]
+    scores, values = (torch.cat(each) for each in zip(*chunks, strict=True))
+    others = torch.arange(instances - 1, device=scores.device)
+    for block in torch.split(torch.arange(instances, device=scores.device), max(1, plan.rows // instances)):
+        rows = (others + (others >= block[:, None])).flatten()
+        segments = Segments.whole([instances - 1] * len(block)).to(scores.device)
+        first = tuple(each[block] for each in firsts)
+        taken = pooling.first.condition(scores[rows], values[rows], first, segments)
+        yield model.output(pooling.lift(*taken, segments))
 
 
 def _all_but_each(rows: Summary, merge: Merge) -> Summary | None:

@@ -30,10 +30,11 @@ from milcore.mil.dropout import Dropout
 from milcore.mil.instance_encoders.protocol import InstanceEncoder
 from milcore.mil.instance_encoders.table import trainable_encoder
 from milcore.mil.memory import activation_mb
+from milcore.mil.pooling.additive import AdditivePooling
 from milcore.mil.pooling.pooling import POOLINGS
 from milcore.mil.pooling.probability import log_sigmoids
-from milcore.mil.pooling.protocol import InstancePooling, PoolingShape, Summary
-from milcore.mil.pooling.streaming import ChunkPlan, pool_batch
+from milcore.mil.pooling.protocol import InstancePooling, Monoid, PoolingShape, Summary, TwoPassPooling
+from milcore.mil.pooling.streaming import ChunkPlan, pool_batch, pool_first
 from milcore.mil.targets import MODEL_TARGETS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -69,6 +70,15 @@ class LiftedChunk(NamedTuple):
     scores: Float[Tensor, "instance head"]
     values: Float[Tensor, "instance value"]
     logit: Float[Tensor, "instance class"]
+
+    def summary(self, monoid: Monoid) -> Summary:
+        """Summaries of the chunk's bags."""
+        return monoid.lift(self.scores, self.values, self.chunk.segments)
+
+    def rows_of(self, summary: Summary) -> Summary:
+        """The chunk's bags of a summary of the batch."""
+        bags = slice(self.chunk.first_bag, self.chunk.first_bag + self.chunk.segments.bags)
+        return tuple(tensor[bags] for tensor in summary)
 
 
 class MILModel(nn.Module):
@@ -116,7 +126,7 @@ class MILModel(nn.Module):
             dropout: None outside training.
             plan: by default ``chunk_plan(batch)``.
         """
-        return self.output(self._pool(batch, dropout, plan or self.chunk_plan(batch)))
+        return self.output(self._pool(batch, dropout, plan or self.chunk_plan(batch))[1])
 
     @torch.no_grad()
     def predict_bags(self, batch: BagBatch) -> BagOutput:
@@ -127,13 +137,31 @@ class MILModel(nn.Module):
         instance's share of the summed probabilities of that class in its bag.
         """
         plan = self.chunk_plan(batch)
-        summary = self._pool(batch, None, plan)
+        first, summary = self._pool(batch, None, plan)
         output = self.output(summary)
-        columns = torch.cat([self._weights(lifted, summary) for lifted in self.lift_chunks(batch, plan)])
+        chunks = (self._second_pass(lifted, first) for lifted in self.lift_chunks(batch, plan))
+        columns = torch.cat([self._weights(lifted, summary) for lifted in chunks])
         segments = Segments.whole(batch.lengths).to(plan.device)
         head = output.argmax(dim=1) if columns.shape[1] > 1 else torch.zeros_like(output[:, 0], dtype=torch.int64)
         weight = columns.gather(1, head[segments.bag, None])
         return BagOutput(output, (weight / segment_sum(weight, segments)[segments.bag])[:, 0])
+
+    @torch.no_grad()
+    def contributions(self, batch: BagBatch) -> Float[Tensor, "instance class"] | None:
+        """What each instance adds to the logits of its bag; None where these are no sum over instances.
+
+        The sum over a bag's instances and the classifier's bias are the bag's logits.
+
+        Args:
+            batch: read chunk by chunk, twice.
+        """
+        pooling, plan = self.pooling, self.chunk_plan(batch)
+        if not isinstance(pooling, AdditivePooling):
+            return None
+        first = self._pool_first(self.lifter(batch.instances[:1].dtype, None), batch, plan)
+        chunks = (self._second_pass(lifted, first) for lifted in self.lift_chunks(batch, plan))
+        logit = torch.cat([self._classify(pooling.terms(lifted.scores, lifted.values)) for lifted in chunks])
+        return logit - self.classifier.bias
 
     def instance_budget(self, instance: Tensor) -> int:
         """Number of instances whose activations fit ``activation_mb``, at least 1.
@@ -203,14 +231,33 @@ class MILModel(nn.Module):
         rows = self.encoder.rows_per_chunk(batch.instances[:1]) * (GPU_CHUNKS if device.type == "cuda" else 1)
         return ChunkPlan(min(rows, budget), len(batch.instances) > budget, device)
 
-    def _pool(self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan) -> Summary:
+    def _pool(self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan) -> tuple[Summary, Summary]:
+        """Summaries of the first of two passes, empty where one is enough, and of the pooling."""
         lift = self.lifter(batch.instances[:1].dtype, dropout)
+        if isinstance(self.pooling, TwoPassPooling) and not plan.oversized:
+            lift = _once_per_chunk(lift)
+        first = self._pool_first(lift, batch, plan)
 
-        def lift_bags(chunk: Chunk) -> Summary:
-            lifted = lift(chunk)
-            return self.pooling.lift(lifted.scores, lifted.values, chunk.segments)
+        def summarise(chunk: Chunk) -> Summary:
+            return self._second_pass(lift(chunk), first).summary(self.pooling)
 
-        return pool_batch(self.pooling, lift_bags, batch, plan)
+        return first, pool_batch(self.pooling, summarise, batch, plan)
+
+    def _pool_first(self, lift: Callable[[Chunk], LiftedChunk], batch: BagBatch, plan: ChunkPlan) -> Summary:
+        """Summary of the first of two passes; empty where one is enough."""
+        if not isinstance(self.pooling, TwoPassPooling):
+            return ()
+        first = self.pooling.first
+        return pool_first(first, lambda chunk: lift(chunk).summary(first), batch, plan)
+
+    def _second_pass(self, lifted: LiftedChunk, first: Summary) -> LiftedChunk:
+        """A chunk as the second of two passes takes it; as it is where one is enough."""
+        if not isinstance(self.pooling, TwoPassPooling):
+            return lifted
+        scores, values = self.pooling.first.condition(
+            lifted.scores, lifted.values, lifted.rows_of(first), lifted.chunk.segments
+        )
+        return lifted._replace(scores=scores, values=values)
 
     def _classify(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag class"]:
         """Logits from one embedding for all classes, or from one per class.
@@ -225,10 +272,8 @@ class MILModel(nn.Module):
         return of_class
 
     def _weights(self, lifted: LiftedChunk, summary: Summary) -> Float[Tensor, "instance column"]:
-        chunk = lifted.chunk
-        bags = slice(chunk.first_bag, chunk.first_bag + chunk.segments.bags)
-        of_chunk = tuple(tensor[bags] for tensor in summary)
-        weights = self.pooling.weights(lifted.scores, lifted.values, of_chunk, chunk.segments)
+        of_bags, segments = lifted.rows_of(summary), lifted.chunk.segments
+        weights = self.pooling.weights(lifted.scores, lifted.values, of_bags, segments)
         if weights is not None:
             return weights
         return torch.sigmoid(lifted.logit)
@@ -245,9 +290,22 @@ class MILModel(nn.Module):
 
         with torch.enable_grad(), saved_tensors_hooks(record, lambda tensor: tensor):
             lifted = self.lifter(rows.dtype, Dropout(0, 0, self.dropout))(chunk)
-            graph = self.pooling.lift(lifted.scores, lifted.values, chunk.segments)
+            first = lifted.summary(self.pooling.first) if isinstance(self.pooling, TwoPassPooling) else ()
+            graph = self._second_pass(lifted, first).summary(self.pooling)
         del graph  # it kept every storage alive, so that no address was counted twice
         return sum(storages.values())
+
+
+def _once_per_chunk(lift: Callable[[Chunk], LiftedChunk]) -> Callable[[Chunk], LiftedChunk]:
+    """The same function, which lifts a chunk once for both passes."""
+    chunks: dict[int, LiftedChunk] = {}
+
+    def lift_once(chunk: Chunk) -> LiftedChunk:
+        if chunk.rows.start not in chunks:
+            chunks[chunk.rows.start] = lift(chunk)
+        return chunks[chunk.rows.start]
+
+    return lift_once
 
 
 def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:

@@ -31,6 +31,7 @@ MEASUREMENTS = {
     "percentile": "Attention percentile",
     "score": "Attention score",
     "instance_probability": "Instance probability",
+    "contribution": "Contribution to the logit",
     "leave_one_out": "Leave-one-out log-odds",
 }
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.segments import Segments
 from milcore.mil.model import MILModel
-from milcore.mil.pooling.protocol import Summary
+from milcore.mil.pooling.protocol import Monoid, Summary, TwoPassPooling
 
 STEPS = 20
 RANDOM_ORDERS = 5
@@ -97,19 +97,57 @@ def _blocks(order: Int[np.ndarray, " instance"], steps: int) -> Int[np.ndarray, 
 def _curves(
     model: MILModel, bag: Bag, blocks: Int[np.ndarray, "order instance"], steps: int, label: int
 ) -> Float[np.ndarray, "order step"]:
-    batch = pack([bag], [0])
-    curves = []
-    for summaries in _block_summaries(model, batch, blocks, steps):
-        remainders = list(itertools.accumulate(reversed(summaries), model.pooling.merge))[::-1]
-        stacked = tuple(torch.cat(tensors) for tensors in zip(*remainders, strict=True))
-        curves.append(model.output(stacked)[:, label].double().exp().cpu().numpy())
-    return np.stack(curves)
+    batch, pooling = pack([bag], [0]), model.pooling
+    if isinstance(pooling, TwoPassPooling):
+        firsts = _remainders(model, pooling.first, batch, blocks, steps)
+        remainders = _second_passes(model, pooling, batch, blocks, firsts)
+    else:
+        remainders = _remainders(model, pooling, batch, blocks, steps)
+    return np.stack([model.output(summary)[:, label].double().exp().cpu().numpy() for summary in remainders])
+
+
+def _remainders(
+    model: MILModel, monoid: Monoid, batch: BagBatch, blocks: Int[np.ndarray, "order instance"], steps: int
+) -> list[Summary]:
+    """Summaries of the remainder at each step, for each order."""
+    orders = []
+    for summaries in _block_summaries(model, monoid, batch, blocks, steps):
+        remainders = list(itertools.accumulate(reversed(summaries), monoid.merge))[::-1]
+        orders.append(tuple(torch.cat(tensors) for tensors in zip(*remainders, strict=True)))
+    return orders
+
+
+def _second_passes(
+    model: MILModel,
+    pooling: TwoPassPooling,
+    batch: BagBatch,
+    blocks: Int[np.ndarray, "order instance"],
+    firsts: list[Summary],
+) -> list[Summary]:
+    """The same of a second pass, which takes every remainder anew: each has its own summary of the first."""
+    orders: list[list[Summary | None]] = [[None] * len(first[0]) for first in firsts]
+    for lifted in model.lift_chunks(batch):
+        position = batch.position[lifted.chunk.rows]
+        for remainders, first, block in zip(orders, firsts, blocks[:, lifted.chunk.rows], strict=True):
+            for step, before in enumerate(remainders):
+                rows = torch.from_numpy(np.flatnonzero(block >= step))
+                if len(rows):
+                    segments = Segments.of(np.array([len(rows)]), position[rows], batch.longest)
+                    segments, rows = segments.to(lifted.values.device), rows.to(lifted.values.device)
+                    of_step = tuple(each[step : step + 1] for each in first)
+                    taken = pooling.first.condition(lifted.scores[rows], lifted.values[rows], of_step, segments)
+                    summary = pooling.lift(*taken, segments)
+                    remainders[step] = summary if before is None else pooling.merge(before, summary)
+    return [
+        tuple(torch.cat(each) for each in zip(*(step for step in steps if step is not None), strict=True))
+        for steps in orders
+    ]
 
 
 def _block_summaries(
-    model: MILModel, batch: BagBatch, blocks: Int[np.ndarray, "order instance"], steps: int
+    model: MILModel, monoid: Monoid, batch: BagBatch, blocks: Int[np.ndarray, "order instance"], steps: int
 ) -> list[list[Summary]]:
-    """Pooling summary of each block, for each order."""
+    """Summary of each block, for each order."""
     chunk_summaries: list[list[list[Summary]]] = [[[] for _ in range(steps)] for _ in blocks]
     for lifted in model.lift_chunks(batch):
         for order, block in enumerate(blocks[:, lifted.chunk.rows]):
@@ -117,10 +155,10 @@ def _block_summaries(
             rows = torch.from_numpy(np.argsort(block, kind="stable"))
             segments = Segments.of(counts, batch.position[lifted.chunk.rows][rows], batch.longest)
             segments, rows = segments.to(lifted.values.device), rows.to(lifted.values.device)
-            summary = model.pooling.lift(lifted.scores[rows], lifted.values[rows], segments)
+            summary = monoid.lift(lifted.scores[rows], lifted.values[rows], segments)
             for k, index in enumerate(block_indices):
                 chunk_summaries[order][index].append(tuple(tensor[k : k + 1] for tensor in summary))
-    return [[functools.reduce(model.pooling.merge, block) for block in blocks] for blocks in chunk_summaries]
+    return [[functools.reduce(monoid.merge, block) for block in blocks] for blocks in chunk_summaries]
 
 
 def normalised_entropy(attention: Float[np.ndarray, " instance"]) -> float:

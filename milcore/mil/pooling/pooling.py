@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from milcore.config import PoolingName
 from milcore.mil.bags.segments import Segments, at_least_fp32, segment_max, segment_sum, weighted_segment_sum
+from milcore.mil.pooling.additive import AdditivePooling
 from milcore.mil.pooling.attention import AttentionScore
 from milcore.mil.pooling.generalised_mean import GeneralisedMeanPooling
 from milcore.mil.pooling.probability import SMALLEST_PROBABILITY, log_of, log_sigmoids, probabilities
@@ -292,4 +293,5 @@ POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
     "gem": GeneralisedMeanPooling,
     "attention": partial(SoftmaxPooling, gated=False),
     "gated_attention": partial(SoftmaxPooling, gated=True),
+    "additive": AdditivePooling,
 }

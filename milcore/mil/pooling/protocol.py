@@ -96,6 +96,48 @@ class InstancePooling(Pooling, Protocol):
 
 
 @runtime_checkable
+class Monoid(Protocol):
+    """Summaries of instances, one per bag, that merge: associative and commutative."""
+
+    def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> tuple[Tensor, ...]:
+        """Summaries of instances, one per bag."""
+        ...
+
+    def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Summary of two parts of the same bags, bag by bag."""
+        ...
+
+
+@runtime_checkable
+class FirstPass(Monoid, Protocol):
+    """First of two passes over a bag, whose summary the second pass reads."""
+
+    def condition(
+        self,
+        scores: Float[Tensor, "instance head"],
+        values: Float[Tensor, "instance value"],
+        summary: tuple[Tensor, ...],
+        segments: Segments,
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and values that the second pass takes.
+
+        Args:
+            scores: as the scorer makes them.
+            values: to pool.
+            summary: of whole bags, the bags of the segments.
+            segments: of these instances.
+        """
+        ...
+
+
+@runtime_checkable
+class TwoPassPooling(Pooling, Protocol):
+    """Pooling that reads a bag twice: ``lift`` and ``weights`` take what ``first.condition`` makes of it."""
+
+    first: FirstPass
+
+
+@runtime_checkable
 class Selection(Protocol):
     """Pooling that reads few instances of a bag; only these have a gradient."""
 

@@ -12,16 +12,17 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from milcore.mil.bags.batch import BagBatch, Chunk
-from milcore.mil.pooling.protocol import Pooling, Selection, Summary
+from milcore.mil.pooling.protocol import Monoid, Selection, Summary
 from milcore.runtime.malloc import release_freed_memory
 
 CHUNKS_PER_RELEASE = 8
@@ -43,7 +44,7 @@ class ChunkPlan(NamedTuple):
     device: torch.device
 
 
-def pool_batch(pooling: Pooling, lift: Lift, batch: BagBatch, plan: ChunkPlan) -> Summary:
+def pool_batch(pooling: Monoid, lift: Lift, batch: BagBatch, plan: ChunkPlan) -> Summary:
     """Summary of every bag of a batch.
 
     Args:
@@ -62,7 +63,38 @@ def pool_batch(pooling: Pooling, lift: Lift, batch: BagBatch, plan: ChunkPlan) -
     return _merge_over_ranks(pooling, summary) if batch.split_over_ranks else summary
 
 
-def _pool_chunks(pooling: Pooling, lift: Lift, batch: BagBatch, plan: ChunkPlan) -> Summary:
+def pool_first(first: Monoid, lift: Lift, batch: BagBatch, plan: ChunkPlan) -> Summary:
+    """Summary of the first of two passes over every bag of a batch.
+
+    On several ranks its gradient becomes the mean over them, as that of a parameter: all ranks read the same summary,
+    each for its own part of the second pass (docs/pooling.md derives it).
+    """
+    summary = pool_batch(first, lift, batch, plan)
+    if not batch.split_over_ranks:
+        return summary
+    shared: Summary = _MeanGradient.apply(*summary)  # type: ignore[no-untyped-call]
+    return shared
+
+
+class _MeanGradient(torch.autograd.Function):
+    """Identity whose gradient is its mean over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: Tensor) -> tuple[Tensor, ...]:
+        del ctx
+        return tuple(each.clone() for each in values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        del ctx
+        means = [gradient.contiguous() / dist.get_world_size() for gradient in gradients]
+        for mean in means:
+            dist.all_reduce(mean)
+        return tuple(means)
+
+
+def _pool_chunks(pooling: Monoid, lift: Lift, batch: BagBatch, plan: ChunkPlan) -> Summary:
     chunk_number = itertools.count(1)
 
     def lift_span(span: tuple[int, int]) -> tuple[int, Summary]:
@@ -80,7 +112,7 @@ def _pool_chunks(pooling: Pooling, lift: Lift, batch: BagBatch, plan: ChunkPlan)
     )
 
 
-def _join(pooling: Pooling, parts: Sequence[tuple[int, Summary]]) -> Summary:
+def _join(pooling: Monoid, parts: Sequence[tuple[int, Summary]]) -> Summary:
     """Join the summaries of consecutive chunks to those of whole bags.
 
     A bag may extend over any number of chunks.
@@ -137,7 +169,7 @@ def _winners(batch: BagBatch, positions: Int[Tensor, "bag value"], plan: ChunkPl
     )
 
 
-def _merge_over_ranks(pooling: Pooling, summary: Summary) -> Summary:
+def _merge_over_ranks(pooling: Monoid, summary: Summary) -> Summary:
     """All-reduce of the summaries of bags that are split over ranks.
 
     The gradient of a rank's own part is scaled by the number of ranks (docs/pooling.md derives it).

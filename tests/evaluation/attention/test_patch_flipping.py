@@ -13,7 +13,14 @@ from milcore.mil.model import make_model
 
 
 @pytest.mark.parametrize(
-    ("pooling", "level"), [("gated_attention", "embedding"), ("max", "embedding"), ("noisy_or", "instance")]
+    ("pooling", "level"),
+    [
+        ("gated_attention", "embedding"),
+        ("max", "embedding"),
+        ("noisy_or", "instance"),
+        ("topk", "instance"),
+        ("additive", "embedding"),
+    ],
 )
 @pytest.mark.parametrize("instances", [57, 20, 10])
 def test_each_step_is_the_bag_without_the_blocks_before(pooling: str, level: str, instances: int) -> None:

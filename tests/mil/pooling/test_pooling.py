@@ -1,5 +1,6 @@
 """The contract every pooling of the table keeps, at every level it is defined on, and values worked by hand."""
 
+import functools
 import math
 from typing import get_args
 
@@ -13,7 +14,7 @@ from milcore.config import POOLING_LEVELS, PoolingName, TrainConfig, TuneConfig,
 from milcore.errors import InputError
 from milcore.mil.bags.segments import Segments
 from milcore.mil.pooling.pooling import POOLINGS
-from milcore.mil.pooling.protocol import Pooling, PoolingShape, Summary
+from milcore.mil.pooling.protocol import Pooling, PoolingShape, Summary, TwoPassPooling
 
 WIDTH = 5
 FLOAT = torch.float64
@@ -39,8 +40,22 @@ class Sigma:
     def values(self, keys: Tensor) -> Tensor:
         return keys if self.level == "embedding" else self.pooling.instance_values(keys[:, : self.classes])
 
-    def lift(self, keys: Tensor, segments: Segments) -> Summary:
-        return self.pooling.lift(self.pooling.scorer(FLOAT)(keys), self.values(keys), segments)
+    def first(self, keys: Tensor, segments: Segments) -> Summary:
+        """Summary of the first of two passes; empty where one is enough."""
+        if not isinstance(self.pooling, TwoPassPooling):
+            return ()
+        return self.pooling.first.lift(self.pooling.scorer(FLOAT)(keys), self.values(keys), segments)
+
+    def taken(self, keys: Tensor, segments: Segments, first: Summary) -> tuple[Tensor, Tensor]:
+        scores, values = self.pooling.scorer(FLOAT)(keys), self.values(keys)
+        if not isinstance(self.pooling, TwoPassPooling):
+            return scores, values
+        return self.pooling.first.condition(scores, values, first, segments)
+
+    def lift(self, keys: Tensor, segments: Segments, first: Summary | None = None) -> Summary:
+        """Summary of instances, after that of the first pass over whole bags, which these are by default."""
+        first = self.first(keys, segments) if first is None else first
+        return self.pooling.lift(*self.taken(keys, segments, first), segments)
 
     def read(self, summary: Summary) -> Tensor:
         pooled = self.pooling.finish(summary)
@@ -51,8 +66,8 @@ class Sigma:
 
     def weights(self, keys: Tensor, lengths: list[int]) -> Tensor | None:
         segments = Segments.whole(lengths)
-        scores = self.pooling.scorer(FLOAT)(keys)
-        return self.pooling.weights(scores, self.values(keys), self.lift(keys, segments), segments)
+        taken = self.taken(keys, segments, self.first(keys, segments))
+        return self.pooling.weights(*taken, self.lift(keys, segments), segments)
 
 
 ROWS = [(name, level) for name, levels in POOLING_LEVELS.items() for level in levels]
@@ -79,6 +94,12 @@ def part_of(segments: Segments, rows: slice) -> Segments:
     return Segments.whole([len(segments.position[rows])])._replace(
         position=segments.position[rows], longest=segments.longest
     )
+
+
+def first_of_parts(sigma: Sigma, parts: list[tuple[Tensor, Segments]]) -> Summary:
+    """Summary of the first pass over all parts, merged from the last to the first."""
+    firsts = [sigma.first(*part) for part in reversed(parts)]
+    return functools.reduce(sigma.pooling.first.merge, firsts) if isinstance(sigma.pooling, TwoPassPooling) else ()
 
 
 def test_config_names_are_the_table_s_keys() -> None:
@@ -124,7 +145,9 @@ def test_packed_equals_each_bag_alone_in_any_order_with_its_gradient(
 
 def test_summaries_of_parts_merge_in_any_order_to_that_of_the_whole(sigma: Sigma) -> None:
     keys, whole = embeddings(9), Segments.whole([9])
-    a, b, c = (sigma.lift(keys[rows], part_of(whole, rows)) for rows in (slice(0, 2), slice(2, 3), slice(3, 9)))
+    parts = [(keys[rows], part_of(whole, rows)) for rows in (slice(0, 2), slice(2, 3), slice(3, 9))]
+    first = first_of_parts(sigma, parts)
+    a, b, c = (sigma.lift(*part, first) for part in parts)
     merge = sigma.pooling.merge
     expected = sigma(keys, [9])
     for merged in (merge(merge(a, b), c), merge(a, merge(b, c)), merge(c, merge(b, a))):
@@ -135,8 +158,9 @@ def test_the_gradient_through_merged_parts_is_that_of_the_whole(sigma: Sigma) ->
     keys, parts = (embeddings(8).requires_grad_() for _ in range(2))
     parts.data.copy_(keys.data)
     segments = Segments.whole([8])
-    a, b = (sigma.lift(parts[rows], part_of(segments, rows)) for rows in (slice(5), slice(5, 8)))
-    merged = sigma.pooling.merge(a, b)
+    halves = [(parts[rows], part_of(segments, rows)) for rows in (slice(5), slice(5, 8))]
+    first = first_of_parts(sigma, halves)
+    merged = sigma.pooling.merge(*(sigma.lift(*half, first) for half in halves))
     expected, of_parts = sigma(keys, [8]), sigma.read(merged)
     cotangent = torch.randn_like(expected)
     expected.backward(cotangent)
@@ -149,6 +173,8 @@ def test_a_bag_of_one_pools_to_its_instance(row: tuple[str, str]) -> None:
     sigma, keys = Sigma(*row), embeddings(1)
     if row[0] == "gem":
         torch.testing.assert_close(sigma(keys, [1]), keys.clamp_min(1e-6))
+    elif row[0] == "additive":
+        torch.testing.assert_close(sigma(keys, [1]), torch.relu(sigma.pooling.content(keys)))
     elif row[1] == "embedding":
         torch.testing.assert_close(sigma(keys, [1]), keys)
     elif row[0] != "noisy_and":
