@@ -40,6 +40,7 @@ else:
 
 PoolingName = Literal[
     "max", "mean", "lse", "noisy_or", "noisy_and", "topk", "gem", "attention", "gated_attention", "additive",
+    "multi_head_attention",
 ]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
 Target = Literal["classification"]
@@ -90,6 +91,7 @@ POOLING_LEVELS: dict[PoolingName, tuple[Level, ...]] = {
     "attention": ("instance", "embedding"),
     "gated_attention": ("instance", "embedding"),
     "additive": ("embedding",),
+    "multi_head_attention": ("embedding",),
 }
 
 # limits, above all that a slide scanner or a user needs: input beyond them is refused before memory is taken for it
@@ -105,6 +107,7 @@ MAX_CLASSES = 1_000
 MAX_ANNOTATION_MB = 200
 # of features, an embedding or an attention network
 MAX_WIDTH = 65_536
+MAX_HEADS = 1_024
 MAX_ENCODER_INPUT_PX = 16_384
 # of one forward pass: patches times px of a patch
 MAX_MEGAPIXELS_PER_BATCH = 4_000
@@ -456,6 +459,12 @@ class TrainConfig(TargetConfig):
     topk_instances: PositiveFloat = Field(
         10.0, description="k of topk pooling, most probable instances that it averages: a count, or below 1 a share"
     )
+    pooling_heads: PositiveInt = Field(
+        4, le=MAX_HEADS, description="heads of multi_head_attention pooling, which divide hidden"
+    )
+    pooling_queries: PositiveInt = Field(
+        1, le=MAX_HEADS, description="learnt queries of multi_head_attention pooling, each with all its heads"
+    )
     hidden: PositiveInt = Field(512, le=MAX_WIDTH, description="width of the instance embedding")
     attention_hidden: PositiveInt = Field(256, le=MAX_WIDTH, description="width of the attention network")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="dropout on instance embeddings")
@@ -558,6 +567,16 @@ class TrainConfig(TargetConfig):
         if k >= 1.0 and not k.is_integer():
             raise ValueError(f"expected a count or a share, got {k:g}; allowed: 1, 2, …, or above 0 and below 1")
         return k
+
+    @model_validator(mode="after")
+    def _divides_embeddings_into_heads(self) -> Self:
+        if self.pooling == "multi_head_attention" and self.hidden % self.pooling_heads:
+            divisors = [n for n in range(1, min(self.hidden, MAX_HEADS) + 1) if self.hidden % n == 0]
+            raise ValueError(
+                f"pooling_heads: expected a divisor of hidden {self.hidden}, got {self.pooling_heads}; allowed: "
+                f"{', '.join(map(str, divisors))}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pools_what_it_is_defined_on(self) -> Self:

@@ -111,6 +111,8 @@ class MILModel(nn.Module):
                 lse_sharpness=config.lse_sharpness,
                 noisy_and_slope=config.noisy_and_slope,
                 topk_instances=config.topk_instances,
+                pooling_heads=config.pooling_heads,
+                pooling_queries=config.pooling_queries,
             )
         )
         self.classifier = nn.Linear(config.hidden, logits)

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from milcore.config import PoolingName
-from milcore.mil.bags.segments import Segments, at_least_fp32, segment_max, segment_sum, weighted_segment_sum
+from milcore.mil.bags.segments import Segments, at_least_fp32, segment_max, segment_sum
 from milcore.mil.pooling.additive import AdditivePooling
 from milcore.mil.pooling.attention import AttentionScore
 from milcore.mil.pooling.generalised_mean import GeneralisedMeanPooling
+from milcore.mil.pooling.multi_head import MultiHeadAttentionPooling
 from milcore.mil.pooling.probability import SMALLEST_PROBABILITY, log_of, log_sigmoids, probabilities
 from milcore.mil.pooling.protocol import Pooling, PoolingShape, ScorelessPooling, Scorer, Summary
+from milcore.mil.pooling.softmax import lift_softmax, merge_softmax, softmax_weights
 from milcore.mil.pooling.sums import sum_and_count, to_one_reference
 from milcore.mil.pooling.top_k import TopKPooling
 
@@ -250,23 +252,17 @@ class SoftmaxPooling(nn.Module):
         return self.attention.scorer(dtype)
 
     def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
-        largest = segment_max(scores, segments)
-        exponential = torch.exp(scores - largest.index_select(0, segments.bag))
-        weighted = weighted_segment_sum(exponential, values, segments)
-        return largest, segment_sum(exponential, segments), weighted
+        return lift_softmax(scores, values, segments)
 
     def merge(self, a: Summary, b: Summary) -> Summary:
-        largest, a_scale, b_scale = to_one_reference(a[0], b[0])
-        total = a_scale * a[1] + b_scale * b[1]
-        return largest, total, a_scale[..., None] * a[2] + b_scale[..., None] * b[2]
+        return merge_softmax(a, b)
 
     def finish(self, summary: Summary) -> Tensor:
         return (summary[2] / summary[1][..., None]).flatten(1)
 
     def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
         del values
-        largest, total, _ = summary
-        return torch.exp(scores - largest[segments.bag]) / total[segments.bag]
+        return softmax_weights(scores, summary, segments)
 
     def instance_values(self, logit: Tensor) -> Tensor:
         return probabilities(logit)
@@ -294,4 +290,5 @@ POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
     "attention": partial(SoftmaxPooling, gated=False),
     "gated_attention": partial(SoftmaxPooling, gated=True),
     "additive": AdditivePooling,
+    "multi_head_attention": MultiHeadAttentionPooling,
 }

@@ -27,6 +27,8 @@ class PoolingShape(NamedTuple):
         lse_sharpness: r of log-sum-exp, above 0.
         noisy_and_slope: a of noisy-and, above 0.
         topk_instances: k of top-k, a count, or below 1 a share of the bag.
+        pooling_heads: of multi-head attention, a divisor of width.
+        pooling_queries: of multi-head attention.
     """
 
     width: int
@@ -36,6 +38,8 @@ class PoolingShape(NamedTuple):
     lse_sharpness: float
     noisy_and_slope: float
     topk_instances: float
+    pooling_heads: int
+    pooling_queries: int
 
 
 @runtime_checkable
@@ -43,6 +47,9 @@ class Pooling(Protocol):
     """MIL pooling sigma: the contract of the rows of POOLINGS.
 
     A summary is a tuple of tensors whose first axis is the bag.
+
+    Attributes:
+        heads: columns of scores that are attention: 1, or one per class; 0 where none belongs to a class.
     """
 
     heads: int

@@ -20,14 +20,13 @@ WIDTH = 5
 FLOAT = torch.float64
 
 
-SETTINGS = {"lse_sharpness": 5.0, "noisy_and_slope": 10.0, "topk_instances": 2.0}
+SETTINGS = {
+    "lse_sharpness": 5.0, "noisy_and_slope": 10.0, "topk_instances": 2.0, "pooling_heads": 1, "pooling_queries": 2,
+}  # fmt: skip
 
 
 def make(name: str, width: int = WIDTH, attention_width: int = 4, heads: int = 1, classes: int = 1) -> Pooling:
-    shape = PoolingShape(
-        width, attention_width, heads, classes, lse_sharpness=5.0, noisy_and_slope=10.0, topk_instances=2.0
-    )
-    return POOLINGS[name](shape).to(FLOAT)
+    return POOLINGS[name](PoolingShape(width, attention_width, heads, classes, **SETTINGS)).to(FLOAT)
 
 
 class Sigma:
@@ -175,6 +174,9 @@ def test_a_bag_of_one_pools_to_its_instance(row: tuple[str, str]) -> None:
         torch.testing.assert_close(sigma(keys, [1]), keys.clamp_min(1e-6))
     elif row[0] == "additive":
         torch.testing.assert_close(sigma(keys, [1]), torch.relu(sigma.pooling.content(keys)))
+    elif row[0] == "multi_head_attention":
+        values = sigma.pooling.value(keys).repeat(1, 2)  # of both queries
+        torch.testing.assert_close(sigma(keys, [1]), sigma.pooling.join(values))
     elif row[1] == "embedding":
         torch.testing.assert_close(sigma(keys, [1]), keys)
     elif row[0] != "noisy_and":

@@ -1,0 +1,86 @@
+"""Multi-head attention pooling beside torch's scaled dot-product attention over whole bags."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from milcore.config import TrainConfig
+from milcore.errors import InputError
+from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.inference import instance_columns
+from milcore.mil.model import MILModel, make_model
+from milcore.mil.pooling.streaming import ChunkPlan
+from tests.mil.pooling.test_streaming import WHOLE, WIDTH, chunks_of
+
+LENGTHS = (30, 1, 7)
+HIDDEN = 12
+
+
+def model_of(heads: int, queries: int, classes: int = 2) -> MILModel:
+    config = TrainConfig(
+        pooling="multi_head_attention", hidden=HIDDEN, pooling_heads=heads, pooling_queries=queries, precision="fp64"
+    )
+    model = make_model(config, WIDTH, classes)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model
+
+
+def bags() -> list[Bag]:
+    generator = torch.Generator().manual_seed(1)
+    return [Bag(str(n), "", 0, torch.randn(n, WIDTH, generator=generator, dtype=torch.float64)) for n in LENGTHS]
+
+
+def logit_of(model: MILModel, rows: Tensor) -> Tensor:
+    pooling, h = model.pooling, torch.relu(model.encoder.project(rows))
+    query, key, value = (
+        each.unflatten(1, (pooling.parts, -1)).transpose(0, 1)[None]
+        for each in (pooling.query, pooling.key(h), pooling.value(h))
+    )
+    of_heads = functional.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1)
+    return model.classifier(pooling.join(of_heads.flatten()))
+
+
+@pytest.mark.parametrize("plan", [WHOLE, chunks_of(7, recomputed=False), chunks_of(4, recomputed=True)], ids=str)
+@pytest.mark.parametrize(("heads", "queries", "classes"), [(1, 1, 2), (4, 1, 2), (3, 2, 3)])
+def test_values_and_gradients_are_those_of_torch_s_attention(
+    plan: ChunkPlan, heads: int, queries: int, classes: int
+) -> None:
+    model, plain = model_of(heads, queries, classes), model_of(heads, queries, classes)
+    log_prob = model(pack(bags(), range(len(LENGTHS))), None, plan)
+    logit = torch.stack([logit_of(plain, bag.instances) for bag in bags()])
+    expected = torch.log_softmax(logit, 1) if classes > 2 else functional.logsigmoid(torch.cat([-logit, logit], 1))
+    torch.testing.assert_close(log_prob, expected, atol=1e-9, rtol=0)
+    cotangent = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=expected.dtype)
+    log_prob.backward(cotangent)
+    expected.backward(cotangent)
+    for (name, parameter), other in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other[1].grad, atol=1e-9, rtol=1e-9, msg=name)
+
+
+def test_one_query_is_torch_s_multi_head_attention() -> None:
+    model, (bag, *_) = model_of(4, 1), bags()
+    pooling, h = model.pooling, torch.relu(model.encoder.project(bag.instances))
+    expected, weights = functional.multi_head_attention_forward(
+        pooling.query[:, None], h[:, None], h[:, None], HIDDEN, 4, None, torch.zeros(3 * HIDDEN, dtype=h.dtype), None,
+        None, False, 0.0, pooling.join.weight, pooling.join.bias, training=False, use_separate_proj_weight=True,
+        q_proj_weight=torch.eye(HIDDEN, dtype=h.dtype), k_proj_weight=pooling.key.weight,
+        v_proj_weight=pooling.value.weight,
+    )  # fmt: skip
+    output = model.predict_bags(pack([bag], [0]))
+    torch.testing.assert_close(output.attention, weights[0, 0], atol=1e-9, rtol=0)
+    torch.testing.assert_close(output.output[0, 1:], functional.logsigmoid(model.classifier(expected[0, 0])))
+
+
+def test_scores_of_many_heads_are_no_column_of_attention() -> None:
+    assert instance_columns([model_of(4, 2)], bags()[0], 1, with_leave_one_out=False) == {}
+
+
+def test_heads_divide_the_width_of_an_embedding() -> None:
+    line = "pooling_heads: expected a divisor of hidden 30, got 4; allowed: 1, 2, 3, 5, 6, 10, 15, 30"
+    with pytest.raises(InputError, match=line):
+        TrainConfig(pooling="multi_head_attention", hidden=30)
+    assert TrainConfig(pooling="attention", hidden=30).pooling_heads == 4
