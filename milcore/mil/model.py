@@ -150,9 +150,10 @@ class MILModel(nn.Module):
 
     @torch.no_grad()
     def contributions(self, batch: BagBatch) -> Float[Tensor, "instance class"] | None:
-        """What each instance adds to the logits of its bag; None where these are no sum over instances.
+        """Contribution of each instance to the logits of its bag.
 
-        The sum over a bag's instances and the classifier's bias are the bag's logits.
+        None where the logits are no sum over instances. The sum over a bag's instances and the classifier's bias are
+        the bag's logits.
 
         Args:
             batch: read chunk by chunk, twice.
@@ -234,7 +235,7 @@ class MILModel(nn.Module):
         return ChunkPlan(min(rows, budget), len(batch.instances) > budget, device)
 
     def _pool(self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan) -> tuple[Summary, Summary]:
-        """Summaries of the first of two passes, empty where one is enough, and of the pooling."""
+        """Summaries of the first pass and of the pooling; one pass has no first."""
         lift = self.lifter(batch.instances[:1].dtype, dropout)
         if isinstance(self.pooling, TwoPassPooling) and not plan.oversized:
             lift = _once_per_chunk(lift)
@@ -253,7 +254,7 @@ class MILModel(nn.Module):
         return pool_first(first, lambda chunk: lift(chunk).summary(first), batch, plan)
 
     def _second_pass(self, lifted: LiftedChunk, first: Summary) -> LiftedChunk:
-        """A chunk as the second of two passes takes it; as it is where one is enough."""
+        """A chunk as the second of two passes takes it."""
         if not isinstance(self.pooling, TwoPassPooling):
             return lifted
         scores, values = self.pooling.first.condition(

@@ -124,7 +124,10 @@ def _second_passes(
     blocks: Int[np.ndarray, "order instance"],
     firsts: list[Summary],
 ) -> list[Summary]:
-    """The same of a second pass, which takes every remainder anew: each has its own summary of the first."""
+    """The same of a second pass, which takes every remainder anew.
+
+    Each remainder has its own summary of the first.
+    """
     orders: list[list[Summary | None]] = [[None] * len(first[0]) for first in firsts]
     for lifted in model.lift_chunks(batch):
         position = batch.position[lifted.chunk.rows]

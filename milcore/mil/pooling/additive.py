@@ -1,4 +1,4 @@
-"""Additive pooling: the bag's logit is a sum of one contribution per instance, read in two passes.
+"""Additive pooling: the bag's logit is a sum of contributions of instances.
 
 Axes: instance, bag, head (column of attention: 1, or one per class), key (embedding width).
 """
@@ -46,7 +46,7 @@ class SoftmaxNormaliser:
 
 
 class AdditivePooling(nn.Module):
-    """Sum over instances ``z = sum_i relu(W a_i h_i + b)`` with ``a = softmax(s)``.
+    """Sum over instances: ``z = sum_i relu(W a_i h_i + b)``, ``a = softmax(s)``.
 
     At embedding level only. The classifier reads z, so that the bag's logit is the sum of one contribution ``psi(a_i
     h_i)`` per instance, ``psi(x) = c^T relu(W x + b)``, and the classifier's own bias: a patch counts for a class or

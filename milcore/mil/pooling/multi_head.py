@@ -14,10 +14,11 @@ from milcore.mil.pooling.softmax import lift_softmax, merge_softmax, softmax_wei
 
 
 class MultiHeadAttentionPooling(nn.Module):
-    """``z = O [z_11; ...; z_QH]``, ``z_qh = V_h sum_i a_iqh h_i`` with ``a_qh = softmax(q_qh^T K_h h / sqrt(d))``.
+    """Attention of Q learnt queries with H heads each, joined to one embedding.
 
-    At embedding level only: one layer of cross-attention from Q learnt queries, H heads of width d, is one pass. V and
-    O are linear and weights sum to 1, so that both are taken after the sum over instances: the summary is that of
+    ``z = O [z_11; ...; z_QH]``, ``z_qh = V_h sum_i a_iqh h_i``, ``a_qh = softmax(q_qh^T K_h h / sqrt(d))``. At
+    embedding level only: one layer of cross-attention from Q learnt queries, H heads of width d, is one pass. V and O
+    are linear and weights sum to 1, so that both are taken after the sum over instances: the summary is that of
     attention pooling with Q H heads. A score is one product with ``K_h^T q_qh``. Keys have no bias, which cancels in
     the softmax; that of the values is O's. The weight of an instance is its mean over heads and queries.
 

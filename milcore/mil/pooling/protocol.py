@@ -139,7 +139,10 @@ class FirstPass(Monoid, Protocol):
 
 @runtime_checkable
 class TwoPassPooling(Pooling, Protocol):
-    """Pooling that reads a bag twice: ``lift`` and ``weights`` take what ``first.condition`` makes of it."""
+    """Pooling that reads a bag twice.
+
+    Its ``lift`` and ``weights`` take what ``first.condition`` makes of the instances.
+    """
 
     first: FirstPass
 

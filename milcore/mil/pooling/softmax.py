@@ -15,7 +15,7 @@ from milcore.mil.pooling.sums import to_one_reference
 def lift_softmax(
     scores: Float[Tensor, "instance head"], values: Float[Tensor, "instance value"], segments: Segments
 ) -> Summary:
-    """Summary (m = max s, sum exp(s - m), sum exp(s - m) v) of each bag and head."""
+    """Summaries: (m = max s, sum exp(s - m), sum exp(s - m) v)."""
     largest = segment_max(scores, segments)
     exponential = torch.exp(scores - largest.index_select(0, segments.bag))
     return largest, segment_sum(exponential, segments), weighted_segment_sum(exponential, values, segments)
