@@ -18,7 +18,7 @@ Amount = dict[str, Decimal]
 NODES_NAMED = 3
 GPU = "nvidia.com/gpu"
 _EFFECTS = ("NoSchedule", "NoExecute")
-REMEDY_SIZE = "lower the sizes in the cluster profile, or add nodes (one that an autoscaler would add is not seen here)"
+REMEDY_SIZE = "lower the sizes in the cluster profile, or add nodes"
 
 
 class PodSize(NamedTuple):
@@ -65,8 +65,14 @@ def _size(name: str, most: int, spec: Json, more: Sequence[Json] = ()) -> PodSiz
     return PodSize(name, most, requests, limits, spec)
 
 
-def fit_finding(pod: PodSize, nodes: Sequence[Json]) -> Finding:
-    """Compare a pod with the nodes by what they can allocate."""
+def fit_finding(pod: PodSize, nodes: Sequence[Json], scaler: str | None = None) -> Finding:
+    """Compare a pod with the nodes by what they can allocate.
+
+    Args:
+        pod: to compare.
+        nodes: that are there.
+        scaler: that may add others; None: there is none.
+    """
     reasons = {node["metadata"]["name"]: obstacle(pod, node) for node in nodes}
     fitting = [name for name, reason in reasons.items() if not reason]
     check, size = f"room for the {pod.name}", _amount_text(pod.total)
@@ -76,6 +82,8 @@ def fit_finding(pod: PodSize, nodes: Sequence[Json]) -> Finding:
     text = f"{size}: none of {len(nodes)} node(s) can hold it ({named or 'no nodes'})"
     if GPU in pod.total:
         return warning(check, text, "leave use_gpu off; for GPUs, nodes with NVIDIA's device plugin are needed")
+    if scaler is not None:
+        return warning(check, f"{text}; {scaler} may add one", "see whether one of its node groups has room for it")
     return failure(check, text, REMEDY_SIZE)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from milcore.cluster.doctor.api_server import ApiServer
-from milcore.cluster.doctor.finding import DoctorReport, Finding
+from milcore.cluster.doctor.finding import DoctorReport, Finding, failure
 from milcore.cluster.doctor.installation import cluster_findings
 from milcore.cluster.doctor.kubeflow import check_host, kubeflow_findings
 from milcore.cluster.doctor.machine import machine_findings
@@ -82,20 +82,17 @@ def _areas(surroundings: Surroundings) -> Iterator[tuple[str, Generator[Finding]
     if surroundings.uri is not None:
         yield surroundings.uri, store_findings(surroundings.uri)
     if surroundings.cluster:
-        api = _api_server(surroundings.namespace)
-        of_cluster = cluster_findings(api, surroundings.cluster_profile, surroundings.uri, SECONDS_FOR_POD)
-        yield f"Kubernetes, namespace {api.namespace}", of_cluster
+        yield _cluster_area(surroundings)
     if surroundings.kubeflow is not None:
         yield surroundings.kubeflow, kubeflow_findings(surroundings.kubeflow)
 
 
-def _api_server(namespace: str | None) -> ApiServer:
-    """The API of the kubeconfig or the pod.
-
-    Raises:
-        InputError: there is none.
-    """
+def _cluster_area(surroundings: Surroundings) -> tuple[str, Generator[Finding]]:
+    """Checks of the kubeconfig's or the pod's cluster; a failure without one."""
     try:
-        return ApiServer(*connect(namespace or os.environ.get("POD_NAMESPACE") or None))
+        api = ApiServer(*connect(surroundings.namespace or os.environ.get("POD_NAMESPACE") or None))
     except ClusterError as error:
-        raise InputError(error.line) from None
+        remedy = "name a kubeconfig by KUBECONFIG, or check without --cluster"
+        return "Kubernetes", (finding for finding in [failure("API", error.line, remedy)])
+    of_cluster = cluster_findings(api, surroundings.cluster_profile, surroundings.uri, SECONDS_FOR_POD)
+    return f"Kubernetes, namespace {api.namespace}", of_cluster

@@ -10,6 +10,7 @@ import yaml
 from kubernetes.client.exceptions import ApiException
 
 from milcore.cluster.doctor.api_server import METADATA_ONLY, NO_ANSWER, NOT_FOUND, ApiServer, Json, guard
+from milcore.cluster.doctor.autoscaler import autoscaler
 from milcore.cluster.doctor.capacity import fit_finding, limit_findings, pod_sizes, quota_findings
 from milcore.cluster.doctor.finding import Finding, failure, ok, warning
 from milcore.cluster.doctor.launcher import APPLY, rights_findings
@@ -276,7 +277,8 @@ def _room_findings(api: ApiServer, profile: ClusterProfile) -> Iterator[Finding]
 
     def of_nodes() -> Iterator[Finding]:
         nodes = api.get("/api/v1/nodes")["items"]
-        yield from (fit_finding(pod, nodes) for pod in (pods[0], pods[-1], gpu_worker))
+        scaler = autoscaler(api)
+        yield from (fit_finding(pod, nodes, scaler) for pod in (pods[0], pods[-1], gpu_worker))
 
     def of_quotas() -> Iterator[Finding]:
         yield from quota_findings(api.get(api.of_namespace("resourcequotas"))["items"], pods)

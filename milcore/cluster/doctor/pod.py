@@ -1,16 +1,19 @@
 """Program of the doctor's pods: each finding a JSON object on its line."""
 
 import json
+import os
 import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
 
 from milcore.cluster.doctor.finding import Finding
 from milcore.cluster.doctor.object_store import check_uri, endpoint_finding, store_findings
 
 PORT = 8265
 REACH, LISTEN, LISTENING = "--reach", "--listen", "listening"
+REACHED, CONTROL = "reached", "control"
 TRIES, CONNECT_S = 3, 2.0
 
 
@@ -18,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     """Check a store and listen (``--listen [URI]``), or try to connect (``--reach HOST``)."""
     mode, *places = arguments
     if mode == REACH:
-        _say({"reached": reaches(places[0], PORT)})
+        _say({REACHED: reaches(places[0], PORT), CONTROL: has_network()})
         return
     for finding in _findings(places):
         _say(finding._asdict())
@@ -48,6 +51,17 @@ def reaches(host: str, port: int) -> bool:
             is_open = False
         time.sleep(1.0)
     return is_open
+
+
+def has_network() -> bool:
+    """True where this pod reaches the API server or the object store.
+
+    One that reaches nothing says nothing of a policy about one port.
+    """
+    api = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    store = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
+    places = [api, (store.hostname or "", str(store.port or (443 if store.scheme == "https" else 80)))]
+    return any(reaches(host, int(port)) for host, port in places if host)
 
 
 def _say(values: dict[str, object]) -> None:

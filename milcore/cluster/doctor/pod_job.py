@@ -15,8 +15,9 @@ from typing import NamedTuple
 from kubernetes.client.exceptions import ApiException
 
 from milcore.cluster.doctor.api_server import FORBIDDEN, NO_ANSWER, NOT_FOUND, ApiServer, Json, refusal
+from milcore.cluster.doctor.autoscaler import LATER, scaler_of_pod
 from milcore.cluster.doctor.finding import Finding, failure, ok, warning
-from milcore.cluster.doctor.pod import LISTENING, REACH
+from milcore.cluster.doctor.pod import CONTROL, LISTENING, REACH, REACHED
 from milcore.cluster.jobs.pods import STARTING
 from milcore.cluster.jobs.rights import Right
 from milcore.runtime.progress import log_line
@@ -24,6 +25,8 @@ from milcore.runtime.progress import log_line
 JOBS = "apis/batch/v1"
 LABELS = {"app.kubernetes.io/name": "milcore-doctor"}
 POLL_S = 1.0
+# reason of a pod that no node has room for
+UNSCHEDULABLE = "Unschedulable"
 # of a Job whose maker was killed
 DEADLINE_S, KEPT_S = 300, 60
 # reasons why a container never starts by itself -> next step
@@ -153,10 +156,10 @@ def _follow(api: ApiServer, name: str, wait_s: float, pause: Callable[[float], N
         if outcome is not None:
             return outcome
         pause(POLL_S)
-    return Outcome([], fault=_late_fault(api.namespace, pods, wait_s))
+    return Outcome([], fault=_late_fault(api, pods, wait_s))
 
 
-def _late_fault(namespace: str, pods: Sequence[Json], wait_s: float) -> Finding:
+def _late_fault(api: ApiServer, pods: Sequence[Json], wait_s: float) -> Finding:
     """The finding of a pod that has not said all in time.
 
     One that is on its way, such as by the first pull of the image, may be well.
@@ -167,7 +170,10 @@ def _late_fault(namespace: str, pods: Sequence[Json], wait_s: float) -> Finding:
         text = f"could not be told in {wait_s:.0f} s: the pod's node still {doing}"
         return warning("pod", text, "run this again in some minutes; a node's first pull of the image takes that long")
     text = f"not started after {wait_s:.0f} s: {_reason(pods[0]) if pods else 'no pod was made'}"
-    return failure("pod", text, f"see `kubectl get events -n {namespace}`; free room, or wait")
+    scaler = scaler_of_pod(api, pods[0]["metadata"]["name"]) if pods and UNSCHEDULABLE in text else None
+    if scaler is not None:
+        return warning("pod", f"{text}; {scaler} may add a node for it", LATER)
+    return failure("pod", text, f"see `kubectl get events -n {api.namespace}`; free room, or wait")
 
 
 def _refused_outcome(api: ApiServer, name: str) -> Outcome | None:
@@ -250,11 +256,14 @@ def _network_finding(
     check = "network policy enforced"
     with _job(api, job_body(spec, [REACH, address], is_ray_pod=False)) as name:
         outcome = _follow(api, name, wait_s, pause)
-    answers = [line["reached"] for line in outcome.lines if "reached" in line]
+    answers = [line for line in outcome.lines if REACHED in line]
     if not answers:
         text = outcome.fault.text if outcome.fault else "the second pod said nothing"
         return warning(check, f"not checked: {text}", "run this again")
-    if answers[-1]:
+    if answers[-1][REACHED]:
         text = "a pod of another kind reaches the dashboard's port of a Ray pod"
         return failure(check, text, "apply k8s/base, and use a network plugin that enforces NetworkPolicy")
+    if not answers[-1].get(CONTROL):
+        text = "not checked: a pod of another kind reaches neither the API server nor the object store"
+        return warning(check, text, "see whether pods of the namespace may open connections at all")
     return ok(check, "a pod of another kind does not reach the dashboard's port of a Ray pod")

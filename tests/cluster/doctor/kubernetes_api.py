@@ -119,7 +119,7 @@ class FakeCluster:
         # of the Jobs in the order of their creation; None: Kubernetes makes no pod
         self.pods: list[Pod | None] = [
             Pod({"running": {}}, READ, LISTENING),
-            Pod({"terminated": {"exitCode": 0}}, {"reached": False}),
+            Pod({"terminated": {"exitCode": 0}}, {"reached": False, "control": True}),
         ]
         self.jobs: dict[str, Json] = {}
         self.created: list[Json] = []

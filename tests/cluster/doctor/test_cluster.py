@@ -15,6 +15,7 @@ import yaml
 from kubernetes import client
 
 from milcore.cluster.doctor.api_server import METADATA_ONLY, ApiServer
+from milcore.cluster.doctor.autoscaler import AUTOSCALERS
 from milcore.cluster.doctor.diagnosis import Surroundings, diagnose
 from milcore.cluster.doctor.finding import Finding
 from milcore.cluster.doctor.installation import cluster_findings, operator_finding, unknown_fields
@@ -280,6 +281,10 @@ def test_what_the_caller_may_not_read_is_a_warning_that_names_the_right(path: st
         ),
         (answer(in_namespace("resourcequotas"), quota({}, scopes=["BestEffort"])), "quota", "some pods only"),
         (second_pod(Pod({}, conditions=(UNSCHEDULABLE,))), "network policy enforced", "not checked"),
+        (
+            second_pod(Pod({"terminated": {"exitCode": 0}}, {"reached": False, "control": False})),
+            "network policy enforced", "reaches neither the API server nor the object store",
+        ),
         (first_pod(waiting("ContainerCreating", "")), "pod", "could not be told in"),
         (first_pod(Pod({"running": {}}, READ)), "pod", "still checks the object store"),
     ],
@@ -400,7 +405,36 @@ def test_a_kubeconfig_that_is_none_is_bad_input(
         connect(None)
 
 
-def test_without_a_kubeconfig_the_command_is_bad_input(tmp_path: Path) -> None:
-    ended = subprocess.run(command(tmp_path / "none"), capture_output=True, text=True, check=False)
-    assert ended.returncode == InputError.exit_code
-    assert "give a kubeconfig" in ended.stderr
+def test_without_a_kubeconfig_the_report_has_a_failure(tmp_path: Path) -> None:
+    ended = subprocess.run(command(tmp_path / "none", "--json"), capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    report = json.loads(ended.stdout.splitlines()[-1])
+    (fault,) = [each for each in report["findings"] if each["area"] == "Kubernetes"]
+    assert (report["ok"], fault["check"], fault["state"]) == (False, "API", "failure")
+    assert "give a kubeconfig" in fault["text"]
+
+
+@pytest.mark.parametrize("path", AUTOSCALERS.values())
+def test_what_an_autoscaler_may_mend_is_a_warning_that_names_it(path: str) -> None:
+    fake = FakeCluster(SPEC)
+    fake.answers[path] = (200, {})
+    fake.answers["/api/v1/nodes"] = (200, {"items": [node(memory="12Gi"), GPU_NODE]})
+    fake.pods[0] = Pod({}, conditions=(UNSCHEDULABLE,))
+    findings = faults(findings_of(fake))
+    assert [(each.check, each.state) for each in findings] == [("room for the worker", "warning"), ("pod", "warning")]
+    (name,) = (name for name, its in AUTOSCALERS.items() if its == path)
+    assert findings[0].text.endswith(f"{name} may add one")
+    assert findings[1].text.endswith(f"{name} may add a node for it")
+
+
+def test_a_pod_that_no_node_group_can_hold_is_a_failure() -> None:
+    def change(fake: FakeCluster) -> None:
+        fake.answers[AUTOSCALERS["cluster-autoscaler"]] = (200, {})
+        fake.pods[0] = Pod({}, conditions=(UNSCHEDULABLE,))
+        # cluster-autoscaler: processors/status/eventing_scale_up_processor.go
+        fake.events.append(
+            {"reason": "NotTriggerScaleUp", "message": "pod didn't trigger scale-up: 1 max node group size reached"}
+        )
+
+    (finding,) = broken(change)
+    assert (finding.check, finding.state) == ("pod", "failure")

@@ -46,12 +46,17 @@ def test_a_pod_without_a_store_checks_endpoint_and_keys(
     assert "listening" in listening
 
 
-def test_a_pod_tells_whether_a_port_is_open() -> None:
+def test_a_pod_tells_whether_a_port_is_open_and_any_other(s3: str) -> None:
     program = (
         f"from milcore.cluster.doctor import pod; pod.PORT = {free_ports(1)[0]}; pod.main(['--reach', '127.0.0.1'])"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert json.loads(ended.stdout) == {"reached": False}
+    store, nothing = os.environ["AWS_ENDPOINT_URL"], f"http://127.0.0.1:{free_ports(1)[0]}"
+    for endpoint, control in ((store, True), (nothing, False)):
+        surroundings = os.environ | {"AWS_ENDPOINT_URL": endpoint}
+        ended = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=surroundings
+        )
+        assert json.loads(ended.stdout) == {"reached": False, "control": control}
 
 
 def test_an_open_port_is_reached(s3: str) -> None:
