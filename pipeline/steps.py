@@ -12,7 +12,14 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 from components import IMAGE
 from components.finish import finish
 from components.sizes import SMALL, Size
-from milcore.runtime.step_retry import FIRST_WAIT_S, LONGEST_WAIT_S, OWN_RETRIES, RETRIES, WAIT_FACTOR
+from milcore.runtime.step_retry import (
+    FIRST_WAIT_S,
+    LONGEST_WAIT_S,
+    OWN_RETRIES,
+    RETRIES,
+    SCHEDULER_RETRIES,
+    WAIT_FACTOR,
+)
 
 S3_SECRET, S3_KEYS = "milcore-s3", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 STORAGE_CONFIG, STORAGE_KEYS = "milcore-storage", ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
@@ -59,6 +66,7 @@ def step(task: dsl.PipelineTask, size: Size = SMALL, *, cached: bool = False, re
 def _set_retries(task: dsl.PipelineTask, *, retried: bool) -> None:
     if _retries.get() and retried:
         task.set_retry(_retries.get(), f"{FIRST_WAIT_S:g}s", WAIT_FACTOR, f"{LONGEST_WAIT_S:g}s")
+        task.set_env_variable(SCHEDULER_RETRIES, str(_retries.get()))
     elif _retries.get():
         task.set_env_variable(OWN_RETRIES, str(_retries.get()))
 

@@ -13,6 +13,7 @@ from milcore.runtime import storage
 from milcore.runtime.command import Termination, error_line
 from milcore.runtime.progress import log_line
 from milcore.runtime.redaction import plain, redact
+from milcore.runtime.step_retry import SCHEDULER_RETRIES
 
 # the pipeline's run; outside a cluster one at a time works on a folder
 RUN_ID, HERE = "PIPELINE_RUN_ID", "local"
@@ -26,12 +27,14 @@ class StepFailure(NamedTuple):
         line: its error.
         exit_code: of its process; 128 + signal where it was stopped.
         time_s: when, in seconds since 1970.
+        attempts_left: of the scheduler, which tries the step again.
     """
 
     step: str
     line: str
     exit_code: int
     time_s: float
+    attempts_left: int = 0
 
     @property
     def is_stop(self) -> bool:
@@ -45,17 +48,34 @@ def kept_failure(step: str, folder_uri: str) -> Iterator[None]:
 
     That of an attempt before is removed where the step succeeds.
     """
+    left = _count_attempt(step, folder_uri)
     try:
         yield
     except Termination as ended:
-        _keep(folder_uri, StepFailure(step, f"{step} was stopped", 128 + ended.signum, time.time()))
+        _keep(folder_uri, StepFailure(step, f"{step} was stopped", 128 + ended.signum, time.time(), left))
         raise
     except Exception as error:
         line, exit_code = error_line(error) or (f"{type(error).__name__}: {' '.join(str(error).split())}", 1)
-        _keep(folder_uri, StepFailure(step, line, exit_code, time.time()))
+        _keep(folder_uri, StepFailure(step, line, exit_code, time.time(), left))
         raise
     with contextlib.suppress(*storage.IO_ERRORS):
         storage.remove(_uri(folder_uri, step))
+
+
+def _count_attempt(step: str, folder_uri: str) -> int:
+    """Attempts that the scheduler makes after this one.
+
+    Each is counted as it begins, since one that is killed leaves no line.
+    """
+    retries = int(os.environ.get(SCHEDULER_RETRIES) or 0)
+    if not retries:
+        return 0
+    begun = StepFailure(step, "", 1, time.time(), retries)
+    with contextlib.suppress(*storage.IO_ERRORS):
+        earlier = StepFailure(**storage.read_json(_uri(folder_uri, step)))
+        begun = earlier._replace(attempts_left=max(0, earlier.attempts_left - 1))
+    _keep(folder_uri, begun)
+    return begun.attempts_left
 
 
 def read_failures(folder_uris: Sequence[str], run_id: str | None = None) -> list[StepFailure]:
@@ -69,7 +89,8 @@ def read_failures(folder_uris: Sequence[str], run_id: str | None = None) -> list
     for folder in _folders(folder_uris, run_id):
         with contextlib.suppress(*storage.IO_ERRORS):  # the one that cannot be read may be what the run failed for
             failures += [StepFailure(**storage.read_json(storage.join(folder, name))) for name in _names(folder)]
-    return sorted(failures, key=lambda failure: failure.time_s)
+    # a step without a line has only begun
+    return sorted((failure for failure in failures if failure.line), key=lambda failure: failure.time_s)
 
 
 def remove_failures(folder_uris: Sequence[str]) -> None:
@@ -83,7 +104,8 @@ def remove_failures(folder_uris: Sequence[str]) -> None:
 def final_status(status: Mapping[str, object], failures: Sequence[StepFailure]) -> dict[str, object]:
     """State of an ended run, with the first failure.
 
-    Kubeflow says RUNNING of steps that were terminated: none of them ends by itself.
+    Kubeflow says RUNNING of steps that were terminated: none of them ends by itself. Nor does a run in the wait before
+    a step's next attempt.
 
     Args:
         status: ``state`` and ``error`` as the scheduler has them.
@@ -92,13 +114,16 @@ def final_status(status: Mapping[str, object], failures: Sequence[StepFailure]) 
     state = status["state"]
     if state == "SUCCEEDED":
         return {**status}
-    first = next((failure for failure in failures if not failure.is_stop), None)
+    first = next((failure for failure in failures if not failure.is_stop and not failure.attempts_left), None)
     if first is not None:
         step = {"step": first.step, "exit_code": first.exit_code}
         return {**status, "state": "FAILED", "error": first.line, **step}
     if failures or state not in {"FAILED", "ERROR"}:
         stop = {"step": failures[0].step} if failures else {}
-        error = status["error"] or "no step has failed: the run was terminated, or a pod was killed (memory, node)"
+        before = next((f"; before that: {failure.line}" for failure in failures if not failure.is_stop), "")
+        error = (
+            status["error"] or f"no step has failed: the run was terminated, or a pod was killed (memory, node){before}"
+        )
         return {**status, "state": "TERMINATED", "error": error, **stop}
     return {**status}
 

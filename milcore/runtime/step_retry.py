@@ -12,6 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 RETRIES, FIRST_WAIT_S, WAIT_FACTOR, LONGEST_WAIT_S = 2, 60.0, 2.0, 600.0
+# variable with the retries that the scheduler makes of a step
+SCHEDULER_RETRIES = "MILCORE_RETRIES"
 # variable with the retries that a step makes in its own process; outside a scheduler there are none
 OWN_RETRIES = "MILCORE_OWN_RETRIES"
 

@@ -76,6 +76,8 @@ dags = [spec["root"]["dag"], *(its["dag"] for its in spec["components"].values()
 for dag in dags:
     for task in dag["tasks"].values():
         task.pop("retryPolicy", None)
+for its in spec["deploymentSpec"]["executors"].values():
+    its["container"]["env"] = [each for each in its["container"]["env"] if each["name"] != "MILCORE_RETRIES"]
 local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1])
 run = components.load_component_from_text(yaml.safe_dump(spec))
 run(**sent["runtime_config"]["parameters"])

@@ -37,7 +37,7 @@ from milcore.config import (
     TuneConfig,
     parameter_default,
 )
-from milcore.runtime.step_retry import OWN_RETRIES
+from milcore.runtime.step_retry import OWN_RETRIES, SCHEDULER_RETRIES
 from pipeline import attention_mil, sweep
 from pipeline.__main__ import PIPELINES, main
 from pipeline.parameters import PARAMETERS
@@ -141,6 +141,8 @@ def test_a_step_that_fails_is_tried_again_but_not_one_that_only_checks_input() -
     }
     own = {name: its[OWN_RETRIES] for name, its in variables.items() if OWN_RETRIES in its}
     assert own == {"exec-plan": str(retries)}, "it tries again itself, and not after bad input"
+    told = {name for name, its in variables.items() if its.get(SCHEDULER_RETRIES) == str(retries)}
+    assert told == executors.keys() - own.keys()
 
 
 def test_credentials_are_secrets_and_steps_know_their_pod() -> None:

@@ -15,6 +15,7 @@ from milcore.errors import InputError
 from milcore.runtime import storage
 from milcore.runtime.command import Termination
 from milcore.runtime.step_failure import kept_failure
+from milcore.runtime.step_retry import SCHEDULER_RETRIES
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,36 @@ def test_a_run_whose_steps_were_stopped_is_terminated(tmp_path: Path, state: str
     end_step(tmp_path, "train", Termination(signal.SIGTERM))
     status = status_after(tmp_path, state)
     assert (status["state"], status["step"]) == ("TERMINATED", "train")
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
+def test_a_run_that_is_terminated_in_the_wait_before_a_retry_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setenv(SCHEDULER_RETRIES, "2")
+    end_step(tmp_path, "encode", OSError("reset"))
+    end_step(tmp_path, "encode", OSError("reset again"))
+    status = status_after(tmp_path, state)
+    assert (status["state"], status["step"]) == ("TERMINATED", "encode")
+    assert status["error"].endswith("; before that: OSError: reset again")
+    assert "exit_code" not in status
+
+
+def test_after_its_last_attempt_a_step_has_failed_and_one_that_was_killed_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SCHEDULER_RETRIES, "2")
+    kept_failure("encode", str(tmp_path / "store")).__enter__()  # of memory: it leaves no line
+    end_step(tmp_path, "encode", OSError("reset"))
+    end_step(tmp_path, "encode", OSError("reset again"))
+    status = status_after(tmp_path, "FAILED")
+    assert (status["state"], status["step"], status["error"]) == ("FAILED", "encode", "OSError: reset again")
+
+
+def test_a_step_that_only_runs_has_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SCHEDULER_RETRIES, "2")
+    kept_failure("encode", str(tmp_path / "store")).__enter__()
+    assert status_after(tmp_path, "FAILED", "the image cannot be pulled")["error"] == "the image cannot be pulled"
 
 
 def test_steps_that_are_gone_without_a_line_do_not_run(tmp_path: Path) -> None:
