@@ -68,6 +68,31 @@ def test_a_cluster_without_gpus_says_so(local_ray: None, tmp_path: Path) -> None
         encode_with(store.uri, EncodeConfig(), LaunchConfig(workers=1, use_gpu=True))
 
 
+@pytest.mark.parametrize(
+    ("nodes", "workers", "use_gpu", "resources"),
+    [
+        ([(8, 0)], 2, False, (2, 2, 4, 0)),
+        ([(8, 0), (8, 0)], 3, False, (3, 3, 4, 0)),  # of five CPUs each a node would hold one, and the third have none
+        ([(0, 0), (4, 0)], 8, False, (8, 4, 1, 0)),  # four more join with their nodes
+        ([(64, 0), (8, 4)], 4, True, (4, 4, 2, 1)),  # CPUs beside no GPU are no use
+        ([(16, 1)], 3, True, (3, 1, 16, 1)),
+        ([(16, 0)], 9, False, (6, 6, 2, 0)),  # no more workers than slides
+    ],
+)
+def test_all_workers_that_are_there_encode_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[tuple[int, int]],
+    workers: int,
+    use_gpu: bool,
+    resources: tuple[int, int, int, int],
+) -> None:
+    """Actors, those with room now, CPUs and GPUs of each."""
+    known = [{"Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}} for cpus, gpus in nodes]
+    monkeypatch.setattr("ray.nodes", lambda: known)
+    launch = LaunchConfig(workers=workers, use_gpu=use_gpu, ray_address="auto")
+    assert encoder_resources(launch, SLIDES) == resources
+
+
 @pytest.fixture
 def slow_encoder(tmp_path: Path) -> str:
     """Some milliseconds of work a patch, so that there is time to kill who does it."""
