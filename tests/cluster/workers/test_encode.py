@@ -73,7 +73,7 @@ def test_a_cluster_without_gpus_says_so(local_ray: None, tmp_path: Path) -> None
     [
         ([(8, 0)], 2, False, (2, 2, 4, 0)),
         ([(8, 0), (8, 0)], 3, False, (3, 3, 4, 0)),  # of five CPUs each a node would hold one, and the third have none
-        ([(0, 0), (4, 0)], 8, False, (8, 4, 1, 0)),  # four more join with their nodes
+        ([(0, 0), (4, 0)], 6, False, (6, 4, 1, 0)),  # two more join with their nodes
         ([(64, 0), (8, 4)], 4, True, (4, 4, 2, 1)),  # CPUs beside no GPU are no use
         ([(16, 1)], 3, True, (3, 1, 16, 1)),
         ([(16, 0)], 9, False, (6, 6, 2, 0)),  # no more workers than slides
