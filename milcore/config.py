@@ -251,6 +251,16 @@ def _check_level(name: str, pooling: PoolingName, level: Level) -> None:
         )
 
 
+def _check_heads(train: "TrainConfig") -> None:
+    hidden, heads = train.hidden, train.pooling_heads
+    if hidden % heads:
+        divisors = [n for n in range(1, min(hidden, MAX_HEADS) + 1) if hidden % n == 0]
+        raise ValueError(
+            f"pooling_heads: expected a divisor of hidden {hidden}, got {heads}; allowed: "
+            f"{', '.join(map(str, divisors))}"
+        )
+
+
 class IngestConfig(Config):
     """Settings of ingestion: from a slide to patches."""
 
@@ -570,12 +580,8 @@ class TrainConfig(TargetConfig):
 
     @model_validator(mode="after")
     def _divides_embeddings_into_heads(self) -> Self:
-        if self.pooling == "multi_head_attention" and self.hidden % self.pooling_heads:
-            divisors = [n for n in range(1, min(self.hidden, MAX_HEADS) + 1) if self.hidden % n == 0]
-            raise ValueError(
-                f"pooling_heads: expected a divisor of hidden {self.hidden}, got {self.pooling_heads}; allowed: "
-                f"{', '.join(map(str, divisors))}"
-            )
+        if self.pooling == "multi_head_attention":
+            _check_heads(self)
         return self
 
     @model_validator(mode="after")
@@ -629,6 +635,13 @@ class TuneConfig(Config):
     def _poolings_fit_the_level(self) -> Self:
         for pooling in self.poolings:
             _check_level("poolings", pooling, self.train.level)
+        return self
+
+    @model_validator(mode="after")
+    def _heads_divide_embeddings(self) -> Self:
+        drawn = {text.partition("=")[0].strip() for text in self.search}
+        if "multi_head_attention" in self.poolings and not drawn & {"hidden", "pooling_heads"}:
+            _check_heads(self.train)
         return self
 
 

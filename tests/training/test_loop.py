@@ -79,6 +79,14 @@ EQUALITY_CASES = {
         FP64.model_copy(update={"level": "instance", "pooling": "mean", "activation_mb": 0.002}),
         1e-9,
     ),
+    "fp64 in two passes, bags dealt to all": (
+        FP64.model_copy(update={"pooling": "additive", "activation_mb": 0.002}),
+        1e-9,
+    ),
+    "fp64 a share of instances, bags dealt to all": (
+        FP64.model_copy(update={"level": "instance", "pooling": "topk", "topk_instances": 0.4, "activation_mb": 0.002}),
+        1e-9,
+    ),
     "fp32": (SMALL.model_copy(update={"pooling": "attention"}), 1e-3),
     "a rank without a bag": (FP64.model_copy(update={"batch_size": 1, "epochs": 2}), 1e-9),
     "three classes, weighted, averaged": (

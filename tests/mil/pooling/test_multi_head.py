@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milcore.config import TrainConfig
+from milcore.config import TrainConfig, TuneConfig
 from milcore.errors import InputError
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.inference import instance_columns
@@ -83,4 +83,7 @@ def test_heads_divide_the_width_of_an_embedding() -> None:
     line = "pooling_heads: expected a divisor of hidden 30, got 4; allowed: 1, 2, 3, 5, 6, 10, 15, 30"
     with pytest.raises(InputError, match=line):
         TrainConfig(pooling="multi_head_attention", hidden=30)
-    assert TrainConfig(pooling="attention", hidden=30).pooling_heads == 4
+    train = TrainConfig(pooling="attention", hidden=30)
+    with pytest.raises(InputError, match=line):
+        TuneConfig(poolings=("attention", "multi_head_attention"), train=train)
+    assert TuneConfig(poolings=("multi_head_attention",), train=train, search=("hidden=16,32",)).train == train
