@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from milcore.cluster.jobs.assessment import one_line
 from milcore.cluster.jobs.job_log import JobLog, log_uri, logged_attempts
 from milcore.cluster.jobs.signals import on_termination
 from milcore.cluster.workers.connect import forwarded_variables
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError, InputError
 from milcore.runtime.progress import IN_JOB, log_line
+from milcore.runtime.redaction import redact
 
 SECONDS_BETWEEN_POLLS = 1.0
 FAILED_POLLS_IN_A_ROW = 60
@@ -47,7 +49,7 @@ def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
         job = _follow(client, job_id, log)
     if job.status == JobStatus.SUCCEEDED:
         return
-    reason = log.last_line or f"{job.message}"
+    reason = log.last_line or redact(one_line(f"{job.message}"))
     if job.driver_exit_code == InputError.exit_code:
         raise InputError(reason)
     raise ClusterError(f"Ray job {job_id} at {launch.ray_address} ended as {job.status}: {reason}")

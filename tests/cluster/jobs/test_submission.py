@@ -98,12 +98,17 @@ def test_nobody_at_the_dashboard_s_address(monkeypatch: pytest.MonkeyPatch) -> N
 class Dashboard(BaseHTTPRequestHandler):
     """Answers of Ray's dashboard to one whose jobs succeed at once: dashboard/modules/job/job_head.py."""
 
+    status, message, logs = "SUCCEEDED", "", "milcore: done\n"
+
     def _handle(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        job = {"type": "SUBMISSION", "status": "SUCCEEDED", "entrypoint": "python", "submission_id": "job"}
+        job = {
+            "type": "SUBMISSION", "status": self.status, "message": self.message, "entrypoint": "python",
+            "submission_id": "job",
+        }  # fmt: skip
         answers: list[tuple[str, object]] = [
             ("/api/version", {"version": "4", "ray_version": "2", "ray_commit": "x", "session_name": "s"}),
-            ("/logs", {"logs": "milcore: done\n"}),
+            ("/logs", {"logs": self.logs}),
             ("/api/jobs/", {"job_id": "job", "submission_id": "job"} if self.command == "POST" else []),
         ]
         answer = next((body for end, body in answers if self.path.endswith(end)), job)
@@ -136,6 +141,23 @@ def test_a_dashboard_that_starts_late_is_waited_for(tmp_path: Path, capfd: pytes
     lines = capfd.readouterr().err
     assert lines.count(f"no Ray dashboard answers at http://127.0.0.1:{address[1]}: ") == 1
     assert "; trying again for 60 s" in lines
+
+
+class FailedJobs(Dashboard):
+    """Its jobs end without a line of their own."""
+
+    status, message, logs = "FAILED", "Job supervisor died.\nAWS_SECRET_ACCESS_KEY=hunter2", ""
+
+
+def test_a_job_without_a_line_fails_with_ray_s_message_and_no_secret(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), FailedJobs) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(ClusterError, match=r"ended as FAILED: Job supervisor died\.") as failure:
+            run_job(["encode", str(tmp_path)], LaunchConfig(ray_address=address, workers=1))
+        server.shutdown()
+    assert "hunter2" not in str(failure.value)
+    assert "\n" not in str(failure.value)
 
 
 class Refusal(BaseHTTPRequestHandler):
