@@ -53,7 +53,7 @@ class AdditivePooling(nn.Module):
     against it. Two passes: the softmax's normaliser first. With a head per class, head c weighs for class c. As scores
     the first pass takes s and the products W h, so that the second only scales them.
 
-    Source: Javed et al. 2022, arXiv 2206.01794, equations 4 and 5, with ReLU in psi and ungated attention; the last
+    Source: Javed et al. 2022, arXiv 2206.01794, with ReLU in psi and ungated attention; the last
     bias is added once a bag, not once an instance.
     """
 
