@@ -43,7 +43,7 @@ PoolingName = Literal[
     "multi_head_attention",
 ]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
-Target = Literal["classification"]
+Target = Literal["classification", "survival_cox"]
 Level = Literal["instance", "embedding"]
 AttentionHeads = Literal["shared", "per_class"]
 BagUnit = Literal["slide", "patient"]
@@ -74,6 +74,7 @@ FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "stamp", 
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
 TARGETS: tuple[Target, ...] = get_args(Target)
+SURVIVAL_TARGETS: tuple[Target, ...] = ("survival_cox",)
 ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
 LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
 # their file is TorchScript, a program of its author
@@ -127,6 +128,13 @@ ACTIVATION_MB = 2048.0
 # of ``config.json`` in runs, sweeps and folders of predictions
 FOLDER_SCHEMA_VERSION = 2
 
+# of TrainConfig, where they are not given
+COX_DEFAULTS: dict[str, object] = {"bag": "patient", "batch_size": "all"}
+# settings of classes, which have one meaning in survival: patients are compared within a batch, by one score of a bag
+ALLOWED_IN_SURVIVAL: dict[str, object] = {
+    "class_balance": "none", "label_smoothing": 0.0, "level": "embedding", "attention_heads": "shared",
+}  # fmt: skip
+
 C = TypeVar("C", bound="Config")
 R = TypeVar("R")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -155,6 +163,17 @@ def _path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _bags_of_a_step(value: object) -> object:
+    """A number of bags, or ``all``."""
+    number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        number = int(value)
+    if value == "all" or (number is not None and number > 0):
+        return value if number is None else number
+    raise ValueError(f"expected a number of bags, got {value!r}; allowed: 1, 2, … or all")
+
+
+BatchSize = Annotated[int | Literal["all"], BeforeValidator(_bags_of_a_step)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_at(","))]
 AttentionFormats = Annotated[tuple[AttentionFormat, ...], BeforeValidator(_split_at(","))]
 UriText = Annotated[str, BeforeValidator(_path_text)]
@@ -428,7 +447,37 @@ class SplitConfig(Config):
 class TargetConfig(Config):
     """The target of a model: the quantity that it predicts of a bag."""
 
-    target: ClassVar[Target] = "classification"
+    target: Target = Field(
+        "classification", description="predict the class of a bag, or the risk of a patient (Cox's proportional hazards)"
+    )
+    time: str | None = Field(
+        None, description="manifest column: time to the event or to censoring, above 0, in one unit; for survival_cox"
+    )
+    event: str | None = Field(
+        None, description="manifest column: 1 where the event came at that time, 0 where censored; for survival_cox"
+    )
+
+    @model_validator(mode="after")
+    def _names_the_columns_of_its_target(self) -> Self:
+        named = {"time": self.time, "event": self.event}
+        if self.target in SURVIVAL_TARGETS:
+            lacking = [name for name, column in named.items() if not column]
+            if lacking:
+                raise ValueError(
+                    f"{lacking[0]}: expected a column of the manifest with target {self.target}, got none; allowed: "
+                    "time and event together; name both"
+                )
+            if self.time == self.event:
+                raise ValueError(
+                    f"event: expected another column than time, got {self.event!r} for both; allowed: two columns"
+                )
+        for name, column in named.items():
+            if self.target not in SURVIVAL_TARGETS and column is not None:
+                raise ValueError(
+                    f"{name}: expected none with target {self.target}, got {column!r}; allowed: with target "
+                    f"{', '.join(SURVIVAL_TARGETS)}"
+                )
+        return self
 
 
 class TrainConfig(TargetConfig):
@@ -460,7 +509,9 @@ class TrainConfig(TargetConfig):
     )
     pooling: PoolingName = Field("gated_attention", description="how instances become a bag")
     level: Level = Field("embedding", description="pool instance probabilities or instance embeddings")
-    bag: BagUnit = Field("slide", description="a bag is a slide, or all slides of a patient")
+    bag: BagUnit = Field(
+        "slide", description="a bag is a slide, or all slides of a patient (the default with target survival_cox)"
+    )
     attention_heads: AttentionHeads = Field(
         "shared", description="one attention branch for all classes, or one per class (alike for two classes)"
     )
@@ -498,7 +549,11 @@ class TrainConfig(TargetConfig):
     )
     epochs: PositiveInt = Field(40, le=MAX_EPOCHS, description="most passes over the training bags")
     patience: PositiveInt = Field(15, description="stop after this many epochs that do no better on validation")
-    batch_size: PositiveInt = Field(8, description="bags in one optimizer step, over all workers together")
+    batch_size: BatchSize = Field(
+        8,
+        description="bags in one optimizer step, over all workers together, or all training bags; with target "
+        f"survival_cox {COX_DEFAULTS['batch_size']} by default, which compares each patient with all at risk",
+    )
     activation_mb: PositiveFloat | None = Field(
         None,
         description="memory for activations of one worker, MB: bags are packed up to it, a larger bag is recomputed in "
@@ -526,6 +581,27 @@ class TrainConfig(TargetConfig):
         if isinstance(values, dict) and isinstance(values.get("encoder"), str) and sees_patches(values["encoder"]):
             return {"features": None, **values}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_the_defaults_of_its_target(cls, values: Any) -> Any:
+        """Defaults of survival, where they are not given."""
+        if isinstance(values, dict) and values.get("target") in SURVIVAL_TARGETS:
+            return {**COX_DEFAULTS, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _has_no_setting_of_another_target(self) -> Self:
+        if self.target not in SURVIVAL_TARGETS:
+            return self
+        for name, allowed in ALLOWED_IN_SURVIVAL.items():
+            value = getattr(self, name)
+            if value != allowed:
+                raise ValueError(
+                    f"{name}: expected {allowed} with target {self.target}, got {value}; allowed: others with target "
+                    "classification"
+                )
+        return self
 
     @model_validator(mode="after")
     def _has_one_source_of_instances(self) -> Self:

@@ -19,7 +19,7 @@ def _table(manifest: Manifest, _: TargetConfig) -> pa.Table:
             "slide_id": pa.array([slide.slide_id for slide in slides], pa.string()),
             "patient_id": pa.array([slide.patient_id for slide in slides], pa.string()),
             "label": pa.array([slide.label for slide in slides], pa.int64()),
-            CLASS: pa.array([manifest.classes[slide.label] for slide in slides], pa.string()),
+            CLASS: pa.array([manifest.class_of(slide) for slide in slides], pa.string()),
         }
     )
 
@@ -40,8 +40,13 @@ def _check_manifest(manifest: Manifest, _: TargetConfig, __: BagUnit) -> None:
     """Check that there are several classes.
 
     Raises:
-        InputError: there is one.
+        InputError: there is one, or no label.
     """
+    if not manifest.classes:
+        raise InputError(
+            "manifest column label: expected the class of every slide, got no such column; allowed: names or whole "
+            f"numbers; add it, or name another target; further columns: {', '.join(manifest.columns) or 'none'}"
+        )
     if len(manifest.classes) < 2:
         raise InputError(
             f"manifest column label: expected slides of several classes, got only {', '.join(manifest.classes)}; "
@@ -123,6 +128,32 @@ def _changes(rows: Rows, classes: Mapping[int, str], manifest: Manifest, _: Targ
     return label_changes(rows, classes, manifest)
 
 
+def _renewal(splits: pa.Table, classes: Sequence[str], manifest: Manifest, _: TargetConfig) -> dict[str, pa.Array]:
+    """Patients and labels of the manifest.
+
+    A label is the place of its class in ``classes``, whatever their order in the manifest.
+
+    Raises:
+        InputError: the manifest lacks a slide, or a slide has a class that is none of ``classes``.
+    """
+    slides = [manifest[slide_id] for slide_id in splits["slide_id"].to_pylist()]
+    names = [manifest.class_of(slide) for slide in slides]
+    unknown = [
+        f"slide {slide.slide_id} is {name}" for slide, name in zip(slides, names, strict=True) if name not in classes
+    ]
+    if unknown:
+        raise InputError(
+            f"labels_from: expected classes that the run was trained on with the manifest's labels, got others "
+            f"({changes_text(unknown)}); allowed: {', '.join(classes)}; take those of the run, or train again in "
+            "another folder"
+        )
+    return {
+        "patient_id": pa.array([slide.patient_id for slide in slides], pa.string()),
+        "label": pa.array([classes.index(name) for name in names], pa.int64()),
+        CLASS: pa.array(names, pa.string()),
+    }
+
+
 CLASSIFICATION = CohortTarget(
     columns={"label": "an integer"},
     notes=(CLASS,),
@@ -133,4 +164,5 @@ CLASSIFICATION = CohortTarget(
     check_table=_check_table,
     check_splits=_check_splits,
     changes=_changes,
+    renewal=_renewal,
 )

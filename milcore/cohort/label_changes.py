@@ -52,7 +52,7 @@ def _slide_changes(rows: Iterable[Mapping[str, Any]], classes: Mapping[int, str]
         if slide is None:
             yield f"slide {slide_id} was {before}, is not in the manifest"
             continue
-        now = manifest.classes[slide.label]
+        now = manifest.class_of(slide)
         if before != now:
             yield f"slide {slide_id} was {before}, is {now}"
         if row["patient_id"] != slide.patient_id:

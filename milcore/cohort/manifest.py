@@ -10,8 +10,8 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -25,8 +25,8 @@ from milcore.runtime import storage
 from milcore.runtime.allow_list import uri_problem
 from milcore.runtime.garbage_collection import no_garbage_collection
 
-REQUIRED = ("slide_id", "uri", "label")
-IMPORT_REQUIRED = ("slide_id", "label")
+REQUIRED = ("slide_id", "uri")
+IMPORT_REQUIRED = ("slide_id",)
 # in which letters with marks have one form; a path keeps the one that its file system has
 _NAMES = ("slide_id", "label", "patient_id", "site")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -64,13 +64,17 @@ class Slide:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Slides in the order of the file, and the names of the classes.
+    """Slides in the order of the file, the names of the classes, and further columns.
 
-    ``classes[slide.label]`` is a slide's class.
+    Args:
+        slides: of the cohort.
+        classes: ``classes[slide.label]`` is a slide's class; none where the file has no column label.
+        columns: further columns by name, a text for each slide; empty where it is missing.
     """
 
     slides: tuple[Slide, ...]
     classes: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def slide(self, slide_id: str) -> Slide:
         """The slide with an id.
@@ -88,6 +92,10 @@ class Manifest:
     def __getitem__(self, slide_id: str) -> Slide:
         return self.slide(slide_id)
 
+    def class_of(self, slide: Slide) -> str:
+        """Class name of a slide; empty in a manifest without labels."""
+        return self.classes[slide.label] if self.classes else ""
+
     def with_files(self, change: Callable[[str], str]) -> Self:
         """The same slides with the URIs of their files and annotations changed."""
         slides = (
@@ -101,12 +109,15 @@ class Manifest:
         return replace(self, slides=tuple(slides))
 
     def to_table(self) -> pa.Table:
-        """Table of one row per slide.
+        """Table of one row per slide, further columns as texts.
 
         The class names are JSON in the schema's metadata under ``classes``.
         """
         schema = _SCHEMA.with_metadata({"classes": json.dumps(self.classes)})
-        return pa.Table.from_pylist([asdict(slide) for slide in self.slides], schema=schema)
+        table = pa.Table.from_pylist([asdict(slide) for slide in self.slides], schema=schema)
+        for name, texts in self.columns.items():
+            table = table.append_column(name, pa.array(texts, pa.string()))
+        return table
 
     @classmethod
     @no_garbage_collection()
@@ -119,6 +130,11 @@ class Manifest:
         try:
             classes = tuple(json.loads((table.schema.metadata or {})[b"classes"]))
             rows = table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
+            columns = {
+                name: tuple(text or "" for text in table[name].cast(pa.string()).to_pylist())
+                for name in table.column_names
+                if name not in _SCHEMA.names
+            }
         except (KeyError, ValueError, TypeError) as error:
             raise StoreError(
                 f"manifest.parquet: expected a cohort, got another table ({error}); make it by `milcore ingest` or "
@@ -132,7 +148,7 @@ class Manifest:
         ]
         if problems:
             raise StoreError(f"manifest.parquet has {len(problems)} problem(s): {'; '.join(problems[:5])}")
-        return cls(tuple(Slide(**row) for row in rows), classes)
+        return cls(tuple(Slide(**row) for row in rows), classes, columns)
 
     @cached_property
     def _by_id(self) -> dict[str, Slide]:
@@ -162,8 +178,9 @@ def _stored_problems(row: dict[str, Any], classes: int) -> Iterator[str]:
     if problem is not None:
         yield problem
     slide = f"slide {row['slide_id']!r}"
-    if row["label"] is None or not 0 <= row["label"] < classes:
-        yield f"{slide}: label: expected the index of a class, got {row['label']!r}; allowed: 0 to {classes - 1}"
+    most = max(0, classes - 1)
+    if row["label"] is None or not 0 <= row["label"] <= most:
+        yield f"{slide}: label: expected the index of a class, got {row['label']!r}; allowed: 0 to {most}"
     yield from (
         f"{slide}: {name}: expected a text, got none" for name in ("uri", "patient_id", "site") if row[name] is None
     )
@@ -173,23 +190,26 @@ def _stored_problems(row: dict[str, Any], classes: int) -> Iterator[str]:
         yield f"{slide}: split: expected a split, got {row['split']!r}; allowed: {', '.join(SPLIT_NAMES)}, or none"
 
 
-def read_manifest(uri: str, positive: str | None = None, required: tuple[str, ...] = REQUIRED) -> Manifest:
+def read_manifest(
+    uri: str, positive: str | None = None, required: tuple[str, ...] = REQUIRED, *, with_labels: bool = True
+) -> Manifest:
     """Read and check a manifest (CSV, or Parquet by the suffix ``.parquet``).
 
     Labels are whole numbers, or names of classes. NA, None, NaN and the like stand for no value; so does an empty cell.
+    A column label has a value in every row, or is not there. Columns of other names are kept as texts.
 
     Args:
         uri: of the file; relative ``uri`` and ``annotation`` cells are relative to its folder.
         positive: the class that gets index 1 of two; default: the later by name.
-        required: columns that must exist and be filled; an import requires no ``uri``. A ``label`` that is not required
-            is not read, and every slide has label 0.
+        required: columns that must exist and be filled; an import requires no ``uri``.
+        with_labels: read the column label where there is one; False: the manifest has none.
 
     Raises:
         InputError: the file cannot be read, or rows are bad; the text lists each bad row with its line number.
     """
     rows = read_rows(uri, _SCHEMA.names, required)
-    if "label" not in required:
-        rows = [row._replace(cells={**row.cells, "label": "0"}) for row in rows]
+    if not with_labels:
+        rows = [row._replace(cells={name: text for name, text in row.cells.items() if name != "label"}) for row in rows]
     return _manifest(uri, rows, positive, required)
 
 
@@ -208,6 +228,8 @@ def make_manifest(uri: str, rows: Iterable[dict[str, object]], positive: str | N
 
 
 def _manifest(uri: str, rows: list[Row], positive: str | None, required: tuple[str, ...]) -> Manifest:
+    is_labelled = any("label" in row.cells for row in rows)
+    required = (*required, *(["label"] if is_labelled else []))
     rows = [_tidy_row(row, required) for row in rows]
     if not rows:
         raise InputError(f"manifest {uri}: expected slides, got none; allowed: at least one row below the header")
@@ -218,8 +240,16 @@ def _manifest(uri: str, rows: list[Row], positive: str | None, required: tuple[s
     if problems:
         problems.sort(key=_place_number)
         raise InputError(f"manifest {uri} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    classes = class_names((row.cells["label"] for row in rows), positive, f"manifest {uri}: ")
-    return Manifest(tuple(_slide(row, classes, folder) for row in rows), classes)
+    labels = (row.cells["label"] for row in rows)
+    classes = class_names(labels, positive, f"manifest {uri}: ") if is_labelled else ()
+    if positive is not None and not classes:
+        raise InputError(
+            f"positive: expected none with a manifest without labels, got {positive!r}; allowed: a class of the column "
+            f"label; add it to {uri}, or leave positive out"
+        )
+    names = dict.fromkeys(name for row in rows for name in row.cells if name and name not in _SCHEMA.names)
+    columns = {name: tuple(row.cells.get(name, "") for row in rows) for name in names}
+    return Manifest(tuple(_slide(row, classes, folder) for row in rows), classes, columns)
 
 
 def _tidy_row(row: Row, required: tuple[str, ...]) -> Row:
@@ -283,7 +313,7 @@ def _slide(row: Row, classes: tuple[str, ...], folder: str) -> Slide:
     return Slide(
         slide_id=cells["slide_id"],
         uri=storage.resolve(cells["uri"], folder) if cells.get("uri") else "",
-        label=classes.index(class_name(cells["label"])),
+        label=classes.index(class_name(cells["label"])) if classes else 0,
         patient_id=cells.get("patient_id") or cells["slide_id"],
         site=cells.get("site", ""),
         mpp=number_of(cells["mpp"]) if cells.get("mpp") else None,

@@ -12,10 +12,16 @@ from milcore.cohort.table import spelling_variants
 def manifest_notes(manifest: Manifest) -> list[str]:
     """Lines for the user who ingests or imports a manifest.
 
-    They name the positive class, names that are nearly the same, one file under several ids, and patients with
+    They name the lack of labels, the positive class, names that are nearly the same, one file under several ids, and patients with
     slides of several classes.
     """
-    return [*_positive_class(manifest), *_spellings(manifest), *_files(manifest), *_patients(manifest)]
+    return [*_no_labels(manifest), *_positive_class(manifest), *_spellings(manifest), *_files(manifest), *_patients(manifest)]
+
+
+def _no_labels(manifest: Manifest) -> Iterator[str]:
+    if not manifest.classes:
+        others = ", ".join(manifest.columns) or "none"
+        yield f"no column label, which classification needs; further columns: {others}"
 
 
 def _positive_class(manifest: Manifest) -> Iterator[str]:
@@ -47,13 +53,16 @@ def _files(manifest: Manifest) -> Iterator[str]:
         if slide.uri:
             of_file.setdefault(slide.uri, []).append(slide)
     shared = [
-        f"{posixpath.basename(uri)} is "
-        + " and ".join(f"{slide.slide_id} ({manifest.classes[slide.label]})" for slide in slides)
+        f"{posixpath.basename(uri)} is " + " and ".join(_with_class(slide, manifest) for slide in slides)
         for uri, slides in of_file.items()
         if len(slides) > 1
     ]
     if shared:
         yield f"warning: uri: one file under several ids: {changes_text(shared)}"
+
+
+def _with_class(slide: Slide, manifest: Manifest) -> str:
+    return f"{slide.slide_id} ({manifest.class_of(slide)})" if manifest.classes else slide.slide_id
 
 
 def _patients(manifest: Manifest) -> Iterator[str]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from milcore.cohort.label_changes import CLASS, changes_text
 from milcore.cohort.manifest import Manifest, Slide, id_problem
 from milcore.cohort.target import CohortTarget
 from milcore.cohort.targets import COHORT_TARGETS
@@ -218,6 +217,7 @@ def check_splits(splits: pa.Table, place: str = "splits", target: Target | None 
 _KINDS: dict[str, Callable[[pa.DataType], bool]] = {
     "string": pa.types.is_string,
     "an integer": pa.types.is_integer,
+    "a number": pa.types.is_floating,
 }
 
 
@@ -244,38 +244,25 @@ def _check_columns(splits: pa.Table, place: str, target: CohortTarget) -> None:
             )
 
 
-def splits_with_labels(splits: pa.Table, classes: Sequence[str], manifest: Manifest) -> pa.Table:
-    """The same splits with patients and labels of the manifest.
+def splits_with_labels(
+    splits: pa.Table, classes: Sequence[str], manifest: Manifest, target: TargetConfig
+) -> pa.Table:
+    """The same splits with patients and values of the manifest.
 
     Args:
         splits: a row per slide.
-        classes: as a model knows them; a label is the place of its class in them, whatever their order in the manifest.
+        classes: as a model knows them.
         manifest: of all slides of ``splits``.
+        target: whose columns are renewed.
 
     Raises:
-        InputError: the manifest lacks a slide, a slide has a class that is none of ``classes``, or a patient is in two
-            splits or folds.
+        InputError: the manifest lacks a slide, or a value that the model knows, or a patient is in two splits or folds.
     """
-    slides = [manifest[slide_id] for slide_id in splits["slide_id"].to_pylist()]
-    names = [manifest.classes[slide.label] for slide in slides]
-    unknown = [
-        f"slide {slide.slide_id} is {name}" for slide, name in zip(slides, names, strict=True) if name not in classes
-    ]
-    if unknown:
-        raise InputError(
-            f"labels_from: expected classes that the run was trained on with the manifest's labels, got others "
-            f"({changes_text(unknown)}); allowed: {', '.join(classes)}; take those of the run, or train again in "
-            "another folder"
-        )
-    columns = {
-        "patient_id": pa.array([slide.patient_id for slide in slides], pa.string()),
-        "label": pa.array([classes.index(name) for name in names], pa.int64()),
-        CLASS: pa.array(names, pa.string()),
-    }
+    columns = COHORT_TARGETS[target.target].renewal(splits, classes, manifest, target)
     for place, name in enumerate(splits.column_names):
         if name in columns:
             splits = splits.set_column(place, name, columns[name])
-    check_splits(splits, "labels_from manifest")
+    check_splits(splits, "labels_from manifest", target.target)
     return splits
 
 

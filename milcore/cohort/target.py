@@ -24,6 +24,7 @@ class CohortTarget(NamedTuple):
         check_table: refuses values of a table of splits that are none of the manifest's kind; a place begins its error.
         check_splits: refuses splits that cannot be trained on.
         changes: differences between rows of splits, with class names by label, and the manifest, as texts.
+        renewal: patients, columns and notes of the slides of a table of splits, as the manifest has them now.
     """
 
     columns: dict[str, str]
@@ -35,3 +36,4 @@ class CohortTarget(NamedTuple):
     check_table: Callable[[pa.Table, Manifest, str], None]
     check_splits: Callable[[pa.Table, Manifest, BagUnit], None]
     changes: Callable[[Rows, Mapping[int, str], Manifest, TargetConfig], Sequence[str]]
+    renewal: Callable[[pa.Table, Sequence[str], Manifest, TargetConfig], Mapping[str, pa.Array]]

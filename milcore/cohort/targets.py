@@ -1,7 +1,8 @@
 """Table of the targets in the room of cohorts."""
 
 from milcore.cohort.classification import CLASSIFICATION
+from milcore.cohort.survival import SURVIVAL
 from milcore.cohort.target import CohortTarget
 from milcore.config import Target
 
-COHORT_TARGETS: dict[Target, CohortTarget] = {"classification": CLASSIFICATION}
+COHORT_TARGETS: dict[Target, CohortTarget] = {"classification": CLASSIFICATION, "survival_cox": SURVIVAL}

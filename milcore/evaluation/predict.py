@@ -88,7 +88,7 @@ def predict_manifest(
         InputError: the manifest has bad rows, an id stands for another file in the folder, or as ``predict``.
         StoreError: as ``predict``.
     """
-    manifest = read_manifest(manifest_uri, required=("slide_id", "uri"))
+    manifest = read_manifest(manifest_uri, with_labels=False)
     slides = [replace(slide, uri=storage.absolute(slide.uri)) for slide in manifest.slides]
     return predict_slides(run_uri, slides, RecordFolder(out_uri), options)
 

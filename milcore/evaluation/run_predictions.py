@@ -133,7 +133,7 @@ def open_run(
         )
     _check_encoder(spec, instances.origin.encoder)
     if labels_from == "manifest":
-        splits = splits_with_labels(splits, spec.classes, manifest)
+        splits = splits_with_labels(splits, spec.classes, manifest, spec.train)
     as_split = load_bags(spec.store_uri, spec.train, splits)
     folds = _folds(as_split, splits) if spec.folds else {}
     bags = as_split.with_splits(

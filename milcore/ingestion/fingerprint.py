@@ -20,7 +20,8 @@ def store_state(store_uri: str) -> str | None:
     None while any is missing, or of another version of its file.
     """
     store = PatchStore(store_uri)
-    slides = store.manifest().slides
+    manifest = store.manifest()
+    slides = manifest.slides
     slide_ids = [slide.slide_id for slide in slides]
     if not store.group_ids().issuperset(slide_ids):
         return None
@@ -37,7 +38,7 @@ def store_state(store_uri: str) -> str | None:
         if version is None or record is None or of_ingestion != version._asdict():
             return None
         states[slide.slide_id] = [version._asdict(), slide.label, record.to_complete_attrs()]
-    return digest(states)
+    return digest(states if not manifest.columns else [states, {**manifest.columns}])
 
 
 def _source(store: PatchStore, catalogue: Catalogue, slide_id: str) -> dict[str, object] | None:

@@ -69,7 +69,7 @@ def _page(
         _row(records[slide.slide_id])
         | {
             "patient_id": slide.patient_id,
-            "label": manifest.classes[slide.label],
+            "label": manifest.class_of(slide),
             "picture": pictures.get(slide.slide_id),
         }
         for slide in manifest.slides[:MOST_ROWS]

@@ -54,4 +54,5 @@ CLASSIFICATION = ModelTarget(
     values=torch.exp,
     contrast=log_odds,
     losses=_losses,
+    batch_loss=None,
 )

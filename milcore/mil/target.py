@@ -1,12 +1,28 @@
 """Target in the room of models: width of the head, values, and loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from milcore.cohort.survival import FollowUp
 from milcore.config import TrainConfig
+
+
+class BatchLoss(NamedTuple):
+    """Loss of a global batch whose bags are compared with each other.
+
+    Args:
+        loss: mean over what counts.
+        weight: of the batch in the mean of an epoch.
+        derivative: of the loss by the output of each bag.
+    """
+
+    loss: float
+    weight: float
+    derivative: Float[np.ndarray, " bag"]
 
 
 class ModelTarget(NamedTuple):
@@ -18,7 +34,8 @@ class ModelTarget(NamedTuple):
         output: of each bag, from log-sigmoids of minus and plus its logits.
         values: that are reported, from outputs in fp64; the mean over several models is taken of them.
         contrast: of a column with the others; a change of it is what an instance contributes.
-        losses: of each bag, from outputs and labels.
+        losses: of each bag, from outputs and labels; None where the loss looks across bags.
+        batch_loss: of all bags of a global batch, from outputs in fp64 and follow-up; None where bags have losses.
     """
 
     logits: Callable[[int], int]
@@ -26,4 +43,5 @@ class ModelTarget(NamedTuple):
     output: Callable[[Float[Tensor, "bag sign logit"]], Float[Tensor, "bag output"]]
     values: Callable[[Float[Tensor, "bag output"]], Float[Tensor, "bag output"]]
     contrast: Callable[[Float[Tensor, "bag output"], int], Float[Tensor, " bag"]]
-    losses: Callable[[Float[Tensor, "bag output"], Int[Tensor, " bag"], TrainConfig], Float[Tensor, " bag"]]
+    losses: Callable[[Float[Tensor, "bag output"], Int[Tensor, " bag"], TrainConfig], Float[Tensor, " bag"]] | None
+    batch_loss: Callable[[Float[np.ndarray, "bag output"], Sequence[FollowUp | None]], BatchLoss] | None

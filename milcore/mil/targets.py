@@ -2,6 +2,7 @@
 
 from milcore.config import Target
 from milcore.mil.classification import CLASSIFICATION
+from milcore.mil.survival import SURVIVAL
 from milcore.mil.target import ModelTarget
 
-MODEL_TARGETS: dict[Target, ModelTarget] = {"classification": CLASSIFICATION}
+MODEL_TARGETS: dict[Target, ModelTarget] = {"classification": CLASSIFICATION, "survival_cox": SURVIVAL}

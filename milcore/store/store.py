@@ -85,7 +85,7 @@ class PatchStore:
         """Counts and thumbnails of the first slides, for a notebook."""
         manifest, catalogue = self.manifest(), self.catalogue()
         slide_ids = catalogue.slide_ids()
-        classes = {slide.slide_id: manifest.classes[slide.label] for slide in manifest.slides}
+        classes = {slide.slide_id: manifest.class_of(slide) for slide in manifest.slides}
         pictures = []
         for slide_id in slide_ids[:SLIDES_SHOWN]:
             data = thumbnail_jpeg(catalogue.slide(slide_id), SHOWN_EDGE_PX)

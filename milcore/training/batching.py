@@ -67,7 +67,8 @@ def epoch_batches(config: TrainConfig, bags: Bags, epoch: int) -> list[list[int]
     if config.class_balance == "sampled":
         labels = [bags.entries[index].label for index in indices]
         indices = balanced_sample(indices, labels, config.seed, epoch)
-    return global_batches(indices, config.batch_size, config.seed, epoch)
+    size = len(indices) if config.batch_size == "all" else config.batch_size
+    return global_batches(indices, size, config.seed, epoch)
 
 
 def bag_weights(config: TrainConfig, bags: Bags) -> list[float]:

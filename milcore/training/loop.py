@@ -138,7 +138,8 @@ class _Loop:
     def threads(self) -> int:
         """Threads that a step of mean size makes use of, on each rank."""
         lengths = [min(self.bags.lengths[index], self.instances_per_bag) for index in self.bags.split("train")]
-        instances = self.config.batch_size * sum(lengths) // max(1, len(lengths))
+        bags = len(lengths) if self.config.batch_size == "all" else self.config.batch_size
+        instances = bags * sum(lengths) // max(1, len(lengths))
         return useful_threads(self.model, self.instance, instances // self.ctx.world_size)
 
     def start(self) -> Progress:

@@ -67,7 +67,7 @@ def _spec(store: PatchStore, catalogue: Catalogue, config: TrainConfig, splits: 
     return RunSpec(
         milcore_version=__version__,
         store_uri=store.uri,
-        classes=store.manifest().classes,
+        classes=store.manifest().classes if config.target == "classification" else (),
         instance_digest=instances.digest,
         splits_digest=splits_digest(splits),
         train=config,
@@ -105,7 +105,8 @@ def choose_splits(store: PatchStore, catalogue: Catalogue, config: SplitConfig, 
     else:
         splits = read_splits(config.splits, manifest, train)
     usable = _usable_slides(catalogue)
-    absent = sorted(set(usable) - set(splits.column("slide_id").to_pylist()))
+    wanted = set(usable) & set(target.table(manifest, train)["slide_id"].to_pylist())
+    absent = sorted(wanted - set(splits.column("slide_id").to_pylist()))
     if absent:
         raise InputError(
             f"splits: expected every slide of the store in {config.splits}, got none of {len(absent)} "

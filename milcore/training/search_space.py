@@ -6,14 +6,14 @@ settings that are integers are rounded.
 
 import math
 import random
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from milcore.config import TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError
 
 FORMS = "NAME=A,B,C, NAME=LOW..HIGH or NAME=LOW..HIGH:log"
-# the first two have options of their own; the others name the instances, which a sweep reads once
-NOT_SEARCHED = ("pooling", "learning_rate", "features", "bag")
+# the first two have options of their own; the others name instances and target, which a sweep reads once
+NOT_SEARCHED = ("pooling", "learning_rate", "features", "bag", "target", "time", "event")
 
 
 class Axis(NamedTuple):
@@ -41,7 +41,8 @@ class Axis(NamedTuple):
             value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
         else:
             value = generator.uniform(self.low, self.high)
-        return round(value) if TrainConfig.model_fields[self.name].annotation is int else value
+        kind = TrainConfig.model_fields[self.name].annotation
+        return round(value) if kind is int or int in get_args(kind) else value
 
 
 def parse_axis(text: str) -> Axis:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 from torch import Tensor
 
+from milcore.cohort.survival import FollowUp
 from milcore.config import TrainConfig
 from milcore.errors import InputError
 from milcore.mil.bags.arrays import ArraysOfBags, ValuesOfBags, array_rows, bag_id, bag_labels, by_key
@@ -38,6 +39,7 @@ class BagEntry(NamedTuple):
         split: name of the split; empty for none.
         slides: ids of the slides.
         lengths: instances of each slide.
+        follow_up: of the patient, where survival is the target.
     """
 
     bag_id: str
@@ -46,6 +48,7 @@ class BagEntry(NamedTuple):
     split: str
     slides: tuple[str, ...]
     lengths: tuple[int, ...]
+    follow_up: FollowUp | None = None
 
     @classmethod
     def of_slide(cls, slide_id: str, patient_id: str, label: int, split: str, length: int) -> "BagEntry":

@@ -22,7 +22,8 @@ PATCHES_PER_READ = 256
 def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
     """Bags of a split table, in its order, read lazily from the store.
 
-    A bag is a slide or, by the config, a patient: the slides one after another, with the highest of their labels.
+    A bag is a slide or, by the config, a patient: the slides one after another, with the highest of their labels, or
+    the patient's follow-up.
     """
     rows = splits.to_pylist()
     slide_ids = [row["slide_id"] for row in rows]
@@ -34,10 +35,11 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
         BagEntry(
             bag_id,
             bag_rows[0]["patient_id"],
-            max(row["label"] for row in bag_rows),
+            max(row.get("label", 0) for row in bag_rows),
             bag_rows[0]["split"],
             tuple(row["slide_id"] for row in bag_rows),
             tuple(len(groups[row["slide_id"]]) for row in bag_rows),
+            FollowUp(bag_rows[0]["time"], bag_rows[0]["event"]) if "time" in bag_rows[0] else None,
         )
         for bag_id, bag_rows in rows_of_bag.items()
     ]
