@@ -448,7 +448,8 @@ class TargetConfig(Config):
     """The target of a model: the quantity that it predicts of a bag."""
 
     target: Target = Field(
-        "classification", description="predict the class of a bag, or the risk of a patient (Cox's proportional hazards)"
+        "classification",
+        description="predict the class of a bag, or the risk of a patient (Cox's proportional hazards)",
     )
     time: str | None = Field(
         None, description="manifest column: time to the event or to censoring, above 0, in one unit; for survival_cox"

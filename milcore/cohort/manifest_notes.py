@@ -15,7 +15,13 @@ def manifest_notes(manifest: Manifest) -> list[str]:
     They name the lack of labels, the positive class, names that are nearly the same, one file under several ids, and patients with
     slides of several classes.
     """
-    return [*_no_labels(manifest), *_positive_class(manifest), *_spellings(manifest), *_files(manifest), *_patients(manifest)]
+    return [
+        *_no_labels(manifest),
+        *_positive_class(manifest),
+        *_spellings(manifest),
+        *_files(manifest),
+        *_patients(manifest),
+    ]
 
 
 def _no_labels(manifest: Manifest) -> Iterator[str]:

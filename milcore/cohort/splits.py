@@ -244,9 +244,7 @@ def _check_columns(splits: pa.Table, place: str, target: CohortTarget) -> None:
             )
 
 
-def splits_with_labels(
-    splits: pa.Table, classes: Sequence[str], manifest: Manifest, target: TargetConfig
-) -> pa.Table:
+def splits_with_labels(splits: pa.Table, classes: Sequence[str], manifest: Manifest, target: TargetConfig) -> pa.Table:
     """The same splits with patients and values of the manifest.
 
     Args:

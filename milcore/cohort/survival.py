@@ -93,9 +93,7 @@ def _event_problem(text: str) -> str | None:
     return None if is_missing(text) or number_of(text) in {0.0, 1.0} else f"event {text!r}"
 
 
-def _disagreements(
-    of_patient: Mapping[str, tuple[set[float], set[float]]], target: TargetConfig
-) -> Iterable[str]:
+def _disagreements(of_patient: Mapping[str, tuple[set[float], set[float]]], target: TargetConfig) -> Iterable[str]:
     """Patients whose slides have several values of a column."""
     for patient, values in of_patient.items():
         for name, of_kind in zip((target.time, target.event), values, strict=True):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from milcore.config import TrainConfig
-from milcore.mil.target import ModelTarget
+from milcore.mil.target import BagLoss, ModelTarget
 
 
 def class_log_prob(of_class: Float[Tensor, "bag sign logit"]) -> Float[Tensor, "bag class"]:
@@ -53,6 +53,5 @@ CLASSIFICATION = ModelTarget(
     output=class_log_prob,
     values=torch.exp,
     contrast=log_odds,
-    losses=_losses,
-    batch_loss=None,
+    loss=BagLoss(_losses),
 )

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from milcore.cohort.survival import FollowUp
-from milcore.mil.target import BatchLoss, ModelTarget
+from milcore.mil.target import BatchLoss, JointLoss, ModelTarget
 
 
 class _Terms(NamedTuple):
@@ -54,7 +54,7 @@ def partial_likelihood(
         return BatchLoss(0.0, 0.0, np.zeros_like(score))
     terms = _terms(score, time, event)
     loss = terms.log_denominator.sum() - score[event == 1].sum()
-    return BatchLoss(float(loss / events), float(events), (_derivative(score, event, terms)) / events)
+    return BatchLoss(float(loss / events), float(events), _derivative(score, event, terms) / events)
 
 
 def _terms(score: np.ndarray, time: np.ndarray, event: np.ndarray) -> _Terms:
@@ -122,6 +122,5 @@ SURVIVAL = ModelTarget(
     output=_output,
     values=_values,
     contrast=_contrast,
-    losses=None,
-    batch_loss=_batch_loss,
+    loss=JointLoss(_batch_loss),
 )

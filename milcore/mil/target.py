@@ -25,6 +25,18 @@ class BatchLoss(NamedTuple):
     derivative: Float[np.ndarray, " bag"]
 
 
+class BagLoss(NamedTuple):
+    """Loss of each bag alone, from outputs and labels."""
+
+    losses: Callable[[Float[Tensor, "bag output"], Int[Tensor, " bag"], TrainConfig], Float[Tensor, " bag"]]
+
+
+class JointLoss(NamedTuple):
+    """Loss that looks across the bags of a global batch, from their outputs in fp64 and follow-up."""
+
+    loss: Callable[[Float[np.ndarray, "bag output"], Sequence[FollowUp | None]], BatchLoss]
+
+
 class ModelTarget(NamedTuple):
     """Row of a target in the table of models.
 
@@ -34,8 +46,7 @@ class ModelTarget(NamedTuple):
         output: of each bag, from log-sigmoids of minus and plus its logits.
         values: that are reported, from outputs in fp64; the mean over several models is taken of them.
         contrast: of a column with the others; a change of it is what an instance contributes.
-        losses: of each bag, from outputs and labels; None where the loss looks across bags.
-        batch_loss: of all bags of a global batch, from outputs in fp64 and follow-up; None where bags have losses.
+        loss: of each bag alone, or of all bags of a global batch.
     """
 
     logits: Callable[[int], int]
@@ -43,5 +54,4 @@ class ModelTarget(NamedTuple):
     output: Callable[[Float[Tensor, "bag sign logit"]], Float[Tensor, "bag output"]]
     values: Callable[[Float[Tensor, "bag output"]], Float[Tensor, "bag output"]]
     contrast: Callable[[Float[Tensor, "bag output"], int], Float[Tensor, " bag"]]
-    losses: Callable[[Float[Tensor, "bag output"], Int[Tensor, " bag"], TrainConfig], Float[Tensor, " bag"]] | None
-    batch_loss: Callable[[Float[np.ndarray, "bag output"], Sequence[FollowUp | None]], BatchLoss] | None
+    loss: BagLoss | JointLoss

@@ -5,12 +5,13 @@ ranks learns the same: a bag of one rank counts world_size-fold, a bag split ove
 (docs/pooling.md derives it).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from milcore.config import TrainConfig
+from milcore.config import SURVIVAL_TARGETS, TrainConfig
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.dealing import deal, global_batches, micro_batches
 from milcore.training.class_balance import balanced_sample, class_weights
@@ -53,22 +54,42 @@ def rank_batches(config: TrainConfig, bags: Bags, budget: int, epoch: int, ctx: 
         epoch: from 0.
         ctx: of this rank.
     """
-    weights, limit = bag_weights(config, bags), instances_per_bag(config, bags)
+    limit = instances_per_bag(config, bags)
     lengths = [min(length, limit) for length in bags.lengths]
-    return [
-        rank_batch(batch, lengths=lengths, weights=weights, budget=budget, rank=ctx.rank, world_size=ctx.world_size)
-        for batch in epoch_batches(config, bags, epoch)
-    ]
+    of_rank = functools.partial(rank_batch, lengths=lengths, budget=budget, rank=ctx.rank, world_size=ctx.world_size)
+    batches = epoch_batches(config, bags, epoch)
+    if config.target in SURVIVAL_TARGETS:
+        return [_joint_batch(of_rank(batch, weights=[1.0] * len(lengths)), batch, bags) for batch in batches]
+    weights = bag_weights(config, bags)
+    return [of_rank(batch, weights=weights) for batch in batches]
+
+
+def _joint_batch(part: RankBatch, batch: Sequence[int], bags: Bags) -> RankBatch:
+    """A part of a batch whose loss looks across bags, with weight by the events of the batch.
+
+    Its groups have the factors of the derivatives of their bags: those of the loss itself, not of a mean over bags.
+    """
+    groups = [group._replace(weights=[weight * len(batch) for weight in group.weights]) for group in part.groups]
+    return RankBatch(groups, float(_events(batch, bags)))
+
+
+def _events(batch: Sequence[int], bags: Bags) -> int:
+    follow_ups = (bags.entries[index].follow_up for index in batch)
+    return sum(follow_up.event for follow_up in follow_ups if follow_up is not None)
 
 
 def epoch_batches(config: TrainConfig, bags: Bags, epoch: int) -> list[list[int]]:
-    """Global batches of an epoch: every training bag once, or every class equally often."""
+    """Global batches of an epoch: every training bag once, or every class equally often.
+
+    One of survival without an event has no loss and is left out.
+    """
     indices = bags.split("train")
     if config.class_balance == "sampled":
         labels = [bags.entries[index].label for index in indices]
         indices = balanced_sample(indices, labels, config.seed, epoch)
     size = len(indices) if config.batch_size == "all" else config.batch_size
-    return global_batches(indices, size, config.seed, epoch)
+    batches = global_batches(indices, size, config.seed, epoch)
+    return [batch for batch in batches if _events(batch, bags)] if config.target in SURVIVAL_TARGETS else batches
 
 
 def bag_weights(config: TrainConfig, bags: Bags) -> list[float]:

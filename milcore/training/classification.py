@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from milcore.errors import InputError
 from milcore.metrics.auroc import macro_auroc
 from milcore.mil.bags.bags import BagEntry
 from milcore.training.selection import Validation
@@ -18,4 +19,21 @@ def validate_classes(entries: Sequence[BagEntry], log_prob: Float[np.ndarray, "b
     return Validation(float(loss), macro_auroc(labels, log_prob))
 
 
-CLASSIFICATION = TrainingTarget(metric="auroc", title="AUROC", validate=validate_classes)
+def _check_training(entries: Sequence[BagEntry], names: Sequence[str]) -> None:
+    """Check that every class has a training bag.
+
+    Raises:
+        InputError: a class has none, or there is only one.
+    """
+    labels = {entry.label for entry in entries}
+    lacking = [name for label, name in enumerate(names) if label not in labels]
+    if lacking or len(labels) < 2:
+        raise InputError(
+            f"labels: expected training bags of two or more classes, got none of {', '.join(lacking) or 'a second'}; "
+            "allowed: at least one bag each; add some, or change splits"
+        )
+
+
+CLASSIFICATION = TrainingTarget(
+    metric="auroc", title="AUROC", validate=validate_classes, fit_scale=None, check_training=_check_training
+)

@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -26,16 +27,18 @@ from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.batch import BagBatch
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, make_model
+from milcore.mil.target import JointLoss
 from milcore.mil.threads import torch_threads, useful_threads
 from milcore.runtime.limits import cpus
-from milcore.training.batching import RankBatch, instances_per_bag, rank_batches
+from milcore.training.batching import Group, RankBatch, instances_per_bag, rank_batches
 from milcore.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from milcore.training.context import TrainContext, sum_over_ranks
 from milcore.training.feature_statistics import feature_statistics
 from milcore.training.history import HistoryRow
 from milcore.training.optimizer import Optimisation
 from milcore.training.selection import Validation
-from milcore.training.validation import validate, validation_of
+from milcore.training.targets import TRAINING_TARGETS
+from milcore.training.validation import gather_by_index, predict_split, validate, validation_of
 
 
 class FitResult(NamedTuple):
@@ -83,6 +86,7 @@ def _train(loop: "_Loop") -> FitResult:
             _record_epoch(progress, epoch, metrics, loop)
             loop.report(progress, epoch, metrics)
     loop.model.load_state_dict(progress.best_weights)
+    loop.finish()
     return FitResult(loop.model, progress.history, progress.best_epoch, progress.best)
 
 
@@ -160,9 +164,21 @@ class _Loop:
         an end by patience leaves some that nobody uses.
         """
         epochs = range(first, self.config.epochs)
+        passes = 2 if isinstance(self.model.target.loss, JointLoss) else 1
         return self.bags.batches(
-            group.bags for epoch in epochs for step in self._steps_of(epoch) for group in step.groups
+            group.bags
+            for epoch in epochs
+            for step in self._steps_of(epoch)
+            for _ in range(passes)
+            for group in step.groups
         )
+
+    def finish(self) -> None:
+        """Give the trained model the scale of its target."""
+        fit_scale = TRAINING_TARGETS[self.config.target].fit_scale
+        if fit_scale is not None:
+            outputs = predict_split(self.model, self.bags, "train", self.budget, self.ctx)
+            fit_scale(self.model, np.array(list(outputs.values()), dtype=np.float64))
 
     def train_epoch(self, epoch: int, batches: Iterator[BagBatch]) -> dict[str, float]:
         """Train one pass over the training bags.
@@ -218,17 +234,58 @@ class _Loop:
             This rank's part of that loss.
         """
         self.training.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        loss_of, total = self.model.target.loss, 0.0
+        if isinstance(loss_of, JointLoss):
+            return self._backward_jointly(loss_of, step, batches, dropout)
         for place, (group, whole) in enumerate(zip(step.groups, batches, strict=False), start=1):
-            sample = whole.subsample(self.instances_per_bag, dropout.seed, dropout.epoch)
-            batch = sample.rank_slice(self.ctx.rank, self.ctx.world_size) if group.split_over_ranks else sample
+            batch = self._sample(group, whole, dropout)
             with self._gradient_sync(last=place == len(step.groups)):
                 output: Tensor = self.replica(batch, dropout)
-                losses = self.model.target.losses(output, batch.labels.to(self.ctx.device), self.config)
+                losses = loss_of.losses(output, batch.labels.to(self.ctx.device), self.config)
                 loss = (losses * losses.new_tensor(group.weights)).sum()
                 torch.autograd.backward(loss)
             total += loss.item()
         return total / self.ctx.world_size
+
+    def _backward_jointly(
+        self, loss_of: JointLoss, step: RankBatch, batches: Iterator[BagBatch], dropout: Dropout
+    ) -> float:
+        """Add the gradients of a loss that looks across the bags of the global batch.
+
+        In two passes: the outputs of all its bags, gathered over the ranks; then the derivative of each goes back
+        through its bag. Dropout is that of the bag, so that both passes have the same outputs.
+
+        Returns:
+            This rank's part of the loss.
+        """
+        outputs = gather_by_index(self._outputs(step, batches, dropout), self.ctx)
+        indices = sorted(outputs)
+        follow_ups = [self.bags.entries[index].follow_up for index in indices]
+        loss = loss_of.loss(np.array([outputs[index] for index in indices], dtype=np.float64), follow_ups)
+        derivative_of = dict(zip(indices, loss.derivative.tolist(), strict=True))
+        for place, (group, whole) in enumerate(zip(step.groups, batches, strict=False), start=1):
+            factors = zip(group.bags, group.weights, strict=True)
+            derivatives = [weight and weight * derivative_of[index] for index, weight in factors]
+            with self._gradient_sync(last=place == len(step.groups)):
+                output: Tensor = self.replica(self._sample(group, whole, dropout), dropout)
+                torch.autograd.backward(output, output.new_tensor(derivatives)[:, None])
+        return loss.loss / self.ctx.world_size
+
+    @torch.no_grad()
+    def _outputs(self, step: RankBatch, batches: Iterator[BagBatch], dropout: Dropout) -> dict[int, list[float]]:
+        """Outputs of this rank's bags of a global batch, by index."""
+        outputs: dict[int, list[float]] = {}
+        for group, whole in zip(step.groups, batches, strict=False):
+            of_group = self.model(self._sample(group, whole, dropout), dropout).tolist()
+            rows = zip(group.bags, group.weights, of_group, strict=True)
+            # one without weight is another rank's, which has its output
+            outputs |= {index: output for index, weight, output in rows if weight}
+        return outputs
+
+    def _sample(self, group: Group, whole: BagBatch, dropout: Dropout) -> BagBatch:
+        """Instances of a group's bags that this rank computes on in a pass."""
+        sample = whole.subsample(self.instances_per_bag, dropout.seed, dropout.epoch)
+        return sample.rank_slice(self.ctx.rank, self.ctx.world_size) if group.split_over_ranks else sample
 
     def _gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Sum gradients over ranks once per step, with the last micro-batch."""

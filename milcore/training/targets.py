@@ -2,6 +2,7 @@
 
 from milcore.config import Target
 from milcore.training.classification import CLASSIFICATION
+from milcore.training.survival import SURVIVAL
 from milcore.training.target import TrainingTarget
 
-TRAINING_TARGETS: dict[Target, TrainingTarget] = {"classification": CLASSIFICATION}
+TRAINING_TARGETS: dict[Target, TrainingTarget] = {"classification": CLASSIFICATION, "survival_cox": SURVIVAL}

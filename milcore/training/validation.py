@@ -61,11 +61,11 @@ def predict_split(
     predictions: dict[int, list[float]] = {}
     for group, batch in zip(groups, bags.batches(groups), strict=True):
         predictions.update(zip(group, model(batch, None).tolist(), strict=True))
-    return dict(sorted(_gather(predictions, ctx).items()))
+    return dict(sorted(gather_by_index(predictions, ctx).items()))
 
 
-def _gather(predictions: dict[int, list[float]], ctx: TrainContext) -> dict[int, list[float]]:
-    """The predictions of all ranks, on every rank."""
+def gather_by_index(predictions: dict[int, list[float]], ctx: TrainContext) -> dict[int, list[float]]:
+    """The outputs of all ranks by index of their bag, on every rank."""
     if ctx.world_size == 1:
         return predictions
     of_ranks: list[dict[int, list[float]]] = [{} for _ in range(ctx.world_size)]

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from milcore.cohort.survival import FollowUp
 from milcore.config import TrainConfig
 from milcore.errors import MILError
 from milcore.mil.bags.bags import BagEntry, Bags
@@ -44,6 +45,17 @@ def ragged_bags(classes: int = 2) -> Bags:
     return Bags(entries, lambda entry: instances[entry.bag_id], CACHE)
 
 
+def survival_bags() -> Bags:
+    """The ragged bags with follow-up: shifted bags die sooner; times are tied, and a third of the bags is censored."""
+    bags = ragged_bags()
+    entries = [
+        entry._replace(label=0, follow_up=FollowUp(float(1 + k // 3 % 4 + 3 * (k % 2 == 0)), int(k % 3 != 1)))
+        for k, entry in enumerate(bags.entries)
+    ]
+    rows = {entry.bag_id: bags[k].instances for k, entry in enumerate(entries)}
+    return Bags(entries, lambda entry: rows[entry.bag_id], CACHE)
+
+
 def patch_bags() -> Bags:
     """Six bags of 12-px patches; positive ones are darker."""
     generator = torch.Generator().manual_seed(0)
@@ -72,6 +84,9 @@ class GroupContext:
 
 
 FP64 = SMALL.model_copy(update={"precision": "fp64"})
+SURVIVAL = TrainConfig.model_validate(
+    FP64.model_dump(exclude={"batch_size", "bag"}) | {"target": "survival_cox", "time": "days", "event": "died"}
+)
 WORLD_SIZES = (2, 3, 4)
 EQUALITY_CASES = {
     "fp64": (FP64, 1e-9),
@@ -99,6 +114,13 @@ EQUALITY_CASES = {
         FP64.model_copy(update={"class_balance": "sampled", "instances_per_bag": 5, "schedule": "constant"}),
         1e-9,
     ),
+    "survival, all bags at once": (SURVIVAL, 1e-9),
+    "survival, batches, some without an event, in chunks and over ranks": (
+        SURVIVAL.model_copy(update={"batch_size": 3, "activation_mb": 0.002, "ema_decay": 0.9}),
+        1e-9,
+    ),
+    "survival, a rank without a bag": (SURVIVAL.model_copy(update={"batch_size": 2}), 1e-9),
+    "survival, instances sampled": (SURVIVAL.model_copy(update={"batch_size": 7, "instances_per_bag": 5}), 1e-9),
     "conv encoder from patches": (
         FP64.model_copy(update={"features": None, "encoder": "conv", "augment": True, "epochs": 2}),
         1e-9,
@@ -109,6 +131,8 @@ MULTICLASS_CASES = {"three classes, weighted, averaged"}
 
 
 def bags_for(case: str) -> Bags:
+    if case.startswith("survival"):
+        return survival_bags()
     return patch_bags() if case in PATCH_CASES else ragged_bags(3 if case in MULTICLASS_CASES else 2)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from milcore.cohort.survival import FollowUp
 from milcore.config import TrainConfig
 from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
 from milcore.mil.bags.rows import BlockRows, ChainedRows, Rows

@@ -1,0 +1,70 @@
+"""Validation of survival: partial likelihood, and Harrell's C, by which epochs and trials rank."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from milcore.errors import InputError
+from milcore.metrics.survival.concordance import harrell_c
+from milcore.metrics.survival.outcome import Outcome
+from milcore.mil.bags.bags import BagEntry
+from milcore.mil.model import MILModel
+from milcore.mil.survival import follow_up_arrays, partial_likelihood
+from milcore.training.selection import Validation
+from milcore.training.target import TrainingTarget
+
+
+def validate_risk(entries: Sequence[BagEntry], score: Float[np.ndarray, "bag 1"]) -> Validation:
+    """Negative log partial likelihood, a mean over events, and Harrell's C of bags.
+
+    Both are NaN without an event, Harrell's C without a pair to compare too.
+    """
+    time, event = follow_up_arrays([entry.follow_up for entry in entries])
+    loss = partial_likelihood(score[:, 0], time, event)
+    return Validation(loss.loss if loss.weight else math.nan, concordance(time, event, score[:, 0]))
+
+
+def concordance(time: Float[np.ndarray, " bag"], event: np.ndarray, risk: Float[np.ndarray, " bag"]) -> float:
+    """Harrell's C; NaN where no pair is comparable, or a risk is not finite."""
+    try:
+        return harrell_c(Outcome.of(time, event), risk)
+    except InputError:
+        return math.nan
+
+
+@torch.no_grad()
+def centre(model: MILModel, score: Float[np.ndarray, "bag 1"]) -> None:
+    """Shift a model so that the mean score of its training bags is 0.
+
+    The partial likelihood is the same for every shift. A score then is the log hazard ratio relative to that mean, and
+    those of several models have one scale.
+    """
+    model.classifier.bias -= float(score.mean())
+
+
+def _check_training(entries: Sequence[BagEntry], _: Sequence[str]) -> None:
+    """Check that every training bag has follow-up, and some an event.
+
+    Raises:
+        InputError: they have not.
+    """
+    without = [entry.bag_id for entry in entries if entry.follow_up is None]
+    events = sum(entry.follow_up.event for entry in entries if entry.follow_up is not None)
+    if without or not events:
+        got = f"none of {len(without)} bag(s), such as {without[0]}" if without else f"no event in {len(entries)}"
+        raise InputError(
+            f"bags: expected training bags with time and event, an event in one at least, got {got}; allowed: bags "
+            "with times and events; give them, or change splits"
+        )
+
+
+SURVIVAL = TrainingTarget(
+    metric="concordance",
+    title="Harrell's C",
+    validate=validate_risk,
+    fit_scale=centre,
+    check_training=_check_training,
+)
