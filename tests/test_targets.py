@@ -6,12 +6,14 @@ from milcore.cohort.targets import COHORT_TARGETS
 from milcore.config import TARGETS
 from milcore.evaluation.targets import EVALUATION_TARGETS
 from milcore.mil.targets import MODEL_TARGETS
+from milcore.training.selection import RANK_METRICS
 from milcore.training.targets import TRAINING_TARGETS
 
 TABLES = {
     "cohort": COHORT_TARGETS,
     "mil": MODEL_TARGETS,
     "training": TRAINING_TARGETS,
+    "ranks of training": RANK_METRICS,
     "evaluation": EVALUATION_TARGETS,
 }
 

@@ -98,13 +98,9 @@ def _type_of(field: FieldInfo) -> Any:
     A text for what the config parses, a list of texts for a tuple.
     """
     inner = list(_types_in(field.annotation))
-    kind: Any = (
-        list[str]
-        if _is_tuple(field)
-        else str
-        if Literal in inner
-        else next((kind for kind in (bool, int, float) if kind in inner), str)
-    )
+    numbers = (kind for kind in (bool, int, float) if kind in inner)
+    one: Any = str if Literal in inner else next(numbers, str)
+    kind: Any = list[str] if _is_tuple(field) else one
     return kind if field.is_required() else kind | None
 
 

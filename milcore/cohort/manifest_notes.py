@@ -12,8 +12,8 @@ from milcore.cohort.table import spelling_variants
 def manifest_notes(manifest: Manifest) -> list[str]:
     """Lines for the user who ingests or imports a manifest.
 
-    They name the lack of labels, the positive class, names that are nearly the same, one file under several ids, and patients with
-    slides of several classes.
+    They name the lack of labels, the positive class, names that are nearly the same, one file under several ids, and
+    patients with slides of several classes.
     """
     return [
         *_no_labels(manifest),

@@ -56,7 +56,7 @@ def follow_ups(manifest: Manifest, target: TargetConfig) -> dict[str, FollowUp]:
             continue
         for texts, of_kind in zip((time, event), values, strict=True):
             if not is_missing(texts):
-                of_kind.add(float(number_of(texts) or 0.0))
+                of_kind.add(number_of(texts) or 0.0)
     problems = problems or list(_disagreements(of_patient, target))
     if problems:
         raise InputError(
@@ -65,7 +65,9 @@ def follow_ups(manifest: Manifest, target: TargetConfig) -> dict[str, FollowUp]:
             "neither; mend the manifest and ingest or import again"
         )
     return {
-        patient: FollowUp(*times, int(*events)) for patient, (times, events) in of_patient.items() if times and events
+        patient: FollowUp(min(of_time), int(min(of_event)))
+        for patient, (of_time, of_event) in of_patient.items()
+        if of_time and of_event
     }
 
 

@@ -18,6 +18,8 @@ from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import BagPrediction, predict_bags
 from milcore.mil.model import MILModel
+from milcore.mil.survival import follow_up_arrays
+from milcore.mil.targets import MODEL_TARGETS
 from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
 from milcore.training.history import with_fold
@@ -28,11 +30,22 @@ ALL_FOLDS = -1
 
 
 class SplitPredictions(NamedTuple):
-    """Bags of one split, their labels and predicted probabilities."""
+    """Bags of one split, their labels and predicted probabilities; of survival the risk is the one column."""
 
     entries: list[BagEntry]
     labels: Int[np.ndarray, " bag"]
     probability: Float[np.ndarray, "bag class"]
+
+    @property
+    def follow_up(self) -> tuple[Float[np.ndarray, " bag"], Int[np.ndarray, " bag"]]:
+        """Times and events of the bags, where survival is the target."""
+        return follow_up_arrays([entry.follow_up for entry in self.entries])
+
+    @property
+    def risk(self) -> Float[np.ndarray, " bag"]:
+        """Log hazard ratio of each bag relative to the mean of the training bags, where survival is the target."""
+        risk: np.ndarray = self.probability[:, 0]
+        return risk
 
     @property
     def patients(self) -> list[str]:
@@ -76,7 +89,8 @@ class RunPredictions(NamedTuple):
         entries = [self.bags.entries[index] for index in indices]
         labels = np.array([entry.label for entry in entries], dtype=np.int64)
         probability = np.array([self.predictions[index].probability for index in indices], dtype=np.float64)
-        return SplitPredictions(entries, labels, probability.reshape(len(entries), len(self.spec.classes)))
+        width = MODEL_TARGETS[self.spec.train.target].width(len(self.spec.classes))
+        return SplitPredictions(entries, labels, probability.reshape(len(entries), width))
 
     def fold(self, index: int) -> int:
         """Fold whose model predicted a bag.

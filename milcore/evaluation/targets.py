@@ -2,6 +2,7 @@
 
 from milcore.config import Target
 from milcore.evaluation.classification import CLASSIFICATION
+from milcore.evaluation.survival import SURVIVAL
 from milcore.evaluation.target import EvaluationTarget
 
-EVALUATION_TARGETS: dict[Target, EvaluationTarget] = {"classification": CLASSIFICATION}
+EVALUATION_TARGETS: dict[Target, EvaluationTarget] = {"classification": CLASSIFICATION, "survival_cox": SURVIVAL}

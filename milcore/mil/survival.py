@@ -1,7 +1,7 @@
 """Survival of patients by Cox's proportional hazards: the score of a bag, and the partial likelihood.
 
-The score s of a bag is its log hazard ratio. The loss looks across bags: each patient with an event is compared with all
-at risk at that time. It is computed in float64 from the scores of a whole global batch, with its exact derivative.
+The score s of a bag is its log hazard ratio. The loss looks across bags: each patient with an event is compared with
+all at risk at that time. It is computed in float64 from the scores of a whole global batch, with its exact derivative.
 
 Axes: bag, time (distinct times, ascending), term (one for each event, those of a time one after another).
 """

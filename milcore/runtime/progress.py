@@ -168,7 +168,8 @@ class EpochProgress:
         elapsed_s = self._clock.elapsed_s
         speed_of_epochs, epochs_left = self._rate.per_s, self._epochs - epoch - 1
         left = f", at most {epochs_left / speed_of_epochs:.0f} s left" if speed_of_epochs else ""
-        values = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_auroc"))
+        names = ["train_loss", *(name for name in metrics if name.startswith("val_"))]
+        values = ", ".join(f"{name} {metrics[name]:.4f}" for name in names)
         speed = f"{metrics['train_bags_per_sec']:.3g} bags/s, {metrics['train_waiting']:.0%} waiting for data"
         times = f"{elapsed_s:.0f} s{left}"
         log_line(f"{self._label}epoch {epoch + 1}/{self._epochs}: {values}, {speed}, {times}")

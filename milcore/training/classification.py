@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float
 
 from milcore.errors import InputError
 from milcore.metrics.auroc import macro_auroc
 from milcore.mil.bags.bags import BagEntry
+from milcore.mil.inference import BagPrediction
 from milcore.training.selection import Validation
 from milcore.training.target import TrainingTarget
 
@@ -17,6 +19,15 @@ def validate_classes(entries: Sequence[BagEntry], log_prob: Float[np.ndarray, "b
     labels = np.array([entry.label for entry in entries], dtype=np.int64)
     loss = -log_prob[np.arange(len(labels)), labels].mean()
     return Validation(float(loss), macro_auroc(labels, log_prob))
+
+
+def _columns(
+    entries: Sequence[BagEntry], predictions: Sequence[BagPrediction]
+) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
+    """Label, and the probability of the positive class of two."""
+    labels = pa.array([entry.label for entry in entries], pa.int64())
+    positive = pa.array([prediction.probability[1] for prediction in predictions], pa.float64())
+    return {"label": labels}, {"probability": positive}
 
 
 def _check_training(entries: Sequence[BagEntry], names: Sequence[str]) -> None:
@@ -35,5 +46,5 @@ def _check_training(entries: Sequence[BagEntry], names: Sequence[str]) -> None:
 
 
 CLASSIFICATION = TrainingTarget(
-    metric="auroc", title="AUROC", validate=validate_classes, fit_scale=None, check_training=_check_training
+    validate=validate_classes, fit_scale=None, columns=_columns, check_training=_check_training
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from milcore.config import RunSpec
+from milcore.config import SURVIVAL_TARGETS, RunSpec
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import Estimate, auroc_estimate
 from milcore.metrics.newcombe import newcombe
@@ -28,6 +28,9 @@ from milcore.training.out_of_fold import OutOfFold
 from milcore.training.run import train_run
 from milcore.training.run_files import publish
 from milcore.training.run_folder import Run
+from milcore.training.survival import concordance, concordance_estimate
+from milcore.training.target import TrainingTarget
+from milcore.training.targets import TRAINING_TARGETS
 from milcore.training.tensorboard import RunObserver
 
 FanOut = Callable[[Callable[[int], int], Iterable[int]], Iterable[int]]
@@ -57,24 +60,33 @@ def train_fold(run_uri: str, device: str, workers_here: int, fold: int) -> int:
     train_run(run.uri, LocalContext(run.checkpoints_uri, torch.device(device), observer, workers_here))
     bags = load_bags(spec.store_uri, with_memory(spec.train, workers_here), run.splits())
     predictions = predict_bags(run.models(allow_program=True), bags, bags.split("test"), torch.device(device))
-    publish({run.predictions_uri: storage.table_bytes(_predictions_table(bags, predictions, fold))})
+    publish(
+        {
+            run.predictions_uri: storage.table_bytes(
+                _predictions_table(TRAINING_TARGETS[spec.train.target], bags, predictions, fold)
+            )
+        }
+    )
     return fold
 
 
-def _predictions_table(bags: Bags, predictions: dict[int, BagPrediction], fold: int) -> pa.Table:
+def _predictions_table(
+    target: TrainingTarget, bags: Bags, predictions: dict[int, BagPrediction], fold: int
+) -> pa.Table:
     """Out-of-fold predictions of a fold.
 
     Its test split is validation in the run of all folds.
     """
     entries = [bags.entries[index] for index in predictions]
+    outcomes, predicted = target.columns(entries, list(predictions.values()))
     return pa.table(
         {
             "slide_id": pa.array([";".join(entry.slides) for entry in entries], pa.string()),
             "patient_id": pa.array([entry.patient_id for entry in entries], pa.string()),
-            "label": pa.array([entry.label for entry in entries], pa.int64()),
+            **outcomes,
             "split": pa.array(["val"] * len(entries), pa.string()),
             "fold": pa.array([fold] * len(entries), pa.int32()),
-            "probability": pa.array([prediction.probability[1] for prediction in predictions.values()], pa.float64()),
+            **predicted,
         }
     )
 
@@ -97,12 +109,14 @@ def publish_folds(run_uri: str, spec: RunSpec) -> None:
 
 
 def out_of_fold(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
-    """AUROC of the pooled out-of-fold predictions, its patient-level intervals, and each fold's.
+    """Metric of the pooled out-of-fold predictions, its patient-level intervals, and each fold's.
 
     Args:
-        predictions: columns label, patient_id, fold, probability.
+        predictions: columns patient_id, fold, and those of the target: label and probability, or time, event and risk.
         spec: of the run of folds.
     """
+    if spec.train.target in SURVIVAL_TARGETS:
+        return _concordance(predictions, spec)
     labels, probability, fold = (predictions[name].to_numpy() for name in ("label", "probability", "fold"))
     if len(spec.classes) > 2:
         undefined = Estimate(math.nan, reason="defined for two classes")
@@ -111,3 +125,11 @@ def out_of_fold(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
     resampled = auroc_estimate(labels, np.stack([1 - probability, probability], axis=1), patients, spec.train.seed)
     of_folds = tuple(auroc(labels[fold == k], probability[fold == k]) for k in range(spec.folds))
     return OutOfFold(spec.folds, len(predictions), newcombe(labels, probability, patients), resampled, of_folds)
+
+
+def _concordance(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
+    """Harrell's C of the patients that folds left out; each model's risks are relative to its training mean."""
+    time, event, risk, fold = (predictions[name].to_numpy() for name in ("time", "event", "risk", "fold"))
+    pooled = concordance_estimate(time, event, risk, predictions["patient_id"].to_pylist(), spec.train.seed)
+    of_folds = tuple(concordance(time[fold == k], event[fold == k], risk[fold == k]) for k in range(spec.folds))
+    return OutOfFold(spec.folds, len(predictions), pooled, pooled, of_folds, spec.train.target)

@@ -1,55 +1,65 @@
-"""Metrics of the slides that the folds of a run left out: ``out_of_fold.json``."""
+"""Metrics of the bags that the folds of a run left out: ``out_of_fold.json``."""
 
 import math
 from typing import Any, NamedTuple
 
+from milcore.config import SURVIVAL_TARGETS, Target
 from milcore.metrics.classification import Estimate
+from milcore.training.selection import RANK_METRICS
 
 
 class OutOfFold(NamedTuple):
-    """Pooled AUROC of the slides that folds left out, and each fold's.
+    """Pooled metric of the bags that folds left out, and each fold's: AUROC, or Harrell's C of survival.
 
-    Undefined where they are of one class, or more than two. Models of different folds are only roughly on one scale, so
-    the pooled AUROC may lie below the mean of the folds'.
+    AUROC is undefined where they are of one class, or more than two. Models of different folds are only roughly on one
+    scale, so the pooled metric may lie below the mean of the folds'.
 
     Args:
         folds: number of models.
         slides: number of bags, each predicted by a model that saw none of its patient.
-        auroc: with Newcombe's interval; of an earlier version with that of resampled patients.
+        metric: AUROC with Newcombe's interval, of an earlier version with that of resampled patients; Harrell's C.
         resampled: the same with the interval from resampled patients.
-        fold_auroc: of each fold; NaN where undefined, none with more than two classes.
+        fold_metric: of each fold; NaN where undefined, none with more than two classes.
+        target: of the models.
     """
 
     folds: int
     slides: int
-    auroc: Estimate
+    metric: Estimate
     resampled: Estimate
-    fold_auroc: tuple[float, ...]
+    fold_metric: tuple[float, ...]
+    target: Target = "classification"
 
     @property
     def line(self) -> str:
-        """Models, pooled AUROC and interval in one line."""
-        return f"{self.folds} models; pooled AUROC of the slides left out {self.auroc}"
+        """Models, pooled metric and interval in one line."""
+        bags = "patients" if self.target in SURVIVAL_TARGETS else "slides"
+        return f"{self.folds} models; pooled {RANK_METRICS[self.target].title} of the {bags} left out {self.metric}"
 
     def to_json(self) -> dict[str, object]:
         """The content of the file."""
+        name = RANK_METRICS[self.target].name
+        newcombe = {"auroc_newcombe": _ends(self.metric)} if name == "auroc" else {}
         return {
             "folds": self.folds,
             "slides": self.slides,
-            "auroc": _or_none(self.auroc.value),
+            name: _or_none(self.metric.value),
             "interval": _ends(self.resampled),
-            "auroc_newcombe": _ends(self.auroc),
-            "fold_auroc": [_or_none(value) for value in self.fold_auroc] or None,
+            **newcombe,
+            f"fold_{name}": [_or_none(value) for value in self.fold_metric] or None,
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "OutOfFold":
         """The metrics of a file's content."""
-        value = _or_nan(values["auroc"])
+        target = next(target for target, metric in RANK_METRICS.items() if metric.name in values)
+        name = RANK_METRICS[target].name
+        value = _or_nan(values[name])
         resampled = Estimate(value, *(values["interval"] or ()))
         newcombe = values.get("auroc_newcombe")
-        auroc = resampled if newcombe is None else Estimate(value, *newcombe)
-        return cls(values["folds"], values["slides"], auroc, resampled, tuple(map(_or_nan, values["fold_auroc"] or ())))
+        metric = resampled if newcombe is None else Estimate(value, *newcombe)
+        of_folds = tuple(map(_or_nan, values[f"fold_{name}"] or ()))
+        return cls(values["folds"], values["slides"], metric, resampled, of_folds, target)
 
 
 def _ends(estimate: Estimate) -> list[float] | None:

@@ -3,11 +3,31 @@
 import math
 from typing import NamedTuple
 
+from milcore.config import Target
+
+
+class RankMetric(NamedTuple):
+    """Metric by which epochs and trials rank: its name, as in ``val_<name>``, and its title."""
+
+    name: str
+    title: str
+
+
+RANK_METRICS: dict[Target, RankMetric] = {
+    "classification": RankMetric("auroc", "AUROC"),
+    "survival_cox": RankMetric("concordance", "Harrell's C"),
+}
+
+
+def metric_name(target: Target) -> str:
+    """Name of the metric by which epochs and trials rank: ``val_auroc`` of classes."""
+    return f"val_{RANK_METRICS[target].name}"
+
 
 class Validation(NamedTuple):
     """Validation of a model: mean loss, and the metric of its target.
 
-    The metric is the larger the better: AUROC of classes. Both are NaN where undefined.
+    The metric is the larger the better: AUROC of classes, Harrell's C of survival. Both are NaN where undefined.
     """
 
     loss: float

@@ -4,13 +4,17 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float
 
 from milcore.errors import InputError
-from milcore.metrics.survival.concordance import harrell_c
+from milcore.metrics.bootstrap import RESAMPLES, patient_weights
+from milcore.metrics.classification import Estimate, estimate
+from milcore.metrics.survival.concordance import harrell_c, weighted_harrell_c
 from milcore.metrics.survival.outcome import Outcome
 from milcore.mil.bags.bags import BagEntry
+from milcore.mil.inference import BagPrediction
 from milcore.mil.model import MILModel
 from milcore.mil.survival import follow_up_arrays, partial_likelihood
 from milcore.training.selection import Validation
@@ -35,6 +39,22 @@ def concordance(time: Float[np.ndarray, " bag"], event: np.ndarray, risk: Float[
         return math.nan
 
 
+def concordance_estimate(
+    time: Float[np.ndarray, " bag"],
+    event: np.ndarray,
+    risk: Float[np.ndarray, " bag"],
+    patients: Sequence[str],
+    seed: int,
+) -> Estimate:
+    """Harrell's C with the 95 % interval of resampled patients."""
+    weights = np.concatenate([np.ones((1, len(patients))), patient_weights(list(patients), RESAMPLES, seed)])
+    try:
+        value, *resamples = weighted_harrell_c(weights, Outcome.of(time, event), risk)
+    except InputError as error:
+        return Estimate(math.nan, reason=error.line)
+    return estimate(float(value), np.array(resamples), "no pair of patients is comparable")
+
+
 @torch.no_grad()
 def centre(model: MILModel, score: Float[np.ndarray, "bag 1"]) -> None:
     """Shift a model so that the mean score of its training bags is 0.
@@ -42,7 +62,16 @@ def centre(model: MILModel, score: Float[np.ndarray, "bag 1"]) -> None:
     The partial likelihood is the same for every shift. A score then is the log hazard ratio relative to that mean, and
     those of several models have one scale.
     """
-    model.classifier.bias -= float(score.mean())
+    model.classifier.bias.sub_(float(score.mean()))
+
+
+def risk_columns(
+    entries: Sequence[BagEntry], predictions: Sequence[BagPrediction]
+) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
+    """Time and event, and the risk: log hazard ratio relative to the mean of the training bags."""
+    time, event = follow_up_arrays([entry.follow_up for entry in entries])
+    risk = pa.array([float(prediction.probability[0]) for prediction in predictions], pa.float64())
+    return {"time": pa.array(time, pa.float64()), "event": pa.array(event, pa.int64())}, {"risk": risk}
 
 
 def _check_training(entries: Sequence[BagEntry], _: Sequence[str]) -> None:
@@ -62,9 +91,8 @@ def _check_training(entries: Sequence[BagEntry], _: Sequence[str]) -> None:
 
 
 SURVIVAL = TrainingTarget(
-    metric="concordance",
-    title="Harrell's C",
     validate=validate_risk,
     fit_scale=centre,
+    columns=risk_columns,
     check_training=_check_training,
 )

@@ -7,14 +7,15 @@
 import contextlib
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
 from milcore import __version__
 from milcore.cohort.splits import add_folds, splits_digest
-from milcore.config import FolderSpec, SplitConfig, TrainConfig, TuneConfig, parse_config, upgrade_train
+from milcore.config import FolderSpec, SplitConfig, Target, TrainConfig, TuneConfig, parse_config, upgrade_train
 from milcore.errors import ClusterError, InputError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import html, storage
@@ -26,7 +27,7 @@ from milcore.training.instances import read_instances
 from milcore.training.run import check_labels_kept, choose_splits
 from milcore.training.run_folder import check_no_other_files, claim_folder, config_uri, read_claim, read_splits
 from milcore.training.search_space import trial_configs
-from milcore.training.selection import Validation
+from milcore.training.selection import RANK_METRICS, Validation, metric_name
 
 # 97.5 % quantile of the normal distribution: a two-sided test at 5 %
 SEPARABLE_AT = 1.96
@@ -55,11 +56,11 @@ class TrialResult(NamedTuple):
         pooling: drawn by the trial.
         learning_rate: drawn by the trial.
         epochs: trained.
-        val_loss: mean ``-log P(label)``.
-        val_auroc: NaN where undefined.
+        val_loss: mean ``-log P(label)``, or partial likelihood.
+        val_metric: of the target, ``val_auroc`` of classes; NaN where undefined.
         state: ``ok`` or ``failed``.
         reason: of a failure.
-        val_auroc_se: standard error of ``val_auroc``.
+        val_metric_se: standard error of ``val_metric``.
         searched: the other settings that the trial drew, by name.
     """
 
@@ -68,10 +69,10 @@ class TrialResult(NamedTuple):
     learning_rate: float
     epochs: int
     val_loss: float
-    val_auroc: float
+    val_metric: float
     state: str
     reason: str | None
-    val_auroc_se: float = math.nan
+    val_metric_se: float = math.nan
     searched: tuple[tuple[str, object], ...] = ()
 
 
@@ -184,9 +185,9 @@ class Sweep:
         """
         with contextlib.suppress(FileNotFoundError):
             return SweepVerdict(**run_files.read_json(self.verdict_uri))
-        splits, rows = self.splits(), self.trials().to_pylist()
-        results = [TrialResult(**{name: row[name] for name in TrialResult._fields if name in row}) for row in rows]
-        return sweep_verdict([with_standard_error(result, splits) for result in results])
+        splits, target = self.splits(), self.spec().tune.train.target
+        results = [trial_result(row, target) for row in self.trials().to_pylist()]
+        return sweep_verdict([with_standard_error(result, splits) for result in results], target)
 
 
 def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config: SplitConfig) -> SweepSpec:
@@ -249,37 +250,38 @@ def sweep_folds(splits: pa.Table, config: TuneConfig) -> pa.Table:
 def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:
     """Add the standard error of a trial's validation AUROC.
 
-    One estimated from folds is kept; more than two classes have none.
+    One estimated from folds is kept; more than two classes, and survival, have none.
     """
-    labels = [row["label"] for row in splits.to_pylist() if row["split"] == "val"]
+    labels = [row.get("label") for row in splits.to_pylist() if row["split"] == "val"]
     positives = sum(label == 1 for label in labels)
-    if not math.isnan(result.val_auroc_se) or set(labels) != {0, 1}:
+    if not math.isnan(result.val_metric_se) or set(labels) != {0, 1}:
         return result
-    return result._replace(val_auroc_se=auroc_standard_error(result.val_auroc, positives, len(labels) - positives))
+    return result._replace(val_metric_se=auroc_standard_error(result.val_metric, positives, len(labels) - positives))
 
 
-def sweep_verdict(results: list[TrialResult]) -> SweepVerdict:
+def sweep_verdict(results: list[TrialResult], target: Target = "classification") -> SweepVerdict:
     """Compare the best trial with the next one.
 
     They are separable where their AUROCs differ by more than 1.96 standard errors of the difference,
     ``sqrt(se1^2 + se2^2)``. That is conservative: the trials are validated on the same patients, and the positive
-    correlation of their AUROCs makes the true standard error smaller.
+    correlation of their AUROCs makes the true standard error smaller. Of another target its metric stands for AUROC.
     """
+    title = RANK_METRICS[target].title
     first, *others = sorted(
         (result for result in results if result.state == "ok"),
-        key=lambda result: (Validation(result.val_loss, result.val_auroc).rank, result.trial),
+        key=lambda result: (Validation(result.val_loss, result.val_metric).rank, result.trial),
     )
     if not others:
         return SweepVerdict(first.trial, None, None, None, separable=True, line=f"trial {first.trial} is the only one")
     second = others[0]
-    difference = first.val_auroc - second.val_auroc
-    error = math.hypot(first.val_auroc_se, second.val_auroc_se)
+    difference = first.val_metric - second.val_metric
+    error = math.hypot(first.val_metric_se, second.val_metric_se)
     if math.isnan(difference) or math.isnan(error):
-        line = f"trial {first.trial} ranks first; without AUROC and its error nothing says whether by chance"
+        line = f"trial {first.trial} ranks first; without {title} and its error nothing says whether by chance"
         return SweepVerdict(first.trial, second.trial, None, None, separable=False, line=line)
     separable = difference > SEPARABLE_AT * error
     rank = "better" if separable else "first but not separable (try more patients or --objective-folds)"
-    margin = f"AUROC {difference:.3f} above trial {second.trial}, standard error {error:.3f}"
+    margin = f"{title} {difference:.3f} above trial {second.trial}, standard error {error:.3f}"
     line = f"trial {first.trial} is {rank}; {margin}"
     return SweepVerdict(first.trial, second.trial, difference, error, separable, line)
 
@@ -294,11 +296,11 @@ def publish(out_uri: str, spec: SweepSpec, results: list[TrialResult]) -> TrainC
     sweep = Sweep(out_uri)
     splits = sweep.splits()
     results = [with_standard_error(result, splits) for result in sorted(results)]
-    verdict = sweep_verdict(results)
+    verdict = sweep_verdict(results, spec.tune.train.target)
     best = trial_configs(spec.tune)[verdict.best]
     run_files.publish(
         {
-            sweep.trials_uri: storage.table_bytes(_trials_table(results)),
+            sweep.trials_uri: storage.table_bytes(_trials_table(results, spec.tune.train.target)),
             sweep.verdict_uri: storage.json_bytes(verdict._asdict()),
             sweep.best_uri: storage.json_bytes(best.model_dump(mode="json")),
         }
@@ -306,12 +308,24 @@ def publish(out_uri: str, spec: SweepSpec, results: list[TrialResult]) -> TrainC
     return best
 
 
-def _trials_table(results: list[TrialResult]) -> pa.Table:
+def _trials_table(results: list[TrialResult], target: Target) -> pa.Table:
     """A row per trial: the columns of the schema, then one per searched setting."""
     table = pa.Table.from_pylist([result._asdict() for result in results], schema=_SCHEMA)
+    table = table.rename_columns([_column(name, target) for name in table.column_names])
     for place, (name, _) in enumerate(results[0].searched):
         table = table.append_column(name, pa.array([result.searched[place][1] for result in results]))
     return table
+
+
+def trial_result(row: Mapping[str, Any], target: Target) -> TrialResult:
+    """Result of a trial from its row in ``trials.parquet``."""
+    columns = {name: _column(name, target) for name in TrialResult._fields}
+    return TrialResult(**{name: row[column] for name, column in columns.items() if column in row})
+
+
+def _column(name: str, target: Target) -> str:
+    """Column of a field of ``TrialResult``: ``val_auroc`` for ``val_metric`` of classes."""
+    return name.replace("val_metric", metric_name(target))
 
 
 def _check_complete(trials: int, results: list[TrialResult]) -> None:
@@ -331,9 +345,9 @@ _SCHEMA = pa.schema(
         ("learning_rate", pa.float64()),
         ("epochs", pa.int32()),
         ("val_loss", pa.float64()),
-        ("val_auroc", pa.float64()),
+        ("val_metric", pa.float64()),
         ("state", pa.string()),
         ("reason", pa.string()),
-        ("val_auroc_se", pa.float64()),
+        ("val_metric_se", pa.float64()),
     ]
 )

@@ -11,7 +11,7 @@ from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.dealing import deal, micro_batches
 from milcore.mil.model import MILModel
 from milcore.training.context import TrainContext
-from milcore.training.selection import Validation
+from milcore.training.selection import Validation, metric_name
 from milcore.training.targets import TRAINING_TARGETS
 
 
@@ -36,11 +36,6 @@ def validate(target: Target, model: MILModel, bags: Bags, budget: int, ctx: Trai
 def validation_of(metrics: dict[str, float], target: Target) -> Validation:
     """The validation among the metrics of an epoch."""
     return Validation(metrics["val_loss"], metrics[metric_name(target)])
-
-
-def metric_name(target: Target) -> str:
-    """Name of the metric by which epochs and trials rank: ``val_auroc`` of classes."""
-    return f"val_{TRAINING_TARGETS[target].metric}"
 
 
 @torch.no_grad()

@@ -33,8 +33,9 @@ def slow_loss(score: torch.Tensor, time: np.ndarray, event: np.ndarray) -> torch
 def test_two_ties_of_three_are_worked_by_hand() -> None:
     """Hazards 1, 2 and 3: two events at time 1, one at time 2.
 
-    At time 1 the denominators are 6 and 6 - (1 + 2) / 2 = 4.5, at time 2 it is 3: L = (log 6 + log 4.5 + log 3 - log 1 -
-    log 2 - log 3) / 3. The first bag has the derivative 1 (1/6 + 1/2 1/4.5) - 1 over 3, the third 3 (1/6 + 1/4.5 + 1/3) - 1.
+    At time 1 the denominators are 6 and 6 - (1 + 2) / 2 = 4.5, at time 2 it is 3: L = (log 6 + log 4.5 + log 3 - log 1
+    - log 2 - log 3) / 3. The first bag has the derivative 1 (1/6 + 1/2 1/4.5) - 1 over 3, the third 3 (1/6 + 1/4.5 +
+    1/3) - 1.
     """
     score = np.log([1.0, 2.0, 3.0])
     loss, weight, derivative = partial_likelihood(score, np.array([1.0, 1.0, 2.0]), np.array([1, 1, 1]))

@@ -80,10 +80,10 @@ def test_the_pooled_auroc_is_that_of_all_slides_left_out(tmp_path: Path) -> None
     write_features(write_store(str(tmp_path / "store")))
     spec = prepare_run(str(tmp_path / "store"), str(tmp_path / "run"), TRAIN, SplitConfig(folds=2))
     metrics = out_of_fold(predictions, spec)
-    assert metrics.auroc.value == metrics.resampled.value == pytest.approx(3.5 / 6)
-    assert metrics.fold_auroc == (1.0, 0.5)
+    assert metrics.metric.value == metrics.resampled.value == pytest.approx(3.5 / 6)
+    assert metrics.fold_metric == (1.0, 0.5)
     assert metrics.resampled.low <= 3.5 / 6 <= metrics.resampled.high
-    assert metrics.auroc.low < 3.5 / 6 < metrics.auroc.high
+    assert metrics.metric.low < 3.5 / 6 < metrics.metric.high
     assert OutOfFold.from_json(metrics.to_json()) == metrics
 
 

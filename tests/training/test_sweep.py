@@ -160,7 +160,7 @@ def test_the_standard_error_of_an_auroc_is_hanley_and_mcneil_s() -> None:
 
 def test_the_winner_is_called_better_only_beyond_the_standard_error_of_the_difference() -> None:
     def trial(number: int, area: float, error: float) -> TrialResult:
-        return result(number, 0.5, area)._replace(val_auroc_se=error)
+        return result(number, 0.5, area)._replace(val_metric_se=error)
 
     near = sweep_verdict([trial(0, 0.90, 0.03), trial(1, 0.95, 0.04)])
     assert (near.best, near.next, near.separable) == (1, 0, False)

@@ -23,9 +23,8 @@ from milcore.runtime.digest import with_own_digest, without_own_digest
 from milcore.runtime.progress import EpochObserver, log_line
 from milcore.training.checkpoints import is_intact, validations
 from milcore.training.context import LocalContext, keep_checkpoint, newest_checkpoint
-from milcore.training.selection import NO_VALIDATION, Validation
-from milcore.training.targets import TRAINING_TARGETS
-from milcore.training.validation import metric_name, validation_of
+from milcore.training.selection import NO_VALIDATION, RANK_METRICS, Validation, metric_name
+from milcore.training.validation import validation_of
 
 
 def quiet_logging() -> None:
@@ -118,7 +117,7 @@ class TrialContext:
     def restore(self) -> Iterator[Path | None]:
         """Restore the trial's newest intact checkpoint, and report the epochs up to it."""
         with self._checkpoints.restore() as folder:
-            metric = TRAINING_TARGETS[self._target].metric
+            metric = RANK_METRICS[self._target].name
             for epoch, validation in enumerate([] if folder is None else validations(folder, metric)):
                 self._report(epoch, validation)
             yield folder

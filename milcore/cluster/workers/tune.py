@@ -33,6 +33,7 @@ from milcore.store.disk_cache import cache_folder
 from milcore.training.context import LocalContext
 from milcore.training.loop import train_model
 from milcore.training.search_space import searched_settings, trial_configs
+from milcore.training.selection import RANK_METRICS, metric_name
 from milcore.training.sweep import (
     TRIAL_FOLDERS,
     Sweep,
@@ -42,8 +43,6 @@ from milcore.training.sweep import (
     remove_trial_folders,
     sweep_folds,
 )
-from milcore.training.targets import TRAINING_TARGETS
-from milcore.training.validation import metric_name
 
 TRIALS, FINISHED = TRIAL_FOLDERS
 FOLDS = "folds.json"
@@ -220,10 +219,10 @@ def _result(config: TuneConfig, configs: list[TrainConfig], result: tune.Result)
         learning_rate=settings.learning_rate,
         epochs=metrics.get("epochs", 0),
         val_loss=metrics.get("val_loss", float("inf")),
-        val_auroc=metrics.get(metric_name(config.train.target), float("nan")),
+        val_metric=metrics.get(metric_name(config.train.target), float("nan")),
         state="ok" if reason is None else "failed",
         reason=reason,
-        val_auroc_se=metrics.get(f"{metric_name(config.train.target)}_se", float("nan")),
+        val_metric_se=metrics.get(f"{metric_name(config.train.target)}_se", float("nan")),
         searched=searched_settings(config, settings),
     )
 
@@ -268,7 +267,7 @@ class _TrialRecorder(tune.Callback):
         if KEPT_METRIC not in metrics:
             self._write(number, {name: metrics[name] for name in _figures(self._target) if name in metrics})
         metric, loss, epochs = metrics[metric_name(self._target)], metrics["val_loss"], metrics["epochs"]
-        title = TRAINING_TARGETS[self._target].title
+        title = RANK_METRICS[self._target].title
         figures = f"validation {title} {metric:.3f}, loss {loss:.4f}, {epochs} epochs"
         self._log(trial, figures + (", trained before" if KEPT_METRIC in metrics else ""))
 

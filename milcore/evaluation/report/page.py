@@ -51,6 +51,8 @@ TRIAL_TITLES = {
     "val_loss": "validation loss",
     "val_auroc": "validation AUROC",
     "val_auroc_se": "its standard error",
+    "val_concordance": "validation Harrell's C",
+    "val_concordance_se": "its standard error",
 }
 PER_CLASS = ("auroc", "auprc", "sensitivity", "specificity", "f1")
 
@@ -254,7 +256,10 @@ def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
     names = [str(name) for name in table.column_names if table[name].null_count < len(table)]
     rows = table.to_pylist()
     validations = [
-        Validation(row["val_loss"], row["val_auroc"]) if row["state"] == "ok" else NO_VALIDATION for row in rows
+        Validation(row["val_loss"], row.get("val_auroc", row.get("val_concordance")))
+        if row["state"] == "ok"
+        else NO_VALIDATION
+        for row in rows
     ]
     ranks = [validation.rank for validation in validations]
     return names, rows, ranks.index(min(ranks))
