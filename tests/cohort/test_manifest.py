@@ -221,7 +221,7 @@ TABLES: dict[str, tuple[list[tuple[str, str, str]], str]] = {
 }
 # file of tests/cases/csv, the error's one line behind the file's name, why that is right
 REFUSALS = {
-    "empty.csv": (": expected the column(s) slide_id, uri, label, got none", "nothing to read"),
+    "empty.csv": (": expected the column(s) slide_id, uri, got none", "nothing to read"),
     "header_only.csv": (": expected slides, got none", "no slide"),
     "dupid.csv": ("line 3: slide_id: expected one row per slide, got 'a' of line 2 again", "which of them is meant?"),
     "spaceid.csv": ("make one of it, such as 'S_12_3_4'", "ids name files: what is allowed, and how to get there"),
