@@ -4,6 +4,7 @@ import pytest
 
 from milcore.cohort.targets import COHORT_TARGETS
 from milcore.config import TARGETS
+from milcore.evaluation.prediction_rows import PREDICTION_ROWS
 from milcore.evaluation.targets import EVALUATION_TARGETS
 from milcore.mil.targets import MODEL_TARGETS
 from milcore.training.selection import RANK_METRICS
@@ -15,6 +16,7 @@ TABLES = {
     "training": TRAINING_TARGETS,
     "ranks of training": RANK_METRICS,
     "evaluation": EVALUATION_TARGETS,
+    "predictions of evaluation": PREDICTION_ROWS,
 }
 
 

@@ -41,8 +41,9 @@ from milcore.evaluation.prediction_folder import (
     recorded_slide,
     slides_of_files,
 )
+from milcore.evaluation.prediction_rows import PREDICTION_ROWS
 from milcore.evaluation.score_bags import Scorer, score_bags
-from milcore.metrics.calibration import Temperature, calibrate
+from milcore.metrics.calibration import Temperature
 from milcore.metrics.classification import Threshold
 from milcore.mil.device import compute_device
 from milcore.mil.inference import BagPrediction
@@ -100,8 +101,9 @@ def predict_slides(
 
     Writes ``predictions.csv`` and ``predictions.json`` with a row per slide that was ever predicted into the folder,
     those of this call first: probability (one column per class if more than two), the same calibrated by the run's
-    temperature, the standard deviation over the folds' models, and the predicted class. Where the run's bags are
-    patients, all slides of a patient in the folder are one bag and share its values.
+    temperature, the standard deviation over the folds' models, and the predicted class; of survival the risk, a log
+    hazard ratio relative to the mean of the training patients, and that deviation. Where the run's bags are patients,
+    all slides of a patient in the folder are one bag and share its values.
 
     Args:
         run_uri: a finished run; without an evaluation there is no predicted class and no calibrated probability.
@@ -172,9 +174,7 @@ def _rows(scorer: Scorer, first: Sequence[str], records: Mapping[str, Record]) -
 def _summary(run_uri: str, scorer: Scorer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "run": run_uri,
-        "classes": list(scorer.spec.classes),
-        "threshold": scorer.rule.threshold.value if scorer.rule and scorer.rule.threshold else None,
-        "temperature": scorer.rule.temperature.value if scorer.rule else None,
+        **PREDICTION_ROWS[scorer.spec.train.target].summary(scorer),
         "folds": scorer.spec.folds,
         "bag": scorer.spec.train.bag,
         "ok": [row["slide_id"] for row in rows if row["status"] == "ok"],
@@ -240,7 +240,8 @@ def _load_scorer(run_uri: str, options: PredictConfig) -> tuple[Scorer, Predicti
         annotation_origin=options.annotation_origin,
     )
     encode = None if encoder is None else EncodeConfig(encoder=encoder.encoder, name=spec.train.features)
-    return Scorer(spec, models, ingestion, encode, _decision_rule(run), predictions.digest, device), predictions
+    rule = _decision_rule(run) if spec.train.target == "classification" else None
+    return Scorer(spec, models, ingestion, encode, rule, predictions.digest, device), predictions
 
 
 def _decision_rule(run: Run) -> DecisionRule | None:
@@ -293,26 +294,11 @@ def _models_digest(run_uri: str, spec: RunSpec) -> str:
 
 
 def _row(scorer: Scorer, record: dict[str, Any]) -> dict[str, Any]:
-    """Row of a slide in the predictions, without probability where it is quarantined."""
-    names = scorer.spec.classes
+    """Row of a slide in the predictions, without a prediction where it is quarantined."""
     row = {name: record[name] for name in ("slide_id", "patient_id", "uri", "status")}
     prediction = BagPrediction(np.array(record["members"]), np.empty(0)) if record["members"] else None
-    predicted_class = None if prediction is None else scorer.predicted_class(prediction)
-    row["called"] = None if predicted_class is None else names[predicted_class]
-    columns = {"probability": 1} if len(names) == 2 else {f"probability_{name}": k for k, name in enumerate(names)}
-    for column, label in columns.items():
-        calibrated = column.replace("probability", "calibrated")
-        row[column] = None if prediction is None else float(prediction.probability[label])
-        row[calibrated] = None if prediction is None else _calibrated_probability(scorer, prediction, label)
-    shown = 1 if len(names) == 2 or prediction is None else prediction.likeliest
-    row["spread"] = float(prediction.std[shown]) if prediction is not None and scorer.spec.folds else None
-    return row | {"patches": record["patches"], "reason": record["reason"]}
-
-
-def _calibrated_probability(scorer: Scorer, prediction: BagPrediction, label: int) -> float | None:
-    if scorer.rule is None:
-        return None
-    return float(calibrate(prediction.probability[None], scorer.rule.temperature.value)[0, label])
+    columns = PREDICTION_ROWS[scorer.spec.train.target].columns(scorer, prediction)
+    return row | columns | {"patches": record["patches"], "reason": record["reason"]}
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:

@@ -16,10 +16,11 @@ class Prediction:
 
     Args:
         uri: the slide's file.
-        probabilities: by class.
+        probabilities: by class; empty for survival.
         calibrated: by class, after the run's temperature scaling; empty where the run is not evaluated.
         predicted: the class that is called; None where the run is not evaluated.
         std: standard deviation over the models of folds; None for one model.
+        risk: of survival: log hazard ratio relative to the mean of the training patients; None for classes.
         patches: number of patches.
     """
 
@@ -32,6 +33,7 @@ class Prediction:
     std: float | None
     patches: int
     attention: SlideAttention
+    risk: float | None = None
 
     @property
     def probability(self) -> float:
@@ -64,7 +66,7 @@ class Predictions(Mapping[str, Prediction]):
 
     def __init__(self, summary: Mapping[str, Any], folder_uri: str) -> None:
         self._summary = summary
-        self.classes: tuple[str, ...] = tuple(summary["classes"])
+        self.classes: tuple[str, ...] = tuple(summary.get("classes", ()))
         self.quarantined: Mapping[str, str] = summary["quarantined"]
         rows = [row for row in summary["slides"] if row["status"] == "ok"]
         self._slides = {row["slide_id"]: _prediction(row, self.classes, folder_uri) for row in rows}
@@ -103,12 +105,13 @@ class Predictions(Mapping[str, Prediction]):
         return html.table(_HEADER, map(_cells, self._slides.values())) + reasons + html.line(self._summary["notice"])
 
 
-_HEADER = ("slide", "called", "probabilities", "patches")
+_HEADER = ("slide", "called", "prediction", "patches")
 
 
 def _cells(slide: Prediction) -> tuple[str, ...]:
-    probabilities = ", ".join(f"{name} {value:.3f}" for name, value in slide.probabilities.items())
-    return (slide.slide_id, slide.predicted or "", probabilities, str(slide.patches))
+    values = slide.probabilities if slide.risk is None else {"risk": slide.risk}
+    text = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    return (slide.slide_id, slide.predicted or "", text, str(slide.patches))
 
 
 def _prediction(row: Mapping[str, Any], classes: Sequence[str], folder_uri: str) -> Prediction:
@@ -118,18 +121,21 @@ def _prediction(row: Mapping[str, Any], classes: Sequence[str], folder_uri: str)
         uri=row["uri"],
         probabilities=_by_class(row, "probability", classes),
         calibrated=_by_class(row, "calibrated", classes),
-        predicted=row["called"],
+        predicted=row.get("called"),
         std=row["spread"],
         patches=row["patches"],
         attention=SlideAttention(storage.join(folder_uri, ATTENTION), row["slide_id"], storage.read_bytes),
+        risk=row.get("risk"),
     )
 
 
 def _by_class(row: Mapping[str, Any], column: str, classes: Sequence[str]) -> dict[str, float]:
     """Values by class.
 
-    Those of two classes stand in one column, of the positive one.
+    Those of two classes stand in one column, of the positive one. Survival has none.
     """
+    if not classes:
+        return {}
     if len(classes) > 2:
         values = {name: row[f"{column}_{name}"] for name in classes}
     else:

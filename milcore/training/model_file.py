@@ -6,16 +6,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from milcore import __version__
-from milcore.config import TrainConfig
+from milcore.config import Target, TrainConfig
 from milcore.errors import DamageError
 from milcore.mil.model import MILModel, make_model
 from milcore.training.run_files import read_file
 
 
-def model_bytes(model: MILModel, best_epoch: int) -> bytes:
-    """The bytes of ``model.safetensors``, equal for equal models; its metadata names the epoch."""
+def model_bytes(model: MILModel, best_epoch: int, target: Target) -> bytes:
+    """The bytes of ``model.safetensors``, equal for equal models; its metadata names epoch and target."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    return _with_metadata(save(tensors), {"best_epoch": str(best_epoch), "milcore_version": __version__})
+    return _with_metadata(
+        save(tensors), {"best_epoch": str(best_epoch), "milcore_version": __version__, "target": target}
+    )
 
 
 def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:

@@ -188,7 +188,7 @@ def train_run(run_uri: str, ctx: "TrainContext") -> None:
     result = train_model(config, load_bags(spec.store_uri, config, run.splits()), ctx)
     if ctx.rank == 0:
         try:
-            history, model = history_table(result.history), model_bytes(result.model, result.best_epoch)
+            history, model = history_table(result.history), model_bytes(result.model, result.best_epoch, config.target)
             publish({run.history_uri: storage.table_bytes(history), run.model_uri: model})
         except storage.IO_ERRORS as error:
             raise UnreachableError(

@@ -1,0 +1,71 @@
+"""Table of what a prediction of a new slide tells, by target: columns of its row, and of the whole folder."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from milcore.config import Target
+from milcore.evaluation.score_bags import Scorer
+from milcore.metrics.calibration import calibrate
+from milcore.mil.inference import BagPrediction
+
+
+class PredictionRows(NamedTuple):
+    """Row of a target in the table of predictions.
+
+    Args:
+        summary: members of ``predictions.json`` on the models.
+        columns: of a slide, empty where it is quarantined.
+    """
+
+    summary: Callable[[Scorer], dict[str, Any]]
+    columns: Callable[[Scorer, BagPrediction | None], dict[str, Any]]
+
+
+def _class_summary(scorer: Scorer) -> dict[str, Any]:
+    return {
+        "classes": list(scorer.spec.classes),
+        "threshold": scorer.rule.threshold.value if scorer.rule and scorer.rule.threshold else None,
+        "temperature": scorer.rule.temperature.value if scorer.rule else None,
+    }
+
+
+def _class_columns(scorer: Scorer, prediction: BagPrediction | None) -> dict[str, Any]:
+    """Class that is called, and probabilities: of the positive class of two, or of every class."""
+    names = scorer.spec.classes
+    predicted_class = None if prediction is None else scorer.predicted_class(prediction)
+    row: dict[str, Any] = {"called": None if predicted_class is None else names[predicted_class]}
+    columns = {"probability": 1} if len(names) == 2 else {f"probability_{name}": k for k, name in enumerate(names)}
+    for column, label in columns.items():
+        calibrated = column.replace("probability", "calibrated")
+        row[column] = None if prediction is None else float(prediction.probability[label])
+        row[calibrated] = None if prediction is None else _calibrated_probability(scorer, prediction, label)
+    shown = 1 if len(names) == 2 or prediction is None else prediction.likeliest
+    return row | {"spread": _std(scorer, prediction, shown)}
+
+
+def _calibrated_probability(scorer: Scorer, prediction: BagPrediction, label: int) -> float | None:
+    if scorer.rule is None:
+        return None
+    return float(calibrate(prediction.probability[None], scorer.rule.temperature.value)[0, label])
+
+
+def _survival_summary(scorer: Scorer) -> dict[str, Any]:
+    train = scorer.spec.train
+    return {"target": train.target, "time": train.time, "event": train.event}
+
+
+def _survival_columns(scorer: Scorer, prediction: BagPrediction | None) -> dict[str, Any]:
+    """Risk: log hazard ratio relative to the mean of the training patients."""
+    risk = None if prediction is None else float(prediction.probability[0])
+    return {"risk": risk, "spread": _std(scorer, prediction, 0)}
+
+
+def _std(scorer: Scorer, prediction: BagPrediction | None, column: int) -> float | None:
+    """Standard deviation over the models of folds; None of one model."""
+    return float(prediction.std[column]) if prediction is not None and scorer.spec.folds else None
+
+
+PREDICTION_ROWS: dict[Target, PredictionRows] = {
+    "classification": PredictionRows(_class_summary, _class_columns),
+    "survival_cox": PredictionRows(_survival_summary, _survival_columns),
+}
