@@ -23,6 +23,9 @@ def plan(
     learning_rate_min: float,
     learning_rate_max: float,
     trials: int,
+    target: str,
+    time: str,
+    event: str,
     bag: str,
     epochs: int,
     workers: int,
@@ -63,7 +66,7 @@ def plan(
     """Check manifest, settings and jobs, divide the cohort, and size the steps to come.
 
     Args:
-        manifest: CSV or Parquet with slide_id, uri, label and optional columns.
+        manifest: CSV or Parquet with slide_id, uri, label (for classification) and further columns.
         store_uri: the patch store.
         partitions: how many ingest steps share the slides; one where a job ingests them.
         positive: class name that counts as positive; empty: the later by name.
@@ -77,6 +80,9 @@ def plan(
         learning_rate_min: lower end of the log-uniform range.
         learning_rate_max: upper end of the log-uniform range.
         trials: trials of the sweep.
+        target: classification or survival_cox.
+        time: manifest column of the time to event or censoring; empty: none, for classification.
+        event: manifest column of events, 1, or censoring, 0; empty likewise.
         bag: a bag is a slide, or all slides of a patient.
         epochs: most passes over the training bags.
         workers: Ray workers.
@@ -98,10 +104,16 @@ def plan(
     from milcore.config import PipelineSettings
 
     with api.pipeline_step("plan", store_uri):
-        annotations = api.check_settings(parameters, settings).annotations
+        configs = api.check_settings(parameters, settings)
         api.check_launches(job_launches(parameters))
         launch = PipelineSettings({**parameters, "workers": ingest_workers}, "").launch
         planned = api.plan_pipeline(
-            manifest, store_uri, positive or None, partitions, annotations=annotations, launch=launch
+            manifest,
+            store_uri,
+            positive or None,
+            partitions,
+            annotations=configs.annotations,
+            launch=launch,
+            train=configs.train,
         )
         return (*planned, *step_sizes(parameters))

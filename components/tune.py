@@ -14,6 +14,9 @@ def tune(
     learning_rate_min: float,
     learning_rate_max: float,
     trials: int,
+    target: str,
+    time: str,
+    event: str,
     bag: str,
     epochs: int,
     settings: str,
@@ -32,6 +35,9 @@ def tune(
         learning_rate_min: lower end of the log-uniform range.
         learning_rate_max: upper end of the log-uniform range.
         trials: trials in all.
+        target: classification or survival_cox.
+        time: manifest column of the time to event or censoring; empty: none, for classification.
+        event: manifest column of events, 1, or censoring, 0; empty likewise.
         bag: a bag is a slide, or all slides of a patient.
         epochs: most passes over the training bags.
         settings: JSON of settings that are no parameters; those under split, train and tune count here.

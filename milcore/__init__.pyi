@@ -3,8 +3,8 @@ from collections.abc import Callable, Iterable, Sequence
 from milcore.api import EncodeReport, RunLike, StoreLike, SweepLike, SyntheticCohort, Uri
 from milcore.cluster.doctor.finding import DoctorReport as DoctorReport
 from milcore.cluster.doctor.finding import Finding
-from milcore.config import AnnotationConfig as AnnotationConfig
 from milcore.config import (
+    AllBags,
     AnnotationOrigin,
     AttentionFormat,
     AttentionHeads,
@@ -22,7 +22,9 @@ from milcore.config import (
     ReaderChoice,
     Schedule,
     StainNormalisation,
+    Target,
 )
+from milcore.config import AnnotationConfig as AnnotationConfig
 from milcore.config import EncodeConfig as EncodeConfig
 from milcore.config import EvaluateConfig as EvaluateConfig
 from milcore.config import ImportConfig as ImportConfig
@@ -109,6 +111,9 @@ def train(
     config: TrainConfig | None = None,
     split: SplitConfig | None = None,
     launch: LaunchConfig | None = None,
+    target: Target = "classification",
+    time: str | None = None,
+    event: str | None = None,
     features: str | None = "efficientnet_lite0",
     encoder: str = "linear",
     train_blocks: int | None = None,
@@ -136,7 +141,7 @@ def train(
     ema_decay: float = 0.0,
     epochs: int = 40,
     patience: int = 15,
-    batch_size: int = 8,
+    batch_size: int | AllBags = 8,
     activation_mb: float | None = None,
     cache_mb: float | None = None,
     disk_cache_mb: float | None = None,
@@ -162,6 +167,9 @@ def tune(
     split: SplitConfig | None = None,
     launch: LaunchConfig | None = None,
     train: TrainConfig | None = None,
+    target: Target = "classification",
+    time: str | None = None,
+    event: str | None = None,
     features: str | None = "efficientnet_lite0",
     encoder: str = "linear",
     train_blocks: int | None = None,
@@ -187,7 +195,7 @@ def tune(
     ema_decay: float = 0.0,
     epochs: int = 40,
     patience: int = 15,
-    batch_size: int = 8,
+    batch_size: int | AllBags = 8,
     activation_mb: float | None = None,
     cache_mb: float | None = None,
     disk_cache_mb: float | None = None,
@@ -253,6 +261,9 @@ def fit(
     *,
     use_gpu: bool = False,
     config: TrainConfig | None = None,
+    target: Target = "classification",
+    time: str | None = None,
+    event: str | None = None,
     encoder: str = "linear",
     train_blocks: int | None = None,
     feature_form: FeatureForm = "standardised",
@@ -278,7 +289,7 @@ def fit(
     ema_decay: float = 0.0,
     epochs: int = 40,
     patience: int = 15,
-    batch_size: int = 8,
+    batch_size: int | AllBags = 8,
     activation_mb: float | None = None,
     cache_mb: float | None = None,
     disk_cache_mb: float | None = None,

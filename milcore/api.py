@@ -203,15 +203,23 @@ def doctor(  # noqa: PLR0913 - one keyword per option of the command
     return diagnose(Surroundings(place, cluster, namespace, cluster_profile, kfp), show or (lambda _: None))
 
 
-def check_manifest(manifest_uri: str, positive: str | None) -> None:
+def check_manifest(manifest_uri: str, positive: str | None, train: TrainConfig | None = None) -> None:
     """Read a manifest and refuse a bad one.
 
+    Args:
+        manifest_uri: CSV or Parquet.
+        positive: class name that counts as positive; None: the later by name.
+        train: target and bags of a model that is to be trained on it; None: none is.
+
     Raises:
-        InputError: every bad row.
+        InputError: every bad row, or nothing that such a model can be trained on.
     """
     from milcore.cohort.manifest import read_manifest
+    from milcore.cohort.targets import COHORT_TARGETS
 
-    read_manifest(manifest_uri, positive)
+    manifest = read_manifest(manifest_uri, positive)
+    if train is not None:
+        COHORT_TARGETS[train.target].check_manifest(manifest, train, train.bag)
 
 
 @with_settings(config=IngestConfig, annotations=AnnotationConfig)
@@ -231,7 +239,7 @@ def ingest(  # noqa: PLR0913 - one keyword per option of the command
     A bad slide is quarantined with its reason, the others go on.
 
     Args:
-        manifest: CSV or Parquet with slide_id, uri, label and optional columns.
+        manifest: CSV or Parquet with slide_id, uri, label (for classification) and further columns.
         store: patch store to make or go on with.
         positive: class name that counts as positive; None: the later by name.
         workers: processes on this machine, or Ray workers; 0 works in this process; None: one for each core.
@@ -303,7 +311,7 @@ def plan_ingestion(  # noqa: PLR0913 - manifest, store, and a keyword per config
     workers.
 
     Args:
-        manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
+        manifest_uri: CSV or Parquet with slide_id, uri, label (for classification) and further columns.
         store_uri: patch store to make or go on with.
         positive: class name that counts as positive; None: the later by name.
         partitions: how many at most; never more than slides.
@@ -336,6 +344,7 @@ def plan_pipeline(  # noqa: PLR0913 - as of ``plan_ingestion``
     *,
     annotations: AnnotationConfig,
     launch: LaunchConfig,
+    train: TrainConfig | None = None,
 ) -> IngestionPlan:
     """Plan the ingestion of a pipeline.
 
@@ -343,18 +352,21 @@ def plan_pipeline(  # noqa: PLR0913 - as of ``plan_ingestion``
     that fails is tried again, bad input is not.
 
     Args:
-        manifest_uri: CSV or Parquet with slide_id, uri, label and optional columns.
+        manifest_uri: CSV or Parquet with slide_id, uri, label (for classification) and further columns.
         store_uri: patch store to make or go on with.
         positive: class name that counts as positive; None: the later by name.
         partitions: how many at most; never more than slides.
         annotations: how they are read.
         launch: where slides are ingested.
+        train: target and bags of the model to come, which the manifest is checked for; None: it is not.
 
     Raises:
-        InputError: as of ``plan_ingestion``.
+        InputError: as of ``plan_ingestion``, or the manifest cannot be trained on.
     """
     from milcore.runtime.step_retry import with_own_retries
 
+    if train is not None:
+        with_own_retries(lambda: check_manifest(manifest_uri, positive, train))
     planned = with_own_retries(
         lambda: plan_ingestion(manifest_uri, store_uri, positive, partitions, annotations=annotations, launch=launch)
     )

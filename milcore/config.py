@@ -44,6 +44,7 @@ PoolingName = Literal[
 ]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
 Target = Literal["classification", "survival_cox"]
+AllBags = Literal["all"]
 Level = Literal["instance", "embedding"]
 AttentionHeads = Literal["shared", "per_class"]
 BagUnit = Literal["slide", "patient"]
@@ -173,7 +174,7 @@ def _bags_of_a_step(value: object) -> object:
     raise ValueError(f"expected a number of bags, got {value!r}; allowed: 1, 2, … or all")
 
 
-BatchSize = Annotated[int | Literal["all"], BeforeValidator(_bags_of_a_step)]
+BatchSize = Annotated[int | AllBags, BeforeValidator(_bags_of_a_step)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_at(","))]
 AttentionFormats = Annotated[tuple[AttentionFormat, ...], BeforeValidator(_split_at(","))]
 UriText = Annotated[str, BeforeValidator(_path_text)]
@@ -1095,6 +1096,9 @@ class PipelineSettings:
         values = self._values("train", TrainConfig)
         if "encoder" in values and sees_patches(str(values["encoder"])):
             values["features"] = None
+        default_bag = values.get("bag") == parameter_default(TrainConfig, "bag")
+        if values.get("target") in SURVIVAL_TARGETS and default_bag and "bag" not in self._sections.get("train", {}):
+            del values["bag"]
         return parse_config(TrainConfig, values, "train")
 
     @property

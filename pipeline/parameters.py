@@ -11,7 +11,7 @@ ZERO_IS_NONE = {"default_mpp": "0: none"}
 # group -> parameter -> its description, or the config class that describes it
 PARAMETERS: dict[str, dict[str, str | type[Config]]] = {
     "Cohort": {
-        "manifest": "CSV or Parquet with slide_id, uri, label and optional columns, at a path or s3:// URI",
+        "manifest": "CSV or Parquet with slide_id, uri, label (of classes) and further columns, at a path or s3:// URI",
         "store_uri": "patch store to make or go on with",
         "run_uri": "run folder; the same one resumes",
         "positive": "class name that counts as positive; empty: the later by name",
@@ -34,6 +34,9 @@ PARAMETERS: dict[str, dict[str, str | type[Config]]] = {
         "learning_rate_min": TuneConfig,
         "learning_rate_max": TuneConfig,
         "trials": TuneConfig,
+        "target": TrainConfig,
+        "time": TrainConfig,
+        "event": TrainConfig,
         "bag": TrainConfig,
         "epochs": TrainConfig,
         "baselines": "also train and show what the model has to beat",

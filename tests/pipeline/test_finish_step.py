@@ -54,7 +54,14 @@ def test_a_step_that_fails_is_named_with_its_line_and_exit_code(tmp_path: Path, 
 
 
 def test_the_line_of_a_step_on_the_run_is_found_too(tmp_path: Path) -> None:
-    values = dict.fromkeys(tune.component_spec.inputs, 1) | {"poolings": "none", "settings": "", "bag": "slide"}
+    values = dict.fromkeys(tune.component_spec.inputs, 1) | {
+        "poolings": "none",
+        "settings": "",
+        "bag": "slide",
+        "target": "classification",
+        "time": "",
+        "event": "",
+    }
     places = {"store_uri": str(tmp_path / "store"), "run_uri": str(tmp_path / "run"), "ray_address": "local"}
     with pytest.raises(SystemExit):
         tune.python_func(**values | places)

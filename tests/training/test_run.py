@@ -87,7 +87,7 @@ def test_labels_that_a_store_may_have_but_no_training(tmp_path: Path, labels: st
 
 def test_equal_models_have_equal_files(tmp_path: Path) -> None:
     model = make_model(TRAIN, 3, classes=2)
-    contents = {model_bytes(model, 2) for _ in range(20)}
+    contents = {model_bytes(model, 2, "classification") for _ in range(20)}
     assert len(contents) == 1
     (tmp_path / "model.safetensors").write_bytes(contents.pop())
     with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:

@@ -145,7 +145,7 @@ def test_files_published_one_after_another_are_all_recorded(tmp_path: Path) -> N
 
 def test_equal_models_are_equal_bytes_and_read_back(run: Run) -> None:
     model = load_model(run.model_uri, TRAIN)
-    written = {model_bytes(model, 1) for _ in range(20)}
+    written = {model_bytes(model, 1, "classification") for _ in range(20)}
     assert len(written) == 1
     storage.write_bytes(run.model_uri, written.pop())
     record({run.model_uri: storage.read_bytes(run.model_uri)})
