@@ -204,7 +204,7 @@ def test_a_setting_beside_a_parameter_at_its_default_counts() -> None:
             "settings: expected a config, got evaluate; allowed: ingest, annotations, encode, split, train, tune",
         ),
         ('{"launch": {"workers": 3}}', "settings: expected a config, got launch"),
-        ('{"train": {"hiden": 1}}', "train.hiden: expected a setting, got 'hiden'; allowed: encoder, "),
+        ('{"train": {"hiden": 1}}', "train.hiden: expected a setting, got 'hiden'; allowed: target, "),
         ('{"train": {"hidden": 0}}', "train.hidden: expected greater than 0, got 0"),
         (
             '{"train": {"epochs": 9}}',

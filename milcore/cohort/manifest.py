@@ -64,7 +64,7 @@ class Slide:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Slides in the order of the file, the names of the classes, and further columns.
+    """Slides in the order of the file, class names, and further columns.
 
     Args:
         slides: of the cohort.

@@ -1,4 +1,4 @@
-"""Survival in the room of cohorts: follow-up of patients, its checks, and strata by event and time.
+"""Survival in the room of cohorts: follow-up, its checks, and strata.
 
 Time and event stand in columns of the manifest that the run names. Values are of the patient: slides without any take
 those of the patient's other slides; a patient without is left out.
@@ -117,7 +117,10 @@ def _table(manifest: Manifest, target: TargetConfig) -> pa.Table:
 
 
 def _strata(rows: Rows, smallest: int) -> dict[str, int]:
-    """Event, and quantile of time among patients of the same event: at most four, each of enough patients."""
+    """Event, and quantile of time among the patients of that event.
+
+    At most four, each of enough patients.
+    """
     of_patient = {row["patient_id"]: FollowUp(row["time"], row["event"]) for row in rows}
     stratum_of: dict[str, int] = {}
     for event in (0, 1):
@@ -162,7 +165,7 @@ def _check_table(_: pa.Table, __: Manifest, ___: str) -> None:
 
 
 def _check_splits(splits: pa.Table, _: Manifest, bag: BagUnit) -> None:
-    """Check that the training split has an event, and that a bag is a patient.
+    """Check that training has an event, and a bag is a patient.
 
     Raises:
         InputError: it has none, or a patient has several slides that are to be bags of their own.

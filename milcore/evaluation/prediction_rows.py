@@ -1,4 +1,4 @@
-"""Table of what a prediction of a new slide tells, by target: columns of its row, and of the whole folder."""
+"""Table of predictions of new slides, by target: columns and summary."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ def _class_summary(scorer: Scorer) -> dict[str, Any]:
 
 
 def _class_columns(scorer: Scorer, prediction: BagPrediction | None) -> dict[str, Any]:
-    """Class that is called, and probabilities: of the positive class of two, or of every class."""
+    """Class that is called, and probabilities of the positive class or of every one."""
     names = scorer.spec.classes
     predicted_class = None if prediction is None else scorer.predicted_class(prediction)
     row: dict[str, Any] = {"called": None if predicted_class is None else names[predicted_class]}

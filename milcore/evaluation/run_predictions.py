@@ -30,7 +30,10 @@ ALL_FOLDS = -1
 
 
 class SplitPredictions(NamedTuple):
-    """Bags of one split, their labels and predicted probabilities; of survival the risk is the one column."""
+    """Bags of one split, their labels and predicted probabilities.
+
+    Of survival the risk is the one column.
+    """
 
     entries: list[BagEntry]
     labels: Int[np.ndarray, " bag"]
@@ -43,7 +46,10 @@ class SplitPredictions(NamedTuple):
 
     @property
     def risk(self) -> Float[np.ndarray, " bag"]:
-        """Log hazard ratio of each bag relative to the mean of the training bags, where survival is the target."""
+        """Risk of each bag, where survival is the target.
+
+        The log hazard ratio relative to the mean of the training bags.
+        """
         risk: np.ndarray = self.probability[:, 0]
         return risk
 

@@ -1,4 +1,4 @@
-"""Survival of patients by Cox's proportional hazards: the score of a bag, and the partial likelihood.
+"""Survival by Cox's proportional hazards: score of a bag, and partial likelihood.
 
 The score s of a bag is its log hazard ratio. The loss looks across bags: each patient with an event is compared with
 all at risk at that time. It is computed in float64 from the scores of a whole global batch, with its exact derivative.
@@ -72,9 +72,9 @@ def _terms(score: np.ndarray, time: np.ndarray, event: np.ndarray) -> _Terms:
 
 
 def _derivative(score: np.ndarray, event: np.ndarray, terms: _Terms) -> Float[np.ndarray, " bag"]:
-    """``e^{s_j} sum of the weights of the terms that j is in, less 1 of an event``.
+    """Derivative of the sum over terms, by each score.
 
-    A weight is 1 / denominator, and (1 - l/d) / denominator of the terms of the bag's own event. All are positive:
+    ``e^{s_j} sum of the weights of the terms that j is in, less 1 of an event``. A weight is 1 / denominator, and (1 - l/d) / denominator of the terms of the bag's own event. All are positive:
     nothing is subtracted but the 1.
     """
     of_time, own = np.full((2, 1 + int(terms.place.max())), -np.inf)

@@ -32,7 +32,7 @@ class BagLoss(NamedTuple):
 
 
 class JointLoss(NamedTuple):
-    """Loss that looks across the bags of a global batch, from their outputs in fp64 and follow-up."""
+    """Loss across the bags of a global batch, from outputs in fp64 and follow-up."""
 
     loss: Callable[[Float[np.ndarray, "bag output"], Sequence[FollowUp | None]], BatchLoss]
 

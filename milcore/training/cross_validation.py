@@ -128,7 +128,10 @@ def out_of_fold(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
 
 
 def _concordance(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
-    """Harrell's C of the patients that folds left out; each model's risks are relative to its training mean."""
+    """Harrell's C of the patients that folds left out.
+
+    The risks of each model are relative to the mean of its training patients.
+    """
     time, event, risk, fold = (predictions[name].to_numpy() for name in ("time", "event", "risk", "fold"))
     pooled = concordance_estimate(time, event, risk, predictions["patient_id"].to_pylist(), spec.train.seed)
     of_folds = tuple(concordance(time[fold == k], event[fold == k], risk[fold == k]) for k in range(spec.folds))

@@ -250,7 +250,7 @@ class _Loop:
     def _backward_jointly(
         self, loss_of: JointLoss, step: RankBatch, batches: Iterator[BagBatch], dropout: Dropout
     ) -> float:
-        """Add the gradients of a loss that looks across the bags of the global batch.
+        """Add the gradients of a loss across the bags of the global batch.
 
         In two passes: the outputs of all its bags, gathered over the ranks; then the derivative of each goes back
         through its bag. Dropout is that of the bag, so that both passes have the same outputs.

@@ -7,7 +7,7 @@ from milcore.config import Target
 
 
 class RankMetric(NamedTuple):
-    """Metric by which epochs and trials rank: its name, as in ``val_<name>``, and its title."""
+    """Metric by which epochs and trials rank: name, as in ``val_<name>``, and title."""
 
     name: str
     title: str

@@ -68,7 +68,7 @@ def centre(model: MILModel, score: Float[np.ndarray, "bag 1"]) -> None:
 def risk_columns(
     entries: Sequence[BagEntry], predictions: Sequence[BagPrediction]
 ) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
-    """Time and event, and the risk: log hazard ratio relative to the mean of the training bags."""
+    """Time, event and risk: log hazard ratio relative to the training mean."""
     time, event = follow_up_arrays([entry.follow_up for entry in entries])
     risk = pa.array([float(prediction.probability[0]) for prediction in predictions], pa.float64())
     return {"time": pa.array(time, pa.float64()), "event": pa.array(event, pa.int64())}, {"risk": risk}
