@@ -74,8 +74,8 @@ def _terms(score: np.ndarray, time: np.ndarray, event: np.ndarray) -> _Terms:
 def _derivative(score: np.ndarray, event: np.ndarray, terms: _Terms) -> Float[np.ndarray, " bag"]:
     """Derivative of the sum over terms, by each score.
 
-    ``e^{s_j} sum of the weights of the terms that j is in, less 1 of an event``. A weight is 1 / denominator, and (1 - l/d) / denominator of the terms of the bag's own event. All are positive:
-    nothing is subtracted but the 1.
+    ``e^{s_j} sum of the weights of the terms that j is in, less 1 of an event``. A weight is 1 / denominator, and
+    (1 - l/d) / denominator of the terms of the bag's own event. All are positive: nothing is subtracted but the 1.
     """
     of_time, own = np.full((2, 1 + int(terms.place.max())), -np.inf)
     np.logaddexp.at(of_time, terms.at, -terms.log_denominator)

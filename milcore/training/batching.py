@@ -65,7 +65,7 @@ def rank_batches(config: TrainConfig, bags: Bags, budget: int, epoch: int, ctx: 
 
 
 def _joint_batch(part: RankBatch, batch: Sequence[int], bags: Bags) -> RankBatch:
-    """A part of a batch whose loss looks across bags; its weight is the events.
+    """A part of a batch with a joint loss; its weight is the events.
 
     Its groups have the factors of the derivatives of their bags: those of the loss itself, not of a mean over bags.
     """

@@ -11,8 +11,8 @@ from milcore.training.selection import RANK_METRICS
 class OutOfFold(NamedTuple):
     """Pooled metric of the bags that folds left out, and each fold's.
 
-    AUROC, or Harrell's C of survival. AUROC is undefined where they are of one class, or more than two. Models of different folds are only roughly on one
-    scale, so the pooled metric may lie below the mean of the folds'.
+    AUROC, or Harrell's C of survival. AUROC is undefined where they are of one class, or more than two. Models of
+    different folds are only roughly on one scale, so the pooled metric may lie below the mean of the folds'.
 
     Args:
         folds: number of models.
