@@ -287,3 +287,43 @@ def test_as_many_threads_give_the_same_weights_to_the_bit() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(same(first, other) for other in others)
+
+
+SURVIVAL = {"target": "survival_cox", "time": "days", "event": "died", "hidden": 8, "attention_hidden": 4}
+
+
+def test_survival_of_arrays_learns_who_dies_first() -> None:
+    """Shifted bags have the shorter times: their risk is above that of the others, whose mean over training is 0."""
+    times, events = [10.0 + k - 9 * (k % 2) for k in range(24)], [int(k % 5 > 0) for k in range(24)]
+    bags = Bags.from_arrays(arrays_of("float16"), times=times, events=events)
+    model = fit(bags, **SURVIVAL, epochs=30, learning_rate=0.02, dropout=0.0)
+    risk = np.array([prediction.probability[0] for prediction in predict_bags(model, bags).values()])
+    assert risk.mean() == pytest.approx(0.0, abs=1e-5)
+    assert risk[1::2].min() > risk[::2].max()
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({}, "labels: expected labels, or times and events, got neither"),
+        ({"times": [1.0] * 24}, "events: expected values with times, got none"),
+        ({"times": [0.0] * 24, "events": [1] * 24}, "times: expected times above 0: bag 0: got 0.0"),
+        ({"times": [1.0] * 24, "events": [2] * 24}, "events: expected 0 or 1: bag 0: got 2"),
+    ],
+)
+def test_follow_up_that_is_none_is_one_line(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError) as raised:
+        Bags.from_arrays(arrays_of("float16"), **values)
+    assert line in raised.value.line
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"labels": LABELS}, "bags: expected training bags with time and event, an event in one at least, got none of"),
+        ({"times": [1.0] * 24, "events": [0] * 24}, "an event in one at least, got no event in 24"),
+    ],
+)
+def test_bags_without_follow_up_or_events_are_not_trained_on(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        fit(Bags.from_arrays(arrays_of("float16"), **values), **SURVIVAL)

@@ -91,7 +91,8 @@ def test_equal_models_have_equal_files(tmp_path: Path) -> None:
     assert len(contents) == 1
     (tmp_path / "model.safetensors").write_bytes(contents.pop())
     with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert file.metadata() == {"best_epoch": "2", "milcore_version": __version__}
+        metadata = {"best_epoch": "2", "milcore_version": __version__, "target": "classification"}
+        assert file.metadata() == metadata
 
 
 def test_the_run_folder_holds_nothing_but_the_contract_s_files(store_uri: str, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from milcore.cohort.labels import class_name, class_names, label_problems
-from milcore.cohort.table import cell_text, control_problem, is_missing
+from milcore.cohort.survival import FollowUp
+from milcore.cohort.table import cell_text, control_problem, is_missing, number_of
 from milcore.config import MAX_WIDTH, SPLIT_NAMES
 from milcore.errors import InputError
 
@@ -120,13 +121,13 @@ def array_rows(arrays: ArraysOfBags) -> dict[str | int, ArrayRows]:
 
 
 def bag_labels(
-    keys: Sequence[str | int], labels: ValuesOfBags, patients: ValuesOfBags | None, splits: ValuesOfBags | None
+    keys: Sequence[str | int], labels: ValuesOfBags | None, patients: ValuesOfBags | None, splits: ValuesOfBags | None
 ) -> BagLabels:
     """Check labels, patients and splits of bags.
 
     Args:
         keys: of the bags, in the order of values that are no mapping.
-        labels: see ``Bags.from_arrays``.
+        labels: see ``Bags.from_arrays``; None: all are 0, of no class.
         patients: of each bag; None: every bag is of another.
         splits: of each bag; None: all train.
 
@@ -134,7 +135,7 @@ def bag_labels(
         InputError: a value is missing, labels are neither whole numbers nor names, a split has another name, or a
             patient is in two.
     """
-    label_of = _texts("labels", keys, labels)
+    label_of = dict.fromkeys(keys, "0") if labels is None else _texts("labels", keys, labels)
     problems = label_problems(((f"bag {key!r}", label) for key, label in label_of.items()), "bags")
     _check("labels", problems, "allowed: whole numbers, or names of classes")
     classes = class_names(label_of.values())
@@ -143,10 +144,38 @@ def bag_labels(
     _check("splits", _split_problems(split_of, patient_of), f"allowed: {', '.join(SPLIT_NAMES)}, one for each patient")
     return BagLabels(
         [classes.index(class_name(label)) for label in label_of.values()],
-        classes,
+        () if labels is None else classes,
         list(patient_of.values()),
         list(split_of.values()),
     )
+
+
+def bag_follow_ups(
+    keys: Sequence[str | int], times: ValuesOfBags | None, events: ValuesOfBags | None
+) -> list[FollowUp | None]:
+    """Check times and events of bags.
+
+    Args:
+        keys: of the bags, in the order of values that are no mapping.
+        times: to the event or to censoring, above 0; None: none.
+        events: 1 where the event came, 0 where censored; None: none.
+
+    Raises:
+        InputError: one of both is given, a value is missing, a time is not above 0, or an event is not 0 or 1.
+    """
+    if times is None and events is None:
+        return [None] * len(keys)
+    if times is None or events is None:
+        raise InputError(
+            f"{'times' if times is None else 'events'}: expected values with "
+            f"{'events' if times is None else 'times'}, got none; allowed: both, or neither"
+        )
+    time_of, event_of = _texts("times", keys, times), _texts("events", keys, events)
+    faulty = [f"bag {key!r}: got {time}" for key, time in time_of.items() if not (number_of(time) or 0.0) > 0.0]
+    _check("times: expected times above 0", faulty, "allowed: finite numbers above 0")
+    faulty = [f"bag {key!r}: got {event}" for key, event in event_of.items() if number_of(event) not in {0.0, 1.0}]
+    _check("events: expected 0 or 1", faulty, "allowed: 1 where the event came, 0 where censored")
+    return [FollowUp(number_of(time_of[key]) or 0.0, int(number_of(event_of[key]) or 0)) for key in keys]
 
 
 def bag_id(key: str | int) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from milcore.cohort.survival import FollowUp
 from milcore.config import TrainConfig
 from milcore.errors import InputError
-from milcore.mil.bags.arrays import ArraysOfBags, ValuesOfBags, array_rows, bag_id, bag_labels, by_key
+from milcore.mil.bags.arrays import ArraysOfBags, ValuesOfBags, array_rows, bag_follow_ups, bag_id, bag_labels, by_key
 from milcore.mil.bags.batch import Bag, BagBatch
 from milcore.mil.bags.read_ahead import BagCache, BagSource, ReadAhead
 from milcore.mil.bags.rows import Rows
@@ -92,14 +92,16 @@ class Bags:
         self.class_names = class_names
 
     @staticmethod
-    def from_arrays(
+    def from_arrays(  # noqa: PLR0913 - one keyword per column of a manifest
         arrays: ArraysOfBags,
-        labels: ValuesOfBags,
+        labels: ValuesOfBags | None = None,
         *,
         patients: ValuesOfBags | None = None,
         splits: ValuesOfBags | None = None,
+        times: ValuesOfBags | None = None,
+        events: ValuesOfBags | None = None,
     ) -> "Bags":
-        """Bags of features from anywhere: one array (n, d) and one label for each.
+        """Bags of features from anywhere: one array (n, d) and one label for each, or time and event.
 
         An array is a NumPy array (a memory map too), a torch tensor of any device, or what ``numpy.asarray`` makes
         numbers of, such as a list of lists or an h5py data set. Every value is read once, to check that it is finite.
@@ -117,6 +119,8 @@ class Bags:
                 are not read; of a list of arrays, a Series counts in its order.
             patients: of each bag; None: every bag is of another patient.
             splits: ``train``, ``val`` or ``test`` for each bag, one for all bags of a patient; None: all train.
+            times: to the event or to censoring, above 0, in one unit, for a survival target.
+            events: 1 where the event came at that time, 0 where censored, for a survival target.
 
         Raises:
             InputError: bags, by index or id, with what is wrong.
@@ -124,12 +128,18 @@ class Bags:
         arrays = by_key("arrays", arrays)
         if isinstance(arrays, Mapping):
             labels, patients, splits = by_key("labels", labels), by_key("patients", patients), by_key("splits", splits)
+            times, events = by_key("times", times), by_key("events", events)
+        if labels is None and times is None and events is None:
+            raise InputError(
+                "labels: expected labels, or times and events, got neither; allowed: one of each bag; give them"
+            )
         rows = array_rows(arrays)
         table = bag_labels(list(rows), labels, patients, splits)
+        follow_ups = bag_follow_ups(list(rows), times, events)
         entries = [
-            BagEntry.of_slide(bag_id(key), patient, label, split, len(of_bag))
-            for (key, of_bag), patient, label, split in zip(
-                rows.items(), table.patients, table.labels, table.splits, strict=True
+            BagEntry.of_slide(bag_id(key), patient, label, split, len(of_bag))._replace(follow_up=follow_up)
+            for (key, of_bag), patient, label, split, follow_up in zip(
+                rows.items(), table.patients, table.labels, table.splits, follow_ups, strict=True
             )
         ]
         rows_of_id = {bag_id(key): of_bag for key, of_bag in rows.items()}
