@@ -37,12 +37,12 @@ NO_TEST_SLIDE = Estimate(math.nan, reason="no test slide")
 NO_PIXELS = Estimate(math.nan, reason="the store was imported without patches, so there is no colour to read")
 NO_SLIDE_SCORE = Estimate(math.nan, reason="gives no score per slide")
 
-_MEAN_NOTE = "the same instances, splits and settings, every patch weighed alike"
+MEAN_NOTE = "the same instances, splits and settings, every patch weighed alike"
 _SLIDE_COLOUR_NOTE = f"logistic regression on a slide's mean and standard deviation of RGB, {SAMPLE} patches each"
 _PATCH_COLOUR_NOTE = (
     f"logistic regression on a patch's mean RGB, told which patches are lesions; {SAMPLE} patches a slide"
 )
-_SHUFFLED_NOTE = "this model trained on labels dealt out at random: what luck looks like here"
+SHUFFLED_NOTE = "this model trained on labels dealt out at random: what luck looks like here"
 
 
 def compare(
@@ -59,7 +59,7 @@ def compare(
     """
     if (config.pooling, config.level) != ("mean", "embedding"):
         mean = _train(config.model_copy(update={"pooling": "mean", "level": "embedding"}), bags, device)
-        yield Comparison("embedding-mean pooling", _MEAN_NOTE, mean.auroc, FLAT)
+        yield Comparison("embedding-mean pooling", MEAN_NOTE, mean.auroc, FLAT)
     if all(catalogue.slide(slide_id).has_patches for entry in bags.entries for slide_id in entry.slides):
         yield _slide_colour(bags.entries, catalogue, config.seed)
         yield _patch_colour(bags.entries, catalogue, instance_labels, config.seed)
@@ -72,7 +72,7 @@ def compare(
         if config.pooling == "mean"
         else estimate_localisation(shuffled.attention, bags, instance_labels, config.seed)
     )
-    yield Comparison("shuffled training labels", _SHUFFLED_NOTE, shuffled.auroc, localisation)
+    yield Comparison("shuffled training labels", SHUFFLED_NOTE, shuffled.auroc, localisation)
 
 
 def estimate_localisation(
@@ -124,14 +124,18 @@ def _slide_colour(entries: Sequence[BagEntry], catalogue: Catalogue, seed: int) 
     test = [entry for entry in entries if entry.split == "test"]
     if not test:
         return Comparison("slide colour", _SLIDE_COLOUR_NOTE, NO_TEST_SLIDE, NO_PATCH_SCORE)
-    read = partial(_bag_colour, catalogue=catalogue, seed=seed)
-    bags = [*train, *test]
-    colours = dict(zip((bag.bag_id for bag in bags), map_in_threads(read, bags, THREADS), strict=True))
+    colours = bag_colours([*train, *test], catalogue, seed)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit([colours[entry.bag_id] for entry in train], [entry.label for entry in train])
     probability = model.predict_proba([colours[entry.bag_id] for entry in test])
     estimate = auroc_interval(*_metric_inputs(test, probability))
     return Comparison("slide colour", _SLIDE_COLOUR_NOTE, estimate, NO_PATCH_SCORE)
+
+
+def bag_colours(entries: Sequence[BagEntry], catalogue: Catalogue, seed: int) -> dict[str, Float[np.ndarray, "6"]]:
+    """Mean and standard deviation of RGB of each bag, by its id."""
+    read = partial(_bag_colour, catalogue=catalogue, seed=seed)
+    return dict(zip((entry.bag_id for entry in entries), map_in_threads(read, entries, THREADS), strict=True))
 
 
 def _bag_colour(entry: BagEntry, catalogue: Catalogue, seed: int) -> Float[np.ndarray, "6"]:

@@ -65,10 +65,14 @@ def _groups(run: RunPredictions) -> dict[str, SlideGroup]:
 
 
 def _run_row(spec: RunSpec, metrics: SplitMetrics) -> Comparison:
+    return Comparison(*run_title(spec), metrics.auroc, metrics.overall["localisation_auroc"])
+
+
+def run_title(spec: RunSpec) -> tuple[str, str]:
+    """Name and note of a run among the models it is compared with."""
     source = spec.train.features or f"{spec.train.encoder}, trained end to end"
-    name = f"{spec.train.pooling.replace('_', ' ')} pooling, {spec.train.level} level"
     models = f"mean of {spec.folds} folds, " if spec.folds else ""
-    return Comparison(name, f"this run, {models}on {source}", metrics.auroc, metrics.overall["localisation_auroc"])
+    return f"{spec.train.pooling.replace('_', ' ')} pooling, {spec.train.level} level", f"this run, {models}on {source}"
 
 
 CLASSIFICATION = EvaluationTarget(columns=_columns, evaluate=_evaluate)

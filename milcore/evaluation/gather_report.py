@@ -55,8 +55,8 @@ def report_data(evaluation: RunResults, views: tuple[SlideView, ...], sweep: Swe
         sweep=sweep,
         slides=views,
         quarantined=run.catalogue.quarantined(),
-        provenance=_provenance(run),
-        config=run.spec.model_copy(update={"store_uri": _store_path(run)}).model_dump_json(indent=2),
+        provenance=provenance(run),
+        config=config_text(run),
     )
 
 
@@ -106,7 +106,13 @@ def _store_path(run: RunPredictions) -> str:
     return storage.relative(run.spec.store_uri, run.uri)
 
 
-def _provenance(run: RunPredictions) -> dict[str, str]:
+def config_text(run: RunPredictions) -> str:
+    """Settings of a run as JSON, without the full path of its store."""
+    return run.spec.model_copy(update={"store_uri": _store_path(run)}).model_dump_json(indent=2)
+
+
+def provenance(run: RunPredictions) -> dict[str, str]:
+    """Origin of a run's instances, splits and models, by name."""
     first = run.catalogue.slide(run.bags.entries[0].slides[0])
     features, encoder = run.spec.train.features, run.spec.train.encoder
     patch_mpp, origin = first.record.patch_mpp, first.record.import_origin
@@ -124,7 +130,7 @@ def _provenance(run: RunPredictions) -> dict[str, str]:
         "Encoder": "not ours: features were imported" if "imported" in attrs else str(attrs.get("encoder", encoder)),
         **({"Ingestion": ingestion} if ingestion else {}),
         **({"Encoder weights, sha256": str(attrs["weights_digest"])} if "weights_digest" in attrs else {}),
-        **({"Models": f"{run.spec.folds}, one per fold; probabilities are their mean"} if run.spec.folds else {}),
+        **({"Models": f"{run.spec.folds}, one per fold; predictions are their mean"} if run.spec.folds else {}),
         "Trained with": f"milcore {run.spec.milcore_version}",
         "Evaluated with": f"milcore {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }

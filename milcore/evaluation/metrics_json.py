@@ -25,16 +25,16 @@ def metrics_json(evaluation: RunResults, report: str) -> dict[str, Any]:
     classes, score = run.spec.classes, metrics.score
     delong, is_binary = metrics.auroc_delong, len(run.spec.classes) == 2
     return {
-        **_metric_entries(metrics.overall, score.overall),
+        **metric_entries(metrics.overall, score.overall),
         **{f"{name}_calibrated": nan_to_none(estimate.value) for name, estimate in metrics.calibrated.items()},
         "attention_entropy": nan_to_none(attention_entropy(run)),
         "auroc_newcombe": [metrics.auroc.low, metrics.auroc.high] if is_binary and not metrics.auroc.reason else None,
         "auroc_delong": None if math.isnan(delong.low) else [delong.low, delong.high],
         "per_class": {
-            name: _metric_entries(*of_class)
+            name: metric_entries(*of_class)
             for name, *of_class in zip(classes, metrics.of_class, score.of_class, strict=False)
         },
-        "patients": _metric_entries(metrics.of_patients, score.of_patients),
+        "patients": metric_entries(metrics.of_patients, score.of_patients),
         "warnings": list(checks.warnings),
         "threshold": None if rule.threshold is None else rule.threshold.value,
         "threshold_origin": "the likeliest class is called" if rule.threshold is None else rule.threshold.origin,
@@ -69,7 +69,7 @@ def attention_entropy(run: RunPredictions) -> float:
     return float(np.nanmedian(entropies)) if entropies else math.nan
 
 
-def _metric_entries(estimates: dict[str, Estimate], score: dict[str, Estimate]) -> dict[str, Any]:
+def metric_entries(estimates: dict[str, Estimate], score: dict[str, Estimate]) -> dict[str, Any]:
     """Values, intervals and reasons; empty where there is no metric."""
     if not estimates:
         return {}

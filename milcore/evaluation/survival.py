@@ -1,10 +1,31 @@
-"""Evaluation of survival: columns of predictions."""
+"""Evaluation of survival: columns of predictions, metrics, baselines, attention, report and model card."""
 
+import math
+import posixpath
+from collections.abc import Mapping
+
+import numpy as np
 import pyarrow as pa
 
-from milcore.evaluation.run_predictions import RunPredictions
+from milcore.config import SPLIT_NAMES
+from milcore.evaluation.classification import run_title
+from milcore.evaluation.gather_report import config_text, provenance
+from milcore.evaluation.report import SlideView
+from milcore.evaluation.report.survival_contents import SurvivalComparison, SurvivalCount, SurvivalReport, SurvivalSlide
+from milcore.evaluation.report.survival_page import render_survival, survival_model_card
+from milcore.evaluation.run_predictions import RunPredictions, SplitPredictions
+from milcore.evaluation.survival_baselines import compare_risks, risk_predictions
+from milcore.evaluation.survival_json import survival_json
+from milcore.evaluation.survival_views import risk_views
 from milcore.evaluation.target import EvaluationOptions, EvaluationPages, EvaluationTarget
+from milcore.metrics.survival.breslow import breslow
+from milcore.metrics.survival.summary import RiskPredictions, SurvivalMetrics, survival_metrics
+from milcore.runtime.progress import log_line
+from milcore.training.run_folder import Run
 from milcore.training.survival import risk_columns
+
+# below so many events in the test split an interval tells little
+FEW_EVENTS = 10
 
 
 def _columns(run: RunPredictions) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
@@ -14,7 +35,106 @@ def _columns(run: RunPredictions) -> tuple[dict[str, pa.Array], dict[str, pa.Arr
 
 
 def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPages:
-    raise NotImplementedError(f"evaluation of {run.uri}: of branch survival-metrics, {options}")
+    """Measure risks on the test split, with all that is estimated taken from training patients."""
+    training, test = (_predictions(run, split) for split in (_reference(run), "test"))
+    metrics = survival_metrics(test, training, run.spec.train.seed)
+    comparison = [_row(*run_title(run.spec), metrics)]
+    if options.baselines:
+        log_line("comparing with simple models")
+        baselines = compare_risks(run.spec.train, run.as_split, run.catalogue, options.device)
+        comparison += [_row(*row) for row in baselines]
+    views = list(risk_views(run, options))
+    data = SurvivalReport(
+        title=run.uri.rsplit("/", 1)[-1],
+        time=str(run.spec.train.time),
+        event=str(run.spec.train.event),
+        bag=run.spec.train.bag,
+        counts=tuple(_count(split, run.split(split)) for split in SPLIT_NAMES if run.bags.split(split)),
+        reference=_reference_text(run),
+        metrics=metrics,
+        warnings=_warnings(metrics),
+        comparison=tuple(comparison),
+        history=run.history(),
+        folds=run.spec.folds,
+        sweep=options.sweep,
+        slides=tuple(_slide(view, row) for view, row in zip(views, _of_slides(run, training), strict=True)),
+        quarantined=run.catalogue.quarantined(),
+        provenance=provenance(run),
+        config=config_text(run),
+    )
+    summary = survival_json(run, data, posixpath.basename(Run(run.uri).report_uri))
+    return EvaluationPages(summary, render_survival(data), survival_model_card(data), data.warnings)
+
+
+def _reference(run: RunPredictions) -> str:
+    """Split of the patients that all is estimated of.
+
+    In a run of folds no bag is in training: each has the prediction of the model that was not trained on it.
+    """
+    return "train" if run.bags.split("train") else "val"
+
+
+def _reference_text(run: RunPredictions) -> str:
+    if _reference(run) == "train":
+        return "the training patients"
+    return "the patients outside the test split, each with the risk of the fold that was not trained on them"
+
+
+def _predictions(run: RunPredictions, split: str) -> RiskPredictions:
+    """Outcome, risk and site of the patients of a split."""
+    bags = run.split(split)
+    return risk_predictions(bags.entries, bags.risk, _sites(run))
+
+
+def _sites(run: RunPredictions) -> dict[str, str]:
+    """Site of each slide in the manifest; empty where it is unknown."""
+    return {slide.slide_id: slide.site for slide in run.store.manifest().slides}
+
+
+def _row(name: str, note: str, metrics: SurvivalMetrics) -> SurvivalComparison:
+    values = metrics.overall
+    return SurvivalComparison(name, note, values["harrell_c"], values["uno_c"], values["integrated_brier_score"])
+
+
+def _count(name: str, split: SplitPredictions) -> SurvivalCount:
+    time, event = split.follow_up
+    return SurvivalCount(name, len(set(split.patients)), int(event.sum()), float(np.median(time)))
+
+
+def _warnings(metrics: SurvivalMetrics) -> tuple[str, ...]:
+    """Reasons to read the figures with care."""
+    few = f"{metrics.events} event(s) in the test split: with fewer than {FEW_EVENTS} the figures tell little"
+    return (few,) if metrics.events < FEW_EVENTS else ()
+
+
+def _slide(view: SlideView, row: tuple[float, bool, float, float]) -> SurvivalSlide:
+    time, event, risk, residual = row
+    return SurvivalSlide(view, time, event, risk, residual)
+
+
+def _of_slides(run: RunPredictions, training: RiskPredictions) -> list[tuple[float, bool, float, float]]:
+    """Time, event, risk and residual of each test slide, those of its patient."""
+    indices = run.bags.split("test")
+    if not indices:
+        return []
+    test = run.split("test")
+    expected = _expected_events(test, training)
+    rows: Mapping[int, tuple[float, bool, float, float]] = {
+        index: (float(time), bool(event), float(risk), float(event - of_bag))
+        for index, time, event, risk, of_bag in zip(indices, *test.follow_up, test.risk, expected, strict=True)
+    }
+    return [rows[index] for index in indices for _ in run.bags.entries[index].slides]
+
+
+def _expected_events(test: SplitPredictions, training: RiskPredictions) -> np.ndarray:
+    """Cumulative hazard of each patient at the end of follow-up; NaN where training has no event."""
+    time, _ = test.follow_up
+    if not training.outcome.events:
+        return np.full(len(time), math.nan)
+    survival = breslow(training.outcome, training.risk).survival(test.risk, np.unique(time))
+    own = survival[np.arange(len(time)), np.searchsorted(np.unique(time), time)]
+    expected: np.ndarray = -np.log(np.maximum(own, np.finfo(float).tiny))
+    return expected
 
 
 SURVIVAL = EvaluationTarget(columns=_columns, evaluate=_evaluate)

@@ -1,7 +1,7 @@
 """Attention of the test slides: its files, and each slide's view in the report."""
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from shapely.geometry.base import BaseGeometry
@@ -37,7 +37,7 @@ class AttentionOutputs(NamedTuple):
     with_leave_one_out: bool
 
 
-class _Slide(NamedTuple):
+class AttentionSlide(NamedTuple):
     """A test slide with its attention and the further columns of its table."""
 
     slide_id: str
@@ -53,33 +53,54 @@ def slide_views(
     checks: AttentionChecks,
     outputs: AttentionOutputs,
 ) -> Iterator[SlideView]:
-    """Write the attention of each test slide and yield its view in the report.
+    """Write the attention of each test slide and yield its view in the report."""
+
+    def row(view: SlideView) -> dict[str, Any]:
+        return {"called": run.spec.classes[view.predicted_class], "probabilities": view.probabilities}
+
+    slides = _slides(run, rule, regions, checks, with_leave_one_out=outputs.with_leave_one_out)
+    return write_views(run, slides, _choices(run, rule), outputs.files, row)
+
+
+def write_views(
+    run: RunPredictions,
+    slides: Iterator[AttentionSlide],
+    choices: Mapping[str, str],
+    files: AttentionFiles,
+    index_row: Callable[[SlideView], dict[str, Any]],
+) -> Iterator[SlideView]:
+    """Write the attention of slides and yield their views in the report.
 
     Slides are written by threads, their models run in this one. Ends with an index of all of them, ``index.json``.
+
+    Args:
+        run: with the slides of the store.
+        slides: with their attention.
+        choices: reason for the pictures of each slide that has some in the report.
+        files: to write of each slide.
+        index_row: columns of a slide's prediction in the index.
     """
-    folder = AttentionFolder(Run(run.uri).attention_uri, outputs.files)
-    choices = _choices(run, rule)
+    folder = AttentionFolder(Run(run.uri).attention_uri, files)
     sizes = PictureSizes.for_slides(len(choices))
     index_rows, digests = [], dict[str, str]()
 
-    def write(slide: _Slide) -> tuple[_Slide, SlideView, dict[str, str]]:
+    def write(slide: AttentionSlide) -> tuple[AttentionSlide, SlideView, dict[str, str]]:
         group = run.catalogue.slide(slide.slide_id)
         written = write_attention(folder, group, slide.result.attention, slide.columns)
         view = slide_view(group, slide.result, written, sizes, choices.get(slide.slide_id))
         return slide, view, written.digests
 
-    slides = _slides(run, rule, regions, checks, with_leave_one_out=outputs.with_leave_one_out)
     for slide, view, of_slide in map_in_threads(write, slides, THREADS, _instances, MOST_INSTANCES):
         digests |= of_slide
-        row = {"slide_id": slide.slide_id, "bag": slide.bag_id, "called": run.spec.classes[view.predicted_class]}
-        index_rows.append(row | {"probabilities": view.probabilities, "entropy": nan_to_none(view.entropy)})
+        row = {"slide_id": slide.slide_id, "bag": slide.bag_id}
+        index_rows.append(row | index_row(view) | {"entropy": nan_to_none(view.entropy)})
         yield view
     if digests:
         record_digests(folder.uri, digests)
     publish({Run(run.uri).attention_index_uri: storage.json_bytes(index_rows)})
 
 
-def _instances(slide: _Slide) -> float:
+def _instances(slide: AttentionSlide) -> float:
     return len(slide.result.attention)
 
 
@@ -101,7 +122,7 @@ def _slides(
     checks: AttentionChecks,
     *,
     with_leave_one_out: bool,
-) -> Iterator[_Slide]:
+) -> Iterator[AttentionSlide]:
     """The slides of each test bag with what the models say of their instances."""
     predicted = predicted_classes(run, rule)
     for index in track(list(predicted), "attention", len(predicted)):
@@ -119,4 +140,5 @@ def _slides(
                 region=regions.get(slide_id) if entry.label or len(run.spec.classes) > 2 else None,
                 localisation=checks.localisation.bags.get(slide_id),
             )
-            yield _Slide(slide_id, entry.bag_id, result, {name: values[slide_id] for name, values in columns.items()})
+            of_slide = {name: values[slide_id] for name, values in columns.items()}
+            yield AttentionSlide(slide_id, entry.bag_id, result, of_slide)

@@ -4,6 +4,7 @@ They print sharply, need no script and carry a description in words.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -55,7 +56,18 @@ class Axes:
         return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def chart(axes: Axes, series: list[Series], description: str, *, legend: bool = False) -> Markup:
+@dataclass(frozen=True, slots=True)
+class TickRow:
+    """Counts under the ticks of the x axis, in a row of their own, such as patients at risk."""
+
+    name: str
+    style: str
+    counts: tuple[int, ...]
+
+
+def chart(
+    axes: Axes, series: list[Series], description: str, *, legend: bool = False, rows: Sequence[TickRow] = ()
+) -> Markup:
     """Lines and points on one pair of axes.
 
     Args:
@@ -63,14 +75,16 @@ def chart(axes: Axes, series: list[Series], description: str, *, legend: bool = 
         series: drawn in order.
         description: in words, for readers who cannot see the chart.
         legend: write the names of the lines below the axes, a line each.
+        rows: written under the legend, a count at each tick of x.
     """
-    named = [line for line in series if line.style != "band"] if legend else []
-    height = HEIGHT + LEGEND_LINE * len(named)
+    named = [line for line in series if not line.style.startswith("band")] if legend else []
+    height = HEIGHT + LEGEND_LINE * (len(named) + len(rows) + bool(rows))
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(description)}">',
         *_frame(axes),
         *(part for line in series for part in _draw(axes, line)),
         *_legend(named),
+        *_rows(axes, rows, HEIGHT + LEGEND_LINE * len(named)),
         "</svg>",
     ]
     return Markup("".join(parts))  # noqa: S704 - every text in it passed escape
@@ -107,6 +121,19 @@ def _legend(series: list[Series]) -> list[str]:
         y = HEIGHT + LEGEND_LINE * (k + 0.5)
         parts.append(f'<line class="{escape(line.style)}" x1="{LEFT + 8}" x2="{LEFT + 30}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{LEFT + 36}" y="{y + 4}">{escape(line.name)}</text>')
+    return parts
+
+
+def _rows(axes: Axes, rows: Sequence[TickRow], top: float) -> list[str]:
+    """Title of the rows, and each row with its mark at the left."""
+    parts = [f'<text class="tick" x="{LEFT}" y="{top + 12}">at risk</text>'] if rows else []
+    for k, row in enumerate(rows):
+        y = top + LEGEND_LINE * (k + 1.5)
+        parts.append(f'<line class="{escape(row.style)}" x1="4" x2="26" y1="{y}" y2="{y}"/>')
+        parts += [
+            f'<text class="tick" x="{axes.x(tick)}" y="{y + 4}" text-anchor="middle">{count}</text>'
+            for tick, count in zip(axes.x_ticks, row.counts, strict=True)
+        ]
     return parts
 
 

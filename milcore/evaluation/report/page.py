@@ -62,25 +62,26 @@ def render(data: ReportData) -> str:
 
     It sends no request, and reads in print and without script.
     """
-    return _environment().get_template("report.html.j2").render(_template_values(data))
+    return environment().get_template("report.html.j2").render(_template_values(data))
 
 
 def model_card(data: ReportData) -> str:
     """The model card as Markdown."""
-    environment = _environment()
-    environment.finalize = markdown.text
-    return environment.get_template("MODEL_CARD.md.j2").render(_template_values(data))
+    templates = environment()
+    templates.finalize = markdown.text
+    return templates.get_template("MODEL_CARD.md.j2").render(_template_values(data))
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of the room, with the filters they use."""
+    templates = Environment(
         loader=PackageLoader("milcore", "evaluation/report"),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    templates.filters |= {
         "number": number,
         "interval": interval,
         "interval_bar": interval_bar,
@@ -89,7 +90,7 @@ def _environment() -> Environment:
         "cell": _cell,
         "percent": lambda share: f"{100 * share:.0f} %",
     }
-    return environment
+    return templates
 
 
 def number(value: float | None) -> str:
@@ -135,10 +136,11 @@ def _template_values(data: ReportData) -> dict[str, Any]:
         "page_rows": PAGE_ROWS,
         "quarantined": list(data.quarantined.items())[:MOST_ROWS],
         "named_not_localised": list(data.not_localised.items())[:SLIDES_NAMED],
-        "scale": _scale,
+        "scale": slide_scale,
         "pictures_mb": BASE64 * sum(slide.picture_bytes for slide in data.slides) / 1e6,
-        "trials": None if data.sweep is None else _trials(data.sweep.trials),
+        "trials": None if data.sweep is None else trial_rows(data.sweep.trials),
         "trial_titles": TRIAL_TITLES,
+        "rank_title": "AUROC",
         "perfect": data.metrics["auroc"].low == data.metrics["auroc"].high == 1.0,
         "least_accuracy": lambda patients: TAIL ** (1 / patients),
     }
@@ -183,7 +185,9 @@ def _charts(data: ReportData) -> list[tuple[str, str, Markup]]:
         caption = f"Mean over {data.flipping.bags} test {data.bag}s. Below random: attention tells what decides."
         charts.append(("Patch flipping", caption, _flipping(data.flipping)))
     training = [
-        (title, caption, _training(data.history, name)) for title, name, caption in _TRAINING if _has_metric(data, name)
+        (title, caption, training_chart(data.history, name))
+        for title, name, caption in _TRAINING
+        if _has_metric(data, name)
     ]
     return charts + training
 
@@ -202,14 +206,14 @@ def _has_metric(data: ReportData, metric: str) -> bool:
 def _curves(curves: Sequence[Curve], axes: Axes, words: str) -> Markup:
     """Chart of the classes' curves over their bands, with a legend for several."""
     bands = [curve.band for curve in curves if curve.band is not None and curve.band.x]
-    series = [Series("band", "band", _outline(band)) for band in bands]
+    series = [Series("band", "band", band_outline(band)) for band in bands]
     series += [
         Series(curve.name, f"line-model class-{k % 6}", curve.points) for k, curve in enumerate(curves) if curve.points
     ]
     return chart(axes, series, words, legend=len(curves) > 1)
 
 
-def _outline(band: Band) -> list[Point]:
+def band_outline(band: Band) -> list[Point]:
     """Outline of a band: along the upper edge and back along the lower."""
     upper, lower = zip(band.x, band.high, strict=True), zip(band.x, band.low, strict=True)
     return [*upper, *reversed(list(lower))]
@@ -234,13 +238,14 @@ def _calibration(data: ReportData) -> Markup:
     return chart(axes, [Series("test", "dot-model", points, radii)], words)
 
 
-def _training(history: pa.Table, metric: str) -> Markup:
+def training_chart(history: pa.Table, metric: str) -> Markup:
+    """Chart of a metric by epoch, a line for each split and fold."""
     rows = [row for row in history.to_pylist() if row["metric"] == metric and math.isfinite(row["value"])]
     lines: dict[tuple[str, int], list[Point]] = {(row["split"], row["fold"]): [] for row in rows}
     for row in sorted(rows, key=lambda row: row["epoch"]):
         lines[row["split"], row["fold"]].append((float(row["epoch"]), float(row["value"])))
     last = max((row["epoch"] for row in rows), default=1) or 1
-    top = 1.0 if metric == "auroc" else max((row["value"] for row in rows), default=1.0) * 1.05 or 1.0
+    top = 1.0 if metric in {"auroc", "concordance"} else max((row["value"] for row in rows), default=1.0) * 1.05 or 1.0
     axes = Axes("epoch", metric, (0.0, float(last)), (0.0, top), steps(last, 5), steps(top, 5), diagonal=False)
     folds = len({fold for _, fold in lines}) > 1
     series = [
@@ -251,7 +256,7 @@ def _training(history: pa.Table, metric: str) -> Markup:
     return chart(axes, series, words)
 
 
-def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
+def trial_rows(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
     """Columns with any value, rows, and the row that ranks first on validation."""
     names = [str(name) for name in table.column_names if table[name].null_count < len(table)]
     rows = table.to_pylist()
@@ -271,5 +276,6 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _scale(slide: SlideView) -> tuple[float, str] | None:
+def slide_scale(slide: SlideView) -> tuple[float, str] | None:
+    """Length and label of a slide's scale bar; None where its scale is unknown."""
     return None if slide.mpp is None or slide.size_level0 is None else scale_bar(slide.size_level0[0], slide.mpp)
