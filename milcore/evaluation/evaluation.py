@@ -25,19 +25,25 @@ class SlideEvaluation:
     """Label, prediction and attention of one test slide.
 
     Args:
-        label: its class.
-        predicted: the class that was called.
-        probabilities: by class, of the slide's bag.
+        label: its class; empty for survival.
+        predicted: the class that was called; None for survival.
+        probabilities: by class, of the slide's bag; empty for survival.
         entropy: of its attention as a share of the largest possible; NaN for one patch.
+        risk: of survival: log hazard ratio relative to the mean of the training patients; None for classes.
+        time: of survival: to the event or to censoring, of the slide's patient.
+        event: of survival: True where the event came at that time.
     """
 
     slide_id: str
     patient_id: str
     label: str
-    predicted: str
+    predicted: str | None
     probabilities: Mapping[str, float]
     entropy: float
     attention: SlideAttention
+    risk: float | None = None
+    time: float | None = None
+    event: bool | None = None
 
     def _repr_html_(self) -> str:
         """The slide's row and overlay, for a notebook."""
@@ -68,7 +74,7 @@ class Evaluation:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
+        """Class names, by label; empty for survival."""
         return tuple(self._content["classes"])
 
     @property
@@ -87,39 +93,52 @@ class Evaluation:
     @property
     def per_class(self) -> dict[str, dict[str, Estimate]]:
         """Metrics of each class against the rest; empty for two classes."""
-        return {name: _estimates(values) for name, values in self._content["per_class"].items()}
+        return {name: _estimates(values) for name, values in self._content.get("per_class", {}).items()}
 
     @property
     def patients(self) -> dict[str, Estimate]:
         """Metrics of patients; empty where every patient has one bag."""
-        return _estimates(self._content["patients"])
+        return _estimates(self._content.get("patients", {}))
 
     @property
     def comparison(self) -> dict[str, tuple[float, float]]:
         """AUROC and localisation AUROC of the run and its baselines.
 
-        NaN where undefined.
+        Of survival it is Harrell's and Uno's C. NaN where undefined.
         """
-        rows = self._content["comparison"]
-        return {row["name"]: (_or_nan(row["auroc"]), _or_nan(row["localisation_auroc"])) for row in rows}
+        first, second = self._compared
+        return {row["name"]: (_or_nan(row[first]), _or_nan(row[second])) for row in self._content["comparison"]}
+
+    @property
+    def _compared(self) -> tuple[str, str]:
+        """Metrics of the models in the comparison."""
+        return ("harrell_c", "uno_c") if self._is_survival else ("auroc", "localisation_auroc")
+
+    @property
+    def _is_survival(self) -> bool:
+        """True for a time to an event, whose metrics are not those of classes."""
+        return "survival" in self._content
 
     @property
     def confusion(self) -> list[list[int]]:
-        """Counts of bags: row of the true class, column of the called one."""
-        return [list(row) for row in self._content["confusion"]]
+        """Counts of bags, row of the true class, column of the called one."""
+        return [list(row) for row in self._content.get("confusion", ())]
 
     @property
     def roc(self) -> RocCurve:
-        """ROC curve of the positive class of two, or the micro-average of more."""
-        return RocCurve(**self._content["roc"])
+        """ROC curve of the positive class of two, or the micro-average of more.
+
+        Empty for survival.
+        """
+        return RocCurve(**self._content["roc"]) if "roc" in self._content else RocCurve([], [], [])
 
     @property
     def threshold(self) -> float | None:
         """Lowest probability called positive, chosen on validation.
 
-        None with more than two classes.
+        None with more than two classes, and for survival.
         """
-        threshold: float | None = self._content["threshold"]
+        threshold: float | None = self._content.get("threshold")
         return threshold
 
     @property
@@ -130,22 +149,26 @@ class Evaluation:
     @cached_property
     def slides(self) -> dict[str, SlideEvaluation]:
         """Test slides by id."""
-        labels = {
-            slide_id: (row["patient_id"], self.classes[row["label"]])
-            for row in self.run.predictions().to_pylist()
-            for slide_id in row["slide_id"].split(";")
-        }
+        bags = {slide_id: row for row in self.run.predictions().to_pylist() for slide_id in row["slide_id"].split(";")}
         return {
-            row["slide_id"]: SlideEvaluation(
-                row["slide_id"],
-                *labels[row["slide_id"]],
-                predicted=row["called"],
-                probabilities=dict(zip(self.classes, row["probabilities"], strict=True)),
-                entropy=_or_nan(row["entropy"]),
-                attention=SlideAttention(self.run.attention_uri, row["slide_id"]),
-            )
+            row["slide_id"]: self._slide(row, bags[row["slide_id"]])
             for row in run_files.read_json(self.run.attention_index_uri)
         }
+
+    def _slide(self, row: Mapping[str, Any], bag: Mapping[str, Any]) -> SlideEvaluation:
+        """A slide from its rows in the index of attention and the predictions."""
+        return SlideEvaluation(
+            row["slide_id"],
+            bag["patient_id"],
+            label="" if self._is_survival else self.classes[bag["label"]],
+            predicted=row.get("called"),
+            probabilities={} if self._is_survival else dict(zip(self.classes, row["probabilities"], strict=True)),
+            entropy=_or_nan(row["entropy"]),
+            attention=SlideAttention(self.run.attention_uri, row["slide_id"]),
+            risk=bag.get("risk"),
+            time=bag.get("time"),
+            event=None if "event" not in bag else bool(bag["event"]),
+        )
 
     def as_dict(self) -> dict[str, object]:
         """The content of ``metrics.json``, with the URI of the report."""
@@ -153,11 +176,17 @@ class Evaluation:
 
     @property
     def line(self) -> str:
-        """AUROC, accuracy and localisation AUROC in one line."""
-        return ", ".join(_metric_text(name, self.metrics[name]) for name in ("auroc", "accuracy", "localisation_auroc"))
+        """Main metrics in one line.
+
+        AUROC, accuracy and localisation AUROC; of survival the C-indices and the hazard ratio.
+        """
+        of_classes = ("auroc", "accuracy", "localisation_auroc")
+        names = ("harrell_c", "uno_c", "hazard_ratio") if self._is_survival else of_classes
+        return ", ".join(_metric_text(name, self.metrics[name]) for name in names)
 
     def __repr__(self) -> str:
-        return f"Evaluation({self.run.uri}: AUROC {self.metrics['auroc']})"
+        first = self._compared[0]
+        return f"Evaluation({self.run.uri}: {_TITLES[first]} {self.metrics[first]})"
 
     def _repr_html_(self) -> str:
         """Metrics with intervals, the models to beat and warnings, for a notebook."""
@@ -166,23 +195,31 @@ class Evaluation:
             for name, each in self.metrics.items()
         ]
         others = [
-            (row["name"], format_metric(row["auroc"]), format_metric(row["localisation_auroc"]))
-            for row in self._content["comparison"]
+            (row["name"], *(format_metric(row[name]) for name in self._compared)) for row in self._content["comparison"]
         ]
         return (
             html.table(["test split", "value (95 % interval)"], rows)
-            + html.table(["model", "AUROC", "localisation AUROC"], others)
+            + html.table(["model", *(_TITLES[name] for name in self._compared)], others)
             + "".join(html.line(f"warning: {warning}") for warning in self.warnings)
             + html.line(f"report: {self.report}")
         )
 
 
-_HEADER = ("slide", "patient", "label", "called", "probabilities")
+_HEADER = ("slide", "patient", "label", "called", "prediction")
+_TITLES = {
+    "auroc": "AUROC",
+    "localisation_auroc": "localisation AUROC",
+    "harrell_c": "Harrell's C",
+    "uno_c": "Uno's C",
+}
 
 
 def _cells(slide: SlideEvaluation) -> tuple[str, ...]:
+    if slide.risk is not None:
+        end = f"{'event' if slide.event else 'censored'} at {slide.time:g}"
+        return (slide.slide_id, slide.patient_id, end, "", f"risk {slide.risk:.3f}")
     probabilities = ", ".join(f"{name} {value:.3f}" for name, value in slide.probabilities.items())
-    return (slide.slide_id, slide.patient_id, slide.label, slide.predicted, probabilities)
+    return (slide.slide_id, slide.patient_id, slide.label, slide.predicted or "", probabilities)
 
 
 def _metric_text(name: str, estimate: Estimate) -> str:

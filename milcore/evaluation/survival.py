@@ -35,7 +35,7 @@ def _columns(run: RunPredictions) -> tuple[dict[str, pa.Array], dict[str, pa.Arr
 
 
 def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPages:
-    """Measure risks on the test split, with all that is estimated taken from training patients."""
+    """Measure risks on the test split; all that is estimated comes from training."""
     training, test = (_predictions(run, split) for split in (_reference(run), "test"))
     metrics = survival_metrics(test, training, run.spec.train.seed)
     comparison = [_row(*run_title(run.spec), metrics)]
@@ -127,7 +127,10 @@ def _of_slides(run: RunPredictions, training: RiskPredictions) -> list[tuple[flo
 
 
 def _expected_events(test: SplitPredictions, training: RiskPredictions) -> np.ndarray:
-    """Cumulative hazard of each patient at the end of follow-up; NaN where training has no event."""
+    """Cumulative hazard of each patient until the end of follow-up.
+
+    NaN where training has no event.
+    """
     time, _ = test.follow_up
     if not training.outcome.events:
         return np.full(len(time), math.nan)

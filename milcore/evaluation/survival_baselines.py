@@ -51,7 +51,7 @@ def compare_risks(config: TrainConfig, bags: Bags, catalogue: Catalogue, device:
 def risk_predictions(
     entries: Sequence[BagEntry], risk: Float[np.ndarray, " bag"], sites: Mapping[str, str]
 ) -> RiskPredictions:
-    """Outcome and risk of bags, with the site of each where the manifest has some.
+    """Outcome, risk and, where the manifest has some, site of bags.
 
     Args:
         entries: of the bags, each with follow-up.
@@ -96,7 +96,7 @@ def _measure(bags: Bags, risk: Mapping[int, float], seed: int) -> SurvivalMetric
 
 
 def _colour(bags: Bags, catalogue: Catalogue, seed: int) -> SurvivalMetrics:
-    """Cox model of the colours of slides; undefined where they cannot be read or fitted."""
+    """Cox model of colours, undefined where they cannot be read or fitted."""
     indices = {split: bags.split(split) for split in ("train", "test")}
     chosen = [bags.entries[index] for split in indices.values() for index in split]
     whole = [*indices["train"], *indices["test"]]

@@ -1,4 +1,4 @@
-"""Attention of the test slides of a run on survival, and each slide's view in the report."""
+"""Attention and report views of the test slides of a survival run."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +35,10 @@ def risk_views(run: RunPredictions, options: EvaluationOptions) -> Iterator[Slid
 
 
 def _choices(run: RunPredictions) -> dict[str, str]:
-    """Reason for the pictures of each slide: those of highest and of lowest risk, or all of few."""
+    """Reason for the pictures of each slide: highest or lowest risk.
+
+    Empty where the report shows those of all slides.
+    """
     indices = run.bags.split("test")
     slides = [(index, slide_id) for index in indices for slide_id in run.bags.entries[index].slides]
     if len(slides) <= FEW_SLIDES:

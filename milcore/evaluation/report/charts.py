@@ -58,7 +58,7 @@ class Axes:
 
 @dataclass(frozen=True, slots=True)
 class TickRow:
-    """Counts under the ticks of the x axis, in a row of their own, such as patients at risk."""
+    """Counts under the ticks of the x axis, such as patients at risk."""
 
     name: str
     style: str

@@ -29,7 +29,7 @@ class SurvivalSlide(NamedTuple):
 
 
 class SurvivalCount(NamedTuple):
-    """Number of patients and of events in a split, and the median time of its patients."""
+    """Numbers of patients and events in a split, and their median time."""
 
     split: str
     patients: int

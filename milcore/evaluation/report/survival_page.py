@@ -42,7 +42,7 @@ STYLES = {"low": ("line-model", "band"), "high": ("line-model class-1", "band hi
 
 
 def render_survival(data: SurvivalReport) -> str:
-    """The report as HTML; it sends no request, and reads in print and without script."""
+    """The report as HTML, which reads in print and without script."""
     return environment().get_template("survival.html.j2").render(_template_values(data))
 
 
@@ -133,7 +133,7 @@ def _survival(groups: tuple[RiskGroup, RiskGroup], unit: str) -> Markup:
 
 
 def _stairs(time: np.ndarray, values: np.ndarray) -> list[Point]:
-    """Corners of a curve that keeps a value until the next time, from (0, 1)."""
+    """Corners of a step curve that starts at (0, 1)."""
     x = np.repeat(np.append(0.0, time), 2)[1:]
     y = np.repeat(np.append(1.0, values), 2)[:-1]
     return list(zip(x.tolist(), y.tolist(), strict=True))

@@ -136,7 +136,7 @@ def measurement_times(test: Outcome, training: Outcome) -> Float[np.ndarray, " t
     """
     if not training.events or not len(test.time):
         return np.zeros(0)
-    times = np.unique(np.quantile(training.time[training.event], DECILES))
+    times = np.unique(np.quantile(training.time[training.event], DECILES, method="inverted_cdf"))
     curve = CensoringCurve.of(training)
     followed = np.append(1.0, curve.probability)[np.searchsorted(curve.time, times, side="right")] > 0
     within: np.ndarray = times[followed & (times >= test.time.min()) & (times < test.time.max())]

@@ -1,0 +1,124 @@
+"""Evaluation of survival end to end on a small store: files, figures from independent formulas, objects, baselines."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sksurv.metrics import concordance_index_censored, concordance_index_ipcw
+from sksurv.util import Surv
+
+from milcore.cli.info import damage
+from milcore.evaluation.evaluate import evaluate
+from milcore.evaluation.evaluation import Evaluation
+from milcore.evaluation.run_predictions import open_run
+from milcore.evaluation.survival_baselines import shuffle_follow_up
+from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.device import compute_device
+from milcore.training.run_folder import Run
+from tests.evaluation.survival_store import survival_store, train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("survival")
+    store = survival_store(str(folder / "store"), patients=60, sites=True)
+    uri = train(store, str(folder / "run"))
+    evaluate(uri, with_leave_one_out=True)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def summary(run: str) -> dict:
+    return json.loads(Path(run, "metrics.json").read_text())
+
+
+def test_figures_are_those_of_the_predictions(run, summary):
+    rows = pq.read_table(f"{run}/predictions.parquet").to_pylist()
+    training, test = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
+    time, event, risk = (np.array([row[name] for row in test]) for name in ("time", "event", "risk"))
+    surv = [Surv.from_arrays([r["event"] for r in part], [r["time"] for r in part]) for part in (training, test)]
+    assert summary["harrell_c"] == pytest.approx(concordance_index_censored(event == 1, time, risk)[0])
+    tau = summary["survival"]["tau"]
+    assert summary["uno_c"] == pytest.approx(concordance_index_ipcw(*surv, risk, tau)[0])
+    assert summary["survival"]["risk_cut"] == pytest.approx(np.median([row["risk"] for row in training]))
+    assert summary["splits"]["test"] == {"patients": len(test), "events": int(event.sum())}
+    groups = {group["name"]: group["patients"] for group in summary["survival"]["groups"]}
+    assert groups["high"] == (risk > summary["survival"]["risk_cut"]).sum()
+    low, high = summary["intervals"]["harrell_c"]
+    assert low < summary["harrell_c"] < high
+
+
+def test_metrics_say_by_what_they_were_measured(summary):
+    assert (summary["target"], summary["time"], summary["event"]) == ("survival_cox", "os_days", "os_event")
+    assert summary["survival"]["times"][-1] == summary["survival"]["tau"]
+    assert summary["survival"]["estimated_of"] == "the training patients"
+    assert set(summary["sites"]) == {"north", "south"}
+    assert [row["name"] for row in summary["comparison"]] == [
+        "gated attention pooling, embedding level",
+        "embedding-mean pooling",
+        "slide colour",
+        "shuffled training follow-up",
+    ]
+    curve = summary["survival"]["groups"][0]["curve"]
+    assert len(curve["time"]) == len(curve["survival"]) == len(curve["at_risk"])
+
+
+def test_every_file_is_there_and_undamaged(run):
+    report, card = Path(run, "report.html").read_text(), Path(run, "MODEL_CARD.md").read_text()
+    for words in ("Kaplan-Meier", "at risk", "Uno&#39;s C", "Research use only"):
+        assert words in report
+    assert "log\nhazard ratio" in card
+    assert "{{" not in report + card
+    assert damage(run) == []
+
+
+def test_leave_one_out_is_the_signed_change_of_the_risk(run):
+    """Against the model run on the bag without each patch."""
+    opened = open_run(run, compute_device(use_gpu=False))
+    model, bag = opened.models[0], opened.bags[opened.bags.split("test")[0]]
+    entry = opened.bags.entries[opened.bags.split("test")[0]]
+    table = pq.read_table(f"{run}/attention/{entry.slides[0]}.parquet")
+    rows = torch.as_tensor(bag.instances)
+    without = [Bag(str(k), "", 0, torch.cat([rows[:k], rows[k + 1 :]])) for k in range(len(rows))]
+    with torch.no_grad():
+        whole, *others = model(pack([Bag("x", "", 0, rows), *without], range(len(rows) + 1)), None)[:, 0].tolist()
+    np.testing.assert_allclose(table["leave_one_out"].to_numpy(), whole - np.array(others), atol=1e-5)
+    assert "instance_probability" not in table.column_names
+
+
+def test_the_object_shows_risks(run):
+    evaluation = Evaluation(run)
+    assert evaluation.line.startswith("harrell_c 0.")
+    assert "Harrell's C" in repr(evaluation)
+    slide = next(iter(evaluation.slides.values()))
+    assert slide.risk is not None
+    assert slide.predicted is None
+    assert slide.time > 0
+    assert "risk" in slide._repr_html_()
+    assert evaluation.metrics["uno_c"].low < evaluation.metrics["uno_c"].value
+    assert set(evaluation.comparison) >= {"embedding-mean pooling", "slide colour"}
+    assert evaluation.roc.threshold == []
+    assert "Uno" in evaluation._repr_html_()
+
+
+def test_shuffling_keeps_test_patients_and_the_set_of_the_others(run):
+    bags = open_run(run, compute_device(use_gpu=False)).bags
+    again = shuffle_follow_up(bags, 0)
+    for split in ("train", "val", "test"):
+        before, after = ([each.entries[k].follow_up for k in bags.split(split)] for each in (bags, again))
+        assert sorted(before) == sorted(after)
+        assert (before == after) == (split == "test")
+
+
+def test_folds_take_risks_of_the_models_that_left_a_patient_out(tmp_path):
+    store = survival_store(str(tmp_path / "store"), patients=36)
+    uri = train(store, str(tmp_path / "run"), folds=2)
+    summary = evaluate(uri, baselines=False)
+    assert "fold that was not trained on them" in summary["survival"]["estimated_of"]
+    assert not math.isnan(summary["harrell_c"])
+    assert summary["sites"] == {}
+    assert Run(uri).predictions().column("fold").to_pylist().count(-1) == summary["slides"]["test"]
