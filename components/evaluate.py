@@ -25,7 +25,7 @@ def evaluate(
         baselines: also train and show what the model has to beat.
         state: digest of the run; an equal one lets Kubeflow reuse this step's result.
         metrics: of the test split.
-        classification: ROC curve and confusion matrix of the test split.
+        classification: ROC curve and confusion matrix of the test split; empty for survival.
         report: the HTML report.
         model_card: what the model is, and is not, for.
         attention: index and overlays of the test slides.
@@ -39,11 +39,13 @@ def evaluate(
         # the encoder is the one that the settings of this pipeline named
         evaluation = api.evaluate(run_uri, baselines=baselines, sweep=sweep_uri, allow_program=True)
         uris = api.download_evaluation(run_uri, report.path, model_card.path, attention.path)
-    for name, value in evaluation.as_dict().items():
+    content = evaluation.as_dict()
+    for name, value in content.items():
         if isinstance(value, float):
             metrics.log_metric(name, value)
-    classification.log_roc_curve(*evaluation.roc)
-    classification.log_confusion_matrix(list(evaluation.classes), evaluation.confusion)
+    if "confusion" in content:
+        classification.log_roc_curve(*evaluation.roc)
+        classification.log_confusion_matrix(list(evaluation.classes), evaluation.confusion)
     for output, name in ((report, "report"), (model_card, "model_card"), (attention, "attention")):
         output.metadata["uri"] = uris[name]
     return uris["report"]
