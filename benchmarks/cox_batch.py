@@ -1,7 +1,7 @@
 """Batch size of Cox's partial likelihood: test concordance by batch size and learning rate.
 
-All are trained for as many epochs, so that larger batches make fewer steps. Bags of features whose hazard grows with the number of instances of one kind; a third is censored. Run:
-``python -m benchmarks.cox_batch``.
+All are trained for as many epochs, so that larger batches make fewer steps. Bags of features whose hazard grows with the
+share of instances of one kind; a third is censored. Run: ``python -m benchmarks.cox_batch``.
 """
 
 import statistics
@@ -22,7 +22,7 @@ TRAIN, VAL, TEST, WIDTH = 280, 60, 400, 32
 
 
 def cohort(seed: int) -> tuple[Bags, np.ndarray, np.ndarray]:
-    """Bags of 20 to 60 instances; the log hazard is 3 times the standardised share of shifted ones."""
+    """Bags of 20 to 60 instances; the log hazard is the standardised share of shifted ones."""
     random = np.random.default_rng(seed)
     count = TRAIN + VAL + TEST
     share = random.beta(1.0, 4.0, count)

@@ -101,7 +101,9 @@ class Bags:
         times: ValuesOfBags | None = None,
         events: ValuesOfBags | None = None,
     ) -> "Bags":
-        """Bags of features from anywhere: one array (n, d) and one label for each, or time and event.
+        """Bags of features from anywhere: an array (n, d) and a label for each.
+
+        For survival time and event stand in place of the label.
 
         An array is a NumPy array (a memory map too), a torch tensor of any device, or what ``numpy.asarray`` makes
         numbers of, such as a list of lists or an h5py data set. Every value is read once, to check that it is finite.
