@@ -130,7 +130,7 @@ ACTIVATION_MB = 2048.0
 FOLDER_SCHEMA_VERSION = 2
 
 # of TrainConfig, where they are not given
-COX_DEFAULTS: dict[str, object] = {"bag": "patient", "batch_size": "all"}
+COX_DEFAULTS: dict[str, object] = {"bag": "patient"}
 # settings of classes, which have one meaning in survival: patients are compared within a batch, by one score of a bag
 ALLOWED_IN_SURVIVAL: dict[str, object] = {
     "class_balance": "none", "label_smoothing": 0.0, "level": "embedding", "attention_heads": "shared",
@@ -554,7 +554,7 @@ class TrainConfig(TargetConfig):
     batch_size: BatchSize = Field(
         8,
         description="bags in one optimizer step, over all workers together, or all training bags; with target "
-        f"survival_cox {COX_DEFAULTS['batch_size']} by default, which compares each patient with all at risk",
+        "survival_cox a patient is compared with those at risk in the same step",
     )
     activation_mb: PositiveFloat | None = Field(
         None,
