@@ -1,4 +1,5 @@
 """Synthetic cohorts of slides with lesions.
 
-``anatomy`` draws positions, ``lesions`` lesions, ``nuclei`` sprites, ``painting`` pixels, ``generate`` files.
+``anatomy`` draws positions, ``lesions`` lesions, ``nuclei`` sprites, ``painting`` pixels, ``generate`` files;
+``survival_bags`` draws features without slides.
 """
