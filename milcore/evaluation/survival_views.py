@@ -17,8 +17,6 @@ from milcore.runtime.progress import track
 
 # of each kind, where the report does not show the pictures of all slides
 SHOWN = 8
-# columns of a slide's table that are of classes
-OF_CLASSES = "instance_probability"
 
 
 def risk_views(run: RunPredictions, options: EvaluationOptions) -> Iterator[SlideView]:
@@ -56,7 +54,7 @@ def _slides(run: RunPredictions, options: EvaluationOptions) -> Iterator[Attenti
     for index in track(indices, "attention", len(indices)):
         entry, prediction = run.bags.entries[index], run.predictions[index]
         of_bag = instance_columns(run.models, run.bags[index], 0, with_leave_one_out=options.with_leave_one_out)
-        columns = {name: entry.by_slide(values) for name, values in of_bag.items() if name != OF_CLASSES}
+        columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
         for slide_id, weight in entry.by_slide(prediction.attention).items():
             result = SlideResult(
                 patient_id=entry.patient_id,
