@@ -12,8 +12,10 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from milcore.evaluation.report import render
+from milcore.evaluation.report.survival_page import render_survival
 from tests.chromium import check, complaints, focusable, open_page, overflow_px, press_tab, requested, tab_stops
 from tests.evaluation.report.example import example, of_many
+from tests.evaluation.report.survival_example import survival_example
 
 pytestmark = pytest.mark.browser
 
@@ -200,3 +202,24 @@ def test_ids_and_the_marks_of_sorting_do_not_break(small_page: Path, browser: Ch
     for selector in ("#slides tbody a", "#slides th button"):
         for element in browser.find_elements(By.CSS_SELECTOR, selector):
             assert browser.execute_script("return arguments[0].getClientRects().length", element) == 1, element.text
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_a_report_on_survival_is_read_sorted_and_reached_by_tab(
+    tmp_path: Path, browser: Chrome, width: int, scheme: str
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render_survival(survival_example(24)), encoding="utf-8")
+    open_page(browser, path, width, scheme)
+    assert overflow_px(browser) <= 0
+    assert [check(browser, name) for name in ("outside", "collisions", "lowContrast")] == [[], [], []]
+    assert {url for url in requested(browser) if not url.startswith("data:")} == {path.as_uri()}
+    stops = tab_stops(browser)
+    assert len(stops) == focusable(browser)
+    assert [stop for stop in stops if stop.outline_px < 2 or stop.contrast < 3] == []
+    press(browser, "Risk")
+    risks = [float(text) for text in column(browser, 4)]
+    assert risks == sorted(risks)
+    Select(browser.find_element(By.ID, "filter-call")).select_by_value("censored")
+    assert {row.find_elements(By.TAG_NAME, "td")[2].text for row in shown(browser)} == {"censored"}
+    assert complaints(browser) == []
