@@ -98,8 +98,14 @@ def hazard_ratio(outcome: Outcome, high: Bool[np.ndarray, " patient"]) -> Estima
         high: True in the group above the line.
 
     Raises:
-        InputError: a group is empty or without an event, or its events all precede or follow the others.
+        InputError: a group is without an event, or its events all precede or follow the others.
     """
+    events = [int(outcome.event[members].sum()) for members in (high, ~high)]
+    if not all(events):
+        raise InputError(
+            f"hazard ratio: expected events in both groups, got {events[0]} in the high one and {events[1]} in the "
+            "other; choose another cut, or add patients"
+        )
     model = cox_regression(outcome, high.astype(np.float64)[:, None], ("group",))
     return model.intervals[0]
 

@@ -27,7 +27,7 @@ from milcore.metrics.survival.log_rank import log_rank
 from milcore.metrics.survival.outcome import Outcome
 from milcore.metrics.survival.risk_groups import CalibrationGroup, RiskGroup, calibration_groups, risk_groups
 
-DECILES = np.linspace(0.1, 0.9, 9)
+DECILES = np.arange(1, 10) / 10
 NAMES = (
     "harrell_c",
     "uno_c",
@@ -132,14 +132,16 @@ def survival_metrics(
 def measurement_times(test: Outcome, training: Outcome) -> Float[np.ndarray, " time"]:
     """Deciles of training event times at which test patients can be measured.
 
-    Those are left out that lie outside the test patients' follow-up, or where all training patients are censored.
+    Those are left out that lie before the first event of the test patients or outside their follow-up, or where all
+    training patients are censored.
     """
     if not training.events or not len(test.time):
         return np.zeros(0)
     times = np.unique(np.quantile(training.time[training.event], DECILES, method="inverted_cdf"))
     curve = CensoringCurve.of(training)
     followed = np.append(1.0, curve.probability)[np.searchsorted(curve.time, times, side="right")] > 0
-    within: np.ndarray = times[followed & (times >= test.time.min()) & (times < test.time.max())]
+    first = test.time[test.event].min() if test.events else test.time.min()
+    within: np.ndarray = times[followed & (times >= first) & (times < test.time.max())]
     return within
 
 

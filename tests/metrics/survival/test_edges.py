@@ -63,7 +63,8 @@ BINARY = np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
         (lambda: cox_regression(SOME, -TIME[:, None], ("stage",)), "grows with stage without bound"),
         (lambda: cox_regression(SOME, (TIME > 6)[:, None].astype(float), ("stage",)), "got stage; leave it out"),
         (lambda: cox_regression(outcome(TIME, [0, 0, 0, 0, 1, 1]), (TIME < 3)[:, None] * 1.0, ("a",)), "got a"),
-        (lambda: hazard_ratio(SOME, (TIME == 2) | (TIME == 5)), "without bound"),
+        (lambda: hazard_ratio(SOME, (TIME == 2) | (TIME == 5)), "got 0 in the high one and 4 in the other"),
+        (lambda: hazard_ratio(Outcome.of(TIME, TIME > 0), TIME < 4), "without bound"),
     ],
 )
 def test_what_cannot_be_computed_is_one_line(compute, words):

@@ -11,7 +11,14 @@ from milcore.metrics.survival.concordance import harrell_c, uno_c
 from milcore.metrics.survival.cox import cox_regression
 from milcore.metrics.survival.dynamic_auc import dynamic_auc
 from milcore.metrics.survival.outcome import Outcome
-from milcore.metrics.survival.summary import NAMES, NO_PAIR, NO_TIME, RiskPredictions, survival_metrics
+from milcore.metrics.survival.summary import (
+    NAMES,
+    NO_PAIR,
+    NO_TIME,
+    RiskPredictions,
+    measurement_times,
+    survival_metrics,
+)
 from tests.metrics.survival.cohorts import halves
 
 
@@ -104,5 +111,12 @@ def test_one_event_leaves_the_hazard_ratio_undefined():
     test = RiskPredictions(Outcome.of(time, time == 5), -time, [f"p{k}" for k in range(20)])
     training = RiskPredictions(Outcome.of(time, time % 2 == 0), -time, [f"q{k}" for k in range(20)])
     metrics = survival_metrics(test, training, seed=1)
-    assert "without bound" in metrics.overall["hazard_ratio"].reason
+    assert "events in both groups" in metrics.overall["hazard_ratio"].reason
     assert metrics.overall["harrell_c"].value == 1.0
+
+
+def test_times_lie_between_the_first_event_and_the_end_of_the_follow_up_of_the_test_patients():
+    time = np.arange(1.0, 101.0)
+    training = Outcome.of(time, np.ones(100, bool))
+    test = Outcome.of(np.array([2.0, 25.0, 40.0, 71.0]), np.array([0, 1, 0, 1]))
+    np.testing.assert_array_equal(measurement_times(test, training), [30, 40, 50, 60, 70])
