@@ -27,6 +27,11 @@ def log_odds(log_prob: Float[Tensor, "bag class"], label: int) -> Float[Tensor, 
     return log_prob[:, label] - torch.logsumexp(log_prob[:, others], dim=1)
 
 
+def class_logit(logits: Float[Tensor, "row logit"], label: int) -> Float[Tensor, " row"]:
+    """Logit for a class; two classes share one, that of the positive class."""
+    return logits[:, 0] * (1 if label == 1 else -1) if logits.shape[1] == 1 else logits[:, label]
+
+
 def bag_losses(
     log_prob: Float[Tensor, "bag class"], labels: Int[Tensor, " bag"], smoothing: float
 ) -> Float[Tensor, " bag"]:
@@ -52,6 +57,7 @@ CLASSIFICATION = ModelTarget(
     width=lambda classes: classes,
     output=class_log_prob,
     values=torch.exp,
+    logit_of=class_logit,
     contrast=log_odds,
     loss=BagLoss(_losses),
 )

@@ -246,11 +246,6 @@ def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:
     heads, contributions = model.pooling.heads, model.contributions(batch)
     return InstanceValues(
         scores[:, min(label, heads - 1)].cpu().numpy() if heads else None,
-        torch.sigmoid(_of_class(logits, label)).cpu().numpy() if logits.shape[1] else None,
-        None if contributions is None else _of_class(contributions.double(), label).cpu().numpy(),
+        torch.sigmoid(model.target.logit_of(logits, label)).cpu().numpy() if logits.shape[1] else None,
+        None if contributions is None else model.target.logit_of(contributions.double(), label).cpu().numpy(),
     )
-
-
-def _of_class(logits: torch.Tensor, label: int) -> torch.Tensor:
-    """Logit of a class; two classes share one, that of the positive class."""
-    return logits[:, 0] * (1 if label == 1 else -1) if logits.shape[1] == 1 else logits[:, label]

@@ -121,6 +121,7 @@ SURVIVAL = ModelTarget(
     width=_one,
     output=_output,
     values=_values,
+    logit_of=_contrast,
     contrast=_contrast,
     loss=JointLoss(_batch_loss),
 )

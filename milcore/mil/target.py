@@ -45,6 +45,7 @@ class ModelTarget(NamedTuple):
         width: columns of a bag's output, by number of classes.
         output: of each bag, from log-sigmoids of minus and plus its logits.
         values: that are reported, from outputs in fp64; the mean over several models is taken of them.
+        logit_of: logit for a class, from those of the classifier; of survival the score.
         contrast: of a column with the others; a change of it is what an instance contributes.
         loss: of each bag alone, or of all bags of a global batch.
     """
@@ -53,5 +54,6 @@ class ModelTarget(NamedTuple):
     width: Callable[[int], int]
     output: Callable[[Float[Tensor, "bag sign logit"]], Float[Tensor, "bag output"]]
     values: Callable[[Float[Tensor, "bag output"]], Float[Tensor, "bag output"]]
+    logit_of: Callable[[Float[Tensor, "row logit"], int], Float[Tensor, " row"]]
     contrast: Callable[[Float[Tensor, "bag output"], int], Float[Tensor, " bag"]]
     loss: BagLoss | JointLoss

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from milcore.config import TrainConfig
+from milcore.mil.bags.bags import Bags
+from milcore.mil.inference import instance_columns, predict_bags
+from milcore.mil.model import make_model
 from milcore.mil.survival import partial_likelihood
 
 RANDOM = np.random.default_rng(0)
@@ -93,3 +97,19 @@ def test_scores_far_apart_stay_finite() -> None:
 def test_a_batch_without_an_event_has_no_loss_and_no_weight() -> None:
     loss, weight, derivative = partial_likelihood(np.ones(3), np.arange(1.0, 4.0), np.zeros(3, np.int64))
     assert (loss, weight, derivative.tolist()) == (0.0, 0.0, [0.0] * 3)
+
+
+def test_contributions_of_patches_add_up_to_the_risk_and_leaving_one_out_changes_it_by_as_much() -> None:
+    """Both have the sign of the risk, not of a class of index 0."""
+    config = TrainConfig(
+        target="survival_cox", time="t", event="e", pooling="additive", hidden=8, attention_hidden=4, precision="fp64"
+    )
+    model = make_model(config, 5, 2).eval()
+    torch.nn.init.constant_(model.classifier.bias, 0.25)
+    bags = Bags.from_arrays([RANDOM.normal(size=(6, 5)).astype(np.float32)], times=[1.0], events=[1])
+    risk = predict_bags(model, bags)[0].probability[0]
+    columns = instance_columns([model], bags[0], 0, with_leave_one_out=True)
+    assert columns["contribution"].sum() + 0.25 == pytest.approx(risk, rel=1e-9)
+    kept = Bags.from_arrays([bags[0].instances[1:6].numpy()], times=[1.0], events=[1])
+    without = predict_bags(model, kept)[0].probability[0]
+    assert columns["leave_one_out"][0] == pytest.approx(risk - without, rel=1e-6, abs=1e-9)
