@@ -142,6 +142,13 @@ def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]
     return {name: given[name] for name in pipeline.component_spec.inputs if given[name] is not None}
 
 
+# columns of the comparison and figures of the run, with their titles
+CLASS_COLUMNS = {"auroc": "AUROC", "localisation_auroc": "localisation AUROC"}
+CLASS_FIGURES = {"auroc": "AUROC", "accuracy": "accuracy"}
+SURVIVAL_COLUMNS = {"harrell_c": "Harrell's C", "uno_c": "Uno's C"}
+SURVIVAL_FIGURES = {"harrell_c": "Harrell's C", "integrated_brier_score": "integrated Brier score"}
+
+
 def _print_result(run_uri: str) -> None:
     """Print the models side by side and the URI of the report."""
     from milcore.runtime import storage  # noqa: PLC0415 - compiling works without what storage needs
@@ -150,13 +157,16 @@ def _print_result(run_uri: str) -> None:
     metrics = storage.read_json(storage.join(run_uri, "metrics.json"))
     names = [printable(row["name"]) for row in metrics["comparison"]]
     width = max(map(len, names))
-    print(f"{'on the test slides':{width}}  AUROC      localisation AUROC")
+    is_survival = metrics.get("target") == "survival_cox"
+    columns = SURVIVAL_COLUMNS if is_survival else CLASS_COLUMNS
+    print("  ".join([f"{'on the test slides':{width}}", *(f"{title:9}" for title in columns.values())]).rstrip())
     for name, row in zip(names, metrics["comparison"], strict=True):
-        print(f"{name:{width}}  {format_metric(row['auroc']):9}  {format_metric(row['localisation_auroc'])}")
-    intervals = metrics.get("score_intervals", {})
+        values = (f"{format_metric(row[column]):{max(9, len(title))}}" for column, title in columns.items())
+        print("  ".join([f"{name:{width}}", *values]).rstrip())
+    intervals = metrics["intervals"] if is_survival else metrics.get("score_intervals", {})
     figures = ", ".join(
         f"{title} {format_metric(metrics[name])}{format_interval(intervals.get(name))}"
-        for name, title in (("auroc", "AUROC"), ("accuracy", "accuracy"))
+        for name, title in (SURVIVAL_FIGURES if is_survival else CLASS_FIGURES).items()
     )
     print(f"{figures}, {len(metrics['quarantined'])} slides quarantined")
     print(printable(f"report: {storage.resolve(metrics['report'], run_uri)}"))
