@@ -75,6 +75,15 @@ def test_a_split_without_events_or_patients_still_reports(data):
         assert ("There is no test patient." in page) == (patients == 0)
 
 
+def test_an_interval_without_width_is_explained(data, html):
+    time = np.arange(1.0, 13.0)
+    test = RiskPredictions(Outcome.of(time, np.ones(12, bool)), -time, [f"p{k}" for k in range(12)])
+    metrics = survival_metrics(test, test, seed=0)
+    words = "With 12 patients it does not mean certainty."
+    assert words in render_survival(dataclasses.replace(data, metrics=metrics))
+    assert words not in html
+
+
 def test_the_model_card_is_markdown_with_the_figures(data):
     card = survival_model_card(data)
     tokens = MarkdownIt("commonmark").enable("table").parse(card)
