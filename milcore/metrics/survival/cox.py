@@ -21,6 +21,8 @@ MOST_STEPS = 50
 CONVERGENCE = 1e-9
 # smallest eigenvalue of the information over its largest
 SINGULAR = 1e-10
+# smallest eigenvalue of the information at the end over that with all coefficients 0, below which it only underflowed
+FADED = 1e-8
 # log hazard ratio of one standard deviation beyond which no finite coefficient is best
 LARGEST_COEFFICIENT = 30.0
 
@@ -201,6 +203,8 @@ def _newton(likelihood: _Likelihood, names: Sequence[str]) -> CoxModel:
         b, terms = _ascend(likelihood, b, terms, step)
         if np.abs(b).max(initial=0.0) > LARGEST_COEFFICIENT:
             break
+        if _fades(terms, start):
+            break
         if np.abs(step).max(initial=0.0) < CONVERGENCE:
             errors = np.sqrt(np.diag(np.linalg.inv(terms.information)))
             return CoxModel(b, errors, terms.log_likelihood, start.log_likelihood, number)
@@ -209,6 +213,12 @@ def _newton(likelihood: _Likelihood, names: Sequence[str]) -> CoxModel:
         f"covariates: expected a likelihood with a largest value, got one that grows with {largest} "
         "without bound (it orders the events perfectly); leave it out, or add patients"
     )
+
+
+def _fades(terms: _Terms, start: _Terms) -> bool:
+    """True where the likelihood is flat because a coefficient goes to infinity."""
+    smallest, at_start = (np.linalg.eigvalsh(each.information).min(initial=np.inf) for each in (terms, start))
+    return not bool(smallest > FADED * at_start)
 
 
 def _ascend(

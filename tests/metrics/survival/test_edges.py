@@ -16,7 +16,7 @@ from milcore.metrics.survival.log_rank import log_rank
 from milcore.metrics.survival.outcome import Outcome
 
 
-def outcome(time: np.ndarray, event: list[int]) -> Outcome:
+def outcome(time: np.ndarray, event: list[int] | np.ndarray) -> Outcome:
     return Outcome.of(time, np.array(event))
 
 
@@ -105,3 +105,38 @@ def test_coefficients_are_those_of_the_scale_of_the_input():
     np.testing.assert_allclose(moved.coefficients * [1e6, 1e-6], base.coefficients, rtol=1e-5)
     np.testing.assert_allclose(moved.standard_errors * [1e6, 1e-6], base.standard_errors, rtol=1e-5)
     assert base.log_likelihood > base.null_log_likelihood
+
+
+def grows_without_bound(outcome: Outcome, high: np.ndarray) -> bool:
+    """By definition: at each event all who have it are of the highest group at risk, or all of the lowest."""
+    times = np.unique(outcome.time[outcome.event])
+    sets = [(high[outcome.event & (outcome.time == t)], high[outcome.time >= t]) for t in times]
+    return any(all((events == end(at_risk)).all() for events, at_risk in sets) for end in (np.max, np.min))
+
+
+def test_a_hazard_ratio_is_refused_just_where_none_is_best():
+    """Against the definition, on small groups of which many are separable."""
+    random, bounded = np.random.default_rng(5), 0
+    for _ in range(400):
+        count = int(random.integers(5, 16))
+        outcome = Outcome.of(random.integers(1, 80, count), random.random(count) < 0.6)
+        high = random.random(count) < 0.5
+        if random.random() < 0.5:
+            high = outcome.time < np.median(outcome.time)
+        if not outcome.event[high].any() or not outcome.event[~high].any():
+            continue
+        if grows_without_bound(outcome, high):
+            with pytest.raises(InputError, match=r"without bound|differ among"):
+                hazard_ratio(outcome, high)
+        else:
+            bounded += 1
+            assert hazard_ratio(outcome, high).high < 1e6
+    assert bounded > 100
+
+
+def test_groups_whose_last_event_stands_alone_have_no_hazard_ratio():
+    time = np.array([4, 77, 65, 16, 37, 55, 14, 21, 40, 50, 56, 7, 31])
+    event = np.array([0, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1])
+    high = np.array([1, 0, 0, 1, 1, 0, 1, 1, 0, 0, 0, 1, 1]) == 1
+    with pytest.raises(InputError, match="without bound"):
+        hazard_ratio(outcome(time, event), high)
