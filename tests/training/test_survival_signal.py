@@ -31,6 +31,7 @@ def measure(cohort: SurvivalBags, pooling: str, epochs: int, seed: int) -> Estim
         hidden=16,
         attention_hidden=8,
         epochs=epochs,
+        batch_size="all",
         learning_rate=0.01,
         seed=seed,
     )
