@@ -81,7 +81,7 @@ class SurvivalMetrics:
         cut: median risk of the training patients, the highest called low.
         groups: patients of low and of high risk.
         calibration: at the middle one of the times.
-        of_sites: metrics of each of several sites.
+        of_sites: metrics of each of several sites, at those of the times at which it can be measured.
     """
 
     patients: int
@@ -124,8 +124,9 @@ def survival_metrics(
     if len(sites) < 2:
         return whole
     for site in sites:
-        members = np.asarray(test.sites) == site
-        whole.of_sites[site] = _measure(test.of_site(site), training, at, predicted[members], seed)
+        members, of_site = np.asarray(test.sites) == site, test.of_site(site)
+        kept = _measurable(at, of_site.outcome, training.outcome)
+        whole.of_sites[site] = _measure(of_site, training, at[kept], predicted[members][:, kept], seed)
     return whole
 
 
@@ -138,10 +139,19 @@ def measurement_times(test: Outcome, training: Outcome) -> Float[np.ndarray, " t
     if not training.events or not len(test.time):
         return np.zeros(0)
     times = np.unique(np.quantile(training.time[training.event], DECILES, method="inverted_cdf"))
+    within: np.ndarray = times[_measurable(times, test, training)]
+    return within
+
+
+def _measurable(times: Float[np.ndarray, " time"], test: Outcome, training: Outcome) -> Bool[np.ndarray, " time"]:
+    """True for times from the first event to the end of follow-up.
+
+    Where all training patients are censored it is False.
+    """
     curve = CensoringCurve.of(training)
     followed = np.append(1.0, curve.probability)[np.searchsorted(curve.time, times, side="right")] > 0
     first = test.time[test.event].min() if test.events else test.time.min()
-    within: np.ndarray = times[followed & (times >= first) & (times < test.time.max())]
+    within: np.ndarray = followed & (times >= first) & (times < test.time.max())
     return within
 
 

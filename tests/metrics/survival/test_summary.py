@@ -120,3 +120,15 @@ def test_times_lie_between_the_first_event_and_the_end_of_the_follow_up_of_the_t
     training = Outcome.of(time, np.ones(100, bool))
     test = Outcome.of(np.array([2.0, 25.0, 40.0, 71.0]), np.array([0, 1, 0, 1]))
     np.testing.assert_array_equal(measurement_times(test, training), [30, 40, 50, 60, 70])
+
+
+def test_a_site_of_late_follow_up_is_measured_at_the_times_it_has(splits):
+    test, training = splits
+    late = np.array([time > 800 for time in test.outcome.time])
+    metrics = survival_metrics(test._replace(sites=["late" if each else "early" for each in late]), training, seed=1)
+    site = metrics.of_sites["late"]
+    assert 0 < len(site.times) < len(metrics.times)
+    assert min(site.times) > 800
+    assert set(site.times) < set(metrics.times)
+    assert site.overall["mean_dynamic_auc"].reason is None
+    assert site.overall["integrated_brier_score"].reason is None
