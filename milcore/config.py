@@ -603,6 +603,11 @@ class TrainConfig(TargetConfig):
                     f"{name}: expected {allowed} with target {self.target}, got {value}; allowed: others with target "
                     "classification"
                 )
+        if self.batch_size == 1:
+            raise ValueError(
+                f"batch_size: expected bags to compare with each other with target {self.target}, got 1; allowed: 2, "
+                "3, … or all"
+            )
         return self
 
     @model_validator(mode="after")

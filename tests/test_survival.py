@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import milcore as mc
 from milcore.cli.main import app
 from milcore.config import PipelineSettings
-from milcore.errors import InputError
+from milcore.errors import InputError, StoreError
 from tests.test_api import write_slide
 
 PATIENTS, SLIDES = 20, 24
@@ -157,6 +157,10 @@ BAD = {
     "a time of 0": (problem(lambda k, row: row | ({"os_days": 0} if k == 1 else {})), "slide S01: time '0'"),
     "an infinite time": (problem(lambda k, row: row | ({"os_days": "inf"} if k == 1 else {})), "slide S01: time 'inf'"),
     "a time in words": (problem(lambda k, row: row | ({"os_days": "2 y"} if k == 1 else {})), "slide S01: time '2 y'"),
+    "a time with a comma": (
+        problem(lambda k, row: row | ({"os_days": "1,095"} if k == 1 else {})),
+        "slide S01: time '1,095', whose comma may part thousands or decimals; allowed: a time above 0",
+    ),
     "an event of 2": (problem(lambda k, row: row | ({"os_event": 2} if k == 1 else {})), "slide S01: event '2'"),
     "all censored": (
         problem(lambda _, row: row | {"os_event": 0}),
@@ -202,6 +206,7 @@ def test_a_manifest_that_cannot_be_trained_on_is_one_line(case: str, store: str,
             "class_balance: expected none with target survival_cox, got",
         ),
         (COLUMNS | {"label_smoothing": 0.1}, "label_smoothing: expected 0.0 with target survival_cox, got 0.1"),
+        (COLUMNS | {"batch_size": 1}, "batch_size: expected bags to compare with each other with target survival_cox"),
         (COLUMNS | {"level": "instance"}, "level: expected embedding with target survival_cox, got instance"),
     ],
 )
@@ -221,6 +226,18 @@ def test_a_run_whose_follow_up_has_changed_is_refused(run: mc.Run, store: str, f
         mc.ingest(later, store, mpp=0.5, patch_size=128, workers=0)
         with pytest.raises(InputError, match=r"slide S01 was time 41\.5, event 1, is time 500, event 1"):
             mc.train(store, run.uri, **COLUMNS, **SMALL, test_fraction=0.2)
+    finally:
+        mc.ingest(folder / "follow_up.csv", store, mpp=0.5, patch_size=128, workers=0)
+
+
+def test_a_run_is_evaluated_by_its_own_follow_up_where_the_manifest_has_none_any_more(
+    run: mc.Run, store: str, folder: Path
+) -> None:
+    try:
+        mc.ingest(write_manifest(folder / "none.csv", lambda _: {}), store, mpp=0.5, patch_size=128, workers=0)
+        with pytest.raises(StoreError, match=r"manifest column os_days: expected a column.*allowed: --labels-from run"):
+            mc.evaluate(run)
+        assert "harrell_c" in mc.evaluate(run, labels_from="run").metrics
     finally:
         mc.ingest(folder / "follow_up.csv", store, mpp=0.5, patch_size=128, workers=0)
 

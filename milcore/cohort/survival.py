@@ -56,7 +56,7 @@ def follow_ups(manifest: Manifest, target: TargetConfig) -> dict[str, FollowUp]:
             continue
         for texts, of_kind in zip((time, event), values, strict=True):
             if not is_missing(texts):
-                of_kind.add(number_of(texts) or 0.0)
+                of_kind.add(follow_up_number(texts) or 0.0)
     problems = problems or list(_disagreements(of_patient, target))
     if problems:
         raise InputError(
@@ -81,18 +81,26 @@ def _column(manifest: Manifest, name: str | None) -> Sequence[str]:
     return manifest.columns[str(name)]
 
 
+def follow_up_number(text: str) -> float | None:
+    """Time or event as a number; None where the text is none.
+
+    A comma makes it none: 1,095 is three years of days to some spreadsheets, and little more than 1 to others.
+    """
+    return None if "," in text else number_of(text)
+
+
 def _time_problem(text: str) -> str | None:
     """Problem of a time.
 
     0 is refused: it is mostly a missing follow-up, or an event before the study, which no model can rank.
     """
-    if text.lower() not in _INFINITE and (is_missing(text) or (number_of(text) or 0.0) > 0.0):
+    if text.lower() not in _INFINITE and (is_missing(text) or (follow_up_number(text) or 0.0) > 0.0):
         return None
-    return f"time {text!r}"
+    return f"time {text!r}" + (", whose comma may part thousands or decimals" if "," in text else "")
 
 
 def _event_problem(text: str) -> str | None:
-    return None if is_missing(text) or number_of(text) in {0.0, 1.0} else f"event {text!r}"
+    return None if is_missing(text) or follow_up_number(text) in {0.0, 1.0} else f"event {text!r}"
 
 
 def _disagreements(of_patient: Mapping[str, tuple[set[float], set[float]]], target: TargetConfig) -> Iterable[str]:
@@ -189,8 +197,14 @@ def _check_splits(splits: pa.Table, _: Manifest, bag: BagUnit) -> None:
 
 
 def _changes(rows: Rows, _: Mapping[int, str], manifest: Manifest, target: TargetConfig) -> list[str]:
-    """Differences of patients and follow-up between rows of splits and the manifest."""
-    of_patient = follow_ups(manifest, target)
+    """Differences of patients and follow-up between rows of splits and the manifest.
+
+    A manifest that has no such columns any more, or a fault in them, is one difference.
+    """
+    try:
+        of_patient = follow_ups(manifest, target)
+    except InputError as error:
+        return [error.line]
     slides = {slide.slide_id: slide for slide in manifest.slides}
     changes = []
     for row in rows:

@@ -1,6 +1,7 @@
 """Validation of survival: partial likelihood, and Harrell's C, by which epochs and trials rank."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float
 
+from milcore.cohort.label_changes import changes_text
 from milcore.errors import InputError
 from milcore.metrics.bootstrap import RESAMPLES, patient_weights
 from milcore.metrics.classification import Estimate, estimate
@@ -24,11 +26,13 @@ from milcore.training.target import TrainingTarget
 def validate_risk(entries: Sequence[BagEntry], score: Float[np.ndarray, "bag 1"]) -> Validation:
     """Negative log partial likelihood, a mean over events, and Harrell's C of bags.
 
-    Both are NaN without an event, Harrell's C without a pair to compare too.
+    Both are NaN where no pair of bags is comparable: the likelihood is 0 there, whatever the scores.
     """
     time, event = follow_up_arrays([entry.follow_up for entry in entries])
+    if math.isnan(concordance(time, event, np.zeros(len(entries)))):
+        return Validation(math.nan, math.nan)
     loss = partial_likelihood(score[:, 0], time, event)
-    return Validation(loss.loss if loss.weight else math.nan, concordance(time, event, score[:, 0]))
+    return Validation(loss.loss, concordance(time, event, score[:, 0]))
 
 
 def concordance(time: Float[np.ndarray, " bag"], event: np.ndarray, risk: Float[np.ndarray, " bag"]) -> float:
@@ -87,6 +91,13 @@ def _check_training(entries: Sequence[BagEntry], _: Sequence[str]) -> None:
         raise InputError(
             f"bags: expected training bags with time and event, an event in one at least, got {got}; allowed: bags "
             "with times and events; give them, or change splits"
+        )
+    bags_of = Counter(entry.patient_id for entry in entries)
+    several = [f"{patient} has {count}" for patient, count in bags_of.items() if count > 1]
+    if several:
+        raise InputError(
+            f"bags: expected one bag per patient with a survival target, got several of {changes_text(several)}; "
+            "allowed: the instances of all slides of a patient in one bag"
         )
 
 

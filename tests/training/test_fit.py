@@ -302,6 +302,14 @@ def test_survival_of_arrays_learns_who_dies_first() -> None:
     assert risk[1::2].min() > risk[::2].max()
 
 
+def test_several_bags_of_a_patient_are_no_training_for_survival() -> None:
+    bags = Bags.from_arrays(
+        arrays_of("float16"), times=[9.0] * 24, events=[1] * 24, patients=["p0", "p0", *(f"p{k}" for k in range(2, 24))]
+    )
+    with pytest.raises(InputError, match=r"one bag per patient with a survival target, got several of p0 has 2"):
+        fit(bags, **SURVIVAL, epochs=1)
+
+
 @pytest.mark.parametrize(
     ("values", "line"),
     [
