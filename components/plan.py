@@ -107,13 +107,8 @@ def plan(
         configs = api.check_settings(parameters, settings)
         api.check_launches(job_launches(parameters))
         launch = PipelineSettings({**parameters, "workers": ingest_workers}, "").launch
+        train, notes = configs.train, configs.annotations
         planned = api.plan_pipeline(
-            manifest,
-            store_uri,
-            positive or None,
-            partitions,
-            annotations=configs.annotations,
-            launch=launch,
-            train=configs.train,
+            manifest, store_uri, positive or None, partitions, annotations=notes, launch=launch, train=train
         )
         return (*planned, *step_sizes(parameters))

@@ -96,7 +96,7 @@ def test_the_metrics_are_those_of_the_file_and_of_the_report(result: mc.Evaluati
     assert list(result.comparison) == [row["name"] for row in content["comparison"]]
     out_of_fold = result.run.out_of_fold()
     assert out_of_fold is not None
-    assert out_of_fold.folds == len(out_of_fold.fold_auroc) == 5
+    assert out_of_fold.folds == len(out_of_fold.fold_metric) == 5
 
 
 def test_a_new_slide_is_scored_and_nothing_is_left_on_the_disk(

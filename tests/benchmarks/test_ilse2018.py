@@ -264,8 +264,8 @@ def test_the_table_shows_the_papers_rows_as_recalled() -> None:
 
 
 def test_all_poolings_are_those_that_the_level_allows() -> None:
-    assert len(wanted("all", "embedding")) == 5
-    assert len(wanted("all", "embedding,instance")) == 12
+    assert len(wanted("all", "embedding")) == 8
+    assert len(wanted("all", "embedding,instance")) == 16
     assert wanted("max", "instance") == [("max", "instance")]
 
 
