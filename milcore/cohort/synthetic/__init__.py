@@ -1,5 +1,4 @@
 """Synthetic cohorts of slides with lesions.
 
-``anatomy`` draws positions, ``lesions`` lesions, ``nuclei`` sprites, ``painting`` pixels, ``generate`` files;
-``survival_bags`` draws features without slides.
+``anatomy`` draws positions, ``lesions`` lesions, ``nuclei`` sprites, ``painting`` pixels, ``generate`` files.
 """

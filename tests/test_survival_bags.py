@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from milcore.cohort.synthetic.survival_bags import APART, SurvivalPlan, survival_bags
-from milcore.errors import InputError
 from milcore.metrics.survival.cox import cox_regression
 from milcore.metrics.survival.outcome import Outcome
+from tests.survival_bags import APART, SurvivalBags, SurvivalPlan, survival_bags
 
 
 def test_the_true_risk_is_the_log_hazard():
@@ -34,17 +33,27 @@ def test_the_share_of_censored_patients_is_that_of_the_plan(share):
     assert (cohort.time > 0).all()
 
 
-def test_planted_instances_lie_apart_and_tell_the_risk():
-    cohort = survival_bags(SurvivalPlan(patients=300, seed=3))
-    counts = [planted.sum() for planted in cohort.planted]
-    assert set(counts) == {1, 2, 3}
-    grade = [bag[planted, 1].mean() for bag, planted in zip(cohort.features, cohort.planted, strict=True)]
-    assert np.corrcoef(grade, cohort.risk)[0, 1] > 0.85
-    inside, outside = (
-        np.mean([bag[mask == part, 0].mean() for bag, mask in zip(cohort.features, cohort.planted, strict=True)])
-        for part in (True, False)
-    )
-    assert inside - outside == pytest.approx(APART, abs=0.2)
+def means(cohort: SurvivalBags, planted: bool, feature: int) -> np.ndarray:
+    """Mean of a feature over the planted instances of each bag, or over its others."""
+    bags = zip(cohort.features, cohort.planted, strict=True)
+    return np.array([bag[mask == planted, feature].mean() for bag, mask in bags])
+
+
+def test_the_grade_of_planted_instances_alone_tells_the_risk():
+    cohort = survival_bags(SurvivalPlan(patients=2000, seed=3))
+    assert {planted.sum() for planted in cohort.planted} == {3, 4, 5, 6}
+    assert np.corrcoef(means(cohort, True, 1), cohort.risk)[0, 1] > 0.9
+    # three standard errors of a correlation that is 0
+    assert abs(np.corrcoef(means(cohort, False, 1), cohort.risk)[0, 1]) < 3 / math.sqrt(2000)
+
+
+def test_planted_instances_lie_apart_in_their_bag_but_not_in_the_cohort():
+    cohort = survival_bags(SurvivalPlan(patients=2000, seed=3))
+    inside, outside = (means(cohort, planted, 0) for planted in (True, False))
+    assert (inside > outside).all()
+    assert np.mean(inside - outside) == pytest.approx(APART, abs=0.1)
+    # two levels, uniform on -6 to 6, differ by more than 6 in one direction in an eighth of the pairs
+    assert np.mean(outside[:, None] > inside) == pytest.approx(1 / 8, abs=0.02)
 
 
 def test_a_seed_repeats_a_cohort_and_another_makes_another():
@@ -52,17 +61,3 @@ def test_a_seed_repeats_a_cohort_and_another_makes_another():
     np.testing.assert_array_equal(first.features[7], again.features[7])
     np.testing.assert_array_equal(first.time, again.time)
     assert not np.array_equal(first.time, other.time)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"patients": 1}, "patients: expected a cohort's setting, got 1; allowed: 2 or more"),
-        ({"planted": (1, 40)}, "allowed: at most the fewest instances"),
-        ({"censored": 1.0}, "allowed: 0 to below 1"),
-        ({"shape": 0.0}, "allowed: above 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(change, words):
-    with pytest.raises(InputError, match=words):
-        survival_bags(SurvivalPlan()._replace(**change))
