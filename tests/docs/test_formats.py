@@ -36,9 +36,9 @@ NOT_MADE = {
 def table(heading: str) -> dict[str, tuple[str, ...]]:
     """The other cells of the first table below a heading, by the name in the first cell."""
     section = re.split(r"^#+ ", PAGE.partition(f"# {heading}\n")[2], flags=re.MULTILINE)[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split(" |")] for line in re.findall(r"^\|.*$", section, re.MULTILINE)
-    ]
+    # a line that is no row ends a table
+    lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE).group().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
     return {first.strip("`"): tuple(rest) for first, *rest in rows[2:]}
 
 
