@@ -3,8 +3,6 @@
 Axes: instance, bag, rank (place in a list, the best first), class.
 """
 
-import math
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -39,9 +37,10 @@ class TopKPooling(ScorelessPooling):
         order = _best_first(values, segments)
         start = torch.searchsorted(segments.bag, torch.arange(segments.bags, device=values.device))
         rank = torch.arange(len(values), device=values.device) - start[segments.bag]
-        entries = rank < self._list_length(segments.longest)
+        length = int(self._k_of(torch.tensor(segments.longest)))
+        entries = rank < length
         place, rows = (segments.bag[entries], rank[entries]), order[entries]
-        shape = segments.bags, self._list_length(segments.longest), values.shape[1]
+        shape = segments.bags, length, values.shape[1]
         logit = at_least_fp32(values).gather(0, rows)
         lists = logit.new_full(shape, -torch.inf).index_put(place, logit)
         positions = rows.new_full(shape, NOWHERE).index_put(place, segments.position[rows])
@@ -84,17 +83,16 @@ class TopKPooling(ScorelessPooling):
     def instance_log_prob(self, pooled: Tensor) -> Tensor:
         return log_of(pooled)
 
-    def _list_length(self, instances: int) -> int:
-        """K of a bag of so many instances."""
-        k = math.ceil(self.k * instances - ROUNDING) if self.k < 1.0 else int(self.k)
-        return min(max(k, 1), instances)
+    def _k_of(self, instances: Int[Tensor, "*bag"]) -> Float[Tensor, "*bag"]:
+        """Number of instances that count, of bags of so many."""
+        whole = instances.to(torch.float64)
+        k = torch.ceil(self.k * whole - ROUNDING) if self.k < 1.0 else torch.full_like(whole, self.k)
+        return torch.minimum(k.clamp_min(1.0), whole)
 
     def _counted(self, summary: Summary) -> tuple[Bool[Tensor, "bag rank class"], Float[Tensor, "bag 1"]]:
         """Entries of the lists that count, and k of each bag."""
         lists, _, count = summary
-        whole = count.to(torch.float64)
-        k = torch.ceil(self.k * whole - ROUNDING) if self.k < 1.0 else torch.full_like(whole, self.k)
-        k = torch.minimum(k.clamp_min(1.0), whole)
+        k = self._k_of(count)
         rank = torch.arange(lists.shape[1], device=lists.device)
         return (rank < k)[..., None].expand_as(lists), k.to(lists.dtype)
 
