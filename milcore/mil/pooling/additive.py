@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from milcore.mil.bags.segments import Segments, at_least_fp32, segment_max, segment_sum
+from milcore.mil.bags.segments import Segments, at_least_fp32, segment_sum
 from milcore.mil.pooling.attention import AttentionScore
 from milcore.mil.pooling.protocol import PoolingShape, Scorer, Summary
-from milcore.mil.pooling.sums import to_one_reference
+from milcore.mil.pooling.softmax import softmax_weights
+from milcore.mil.pooling.sums import merge_relative_sums, relative_exponentials
 
 
 class SoftmaxNormaliser:
@@ -29,20 +30,17 @@ class SoftmaxNormaliser:
 
     def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
         del values
-        own = scores[:, : self.heads]
-        largest = segment_max(own, segments)
-        return largest, segment_sum(torch.exp(own - largest.index_select(0, segments.bag)), segments)
+        largest, exponential = relative_exponentials(scores[:, : self.heads], segments)
+        return largest, segment_sum(exponential, segments)
 
     def merge(self, a: Summary, b: Summary) -> Summary:
-        largest, a_scale, b_scale = to_one_reference(a[0], b[0])
-        return largest, a_scale * a[1] + b_scale * b[1]
+        return merge_relative_sums(a, b)
 
     def condition(
         self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments
     ) -> tuple[Float[Tensor, "instance head"], Float[Tensor, "instance key"]]:
         del values
-        largest, total = (each.index_select(0, segments.bag) for each in summary)
-        return torch.exp(scores[:, : self.heads] - largest) / total, scores[:, self.heads :]
+        return softmax_weights(scores[:, : self.heads], summary, segments), scores[:, self.heads :]
 
 
 class AdditivePooling(nn.Module):

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from milcore.mil.bags.segments import Segments, at_least_fp32, segment_max
+from milcore.mil.bags.segments import Segments, at_least_fp32
 from milcore.mil.pooling.protocol import PoolingShape, ScorelessPooling, Summary
-from milcore.mil.pooling.sums import sum_and_count, to_one_reference
+from milcore.mil.pooling.softmax import softmax_weights
+from milcore.mil.pooling.sums import lift_exponentials, merge_exponentials
 
 SMALLEST_VALUE = 1e-6
 INITIAL_EXPONENT = 3.0
@@ -37,14 +38,10 @@ class GeneralisedMeanPooling(ScorelessPooling):
 
     def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
         del scores
-        logarithm = self._log_powers(values)
-        largest = segment_max(logarithm, segments)
-        total, count = sum_and_count(torch.exp(logarithm - largest.index_select(0, segments.bag)), segments)
-        return largest, total, count
+        return lift_exponentials(self._log_powers(values), segments)
 
     def merge(self, a: Summary, b: Summary) -> Summary:
-        largest, a_scale, b_scale = to_one_reference(a[0], b[0])
-        return largest, a_scale * a[1] + b_scale * b[1], a[2] + b[2]
+        return merge_exponentials(a, b)
 
     def finish(self, summary: Summary) -> Tensor:
         largest, total, count = summary
@@ -52,8 +49,7 @@ class GeneralisedMeanPooling(ScorelessPooling):
 
     def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
         del scores
-        share = torch.exp(self._log_powers(values) - summary[0][segments.bag]) / summary[1][segments.bag]
-        return share.mean(dim=1, keepdim=True)
+        return softmax_weights(self._log_powers(values), summary, segments).mean(dim=1, keepdim=True)
 
     def _log_powers(self, values: Tensor) -> Tensor:
         return self.power() * at_least_fp32(values).clamp_min(SMALLEST_VALUE).log()

@@ -32,7 +32,7 @@ from milcore.mil.pooling.multi_head import MultiHeadAttentionPooling
 from milcore.mil.pooling.probability import SMALLEST_PROBABILITY, log_of, log_sigmoids, probabilities
 from milcore.mil.pooling.protocol import Pooling, PoolingShape, ScorelessPooling, Scorer, Summary
 from milcore.mil.pooling.softmax import lift_softmax, merge_softmax, softmax_weights
-from milcore.mil.pooling.sums import sum_and_count, to_one_reference
+from milcore.mil.pooling.sums import lift_exponentials, merge_exponentials, sum_and_count
 from milcore.mil.pooling.top_k import TopKPooling
 
 
@@ -144,14 +144,10 @@ class LogSumExpPooling(ScorelessPooling):
 
     def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
         del scores
-        exponent = self.sharpness * at_least_fp32(values)
-        largest = segment_max(exponent, segments)
-        total, count = sum_and_count(torch.exp(exponent - largest.index_select(0, segments.bag)), segments)
-        return largest, total, count
+        return lift_exponentials(self.sharpness * at_least_fp32(values), segments)
 
     def merge(self, a: Summary, b: Summary) -> Summary:
-        largest, a_scale, b_scale = to_one_reference(a[0], b[0])
-        return largest, a_scale * a[1] + b_scale * b[1], a[2] + b[2]
+        return merge_exponentials(a, b)
 
     def finish(self, summary: Summary) -> Tensor:
         largest, total, count = summary
@@ -159,8 +155,8 @@ class LogSumExpPooling(ScorelessPooling):
 
     def weights(self, scores: Tensor, values: Tensor, summary: Summary, segments: Segments) -> Tensor | None:
         del scores
-        exponent = self.sharpness * at_least_fp32(values) - summary[0][segments.bag]
-        return (torch.exp(exponent) / summary[1][segments.bag]).mean(dim=1, keepdim=True)
+        exponent = self.sharpness * at_least_fp32(values)
+        return softmax_weights(exponent, summary, segments).mean(dim=1, keepdim=True)
 
     def instance_values(self, logit: Tensor) -> Tensor:
         return torch.cat([-torch.sigmoid(-logit), torch.sigmoid(logit)], dim=1)

@@ -7,17 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from milcore.mil.bags.segments import Segments, segment_max, segment_sum, weighted_segment_sum
+from milcore.mil.bags.segments import Segments, segment_sum, weighted_segment_sum
 from milcore.mil.pooling.protocol import Summary
-from milcore.mil.pooling.sums import to_one_reference
+from milcore.mil.pooling.sums import relative_exponentials, to_one_reference
 
 
 def lift_softmax(
     scores: Float[Tensor, "instance head"], values: Float[Tensor, "instance value"], segments: Segments
 ) -> Summary:
     """Summaries: (m = max s, sum exp(s - m), sum exp(s - m) v)."""
-    largest = segment_max(scores, segments)
-    exponential = torch.exp(scores - largest.index_select(0, segments.bag))
+    largest, exponential = relative_exponentials(scores, segments)
     return largest, segment_sum(exponential, segments), weighted_segment_sum(exponential, values, segments)
 
 
@@ -32,4 +31,5 @@ def softmax_weights(
     scores: Float[Tensor, "instance head"], summary: Summary, segments: Segments
 ) -> Float[Tensor, "instance head"]:
     """Weight of each instance in its bag, for each head."""
-    return torch.exp(scores - summary[0][segments.bag]) / summary[1][segments.bag]
+    largest, total = (each.index_select(0, segments.bag) for each in summary[:2])
+    return torch.exp(scores - largest) / total
