@@ -5,30 +5,18 @@ import torch
 from torch import Tensor
 
 from milcore.config import TrainConfig
-from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.bags.batch import pack
 from milcore.mil.inference import instance_columns
 from milcore.mil.model import MILModel, make_model
 from milcore.mil.pooling.streaming import ChunkPlan
 from tests.mil.pooling.test_streaming import WHOLE, WIDTH, chunks_of
+from tests.mil.pooling.whole_bags import LENGTHS, assert_alike, bags, model_of
 
-LENGTHS = (30, 1, 7)
 
-
-def model_of(classes: int, heads: str) -> MILModel:
-    config = TrainConfig(
+def config_of(heads: str) -> TrainConfig:
+    return TrainConfig(
         pooling="additive", hidden=8, attention_hidden=4, attention_heads=heads, precision="fp64", dropout=0.0
     )
-    model = make_model(config, WIDTH, classes)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return model
-
-
-def bags() -> list[Bag]:
-    generator = torch.Generator().manual_seed(1)
-    return [Bag(str(n), "", 0, torch.randn(n, WIDTH, generator=generator, dtype=torch.float64)) for n in LENGTHS]
 
 
 def contributions_of(model: MILModel, rows: Tensor) -> Tensor:
@@ -53,20 +41,12 @@ def log_prob_of(model: MILModel, rows: Tensor) -> Tensor:
 @pytest.mark.parametrize("plan", [WHOLE, chunks_of(7, recomputed=False), chunks_of(4, recomputed=True)], ids=str)
 @pytest.mark.parametrize(("classes", "heads"), [(2, "shared"), (3, "shared"), (3, "per_class")])
 def test_values_and_gradients_are_those_of_a_plain_whole_bag(plan: ChunkPlan, classes: int, heads: str) -> None:
-    model, plain = model_of(classes, heads), model_of(classes, heads)
-    log_prob = model(pack(bags(), range(len(LENGTHS))), None, plan)
-    expected = torch.stack([log_prob_of(plain, bag.instances) for bag in bags()])
-    torch.testing.assert_close(log_prob, expected, atol=1e-9, rtol=0)
-    cotangent = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=expected.dtype)
-    log_prob.backward(cotangent)
-    expected.backward(cotangent)
-    for (name, parameter), other in zip(model.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other.grad, atol=1e-9, rtol=1e-9, msg=name)
+    assert_alike(config_of(heads), classes, plan, log_prob_of)
 
 
 @pytest.mark.parametrize(("classes", "label"), [(2, 0), (2, 1), (3, 2)])
 def test_contributions_are_signed_and_sum_to_the_logit_less_its_bias(classes: int, label: int) -> None:
-    models = [model_of(classes, "shared")]
+    models = [model_of(config_of("shared"), classes)]
     bag = bags()[0]
     column = instance_columns(models, bag, label, with_leave_one_out=False)["contribution"]
     of_class = contributions_of(models[0], bag.instances)
@@ -81,7 +61,7 @@ def test_poolings_that_are_no_sum_have_no_contribution() -> None:
 
 
 def test_a_bag_in_memory_is_embedded_once_for_both_passes() -> None:
-    model, lifts = model_of(2, "shared"), []
+    model, lifts = model_of(config_of("shared"), 2), []
     embedder = model.encoder.embedder
 
     def counting(*settings: object):

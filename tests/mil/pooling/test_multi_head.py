@@ -7,31 +7,20 @@ from torch.nn import functional
 
 from milcore.config import TrainConfig, TuneConfig
 from milcore.errors import InputError
-from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.bags.batch import pack
 from milcore.mil.inference import instance_columns
-from milcore.mil.model import MILModel, make_model
+from milcore.mil.model import MILModel
 from milcore.mil.pooling.streaming import ChunkPlan
-from tests.mil.pooling.test_streaming import WHOLE, WIDTH, chunks_of
+from tests.mil.pooling.test_streaming import WHOLE, chunks_of
+from tests.mil.pooling.whole_bags import assert_alike, bags, model_of
 
-LENGTHS = (30, 1, 7)
 HIDDEN = 12
 
 
-def model_of(heads: int, queries: int, classes: int = 2) -> MILModel:
-    config = TrainConfig(
+def config_of(heads: int, queries: int) -> TrainConfig:
+    return TrainConfig(
         pooling="multi_head_attention", hidden=HIDDEN, pooling_heads=heads, pooling_queries=queries, precision="fp64"
     )
-    model = make_model(config, WIDTH, classes)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return model
-
-
-def bags() -> list[Bag]:
-    generator = torch.Generator().manual_seed(1)
-    return [Bag(str(n), "", 0, torch.randn(n, WIDTH, generator=generator, dtype=torch.float64)) for n in LENGTHS]
 
 
 def logit_of(model: MILModel, rows: Tensor) -> Tensor:
@@ -44,25 +33,21 @@ def logit_of(model: MILModel, rows: Tensor) -> Tensor:
     return model.classifier(pooling.join(of_heads.flatten()))
 
 
+def log_prob_of(model: MILModel, rows: Tensor) -> Tensor:
+    logit = logit_of(model, rows)
+    return torch.log_softmax(logit, 0) if len(logit) > 1 else functional.logsigmoid(torch.cat([-logit, logit]))
+
+
 @pytest.mark.parametrize("plan", [WHOLE, chunks_of(7, recomputed=False), chunks_of(4, recomputed=True)], ids=str)
 @pytest.mark.parametrize(("heads", "queries", "classes"), [(1, 1, 2), (4, 1, 2), (3, 2, 3)])
 def test_values_and_gradients_are_those_of_torch_s_attention(
     plan: ChunkPlan, heads: int, queries: int, classes: int
 ) -> None:
-    model, plain = model_of(heads, queries, classes), model_of(heads, queries, classes)
-    log_prob = model(pack(bags(), range(len(LENGTHS))), None, plan)
-    logit = torch.stack([logit_of(plain, bag.instances) for bag in bags()])
-    expected = torch.log_softmax(logit, 1) if classes > 2 else functional.logsigmoid(torch.cat([-logit, logit], 1))
-    torch.testing.assert_close(log_prob, expected, atol=1e-9, rtol=0)
-    cotangent = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=expected.dtype)
-    log_prob.backward(cotangent)
-    expected.backward(cotangent)
-    for (name, parameter), other in zip(model.named_parameters(), plain.named_parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other[1].grad, atol=1e-9, rtol=1e-9, msg=name)
+    assert_alike(config_of(heads, queries), classes, plan, log_prob_of)
 
 
 def test_one_query_is_torch_s_multi_head_attention() -> None:
-    model, (bag, *_) = model_of(4, 1), bags()
+    model, (bag, *_) = model_of(config_of(4, 1), 2), bags()
     pooling, h = model.pooling, torch.relu(model.encoder.project(bag.instances))
     expected, weights = functional.multi_head_attention_forward(
         pooling.query[:, None], h[:, None], h[:, None], HIDDEN, 4, None, torch.zeros(3 * HIDDEN, dtype=h.dtype), None,
@@ -76,7 +61,7 @@ def test_one_query_is_torch_s_multi_head_attention() -> None:
 
 
 def test_scores_of_many_heads_are_no_column_of_attention() -> None:
-    assert instance_columns([model_of(4, 2)], bags()[0], 1, with_leave_one_out=False) == {}
+    assert instance_columns([model_of(config_of(4, 2), 2)], bags()[0], 1, with_leave_one_out=False) == {}
 
 
 def test_heads_divide_the_width_of_an_embedding() -> None:
