@@ -218,7 +218,7 @@ class MILModel(nn.Module):
 
         return lift
 
-    def output(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag output"]:
+    def output(self, summary: Summary) -> Float[Tensor, "bag output"]:
         """Output of the target from summaries of whole bags."""
         pooled = self.pooling.finish(summary)
         if self.level == "instance" and isinstance(self.pooling, InstancePooling):

@@ -43,10 +43,26 @@ class PoolingShape(NamedTuple):
 
 
 @runtime_checkable
-class Pooling(Protocol):
-    """MIL pooling sigma: the contract of the rows of POOLINGS.
+class Monoid(Protocol):
+    """Summaries of instances, one per bag, that merge: associative and commutative.
 
     A summary is a tuple of tensors whose first axis is the bag.
+    """
+
+    def lift(
+        self, scores: Float[Tensor, "instance head"], values: Float[Tensor, "instance value"], segments: Segments
+    ) -> Summary:
+        """Summaries of instances, one per bag."""
+        ...
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        """Summary of two parts of the same bags, bag by bag."""
+        ...
+
+
+@runtime_checkable
+class Pooling(Monoid, Protocol):
+    """MIL pooling sigma: the contract of the rows of POOLINGS.
 
     Attributes:
         heads: columns of scores that are attention: 1, or one per class; 0 where none belongs to a class.
@@ -61,17 +77,7 @@ class Pooling(Protocol):
         """
         ...
 
-    def lift(
-        self, scores: Float[Tensor, "instance head"], values: Float[Tensor, "instance value"], segments: Segments
-    ) -> tuple[Tensor, ...]:
-        """Summaries of instances, one per bag."""
-        ...
-
-    def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Summary of two parts of the same bags, bag by bag."""
-        ...
-
-    def finish(self, summary: tuple[Tensor, ...]) -> Float[Tensor, "bag pooled"]:
+    def finish(self, summary: Summary) -> Float[Tensor, "bag pooled"]:
         """Pooled value of each bag; heads are concatenated."""
         ...
 
@@ -79,7 +85,7 @@ class Pooling(Protocol):
         self,
         scores: Float[Tensor, "instance head"],
         values: Float[Tensor, "instance value"],
-        summary: tuple[Tensor, ...],
+        summary: Summary,
         segments: Segments,
     ) -> Float[Tensor, "instance heads"] | None:
         """Weight of each instance in the pooled value of its bag, summing to 1.
@@ -103,19 +109,6 @@ class InstancePooling(Pooling, Protocol):
 
 
 @runtime_checkable
-class Monoid(Protocol):
-    """Summaries of instances, one per bag, that merge: associative and commutative."""
-
-    def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> tuple[Tensor, ...]:
-        """Summaries of instances, one per bag."""
-        ...
-
-    def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Summary of two parts of the same bags, bag by bag."""
-        ...
-
-
-@runtime_checkable
 class FirstPass(Monoid, Protocol):
     """First of two passes over a bag, whose summary the second pass reads."""
 
@@ -123,7 +116,7 @@ class FirstPass(Monoid, Protocol):
         self,
         scores: Float[Tensor, "instance head"],
         values: Float[Tensor, "instance value"],
-        summary: tuple[Tensor, ...],
+        summary: Summary,
         segments: Segments,
     ) -> tuple[Tensor, Tensor]:
         """Scores and values that the second pass takes.
@@ -151,11 +144,11 @@ class TwoPassPooling(Pooling, Protocol):
 class Selection(Protocol):
     """Pooling that reads few instances of a bag; only these have a gradient."""
 
-    def winners(self, summary: tuple[Tensor, ...]) -> Int[Tensor, "bag winner"]:
+    def winners(self, summary: Summary) -> Int[Tensor, "bag winner"]:
         """Positions in their bags of the instances that count; they may repeat."""
         ...
 
-    def of_winners(self, winners: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def of_winners(self, winners: Summary, whole: Summary) -> Summary:
         """Summary of whole bags from that of their winners.
 
         Args:
