@@ -24,7 +24,8 @@ class BagPrediction(NamedTuple):
     """Prediction of a run for one bag.
 
     Args:
-        members: probability of every class by each model of the run, one row for a plain run.
+        members: probability of every class, or the risk alone with a survival target, by each model of the run, one
+            row for a plain run.
         attention: share of each instance in the store's order, the mean over the models.
     """
 
@@ -183,12 +184,12 @@ def _predict_bags(
 
 @torch.no_grad()
 def instance_values(models: Sequence[MILModel], bag: Bag, label: int) -> InstanceValues:
-    """Attention scores before the softmax and, at instance level, probabilities of a class.
+    """Attention scores before the softmax, probabilities and contributions of a bag's instances.
 
     Args:
         models: of one run, on one device.
         bag: read in chunks.
-        label: the class whose attention head and probability are taken where each class has its own.
+        label: the class whose attention head, probability and contribution are taken where each class has its own.
     """
     values_of_models = [_instance_values(model, bag, label) for model in models]
     return InstanceValues(*map(_mean_over_models, zip(*values_of_models, strict=True)))
@@ -211,7 +212,8 @@ def instance_columns(
         models: of one run, on one device.
         bag: read in chunks.
         label: the predicted class.
-        with_leave_one_out: also ``leave_one_out``, the log-odds of that class less those without the instance.
+        with_leave_one_out: also ``leave_one_out``, the log-odds of that class, of survival the risk, less those without
+            the instance.
     """
     values = instance_values(models, bag, label)
     columns = {
@@ -225,7 +227,9 @@ def instance_columns(
 
 
 def _leave_one_out_change(models: Sequence[MILModel], bag: Bag, label: int) -> Float[np.ndarray, " instance"]:
-    """Log-odds of a class less those without each instance, mean over the models.
+    """Log-odds of a class, or the risk, less those without each instance.
+
+    Mean over the models.
 
     NaN for the only instance of a bag.
     """

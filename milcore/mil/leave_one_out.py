@@ -4,7 +4,7 @@ The summary of all but instance i is the merge of those before it and those afte
 subtracted, so there is no cancellation. Chunks are scanned one at a time and merged with the summaries of the chunks
 around them: memory stays that of one chunk.
 
-A pooling of two passes is scanned in its first only.
+A pooling of two passes is scanned in its first only; in the second the scores and values of the whole bag are kept.
 
 Source of the scan: Hillis, Steele 1986, "Data parallel algorithms".
 
@@ -23,7 +23,7 @@ from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.segments import Segments
 from milcore.mil.model import MILModel
 from milcore.mil.pooling.protocol import Monoid, Summary, TwoPassPooling
-from milcore.mil.pooling.streaming import ChunkPlan
+from milcore.mil.pooling.streaming import ChunkPlan, concatenate
 
 Merge = Callable[[Summary, Summary], Summary]
 
@@ -70,9 +70,8 @@ def _outputs_of_two_passes(
     second is made anew for each: n^2 instances in all, none of them embedded again.
     """
     instances = len(batch.instances)
-    firsts = [torch.cat(each) for each in zip(*_without_each(model, pooling.first, batch, plan), strict=True)]
-    chunks = [(lifted.scores, lifted.values) for lifted in model.lift_chunks(batch, plan)]
-    scores, values = (torch.cat(each) for each in zip(*chunks, strict=True))
+    firsts = concatenate(list(_without_each(model, pooling.first, batch, plan)))
+    scores, values = concatenate([(lifted.scores, lifted.values) for lifted in model.lift_chunks(batch, plan)])
     others = torch.arange(instances - 1, device=scores.device)
     for block in torch.split(torch.arange(instances, device=scores.device), max(1, plan.rows // instances)):
         rows = (others + (others >= block[:, None])).flatten()
@@ -90,8 +89,7 @@ def _all_but_each(rows: Summary, merge: Merge) -> Summary | None:
     after = _reverse(_scan(_reverse(rows), merge))
     first, last = _cut(after, 1, None), _cut(before, None, -1)
     middle = merge(_cut(before, None, -2), _cut(after, 2, None))
-    ends = _cut(first, None, 1), _cut(last, -1, None)
-    return tuple(torch.cat(each) for each in zip(ends[0], middle, ends[1], strict=True))
+    return concatenate([_cut(first, None, 1), middle, _cut(last, -1, None)])
 
 
 def _scan(rows: Summary, merge: Merge) -> Summary:

@@ -48,7 +48,7 @@ class BagOutput(NamedTuple):
     """Prediction and attention of a batch of bags.
 
     Args:
-        output: of the target; log-probabilities of classes.
+        output: of the target: log-probabilities of classes, or the log hazard ratio.
         attention: weight of each instance; weights sum to 1 in every bag.
     """
 
@@ -121,7 +121,7 @@ class MILModel(nn.Module):
     def forward(
         self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan | None = None
     ) -> Float[Tensor, "bag output"]:
-        """Output of the target for each bag: log-probabilities of classes.
+        """Output of the target for each bag, as in ``BagOutput``.
 
         Args:
             batch: of bags.
@@ -134,9 +134,10 @@ class MILModel(nn.Module):
     def predict_bags(self, batch: BagBatch) -> BagOutput:
         """Output and attention of each bag, without dropout.
 
-        Memory is constant: every chunk is lifted twice. With attention heads per class, the weight of an instance is
-        that of the head of its bag's likeliest class. Noisy-or and noisy-and have no weights: there it is the
-        instance's share of the summed probabilities of that class in its bag.
+        Memory is constant: every chunk is lifted twice, of a batch over the memory budget once more for a first pass.
+        With attention heads per class, the weight of an instance is that of the head of its bag's likeliest class.
+        Noisy-or and noisy-and have no weights: there it is the instance's share of the summed probabilities of that
+        class in its bag.
         """
         plan = self.chunk_plan(batch)
         first, summary = self._pool(batch, None, plan)

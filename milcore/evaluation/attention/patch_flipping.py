@@ -4,7 +4,7 @@ If the prediction rests on the attended instances, removing the most attended on
 predicted class faster than removing random ones, and removing the least attended ones first hardly changes it.
 Instances are left out, not painted over, so the model sees no artificial patch. A bag is cut into twenty blocks by
 rank; the summary of the rest after k blocks is a merge of the other blocks' summaries, so a curve costs one pass over
-the bag.
+the bag. A pooling of two passes merges so in its first; its second takes every rest anew.
 
 Source: Samek et al. 2017, "Evaluating the visualization of what a deep neural network has learned"; for MIL, Hense et
 al. 2024, "xMIL". Axis words: step, order, instance.
@@ -25,6 +25,7 @@ from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.segments import Segments
 from milcore.mil.model import MILModel
 from milcore.mil.pooling.protocol import Monoid, Summary, TwoPassPooling
+from milcore.mil.pooling.streaming import concatenate
 
 STEPS = 20
 RANDOM_ORDERS = 5
@@ -113,7 +114,7 @@ def _remainders(
     orders = []
     for summaries in _block_summaries(model, monoid, batch, blocks, steps):
         remainders = list(itertools.accumulate(reversed(summaries), monoid.merge))[::-1]
-        orders.append(tuple(torch.cat(tensors) for tensors in zip(*remainders, strict=True)))
+        orders.append(concatenate(remainders))
     return orders
 
 
@@ -126,25 +127,21 @@ def _second_passes(
 ) -> list[Summary]:
     """The same of a second pass, which takes every remainder anew.
 
-    Each remainder has its own summary of the first.
+    Each remainder has its own summary of the first pass.
     """
-    orders: list[list[Summary | None]] = [[None] * len(first[0]) for first in firsts]
+    parts: list[list[list[Summary]]] = [[[] for _ in first[0]] for first in firsts]
     for lifted in model.lift_chunks(batch):
         position = batch.position[lifted.chunk.rows]
-        for remainders, first, block in zip(orders, firsts, blocks[:, lifted.chunk.rows], strict=True):
-            for step, before in enumerate(remainders):
+        for of_order, first, block in zip(parts, firsts, blocks[:, lifted.chunk.rows], strict=True):
+            for step, of_step in enumerate(of_order):
                 rows = torch.from_numpy(np.flatnonzero(block >= step))
                 if len(rows):
                     segments = Segments.of(np.array([len(rows)]), position[rows], batch.longest)
                     segments, rows = segments.to(lifted.values.device), rows.to(lifted.values.device)
-                    of_step = tuple(each[step : step + 1] for each in first)
-                    taken = pooling.first.condition(lifted.scores[rows], lifted.values[rows], of_step, segments)
-                    summary = pooling.lift(*taken, segments)
-                    remainders[step] = summary if before is None else pooling.merge(before, summary)
-    return [
-        tuple(torch.cat(each) for each in zip(*(step for step in steps if step is not None), strict=True))
-        for steps in orders
-    ]
+                    of_remainder = tuple(each[step : step + 1] for each in first)
+                    taken = pooling.first.condition(lifted.scores[rows], lifted.values[rows], of_remainder, segments)
+                    of_step.append(pooling.lift(*taken, segments))
+    return [concatenate([functools.reduce(pooling.merge, of_step) for of_step in of_order]) for of_order in parts]
 
 
 def _block_summaries(

@@ -129,12 +129,12 @@ def _join(pooling: Monoid, parts: Sequence[tuple[int, Summary]]) -> Summary:
             *closed, last = _rows(rest)
             head, *tail = _rows(summary)
             whole.extend(closed)
-            rest = _stack([pooling.merge(last, head), *tail])
+            rest = concatenate([pooling.merge(last, head), *tail])
         else:
             whole.append(rest)
             rest = summary
         open_bag = first
-    return _stack([*whole, rest])
+    return concatenate([*whole, rest])
 
 
 def _rows(summary: Summary) -> list[Summary]:
@@ -146,11 +146,12 @@ def _rows(summary: Summary) -> list[Summary]:
     return list(zip(*(torch.split(each, sizes) for each in summary), strict=True))
 
 
-def _stack(parts: Sequence[Summary]) -> Summary:
+def concatenate(parts: Sequence[Summary]) -> Summary:
+    """Summaries of bags after one another, from those of groups of bags."""
     return parts[0] if len(parts) == 1 else tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
-def _winners(batch: BagBatch, positions: Int[Tensor, "bag value"], plan: ChunkPlan) -> BagBatch:
+def _winners(batch: BagBatch, positions: Int[Tensor, "bag winner"], plan: ChunkPlan) -> BagBatch:
     """The batch reduced to the instances at these positions of their bags."""
     ends = torch.tensor(batch.lengths).cumsum(0)
     # a bag of which a random subset is left has gaps in its positions, so that they are searched for
