@@ -164,8 +164,8 @@ class MILModel(nn.Module):
             return None
         first = self._pool_first(self.lifter(batch.instances[:1].dtype, None), batch, plan)
         chunks = (self._second_pass(lifted, first) for lifted in self.lift_chunks(batch, plan))
-        logit = torch.cat([self._classify(pooling.terms(lifted.scores, lifted.values)) for lifted in chunks])
-        return logit - self.classifier.bias
+        # the bias is left out, not subtracted: contributions of a large bag would be lost in its rounding
+        return torch.cat([self._classify(pooling.terms(lifted.scores, lifted.values), None) for lifted in chunks])
 
     def instance_budget(self, instance: Tensor) -> int:
         """Number of instances whose activations fit ``activation_mb``, at least 1.
@@ -225,7 +225,7 @@ class MILModel(nn.Module):
         if self.level == "instance" and isinstance(self.pooling, InstancePooling):
             of_class = self.pooling.instance_log_prob(pooled)
         else:
-            of_class = log_sigmoids(self._classify(pooled))
+            of_class = log_sigmoids(self._classify(pooled, self.classifier.bias))
         return self.target.output(of_class)
 
     def chunk_plan(self, batch: BagBatch) -> ChunkPlan:
@@ -263,17 +263,18 @@ class MILModel(nn.Module):
         )
         return lifted._replace(scores=scores, values=values)
 
-    def _classify(self, pooled: Float[Tensor, "bag pooled"]) -> Float[Tensor, "bag class"]:
+    def _classify(
+        self, pooled: Float[Tensor, "bag pooled"], bias: Float[Tensor, " class"] | None
+    ) -> Float[Tensor, "bag class"]:
         """Logits from one embedding for all classes, or from one per class.
 
         An embedding per class is read by the classifier row of that class only.
         """
         by_head = pooled.reshape(len(pooled), -1, self.hidden)
         if by_head.shape[1] == 1:
-            logit: Tensor = self.classifier(by_head[:, 0])
-            return logit
-        of_class: Tensor = (by_head * self.classifier.weight).sum(dim=2) + self.classifier.bias
-        return of_class
+            return functional.linear(by_head[:, 0], self.classifier.weight, bias)
+        of_class: Tensor = (by_head * self.classifier.weight).sum(dim=2)
+        return of_class if bias is None else of_class + bias
 
     def _weights(self, lifted: LiftedChunk, summary: Summary) -> Float[Tensor, "instance column"]:
         of_bags, segments = lifted.rows_of(summary), lifted.chunk.segments

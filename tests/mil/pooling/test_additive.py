@@ -55,6 +55,14 @@ def test_contributions_are_signed_and_sum_to_the_logit_less_its_bias(classes: in
     assert column.min() < 0.0 < column.max() or classes == 3
 
 
+@pytest.mark.parametrize(("classes", "heads"), [(2, "shared"), (3, "per_class")])
+def test_contributions_are_not_rounded_to_the_classifier_s_bias(classes: int, heads: str) -> None:
+    model, batch = model_of(config_of(heads), classes), pack(bags(), range(len(LENGTHS)))
+    contributions = model.contributions(batch)
+    torch.nn.init.constant_(model.classifier.bias, 1e12)
+    assert torch.equal(model.contributions(batch), contributions)
+
+
 def test_poolings_that_are_no_sum_have_no_contribution() -> None:
     model = make_model(TrainConfig(hidden=8, attention_hidden=4), WIDTH, 2)
     assert model.contributions(pack(bags(), range(3))) is None
