@@ -13,11 +13,14 @@ ROWS = [(name, level) for name, levels in POOLING_LEVELS.items() for level in le
 
 
 @pytest.mark.parametrize("chunk_rows", [5, 22, 100])
-@pytest.mark.parametrize(("pooling", "level"), ROWS)
-def test_it_equals_the_bag_without_each_instance(pooling: str, level: str, chunk_rows: int) -> None:
+@pytest.mark.parametrize(("pooling", "level", "k"), [*((*row, 10) for row in ROWS), ("topk", "instance", 0.35)])
+def test_it_equals_the_bag_without_each_instance(pooling: str, level: str, k: float, chunk_rows: int) -> None:
+    """Of a share of 0.35 count 9 of 23 instances, and 8 of 22."""
     torch.manual_seed(0)
     rows = torch.randn(23, 9)
-    config = TrainConfig(pooling=pooling, level=level, hidden=16, attention_hidden=8, attention_heads="per_class")
+    config = TrainConfig(
+        pooling=pooling, level=level, hidden=16, attention_hidden=8, attention_heads="per_class", topk_instances=k
+    )
     model = make_model(config, 9, classes=3)
     without = [torch.cat([rows[:i], rows[i + 1 :]]) for i in range(23)]
     with torch.no_grad():

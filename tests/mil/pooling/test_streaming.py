@@ -37,6 +37,7 @@ CASES = {
 }
 CASES["conv"] = (model_config("gated_attention", "embedding", features=None, encoder="conv", augment=True), 2)
 CASES["mlp"] = (model_config("gated_attention", "embedding", encoder="mlp"), 2)
+CASES["topk-share"] = (model_config("topk", "instance", topk_instances=0.3), 2)
 CASES["conv-max"] = (model_config("max", "embedding", features=None, encoder="conv"), 2)
 
 
