@@ -247,9 +247,9 @@ def upload(file: Path, uri: str) -> None:
     The file, which is not empty, is not read into memory.
     """
     fs, path = filesystem(uri)
-    with _access(uri, writes=True), file.open("rb") as source:
+    with _access(uri, writes=True):
         if is_local(uri):
-            with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            with file.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 _put(Path(path), [data], Path.replace)
         else:
             parts = {"chunksize": UPLOAD_PART_BYTES} if uri.startswith("s3://") else {}

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from milcore.runtime.redaction import plain
 
 TERMINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
+NO_REASON = "no reason given"
 DEADLINES = ("DeadlineExceeded", "PreRunningDeadlineExceeded")
 # Ray's message of a driver that exited by itself: another attempt would end the same. KubeRay's own reason does not
 # show it: it is AppFailed, too, when the head is lost with its job
@@ -27,7 +28,7 @@ class Assessment(NamedTuple):
 def assess(status: Mapping[str, Any]) -> Assessment:
     """Assess a RayJob by Ray's status of the job and KubeRay's of its deployment."""
     job, deployment = status.get("jobStatus") or "", status.get("jobDeploymentStatus") or ""
-    reason = ": ".join(part for part in (status.get("reason"), status.get("message")) if part) or "no reason given"
+    reason = ": ".join(part for part in (status.get("reason"), status.get("message")) if part) or NO_REASON
     driver_failed = EXIT_CODE.search(reason) is not None
     if job == "SUCCEEDED":
         return Assessment("succeeded")
@@ -59,5 +60,5 @@ def driver_line(message: str) -> str:
 
 def one_line(reason: str) -> str:
     """A reason with the last line of the log that Ray quotes."""
-    first, *lines = [line for line in map(plain, reason.splitlines()) if line.strip()]
+    first, *lines = [line for line in map(plain, reason.splitlines()) if line.strip()] or [NO_REASON]
     return f"{first.partition(', last available logs')[0]}: {lines[-1].strip()}" if lines else first

@@ -4,6 +4,7 @@ They are kept in the folder that the step works on. What Ray prints besides, suc
 output of its nodes, is nowhere else.
 """
 
+import contextlib
 import re
 import tempfile
 from pathlib import Path
@@ -57,7 +58,7 @@ class JobLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            with self._file:
+            with contextlib.suppress(OSError), self._file:  # closing writes what a full disk has refused once more
                 self._write(self._file)
 
     def add(self, text: str) -> None:

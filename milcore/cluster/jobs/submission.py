@@ -49,7 +49,7 @@ def run_job(arguments: Sequence[str], launch: LaunchConfig) -> None:
         job = _follow(client, job_id, log)
     if job.status == JobStatus.SUCCEEDED:
         return
-    reason = log.last_line or redact(one_line(f"{job.message}"))
+    reason = log.last_line or redact(one_line(job.message or ""))
     if job.driver_exit_code == InputError.exit_code:
         raise InputError(reason)
     raise ClusterError(f"Ray job {job_id} at {launch.ray_address} ended as {job.status}: {reason}")
@@ -63,7 +63,7 @@ def _client(address: str) -> JobSubmissionClient:
         ClusterError: it does not answer within DASHBOARD_START_S, or has another version.
     """
     deadline = time.monotonic() + DASHBOARD_START_S
-    log_wait = functools.cache(log_line)
+    log_once = functools.cache(log_line)  # a reason is a line, however often it is met
     while True:
         try:
             return JobSubmissionClient(address)
@@ -77,7 +77,7 @@ def _client(address: str) -> JobSubmissionClient:
             line = f"no Ray dashboard answers at {address}: {reason}"
             if not _may_be_starting(error) or time.monotonic() >= deadline:
                 raise ClusterError(line) from error
-            log_wait(f"{line}; trying again for {DASHBOARD_START_S:.0f} s")
+            log_once(f"{line}; trying again for {DASHBOARD_START_S:.0f} s")
         time.sleep(SECONDS_BETWEEN_POLLS)
 
 

@@ -1,6 +1,7 @@
 """The step's log has a line for each event; what Ray prints is kept beside, without secrets."""
 
 import re
+import resource
 import tracemalloc
 from pathlib import Path
 
@@ -140,3 +141,18 @@ def test_a_log_of_any_length_takes_little_memory(kind: str, s3: str, tmp_path: P
     tracemalloc.stop()
     assert kept < 2_000_000
     assert storage.read_bytes(uri) == b"".join(b"%020000d\n" % number for number in range(lines))
+
+
+def test_a_full_disk_costs_the_log_and_not_the_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A limit of file sizes refuses as a full disk does: lines, and once more what closing the file writes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with JobLog(str(tmp_path / "logs/train-r0.log")) as log:
+            for number in range(30):
+                log.add(f"{number:010000d}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (log.is_kept, log.last_line) == (False, f"{29:010000d}")
+    assert capfd.readouterr().err.count("the job's log is not kept: ") == 1
+    assert not (tmp_path / "logs").exists()

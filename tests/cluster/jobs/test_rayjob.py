@@ -45,6 +45,9 @@ DONE = status("Complete", "SUCCEEDED")
 EXIT = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n{}\n"
 DRIVER_FAILED = status("Failed", "FAILED", "AppFailed", EXIT.format(1, "KeyError: 'x'"))
 BAD_INPUT = status("Failed", "FAILED", "AppFailed", EXIT.format(2, "milcore: no run at s3://b/run; train first"))
+BAD_URI = status(
+    "Failed", "FAILED", "AppFailed", EXIT.format(2, "milcore: manifest: nothing at https://ann:key@lab/m.csv")
+)
 # what KubeRay says of the rest (rayjob_controller.go), and Ray of a job whose supervisor is gone (job_manager.py)
 CLUSTER_LOST = status("Failed", "RUNNING", "JobStatusCheckTimeoutExceeded", "the dashboard does not answer")
 HEAD_LOST = status("Failed", "RUNNING", "AppFailed", "Submitter completed but Ray job not found in RayCluster.")
@@ -134,6 +137,7 @@ def test_the_job_belongs_to_the_pod_that_waits_for_it(kubernetes: MakeKubernetes
         ([RUNNING, DRIVER_FAILED], ClusterError, r"failed: AppFailed: .* exit code 1: KeyError: 'x'$"),
         ([RUNNING, {**DRIVER_FAILED, "jobDeploymentStatus": "Running"}], ClusterError, "exit code 1"),
         ([RUNNING, BAD_INPUT], InputError, r"^no run at s3://b/run; train first$"),
+        ([RUNNING, BAD_URI], InputError, r"^manifest: nothing at https://\*\*\*@lab/m\.csv$"),
         ([INVALID], ClusterError, "ValidationFailed: The RayJob spec is invalid: no such field"),
         ([RUNNING, LATE], ClusterError, "DeadlineExceeded: .* passed the activeDeadlineSeconds"),
         ([STARTING, NEVER_RAN], ClusterError, "PreRunningDeadlineExceeded"),

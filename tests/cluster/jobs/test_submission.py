@@ -160,6 +160,19 @@ def test_a_job_without_a_line_fails_with_ray_s_message_and_no_secret(tmp_path: P
     assert "\n" not in str(failure.value)
 
 
+@pytest.mark.parametrize("message", ["", " \n", None])
+def test_a_job_that_tells_no_reason_has_failed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str | None
+) -> None:
+    monkeypatch.setattr(FailedJobs, "message", message)
+    with ThreadingHTTPServer(("127.0.0.1", 0), FailedJobs) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(ClusterError, match=r"ended as FAILED: no reason given$"):
+            run_job(["encode", str(tmp_path)], LaunchConfig(ray_address=address, workers=1))
+        server.shutdown()
+
+
 class Refusal(BaseHTTPRequestHandler):
     """A dashboard that asks for a token."""
 
