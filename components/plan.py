@@ -99,14 +99,13 @@ def plan(
         requests and limits of the steps to come.
     """
     parameters = {**locals()}
-    from components.sizes import job_launches, step_sizes
+    from components.sizes import job_launches, step_launch, step_sizes
     from milcore import api
-    from milcore.config import PipelineSettings
 
     with api.pipeline_step("plan", store_uri):
         configs = api.check_settings(parameters, settings)
         api.check_launches(job_launches(parameters))
-        launch = PipelineSettings({**parameters, "workers": ingest_workers}, "").launch
+        launch = step_launch("ingest", parameters)
         train, notes = configs.train, configs.annotations
         planned = api.plan_pipeline(
             manifest, store_uri, positive or None, partitions, annotations=notes, launch=launch, train=train

@@ -6,7 +6,7 @@ A step that only launches a job waits: what it reserves is taken from its own wo
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from milcore.config import LaunchConfig, parse_config
+from milcore.config import LaunchConfig, PipelineSettings
 
 # steps whose size the first one chooses, and the parameter that counts their workers
 WORKERS = {"ingest": "ingest_workers", "encode": "encode_workers", "tune": "workers", "train": "workers"}
@@ -43,10 +43,9 @@ def step_size(step: str, parameters: Mapping[str, object]) -> Size:
 
 
 def step_launch(step: str, parameters: Mapping[str, object]) -> LaunchConfig:
-    """Machines and workers of a step."""
-    names = ("ray_address", "cluster_profile", *(() if step == "ingest" else ("use_gpu",)))
-    place = {name: parameters[name] for name in names if name in parameters}
-    return parse_config(LaunchConfig, {**place, "workers": parameters[WORKERS[step]]})
+    """Machines and workers of a step; ingestion computes on CPUs."""
+    of_step = {"workers": parameters[WORKERS[step]], **({"use_gpu": False} if step == "ingest" else {})}
+    return PipelineSettings({**parameters, **of_step}, "").launch
 
 
 def is_launcher(step: str, launch: LaunchConfig) -> bool:

@@ -8,7 +8,7 @@ long a node of GPUs takes to come is nobody's guess, and no step computes with f
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -41,10 +41,14 @@ def worker_capacity(resources: Mapping[str, float]) -> int:
     Args:
         resources: amounts that each worker reserves, by Ray's names (CPU, GPU).
     """
+    return room_of_nodes(node_resources(), resources)
+
+
+def room_of_nodes(nodes: Iterable[Mapping[str, float]], resources: Mapping[str, float]) -> int:
+    """Number of workers that nodes hold when idle, by the resources of both."""
     reserved = {name: amount for name, amount in resources.items() if amount > 0.0}
     return sum(
-        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in reserved.items())
-        for node in node_resources()
+        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in reserved.items()) for node in nodes
     )
 
 

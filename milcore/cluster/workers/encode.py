@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from milcore.cluster.workers.capacity import node_resources, task_resources, wait_for_workers
+from milcore.cluster.workers.capacity import node_resources, room_of_nodes, task_resources, wait_for_workers
 from milcore.config import LaunchConfig
 from milcore.encoders.extraction.batches import Step
 from milcore.encoders.extraction.encode import EncodeJob, encode_slides, load_encoder
@@ -170,14 +170,15 @@ def encoder_resources(launch: LaunchConfig, slides: int) -> EncoderResources:
         launch: number of workers, and a GPU for each or none.
         slides: how many; there are no more workers.
     """
-    nodes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in node_resources()]
+    nodes = node_resources()
 
     def room(cpus: int) -> int:
-        return sum(min(of_node // cpus, gpus) if launch.use_gpu else of_node // cpus for of_node, gpus in nodes)
+        return room_of_nodes(nodes, task_resources(launch) | {"CPU": float(cpus)})
 
     actors = max(1, min(launch.workers, slides))
     at_once = max(1, min(actors, room(1)))
-    cpus = next((cpus for cpus in range(max(nodes)[0], 1, -1) if room(cpus) >= at_once), 1)
+    most = int(max(node.get("CPU", 0.0) for node in nodes))
+    cpus = next((cpus for cpus in range(most, 1, -1) if room(cpus) >= at_once), 1)
     return EncoderResources(at_once if launch.ray_address == "local" else actors, at_once, cpus, int(launch.use_gpu))
 
 
