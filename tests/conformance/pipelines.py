@@ -37,12 +37,17 @@ def _main(kubeflow: Kubeflow, run: str, manifest: str = "cohort/manifest.csv") -
 def compile_all(kubeflow: Kubeflow, clock: Clock) -> str:
     with tempfile.TemporaryDirectory() as folder:
         for name in PIPELINES:
-            file = str(Path(folder) / f"{name}.yaml")
-            image = kubeflow.cluster.settings.image
-            ended = kubeflow.pipeline("compile", "--pipeline", name, "--image", image, "--out", file)
-            expect(ended.returncode == 0 and image in Path(file).read_text(), f"{name}: {ended.stderr[-300:]}")
+            _compile(kubeflow, name, Path(folder))
             clock.step(name)
     return f"{len(PIPELINES)} files that name the image"
+
+
+def _compile(kubeflow: Kubeflow, name: str, folder: Path) -> str:
+    """File of a pipeline that names the image."""
+    file, image = folder / f"{name}.yaml", kubeflow.cluster.settings.image
+    ended = kubeflow.pipeline("compile", "--pipeline", name, "--image", image, "--out", str(file))
+    expect(ended.returncode == 0 and image in file.read_text(), f"{name}: {ended.stderr[-300:]}")
+    return str(file)
 
 
 def installation(kubeflow: Kubeflow, clock: Clock) -> str:
@@ -153,11 +158,7 @@ def recurring(kubeflow: Kubeflow, clock: Clock) -> str:
     experiment = kubeflow.experiment_id()
     parameters = {"run_uri": uri("kfp/run"), "slides": [uri("cohort", SLIDE)], "out_uri": uri("kfp/recurring")}
     with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "predict.yaml")
-        ended = kubeflow.pipeline(
-            "compile", "--pipeline", PREDICT, "--image", kubeflow.cluster.settings.image, "--out", file
-        )
-        expect(ended.returncode == 0, ended.stderr[-300:])
+        file = _compile(kubeflow, PREDICT, Path(folder))
         name = f"{kubeflow.experiment}-recurring"
         made = client.create_recurring_run(
             experiment, name, interval_second=SECONDS_BETWEEN_RUNS, params=parameters, pipeline_package_path=file

@@ -4,6 +4,7 @@ They have a namespace of their own, without the standing cluster.
 """
 
 import os
+from unittest import mock
 
 from milcore.cluster.doctor.installation import cluster_findings
 from tests.conformance import objects
@@ -73,11 +74,8 @@ def doctor_quota(cluster: Cluster, clock: Clock) -> str:
 
 
 def doctor_image(cluster: Cluster, clock: Clock) -> str:
-    os.environ["MILCORE_IMAGE"] = f"{cluster.settings.image}-none"
-    try:
+    with mock.patch.dict(os.environ, {"MILCORE_IMAGE": f"{cluster.settings.image}-none"}):
         return _doctor_failures(namespace(cluster), clock, "pod")
-    finally:
-        del os.environ["MILCORE_IMAGE"]
 
 
 def doctor_secret(cluster: Cluster, clock: Clock) -> str:

@@ -3,6 +3,9 @@
 It plays only what a case looks at. Each change that a case asks for is recorded; reads are not.
 """
 
+import json
+
+from milcore.cluster.doctor.pod import CONTROL, REACHED
 from milcore.cluster.jobs.rayjob_spec import COMMON_LABELS, RUN_LABEL, short_hash
 from tests.cluster.doctor.kubernetes_api import FakeCluster
 from tests.cluster.http_api import Json, Request
@@ -32,16 +35,21 @@ class Stage:
         stuck: name of a step that never ends.
         codes: exit codes of steps, in place of 0.
         open_network: no policy is enforced.
+        has_network: pods reach the API server.
     """
 
-    def __init__(self, stuck: str = "", codes: dict[str, int] | None = None, *, open_network: bool = False) -> None:
+    def __init__(
+        self, stuck: str = "", codes: dict[str, int] | None = None, *, open_network: bool = False,
+        has_network: bool = True,
+    ) -> None:  # fmt: skip
         self.fake = FakeCluster(SPEC)
         self.objects = self.fake.objects
         self.calls: list[str] = []
         self.commands: list[list[str]] = []
         self.logs: dict[str, str] = {}
         self.lines = dict(FAILURES)
-        self._stuck, self._codes, self._open_network = stuck, codes or {}, open_network
+        self._stuck, self._codes = stuck, codes or {}
+        self._open_network, self._has_network = open_network, has_network
         del self.fake.answers[f"/api/v1/namespaces/{NAMESPACE}"]
 
     def answer(self, request: Request) -> tuple[int, object]:
@@ -97,7 +105,7 @@ class Stage:
         if name.startswith("reach-"):
             is_step = body["metadata"]["labels"].items() >= STEP_LABELS.items()
             reached = is_step and "PORT = 8265" in command and name != "reach-other"
-            return f'{{"reached": {str(reached or self._open_network).lower()}}}\n'
+            return json.dumps({REACHED: reached or self._open_network, CONTROL: self._has_network}) + "\n"
         if name in self.lines:
             return f"{self.lines[name]}\n"
         if name == "lost-step-retry":

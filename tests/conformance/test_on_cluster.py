@@ -201,6 +201,14 @@ def test_a_policy_that_is_not_enforced_is_a_row_that_fails(surroundings: MakeSur
     }
 
 
+def test_a_pod_that_reaches_nothing_shows_no_policy(surroundings: MakeSurroundings) -> None:
+    place = surroundings(has_network=False)
+    _, run = whole_run(place)
+    failures = {row.case: row.seen for row in run.rows if row.state == "failed"}
+    assert failures.keys() == {"other ports", "pod without the label", "pod of another namespace"}
+    assert all(seen.endswith("this says nothing of a policy") for seen in failures.values())
+
+
 def test_a_removal_that_fails_is_told_and_the_others_are_done(surroundings: MakeSurroundings) -> None:
     place = surroundings(codes={"remove-objects": 1})
     code, run = whole_run(place, ON_CLUSTER[:5])
