@@ -24,6 +24,27 @@ def manifest_notes(manifest: Manifest) -> list[str]:
     ]
 
 
+def lost_columns_note(before: Manifest, after: Manifest) -> str | None:
+    """Line that names columns of a store's manifest that another lacks; None without any."""
+    kept = set(_columns(after))
+    lost = [name for name in _columns(before) if name not in kept]
+    if not lost:
+        return None
+    return (
+        f"warning: manifest: column(s) {', '.join(lost)} of the store's are not in this one, and are dropped; add them "
+        "and ingest or import again to have them back"
+    )
+
+
+def _columns(manifest: Manifest) -> list[str]:
+    """Columns of a manifest; of those of slides the ones with a value."""
+    slides = manifest.slides
+    of_slides = {name: any(getattr(slide, name) for slide in slides) for name in ("site", "mpp", "split", "annotation")}
+    patients = any(slide.patient_id != slide.slide_id for slide in slides)
+    is_there = {"label": bool(manifest.classes), "patient_id": patients, **of_slides}
+    return [*(name for name in is_there if is_there[name]), *manifest.columns]
+
+
 def _no_labels(manifest: Manifest) -> Iterator[str]:
     if not manifest.classes:
         others = ", ".join(manifest.columns) or "none"

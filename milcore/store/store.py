@@ -28,10 +28,11 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from milcore.cohort.manifest import Manifest
+from milcore.cohort.manifest_notes import lost_columns_note
 from milcore.config import Codec
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import html, storage
-from milcore.runtime.progress import without_folder
+from milcore.runtime.progress import log_line, without_folder
 from milcore.store.annotation_record import AnnotationRecord, read_annotation_record
 from milcore.store.arrays import write_array
 from milcore.store.catalogue import Catalogue, read_records, renew_row, resolved, usable_record
@@ -106,9 +107,15 @@ class PatchStore:
         storage.write_table(self._manifest_uri, table)
 
     def update_manifest(self, manifest: Manifest) -> None:
-        """Write the cohort's manifest, unless it is equal."""
-        is_equal = self.has_manifest() and self.manifest() == manifest
-        if not is_equal or self._has_annotation_record != storage.exists(self._annotations_uri):
+        """Write the cohort's manifest, unless it is equal.
+
+        Columns that it loses are logged.
+        """
+        before = self.manifest() if self.has_manifest() else None
+        note = None if before is None else lost_columns_note(before, manifest)
+        if note is not None:
+            log_line(note)
+        if before != manifest or self._has_annotation_record != storage.exists(self._annotations_uri):
             self.write_manifest(manifest)
 
     def has_manifest(self) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from milcore.cohort.manifest import read_manifest
-from milcore.cohort.manifest_notes import manifest_notes
+from milcore.cohort.manifest_notes import lost_columns_note, manifest_notes
 
 CASES = Path(__file__).resolve().parents[1] / "cases" / "csv"
 APART = "counted apart, though they differ in case, spaces or leading zeros alone"
@@ -62,3 +62,20 @@ def test_variants_of_classes_patients_and_sites_are_noted(tmp_path: Path) -> Non
 
 def test_a_usual_manifest_has_no_note(tmp_path: Path) -> None:
     assert notes_of("slide_id,uri,label,patient_id\na,a,0,p\nb,b,0,p\nc,c,1,q\n", tmp_path) == []
+
+
+def test_columns_that_a_manifest_lacks_beside_an_earlier_one_are_named(tmp_path: Path) -> None:
+    """An empty column of a slide, such as split, is none; a further column stays, whatever is in it."""
+    path = tmp_path / "m.csv"
+    path.write_text(
+        "slide_id,uri,label,patient_id,site,split,os_days,os_event\na,a.tif,0,P,Rome,,3,1\nb,b.tif,1,Q,,,4,\n"
+    )
+    full = read_manifest(str(path))
+    path.write_text("slide_id,uri,patient_id,os_event\na,a.tif,P,\nb,b.tif,Q,\n")
+    part = read_manifest(str(path))
+    assert lost_columns_note(full, part) == (
+        "warning: manifest: column(s) label, site, os_days of the store's are not in this one, and are dropped; add "
+        "them and ingest or import again to have them back"
+    )
+    assert lost_columns_note(part, full) is None
+    assert lost_columns_note(full, full) is None

@@ -293,3 +293,15 @@ def test_a_damaged_version_of_a_slide_s_file_is_as_none(store: PatchStore, conte
     assert store.source("a") == {"uri": "/a", "size": 3, "version": "1"}
     storage.write_bytes(f"{store.uri}/sources/a.json", content)
     assert store.source("a") is None
+
+
+def test_a_manifest_that_loses_columns_is_written_with_a_line(
+    store: PatchStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.update_manifest(replace(MANIFEST, columns={"os_days": ("1", "2", "3", ""), "grade": ("",) * 4}))
+    assert capsys.readouterr().err == ""
+    store.update_manifest(replace(MANIFEST, columns={"grade": ("2",) * 4}))
+    assert "column(s) os_days of the store's are not in this one" in capsys.readouterr().err
+    assert store.manifest().columns == {"grade": ("2",) * 4}
+    store.update_manifest(store.manifest())
+    assert capsys.readouterr().err == ""
