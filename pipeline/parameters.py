@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterator
 
 from milcore.config import Config, EncodeConfig, IngestConfig, LaunchConfig, TrainConfig, TuneConfig
 
-ZERO_IS_NONE = {"default_mpp": "0: none"}
+# what a pipeline adds to the description of a config class
+ADDENDA = {
+    "default_mpp": "0: none",
+    "bag": "here slide is patient with that target, too, but for settings that have bag slide under train",
+}
 # group -> parameter -> its description, or the config class that describes it
 PARAMETERS: dict[str, dict[str, str | type[Config]]] = {
     "Cohort": {
@@ -67,8 +71,8 @@ def _lines() -> Iterator[tuple[str, str]]:
     for group, parameters in PARAMETERS.items():
         for name, description in parameters.items():
             text = description if isinstance(description, str) else description.model_fields[name].description
-            zero = f"; {ZERO_IS_NONE[name]}" if name in ZERO_IS_NONE else ""
-            yield name, f"{group}: {text}{zero}."
+            addendum = f"; {ADDENDA[name]}" if name in ADDENDA else ""
+            yield name, f"{group}: {text}{addendum}."
 
 
 def with_description(about: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
