@@ -36,7 +36,7 @@ def _stratum(label: int) -> str:
     return f"class {label}"
 
 
-def _check_manifest(manifest: Manifest, _: TargetConfig, __: BagUnit) -> None:
+def _check_manifest(manifest: Manifest, _: TargetConfig) -> None:
     """Check that there are several classes.
 
     Raises:
@@ -155,6 +155,7 @@ def _renewal(splits: pa.Table, classes: Sequence[str], manifest: Manifest, _: Ta
 
 
 CLASSIFICATION = CohortTarget(
+    title="labels",
     columns={"label": "an integer"},
     notes=(CLASS,),
     table=_table,

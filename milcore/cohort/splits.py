@@ -119,7 +119,7 @@ def add_folds(splits: pa.Table, config: SplitConfig) -> pa.Table:
     patients as can be.
 
     Raises:
-        InputError: a class has fewer patients than there are folds.
+        InputError: a class, or an event, has fewer patients than there are folds.
     """
     target = target_of(splits)
     rows = [row for row in splits.to_pylist() if row["split"] != "test"]
@@ -128,10 +128,11 @@ def add_folds(splits: pa.Table, config: SplitConfig) -> pa.Table:
     for stratum in sorted(set(stratum_of.values())):
         patients = _shuffled(stratum_of, stratum, [config.split_seed, stratum, 1])
         if len(patients) < config.folds:
+            name = target.stratum(stratum)
+            kind = name.split()[0]
             raise InputError(
-                f"folds: expected a patient of each class in every fold, got {config.folds} folds for {len(patients)} "
-                f"patients of {target.stratum(stratum)} outside the test split; allowed: at most as many as the rarest "
-                "class has patients"
+                f"folds: expected a patient of each {kind} in every fold, got {config.folds} folds for {len(patients)} "
+                f"patients of {name} outside the test split; allowed: at most as many as the rarest {kind} has patients"
             )
         # each stratum starts at the fold after the last one dealt, which keeps the folds equal
         fold_of |= {patient: (len(fold_of) + index) % config.folds for index, patient in enumerate(patients)}

@@ -34,22 +34,22 @@ def read_splits(uri: str, manifest: Manifest, target: TargetConfig = CLASSES) ->
         InputError: there is no such file, it is no table of splits, or its labels or patients are not the manifest's.
     """
     place = f"splits in {uri}"
-    table = _read_table(uri, COHORT_TARGETS[target.target])
+    of_cohort = COHORT_TARGETS[target.target]
+    table = _read_table(uri, of_cohort)
     check_splits(table, place, target.target)
-    row = COHORT_TARGETS[target.target]
-    row.check_table(table, manifest, place)
+    of_cohort.check_table(table, manifest, place)
     rows = table.to_pylist()
     ids = {slide.slide_id for slide in manifest.slides}
     known = [row for row in rows if row["slide_id"] in ids]
     unknown = [row["slide_id"] for row in rows if row["slide_id"] not in ids]
     if unknown:
         log_line(f"{place}: {len(unknown)} slides are not in the manifest and are left out ({changes_text(unknown)})")
-    changes = row.changes(known, classes_of(table, manifest.classes), manifest, target)
+    changes = of_cohort.changes(known, classes_of(table, manifest.classes), manifest, target)
     if changes:
         raise InputError(
-            f"{place}: expected the labels of the manifest, got others ({changes_text(changes)}); allowed: splits made "
-            "for this manifest; ingest with the manifest, and positive class, that the splits were made for, or make "
-            "them anew without splits"
+            f"{place}: expected the {of_cohort.title} of the manifest, got others ({changes_text(changes)}); allowed: "
+            "splits made for this manifest; ingest with the manifest, and positive class, that the splits were made "
+            "for, or make them anew without splits"
         )
     return splits_table(manifest, {row["slide_id"]: row["split"] for row in known}, target)
 

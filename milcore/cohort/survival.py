@@ -19,7 +19,6 @@ from milcore.runtime.progress import log_line
 
 # groups of patients with an event, and of others, by time
 MOST_QUANTILES = 4
-SHOWN = 5
 _INFINITE = {"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"}
 
 
@@ -54,9 +53,9 @@ def follow_ups(manifest: Manifest, target: TargetConfig) -> dict[str, FollowUp]:
         if problem is not None:
             problems.append(f"slide {slide.slide_id}: {problem}")
             continue
-        for texts, of_kind in zip((time, event), values, strict=True):
-            if not is_missing(texts):
-                of_kind.add(follow_up_number(texts) or 0.0)
+        for text, of_kind in zip((time, event), values, strict=True):
+            if not is_missing(text):
+                of_kind.add(follow_up_number(text) or 0.0)
     problems = problems or list(_disagreements(of_patient, target))
     if problems:
         raise InputError(
@@ -146,7 +145,7 @@ def _stratum(stratum: int) -> str:
     return f"event {stratum // MOST_QUANTILES}"
 
 
-def _check_manifest(manifest: Manifest, target: TargetConfig, _: BagUnit) -> None:
+def _check_manifest(manifest: Manifest, target: TargetConfig) -> None:
     """Check the follow-up of all patients, and tell of those who have none.
 
     Raises:
@@ -161,10 +160,9 @@ def _check_manifest(manifest: Manifest, target: TargetConfig, _: BagUnit) -> Non
             "1 in some; without an event nothing can be learned"
         )
     if without:
-        more = " …" if len(without) > SHOWN else ""
         log_line(
             f"left out: {len(without)} of {len(patients)} patients without {target.time} or {target.event} "
-            f"({', '.join(without[:SHOWN])}{more})"
+            f"({changes_text(without)})"
         )
 
 
@@ -245,6 +243,7 @@ def _renewal(splits: pa.Table, _: Sequence[str], manifest: Manifest, target: Tar
 
 
 SURVIVAL = CohortTarget(
+    title="follow-up",
     columns={"time": "a number", "event": "an integer"},
     notes=(),
     table=_table,

@@ -180,9 +180,9 @@ def _label_changes(
     changes = tuple(row.changes(splits.to_pylist(), classes, manifest, spec.train))
     if changes and labels_from is None:
         raise StoreError(
-            f"{run_uri}: expected the manifest of {spec.store_uri} to have the labels that the run was trained on, got "
-            f"others ({changes_text(changes)}); allowed: --labels-from run, or --labels-from manifest; name one, or "
-            "train again in another folder"
+            f"{run_uri}: expected the manifest of {spec.store_uri} to have the {row.title} that the run was trained "
+            f"on, got others ({changes_text(changes)}); allowed: --labels-from run, or --labels-from manifest; name "
+            "one, or train again in another folder"
         )
     return changes
 

@@ -94,31 +94,41 @@ def choose_splits(store: PatchStore, catalogue: Catalogue, config: SplitConfig, 
         train: target and bags of the model.
 
     Raises:
-        InputError: the store has one class, the file is no split of its slides, the training split lacks a class, or a
-            patient that is to be one bag has slides of several classes.
+        InputError: the manifest or its split cannot be trained on, as their target says, or the file is no split of the
+            store's slides.
         StoreError: slides of the manifest are neither ok nor quarantined.
     """
     manifest, target = store.manifest(), COHORT_TARGETS[train.target]
-    target.check_manifest(manifest, train, train.bag)
+    target.check_manifest(manifest, train)
     if config.splits is None:
         splits = make_splits(manifest, config, train)
     else:
         splits = read_splits(config.splits, manifest, train)
     usable = _usable_slides(catalogue)
-    wanted = set(usable) & set(target.table(manifest, train)["slide_id"].to_pylist())
-    absent = sorted(wanted - set(splits.column("slide_id").to_pylist()))
-    if absent:
-        raise InputError(
-            f"splits: expected every slide of the store in {config.splits}, got none of {len(absent)} "
-            f"({', '.join(absent[:5])} …); make the file anew"
-        )
+    if config.splits is not None:
+        wanted = set(usable) & set(target.table(manifest, train)["slide_id"].to_pylist())
+        _check_complete(splits, wanted, config.splits)
     splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
     target.check_splits(splits, manifest, train.bag)
     return splits
 
 
+def _check_complete(splits: pa.Table, wanted: set[str], uri: str) -> None:
+    """Check that splits of a file have every slide that can be trained on.
+
+    Raises:
+        InputError: it lacks some.
+    """
+    absent = sorted(wanted - set(splits.column("slide_id").to_pylist()))
+    if absent:
+        raise InputError(
+            f"splits: expected every slide of the store in {uri}, got none of {len(absent)} "
+            f"({', '.join(absent[:5])} …); make the file anew"
+        )
+
+
 def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table, target: TargetConfig) -> None:
-    """Check that a run or sweep was made with the labels of the manifest.
+    """Check that a folder was made with the manifest's labels or follow-up.
 
     A folder of other splits for another reason is left to ``claim_folder``.
 
@@ -129,7 +139,7 @@ def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table, targ
         target: of the models.
 
     Raises:
-        InputError: labels, classes or patients that differ.
+        InputError: labels, follow-up, classes or patients that differ.
     """
     folder = Run(folder_uri)
     if not storage.exists(folder.config_uri) or not storage.exists(folder.splits_uri):
@@ -140,11 +150,13 @@ def check_labels_kept(store: PatchStore, folder_uri: str, splits: pa.Table, targ
         return
     before = folder.splits()
     classes = classes_of(before, claim.get("classes", manifest.classes))
-    changes = COHORT_TARGETS[target.target].changes(before.to_pylist(), classes, manifest, target)
+    of_cohort = COHORT_TARGETS[target.target]
+    changes = of_cohort.changes(before.to_pylist(), classes, manifest, target)
     if changes:
         raise InputError(
-            f"{folder_uri}: expected the labels that it was made with, got others in the manifest of {store.uri} "
-            f"({changes_text(changes)}); allowed: the same; take another folder, or ingest with the former manifest"
+            f"{folder_uri}: expected the {of_cohort.title} that it was made with, got others in the manifest of "
+            f"{store.uri} ({changes_text(changes)}); allowed: the same; take another folder, or ingest with the former "
+            "manifest"
         )
 
 
