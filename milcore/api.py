@@ -28,6 +28,7 @@ from milcore.config import (
     PipelineSettings,
     PredictConfig,
     SplitConfig,
+    TargetConfig,
     TrainConfig,
     TuneConfig,
     parse_config,
@@ -203,23 +204,15 @@ def doctor(  # noqa: PLR0913 - one keyword per option of the command
     return diagnose(Surroundings(place, cluster, namespace, cluster_profile, kfp), show or (lambda _: None))
 
 
-def check_manifest(manifest_uri: str, positive: str | None, train: TrainConfig | None = None) -> None:
+def check_manifest(manifest_uri: str, positive: str | None) -> None:
     """Read a manifest and refuse a bad one.
 
-    Args:
-        manifest_uri: CSV or Parquet.
-        positive: class name that counts as positive; None: the later by name.
-        train: target and bags of a model that is to be trained on it; None: none is.
-
     Raises:
-        InputError: every bad row, or nothing that such a model can be trained on.
+        InputError: every bad row.
     """
     from milcore.cohort.manifest import read_manifest
-    from milcore.cohort.targets import COHORT_TARGETS
 
-    manifest = read_manifest(manifest_uri, positive)
-    if train is not None:
-        COHORT_TARGETS[train.target].check_manifest(manifest, train, train.bag)
+    read_manifest(manifest_uri, positive)
 
 
 @with_settings(config=IngestConfig, annotations=AnnotationConfig)
@@ -304,6 +297,7 @@ def plan_ingestion(  # noqa: PLR0913 - manifest, store, and a keyword per config
     *,
     annotations: AnnotationConfig | None = None,
     launch: LaunchConfig | None = None,
+    target: TargetConfig | None = None,
 ) -> list[str]:
     """Make a manifest the store's cohort and divide it for a fan-out.
 
@@ -317,17 +311,18 @@ def plan_ingestion(  # noqa: PLR0913 - manifest, store, and a keyword per config
         partitions: how many at most; never more than slides.
         annotations: how they are read; None: by the defaults.
         launch: where slides are ingested; None: in the steps of the fan-out.
+        target: of the model to come, which the manifest is checked for; None: it is not.
 
     Returns:
         The partitions as ``i/n``.
 
     Raises:
-        InputError: every bad row of the manifest, or every annotation that cannot be read.
+        InputError: every bad row of the manifest, every annotation that cannot be read, or nothing to train on.
     """
     from milcore.ingestion.cohort import plan_cohort
     from milcore.ingestion.partition import write_partitions
 
-    cohort = plan_cohort(manifest_uri, store_uri, positive, annotations)
+    cohort = plan_cohort(manifest_uri, store_uri, positive, annotations, target)
     _log_notes(cohort)
     if launch is not None and launch.is_job:
         return ["0/1"]
@@ -358,17 +353,17 @@ def plan_pipeline(  # noqa: PLR0913 - as of ``plan_ingestion``
         partitions: how many at most; never more than slides.
         annotations: how they are read.
         launch: where slides are ingested.
-        train: target and bags of the model to come, which the manifest is checked for; None: it is not.
+        train: of the model to come, for whose target the manifest is checked; None: it is not.
 
     Raises:
-        InputError: as of ``plan_ingestion``, or the manifest cannot be trained on.
+        InputError: as of ``plan_ingestion``.
     """
     from milcore.runtime.step_retry import with_own_retries
 
-    if train is not None:
-        with_own_retries(lambda: check_manifest(manifest_uri, positive, train))
     planned = with_own_retries(
-        lambda: plan_ingestion(manifest_uri, store_uri, positive, partitions, annotations=annotations, launch=launch)
+        lambda: plan_ingestion(
+            manifest_uri, store_uri, positive, partitions, annotations=annotations, launch=launch, target=train
+        )
     )
     return with_own_retries(lambda: _with_state(store_uri, planned, launch))
 

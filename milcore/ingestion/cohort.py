@@ -2,7 +2,7 @@
 
 Each slide ends ``ok`` or ``quarantined`` with its reason; none is left out silently. Another run ingests only slides
 that are missing, have changed, or could not be reached. Memory does not grow with the slide: it holds tiles of a few
-rows, and patches of one shard, compressed. Nothing is printed here: outcomes are yielded as they come.
+rows, and patches of one shard, compressed. No outcome is printed here: they are yielded as they come.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +10,8 @@ from functools import partial
 from typing import TypedDict
 
 from milcore.cohort.manifest import Manifest, Slide, read_manifest
-from milcore.config import AnnotationConfig, IngestConfig
+from milcore.cohort.targets import COHORT_TARGETS
+from milcore.config import AnnotationConfig, IngestConfig, TargetConfig
 from milcore.errors import InputError, MILError
 from milcore.ingestion.annotations import check_annotations
 from milcore.ingestion.cohort_writer import SlideStep, Versions, write_slides
@@ -52,7 +53,11 @@ class PartitionCounts(TypedDict):
 
 
 def plan_cohort(
-    manifest_uri: str, store_uri: str, positive: str | None = None, annotations: AnnotationConfig | None = None
+    manifest_uri: str,
+    store_uri: str,
+    positive: str | None = None,
+    annotations: AnnotationConfig | None = None,
+    target: TargetConfig | None = None,
 ) -> Manifest:
     """Check a manifest and its annotations, and make it the store's cohort.
 
@@ -61,11 +66,14 @@ def plan_cohort(
         store_uri: store to make or go on with.
         positive: class name that counts as positive; None: the later by name.
         annotations: how they are read; None: by the defaults.
+        target: of a model to come, which the manifest is checked for; None: it is not.
 
     Raises:
-        InputError: every bad row of the manifest, or every annotation that cannot be read.
+        InputError: every bad row of the manifest, every annotation that cannot be read, or nothing to train on.
     """
     manifest = read_manifest(manifest_uri, positive)
+    if target is not None:
+        COHORT_TARGETS[target.target].check_manifest(manifest, target)
     store = PatchStore(store_uri)
     store.write_annotation_record(check_annotations(manifest, annotations or AnnotationConfig()))
     store.update_manifest(manifest)
