@@ -16,6 +16,8 @@ from milcore.config import SURVIVAL_TARGETS, RunSpec
 from milcore.metrics.auroc import auroc
 from milcore.metrics.classification import Estimate, auroc_estimate
 from milcore.metrics.newcombe import newcombe
+from milcore.metrics.survival.outcome import Outcome
+from milcore.metrics.survival.summary import RiskPredictions, harrell_c_estimate
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import BagPrediction, predict_bags
@@ -28,7 +30,7 @@ from milcore.training.out_of_fold import OutOfFold
 from milcore.training.run import train_run
 from milcore.training.run_files import publish
 from milcore.training.run_folder import Run
-from milcore.training.survival import concordance, concordance_estimate
+from milcore.training.survival import concordance
 from milcore.training.target import TrainingTarget
 from milcore.training.targets import TRAINING_TARGETS
 from milcore.training.tensorboard import RunObserver
@@ -133,6 +135,7 @@ def _concordance(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
     The risks of each model are relative to the mean of its training patients.
     """
     time, event, risk, fold = (predictions[name].to_numpy() for name in ("time", "event", "risk", "fold"))
-    pooled = concordance_estimate(time, event, risk, predictions["patient_id"].to_pylist(), spec.train.seed)
+    of_all = RiskPredictions(Outcome.of(time, event), risk, predictions["patient_id"].to_pylist())
+    pooled = harrell_c_estimate(of_all, spec.train.seed)
     of_folds = tuple(concordance(time[fold == k], event[fold == k], risk[fold == k]) for k in range(spec.folds))
     return OutOfFold(spec.folds, len(predictions), pooled, pooled, of_folds, spec.train.target)

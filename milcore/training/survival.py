@@ -11,9 +11,7 @@ from jaxtyping import Float
 
 from milcore.cohort.label_changes import changes_text
 from milcore.errors import InputError
-from milcore.metrics.bootstrap import RESAMPLES, patient_weights
-from milcore.metrics.classification import Estimate, estimate
-from milcore.metrics.survival.concordance import harrell_c, weighted_harrell_c
+from milcore.metrics.survival.concordance import harrell_c
 from milcore.metrics.survival.outcome import Outcome
 from milcore.mil.bags.bags import BagEntry
 from milcore.mil.inference import BagPrediction
@@ -29,7 +27,7 @@ def validate_risk(entries: Sequence[BagEntry], score: Float[np.ndarray, "bag 1"]
     Both are NaN where no pair of bags is comparable: the likelihood is 0 there, whatever the scores.
     """
     time, event = follow_up_arrays([entry.follow_up for entry in entries])
-    if math.isnan(concordance(time, event, np.zeros(len(entries)))):
+    if not _is_comparable(time, event):
         return Validation(math.nan, math.nan)
     loss = partial_likelihood(score[:, 0], time, event)
     return Validation(loss.loss, concordance(time, event, score[:, 0]))
@@ -43,20 +41,10 @@ def concordance(time: Float[np.ndarray, " bag"], event: np.ndarray, risk: Float[
         return math.nan
 
 
-def concordance_estimate(
-    time: Float[np.ndarray, " bag"],
-    event: np.ndarray,
-    risk: Float[np.ndarray, " bag"],
-    patients: Sequence[str],
-    seed: int,
-) -> Estimate:
-    """Harrell's C with the 95 % interval of resampled patients."""
-    weights = np.concatenate([np.ones((1, len(patients))), patient_weights(list(patients), RESAMPLES, seed)])
-    try:
-        value, *resamples = weighted_harrell_c(weights, Outcome.of(time, event), risk)
-    except InputError as error:
-        return Estimate(math.nan, reason=error.line)
-    return estimate(float(value), np.array(resamples), "no pair of patients is comparable")
+def _is_comparable(time: Float[np.ndarray, " bag"], event: np.ndarray) -> bool:
+    """True where some bag outlasts the first event."""
+    first = time[event == 1].min(initial=math.inf)
+    return bool(((time > first) | ((time == first) & (event == 0))).any())
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import pytest
 
 from milcore.cohort.survival import FollowUp
 from milcore.mil.bags.bags import BagEntry
-from milcore.training.survival import validate_risk
+from milcore.training.survival import concordance, validate_risk
 
 RISK = np.array([[2.0], [0.5], [-1.0]])
 
@@ -31,3 +31,14 @@ def test_without_a_pair_to_compare_no_epoch_is_the_best(events: tuple[int, int, 
     """The last bag's event has a loss of 0, whatever the scores: epoch 0 would be kept."""
     validation = validate_risk(entries(*((1.0 + k, event) for k, event in enumerate(events))), RISK)
     assert np.isnan(validation).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_metric_is_defined_where_a_loss_can_be_compared(seed: int) -> None:
+    """Three bags with ties: the loss is NaN where Harrell's C has no pair, and nowhere else."""
+    generator = np.random.default_rng(seed)
+    outcome = [(float(generator.integers(1, 3)), int(generator.integers(0, 2))) for _ in range(3)]
+    validation = validate_risk(entries(*outcome), RISK)
+    times, events = np.array(outcome).T
+    assert np.isnan(validation.loss) == np.isnan(concordance(times, events, RISK[:, 0]))
+    assert np.isnan(validation.loss) == np.isnan(validation.metric)

@@ -204,6 +204,11 @@ def _weights(patients: Sequence[str], seed: int) -> Float[np.ndarray, "resample 
     return np.concatenate([np.ones((1, count)), resamples])
 
 
+def harrell_c_estimate(test: RiskPredictions, seed: int) -> Estimate:
+    """Harrell's C with the 95 % interval of resampled patients."""
+    return _estimate(lambda: weighted_harrell_c(_weights(test.patients, seed), test.outcome, test.risk), NO_PAIR)
+
+
 def _concordance(
     weights: Float[np.ndarray, "resample patient"], test: RiskPredictions, training: Outcome, tau: float | None
 ) -> dict[str, Estimate]:
