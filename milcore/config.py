@@ -166,11 +166,11 @@ def _path_text(value: object) -> object:
 
 def _bags_of_a_step(value: object) -> object:
     """A number of bags, or ``all``."""
-    number = value if isinstance(value, int) and not isinstance(value, bool) else None
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
-        number = int(value)
-    if value == "all" or (number is not None and number > 0):
-        return value if number is None else number
+    text = str(value)
+    if text == "all":
+        return text
+    if text.isascii() and text.isdecimal() and int(text) > 0:
+        return int(text)
     raise ValueError(f"expected a number of bags, got {value!r}; allowed: 1, 2, … or all")
 
 
@@ -268,6 +268,16 @@ def _check_level(name: str, pooling: PoolingName, level: Level) -> None:
         raise ValueError(
             f"{name}: expected level {levels[0]} with pooling {pooling}, got level {level}; allowed: level "
             f"{levels[0]}; {pooling} combines {of_instances if levels == ('instance',) else 'embeddings'}"
+        )
+
+
+def _check_survival_pooling(name: str, pooling: PoolingName, target: Target) -> None:
+    """Refuse one of probabilities, before it asks for a level that the target refuses."""
+    of_embeddings = [other for other, levels in POOLING_LEVELS.items() if "embedding" in levels]
+    if target in SURVIVAL_TARGETS and pooling not in of_embeddings:
+        raise ValueError(
+            f"{name}: expected poolings of embeddings with target {target}, got {pooling}; allowed: "
+            f"{', '.join(of_embeddings)}"
         )
 
 
@@ -596,6 +606,7 @@ class TrainConfig(TargetConfig):
     def _has_no_setting_of_another_target(self) -> Self:
         if self.target not in SURVIVAL_TARGETS:
             return self
+        _check_survival_pooling("pooling", self.pooling, self.target)
         for name, allowed in ALLOWED_IN_SURVIVAL.items():
             value = getattr(self, name)
             if value != allowed:
@@ -717,6 +728,7 @@ class TuneConfig(Config):
     @model_validator(mode="after")
     def _poolings_fit_the_level(self) -> Self:
         for pooling in self.poolings:
+            _check_survival_pooling("poolings", pooling, self.train.target)
             _check_level("poolings", pooling, self.train.level)
         return self
 

@@ -207,6 +207,10 @@ def test_a_manifest_that_cannot_be_trained_on_is_one_line(case: str, store: str,
         ),
         (COLUMNS | {"label_smoothing": 0.1}, "label_smoothing: expected 0.0 with target survival_cox, got 0.1"),
         (COLUMNS | {"batch_size": 1}, "batch_size: expected bags to compare with each other with target survival_cox"),
+        (
+            COLUMNS | {"pooling": "topk"},
+            "pooling: expected poolings of embeddings with target survival_cox, got topk; allowed: max, mean, lse, gem",
+        ),
         (COLUMNS | {"level": "instance"}, "level: expected embedding with target survival_cox, got instance"),
     ],
 )
