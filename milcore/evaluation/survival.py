@@ -2,10 +2,11 @@
 
 import math
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float
 
 from milcore.config import SPLIT_NAMES
 from milcore.evaluation.classification import run_title
@@ -36,7 +37,9 @@ def _columns(run: RunPredictions) -> tuple[dict[str, pa.Array], dict[str, pa.Arr
 
 def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPages:
     """Measure risks on the test split; all that is estimated comes from training."""
-    training, test = (_predictions(run, split) for split in (_reference(run), "test"))
+    sites = {slide.slide_id: slide.site for slide in run.store.manifest().slides}
+    splits = (run.split(name) for name in (_reference(run), "test"))
+    training, test = (risk_predictions(split.entries, split.risk, sites) for split in splits)
     metrics = survival_metrics(test, training, run.spec.train.seed)
     comparison = [_row(*run_title(run.spec), metrics)]
     if options.baselines:
@@ -57,7 +60,7 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
         history=run.history(),
         folds=run.spec.folds,
         sweep=options.sweep,
-        slides=tuple(_slide(view, row) for view, row in zip(views, _of_slides(run, training), strict=True)),
+        slides=_slides(views, run.split("test"), training),
         quarantined=run.catalogue.quarantined(),
         provenance=provenance(run),
         config=config_text(run),
@@ -80,17 +83,6 @@ def _reference_text(run: RunPredictions) -> str:
     return "the patients outside the test split, each with the risk of the fold that was not trained on them"
 
 
-def _predictions(run: RunPredictions, split: str) -> RiskPredictions:
-    """Outcome, risk and site of the patients of a split."""
-    bags = run.split(split)
-    return risk_predictions(bags.entries, bags.risk, _sites(run))
-
-
-def _sites(run: RunPredictions) -> dict[str, str]:
-    """Site of each slide in the manifest; empty where it is unknown."""
-    return {slide.slide_id: slide.site for slide in run.store.manifest().slides}
-
-
 def _row(name: str, note: str, metrics: SurvivalMetrics) -> SurvivalComparison:
     values = metrics.overall
     return SurvivalComparison(name, note, values["harrell_c"], values["uno_c"], values["integrated_brier_score"])
@@ -107,37 +99,22 @@ def _warnings(metrics: SurvivalMetrics) -> tuple[str, ...]:
     return (few,) if metrics.events < FEW_EVENTS else ()
 
 
-def _slide(view: SlideView, row: tuple[float, bool, float, float]) -> SurvivalSlide:
-    time, event, risk, residual = row
-    return SurvivalSlide(view, time, event, risk, residual)
+def _slides(views: Sequence[SlideView], test: SplitPredictions, training: RiskPredictions) -> tuple[SurvivalSlide, ...]:
+    """Views of the test slides with time, event, risk and residual of their patients."""
+    time, event = test.follow_up
+    of_bags = zip(test.entries, time, event, test.risk, event - _expected_events(test, training), strict=True)
+    rows = [(float(t), bool(e), float(r), float(left)) for entry, t, e, r, left in of_bags for _ in entry.slides]
+    return tuple(SurvivalSlide(view, *row) for view, row in zip(views, rows, strict=True))
 
 
-def _of_slides(run: RunPredictions, training: RiskPredictions) -> list[tuple[float, bool, float, float]]:
-    """Time, event, risk and residual of each test slide, those of its patient."""
-    indices = run.bags.split("test")
-    if not indices:
-        return []
-    test = run.split("test")
-    expected = _expected_events(test, training)
-    rows: Mapping[int, tuple[float, bool, float, float]] = {
-        index: (float(time), bool(event), float(risk), float(event - of_bag))
-        for index, time, event, risk, of_bag in zip(indices, *test.follow_up, test.risk, expected, strict=True)
-    }
-    return [rows[index] for index in indices for _ in run.bags.entries[index].slides]
-
-
-def _expected_events(test: SplitPredictions, training: RiskPredictions) -> np.ndarray:
-    """Cumulative hazard of each patient until the end of follow-up.
+def _expected_events(test: SplitPredictions, training: RiskPredictions) -> Float[np.ndarray, " bag"]:
+    """Events expected of each patient until the end of follow-up.
 
     NaN where training has no event.
     """
-    time, _ = test.follow_up
     if not training.outcome.events:
-        return np.full(len(time), math.nan)
-    survival = breslow(training.outcome, training.risk).survival(test.risk, np.unique(time))
-    own = survival[np.arange(len(time)), np.searchsorted(np.unique(time), time)]
-    expected: np.ndarray = -np.log(np.maximum(own, np.finfo(float).tiny))
-    return expected
+        return np.full(len(test.entries), math.nan)
+    return breslow(training.outcome, training.risk).expected_events(test.risk, test.follow_up[0])
 
 
 SURVIVAL = EvaluationTarget(columns=_columns, evaluate=_evaluate)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from milcore.errors import InputError
-from milcore.metrics.survival.outcome import Outcome, check_scores
+from milcore.metrics.survival.outcome import Outcome, TimeCounts, check_scores, step_values
 
 
 class BaselineHazard(NamedTuple):
@@ -34,10 +34,23 @@ class BaselineHazard(NamedTuple):
             risk: log hazard, on the scale of the risk that the hazard was estimated with.
             times: in the unit of the outcome; after the last time the hazard stays as it is there.
         """
-        hazard = np.append(0.0, self.cumulative_hazard)[np.searchsorted(self.time, times, side="right")]
-        # beyond exp(700) survival is 0 all the same
-        survival: np.ndarray = np.exp(-hazard * np.exp(np.minimum(risk - self.reference, 700.0))[:, None])
+        survival: np.ndarray = np.exp(-self._hazard(times) * _ratio(risk, self.reference)[:, None])
         return survival
+
+    def expected_events(
+        self, risk: Float[np.ndarray, " patient"], time: Float[np.ndarray, " patient"]
+    ) -> Float[np.ndarray, " patient"]:
+        """Cumulative hazard ``H0(t) exp(risk)`` of each patient until a time of its own.
+
+        Args:
+            risk: as of ``survival``.
+            time: as the times of ``survival``.
+        """
+        expected: np.ndarray = self._hazard(time) * _ratio(risk, self.reference)
+        return expected
+
+    def _hazard(self, times: np.ndarray) -> np.ndarray:
+        return step_values(self.time, self.cumulative_hazard, times, before=0.0)
 
 
 def breslow(outcome: Outcome, risk: Float[np.ndarray, " patient"]) -> BaselineHazard:
@@ -58,9 +71,11 @@ def breslow(outcome: Outcome, risk: Float[np.ndarray, " patient"]) -> BaselineHa
     if not outcome.events:
         raise InputError("baseline hazard: expected events, got none; choose patients some of whom have the event")
     reference = float(risk.mean())
-    order = np.argsort(outcome.time, kind="stable")
-    time, starts = np.unique(outcome.time[order], return_index=True)
-    hazard = np.exp(np.minimum(risk[order] - reference, 700.0))
-    at_risk = hazard[::-1].cumsum()[::-1][starts]
-    events = np.add.reduceat(outcome.event[order].astype(np.float64), starts)
-    return BaselineHazard(time, (events / at_risk).cumsum(), reference)
+    counts = TimeCounts.of(outcome, np.stack([_ratio(risk, reference), np.ones(len(risk))]))
+    return BaselineHazard(counts.time, (counts.events[1] / counts.at_risk[0]).cumsum(), reference)
+
+
+def _ratio(risk: Float[np.ndarray, " patient"], reference: float) -> Float[np.ndarray, " patient"]:
+    """Hazard over that of the reference; beyond exp(700) survival is 0 all the same."""
+    ratio: np.ndarray = np.exp(np.minimum(risk - reference, 700.0))
+    return ratio

@@ -80,8 +80,8 @@ def weighted_brier_score(
     """Brier score at each time for every row of patient weights."""
     check_scores(outcome, survival, "survival")
     check_times(outcome, times)
-    followed = CensoringCurve.of(training).at(times)
+    followed = CensoringCurve.of(training).positive_at(times)
     case = event_weights(outcome, training, float(times[-1]))[:, None] * (outcome.time[:, None] <= times)
     control = (outcome.time[:, None] > times) / followed
     loss = survival**2 * case + (1.0 - survival) ** 2 * control
-    return ratio(weights @ loss, np.repeat(weights.sum(axis=1)[:, None], len(times), axis=1))
+    return ratio(weights @ loss, weights.sum(axis=1, keepdims=True))

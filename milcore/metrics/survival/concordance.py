@@ -73,7 +73,7 @@ def weighted_uno_c(
 ) -> Float[np.ndarray, " resample"]:
     """Uno's C for every row of patient weights, NaN without a comparable pair."""
     events = np.flatnonzero(outcome.event & (outcome.time < (math.inf if tau is None else tau)))
-    followed = CensoringCurve.of(training).at(outcome.time[events])
+    followed = CensoringCurve.of(training).positive_at(outcome.time[events])
     return _concordance(weights, outcome, risk, events, followed**-2.0)
 
 

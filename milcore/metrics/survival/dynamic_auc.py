@@ -100,7 +100,7 @@ def event_weights(outcome: Outcome, training: Outcome, last: float) -> Float[np.
     """``1 / G`` at events until a last time, 0 of other patients."""
     cases = outcome.event & (outcome.time <= last)
     weights = np.zeros(len(cases))
-    weights[cases] = 1.0 / CensoringCurve.of(training).at(outcome.time[cases])
+    weights[cases] = 1.0 / CensoringCurve.of(training).positive_at(outcome.time[cases])
     return weights
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from scipy.stats import norm
 
 from milcore.errors import InputError
-from milcore.metrics.survival.outcome import Outcome, TimeCounts, product_limit
+from milcore.metrics.survival.outcome import Outcome, TimeCounts, product_limit, step_values
 
 
 class KaplanMeier(NamedTuple):
@@ -34,7 +34,7 @@ class KaplanMeier(NamedTuple):
 
     def at(self, times: Float[np.ndarray, " time"]) -> Float[np.ndarray, " time"]:
         """Survival at any times: 1 before the first, that of the last after it."""
-        return np.append(1.0, self.survival)[np.searchsorted(self.time, times, side="right")]
+        return step_values(self.time, self.survival, times, before=1.0)
 
     def at_risk_at(self, times: Float[np.ndarray, " time"]) -> Int[np.ndarray, " time"]:
         """Patients followed until these times or longer."""
@@ -96,7 +96,11 @@ class CensoringCurve(NamedTuple):
         counts = TimeCounts.of(training)
         return cls(counts.time, product_limit(counts.censored, counts.at_risk - counts.events)[0])
 
-    def at(self, times: Float[np.ndarray, " patient"]) -> Float[np.ndarray, " patient"]:
+    def at(self, times: Float[np.ndarray, " time"]) -> Float[np.ndarray, " time"]:
+        """G at any times: 1 before the first, that of the last after it."""
+        return step_values(self.time, self.probability, times, before=1.0)
+
+    def positive_at(self, times: Float[np.ndarray, " patient"]) -> Float[np.ndarray, " patient"]:
         """G at times that weights ``1 / G`` are needed of.
 
         Raises:
@@ -108,7 +112,7 @@ class CensoringCurve(NamedTuple):
                 f"times: expected times within the training patients' follow-up, got {times.max():g}; "
                 f"allowed: up to {last:g}; choose an earlier tau or earlier times"
             )
-        values = np.append(1.0, self.probability)[np.searchsorted(self.time, times, side="right")]
+        values = self.at(times)
         if (values <= 0).any():
             raise InputError(
                 f"times: expected times before all training patients are censored, got {times[values <= 0].min():g}; "

@@ -99,9 +99,7 @@ def survival_at(
 
 def _survival_at(outcome: Outcome, times: np.ndarray, weights: np.ndarray) -> np.ndarray:
     counts = TimeCounts.of(outcome, weights)
-    survival = product_limit(counts.events, counts.at_risk)
-    index = np.searchsorted(counts.time, times, side="right")
-    return np.concatenate([np.ones((len(weights), 1)), survival], axis=1)[:, index]
+    return step_values(counts.time, product_limit(counts.events, counts.at_risk), times, before=1.0)
 
 
 def product_limit(
@@ -111,6 +109,20 @@ def product_limit(
     share = np.divide(events, at_risk, out=np.zeros_like(events), where=at_risk > 0)
     survival: np.ndarray = np.cumprod(1.0 - share, axis=1)
     return survival
+
+
+def step_values(
+    time: Float[np.ndarray, " time"], values: Float[np.ndarray, "*row time"], at: np.ndarray, before: float
+) -> Float[np.ndarray, "*row at"]:
+    """Values of step functions at any times.
+
+    Args:
+        time: ascending; a value holds from its time on.
+        values: of each function in a row, or of one.
+        at: times that values are asked for.
+        before: the value before the first time.
+    """
+    return np.insert(values, 0, before, axis=-1)[..., np.searchsorted(time, at, side="right")]
 
 
 def check_scores(outcome: Outcome, scores: np.ndarray, name: str = "risk") -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from milcore.metrics.survival.kaplan_meier import KaplanMeier, kaplan_meier
-from milcore.metrics.survival.outcome import Outcome
+from milcore.metrics.survival.outcome import Outcome, step_values
 
 CALIBRATION_GROUPS = 5
 
@@ -85,6 +85,6 @@ def calibration_groups(
 
 def _calibration(outcome: Outcome, survival: Float[np.ndarray, " patient"], time: float) -> CalibrationGroup:
     curve = kaplan_meier(outcome)
-    index = np.searchsorted(curve.time, time, side="right")
-    observed, low, high = (float(np.append(1.0, part)[index]) for part in (curve.survival, curve.low, curve.high))
+    lines = np.stack([curve.survival, curve.low, curve.high])
+    observed, low, high = step_values(curve.time, lines, np.array([time]), before=1.0)[:, 0].tolist()
     return CalibrationGroup(len(survival), float(survival.mean()), observed, low, high)

@@ -148,8 +148,7 @@ def _measurable(times: Float[np.ndarray, " time"], test: Outcome, training: Outc
 
     Where all training patients are censored it is False.
     """
-    curve = CensoringCurve.of(training)
-    followed = np.append(1.0, curve.probability)[np.searchsorted(curve.time, times, side="right")] > 0
+    followed = CensoringCurve.of(training).at(times) > 0
     first = test.time[test.event].min() if test.events else test.time.min()
     within: np.ndarray = followed & (times >= first) & (times < test.time.max())
     return within
@@ -172,10 +171,10 @@ def _measure(
 ) -> SurvivalMetrics:
     """All metrics of one set of patients."""
     outcome, cut = test.outcome, float(np.median(training.risk)) if len(training.risk) else math.nan
-    weights = _weights(test.patients, seed)
+    weights, tau = _weights(test.patients, seed), float(times[-1]) if len(times) else None
     *areas, mean_area = _dynamic_auc(weights, test, training.outcome, times)
     overall = {
-        **_concordance(weights, test, training.outcome, float(times[-1]) if len(times) else None),
+        **_concordance(weights, test, training.outcome, tau),
         "mean_dynamic_auc": mean_area,
         **_integrated(weights, outcome, training.outcome, times, survival),
         **_of_groups(outcome, test.risk > cut),
@@ -186,7 +185,7 @@ def _measure(
         events=outcome.events,
         overall={name: overall[name] for name in NAMES},
         times=tuple(times.tolist()),
-        tau=float(times[-1]) if len(times) else None,
+        tau=tau,
         dynamic_auc=tuple(areas),
         brier_score=_estimates(
             lambda: weighted_brier_score(weights, outcome, survival, training.outcome, times), len(times), NO_PATIENT

@@ -84,6 +84,13 @@ def test_kaplan_meier_by_hand():
     np.testing.assert_array_equal(curve.at_risk_at(np.array([0.0, 3.0, 3.5, 9.0])), [6, 4, 3, 0])
 
 
+def test_expected_events_by_hand_and_in_sum():
+    """Of equal risks the hazard is Nelson-Aalen's; in training as many events are expected as there are."""
+    hazard = breslow(SOME, RISK * 0).expected_events(np.array([0.0, 0.0, math.log(2)]), np.array([0.5, 3.5, 9.0]))
+    np.testing.assert_allclose(hazard, [0.0, 1 / 6 + 1 / 4, 2 * (1 / 6 + 1 / 4 + 1 / 3 + 1)])
+    assert breslow(SOME, RISK).expected_events(RISK, TIME).sum() == pytest.approx(SOME.events)
+
+
 def test_concordance_by_hand():
     """Pairs of patient 1 with five others (2, 3, 4 below), of 3 with three (4 below), of 4 with two (none below)."""
     assert harrell_c(SOME, RISK) == pytest.approx(4 / 10)
