@@ -29,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 
 from milcore.config import TrainConfig, parse_config
 from milcore.evaluation.attention.localisation import localise
-from milcore.evaluation.baselines import shuffle_labels
+from milcore.evaluation.baselines import shuffle_outcomes
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import BagPrediction, predict_bags
@@ -278,7 +278,7 @@ def _left_out(config: TrainConfig, bags: Bags, part: Sequence[str]) -> dict[str,
 def _shuffled(protocol: Protocol, config: TrainConfig, bags: Bags, fold: Fold) -> list[float] | None:
     if fold.repeat >= protocol.controls_until:
         return None
-    random = shuffle_labels(bags, 1000 * fold.repeat + fold.number)
+    random = shuffle_outcomes(bags, 1000 * fold.repeat + fold.number)
     model = _train_member(protocol, config, random, fold, 0).result.model
     predictions = predict_bags((model,), random, random.split("test"), CPU)
     return [_positive(bag) for bag in predictions.values()]

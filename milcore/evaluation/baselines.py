@@ -42,7 +42,7 @@ _SLIDE_COLOUR_NOTE = f"logistic regression on a slide's mean and standard deviat
 _PATCH_COLOUR_NOTE = (
     f"logistic regression on a patch's mean RGB, told which patches are lesions; {SAMPLE} patches a slide"
 )
-SHUFFLED_NOTE = "this model trained on labels dealt out at random: what luck looks like here"
+_SHUFFLED_NOTE = "this model trained on labels dealt out at random: what luck looks like here"
 
 
 def compare(
@@ -66,13 +66,13 @@ def compare(
     else:
         yield Comparison("slide colour", _SLIDE_COLOUR_NOTE, NO_PIXELS, NO_PATCH_SCORE)
         yield Comparison("patch colour", _PATCH_COLOUR_NOTE, NO_SLIDE_SCORE, NO_PIXELS)
-    shuffled = _train(config, shuffle_labels(bags, config.seed), device)
+    shuffled = _train(config, shuffle_outcomes(bags, config.seed), device)
     localisation = (
         FLAT
         if config.pooling == "mean"
         else estimate_localisation(shuffled.attention, bags, instance_labels, config.seed)
     )
-    yield Comparison("shuffled training labels", SHUFFLED_NOTE, shuffled.auroc, localisation)
+    yield Comparison("shuffled training labels", _SHUFFLED_NOTE, shuffled.auroc, localisation)
 
 
 def estimate_localisation(
@@ -83,18 +83,18 @@ def estimate_localisation(
     return localisation_estimate(localisation.bags, bags.entries, seed)
 
 
-def shuffle_labels(bags: Bags, seed: int) -> Bags:
-    """The same bags with labels permuted inside training and inside validation.
+def shuffle_outcomes(bags: Bags, seed: int) -> Bags:
+    """The same bags with labels and follow-up permuted inside training and inside validation.
 
-    Test labels stay as they are.
+    Those of test stay as they are.
     """
     random = np.random.default_rng(seed)
-    labels = [entry.label for entry in bags.entries]
+    entries = list(bags.entries)
     for split in ("train", "val"):
         indices = bags.split(split)
-        for index, label in zip(indices, random.permutation([labels[k] for k in indices]), strict=True):
-            labels[index] = int(label)
-    entries = [entry._replace(label=label) for entry, label in zip(bags.entries, labels, strict=True)]
+        for index, other in zip(indices, random.permutation(indices).tolist(), strict=True):
+            source = bags.entries[other]
+            entries[index] = entries[index]._replace(label=source.label, follow_up=source.follow_up)
     index_of = {entry.bag_id: k for k, entry in enumerate(entries)}
     return Bags(entries, lambda entry: bags[index_of[entry.bag_id]].instances, bags.cache_bytes)
 

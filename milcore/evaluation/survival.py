@@ -41,11 +41,10 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
     splits = (run.split(name) for name in (_reference(run), "test"))
     training, test = (risk_predictions(split.entries, split.risk, sites) for split in splits)
     metrics = survival_metrics(test, training, run.spec.train.seed)
-    comparison = [_row(*run_title(run.spec), metrics)]
+    comparison = [SurvivalComparison.of(*run_title(run.spec), metrics)]
     if options.baselines:
         log_line("comparing with simple models")
-        baselines = compare_risks(run.spec.train, run.as_split, run.catalogue, options.device)
-        comparison += [_row(*row) for row in baselines]
+        comparison += compare_risks(run.spec.train, run.as_split, run.catalogue, metrics.times, options.device)
     views = list(risk_views(run, options))
     data = SurvivalReport(
         title=run.uri.rsplit("/", 1)[-1],
@@ -81,11 +80,6 @@ def _reference_text(run: RunPredictions) -> str:
     if _reference(run) == "train":
         return "the training patients"
     return "the patients outside the test split, each with the risk of the fold that was not trained on them"
-
-
-def _row(name: str, note: str, metrics: SurvivalMetrics) -> SurvivalComparison:
-    values = metrics.overall
-    return SurvivalComparison(name, note, values["harrell_c"], values["uno_c"], values["integrated_brier_score"])
 
 
 def _count(name: str, split: SplitPredictions) -> SurvivalCount:

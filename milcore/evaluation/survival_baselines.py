@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from milcore.config import TrainConfig
 from milcore.errors import InputError
-from milcore.evaluation.baselines import MEAN_NOTE, bag_colours
+from milcore.evaluation.baselines import MEAN_NOTE, NO_PIXELS, bag_colours, shuffle_outcomes
+from milcore.evaluation.report.survival_contents import SurvivalComparison
 from milcore.metrics.classification import Estimate
 from milcore.metrics.survival.cox import cox_regression
 from milcore.metrics.survival.outcome import Outcome
@@ -27,25 +28,37 @@ from milcore.training.loop import train_model
 
 COLOUR_NOTE = f"Cox model, linear in a slide's mean and standard deviation of RGB, {SAMPLE} patches each"
 SHUFFLED_NOTE = "this model trained on follow-up dealt out at random: what luck looks like here"
-NO_PIXELS = "the store was imported without patches, so there is no colour to read"
 
-Row = tuple[str, str, SurvivalMetrics]
+# of bags, by their index
+Risks = Mapping[int, float]
 
 
-def compare_risks(config: TrainConfig, bags: Bags, catalogue: Catalogue, device: torch.device) -> Iterator[Row]:
-    """Train and measure the baselines one by one: name, note and metrics.
+def compare_risks(
+    config: TrainConfig, bags: Bags, catalogue: Catalogue, times: Sequence[float], device: torch.device
+) -> Iterator[SurvivalComparison]:
+    """Train and measure the baselines one by one.
 
     Args:
         config: of the run; its seed also shuffles follow-up and draws the patches whose colour is read.
         bags: of the run, all splits.
         catalogue: of the store whose patches give the colours.
+        times: at which the run is measured.
         device: of the baselines that are trained.
     """
+
+    def row(name: str, note: str, of: Bags, risk: Risks) -> SurvivalComparison:
+        return SurvivalComparison.of(name, note, _measure(of, risk, times, config.seed))
+
     if (config.pooling, config.level) != ("mean", "embedding"):
         mean = config.model_copy(update={"pooling": "mean", "level": "embedding"})
-        yield "embedding-mean pooling", MEAN_NOTE, _train(mean, bags, device)
-    yield "slide colour", COLOUR_NOTE, _colour(bags, catalogue, config.seed)
-    yield "shuffled training follow-up", SHUFFLED_NOTE, _train(config, shuffle_follow_up(bags, config.seed), device)
+        yield row("embedding-mean pooling", MEAN_NOTE, bags, _train(mean, bags, device))
+    colour = _colour(bags, catalogue, config.seed)
+    if isinstance(colour, Estimate):
+        yield SurvivalComparison("slide colour", COLOUR_NOTE, colour, colour, colour)
+    else:
+        yield row("slide colour", COLOUR_NOTE, bags, colour)
+    others = shuffle_outcomes(bags, config.seed)
+    yield row("shuffled training follow-up", SHUFFLED_NOTE, others, _train(config, others, device))
 
 
 def risk_predictions(
@@ -63,27 +76,14 @@ def risk_predictions(
     return RiskPredictions(outcome, risk, [entry.patient_id for entry in entries], of_bags if any(of_bags) else ())
 
 
-def shuffle_follow_up(bags: Bags, seed: int) -> Bags:
-    """The same bags with follow-up permuted inside training and inside validation."""
-    random = np.random.default_rng(seed)
-    follow_ups = [entry.follow_up for entry in bags.entries]
-    for split in ("train", "val"):
-        indices = bags.split(split)
-        for index, other in zip(indices, random.permutation(indices).tolist(), strict=True):
-            follow_ups[index] = bags.entries[other].follow_up
-    entries = [entry._replace(follow_up=own) for entry, own in zip(bags.entries, follow_ups, strict=True)]
-    index_of = {entry.bag_id: k for k, entry in enumerate(entries)}
-    return Bags(entries, lambda entry: bags[index_of[entry.bag_id]].instances, bags.cache_bytes)
-
-
-def _train(config: TrainConfig, bags: Bags, device: torch.device) -> SurvivalMetrics:
-    """Train a model, writing nothing, and measure it on the test bags."""
+def _train(config: TrainConfig, bags: Bags, device: torch.device) -> Risks:
+    """Risk of training and test bags by a model that is not kept."""
     model = train_model(config, bags, LocalContext(None, device)).model
     predictions = predict_bags([model], bags, [*bags.split("train"), *bags.split("test")], device)
-    return _measure(bags, {index: float(each.probability[0]) for index, each in predictions.items()}, config.seed)
+    return {index: float(each.probability[0]) for index, each in predictions.items()}
 
 
-def _measure(bags: Bags, risk: Mapping[int, float], seed: int) -> SurvivalMetrics:
+def _measure(bags: Bags, risk: Risks, times: Sequence[float], seed: int) -> SurvivalMetrics:
     training, test = (
         risk_predictions(
             [bags.entries[index] for index in bags.split(split)],
@@ -92,26 +92,23 @@ def _measure(bags: Bags, risk: Mapping[int, float], seed: int) -> SurvivalMetric
         )
         for split in ("train", "test")
     )
-    return survival_metrics(test, training, seed)
+    return survival_metrics(test, training, seed, np.array(times, np.float64))
 
 
-def _colour(bags: Bags, catalogue: Catalogue, seed: int) -> SurvivalMetrics:
-    """Cox model of colours, undefined where they cannot be read or fitted."""
-    indices = {split: bags.split(split) for split in ("train", "test")}
-    chosen = [bags.entries[index] for split in indices.values() for index in split]
-    whole = [*indices["train"], *indices["test"]]
-    if not all(catalogue.slide(slide_id).has_patches for entry in chosen for slide_id in entry.slides):
-        return _undefined(_measure(bags, dict.fromkeys(whole, 0.0), seed), NO_PIXELS)
-    colours = bag_colours(chosen, catalogue, seed)
-    values = {index: colours[bags.entries[index].bag_id] for index in whole}
-    follow_up = follow_up_arrays([bags.entries[index].follow_up for index in indices["train"]])
+def _colour(bags: Bags, catalogue: Catalogue, seed: int) -> Risks | Estimate:
+    """Risk of training and test bags by a Cox model of colours.
+
+    NaN with a reason where it cannot be fitted.
+    """
+    train, test = bags.split("train"), bags.split("test")
+    entries = [bags.entries[index] for index in (*train, *test)]
+    if not all(catalogue.slide(slide_id).has_patches for entry in entries for slide_id in entry.slides):
+        return NO_PIXELS
+    of_bags = bag_colours(entries, catalogue, seed)
+    colours = np.array([of_bags[entry.bag_id] for entry in entries])
+    follow_up = follow_up_arrays([entry.follow_up for entry in entries[: len(train)]])
     try:
-        model = cox_regression(Outcome.of(*follow_up), np.array([values[index] for index in indices["train"]]))
+        model = cox_regression(Outcome.of(*follow_up), colours[: len(train)])
     except InputError as error:
-        return _undefined(_measure(bags, dict.fromkeys(whole, 0.0), seed), error.line)
-    return _measure(bags, {index: float(model.risk(row[None])[0]) for index, row in values.items()}, seed)
-
-
-def _undefined(metrics: SurvivalMetrics, reason: str) -> SurvivalMetrics:
-    metrics.overall.update({name: Estimate(math.nan, reason=reason) for name in metrics.overall})
-    return metrics
+        return Estimate(math.nan, reason=error.line)
+    return dict(zip((*train, *test), model.risk(colours).tolist(), strict=True))

@@ -8,7 +8,7 @@ import torch
 
 from milcore.cohort.splits import make_splits
 from milcore.config import SplitConfig, TrainConfig
-from milcore.evaluation.baselines import compare, estimate_localisation, shuffle_labels, slide_colour
+from milcore.evaluation.baselines import compare, estimate_localisation, shuffle_outcomes, slide_colour
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.store.store import PatchStore
@@ -31,7 +31,7 @@ def labels_of(bags: Bags) -> dict[str, np.ndarray]:
 
 def test_shuffling_keeps_test_labels_and_the_count_in_each_split(cohort: tuple[PatchStore, Bags]) -> None:
     bags = cohort[1]
-    shuffled = shuffle_labels(bags, seed=1)
+    shuffled = shuffle_outcomes(bags, seed=1)
     before, after = ([entry.label for entry in split_bags.entries] for split_bags in (bags, shuffled))
     for split in ("train", "val", "test"):
         assert sum(before[k] for k in bags.split(split)) == sum(after[k] for k in bags.split(split))

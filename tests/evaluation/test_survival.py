@@ -12,10 +12,11 @@ from sksurv.metrics import concordance_index_censored, concordance_index_ipcw
 from sksurv.util import Surv
 
 from milcore.cli.info import damage
+from milcore.evaluation.baselines import shuffle_outcomes
 from milcore.evaluation.evaluate import evaluate
 from milcore.evaluation.evaluation import Evaluation
 from milcore.evaluation.run_predictions import open_run
-from milcore.evaluation.survival_baselines import shuffle_follow_up
+from milcore.evaluation.survival_baselines import compare_risks
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.device import compute_device
 from milcore.training.run_folder import Run
@@ -112,9 +113,20 @@ def test_the_object_shows_risks(run):
     assert "Uno" in evaluation._repr_html_()
 
 
+def test_models_are_compared_at_the_times_of_the_run(run):
+    """Times of the caller count, also where the training patients of the baselines would give others."""
+    opened, device = open_run(run, compute_device(use_gpu=False)), compute_device(use_gpu=False)
+    scores = [
+        next(iter(compare_risks(opened.spec.train, opened.as_split, opened.catalogue, times, device)))
+        for times in ((20.0, 60.0), (20.0, 200.0))
+    ]
+    assert scores[0].harrell_c == scores[1].harrell_c
+    assert scores[0].integrated_brier_score.value < scores[1].integrated_brier_score.value
+
+
 def test_shuffling_keeps_test_patients_and_the_set_of_the_others(run):
     bags = open_run(run, compute_device(use_gpu=False)).bags
-    again = shuffle_follow_up(bags, 0)
+    again = shuffle_outcomes(bags, 0)
     for split in ("train", "val", "test"):
         before, after = ([each.entries[k].follow_up for k in bags.split(split)] for each in (bags, again))
         assert sorted(before) == sorted(after)

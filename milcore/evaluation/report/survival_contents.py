@@ -46,6 +46,12 @@ class SurvivalComparison(NamedTuple):
     uno_c: Estimate
     integrated_brier_score: Estimate
 
+    @classmethod
+    def of(cls, name: str, note: str, metrics: SurvivalMetrics) -> "SurvivalComparison":
+        """The row of a model that was measured."""
+        values = metrics.overall
+        return cls(name, note, values["harrell_c"], values["uno_c"], values["integrated_brier_score"])
+
 
 @dataclass(frozen=True, slots=True)
 class SurvivalReport:

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from milcore.evaluation.report.survival_contents import SurvivalComparison, SurvivalCount, SurvivalReport, SurvivalSlide
 from milcore.metrics.survival.outcome import Outcome
-from milcore.metrics.survival.summary import RiskPredictions, SurvivalMetrics, survival_metrics
+from milcore.metrics.survival.summary import RiskPredictions, survival_metrics
 from tests.evaluation.report.example import example
 
 
@@ -45,7 +45,9 @@ def survival_example(slides: int) -> SurvivalReport:
         reference="the training patients",
         metrics=metrics,
         warnings=("<made-up> warning",),
-        comparison=(row_of("attention pooling", metrics), row_of("embedding-mean pooling", metrics)),
+        comparison=tuple(
+            SurvivalComparison.of(name, "a note", metrics) for name in ("attention pooling", "embedding-mean pooling")
+        ),
         history=history(),
         folds=0,
         sweep=None,
@@ -59,11 +61,6 @@ def survival_example(slides: int) -> SurvivalReport:
 def count_of(split: str, predictions: RiskPredictions) -> SurvivalCount:
     outcome = predictions.outcome
     return SurvivalCount(split, len(outcome.time), outcome.events, float(np.median(outcome.time)))
-
-
-def row_of(name: str, metrics: SurvivalMetrics) -> SurvivalComparison:
-    values = metrics.overall
-    return SurvivalComparison(name, "a note", values["harrell_c"], values["uno_c"], values["integrated_brier_score"])
 
 
 def history() -> pa.Table:
