@@ -7,8 +7,11 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 Json = dict[str, Any]
 
@@ -56,6 +59,17 @@ def kubeconfig(address: str, namespace: str = "mil") -> Json:
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "ann", "namespace": namespace}}],
         "clusters": [{"name": "lab", "cluster": {"server": address}}], "users": [{"name": "ann", "user": {}}],
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def serving_here(fake: Fake, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The fake as the cluster that this process is given by its kubeconfig."""
+    file = folder / "kubeconfig"
+    with serving(fake) as address:
+        file.write_text(json.dumps(kubeconfig(address)))
+        # the client reads the variable once, when it is imported
+        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+        yield address
 
 
 class Handler(BaseHTTPRequestHandler):

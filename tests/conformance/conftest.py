@@ -1,6 +1,5 @@
 """A cluster that plays, the kubeconfig that names it, and a kubectl that tells what it was asked for."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 from kubernetes import client
 
-from tests.cluster.http_api import kubeconfig, serving
+from tests.cluster.http_api import serving_here
 from tests.conformance.cluster import Cluster
 from tests.conformance.objects import read_settings
 from tests.conformance.stage import NAMESPACE, Stage
@@ -70,12 +69,8 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
 
         def make(**plot: object) -> Surroundings:
             stage = Stage(**plot)  # type: ignore[arg-type]
-            address = stack.enter_context(serving(stage))
-            file = str(tmp_path / "kubeconfig")
-            Path(file).write_text(json.dumps(kubeconfig(address)))
-            monkeypatch.setenv("KUBECONFIG", file)
-            # the client reads the variable once, when it is imported
-            monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", file)
+            address = stack.enter_context(serving_here(stage, tmp_path, monkeypatch))
+            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
             monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
             return Surroundings(stage, address, tmp_path)
 

@@ -1,6 +1,5 @@
 """The launcher's Role holds every call that the launcher makes, and no other."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from milcore.cluster.jobs.rights import LAUNCHER_RIGHTS
 from milcore.config import LaunchConfig
 from milcore.errors import ClusterError
 from tests.cluster.doctor.kubernetes_api import REVIEWS, FakeCluster
-from tests.cluster.http_api import kubeconfig, serving
+from tests.cluster.http_api import serving, serving_here
 from tests.cluster.jobs.kuberay import Call, FakeKubeRay
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
@@ -68,9 +67,7 @@ def test_the_role_is_what_the_launcher_calls(file: str, calls: set[Call]) -> Non
 def test_the_first_step_asks_only_what_everyone_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A review of one's own rights: Kubernetes gives it to all users (system:basic-user), so the Role has none."""
     fake = FakeCluster({})
-    with serving(fake) as address:
-        (tmp_path / "config").write_text(json.dumps(kubeconfig(address)))
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    with serving_here(fake, tmp_path, monkeypatch):
         check_launches([("workers", LaunchConfig(ray_address="rayjob", workers=1))], {})
     assert set(fake.accepted) == {REVIEWS}
     assert not any("selfsubjectaccessreviews" in right.resource for right in LAUNCHER_RIGHTS)

@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from milcore.runtime import step_retry, storage
 from milcore.runtime.step_retry import OWN_RETRIES
 from pipeline import attention_mil
 from tests.cluster.doctor.kubernetes_api import REVIEWS, FakeCluster, forbidden
-from tests.cluster.http_api import kubeconfig, serving
+from tests.cluster.http_api import serving_here
 from tests.proxy import Fault, counted_storage
 
 WHOLE = inspect.signature(attention_mil.pipeline_func).parameters
@@ -31,9 +30,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClu
     """The namespace that this process works in."""
     fake = FakeCluster({})
     monkeypatch.setenv("PIPELINE_RUN_ID", "run-1")
-    with serving(fake) as address:
-        (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig(address)))
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    with serving_here(fake, tmp_path, monkeypatch):
         yield fake
 
 

@@ -19,7 +19,7 @@ from milcore.errors import InputError, MILError
 from milcore.store.store import PatchStore
 from pipeline import attention_mil
 from tests.cluster.doctor.kubernetes_api import FakeCluster
-from tests.cluster.http_api import kubeconfig, serving
+from tests.cluster.http_api import serving_here
 
 SLIDES = 5
 JOBS = ["rayjob", "http://milcore-head-svc:8265", "https://ray.example"]
@@ -28,10 +28,7 @@ JOBS = ["rayjob", "http://milcore-head-svc:8265", "https://ray.example"]
 @pytest.fixture(autouse=True)
 def _cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A namespace with the launcher's rights, which planning asks for."""
-    file = tmp_path_factory.mktemp("kube") / "config"
-    with serving(FakeCluster({})) as address:
-        file.write_text(json.dumps(kubeconfig(address)))
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+    with serving_here(FakeCluster({}), tmp_path_factory.mktemp("kube"), monkeypatch):
         yield
 
 

@@ -1,11 +1,13 @@
 """The same steps on a cluster that stands already: as a job through its dashboard, and joined directly."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -124,6 +126,17 @@ class Dashboard(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
+@contextlib.contextmanager
+def dashboard(kind: type[BaseHTTPRequestHandler]) -> Iterator[LaunchConfig]:
+    """A dashboard, by its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield LaunchConfig(ray_address=f"http://127.0.0.1:{server.server_address[1]}", workers=1)
+        finally:
+            server.shutdown()
+
+
 def test_a_dashboard_that_starts_late_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     address = ("127.0.0.1", free_ports(1)[0])
     with ThreadingHTTPServer(address, Dashboard, bind_and_activate=False) as server:
@@ -150,12 +163,9 @@ class FailedJobs(Dashboard):
 
 
 def test_a_job_without_a_line_fails_with_ray_s_message_and_no_secret(tmp_path: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), FailedJobs) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}"
-        with pytest.raises(ClusterError, match=r"ended as FAILED: Job supervisor died\.") as failure:
-            run_job(["encode", str(tmp_path)], LaunchConfig(ray_address=address, workers=1))
-        server.shutdown()
+    ended = pytest.raises(ClusterError, match=r"ended as FAILED: Job supervisor died\.")
+    with dashboard(FailedJobs) as launch, ended as failure:
+        run_job(["encode", str(tmp_path)], launch)
     assert "hunter2" not in str(failure.value)
     assert "\n" not in str(failure.value)
 
@@ -165,12 +175,8 @@ def test_a_job_that_tells_no_reason_has_failed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str | None
 ) -> None:
     monkeypatch.setattr(FailedJobs, "message", message)
-    with ThreadingHTTPServer(("127.0.0.1", 0), FailedJobs) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}"
-        with pytest.raises(ClusterError, match=r"ended as FAILED: no reason given$"):
-            run_job(["encode", str(tmp_path)], LaunchConfig(ray_address=address, workers=1))
-        server.shutdown()
+    with dashboard(FailedJobs) as launch, pytest.raises(ClusterError, match=r"ended as FAILED: no reason given$"):
+        run_job(["encode", str(tmp_path)], launch)
 
 
 class Refusal(BaseHTTPRequestHandler):
@@ -184,23 +190,18 @@ class Refusal(BaseHTTPRequestHandler):
 
 
 def test_a_dashboard_that_refuses_the_token_is_one_line_at_once(capfd: pytest.CaptureFixture[str]) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}"
-        with pytest.raises(InputError, match=rf"^the Ray dashboard at {address} refuses this process; set RAY_AUTH"):
-            run_job(["encode", "store"], LaunchConfig(ray_address=address, workers=1))
-        server.shutdown()
+    with dashboard(Refusal) as launch:
+        line = f"^the Ray dashboard at {launch.ray_address} refuses this process; set RAY_AUTH"
+        with pytest.raises(InputError, match=line):
+            run_job(["encode", "store"], launch)
     assert "trying again" not in capfd.readouterr().err
 
 
 def test_no_log_of_a_folder_is_written_over(tmp_path: Path) -> None:
     """One of other settings, or of a cluster that is gone, whose jobs are counted from 0 again."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        launch = LaunchConfig(ray_address=f"http://127.0.0.1:{server.server_address[1]}", workers=1)
+    with dashboard(Dashboard) as launch:
         for encoder in ("a", "b"):
             run_job(["encode", str(tmp_path), "--encoder", encoder], launch)
-        server.shutdown()
     assert sorted(path.name for path in tmp_path.glob("logs/*")) == ["encode-r0.log", "encode-r1.log"]
 
 
