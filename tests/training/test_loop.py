@@ -21,6 +21,7 @@ from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.read_ahead import MOST_BAGS
 from milcore.mil.classification import bag_losses
 from milcore.mil.model import make_model
+from milcore.training.batching import epoch_batches
 from milcore.training.context import LocalContext, checkpoint_names
 from milcore.training.loop import train_model
 
@@ -115,11 +116,14 @@ EQUALITY_CASES = {
         1e-9,
     ),
     "survival, all bags at once": (SURVIVAL.model_copy(update={"batch_size": "all"}), 1e-9),
-    "survival, batches, some without an event, in chunks and over ranks": (
+    "survival, batches, in chunks and over ranks": (
         SURVIVAL.model_copy(update={"batch_size": 3, "activation_mb": 0.002, "ema_decay": 0.9}),
         1e-9,
     ),
-    "survival, a rank without a bag": (SURVIVAL.model_copy(update={"batch_size": 2}), 1e-9),
+    "survival, a rank without a bag, some batches without an event": (
+        SURVIVAL.model_copy(update={"batch_size": 2}),
+        1e-9,
+    ),
     "survival, instances sampled": (SURVIVAL.model_copy(update={"batch_size": 7, "instances_per_bag": 5}), 1e-9),
     "conv encoder from patches": (
         FP64.model_copy(update={"features": None, "encoder": "conv", "augment": True, "epochs": 2}),
@@ -187,6 +191,15 @@ def test_several_workers_learn_the_weights_of_one(
     config, tolerance = EQUALITY_CASES[case]
     start = parameters_of(config, 3 if case in MULTICLASS_CASES else 2)
     assert relative_distance(of_workers(case, world_size), of_one(case), start) <= tolerance
+
+
+def test_batches_of_survival_without_an_event_are_left_out() -> None:
+    bags = survival_bags()
+    every = epoch_batches(FP64.model_copy(update={"batch_size": 2}), bags, 0)
+    events = [sum(bags.entries[index].follow_up.event for index in batch) for batch in every]
+    assert 0 in events
+    batches = epoch_batches(SURVIVAL.model_copy(update={"batch_size": 2}), bags, 0)
+    assert batches == [batch for batch, count in zip(every, events, strict=True) if count]
 
 
 def test_an_instance_budget_does_not_change_the_weights() -> None:
