@@ -87,9 +87,13 @@ def epoch_batches(config: TrainConfig, bags: Bags, epoch: int) -> list[list[int]
     if config.class_balance == "sampled":
         labels = [bags.entries[index].label for index in indices]
         indices = balanced_sample(indices, labels, config.seed, epoch)
-    size = len(indices) if config.batch_size == "all" else config.batch_size
-    batches = global_batches(indices, size, config.seed, epoch)
+    batches = global_batches(indices, bags_per_step(config, len(indices)), config.seed, epoch)
     return [batch for batch in batches if _events(batch, bags)] if config.target in SURVIVAL_TARGETS else batches
+
+
+def bags_per_step(config: TrainConfig, count: int) -> int:
+    """Bags in one optimizer step, of so many in an epoch."""
+    return count if config.batch_size == "all" else config.batch_size
 
 
 def bag_weights(config: TrainConfig, bags: Bags) -> list[float]:

@@ -30,7 +30,7 @@ from milcore.mil.model import MILModel, make_model
 from milcore.mil.target import JointLoss
 from milcore.mil.threads import torch_threads, useful_threads
 from milcore.runtime.limits import cpus
-from milcore.training.batching import Group, RankBatch, instances_per_bag, rank_batches
+from milcore.training.batching import Group, RankBatch, bags_per_step, instances_per_bag, rank_batches
 from milcore.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from milcore.training.context import TrainContext, sum_over_ranks
 from milcore.training.feature_statistics import feature_statistics
@@ -142,8 +142,7 @@ class _Loop:
     def threads(self) -> int:
         """Threads that a step of mean size makes use of, on each rank."""
         lengths = [min(self.bags.lengths[index], self.instances_per_bag) for index in self.bags.split("train")]
-        bags = len(lengths) if self.config.batch_size == "all" else self.config.batch_size
-        instances = bags * sum(lengths) // max(1, len(lengths))
+        instances = bags_per_step(self.config, len(lengths)) * sum(lengths) // max(1, len(lengths))
         return useful_threads(self.model, self.instance, instances // self.ctx.world_size)
 
     def start(self) -> Progress:

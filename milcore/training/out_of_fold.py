@@ -16,8 +16,8 @@ class OutOfFold(NamedTuple):
 
     Args:
         folds: number of models.
-        slides: number of bags, each predicted by a model that saw none of its patient.
-        metric: AUROC with Newcombe's interval, of an earlier version with that of resampled patients; Harrell's C.
+        slides: number of bags, of survival that of patients; each predicted by a model that saw none of its patient.
+        metric: value and interval: AUROC with Newcombe's; Harrell's C, and AUROC of earlier versions, as ``resampled``.
         resampled: the same with the interval from resampled patients.
         fold_metric: of each fold; NaN where undefined, none with more than two classes.
         target: of the models.

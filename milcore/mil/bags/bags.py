@@ -35,7 +35,7 @@ class BagEntry(NamedTuple):
     Args:
         bag_id: id of the slide or patient.
         patient_id: id of the patient.
-        label: class index.
+        label: class index; 0 where survival is the target.
         split: name of the split; empty for none.
         slides: ids of the slides.
         lengths: instances of each slide.
