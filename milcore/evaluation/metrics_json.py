@@ -43,9 +43,6 @@ def metrics_json(evaluation: RunResults, report: str) -> dict[str, Any]:
         "confusion": confusion(test.labels, rule.predict(test.probability), len(classes)),
         "roc": roc_of(test)._asdict(),
         "classes": list(classes),
-        "folds": run.spec.folds,
-        "bag": run.spec.train.bag,
-        "slides": {split: sum(len(entry.slides) for entry in run.split(split).entries) for split in SPLIT_NAMES},
         "localised": len(checks.localisation.bags),
         "not_localised": checks.localisation.left_out,
         "flipped": len(checks.flipping),
@@ -57,6 +54,16 @@ def metrics_json(evaluation: RunResults, report: str) -> dict[str, Any]:
             }
             for row in comparison
         ],
+        **run_entries(run, report),
+    }
+
+
+def run_entries(run: RunPredictions, report: str) -> dict[str, Any]:
+    """Models, bags, slides and labels of a run, and its report."""
+    return {
+        "folds": run.spec.folds,
+        "bag": run.spec.train.bag,
+        "slides": {split: sum(len(entry.slides) for entry in run.split(split).entries) for split in SPLIT_NAMES},
         "quarantined": run.catalogue.quarantined(),
         **({"labels_from": run.labels_from, "label_changes": list(run.label_changes)} if run.labels_from else {}),
         "report": report,
@@ -75,13 +82,14 @@ def metric_entries(estimates: dict[str, Estimate], score: dict[str, Estimate]) -
         return {}
     return {
         **{name: nan_to_none(estimate.value) for name, estimate in estimates.items()},
-        "intervals": _ends(estimates),
-        "score_intervals": _ends(score),
+        "intervals": interval_entries(estimates),
+        "score_intervals": interval_entries(score),
         "reasons": {name: estimate.reason for name, estimate in estimates.items() if estimate.reason is not None},
     }
 
 
-def _ends(estimates: dict[str, Estimate]) -> dict[str, list[float]]:
+def interval_entries(estimates: dict[str, Estimate]) -> dict[str, list[float]]:
+    """Low and high end of each metric that has an interval."""
     return {name: [estimate.low, estimate.high] for name, estimate in estimates.items() if not math.isnan(estimate.low)}
 
 

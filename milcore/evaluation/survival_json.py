@@ -3,8 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from milcore.config import SPLIT_NAMES
-from milcore.evaluation.metrics_json import attention_entropy, metric_entries, nan_to_none
+from milcore.evaluation.metrics_json import (
+    attention_entropy,
+    interval_entries,
+    metric_entries,
+    nan_to_none,
+    run_entries,
+)
 from milcore.evaluation.report.survival_contents import SurvivalComparison, SurvivalReport
 from milcore.evaluation.run_predictions import RunPredictions
 from milcore.metrics.classification import Estimate
@@ -34,13 +39,8 @@ def survival_json(run: RunPredictions, data: SurvivalReport, report: str) -> dic
         "splits": {count.split: {"patients": count.patients, "events": count.events} for count in data.counts},
         "warnings": list(data.warnings),
         "classes": [],
-        "folds": run.spec.folds,
-        "bag": train.bag,
-        "slides": {split: sum(len(entry.slides) for entry in run.split(split).entries) for split in SPLIT_NAMES},
         "comparison": [_comparison(row) for row in data.comparison],
-        "quarantined": data.quarantined,
-        **({"labels_from": run.labels_from, "label_changes": list(run.label_changes)} if run.labels_from else {}),
-        "report": report,
+        **run_entries(run, report),
     }
 
 
@@ -60,7 +60,7 @@ def _details(metrics: SurvivalMetrics) -> dict[str, Any]:
 
 
 def _by_time(times: Sequence[float], estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
-    return [{"time": time, **_estimate(each)} for time, each in zip(times, estimates, strict=False)]
+    return [{"time": time, **_estimate(each)} for time, each in zip(times, estimates, strict=True)]
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
@@ -77,7 +77,6 @@ def _group(group: RiskGroup) -> dict[str, Any]:
 
 
 def _comparison(row: SurvivalComparison) -> dict[str, Any]:
-    names = ("harrell_c", "uno_c", "integrated_brier_score")
-    values = {name: nan_to_none(getattr(row, name).value) for name in names}
-    ends = {name: [getattr(row, name).low, getattr(row, name).high] for name in names if values[name] is not None}
-    return {"name": row.name, **values, "intervals": {name: each for name, each in ends.items() if each[0] == each[0]}}
+    estimates = {name: getattr(row, name) for name in ("harrell_c", "uno_c", "integrated_brier_score")}
+    values = {name: nan_to_none(estimate.value) for name, estimate in estimates.items()}
+    return {"name": row.name, **values, "intervals": interval_entries(estimates)}

@@ -5,15 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from milcore.evaluation.attention.write import SlideResult
 from milcore.evaluation.regions import annotated_regions
 from milcore.evaluation.report import SlideView
 from milcore.evaluation.report.contents import FEW_SLIDES
 from milcore.evaluation.run_predictions import RunPredictions
 from milcore.evaluation.target import EvaluationOptions
-from milcore.evaluation.views import AttentionSlide, write_views
-from milcore.mil.inference import instance_columns
-from milcore.runtime.progress import track
+from milcore.evaluation.views import attention_slides, write_views
 
 # of each kind, where the report does not show the pictures of all slides
 SHOWN = 8
@@ -29,7 +26,12 @@ def risk_views(run: RunPredictions, options: EvaluationOptions) -> Iterator[Slid
     def row(view: SlideView) -> dict[str, Any]:
         return {"risk": view.probabilities[0]}
 
-    return write_views(run, _slides(run, options), _choices(run), options.files, row)
+    indices = run.bags.split("test")
+    groups = run.catalogue.slides([slide_id for index in indices for slide_id in run.bags.entries[index].slides])
+    regions = annotated_regions(run, groups, options.annotations)
+    outputs = dict.fromkeys(indices, 0)
+    slides = attention_slides(run, outputs, regions, {}, with_leave_one_out=options.with_leave_one_out)
+    return write_views(run, slides, _choices(run), options.files, row)
 
 
 def _choices(run: RunPredictions) -> dict[str, str]:
@@ -44,27 +46,3 @@ def _choices(run: RunPredictions) -> dict[str, str]:
     order = np.argsort([float(run.predictions[index].probability[0]) for index, _ in slides], kind="stable")
     kinds = {"high risk": order[::-1][:SHOWN], "low risk": order[:SHOWN]}
     return {slides[int(place)][1]: kind for kind, places in kinds.items() for place in places}
-
-
-def _slides(run: RunPredictions, options: EvaluationOptions) -> Iterator[AttentionSlide]:
-    """The slides of each test bag with what the models say of their instances."""
-    indices = run.bags.split("test")
-    groups = run.catalogue.slides([slide_id for index in indices for slide_id in run.bags.entries[index].slides])
-    regions = annotated_regions(run, groups, options.annotations)
-    for index in track(indices, "attention", len(indices)):
-        entry, prediction = run.bags.entries[index], run.predictions[index]
-        of_bag = instance_columns(run.models, run.bags[index], 0, with_leave_one_out=options.with_leave_one_out)
-        columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
-        for slide_id, weight in entry.by_slide(prediction.attention).items():
-            result = SlideResult(
-                patient_id=entry.patient_id,
-                label=entry.label,
-                predicted_class=0,
-                probabilities=tuple(prediction.probability.tolist()),
-                std=float(prediction.std[0]) if run.spec.folds else None,
-                attention=weight,
-                region=regions.get(slide_id),
-                localisation=None,
-            )
-            of_slide = {name: values[slide_id] for name, values in columns.items()}
-            yield AttentionSlide(slide_id, entry.bag_id, result, of_slide)

@@ -58,7 +58,13 @@ def slide_views(
     def row(view: SlideView) -> dict[str, Any]:
         return {"called": run.spec.classes[view.predicted_class], "probabilities": view.probabilities}
 
-    slides = _slides(run, rule, regions, checks, with_leave_one_out=outputs.with_leave_one_out)
+    slides = attention_slides(
+        run,
+        predicted_classes(run, rule),
+        regions,
+        checks.localisation.bags,
+        with_leave_one_out=outputs.with_leave_one_out,
+    )
     return write_views(run, slides, _choices(run, rule), outputs.files, row)
 
 
@@ -115,30 +121,37 @@ def _choices(run: RunPredictions, rule: DecisionRule) -> dict[str, str]:
     return choose_slides(scored, run.spec.classes, threshold, run.spec.train.seed)
 
 
-def _slides(
+def attention_slides(
     run: RunPredictions,
-    rule: DecisionRule,
+    outputs: Mapping[int, int],
     regions: Mapping[str, BaseGeometry],
-    checks: AttentionChecks,
+    localisation: Mapping[str, float],
     *,
     with_leave_one_out: bool,
 ) -> Iterator[AttentionSlide]:
-    """The slides of each test bag with what the models say of their instances."""
-    predicted = predicted_classes(run, rule)
-    for index in track(list(predicted), "attention", len(predicted)):
-        entry, prediction, predicted_class = run.bags.entries[index], run.predictions[index], predicted[index]
-        of_bag = instance_columns(run.models, run.bags[index], predicted_class, with_leave_one_out=with_leave_one_out)
+    """The slides of each test bag with what the models say of their instances.
+
+    Args:
+        run: with the slides of the store.
+        outputs: of each test bag by its index, the output that is explained: the predicted class; 0 for survival.
+        regions: annotated, by slide.
+        localisation: within-slide AUROC of attention, by slide.
+        with_leave_one_out: also the change of that output without each instance.
+    """
+    for index in track(list(outputs), "attention", len(outputs)):
+        entry, prediction, output = run.bags.entries[index], run.predictions[index], outputs[index]
+        of_bag = instance_columns(run.models, run.bags[index], output, with_leave_one_out=with_leave_one_out)
         columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
         for slide_id, weight in entry.by_slide(prediction.attention).items():
             result = SlideResult(
                 patient_id=entry.patient_id,
                 label=entry.label,
-                predicted_class=predicted_class,
+                predicted_class=output,
                 probabilities=tuple(prediction.probability.tolist()),
-                std=float(prediction.std[predicted_class]) if run.spec.folds else None,
+                std=float(prediction.std[output]) if run.spec.folds else None,
                 attention=weight,
-                region=regions.get(slide_id) if entry.label or len(run.spec.classes) > 2 else None,
-                localisation=checks.localisation.bags.get(slide_id),
+                region=regions.get(slide_id),
+                localisation=localisation.get(slide_id),
             )
             of_slide = {name: values[slide_id] for name, values in columns.items()}
             yield AttentionSlide(slide_id, entry.bag_id, result, of_slide)
