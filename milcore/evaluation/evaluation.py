@@ -87,7 +87,10 @@ class Evaluation:
 
     @property
     def resampled(self) -> dict[str, Estimate]:
-        """Each metric of the test split, with its 95 % interval from resampled patients."""
+        """Each metric of the test split, with its 95 % interval from resampled patients.
+
+        That of survival's hazard ratio is Wald's.
+        """
         return _estimates(dict(self._content) | {"score_intervals": {}})
 
     @property
@@ -143,7 +146,7 @@ class Evaluation:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Findings of the checks of attention."""
+        """Findings of the checks of attention; of survival, too few events."""
         return tuple(self._content["warnings"])
 
     @cached_property

@@ -15,6 +15,7 @@ from milcore.evaluation.report import markdown
 from milcore.evaluation.report.charts import Axes, Point, Series, chart, interval_bar, steps
 from milcore.evaluation.report.contents import Curve, FlippingCurves, ReportData, SlideView
 from milcore.evaluation.report.pictures import scale_bar
+from milcore.evaluation.report.survival_contents import SurvivalReport
 from milcore.metrics.classification import Estimate
 from milcore.metrics.curves import Band
 from milcore.runtime.html import MOST_ROWS, PAGE_ROWS, asset, data_uri, table_script
@@ -113,14 +114,10 @@ def _template_values(data: ReportData) -> dict[str, Any]:
     classes = ("negative", "positive") if data.classes == ("0", "1") else data.classes
     slides = sorted(data.slides, key=lambda slide: (-slide.error, slide.slide_id))
     return {
-        "data": data,
+        **page_values(data, slides, slides),
         "classes": classes,
         "binary": len(classes) == 2,
-        "test": next((count for count in data.counts if count.split == "test"), None),
         "right": sum(row[k] for k, row in enumerate(data.confusion)),
-        "style": asset("milcore.evaluation.report", "report.css"),
-        "table_script": table_script(),
-        "script": asset("milcore.evaluation.report", "report.js"),
         "auroc": data.score.overall.get("auroc", data.metrics["auroc"]),
         "headline": _headline(data, classes),
         "intervals": _intervals(data),
@@ -130,19 +127,38 @@ def _template_values(data: ReportData) -> dict[str, Any]:
             for name, estimates, score in zip(classes, data.of_class, data.score.of_class, strict=False)
         ],
         "charts": _charts(data),
-        "slides": slides,
-        "rows": slides[:MOST_ROWS],
-        "cards": [slide for slide in slides if slide.choice is not None],
-        "page_rows": PAGE_ROWS,
-        "quarantined": list(data.quarantined.items())[:MOST_ROWS],
         "named_not_localised": list(data.not_localised.items())[:SLIDES_NAMED],
-        "scale": slide_scale,
-        "pictures_mb": BASE64 * sum(slide.picture_bytes for slide in data.slides) / 1e6,
-        "trials": None if data.sweep is None else trial_rows(data.sweep.trials),
-        "trial_titles": TRIAL_TITLES,
         "rank_title": "AUROC",
         "perfect": data.metrics["auroc"].low == data.metrics["auroc"].high == 1.0,
         "least_accuracy": lambda patients: TAIL ** (1 / patients),
+    }
+
+
+def page_values(
+    data: ReportData | SurvivalReport, slides: Sequence[object], views: Sequence[SlideView]
+) -> dict[str, Any]:
+    """Values that the templates of every target take.
+
+    Args:
+        data: contents of the report.
+        slides: of the test split, in the order of the table.
+        views: attention and pictures of each.
+    """
+    return {
+        "data": data,
+        "test": next((count for count in data.counts if count.split == "test"), None),
+        "style": asset("milcore.evaluation.report", "report.css"),
+        "table_script": table_script(),
+        "script": asset("milcore.evaluation.report", "report.js"),
+        "slides": slides,
+        "rows": slides[:MOST_ROWS],
+        "cards": [slide for slide, view in zip(slides, views, strict=True) if view.choice is not None],
+        "page_rows": PAGE_ROWS,
+        "quarantined": list(data.quarantined.items())[:MOST_ROWS],
+        "scale": _scale,
+        "pictures_mb": BASE64 * sum(view.picture_bytes for view in views) / 1e6,
+        "trials": None if data.sweep is None else _trials(data.sweep.trials),
+        "trial_titles": TRIAL_TITLES,
     }
 
 
@@ -256,7 +272,7 @@ def training_chart(history: pa.Table, metric: str) -> Markup:
     return chart(axes, series, words)
 
 
-def trial_rows(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
+def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
     """Columns with any value, rows, and the row that ranks first on validation."""
     names = [str(name) for name in table.column_names if table[name].null_count < len(table)]
     rows = table.to_pylist()
@@ -276,6 +292,6 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def slide_scale(slide: SlideView) -> tuple[float, str] | None:
+def _scale(slide: SlideView) -> tuple[float, str] | None:
     """Length and label of a slide's scale bar; None where its scale is unknown."""
     return None if slide.mpp is None or slide.size_level0 is None else scale_bar(slide.size_level0[0], slide.mpp)

@@ -9,21 +9,19 @@ from markupsafe import Markup
 from milcore.evaluation.report import markdown
 from milcore.evaluation.report.charts import Axes, Point, Series, TickRow, chart, steps
 from milcore.evaluation.report.page import (
-    BASE64,
     QUARTERS,
-    TRIAL_TITLES,
     UNIT,
+    band_outline,
     environment,
     number,
-    slide_scale,
+    page_values,
     training_chart,
-    trial_rows,
 )
 from milcore.evaluation.report.survival_contents import SurvivalReport
 from milcore.metrics.classification import Estimate
+from milcore.metrics.curves import Band
 from milcore.metrics.survival.kaplan_meier import KaplanMeier
 from milcore.metrics.survival.risk_groups import RiskGroup
-from milcore.runtime.html import MOST_ROWS, PAGE_ROWS, asset, table_script
 
 HEADLINE = (
     ("harrell_c", "Harrell's C", "chance that of two patients the one with the earlier event has the higher risk"),
@@ -55,29 +53,20 @@ def survival_model_card(data: SurvivalReport) -> str:
 
 def _template_values(data: SurvivalReport) -> dict[str, Any]:
     slides = sorted(data.slides, key=lambda slide: (-abs(slide.residual), slide.view.slide_id))
-    views = [slide.view for slide in slides]
     values = data.metrics.overall
     return {
-        "data": data,
-        "test": next((count for count in data.counts if count.split == "test"), None),
-        "style": asset("milcore.evaluation.report", "report.css"),
-        "table_script": table_script(),
-        "script": asset("milcore.evaluation.report", "report.js"),
+        **page_values(data, slides, [slide.view for slide in slides]),
         "headline": [(name, title, note, values[name]) for name, title, note in HEADLINE],
         "shown": p_or_number,
         "charts": _charts(data),
-        "slides": slides,
-        "rows": slides[:MOST_ROWS],
-        "cards": [slide for slide in slides if slide.view.choice is not None],
-        "page_rows": PAGE_ROWS,
-        "quarantined": list(data.quarantined.items())[:MOST_ROWS],
-        "scale": slide_scale,
-        "pictures_mb": BASE64 * sum(view.picture_bytes for view in views) / 1e6,
-        "trials": None if data.sweep is None else trial_rows(data.sweep.trials),
-        "trial_titles": TRIAL_TITLES,
-        "rank_title": "concordance",
-        "time_text": lambda value: f"{value:.4g}",
+        "rank_title": "Harrell's C",
+        "time_text": time_text,
     }
+
+
+def time_text(value: float) -> str:
+    """Up to six digits of a time: a day in decades."""
+    return f"{value:g}"
 
 
 def p_or_number(name: str, value: float) -> str:
@@ -95,7 +84,7 @@ def _charts(data: SurvivalReport) -> list[tuple[str, str, Markup]]:
         caption = "Events by a time against patients followed beyond it. Dashed: chance. Shaded: 95 % of resamples."
         charts.append(("Dynamic AUC", caption, _over_time(data, metrics.dynamic_auc)))
     if metrics.calibration:
-        caption = f"Survival at {_middle(data):.4g}, in groups of equal size; area = patients, lines = 95 %."
+        caption = f"Survival at {time_text(_middle(data))}, in groups of equal size; area = patients, lines = 95 %."
         charts.append(("Calibration", caption, _calibration(data)))
     names = {"loss": "Loss while training", "concordance": "Harrell's C while training"}
     present = set(data.history["metric"].to_pylist())
@@ -149,11 +138,12 @@ def _over_time(data: SurvivalReport, estimates: tuple[Estimate, ...]) -> Markup:
     points = [(time, each) for time, each in of_times if not math.isnan(each.value)]
     last = data.metrics.times[-1]
     axes = Axes(data.time.replace("_", " "), "AUC", (0.0, last), UNIT, steps(last, 5), QUARTERS, diagonal=False)
-    upper, lower = ([(time, getattr(each, end)) for time, each in points] for end in ("high", "low"))
+    times = [time for time, _ in points]
+    band = Band(times, [each.low for _, each in points], [each.high for _, each in points])
     line = [(time, each.value) for time, each in points]
-    words = "Dynamic AUC: " + "; ".join(f"{value:.2f} at {time:.4g}" for time, value in line)
+    words = "Dynamic AUC: " + "; ".join(f"{value:.2f} at {time_text(time)}" for time, value in line)
     series = [
-        Series("band", "band", [*upper, *reversed(lower)]),
+        Series("band", "band", band_outline(band)),
         Series("chance", "diagonal", [(0.0, 0.5), (last, 0.5)]),
         Series("AUC", "line-model", line),
         Series("AUC", "dot-model", line, (3.0,) * len(line)),
