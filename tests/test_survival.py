@@ -94,7 +94,7 @@ def test_splits_hold_follow_up_of_patients_and_leave_out_those_without(run: mc.R
 def test_the_run_records_its_target_and_ranks_by_concordance(run: mc.Run) -> None:
     spec = run.spec()
     assert (spec.train.target, spec.train.bag, spec.classes) == ("survival_cox", "patient", ())
-    assert {"loss", "concordance"} <= set(run.history().column("metric").to_pylist())
+    assert {"loss", "harrell_c"} <= set(run.history().column("metric").to_pylist())
     with safe_open(run.model_uri, "np") as file:
         assert file.metadata()["target"] == "survival_cox"
 

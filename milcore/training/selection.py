@@ -15,7 +15,7 @@ class RankMetric(NamedTuple):
 
 RANK_METRICS: dict[Target, RankMetric] = {
     "classification": RankMetric("auroc", "AUROC"),
-    "survival_cox": RankMetric("concordance", "Harrell's C"),
+    "survival_cox": RankMetric("harrell_c", "Harrell's C"),
 }
 
 

@@ -19,7 +19,7 @@ from milcore.evaluation.report.survival_contents import SurvivalReport
 from milcore.metrics.classification import Estimate
 from milcore.metrics.curves import Band
 from milcore.runtime.html import MOST_ROWS, PAGE_ROWS, asset, data_uri, table_script
-from milcore.training.selection import NO_VALIDATION, Validation
+from milcore.training.selection import NO_VALIDATION, RANK_METRICS, Validation, metric_name
 
 DASH = "\N{EN DASH}"
 UNIT = (0.0, 1.0)
@@ -50,10 +50,8 @@ MACRO_NOTES = {
 }
 TRIAL_TITLES = {
     "val_loss": "validation loss",
-    "val_auroc": "validation AUROC",
-    "val_auroc_se": "its standard error",
-    "val_concordance": "validation Harrell's C",
-    "val_concordance_se": "its standard error",
+    **{f"val_{metric.name}": f"validation {metric.title}" for metric in RANK_METRICS.values()},
+    **{f"val_{metric.name}_se": "its standard error" for metric in RANK_METRICS.values()},
 }
 PER_CLASS = ("auroc", "auprc", "sensitivity", "specificity", "f1")
 
@@ -128,7 +126,7 @@ def _template_values(data: ReportData) -> dict[str, Any]:
         ],
         "charts": _charts(data),
         "named_not_localised": list(data.not_localised.items())[:SLIDES_NAMED],
-        "rank_title": "AUROC",
+        "rank_title": RANK_METRICS["classification"].title,
         "perfect": data.metrics["auroc"].low == data.metrics["auroc"].high == 1.0,
         "least_accuracy": lambda patients: TAIL ** (1 / patients),
     }
@@ -261,7 +259,8 @@ def training_chart(history: pa.Table, metric: str) -> Markup:
     for row in sorted(rows, key=lambda row: row["epoch"]):
         lines[row["split"], row["fold"]].append((float(row["epoch"]), float(row["value"])))
     last = max((row["epoch"] for row in rows), default=1) or 1
-    top = 1.0 if metric in {"auroc", "concordance"} else max((row["value"] for row in rows), default=1.0) * 1.05 or 1.0
+    is_rank = metric in {each.name for each in RANK_METRICS.values()}
+    top = 1.0 if is_rank else max((row["value"] for row in rows), default=1.0) * 1.05 or 1.0
     axes = Axes("epoch", metric, (0.0, float(last)), (0.0, top), steps(last, 5), steps(top, 5), diagonal=False)
     folds = len({fold for _, fold in lines}) > 1
     series = [
@@ -276,12 +275,8 @@ def _trials(table: pa.Table) -> tuple[list[str], list[dict[str, Any]], int]:
     """Columns with any value, rows, and the row that ranks first on validation."""
     names = [str(name) for name in table.column_names if table[name].null_count < len(table)]
     rows = table.to_pylist()
-    validations = [
-        Validation(row["val_loss"], row.get("val_auroc", row.get("val_concordance")))
-        if row["state"] == "ok"
-        else NO_VALIDATION
-        for row in rows
-    ]
+    metric = next(name for name in map(metric_name, RANK_METRICS) if name in table.column_names)
+    validations = [Validation(row["val_loss"], row[metric]) if row["state"] == "ok" else NO_VALIDATION for row in rows]
     ranks = [validation.rank for validation in validations]
     return names, rows, ranks.index(min(ranks))
 

@@ -5,9 +5,11 @@ import math
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from markdown_it import MarkdownIt
 
+from milcore.evaluation.report import SweepTable
 from milcore.evaluation.report.charts import HEIGHT, LEGEND_LINE, Axes, Series, TickRow, chart
 from milcore.evaluation.report.page import DASH
 from milcore.evaluation.report.survival_contents import SurvivalReport
@@ -82,6 +84,17 @@ def test_an_interval_without_width_is_explained(data, html):
     words = "With 12 patients it does not mean certainty."
     assert words in render_survival(dataclasses.replace(data, metrics=metrics))
     assert words not in html
+
+
+def test_the_trial_of_the_highest_harrell_c_is_marked(data):
+    rows = [
+        {"trial": k, "state": "ok", "val_loss": 3.0, "val_harrell_c": c, "val_harrell_c_se": 0.04}
+        for k, c in enumerate((0.61, 0.72, 0.55))
+    ]
+    html = render_survival(dataclasses.replace(data, sweep=SweepTable(pa.Table.from_pylist(rows), "trial 1 is first")))
+    assert "highest validation Harrell&#39;s C, among equals" in html
+    assert '<th scope="col">validation Harrell&#39;s C</th><th scope="col">its standard error</th>' in html
+    assert re.findall(r'<tr class="ours"><td>(\d)</td>', html) == ["1"]
 
 
 def test_the_model_card_is_markdown_with_the_figures(data):
