@@ -259,15 +259,16 @@ def training_chart(history: pa.Table, metric: str) -> Markup:
     for row in sorted(rows, key=lambda row: row["epoch"]):
         lines[row["split"], row["fold"]].append((float(row["epoch"]), float(row["value"])))
     last = max((row["epoch"] for row in rows), default=1) or 1
-    is_rank = metric in {each.name for each in RANK_METRICS.values()}
-    top = 1.0 if is_rank else max((row["value"] for row in rows), default=1.0) * 1.05 or 1.0
-    axes = Axes("epoch", metric, (0.0, float(last)), (0.0, top), steps(last, 5), steps(top, 5), diagonal=False)
+    titles = {each.name: each.title for each in RANK_METRICS.values()}
+    top = 1.0 if metric in titles else max((row["value"] for row in rows), default=1.0) * 1.05 or 1.0
+    title = titles.get(metric, metric)
+    axes = Axes("epoch", title, (0.0, float(last)), (0.0, top), steps(last, 5), steps(top, 5), diagonal=False)
     folds = len({fold for _, fold in lines}) > 1
     series = [
         Series(f"{split}, fold {fold}" if folds else split, f"line-{split}", points)
         for (split, fold), points in sorted(lines.items())
     ]
-    words = f"{metric} by epoch: " + "; ".join(f"{s.name} ends at {s.points[-1][1]:.3f}" for s in series)
+    words = f"{title} by epoch: " + "; ".join(f"{s.name} ends at {s.points[-1][1]:.3f}" for s in series)
     return chart(axes, series, words)
 
 
