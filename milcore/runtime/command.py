@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
@@ -153,9 +154,12 @@ def _terminable() -> Iterator[None]:
     with signal_handler(stop):
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             if stop.signum is None:
                 raise
+            # a generator that a variable holds ends its processes now, with their semaphores; after Python's resource
+            # tracker, a descendant too, is killed, their release would start another, which logs tracebacks
+            traceback.clear_frames(error.__traceback__)
             kill_descendants()
             # foreign code may have made another exception of it
             raise Termination(stop.signum) from None

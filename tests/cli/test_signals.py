@@ -133,3 +133,24 @@ def test_the_code_is_the_signal_s_whatever_others_make_of_it(error: str, tmp_pat
     assert any("sleep" in title for title in command.processes())
     command.send(signal.SIGTERM)
     command.check_end(signal.SIGTERM)
+
+
+IN_A_GENERATOR = """
+import threading, time
+from milcore.runtime.command import exit_codes
+from milcore.runtime.processes import map_in_processes
+def main():
+    results = map_in_processes(time.sleep, [0.0, 1000.0], 2, print)
+    for _ in results:
+        print("begun", flush=True)
+        threading.Event().wait()
+with exit_codes():
+    main()
+"""
+
+
+def test_a_signal_between_two_results_logs_nothing_but_its_line(tmp_path: Path) -> None:
+    command = Command(sys.executable, "-c", IN_A_GENERATOR, folder=tmp_path)
+    command.wait_until(lambda: "begun" in command.log.read_text())
+    command.send(signal.SIGINT)
+    command.check_end(signal.SIGINT)
