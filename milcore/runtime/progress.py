@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from rich.console import Console
-from rich.progress import Progress
+# ruff: noqa: PLC0415 - what computes on a GPU takes this without what a terminal needs
 
 T = TypeVar("T")
 
@@ -29,6 +28,9 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """Yield the items, showing how many of ``total`` are done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     console = Console(stderr=True)
     if console.is_terminal and not console.is_jupyter:
         with Progress(console=console, transient=False) as progress:

@@ -9,6 +9,7 @@ down, is a ``StorageError`` with its reason, and never taken for absence.
 
 import contextlib
 import errno
+import importlib
 import json
 import mmap
 import os
@@ -21,12 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import aiohttp
 import fsspec
 import fsspec.config
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -36,8 +35,18 @@ from milcore.runtime.digest import table_digest
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+
+def _error_of(package: str, name: str) -> type[Exception]:
+    """Class of a remote filesystem's errors; ``OSError`` where its package is not installed."""
+    try:
+        error: type[Exception] = getattr(importlib.import_module(package), name)
+    except ImportError:
+        return OSError
+    return error
+
+
 # errors of filesystems: s3fs does not wrap botocore's own (no credentials, no connection), nor fsspec aiohttp's
-IO_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
+IO_ERRORS = (OSError, _error_of("botocore.exceptions", "BotoCoreError"), _error_of("aiohttp", "ClientError"))
 # a name below a file is as absent as one below a folder
 _ABSENCE = (FileNotFoundError, NotADirectoryError)
 # a server that knows no conditional write, and a disk that knows no hard link

