@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _get_num_gpus
 
 from milcore.cluster.jobs.profile import ClusterProfile, Nodes, read_profile
 from milcore.cluster.jobs.rayjob_spec import JobRequest, Owner, job_key, rayjob, rayjob_spec, spec_digest
@@ -19,9 +20,15 @@ FULL = ClusterProfile(
     head_node_selector={"pool": "cpu"},
     gpu_nodes=Nodes(gpus=2, node_selector={"pool": "gpu"}, tolerations=({"key": "gpu", "operator": "Exists"},)),
 )  # fmt: skip
+SPOT = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+# parts of GPUs on spot nodes, whose pods need NVIDIA's runtime by name
+PARTS = ClusterProfile(
+    gpu_nodes=Nodes(gpus=3, gpu_resource="nvidia.com/mig-1g.10gb", runtime_class="nvidia", tolerations=(SPOT,))
+)
 CASES = {
     "defaults": (REQUEST, ClusterProfile()),
     "everything": (REQUEST._replace(use_gpu=True), FULL),
+    "parts of GPUs": (REQUEST._replace(use_gpu=True), PARTS),
 }
 
 
@@ -106,14 +113,14 @@ def test_nodes_come_when_needed_but_all_at_once_from_a_queue() -> None:
     for request, profile in CASES.values():
         (group,) = rayjob_spec(request, profile, "i")["rayClusterSpec"]["workerGroupSpecs"]
         bounds.append((group["groupName"], group["minReplicas"], group["replicas"], group["maxReplicas"]))
-    assert bounds == [("cpu", 0, 0, 2), ("gpu", 3, 3, 3)]
+    assert bounds == [("cpu", 0, 0, 2), ("gpu", 3, 3, 3), ("gpu", 0, 0, 2)]
     job = made(*CASES["everything"])
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
     assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
 
 
 def test_only_an_autoscaling_head_gets_a_token_of_the_kubernetes_api() -> None:
-    for (request, profile), expected in zip(CASES.values(), (True, False), strict=True):
+    for (request, profile), expected in zip(CASES.values(), (True, False, True), strict=True):
         mounts = [pod["spec"]["automountServiceAccountToken"] for pod in pods(made(request, profile))]
         assert mounts == [False, expected, False]
 
@@ -125,6 +132,30 @@ def test_gpu_workers_ask_for_gpus_where_they_are() -> None:
     assert pod["spec"]["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
     assert pod["spec"]["priorityClassName"] == "low"
+    assert "runtimeClassName" not in pod["spec"]
+
+
+def test_parts_of_gpus_are_asked_for_by_their_name_and_ray_is_given_their_number() -> None:
+    job = made(*CASES["parts of GPUs"])
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    head, pod = pods(job)[1:]
+    resources = pod["spec"]["containers"][0]["resources"]
+    assert resources["limits"] == resources["requests"] == {"cpu": "4", "memory": "16Gi", "nvidia.com/mig-1g.10gb": "3"}
+    # by the resource's name alone Ray's autoscaler finds no GPU in this pod
+    assert group["rayStartParams"] == {"num-gpus": "3"}
+    assert pod["spec"]["runtimeClassName"] == "nvidia"
+    assert pod["spec"]["tolerations"] == [SPOT]
+    assert head["spec"].keys().isdisjoint({"runtimeClassName", "tolerations"})
+
+
+def test_ray_s_autoscaler_counts_the_gpus_of_a_group() -> None:
+    """Ray's own reading of a group, for each kind of node."""
+    counts = []
+    for job in map(made, *zip(*CASES.values(), strict=True)):
+        (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        container = group["template"]["spec"]["containers"][0]
+        counts.append(_get_num_gpus({}, group["rayStartParams"], container["resources"], group["groupName"]))
+    assert counts == [None, 2, 3]
 
 
 def test_more_workers_than_the_profile_has_room_for() -> None:
@@ -149,6 +180,7 @@ def test_equal_specs_have_equal_digests_and_names_differ_by_run_step_and_folder(
         ("a: [", "cluster_profile: expected YAML or JSON, got "),
         ("head_cpu: 2", "head_cpu: expected a setting, got 'head_cpu'; allowed: image, "),
         ("queue: Team Queue", "queue: expected pattern"),
+        ("gpu_nodes: {gpu_resource: gpu}", "gpu_nodes.gpu_resource: expected pattern"),
     ],
 )
 def test_a_bad_profile_is_refused_in_one_line(text: str | None, line: str, tmp_path: Any) -> None:

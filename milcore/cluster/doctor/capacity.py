@@ -16,7 +16,7 @@ from milcore.cluster.jobs.rayjob_spec import JobRequest, rayjob_spec
 Json = Mapping[str, Any]
 Amount = dict[str, Decimal]
 NODES_NAMED = 3
-GPU = "nvidia.com/gpu"
+GPU_WORKER = "GPU worker"
 _EFFECTS = ("NoSchedule", "NoExecute")
 REMEDY_SIZE = "lower the sizes in the cluster profile, or add nodes"
 
@@ -55,7 +55,7 @@ def pod_sizes(profile: ClusterProfile, *, use_gpu: bool) -> list[PodSize]:
     return [
         _size("head", 1, head, autoscaler),
         _size("submitter", 1, spec["submitterPodTemplate"]["spec"]),
-        _size("GPU worker" if use_gpu else "worker", nodes.max_nodes, group["template"]["spec"]),
+        _size(GPU_WORKER if use_gpu else "worker", nodes.max_nodes, group["template"]["spec"]),
     ]
 
 
@@ -80,8 +80,12 @@ def fit_finding(pod: PodSize, nodes: Sequence[Json], scaler: str | None = None) 
         return ok(check, f"{size}: {len(fitting)} of {len(nodes)} node(s) can hold it")
     named = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:NODES_NAMED])
     text = f"{size}: none of {len(nodes)} node(s) can hold it ({named or 'no nodes'})"
-    if GPU in pod.total:
-        return warning(check, text, "leave use_gpu off; for GPUs, nodes with NVIDIA's device plugin are needed")
+    if pod.name == GPU_WORKER:
+        return warning(
+            check,
+            text,
+            "leave use_gpu off; for GPUs, nodes need a device plugin that offers gpu_resource",
+        )
     if scaler is not None:
         return warning(check, f"{text}; {scaler} may add one", "see whether one of its node groups has room for it")
     return failure(check, text, REMEDY_SIZE)

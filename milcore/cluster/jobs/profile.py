@@ -14,6 +14,7 @@ from milcore.errors import InputError
 from milcore.runtime import storage
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class Nodes(Config):
@@ -21,11 +22,19 @@ class Nodes(Config):
 
     cpus: PositiveInt = Field(4, description="CPUs of a node")
     memory_gib: PositiveInt = Field(16, description="memory of a node, GiB")
-    gpus: int = Field(0, ge=0, description="GPUs (nvidia.com/gpu) of a node")
+    gpus: int = Field(0, ge=0, description="GPUs, or parts of GPUs, of a node: as many of gpu_resource")
+    gpu_resource: ResourceName = Field(
+        "nvidia.com/gpu", description="the device plugin's resource; of a part by MIG such as nvidia.com/mig-3g.40gb"
+    )
     min_nodes: int = Field(0, ge=0, description="nodes at the start, where nodes are added on request")
     max_nodes: PositiveInt = Field(4, description="most nodes of one job")
     node_selector: dict[str, str] = Field({}, description="labels that a node must have")
-    tolerations: tuple[dict[str, Any], ...] = Field((), description="tolerations of the pods, as in a pod's spec")
+    tolerations: tuple[dict[str, Any], ...] = Field(
+        (), description="tolerations of the pods, as in a pod's spec; spot nodes mostly need one"
+    )
+    runtime_class: Name | None = Field(
+        None, description="runtimeClassName of the pods, such as nvidia where that runtime is not the nodes' default"
+    )
 
     def nodes_for(self, workers: int, setting: str = "workers") -> int:
         """Number of nodes that hold the Ray workers.

@@ -8,7 +8,6 @@ Secret by reference only.
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -131,7 +130,7 @@ def _cluster(request: JobRequest, profile: ClusterProfile, image: str) -> Json:
     nodes = profile.nodes(use_gpu=request.use_gpu)
     count = nodes.nodes_for(request.workers)
     head = _container("ray-head", profile, image, _resources(str(profile.head_cpus), f"{profile.head_memory_gib}Gi"))
-    head_pod = _template(head, profile, profile.head_node_selector)
+    head_pod = _template(head, profile, {"nodeSelector": profile.head_node_selector})
     head_pod["spec"]["automountServiceAccountToken"] = profile.autoscaling
     return {
         "rayVersion": version("ray"),
@@ -156,16 +155,23 @@ def _autoscaler() -> Json:
 
 
 def _group(name: str, nodes: Nodes, count: int, profile: ClusterProfile, image: str) -> Json:
-    resources = _resources(str(nodes.cpus), f"{nodes.memory_gib}Gi", nodes.gpus)
+    gpus = {nodes.gpu_resource: str(nodes.gpus)} if nodes.gpus else {}
+    resources = _resources(str(nodes.cpus), f"{nodes.memory_gib}Gi", gpus)
     container = _container("ray-worker", profile, image, resources)
+    placement = {
+        "nodeSelector": nodes.node_selector,
+        "tolerations": list(nodes.tolerations),
+        "runtimeClassName": nodes.runtime_class,
+    }
     lowest = min(nodes.min_nodes, count) if profile.autoscaling else count
     return {
         "groupName": name,
         "replicas": lowest,
         "minReplicas": lowest,
         "maxReplicas": count,
-        "rayStartParams": {},
-        "template": _template(container, profile, nodes.node_selector, nodes.tolerations),
+        # Ray's autoscaler, and its nodes, know GPUs by themselves only where the resource's name ends with "gpu"
+        "rayStartParams": {"num-gpus": str(nodes.gpus)} if nodes.gpus else {},
+        "template": _template(container, profile, placement),
     }
 
 
@@ -203,12 +209,7 @@ def _image(name: str, profile: ClusterProfile, image: str) -> Json:
     return {"name": name, "image": image, **policy, "securityContext": _container_security()}
 
 
-def _template(
-    container: Json,
-    profile: ClusterProfile,
-    node_selector: dict[str, str] | None = None,
-    tolerations: Sequence[Json] = (),
-) -> Json:
+def _template(container: Json, profile: ClusterProfile, placement: Json | None = None) -> Json:
     pod: Json = {
         "serviceAccountName": profile.service_account,
         "automountServiceAccountToken": False,
@@ -228,8 +229,7 @@ def _template(
     if container["name"] == SUBMITTER:
         pod["restartPolicy"] = "Never"
     optional = {
-        "nodeSelector": node_selector,
-        "tolerations": list(tolerations),
+        **(placement or {}),
         "imagePullSecrets": [{"name": name} for name in profile.image_pull_secrets],
         "priorityClassName": profile.priority_class,
     }
@@ -246,8 +246,8 @@ def _variable_from(name: str, kind: str, source: str) -> Json:
     return {"name": name, "valueFrom": {kind: {"name": source, "key": name}}}
 
 
-def _resources(cpu: str, memory: str, gpus: int = 0) -> Json:
-    amount = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
+def _resources(cpu: str, memory: str, gpus: Json | None = None) -> Json:
+    amount = {"cpu": cpu, "memory": memory, **(gpus or {})}
     return {"requests": amount, "limits": amount}
 
 
