@@ -19,7 +19,7 @@ from components.train import train
 from components.tune import tune
 from milcore.config import EncodeConfig, IngestConfig, LaunchConfig, TrainConfig, TuneConfig, parameter_default
 from pipeline.parameters import with_description
-from pipeline.steps import ends_with_finish, launcher, pods_at_a_time, size_from, step
+from pipeline.steps import ends_with_finish, launcher, pipeline, pods_at_a_time, size_from, step
 
 INGEST = IngestConfig()
 ENCODE = EncodeConfig()
@@ -32,7 +32,7 @@ DISPLAY_NAME = "Attention MIL on whole-slide images"
 ABOUT = "From slides and slide-level labels to a model, metrics and attention maps. Research use only."
 
 
-@dsl.pipeline(name=NAME, display_name=DISPLAY_NAME)
+@pipeline(name=NAME, display_name=DISPLAY_NAME)
 @ends_with_finish
 @with_description(ABOUT)
 def attention_mil(  # noqa: D103 - its docstring comes from the table of parameters

@@ -1,13 +1,11 @@
 """The pipeline of one step that scores new slides with a finished run."""
 
-from kfp import dsl
-
 from components.predict import predict as predict_slides
 from components.sizes import Size
-from pipeline.steps import step
+from pipeline.steps import pipeline, step
 
 
-@dsl.pipeline(name="attention-mil-predict", display_name="Attention MIL: score new slides")
+@pipeline(name="attention-mil-predict", display_name="Attention MIL: score new slides")
 def predict(
     run_uri: str,
     slides: list[str],

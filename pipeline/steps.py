@@ -3,7 +3,9 @@
 import functools
 import inspect
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
+from typing import Any
 
 from kfp import dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
@@ -124,27 +126,39 @@ def ends_with_finish(function: Callable[..., None]) -> Callable[..., None]:
     return inside
 
 
+def pipeline(*, name: str, display_name: str | None = None) -> Callable[[Callable[..., Any]], BaseComponent]:
+    """``dsl.pipeline``, with its function called on a thread of its own.
+
+    kfp 2.17 inspects the whole call stack at every setting of a task, and each frame of an import that is under way
+    has it look through all modules: seconds where many are imported.
+    """
+
+    def make(function: Callable[..., Any]) -> BaseComponent:
+        with ThreadPoolExecutor(1) as thread:
+            decorate = dsl.pipeline(name=name, display_name=display_name)
+            return thread.submit(copy_context().run, decorate, function).result()
+
+    return make
+
+
 def pods_at_a_time() -> int:
     """Most pods of a fan-out at a time, in the pipeline being made."""
     return _parallel.get()
 
 
 def variant(
-    pipeline: BaseComponent, *, image: str = IMAGE, parallel: int = PARALLEL, retries: int = RETRIES
+    committed: BaseComponent, *, image: str = IMAGE, parallel: int = PARALLEL, retries: int = RETRIES
 ) -> BaseComponent:
     """The pipeline with another image, fan-out or number of retries.
 
     Args:
-        pipeline: as it is committed.
+        committed: the pipeline as it is committed.
         image: of every step.
         parallel: pods of its fan-out at a time.
         retries: of a step that fails.
     """
-    context, spec = copy_context(), pipeline.pipeline_spec.pipeline_info
+    context, spec = copy_context(), committed.pipeline_spec.pipeline_info
     context.run(_image.set, image)
     context.run(_parallel.set, parallel)
     context.run(_retries.set, retries)
-    made: BaseComponent = context.run(
-        dsl.pipeline(name=spec.name, display_name=spec.display_name), pipeline.pipeline_func
-    )
-    return made
+    return context.run(pipeline(name=spec.name, display_name=spec.display_name), committed.pipeline_func)

@@ -6,7 +6,6 @@ Its parameters are those of the sweep's step, with the defaults and descriptions
 import inspect
 from typing import Any
 
-from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.size import size
@@ -15,7 +14,7 @@ from components.tune import tune
 from milcore.config import TrainConfig
 from pipeline.dag import attention_mil
 from pipeline.parameters import described
-from pipeline.steps import ends_with_finish, launcher, size_from
+from pipeline.steps import ends_with_finish, launcher, pipeline, size_from
 
 SIZES = ("step_cpus", "step_memory")
 FEATURES = TrainConfig().features
@@ -37,7 +36,7 @@ def _sweep() -> BaseComponent:
 
     sweep.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     sweep.__doc__ = described(ABOUT, [parameter.name for parameter in parameters])
-    return dsl.pipeline(name="attention-mil-sweep", display_name="Attention MIL: sweep")(ends_with_finish(sweep))
+    return pipeline(name="attention-mil-sweep", display_name="Attention MIL: sweep")(ends_with_finish(sweep))
 
 
 sweep = _sweep()
