@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-browser browser test-faults test-containers test-cluster engine image image-archive lock advisories kubectl docs \
+.PHONY: setup demo test test-long test-browser browser test-faults test-containers test-cluster gpu engine image image-archive lock advisories kubectl docs \
 	notebook lint format clean
 
 setup: .venv/ready
@@ -34,6 +34,10 @@ test-browser: setup browser
 browser:
 	command -v chromium && command -v chromedriver || \
 		(apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver)
+
+# numbers and speed of every GPU path, by PYTHON as it is; without a GPU the CPU's rows
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 # a worker, a node and a driver killed, storage that fails, stalls and fills up; minutes
 test-faults: setup

@@ -41,7 +41,6 @@ from milcore.mil.model import make_model
 from milcore.runtime.malloc import keep_freed_memory
 
 WIDTH, HIDDEN, ATTENTION = 1024, 512, 256
-FLOPS_PER_INSTANCE = 3 * 2 * (WIDTH * HIDDEN + HIDDEN * 2 * ATTENTION + ATTENTION + HIDDEN)
 
 
 class BagsOf(NamedTuple):
@@ -64,19 +63,24 @@ KEPT_MB, STREAMED_MB = 1_000_000, 16
 
 
 class Batch(NamedTuple):
-    """One global batch in memory."""
+    """One global batch in memory of a device."""
 
     features: Tensor
     lengths: list[int]
     labels: Tensor
 
+    @property
+    def flops(self) -> int:
+        """Three times those of the forward pass, which recomputation and padding do not add to."""
+        width = self.features.shape[1]
+        return sum(self.lengths) * 3 * 2 * (width * HIDDEN + HIDDEN * 2 * ATTENTION + ATTENTION + HIDDEN)
 
-def make_batch(case: str, dtype: torch.dtype) -> Batch:
-    """The bags of a case."""
-    sizes = CASES[case]
+
+def make_batch(sizes: BagsOf, dtype: torch.dtype, width: int = WIDTH) -> Batch:
+    """Bags of these sizes on the CPU."""
     lengths = np.random.default_rng(0).integers(sizes.low, sizes.high + 1, sizes.bags).tolist()
     generator = torch.Generator().manual_seed(0)
-    features = torch.empty(sum(lengths), WIDTH, dtype=dtype)
+    features = torch.empty(sum(lengths), width, dtype=dtype)
     for block in features.split(8192):
         block.copy_(torch.randn(block.shape, generator=generator))
     return Batch(features, lengths, torch.arange(len(lengths)) % 2)
@@ -85,9 +89,9 @@ def make_batch(case: str, dtype: torch.dtype) -> Batch:
 class OneBag(nn.Module):
     """Gated attention MIL of one bag, as in Ilse et al.'s code (2018)."""
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.ReLU(), nn.Dropout(dropout))
+        self.encoder = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Dropout(dropout))
         self.content = nn.Sequential(nn.Linear(HIDDEN, ATTENTION), nn.Tanh())
         self.gate = nn.Sequential(nn.Linear(HIDDEN, ATTENTION), nn.Sigmoid())
         self.score = nn.Linear(ATTENTION, 1)
@@ -103,7 +107,8 @@ class OneBag(nn.Module):
 
 def loop_step(batch: Batch, dtype: torch.dtype, dropout: float, *, accumulated: bool) -> Callable[[], None]:
     """A call per bag; a step per bag, or one per batch."""
-    model = OneBag(dropout)
+    device = batch.features.device
+    model = OneBag(batch.features.shape[1], dropout).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     bags = batch.features.split(batch.lengths)
     share = 1.0 / len(bags) if accumulated else 1.0
@@ -111,7 +116,7 @@ def loop_step(batch: Batch, dtype: torch.dtype, dropout: float, *, accumulated: 
     def step() -> None:
         optimizer.zero_grad()
         for bag, label in zip(bags, batch.labels, strict=True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 logit = model(bag)
             loss = nn.functional.binary_cross_entropy_with_logits(logit.float(), label[None].float())
             (share * loss).backward()
@@ -128,15 +133,16 @@ def torchmil_step(batch: Batch, dtype: torch.dtype, dropout: float) -> Callable[
     """Torchmil's ABMIL on the padded batch."""
     from torchmil.models import ABMIL  # noqa: PLC0415 - a peer, needed by this method only
 
-    encoder = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.ReLU(), nn.Dropout(dropout))
-    model = ABMIL(in_shape=(WIDTH,), att_dim=ATTENTION, gated=True, feat_ext=encoder)
+    device, width = batch.features.device, batch.features.shape[1]
+    encoder = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Dropout(dropout))
+    model = ABMIL(in_shape=(width,), att_dim=ATTENTION, gated=True, feat_ext=encoder).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     padded = nn.utils.rnn.pad_sequence(list(batch.features.split(batch.lengths)), batch_first=True)
-    mask = (torch.arange(padded.shape[1]) < torch.tensor(batch.lengths)[:, None]).float()
+    mask = (torch.arange(padded.shape[1]) < torch.tensor(batch.lengths)[:, None]).float().to(device)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logit = model(padded, mask)
         nn.functional.binary_cross_entropy_with_logits(logit.float(), batch.labels.float()).backward()
         optimizer.step()
@@ -144,8 +150,18 @@ def torchmil_step(batch: Batch, dtype: torch.dtype, dropout: float) -> Callable[
     return step
 
 
-def milcore_step(batch: Batch, dtype: torch.dtype, dropout: float, activation_mb: float) -> Callable[[], None]:
-    """This project's model, keeping or recomputing activations by its memory budget."""
+def milcore_step(
+    batch: Batch, dtype: torch.dtype, dropout: float, activation_mb: float, device: torch.device | None = None
+) -> Callable[[], None]:
+    """This project's model, keeping or recomputing activations by its memory budget.
+
+    Args:
+        batch: of bags.
+        dtype: fp32 or bf16.
+        dropout: on embeddings.
+        activation_mb: memory budget.
+        device: of the model; None: where the bags lie.
+    """
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
     config = TrainConfig(
         hidden=HIDDEN,
@@ -154,7 +170,8 @@ def milcore_step(batch: Batch, dtype: torch.dtype, dropout: float, activation_mb
         precision=precision,
         activation_mb=activation_mb,
     )
-    model = make_model(config, WIDTH, classes=2)
+    device = device or batch.features.device
+    model = make_model(config, batch.features.shape[1], classes=2).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     bags = [
         Bag(str(k), str(k), int(label), features)
@@ -162,11 +179,12 @@ def milcore_step(batch: Batch, dtype: torch.dtype, dropout: float, activation_mb
     ]
     # the bags lie one after another in memory, for every method alike
     packed = dataclasses.replace(pack(bags, range(len(bags))), instances=batch.features)
+    labels = packed.labels[:, None].to(device)
 
     def step() -> None:
         optimizer.zero_grad()
         log_prob = model(packed, Dropout(0, 0, dropout))
-        (-log_prob.gather(1, packed.labels[:, None]).mean()).backward()
+        (-log_prob.gather(1, labels).mean()).backward()
         optimizer.step()
 
     return step
@@ -216,7 +234,7 @@ def peak_mb(case: str, method: str, dtype: str, dropout: float) -> float:
 
 def measure_memory(case: str, method: str, dtype: str, dropout: float) -> float:
     """MB by which the resident set grows over two steps here."""
-    batch = make_batch(case, DTYPES[dtype])  # held here, so that no step uses its memory again
+    batch = make_batch(CASES[case], DTYPES[dtype])  # held here, so that no step uses its memory again
     step = make_step(method, batch, DTYPES[dtype], dropout)
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident set is now the present one
     before = resident_mb("VmRSS")
@@ -227,7 +245,7 @@ def measure_memory(case: str, method: str, dtype: str, dropout: float) -> float:
 
 def measure(case: str, dtype: str, rounds: int, dropout: float) -> Iterator[dict[str, object]]:
     """The rows of a case in one precision."""
-    batch = make_batch(case, DTYPES[dtype])
+    batch = make_batch(CASES[case], DTYPES[dtype])
     steps = {method: make_step(method, batch, DTYPES[dtype], dropout) for method in METHODS}
     times: dict[str, list[float]] = {method: [] for method in METHODS}
     for turn in range(rounds + 1):
@@ -238,7 +256,7 @@ def measure(case: str, dtype: str, rounds: int, dropout: float) -> Iterator[dict
     peak = matrix_peak_gflops(DTYPES[dtype])
     for method in METHODS:
         median = statistics.median(times[method])
-        gflops = sum(batch.lengths) * FLOPS_PER_INSTANCE / median / 1e9
+        gflops = batch.flops / median / 1e9
         yield {
             "case": case,
             "method": method,
