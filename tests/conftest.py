@@ -12,6 +12,7 @@ import jaxtyping
 import pytest
 import torch
 
+from tests import type_checks
 from tests.seaweedfs import s3_environment, seaweedfs
 
 # other tests run on the same cores, so that how long an example takes says nothing
@@ -24,6 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: files are dealt whole, and a long one at the end would leave a core idle."""
     slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "cluster")))}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures
+def pytest_runtest_setup() -> None:
+    type_checks.begin_test()
 
 
 @pytest.fixture
@@ -62,6 +68,7 @@ def _quiet_surroundings() -> Iterator[None]:
         environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
         environment.setenv("RAY_worker_niceness", "0")  # workers would stand back behind the other tests
         environment.setenv("OMP_NUM_THREADS", "1")
+        environment.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # a program that starts would compile milcore anew
         environment.delenv("RAY_ADDRESS", raising=False)
         environment.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         yield

@@ -149,7 +149,7 @@ def test_every_verb_works_twice_once_every_module_is_imported(folder: Path, tmp_
     small = {"hidden": 8, "attention_hidden": 4, "epochs": 2}
     for _ in range(2):
         imported = mc.import_cohort(bags, tmp_path / "imported", format="bags-npz")
-        report = mc.ingest(folder / "few.csv", tmp_path / "store", patch_size=128)
+        report = mc.ingest(folder / "few.csv", tmp_path / "store")
         features = mc.encode(report)
         sweep = mc.tune(report, tmp_path / "sweep", trials=1, poolings=["mean"], **small)
         run = mc.train(report, tmp_path / "run", sweep=sweep)

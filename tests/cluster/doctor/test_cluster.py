@@ -405,13 +405,12 @@ def test_a_kubeconfig_that_is_none_is_bad_input(
         connect(None)
 
 
-def test_without_a_kubeconfig_the_report_has_a_failure(tmp_path: Path) -> None:
-    ended = subprocess.run(command(tmp_path / "none", "--json"), capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    report = json.loads(ended.stdout.splitlines()[-1])
-    (fault,) = [each for each in report["findings"] if each["area"] == "Kubernetes"]
-    assert (report["ok"], fault["check"], fault["state"]) == (False, "API", "failure")
-    assert "give a kubeconfig" in fault["text"]
+def test_without_a_kubeconfig_the_report_has_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    report = diagnose(Surroundings(cluster=True), lambda _: None)
+    (fault,) = [each for each in report.findings if each.area == "Kubernetes"]
+    assert (report.ok, fault.check, fault.state) == (False, "API", "failure")
+    assert "give a kubeconfig" in fault.text
 
 
 @pytest.mark.parametrize("path", AUTOSCALERS.values())
