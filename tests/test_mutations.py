@@ -13,6 +13,8 @@ from tests.mutations import COMMANDS, HANDLED, Mutation, Mutations, Outcome, out
 MUTATIONS, MUTATIONS_LONG = 60, 1000
 PER_SHARD, PER_CHUNK = 8, 8
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def mutations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutations]:

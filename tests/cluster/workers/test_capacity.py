@@ -59,7 +59,7 @@ def waits(line: str) -> bool:
     return line.startswith("waiting for room")
 
 
-@pytest.mark.parametrize("step", ["encode", "ingest", "train", "folds"])
+@pytest.mark.parametrize("step", ["encode", "ingest", "train", pytest.param("folds", marks=pytest.mark.long)])
 def test_every_step_gives_up_where_no_node_comes(head: Head, tmp_path: Path, step: str) -> None:
     driver = Driver(head, *prepared(step, tmp_path), "--workers", "1", "--scale-up-seconds", "2")
     assert driver.end() == 1, driver.lines

@@ -55,7 +55,9 @@ def epochs_seen(run: str) -> list[int]:
     return [row["epoch"] for row in rows if (row["split"], row["metric"]) == ("train", "loss")]
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-3)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp64", 1e-9), pytest.param("fp32", 1e-3, marks=pytest.mark.long)]
+)
 def test_two_ray_workers_learn_the_weights_of_one(
     local_ray: None, tmp_path: Path, precision: str, tolerance: float
 ) -> None:
