@@ -80,7 +80,7 @@ def plan(
         learning_rate_min: lower end of the log-uniform range.
         learning_rate_max: upper end of the log-uniform range.
         trials: trials of the sweep.
-        target: classification or survival_cox.
+        target: classification, survival_cox or survival_hazard.
         time: manifest column of the time to event or censoring; empty: none, for classification.
         event: manifest column of events, 1, or censoring, 0; empty likewise.
         bag: a bag is a slide, or all slides of a patient.

@@ -43,7 +43,7 @@ PoolingName = Literal[
     "multi_head_attention",
 ]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
-Target = Literal["classification", "survival_cox"]
+Target = Literal["classification", "survival_cox", "survival_hazard"]
 AllBags = Literal["all"]
 Level = Literal["instance", "embedding"]
 AttentionHeads = Literal["shared", "per_class"]
@@ -75,7 +75,7 @@ FORMATS_WITHOUT_LABELS: tuple[ImportFormat, ...] = ("clam", "trident", "stamp", 
 POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
 TARGETS: tuple[Target, ...] = get_args(Target)
-SURVIVAL_TARGETS: tuple[Target, ...] = ("survival_cox",)
+SURVIVAL_TARGETS: tuple[Target, ...] = ("survival_cox", "survival_hazard")
 ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
 LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
 # their file is TorchScript, a program of its author
@@ -110,6 +110,7 @@ MAX_ANNOTATION_MB = 200
 # of features, an embedding or an attention network
 MAX_WIDTH = 65_536
 MAX_HEADS = 1_024
+MAX_HAZARD_INTERVALS = 1_000
 MAX_ENCODER_INPUT_PX = 16_384
 # of one forward pass: patches times px of a patch
 MAX_MEGAPIXELS_PER_BATCH = 4_000
@@ -130,8 +131,8 @@ ACTIVATION_MB = 2048.0
 FOLDER_SCHEMA_VERSION = 2
 
 # of TrainConfig, where they are not given
-COX_DEFAULTS: dict[str, object] = {"bag": "patient"}
-# settings of classes, which have one meaning in survival: patients are compared within a batch, by one score of a bag
+SURVIVAL_DEFAULTS: dict[str, object] = {"bag": "patient"}
+# settings of classes, which have one meaning in survival: a bag has no class, and no instance has a hazard of its own
 ALLOWED_IN_SURVIVAL: dict[str, object] = {
     "class_balance": "none", "label_smoothing": 0.0, "level": "embedding", "attention_heads": "shared",
 }  # fmt: skip
@@ -460,13 +461,14 @@ class TargetConfig(Config):
 
     target: Target = Field(
         "classification",
-        description="predict the class of a bag, or the risk of a patient (Cox's proportional hazards)",
+        description="predict the class of a bag, or survival of a patient: a risk by Cox's proportional hazards, or "
+        "hazards of intervals of time",
     )
     time: str | None = Field(
-        None, description="manifest column: time to the event or to censoring, above 0, in one unit; for survival_cox"
+        None, description="manifest column: time to the event or to censoring, above 0, in one unit; for survival"
     )
     event: str | None = Field(
-        None, description="manifest column: 1 where the event came at that time, 0 where censored; for survival_cox"
+        None, description="manifest column: 1 where the event came at that time, 0 where censored; for survival"
     )
 
     @model_validator(mode="after")
@@ -522,7 +524,7 @@ class TrainConfig(TargetConfig):
     pooling: PoolingName = Field("gated_attention", description="how instances become a bag")
     level: Level = Field("embedding", description="pool instance probabilities or instance embeddings")
     bag: BagUnit = Field(
-        "slide", description="a bag is a slide, or all slides of a patient (the default with target survival_cox)"
+        "slide", description="a bag is a slide, or all slides of a patient (the default with a survival target)"
     )
     attention_heads: AttentionHeads = Field(
         "shared", description="one attention branch for all classes, or one per class (alike for two classes)"
@@ -537,6 +539,13 @@ class TrainConfig(TargetConfig):
     )
     pooling_queries: PositiveInt = Field(
         1, le=MAX_HEADS, description="learnt queries of multi_head_attention pooling, each with all its heads"
+    )
+    hazard_intervals: int = Field(
+        4,
+        ge=2,
+        le=MAX_HAZARD_INTERVALS,
+        description="intervals of time of target survival_hazard, which end at quantiles of the training patients' "
+        "event times",
     )
     hidden: PositiveInt = Field(512, le=MAX_WIDTH, description="width of the instance embedding")
     attention_hidden: PositiveInt = Field(256, le=MAX_WIDTH, description="width of the attention network")
@@ -599,7 +608,7 @@ class TrainConfig(TargetConfig):
     def _takes_the_defaults_of_its_target(cls, values: Any) -> Any:
         """Defaults of survival, where they are not given."""
         if isinstance(values, dict) and values.get("target") in SURVIVAL_TARGETS:
-            return {**COX_DEFAULTS, **values}
+            return {**SURVIVAL_DEFAULTS, **values}
         return values
 
     @model_validator(mode="after")
@@ -614,7 +623,7 @@ class TrainConfig(TargetConfig):
                     f"{name}: expected {allowed} with target {self.target}, got {value}; allowed: others with target "
                     "classification"
                 )
-        if self.batch_size == 1:
+        if self.target == "survival_cox" and self.batch_size == 1:
             raise ValueError(
                 f"batch_size: expected bags to compare with each other with target {self.target}, got 1; allowed: 2, "
                 "3, … or all"

@@ -24,6 +24,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from components import IMAGE
 from milcore import api
+from milcore.config import SURVIVAL_TARGETS
 from milcore.errors import InputError, MILError
 from pipeline.console import StepConsole
 from pipeline.dag import NAME, attention_mil
@@ -157,7 +158,7 @@ def _print_result(run_uri: str) -> None:
     metrics = storage.read_json(storage.join(run_uri, "metrics.json"))
     names = [printable(row["name"]) for row in metrics["comparison"]]
     width = max(map(len, names))
-    is_survival = metrics.get("target") == "survival_cox"
+    is_survival = metrics.get("target") in SURVIVAL_TARGETS
     columns = SURVIVAL_COLUMNS if is_survival else CLASS_COLUMNS
     print("  ".join([f"{'on the test slides':{width}}", *(f"{title:9}" for title in columns.values())]).rstrip())
     for name, row in zip(names, metrics["comparison"], strict=True):

@@ -8,7 +8,7 @@ import pyarrow as pa
 from milcore.cohort.label_changes import CLASS, changes_text, label_changes
 from milcore.cohort.manifest import Manifest
 from milcore.cohort.target import CohortTarget, Rows
-from milcore.config import BagUnit, TargetConfig
+from milcore.config import TargetConfig, TrainConfig
 from milcore.errors import InputError
 
 
@@ -54,9 +54,9 @@ def _check_manifest(manifest: Manifest, _: TargetConfig) -> None:
         )
 
 
-def _check_splits(splits: pa.Table, manifest: Manifest, bag: BagUnit) -> None:
+def _check_splits(splits: pa.Table, manifest: Manifest, train: TrainConfig) -> None:
     _check_training_classes(splits, manifest.classes)
-    if bag == "patient":
+    if train.bag == "patient":
         _check_patients(splits, manifest.classes)
 
 

@@ -7,14 +7,17 @@ those of the patient's other slides; a patient without is left out.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from milcore.cohort.label_changes import changes_text
 from milcore.cohort.manifest import Manifest
 from milcore.cohort.table import is_missing, number_of
 from milcore.cohort.target import CohortTarget, Rows
-from milcore.config import BagUnit, TargetConfig
+from milcore.config import TargetConfig, TrainConfig
 from milcore.errors import InputError
+from milcore.metrics.survival.discrete_hazard import cut_points
+from milcore.metrics.survival.outcome import Outcome
 from milcore.runtime.progress import log_line
 
 # groups of patients with an event, and of others, by time
@@ -170,7 +173,7 @@ def _check_table(_: pa.Table, __: Manifest, ___: str) -> None:
     """Check nothing more: ``changes`` compares every value with the manifest's."""
 
 
-def _check_splits(splits: pa.Table, _: Manifest, bag: BagUnit) -> None:
+def _check_splits(splits: pa.Table, _: Manifest, train: TrainConfig) -> None:
     """Check that training has an event, and a bag is a patient.
 
     Raises:
@@ -187,11 +190,23 @@ def _check_splits(splits: pa.Table, _: Manifest, bag: BagUnit) -> None:
     for row in rows:
         slides_of[row["patient_id"]] = slides_of.get(row["patient_id"], 0) + 1
     several = [f"{patient} has {count}" for patient, count in slides_of.items() if count > 1]
-    if bag == "slide" and several:
+    if train.bag == "slide" and several:
         raise InputError(
             f"bag: expected patient where patients have several slides with a survival target, got slide "
             f"({changes_text(several)}); allowed: patient; take --bag patient"
         )
+
+
+def _check_hazard_splits(splits: pa.Table, manifest: Manifest, train: TrainConfig) -> None:
+    """Check also that the events of training end as many intervals of time as the settings ask for.
+
+    Raises:
+        InputError: as ``_check_splits``, or they end fewer.
+    """
+    _check_splits(splits, manifest, train)
+    rows = [row for row in splits.to_pylist() if row["split"] == "train"]
+    of_patient = {row["patient_id"]: (row["time"], row["event"]) for row in rows}
+    cut_points(Outcome.of(*np.array(list(of_patient.values())).T), train.hazard_intervals)
 
 
 def _changes(rows: Rows, _: Mapping[int, str], manifest: Manifest, target: TargetConfig) -> list[str]:
@@ -242,7 +257,7 @@ def _renewal(splits: pa.Table, _: Sequence[str], manifest: Manifest, target: Tar
     }
 
 
-SURVIVAL = CohortTarget(
+SURVIVAL_COX = CohortTarget(
     title="follow-up",
     columns={"time": "a number", "event": "an integer"},
     notes=(),
@@ -255,3 +270,4 @@ SURVIVAL = CohortTarget(
     changes=_changes,
     renewal=_renewal,
 )
+SURVIVAL_HAZARD = SURVIVAL_COX._replace(check_splits=_check_hazard_splits)

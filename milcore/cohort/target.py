@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from milcore.cohort.manifest import Manifest
-from milcore.config import BagUnit, TargetConfig
+from milcore.config import TargetConfig, TrainConfig
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -36,6 +36,6 @@ class CohortTarget(NamedTuple):
     stratum: Callable[[int], str]
     check_manifest: Callable[[Manifest, TargetConfig], None]
     check_table: Callable[[pa.Table, Manifest, str], None]
-    check_splits: Callable[[pa.Table, Manifest, BagUnit], None]
+    check_splits: Callable[[pa.Table, Manifest, TrainConfig], None]
     changes: Callable[[Rows, Mapping[int, str], Manifest, TargetConfig], Sequence[str]]
     renewal: Callable[[pa.Table, Sequence[str], Manifest, TargetConfig], Mapping[str, pa.Array]]

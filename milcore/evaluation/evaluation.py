@@ -29,7 +29,7 @@ class SlideEvaluation:
         predicted: the class that was called; None for survival.
         probabilities: by class, of the slide's bag; empty for survival.
         entropy: of its attention as a share of the largest possible; NaN for one patch.
-        risk: of survival: log hazard ratio relative to the mean of the training patients; None for classes.
+        risk: of survival, higher for an earlier event; None for classes.
         time: of survival: to the event or to censoring, of the slide's patient.
         event: of survival: True where the event came at that time.
     """

@@ -101,8 +101,8 @@ def predict_slides(
 
     Writes ``predictions.csv`` and ``predictions.json`` with a row per slide that was ever predicted into the folder,
     those of this call first: probability (one column per class if more than two), the same calibrated by the run's
-    temperature, the standard deviation over the folds' models, and the predicted class; of survival the risk, a log
-    hazard ratio relative to the mean of the training patients, and that deviation. Where the run's bags are patients,
+    temperature, the standard deviation over the folds' models, and the predicted class; of survival the risk, that
+    deviation and, of hazards, survival at the cut points. Where the run's bags are patients,
     all slides of a patient in the folder are one bag and share its values.
 
     Args:

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from milcore.config import Target
 from milcore.evaluation.score_bags import Scorer
+from milcore.evaluation.survival_curves import survival_columns
 from milcore.metrics.calibration import calibrate
-from milcore.mil.inference import BagPrediction
+from milcore.mil.inference import BagPrediction, mean_constants
 
 
 class PredictionRows(NamedTuple):
@@ -51,13 +52,22 @@ def _calibrated_probability(scorer: Scorer, prediction: BagPrediction, label: in
 
 def _survival_summary(scorer: Scorer) -> dict[str, Any]:
     train = scorer.spec.train
-    return {"target": train.target, "time": train.time, "event": train.event}
+    cut_points = {"cut_points": times} if (times := _cut_points(scorer)) else {}
+    return {"target": train.target, "time": train.time, "event": train.event, **cut_points}
+
+
+def _cut_points(scorer: Scorer) -> list[float]:
+    """Times at which the models predict survival; empty where they do not."""
+    times: list[float] = mean_constants(scorer.models).tolist()
+    return times
 
 
 def _survival_columns(scorer: Scorer, prediction: BagPrediction | None) -> dict[str, Any]:
-    """Risk: log hazard ratio relative to the mean of the training patients."""
-    risk = None if prediction is None else float(prediction.probability[0])
-    return {"risk": risk, "spread": _std(scorer, prediction, 0)}
+    """Risk, and survival at the cut points of a model that has some."""
+    columns = ("risk", *survival_columns(_cut_points(scorer)))
+    values = [None] * len(columns) if prediction is None else prediction.probability.tolist()
+    row = dict(zip(columns, values, strict=True))
+    return {"risk": row.pop("risk"), "spread": _std(scorer, prediction, 0), **row}
 
 
 def _std(scorer: Scorer, prediction: BagPrediction | None, column: int) -> float | None:
@@ -68,4 +78,5 @@ def _std(scorer: Scorer, prediction: BagPrediction | None, column: int) -> float
 PREDICTION_ROWS: dict[Target, PredictionRows] = {
     "classification": PredictionRows(_class_summary, _class_columns),
     "survival_cox": PredictionRows(_survival_summary, _survival_columns),
+    "survival_hazard": PredictionRows(_survival_summary, _survival_columns),
 }

@@ -1,12 +1,13 @@
 """Predictions of new slides as Python objects, from what ``predict`` wrote."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from milcore.errors import InputError
 from milcore.evaluation.attention.slide_attention import SlideAttention
 from milcore.evaluation.predict import ATTENTION
+from milcore.evaluation.survival_curves import survival_columns
 from milcore.runtime import html, storage
 
 
@@ -20,7 +21,8 @@ class Prediction:
         calibrated: by class, after the run's temperature scaling; empty where the run is not evaluated.
         predicted: the class that is called; None where the run is not evaluated.
         std: standard deviation over the models of folds; None for one model.
-        risk: of survival: log hazard ratio relative to the mean of the training patients; None for classes.
+        risk: of survival, higher for an earlier event; None for classes.
+        survival: of hazards, the probability of survival by time, at the cut points; else empty.
         patches: number of patches.
     """
 
@@ -34,6 +36,7 @@ class Prediction:
     patches: int
     attention: SlideAttention
     risk: float | None = None
+    survival: Mapping[float, float] = field(default_factory=dict)
 
     @property
     def probability(self) -> float:
@@ -69,7 +72,7 @@ class Predictions(Mapping[str, Prediction]):
         self.classes: tuple[str, ...] = tuple(summary.get("classes", ()))
         self.quarantined: Mapping[str, str] = summary["quarantined"]
         rows = [row for row in summary["slides"] if row["status"] == "ok"]
-        self._slides = {row["slide_id"]: _prediction(row, self.classes, folder_uri) for row in rows}
+        self._slides = {row["slide_id"]: _prediction(row, summary, folder_uri) for row in rows}
 
     @property
     def ok(self) -> list[str]:
@@ -114,7 +117,8 @@ def _cells(slide: Prediction) -> tuple[str, ...]:
     return (slide.slide_id, slide.predicted or "", text, str(slide.patches))
 
 
-def _prediction(row: Mapping[str, Any], classes: Sequence[str], folder_uri: str) -> Prediction:
+def _prediction(row: Mapping[str, Any], summary: Mapping[str, Any], folder_uri: str) -> Prediction:
+    classes, times = summary.get("classes", ()), summary.get("cut_points", ())
     return Prediction(
         slide_id=row["slide_id"],
         patient_id=row["patient_id"],
@@ -126,6 +130,7 @@ def _prediction(row: Mapping[str, Any], classes: Sequence[str], folder_uri: str)
         patches=row["patches"],
         attention=SlideAttention(storage.join(folder_uri, ATTENTION), row["slide_id"], storage.read_bytes),
         risk=row.get("risk"),
+        survival={time: row[name] for time, name in zip(times, survival_columns(times), strict=True)},
     )
 
 

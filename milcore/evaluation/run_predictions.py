@@ -14,12 +14,10 @@ from milcore.cohort.splits import splits_digest, splits_with_labels
 from milcore.cohort.targets import COHORT_TARGETS
 from milcore.config import EncoderRecord, LabelSource, RunSpec, label_source
 from milcore.errors import StoreError
-from milcore.mil.bags.bags import BagEntry, Bags
+from milcore.mil.bags.bags import BagEntry, Bags, follow_up_arrays
 from milcore.mil.bags.load import load_bags
-from milcore.mil.inference import BagPrediction, predict_bags
+from milcore.mil.inference import BagPrediction, mean_constants, predict_bags
 from milcore.mil.model import MILModel
-from milcore.mil.survival import follow_up_arrays
-from milcore.mil.targets import MODEL_TARGETS
 from milcore.store.catalogue import Catalogue
 from milcore.store.store import PatchStore
 from milcore.training.history import with_fold
@@ -32,7 +30,7 @@ ALL_FOLDS = -1
 class SplitPredictions(NamedTuple):
     """Bags of one split, their labels and predicted probabilities.
 
-    Of survival the risk is the one column.
+    Of survival the first column is the risk; of hazards survival at the cut points follows.
     """
 
     entries: list[BagEntry]
@@ -42,14 +40,11 @@ class SplitPredictions(NamedTuple):
     @property
     def follow_up(self) -> tuple[Float[np.ndarray, " bag"], Int[np.ndarray, " bag"]]:
         """Times and events of the bags, where survival is the target."""
-        return follow_up_arrays([entry.follow_up for entry in self.entries])
+        return follow_up_arrays(self.entries)
 
     @property
     def risk(self) -> Float[np.ndarray, " bag"]:
-        """Risk of each bag, where survival is the target.
-
-        The log hazard ratio relative to the mean of the training bags.
-        """
+        """Risk of each bag, where survival is the target."""
         risk: np.ndarray = self.probability[:, 0]
         return risk
 
@@ -95,8 +90,14 @@ class RunPredictions(NamedTuple):
         entries = [self.bags.entries[index] for index in indices]
         labels = np.array([entry.label for entry in entries], dtype=np.int64)
         probability = np.array([self.predictions[index].probability for index in indices], dtype=np.float64)
-        width = MODEL_TARGETS[self.spec.train.target].width(len(self.spec.classes))
-        return SplitPredictions(entries, labels, probability.reshape(len(entries), width))
+        values = len(next(iter(self.predictions.values())).probability)
+        return SplitPredictions(entries, labels, probability.reshape(len(entries), values))
+
+    @property
+    def cut_points(self) -> Float[np.ndarray, " time"]:
+        """Times at which the models predict survival; empty where they do not."""
+        times: np.ndarray = mean_constants(self.models).numpy()
+        return times
 
     def fold(self, index: int) -> int:
         """Fold whose model predicted a bag.

@@ -1,6 +1,5 @@
 """Evaluation of survival: columns of predictions, metrics, baselines, attention, report and model card."""
 
-import math
 import posixpath
 from collections.abc import Sequence
 
@@ -16,11 +15,11 @@ from milcore.evaluation.report.survival_contents import SurvivalComparison, Surv
 from milcore.evaluation.report.survival_page import render_survival, survival_model_card
 from milcore.evaluation.run_predictions import RunPredictions, SplitPredictions
 from milcore.evaluation.survival_baselines import compare_risks, risk_predictions
+from milcore.evaluation.survival_curves import SURVIVAL_MODELS, survival_columns
 from milcore.evaluation.survival_json import survival_json
 from milcore.evaluation.survival_views import risk_views
 from milcore.evaluation.target import EvaluationOptions, EvaluationPages, EvaluationTarget
-from milcore.metrics.survival.breslow import breslow
-from milcore.metrics.survival.summary import RiskPredictions, SurvivalMetrics, survival_metrics
+from milcore.metrics.survival.summary import SurvivalMetrics, measurement_times, survival_metrics
 from milcore.runtime.progress import log_line
 from milcore.training.run_folder import Run
 from milcore.training.survival import risk_columns
@@ -30,9 +29,14 @@ FEW_EVENTS = 10
 
 
 def _columns(run: RunPredictions) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
-    """Time and event of every bag, and its risk."""
-    entries = run.bags.entries
-    return risk_columns(entries, [run.predictions[index] for index in range(len(entries))])
+    """Time and event of every bag, its risk, and survival at the cut points of a model that has some."""
+    entries, predictions = run.bags.entries, [run.predictions[index] for index in range(len(run.bags.entries))]
+    outcomes, predicted = risk_columns(entries, predictions)
+    survival = {
+        name: pa.array([float(each.probability[place]) for each in predictions], pa.float64())
+        for place, name in enumerate(survival_columns(run.cut_points.tolist()), start=1)
+    }
+    return outcomes, predicted | survival
 
 
 def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPages:
@@ -40,7 +44,9 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
     sites = {slide.slide_id: slide.site for slide in run.store.manifest().slides}
     splits = (run.split(name) for name in (_reference(run), "test"))
     training, test = (risk_predictions(split.entries, split.risk, sites) for split in splits)
-    metrics = survival_metrics(test, training, run.spec.train.seed)
+    model, times = SURVIVAL_MODELS[run.spec.train.target], measurement_times(test.outcome, training.outcome)
+    curves = model.curves(run.split("test").probability, training, run.cut_points)
+    metrics = survival_metrics(test, training, run.spec.train.seed, times, curves.survival(times))
     comparison = [SurvivalComparison.of(*run_title(run.spec), metrics)]
     if options.baselines:
         log_line("comparing with simple models")
@@ -51,6 +57,8 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
         time=str(run.spec.train.time),
         event=str(run.spec.train.event),
         bag=run.spec.train.bag,
+        model=model,
+        cut_points=tuple(run.cut_points.tolist()),
         counts=tuple(_count(split, run.split(split)) for split in SPLIT_NAMES if run.bags.split(split)),
         reference=_reference_text(run),
         metrics=metrics,
@@ -59,7 +67,7 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
         history=run.history(),
         folds=run.spec.folds,
         sweep=options.sweep,
-        slides=_slides(views, run.split("test"), training),
+        slides=_slides(views, run.split("test"), curves.expected_events(test.outcome.time)),
         quarantined=run.catalogue.quarantined(),
         provenance=provenance(run),
         config=config_text(run),
@@ -93,22 +101,20 @@ def _warnings(metrics: SurvivalMetrics) -> tuple[str, ...]:
     return (few,) if metrics.events < FEW_EVENTS else ()
 
 
-def _slides(views: Sequence[SlideView], test: SplitPredictions, training: RiskPredictions) -> tuple[SurvivalSlide, ...]:
-    """Views of the test slides with time, event, risk and residual of their patients."""
+def _slides(
+    views: Sequence[SlideView], test: SplitPredictions, expected: Float[np.ndarray, " bag"]
+) -> tuple[SurvivalSlide, ...]:
+    """Views of the test slides with time, event, risk and residual of their patients.
+
+    Args:
+        views: of the slides of all bags.
+        test: the bags.
+        expected: events of each bag until the end of its follow-up.
+    """
     time, event = test.follow_up
-    of_bags = zip(test.entries, time, event, test.risk, event - _expected_events(test, training), strict=True)
+    of_bags = zip(test.entries, time, event, test.risk, event - expected, strict=True)
     rows = [(float(t), bool(e), float(r), float(left)) for entry, t, e, r, left in of_bags for _ in entry.slides]
     return tuple(SurvivalSlide(view, *row) for view, row in zip(views, rows, strict=True))
-
-
-def _expected_events(test: SplitPredictions, training: RiskPredictions) -> Float[np.ndarray, " bag"]:
-    """Events expected of each patient until the end of follow-up.
-
-    NaN where training has no event.
-    """
-    if not training.outcome.events:
-        return np.full(len(test.entries), math.nan)
-    return breslow(training.outcome, training.risk).expected_events(test.risk, test.follow_up[0])
 
 
 SURVIVAL = EvaluationTarget(columns=_columns, evaluate=_evaluate)

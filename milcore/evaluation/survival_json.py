@@ -32,7 +32,7 @@ def survival_json(run: RunPredictions, data: SurvivalReport, report: str) -> dic
         "target": train.target,
         "time": train.time,
         "event": train.event,
-        "survival": _details(metrics) | {"estimated_of": data.reference},
+        "survival": _details(metrics) | {"estimated_of": data.reference, "cut_points": list(data.cut_points)},
         "sites": {
             site: metric_entries(of_site.overall, {}) | _details(of_site) for site, of_site in metrics.of_sites.items()
         },

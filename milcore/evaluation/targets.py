@@ -5,4 +5,8 @@ from milcore.evaluation.classification import CLASSIFICATION
 from milcore.evaluation.survival import SURVIVAL
 from milcore.evaluation.target import EvaluationTarget
 
-EVALUATION_TARGETS: dict[Target, EvaluationTarget] = {"classification": CLASSIFICATION, "survival_cox": SURVIVAL}
+EVALUATION_TARGETS: dict[Target, EvaluationTarget] = {
+    "classification": CLASSIFICATION,
+    "survival_cox": SURVIVAL,
+    "survival_hazard": SURVIVAL,
+}

@@ -3,11 +3,14 @@
 Two classes share one logit.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from milcore.config import TrainConfig
+from milcore.mil.bags.bags import BagEntry
 from milcore.mil.target import BagLoss, ModelTarget
 
 
@@ -48,15 +51,17 @@ def bag_losses(
     return -torch.lerp(of_label, log_prob.mean(dim=1), smoothing) if smoothing else -of_label
 
 
-def _losses(log_prob: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
+def _losses(log_prob: Tensor, entries: Sequence[BagEntry], _: Tensor, config: TrainConfig) -> Tensor:
+    labels = torch.tensor([entry.label for entry in entries], device=log_prob.device)
     return bag_losses(log_prob, labels, config.label_smoothing)
 
 
 CLASSIFICATION = ModelTarget(
-    logits=lambda classes: 1 if classes == 2 else classes,
-    width=lambda classes: classes,
+    logits=lambda classes, _: 1 if classes == 2 else classes,
+    width=lambda classes, _: classes,
+    constants=None,
     output=class_log_prob,
-    values=torch.exp,
+    values=lambda log_prob, *_: log_prob.exp(),
     logit_of=class_logit,
     contrast=log_odds,
     loss=BagLoss(_losses),

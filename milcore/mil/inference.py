@@ -9,6 +9,7 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from milcore.errors import InputError
 from milcore.mil.bags.bags import Bags, check_bags
@@ -24,8 +25,8 @@ class BagPrediction(NamedTuple):
     """Prediction of a run for one bag.
 
     Args:
-        members: probability of every class, or the risk alone with a survival target, by each model of the run, one
-            row for a plain run.
+        members: probability of every class, or with a survival target the risk and, of hazards, survival at the cut
+            points, by each model of the run, one row for a plain run.
         attention: share of each instance in the store's order, the mean over the models.
     """
 
@@ -102,16 +103,25 @@ def predict_bags(
     indices = range(len(bags)) if indices is None else _listed_indices(indices, len(bags))
     device = next(models[0].parameters()).device if device is None else device
     _check_width(models, bags)
+    shared = mean_constants(models)
     predictions: dict[int, BagPrediction] = {}
     instances = sum(bags.lengths[index] for index in indices)
     for model in models:
         with torch_threads(useful_threads(model, bags.instance(), instances)):
-            of_model = _predict_bags(model, bags, indices, device)
+            of_model = _predict_bags(model, bags, indices, device, shared)
         for index, (probability, attention) in of_model.items():
             before = predictions.get(index)
             members = probability[None] if before is None else np.vstack([before.members, probability])
             predictions[index] = BagPrediction(members, attention if before is None else before.attention + attention)
     return {index: BagPrediction(total.members, total.attention / len(models)) for index, total in predictions.items()}
+
+
+def mean_constants(models: Sequence[MILModel]) -> Float[Tensor, " constant"]:
+    """Mean over the models of a run of what their training patients set, on the CPU.
+
+    Survival by hazards is reported at the mean cut points.
+    """
+    return torch.stack([model.constants.cpu() for model in models]).mean(dim=0)
 
 
 def _listed_models(models: Iterable[MILModel] | MILModel) -> list[MILModel]:
@@ -169,14 +179,14 @@ def _check_width(models: Sequence[MILModel], bags: Bags) -> None:
 
 @torch.no_grad()
 def _predict_bags(
-    model: MILModel, bags: Bags, indices: Sequence[int], device: torch.device
+    model: MILModel, bags: Bags, indices: Sequence[int], device: torch.device, shared: Float[Tensor, " constant"]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     model.to(device).eval()
     groups = micro_batches(indices, bags.lengths, model.instance_budget(bags.instance()))
     predictions: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for group, batch in zip(groups, bags.batches(groups), strict=True):
         output = model.predict_bags(batch)
-        probability = model.target.values(output.output.double()).cpu().numpy()
+        probability = model.target.values(output.output.double(), model.constants, shared).cpu().numpy()
         weights = np.split(output.attention.double().cpu().numpy(), np.cumsum([bags.lengths[i] for i in group])[:-1])
         predictions |= dict(zip(group, zip(probability, weights, strict=True), strict=True))
     return predictions

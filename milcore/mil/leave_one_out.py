@@ -42,7 +42,7 @@ def leave_one_out(model: MILModel, bag: Bag, plan: ChunkPlan | None = None) -> F
     batch = pack([bag], [0])
     plan = plan or model.chunk_plan(batch)
     if len(batch.instances) == 1:
-        return torch.full((1, model.target.width(model.classes)), torch.nan)
+        return torch.full((1, model.outputs), torch.nan)
     if isinstance(model.pooling, TwoPassPooling):
         return torch.cat(list(_outputs_of_two_passes(model, model.pooling, batch, plan)))
     return torch.cat([model.output(summary) for summary in _without_each(model, model.pooling, batch, plan)])

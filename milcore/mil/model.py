@@ -48,7 +48,7 @@ class BagOutput(NamedTuple):
     """Prediction and attention of a batch of bags.
 
     Args:
-        output: of the target: log-probabilities of classes, or the log hazard ratio.
+        output: of the target: log-probabilities of classes, the log hazard ratio, or logits of hazards.
         attention: weight of each instance; weights sum to 1 in every bag.
     """
 
@@ -93,9 +93,9 @@ class MILModel(nn.Module):
     def __init__(self, config: TrainConfig, width: int, classes: int) -> None:
         super().__init__()
         self.target = MODEL_TARGETS[config.target]
-        logits = self.target.logits(classes)
+        logits = self.target.logits(classes, config)
         self.level = config.level
-        self.classes = classes
+        self.outputs = self.target.width(classes, config)
         self.hidden = config.hidden
         self.dropout = config.dropout
         self.dtype = DTYPES[config.precision]
@@ -116,7 +116,16 @@ class MILModel(nn.Module):
             )
         )
         self.classifier = nn.Linear(config.hidden, logits)
+        if self.target.constants is not None:
+            count = self.target.constants.count(config)
+            self.register_buffer(self.target.constants.name, torch.zeros(count, dtype=torch.float64))
         self._budget: int | None = None
+
+    @property
+    def constants(self) -> Float[Tensor, " constant"]:
+        """Numbers that training patients set, such as cut points of time; empty where the target has none."""
+        row = self.target.constants
+        return torch.zeros(0, dtype=torch.float64) if row is None else self.get_buffer(row.name)
 
     def forward(
         self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan | None = None

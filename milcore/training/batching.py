@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from milcore.config import SURVIVAL_TARGETS, TrainConfig
+from milcore.config import TrainConfig
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.dealing import deal, global_batches, micro_batches
+from milcore.mil.target import JointLoss
+from milcore.mil.targets import MODEL_TARGETS
 from milcore.training.class_balance import balanced_sample, class_weights
 from milcore.training.context import TrainContext
 
@@ -58,37 +60,39 @@ def rank_batches(config: TrainConfig, bags: Bags, budget: int, epoch: int, ctx: 
     lengths = [min(length, limit) for length in bags.lengths]
     of_rank = functools.partial(rank_batch, lengths=lengths, budget=budget, rank=ctx.rank, world_size=ctx.world_size)
     batches = epoch_batches(config, bags, epoch)
-    if config.target in SURVIVAL_TARGETS:
-        return [_joint_batch(of_rank(batch, weights=[1.0] * len(lengths)), batch, bags) for batch in batches]
+    loss = MODEL_TARGETS[config.target].loss
+    if isinstance(loss, JointLoss):
+        equal = [1.0] * len(lengths)
+        return [_joint_batch(of_rank(batch, weights=equal), batch, _weight(loss, batch, bags)) for batch in batches]
     weights = bag_weights(config, bags)
     return [of_rank(batch, weights=weights) for batch in batches]
 
 
-def _joint_batch(part: RankBatch, batch: Sequence[int], bags: Bags) -> RankBatch:
-    """A part of a batch with a joint loss; its weight is the events.
+def _joint_batch(part: RankBatch, batch: Sequence[int], batch_weight: float) -> RankBatch:
+    """A part of a batch with a joint loss.
 
     Its groups have the factors of the derivatives of their bags: those of the loss itself, not of a mean over bags.
     """
     groups = [group._replace(weights=[weight * len(batch) for weight in group.weights]) for group in part.groups]
-    return RankBatch(groups, float(_events(batch, bags)))
+    return RankBatch(groups, batch_weight)
 
 
-def _events(batch: Sequence[int], bags: Bags) -> int:
-    follow_ups = (bags.entries[index].follow_up for index in batch)
-    return sum(follow_up.event for follow_up in follow_ups if follow_up is not None)
+def _weight(loss: JointLoss, batch: Sequence[int], bags: Bags) -> float:
+    return loss.weight([bags.entries[index] for index in batch])
 
 
 def epoch_batches(config: TrainConfig, bags: Bags, epoch: int) -> list[list[int]]:
     """Global batches of an epoch: every training bag once, or every class equally often.
 
-    One of survival without an event has no loss and is left out.
+    One of Cox's survival without an event has no loss and is left out.
     """
     indices = bags.split("train")
     if config.class_balance == "sampled":
         labels = [bags.entries[index].label for index in indices]
         indices = balanced_sample(indices, labels, config.seed, epoch)
     batches = global_batches(indices, bags_per_step(config, len(indices)), config.seed, epoch)
-    return [batch for batch in batches if _events(batch, bags)] if config.target in SURVIVAL_TARGETS else batches
+    loss = MODEL_TARGETS[config.target].loss
+    return [batch for batch in batches if _weight(loss, batch, bags)] if isinstance(loss, JointLoss) else batches
 
 
 def bags_per_step(config: TrainConfig, count: int) -> int:

@@ -5,19 +5,12 @@ training and validation bags hold no slide of its patient. The fan-out is an arg
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from milcore.config import SURVIVAL_TARGETS, RunSpec
-from milcore.metrics.auroc import auroc
-from milcore.metrics.classification import Estimate, auroc_estimate
-from milcore.metrics.newcombe import newcombe
-from milcore.metrics.survival.outcome import Outcome
-from milcore.metrics.survival.summary import RiskPredictions, harrell_c_estimate
+from milcore.config import RunSpec
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.load import load_bags
 from milcore.mil.inference import BagPrediction, predict_bags
@@ -26,11 +19,9 @@ from milcore.runtime import storage
 from milcore.runtime.progress import log_line
 from milcore.training.context import LocalContext
 from milcore.training.history import with_fold
-from milcore.training.out_of_fold import OutOfFold
 from milcore.training.run import train_run
 from milcore.training.run_files import publish
 from milcore.training.run_folder import Run
-from milcore.training.survival import concordance
 from milcore.training.target import TrainingTarget
 from milcore.training.targets import TRAINING_TARGETS
 from milcore.training.tensorboard import RunObserver
@@ -100,42 +91,12 @@ def publish_folds(run_uri: str, spec: RunSpec) -> None:
     histories = [run.fold(fold).history() for fold in range(spec.folds)]
     history = pa.concat_tables(map(with_fold, histories, range(spec.folds)))
     # evaluation has written those of the test split too
+    out_of_fold = TRAINING_TARGETS[spec.train.target].out_of_fold(predictions, spec)
     of_slides = {} if storage.exists(run.metrics_uri) else {run.predictions_uri: storage.table_bytes(predictions)}
     publish(
         {
             **of_slides,
             run.history_uri: storage.table_bytes(history),
-            run.out_of_fold_uri: storage.json_bytes(out_of_fold(predictions, spec).to_json()),
+            run.out_of_fold_uri: storage.json_bytes(out_of_fold.to_json()),
         }
     )
-
-
-def out_of_fold(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
-    """Metric of the pooled out-of-fold predictions, its patient-level intervals, and each fold's.
-
-    Args:
-        predictions: columns patient_id, fold, and those of the target: label and probability, or time, event and risk.
-        spec: of the run of folds.
-    """
-    if spec.train.target in SURVIVAL_TARGETS:
-        return _concordance(predictions, spec)
-    labels, probability, fold = (predictions[name].to_numpy() for name in ("label", "probability", "fold"))
-    if len(spec.classes) > 2:
-        undefined = Estimate(math.nan, reason="defined for two classes")
-        return OutOfFold(spec.folds, len(predictions), undefined, undefined, ())
-    patients = predictions["patient_id"].to_pylist()
-    resampled = auroc_estimate(labels, np.stack([1 - probability, probability], axis=1), patients, spec.train.seed)
-    of_folds = tuple(auroc(labels[fold == k], probability[fold == k]) for k in range(spec.folds))
-    return OutOfFold(spec.folds, len(predictions), newcombe(labels, probability, patients), resampled, of_folds)
-
-
-def _concordance(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
-    """Harrell's C of the patients that folds left out.
-
-    The risks of each model are relative to the mean of its training patients.
-    """
-    time, event, risk, fold = (predictions[name].to_numpy() for name in ("time", "event", "risk", "fold"))
-    of_all = RiskPredictions(Outcome.of(time, event), risk, predictions["patient_id"].to_pylist())
-    pooled = harrell_c_estimate(of_all, spec.train.seed)
-    of_folds = tuple(concordance(time[fold == k], event[fold == k], risk[fold == k]) for k in range(spec.folds))
-    return OutOfFold(spec.folds, len(predictions), pooled, pooled, of_folds, spec.train.target)

@@ -11,7 +11,7 @@ import functools
 import math
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from milcore.config import TrainConfig
 from milcore.encoders.precision import warn_of_emulation
 from milcore.errors import MILError
-from milcore.mil.bags.bags import Bags
+from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.batch import BagBatch
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, make_model
@@ -154,6 +154,9 @@ class _Loop:
                     self.ctx.log(f"going on at epoch {progress.epochs_done + 1}")
                 return progress
         self.model.encoder.prepare(lambda: feature_statistics(self.bags, self.ctx, self.config.seed))
+        prepare = TRAINING_TARGETS[self.config.target].prepare
+        if prepare is not None:
+            prepare(self.model, self._entries(self.bags.split("train")))
         return Progress()
 
     def batches(self, first: int) -> Generator[BagBatch]:
@@ -240,7 +243,7 @@ class _Loop:
             batch = self._sample(group, whole, dropout)
             with self._gradient_sync(last=place == len(step.groups)):
                 output: Tensor = self.replica(batch, dropout)
-                losses = loss_of.losses(output, batch.labels.to(self.ctx.device), self.config)
+                losses = loss_of.losses(output, self._entries(group.bags), self.model.constants, self.config)
                 loss = (losses * losses.new_tensor(group.weights)).sum()
                 torch.autograd.backward(loss)
             total += loss.item()
@@ -259,8 +262,8 @@ class _Loop:
         """
         outputs = gather_by_index(self._outputs(step, batches, dropout), self.ctx)
         indices = sorted(outputs)
-        follow_ups = [self.bags.entries[index].follow_up for index in indices]
-        loss = loss_of.loss(np.array([outputs[index] for index in indices], dtype=np.float64), follow_ups)
+        scores = np.array([outputs[index] for index in indices], dtype=np.float64)
+        loss = loss_of.loss(scores, self._entries(indices))
         derivative_of = dict(zip(indices, loss.derivative.tolist(), strict=True))
         for place, (group, whole) in enumerate(zip(step.groups, batches, strict=False), start=1):
             factors = zip(group.bags, group.weights, strict=True)
@@ -280,6 +283,9 @@ class _Loop:
             # one without weight is another rank's, which has its output
             outputs |= {index: output for index, weight, output in rows if weight}
         return outputs
+
+    def _entries(self, indices: Sequence[int]) -> list[BagEntry]:
+        return [self.bags.entries[index] for index in indices]
 
     def _sample(self, group: Group, whole: BagBatch, dropout: Dropout) -> BagBatch:
         """Instances of a group's bags that this rank computes on in a pass."""

@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from milcore.config import SURVIVAL_TARGETS, Target
+from milcore.config import Target
 from milcore.metrics.classification import Estimate
 from milcore.training.selection import RANK_METRICS
 
@@ -33,8 +33,8 @@ class OutOfFold(NamedTuple):
     @property
     def line(self) -> str:
         """Models, pooled metric and interval in one line."""
-        bags = "patients" if self.target in SURVIVAL_TARGETS else "slides"
-        return f"{self.folds} models; pooled {RANK_METRICS[self.target].title} of the {bags} left out {self.metric}"
+        rank = RANK_METRICS[self.target]
+        return f"{self.folds} models; pooled {rank.title} of the {rank.bags} left out {self.metric}"
 
     def to_json(self) -> dict[str, object]:
         """The content of the file."""
@@ -50,9 +50,13 @@ class OutOfFold(NamedTuple):
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "OutOfFold":
-        """The metrics of a file's content."""
-        target = next(target for target, metric in RANK_METRICS.items() if metric.name in values)
+    def from_json(cls, values: dict[str, Any], target: Target = "classification") -> "OutOfFold":
+        """The metrics of a file's content.
+
+        Args:
+            values: of the file.
+            target: of the run.
+        """
         name = RANK_METRICS[target].name
         value = _or_nan(values[name])
         resampled = Estimate(value, *(values["interval"] or ()))

@@ -53,11 +53,15 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
     splits = choose_splits(store, catalogue, split_config, config)
     if split_config.folds:
         splits = add_folds(splits, split_config)
+    of_folds = [splits_of_fold(splits, fold, split_config) for fold in range(split_config.folds)]
+    if of_folds:
+        manifest = store.manifest()
+        for of_fold in of_folds:
+            COHORT_TARGETS[config.target].check_splits(of_fold, manifest, config)
     check_labels_kept(store, run_uri, splits, config)
     with lease(run_uri, "run"):
         spec = _claim_run(run, _spec(store, catalogue, config, splits, split_config.folds), splits)
-        for fold in range(spec.folds):
-            of_fold = splits_of_fold(splits, fold, split_config)
+        for fold, of_fold in enumerate(of_folds):
             _claim_run(run.fold(fold), _spec(store, catalogue, config, of_fold, 0), of_fold)
     return spec
 
@@ -109,7 +113,7 @@ def choose_splits(store: PatchStore, catalogue: Catalogue, config: SplitConfig, 
         wanted = set(usable) & set(target.table(manifest, train)["slide_id"].to_pylist())
         _check_complete(splits, wanted, config.splits)
     splits = splits.filter(pc.is_in(splits.column("slide_id"), pa.array(usable, pa.string())))
-    target.check_splits(splits, manifest, train.bag)
+    target.check_splits(splits, manifest, train)
     return splits
 
 

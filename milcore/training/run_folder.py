@@ -187,7 +187,8 @@ class Run:
         """
         from milcore.training.out_of_fold import OutOfFold  # noqa: PLC0415 - scikit-learn, for folds only
 
-        return OutOfFold.from_json(run_files.read_json(self.out_of_fold_uri)) if self.spec().folds else None
+        spec = self.spec()
+        return OutOfFold.from_json(run_files.read_json(self.out_of_fold_uri), spec.train.target) if spec.folds else None
 
     def _repr_html_(self) -> str:
         """Its settings, for a notebook."""

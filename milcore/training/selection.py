@@ -7,15 +7,24 @@ from milcore.config import Target
 
 
 class RankMetric(NamedTuple):
-    """Metric by which epochs and trials rank: name, as in ``val_<name>``, and title."""
+    """Metric by which epochs and trials rank.
+
+    Args:
+        name: as in ``val_<name>``.
+        title: for a person.
+        bags: of which it is measured, for a person.
+    """
 
     name: str
     title: str
+    bags: str
 
 
+HARRELL_C = RankMetric("harrell_c", "Harrell's C", "patients")
 RANK_METRICS: dict[Target, RankMetric] = {
-    "classification": RankMetric("auroc", "AUROC"),
-    "survival_cox": RankMetric("harrell_c", "Harrell's C"),
+    "classification": RankMetric("auroc", "AUROC", "slides"),
+    "survival_cox": HARRELL_C,
+    "survival_hazard": HARRELL_C,
 }
 
 

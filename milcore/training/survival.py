@@ -1,4 +1,4 @@
-"""Validation of survival: partial likelihood, and Harrell's C, by which epochs and trials rank."""
+"""Survival in training: validation by likelihood and Harrell's C, scales of the models, out-of-fold predictions."""
 
 import math
 from collections import Counter
@@ -8,29 +8,47 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
+from scipy.special import logit
+from torch import Tensor
 
 from milcore.cohort.label_changes import changes_text
+from milcore.config import RunSpec
 from milcore.errors import InputError
 from milcore.metrics.survival.concordance import harrell_c
+from milcore.metrics.survival.discrete_hazard import cut_points
 from milcore.metrics.survival.outcome import Outcome
-from milcore.mil.bags.bags import BagEntry
+from milcore.metrics.survival.summary import RiskPredictions, harrell_c_estimate
+from milcore.mil.bags.bags import BagEntry, follow_up_arrays
+from milcore.mil.cox import partial_likelihood
+from milcore.mil.hazard import hazard_losses, hazard_risk, periods
 from milcore.mil.inference import BagPrediction
 from milcore.mil.model import MILModel
-from milcore.mil.survival import follow_up_arrays, partial_likelihood
+from milcore.training.out_of_fold import OutOfFold
 from milcore.training.selection import Validation
 from milcore.training.target import TrainingTarget
 
 
-def validate_risk(entries: Sequence[BagEntry], score: Float[np.ndarray, "bag 1"]) -> Validation:
+def validate_cox(
+    entries: Sequence[BagEntry], score: Float[np.ndarray, "bag 1"], _: Float[Tensor, " constant"]
+) -> Validation:
     """Negative log partial likelihood, a mean over events, and Harrell's C of bags.
 
     Both are NaN where no pair of bags is comparable: the likelihood is 0 there, whatever the scores.
     """
-    time, event = follow_up_arrays([entry.follow_up for entry in entries])
+    time, event = follow_up_arrays(entries)
     if not _is_comparable(time, event):
         return Validation(math.nan, math.nan)
     loss = partial_likelihood(score[:, 0], time, event)
     return Validation(loss.loss, concordance(time, event, score[:, 0]))
+
+
+def validate_hazards(
+    entries: Sequence[BagEntry], logits: Float[np.ndarray, "bag interval"], ends: Float[Tensor, " interval"]
+) -> Validation:
+    """Negative log-likelihood of hazards, a mean over bags, and Harrell's C of the risk."""
+    (time, event), of_bags = follow_up_arrays(entries), torch.from_numpy(logits)
+    losses = hazard_losses(of_bags, periods(time, event, ends.cpu().numpy()))
+    return Validation(float(losses.mean()), concordance(time, event, hazard_risk(of_bags).numpy()))
 
 
 def concordance(time: Float[np.ndarray, " bag"], event: np.ndarray, risk: Float[np.ndarray, " bag"]) -> float:
@@ -57,11 +75,27 @@ def centre(model: MILModel, score: Float[np.ndarray, "bag 1"]) -> None:
     model.classifier.bias.sub_(float(score.mean()))
 
 
+@torch.no_grad()
+def prepare_hazards(model: MILModel, entries: Sequence[BagEntry]) -> None:
+    """Set the cut points, and biases that make the first hazards those of the training bags.
+
+    The logit of an interval begins at that of ``(events + 1/2) / (at risk + 1)``: a life table, kept off 0 and 1.
+
+    Raises:
+        InputError: the events of the bags are of too few times for the intervals.
+    """
+    time, event = follow_up_arrays(entries)
+    ends = cut_points(Outcome.of(time, event), len(model.constants))
+    model.constants.copy_(torch.from_numpy(ends))
+    at_risk, came = (each.sum(axis=0) for each in periods(time, event, ends))
+    model.classifier.bias.copy_(torch.from_numpy(logit((came + 0.5) / (at_risk + 1.0))))
+
+
 def risk_columns(
     entries: Sequence[BagEntry], predictions: Sequence[BagPrediction]
 ) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
-    """Time, event and risk: log hazard ratio relative to the training mean."""
-    time, event = follow_up_arrays([entry.follow_up for entry in entries])
+    """Time, event and risk."""
+    time, event = follow_up_arrays(entries)
     risk = pa.array([float(prediction.probability[0]) for prediction in predictions], pa.float64())
     return {"time": pa.array(time, pa.float64()), "event": pa.array(event, pa.int64())}, {"risk": risk}
 
@@ -89,9 +123,21 @@ def _check_training(entries: Sequence[BagEntry], _: Sequence[str]) -> None:
         )
 
 
-SURVIVAL = TrainingTarget(
-    validate=validate_risk,
+def _out_of_fold(predictions: pa.Table, spec: RunSpec) -> OutOfFold:
+    """Harrell's C of the patients that folds left out."""
+    time, event, risk, fold = (predictions[name].to_numpy() for name in ("time", "event", "risk", "fold"))
+    of_all = RiskPredictions(Outcome.of(time, event), risk, predictions["patient_id"].to_pylist())
+    pooled = harrell_c_estimate(of_all, spec.train.seed)
+    of_folds = tuple(concordance(time[fold == k], event[fold == k], risk[fold == k]) for k in range(spec.folds))
+    return OutOfFold(spec.folds, len(predictions), pooled, pooled, of_folds, spec.train.target)
+
+
+SURVIVAL_COX = TrainingTarget(
+    prepare=None,
+    validate=validate_cox,
     fit_scale=centre,
     columns=risk_columns,
     check_training=_check_training,
+    out_of_fold=_out_of_fold,
 )
+SURVIVAL_HAZARD = SURVIVAL_COX._replace(prepare=prepare_hazards, validate=validate_hazards, fit_scale=None)

@@ -2,7 +2,11 @@
 
 from milcore.config import Target
 from milcore.training.classification import CLASSIFICATION
-from milcore.training.survival import SURVIVAL
+from milcore.training.survival import SURVIVAL_COX, SURVIVAL_HAZARD
 from milcore.training.target import TrainingTarget
 
-TRAINING_TARGETS: dict[Target, TrainingTarget] = {"classification": CLASSIFICATION, "survival_cox": SURVIVAL}
+TRAINING_TARGETS: dict[Target, TrainingTarget] = {
+    "classification": CLASSIFICATION,
+    "survival_cox": SURVIVAL_COX,
+    "survival_hazard": SURVIVAL_HAZARD,
+}

@@ -29,7 +29,8 @@ def validate(target: Target, model: MILModel, bags: Bags, budget: int, ctx: Trai
     validation = Validation(math.nan, math.nan)
     if predictions:
         entries = [bags.entries[index] for index in predictions]
-        validation = TRAINING_TARGETS[target].validate(entries, np.array(list(predictions.values()), dtype=np.float64))
+        outputs = np.array(list(predictions.values()), dtype=np.float64)
+        validation = TRAINING_TARGETS[target].validate(entries, outputs, model.constants)
     return {"val_loss": validation.loss, metric_name(target): validation.metric}
 
 

@@ -268,7 +268,7 @@ def test_the_main_pipeline_shows_what_a_user_turns_each_under_its_group() -> Non
 def test_a_pipeline_says_that_its_bag_of_survival_is_a_patient(pipeline: Any) -> None:
     """As ``PipelineSettings`` takes it: a parameter at its default cannot be told from one that is given."""
     description = pipeline.component_spec.inputs["bag"].description
-    assert "(the default with target survival_cox); here slide is patient with that target, too" in description
+    assert "(the default with a survival target); here slide is patient with that target, too" in description
 
 
 def test_every_parameter_in_the_table_is_one_of_a_pipeline() -> None:

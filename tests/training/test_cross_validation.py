@@ -11,10 +11,10 @@ from milcore.config import LaunchConfig, SplitConfig, TrainConfig
 from milcore.errors import InputError
 from milcore.evaluation.evaluate import evaluate
 from milcore.runtime import storage
-from milcore.training.cross_validation import out_of_fold
 from milcore.training.out_of_fold import OutOfFold
 from milcore.training.run import prepare_run
 from milcore.training.run_folder import Run
+from milcore.training.targets import TRAINING_TARGETS
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=2, batch_size=4)
@@ -79,7 +79,7 @@ def test_the_pooled_auroc_is_that_of_all_slides_left_out(tmp_path: Path) -> None
     )
     write_features(write_store(str(tmp_path / "store")))
     spec = prepare_run(str(tmp_path / "store"), str(tmp_path / "run"), TRAIN, SplitConfig(folds=2))
-    metrics = out_of_fold(predictions, spec)
+    metrics = TRAINING_TARGETS[spec.train.target].out_of_fold(predictions, spec)
     assert metrics.metric.value == metrics.resampled.value == pytest.approx(3.5 / 6)
     assert metrics.fold_metric == (1.0, 0.5)
     assert metrics.resampled.low <= 3.5 / 6 <= metrics.resampled.high

@@ -88,6 +88,7 @@ FP64 = SMALL.model_copy(update={"precision": "fp64"})
 SURVIVAL = TrainConfig.model_validate(
     FP64.model_dump(exclude={"batch_size", "bag"}) | {"target": "survival_cox", "time": "days", "event": "died"}
 )
+HAZARD = SURVIVAL.model_copy(update={"target": "survival_hazard", "hazard_intervals": 3})
 WORLD_SIZES = (2, 3, 4)
 EQUALITY_CASES = {
     "fp64": (FP64, 1e-9),
@@ -125,6 +126,11 @@ EQUALITY_CASES = {
         1e-9,
     ),
     "survival, instances sampled": (SURVIVAL.model_copy(update={"batch_size": 7, "instances_per_bag": 5}), 1e-9),
+    "survival by hazards, in chunks and over ranks": (
+        HAZARD.model_copy(update={"activation_mb": 0.002, "ema_decay": 0.9}),
+        1e-9,
+    ),
+    "survival by hazards, a rank without a bag": (HAZARD.model_copy(update={"batch_size": 1, "epochs": 2}), 1e-9),
     "conv encoder from patches": (
         FP64.model_copy(update={"features": None, "encoder": "conv", "augment": True, "epochs": 2}),
         1e-9,

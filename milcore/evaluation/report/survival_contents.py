@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from milcore.evaluation.report.contents import SlideView, SweepTable
+from milcore.evaluation.survival_curves import SurvivalModel
 from milcore.metrics.classification import Estimate
 from milcore.metrics.survival.summary import SurvivalMetrics
 
@@ -17,7 +18,7 @@ class SurvivalSlide(NamedTuple):
         view: attention and pictures.
         time: to the event or to censoring, in the unit of the manifest.
         event: True where the event came at that time.
-        risk: log hazard ratio relative to the mean of the training patients.
+        risk: higher for an earlier event.
         residual: events less those expected until ``time`` (martingale residual); 1 at most.
     """
 
@@ -60,6 +61,8 @@ class SurvivalReport:
     Args:
         time: column of the times in the manifest.
         event: column of the events.
+        model: of survival, with its words.
+        cut_points: times at which it predicts survival; empty where it does not.
         reference: patients that weights of censoring, baseline hazard and cut are estimated of.
         warnings: reasons to read the figures with care.
         sweep: None where the settings came from no sweep.
@@ -70,6 +73,8 @@ class SurvivalReport:
     time: str
     event: str
     bag: str
+    model: SurvivalModel
+    cut_points: tuple[float, ...]
     counts: tuple[SurvivalCount, ...]
     reference: str
     metrics: SurvivalMetrics

@@ -22,7 +22,7 @@ from milcore.metrics.classification import Estimate
 from milcore.metrics.curves import Band
 from milcore.metrics.survival.kaplan_meier import KaplanMeier
 from milcore.metrics.survival.risk_groups import RiskGroup
-from milcore.training.selection import RANK_METRICS
+from milcore.training.selection import HARRELL_C
 
 HEADLINE = (
     ("harrell_c", "Harrell's C", "chance that of two patients the one with the earlier event has the higher risk"),
@@ -37,7 +37,6 @@ HEADLINE = (
     ("log_rank_p", "Log-rank p", "chance of such a difference of the two groups if there were none"),
 )
 SMALL_P = 0.001
-RANK_METRIC = RANK_METRICS["survival_cox"]
 STYLES = {"low": ("line-model", "band"), "high": ("line-model class-1", "band high")}
 
 
@@ -61,7 +60,7 @@ def _template_values(data: SurvivalReport) -> dict[str, Any]:
         "headline": [(name, title, note, values[name]) for name, title, note in HEADLINE],
         "shown": p_or_number,
         "charts": _charts(data),
-        "rank_title": RANK_METRIC.title,
+        "rank_title": HARRELL_C.title,
         "time_text": time_text,
     }
 
@@ -88,7 +87,7 @@ def _charts(data: SurvivalReport) -> list[tuple[str, str, Markup]]:
     if metrics.calibration:
         caption = f"Survival at {time_text(_middle(data))}, in groups of equal size; area = patients, lines = 95 %."
         charts.append(("Calibration", caption, _calibration(data)))
-    names = {"loss": "Loss while training", RANK_METRIC.name: f"{RANK_METRIC.title} while training"}
+    names = {"loss": "Loss while training", HARRELL_C.name: f"{HARRELL_C.title} while training"}
     present = set(data.history["metric"].to_pylist())
     return charts + [
         (title, "Validation chose the epoch.", training_chart(data.history, name))

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from milcore.cohort.survival import FollowUp
@@ -63,6 +63,14 @@ class BagEntry(NamedTuple):
     def by_slide(self, values: Shaped[np.ndarray, " instance"]) -> dict[str, np.ndarray]:
         """Split values of the instances by slide."""
         return dict(zip(self.slides, np.split(values, np.cumsum(self.lengths)[:-1]), strict=True))
+
+
+def follow_up_arrays(
+    entries: Sequence[BagEntry],
+) -> tuple[Float[np.ndarray, " bag"], Int[np.ndarray, " bag"]]:
+    """Times and events of bags, all of which have them."""
+    known = [entry.follow_up for entry in entries if entry.follow_up is not None]
+    return np.array([each.time for each in known], np.float64), np.array([each.event for each in known], np.int64)
 
 
 class Bags:

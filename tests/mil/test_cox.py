@@ -8,9 +8,9 @@ import torch
 
 from milcore.config import TrainConfig
 from milcore.mil.bags.bags import Bags
+from milcore.mil.cox import partial_likelihood
 from milcore.mil.inference import instance_columns, predict_bags
 from milcore.mil.model import make_model
-from milcore.mil.survival import partial_likelihood
 
 RANDOM = np.random.default_rng(0)
 CASES = {

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from milcore.cohort.survival import FollowUp
+from milcore.config import TrainConfig
+from milcore.mil.bags.bags import BagEntry, follow_up_arrays
 from milcore.mil.target import BatchLoss, JointLoss, ModelTarget
 
 
@@ -87,41 +88,34 @@ def _derivative(score: np.ndarray, event: np.ndarray, terms: _Terms) -> Float[np
     return derivative
 
 
-def follow_up_arrays(
-    follow_ups: Sequence[FollowUp | None],
-) -> tuple[Float[np.ndarray, " bag"], Int[np.ndarray, " bag"]]:
-    """Times and events of bags, all of which have them."""
-    known = [follow_up for follow_up in follow_ups if follow_up is not None]
-    return np.array([each.time for each in known], np.float64), np.array([each.event for each in known], np.int64)
-
-
-def _output(of_class: Float[Tensor, "bag sign logit"]) -> Float[Tensor, "bag 1"]:
-    """The logit itself."""
+def signed_logit(of_class: Float[Tensor, "bag sign logit"]) -> Float[Tensor, "bag logit"]:
+    """The logits themselves, from log-sigmoids of minus and plus them."""
     return of_class[:, 1] - of_class[:, 0]
 
 
-def _one(_: int) -> int:
+def _one(_: int, __: TrainConfig) -> int:
     return 1
-
-
-def _values(score: Tensor) -> Tensor:
-    return score
 
 
 def _contrast(score: Tensor, _: int) -> Tensor:
     return score[:, 0]
 
 
-def _batch_loss(score: Float[np.ndarray, "bag 1"], follow_ups: Sequence[FollowUp | None]) -> BatchLoss:
-    return partial_likelihood(score[:, 0], *follow_up_arrays(follow_ups))
+def _batch_loss(score: Float[np.ndarray, "bag 1"], entries: Sequence[BagEntry]) -> BatchLoss:
+    return partial_likelihood(score[:, 0], *follow_up_arrays(entries))
 
 
-SURVIVAL = ModelTarget(
+def _events(entries: Sequence[BagEntry]) -> float:
+    return float(follow_up_arrays(entries)[1].sum())
+
+
+SURVIVAL_COX = ModelTarget(
     logits=_one,
     width=_one,
-    output=_output,
-    values=_values,
+    constants=None,
+    output=signed_logit,
+    values=lambda score, *_: score,
     logit_of=_contrast,
     contrast=_contrast,
-    loss=JointLoss(_batch_loss),
+    loss=JointLoss(_batch_loss, _events),
 )
