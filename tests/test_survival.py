@@ -19,7 +19,7 @@ from tests.test_api import write_slide
 PATIENTS, SLIDES = 20, 24
 COLUMNS = {"target": "survival_cox", "time": "os_days", "event": "os_event"}
 SMALL = {"encoder": "conv", "hidden": 8, "attention_hidden": 4, "epochs": 2, "learning_rate": 0.01}
-FLAGS = ["--target", "survival_cox", "--time", "os_days", "--event", "os_event", "--features", "f"]
+FLAGS = ["--time", "os_days", "--event", "os_event", "--features", "f"]
 
 
 def patient(slide: int) -> str:
@@ -145,6 +145,58 @@ def test_folds_leave_every_patient_out_once(store: str, folder: Path) -> None:
     assert len(set(predictions["patient_id"].to_pylist())) == PATIENTS - 1
 
 
+@pytest.fixture(scope="module")
+def hazards(store: str, folder: Path) -> mc.Run:
+    settings = COLUMNS | SMALL | {"target": "survival_hazard", "hazard_intervals": 3}
+    return mc.train(store, folder / "hazards", **settings, folds=2, test_fraction=0.2, val_fraction=0.2)
+
+
+def test_hazards_are_predicted_with_survival_at_the_mean_cut_points_of_the_folds(hazards: mc.Run, folder: Path) -> None:
+    """Each fold has cut points of its own: quantiles of the event times of its training patients."""
+    cut_points = []
+    for fold in range(2):
+        rows = hazards.fold(fold).splits().to_pylist()
+        times = sorted(
+            {row["patient_id"]: row["time"] for row in rows if row["split"] == "train" and row["event"]}.values()
+        )
+        with safe_open(hazards.fold(fold).model_uri, "np") as file:
+            cut_points.append(file.get_tensor("cut_points"))
+            assert file.metadata()["target"] == "survival_hazard"
+        np.testing.assert_array_equal(cut_points[-1], [times[-(-k * len(times) // 3) - 1] for k in (1, 2, 3)])
+    predictions = mc.predict(hazards, folder / "new.tiff", folder / "of_hazards")
+    survival, risk = predictions["new"].survival, predictions["new"].risk
+    np.testing.assert_allclose(list(survival), np.mean(cut_points, axis=0))
+    assert 1.0 > survival[min(survival)] > survival[max(survival)] > 0.0
+    assert risk is not None
+    assert -3.0 < risk < 0.0
+    with (folder / "of_hazards" / "predictions.csv").open() as file:
+        header, row = list(csv.reader(file))
+    assert header[4:-2] == ["risk", "spread", *(f"survival_at_{time:g}" for time in survival)]
+    assert [float(cell) for cell in row[6:-2]] == pytest.approx(list(survival.values()))
+    assert "risk" in predictions._repr_html_()
+
+
+def test_folds_of_hazards_pool_the_risks_of_patients_left_out(hazards: mc.Run) -> None:
+    assert hazards.predictions().column_names[-1] == "risk"
+    out_of_fold = hazards.out_of_fold()
+    assert out_of_fold is not None
+    assert out_of_fold.target == "survival_hazard"
+    assert out_of_fold.line.startswith("2 models; pooled Harrell's C of the patients left out ")
+
+
+@pytest.mark.parametrize("folds", ["0", "2"])
+def test_more_intervals_than_times_of_events_are_one_line(folds: str, store: str, tmp_path: Path) -> None:
+    """Without folds 13 patients of 19 are trained on."""
+    flags = ["--target", "survival_hazard", "--hazard-intervals", "14", "--folds", folds, *FLAGS]
+    ended = CliRunner().invoke(app, ["train", store, str(tmp_path / "run"), *flags])
+    assert isinstance(ended.exception, InputError)
+    assert ended.exception.line.startswith(
+        "hazard_intervals: expected 14 intervals that end at different times of events"
+    )
+    assert ended.exception.exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
 def problem(change: Callable[[int, dict[str, object]], dict[str, object]]) -> Callable[[int], dict[str, object]]:
     return lambda slide: change(slide, follow_up(slide))
 
@@ -182,7 +234,7 @@ def test_a_manifest_that_cannot_be_trained_on_is_one_line(case: str, store: str,
     change, line = BAD[case]
     try:
         mc.ingest(write_manifest(folder / "bad.csv", change), store, mpp=0.5, patch_size=128, workers=0)
-        ended = CliRunner().invoke(app, ["train", store, str(tmp_path / "run"), *FLAGS])
+        ended = CliRunner().invoke(app, ["train", store, str(tmp_path / "run"), "--target", "survival_cox", *FLAGS])
     finally:
         mc.ingest(folder / "follow_up.csv", store, mpp=0.5, patch_size=128, workers=0)
     assert isinstance(ended.exception, InputError)
@@ -210,6 +262,11 @@ def test_a_manifest_that_cannot_be_trained_on_is_one_line(case: str, store: str,
         (
             COLUMNS | {"pooling": "topk"},
             "pooling: expected poolings of embeddings with target survival_cox, got topk; allowed: max, mean, lse, gem",
+        ),
+        (COLUMNS | {"target": "survival_hazard", "hazard_intervals": 1}, "hazard_intervals: "),
+        (
+            COLUMNS | {"target": "survival_hazard", "pooling": "noisy_or"},
+            "pooling: expected poolings of embeddings with target survival_hazard, got noisy_or",
         ),
         (COLUMNS | {"level": "instance"}, "level: expected embedding with target survival_cox, got instance"),
     ],

@@ -3,8 +3,9 @@
 import pytest
 
 from milcore.cohort.targets import COHORT_TARGETS
-from milcore.config import TARGETS
+from milcore.config import SURVIVAL_TARGETS, TARGETS
 from milcore.evaluation.prediction_rows import PREDICTION_ROWS
+from milcore.evaluation.survival_curves import SURVIVAL_MODELS
 from milcore.evaluation.targets import EVALUATION_TARGETS
 from milcore.mil.targets import MODEL_TARGETS
 from milcore.training.selection import RANK_METRICS
@@ -23,3 +24,7 @@ TABLES = {
 @pytest.mark.parametrize("room", TABLES)
 def test_every_room_has_a_row_for_every_target(room: str) -> None:
     assert tuple(TABLES[room]) == TARGETS
+
+
+def test_every_survival_target_has_curves_and_words() -> None:
+    assert tuple(SURVIVAL_MODELS) == SURVIVAL_TARGETS

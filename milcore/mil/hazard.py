@@ -44,7 +44,8 @@ def periods(
     was followed to its middle at least, and tells nothing of later ones. Who is followed beyond the last cut point
     survived all.
 
-    Source: Gensheimer, Narasimhan 2019, PeerJ 7:e6257, section "Loss function".
+    Source: Gensheimer, Narasimhan 2019, PeerJ 7:e6257, and the published code; there intervals hold their beginning,
+    here their end, so that a cut point, itself the time of an event, has it before it.
 
     Args:
         time: to the event or to censoring.
@@ -69,7 +70,7 @@ def hazard_risk(logit: Float[Tensor, "bag interval"]) -> Float[Tensor, " bag"]:
 
     Between -K and 0; higher for an earlier event.
 
-    Source: Chen et al. 2021, arXiv 2108.02278, whose published code ranks patients by it.
+    Source: Chen et al. 2021, arXiv 2107.13048, whose published code ranks patients by it.
     """
     return -log_survival(logit).exp().sum(dim=1)
 
@@ -80,7 +81,7 @@ def hazard_losses(logit: Float[Tensor, "bag interval"], of_bags: Periods) -> Flo
     ``-sum_k [ y_k log h_k + (1 - y_k) log(1 - h_k) ]`` over the intervals in which the bag was at risk, with y_k = 1
     where the event came: the cross-entropy of person-period rows. No term is weighed against another.
 
-    Sources: Gensheimer, Narasimhan 2019, PeerJ 7:e6257, equation 4; Zadeh, Schmid 2020, IEEE TPAMI 43:3126-3137, which
+    Sources: Gensheimer, Narasimhan 2019, PeerJ 7:e6257; Zadeh, Schmid 2020, IEEE TPAMI 43:3126-3137, which
     counts the interval of censoring as survived, whenever in it the patient was censored.
 
     Args:

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sksurv.metrics import concordance_index_censored, concordance_index_ipcw
+from sksurv.metrics import concordance_index_censored, concordance_index_ipcw, integrated_brier_score
 from sksurv.util import Surv
 
 from milcore.cli.info import damage
+from milcore.config import TrainConfig
 from milcore.evaluation.baselines import shuffle_outcomes
 from milcore.evaluation.evaluate import evaluate
 from milcore.evaluation.evaluation import Evaluation
@@ -21,7 +22,7 @@ from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.device import compute_device
 from milcore.training.run_folder import Run
 from tests.docs.test_formats import NOT_MADE, table
-from tests.evaluation.survival_store import survival_store, train
+from tests.evaluation.survival_store import TRAIN, survival_store, train
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,48 @@ def test_figures_are_those_of_the_predictions(run, summary):
     assert groups["high"] == (risk > summary["survival"]["risk_cut"]).sum()
     low, high = summary["intervals"]["harrell_c"]
     assert low < summary["harrell_c"] < high
+
+
+@pytest.fixture(scope="module")
+def hazards(run: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("hazards") / "run")
+    settings = TRAIN.model_dump(exclude={"bag"}) | {"target": "survival_hazard", "hazard_intervals": 3}
+    train(Run(run).store, uri, TrainConfig.model_validate(settings))
+    evaluate(uri)
+    return uri
+
+
+def test_hazards_are_measured_by_their_own_survival_curve(hazards):
+    """Survival between cut points by geometric interpolation, the score by scikit-survival."""
+    summary = json.loads(Path(hazards, "metrics.json").read_text())
+    rows = pq.read_table(f"{hazards}/predictions.parquet").to_pylist()
+    training, test = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
+    cut_points = summary["survival"]["cut_points"]
+    columns = [f"survival_at_{time:g}" for time in cut_points]
+    assert list(rows[0])[-4:] == ["risk", *columns]
+    assert test[0]["risk"] == pytest.approx(-sum(test[0][name] for name in columns))
+    knots, times = np.array([0.0, *cut_points]), np.array(summary["survival"]["times"])
+    at_knots = np.array([[1.0, *(row[name] for name in columns)] for row in test])
+    survival = np.array([np.exp(np.interp(times, knots, np.log(row))) for row in at_knots])
+    surv = [Surv.from_arrays([r["event"] for r in part], [r["time"] for r in part]) for part in (training, test)]
+    assert summary["integrated_brier_score"] == pytest.approx(integrated_brier_score(*surv, survival, times))
+    risk = np.array([row["risk"] for row in test])
+    assert summary["uno_c"] == pytest.approx(concordance_index_ipcw(*surv, risk, summary["survival"]["tau"])[0])
+    assert summary["target"] == "survival_hazard"
+    assert len(summary["comparison"]) == 4
+
+
+def test_report_and_card_say_what_the_risk_of_hazards_is(hazards):
+    report, card = Path(hazards, "report.html").read_text(), Path(hazards, "MODEL_CARD.md").read_text()
+    for page in (report, card):
+        assert "minus the expected number of intervals of time survived" in page
+        assert "The intervals end at" in page
+        assert "Breslow" not in page
+        assert "baseline hazard" not in page
+    assert "proportional" not in card
+    assert damage(hazards) == []
+    slide = next(iter(Evaluation(hazards).slides.values()))
+    assert -3.0 < slide.risk < 0.0
 
 
 def test_metrics_say_by_what_they_were_measured(summary):

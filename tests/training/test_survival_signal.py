@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from milcore.config import TrainConfig
+from milcore.metrics.survival.brier_score import integrated_brier_score
 from milcore.metrics.survival.concordance import harrell_c
+from milcore.metrics.survival.discrete_hazard import SurvivalCurves
+from milcore.metrics.survival.kaplan_meier import kaplan_meier
 from milcore.metrics.survival.outcome import Outcome
-from milcore.metrics.survival.summary import RiskPredictions, survival_metrics
+from milcore.metrics.survival.summary import RiskPredictions, measurement_times, survival_metrics
 from milcore.mil.bags.bags import Bags
 from milcore.mil.inference import predict_bags
 from milcore.training.fit import fit
@@ -30,11 +33,17 @@ def parts_of(cohort: SurvivalBags) -> np.ndarray:
 
 def learned_risk(cohort: SurvivalBags, **settings: object) -> np.ndarray:
     """Risk of each patient by a model that is trained on the first of them."""
+    return learned_values(cohort, **settings)[1][:, 0]
+
+
+def learned_values(cohort: SurvivalBags, **settings: object) -> tuple[np.ndarray, np.ndarray]:
+    """Cut points of a model that is trained on the first patients, and what it predicts of each."""
     splits = [("train", "val", "test")[part] for part in parts_of(cohort)]
     events = cohort.event.astype(np.int64)
     bags = Bags.from_arrays(list(cohort.features), splits=splits, times=cohort.time, events=events)
-    predictions = predict_bags(fit(bags, config=SMALL, **settings), bags)
-    return np.array([predictions[index].probability[0] for index in range(len(splits))])
+    model = fit(bags, config=SMALL, **settings)
+    predictions = predict_bags(model, bags)
+    return model.constants.numpy(), np.array([predictions[index].probability for index in range(len(splits))])
 
 
 def of_part(cohort: SurvivalBags, risk: np.ndarray, part: int) -> RiskPredictions:
@@ -51,6 +60,37 @@ def gap(seed: int, patients: int, **settings: object) -> float:
         for pooling in ("gated_attention", "mean")
     )
     return harrell_c(attention.outcome, attention.risk) - harrell_c(mean.outcome, mean.risk)
+
+
+def hazard_gaps(seed: int, patients: int, **settings: object) -> tuple[float, float]:
+    """Harrell's C over that of mean pooling, and the integrated Brier score below that of one curve for everybody."""
+    cohort = survival_bags(SurvivalPlan(patients=patients, seed=seed))
+    (ends, values), (_, mean) = (
+        learned_values(cohort, pooling=pooling, target="survival_hazard", seed=seed, **settings)
+        for pooling in ("gated_attention", "mean")
+    )
+    training, test, test_mean = (
+        of_part(cohort, *each) for each in ((values[:, 0], 0), (values[:, 0], 2), (mean[:, 0], 2))
+    )
+    times = measurement_times(test.outcome, training.outcome)
+    of_test = SurvivalCurves(ends, values[parts_of(cohort) == 2, 1:]).survival(times)
+    of_all = np.tile(kaplan_meier(training.outcome).at(times), (len(of_test), 1))
+    own, null = (integrated_brier_score(test.outcome, each, training.outcome, times) for each in (of_test, of_all))
+    return harrell_c(test.outcome, test.risk) - harrell_c(test.outcome, test_mean.risk), null - own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"patients": 600, "epochs": 20, "patience": 20}, id="few patients"),
+        pytest.param({"patients": 800, "epochs": 30, "patience": 30}, id="more patients", marks=pytest.mark.long),
+    ],
+)
+def test_hazards_beat_mean_pooling_and_one_curve_for_everybody_by_more_than_two_standard_errors(settings):
+    gaps = np.array([hazard_gaps(seed, **settings) for seed in range(3)])
+    assert (gaps.mean(axis=0) > 2 * gaps.std(axis=0, ddof=1) / np.sqrt(len(gaps))).all()
+    assert gaps.mean(axis=0)[0] > 0.05
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from milcore.evaluation.report.survival_contents import SurvivalComparison, SurvivalCount, SurvivalReport, SurvivalSlide
+from milcore.evaluation.survival_curves import SURVIVAL_MODELS
 from milcore.metrics.survival.outcome import Outcome
 from milcore.metrics.survival.summary import RiskPredictions, survival_metrics
 from tests.evaluation.report.example import example
@@ -41,6 +42,8 @@ def survival_example(slides: int) -> SurvivalReport:
         time="os_days",
         event="os_event",
         bag="patient",
+        model=SURVIVAL_MODELS["survival_cox"],
+        cut_points=(),
         counts=(count_of("train", training), count_of("test", test)),
         reference="the training patients",
         metrics=metrics,
