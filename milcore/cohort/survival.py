@@ -198,7 +198,7 @@ def _check_splits(splits: pa.Table, _: Manifest, train: TrainConfig) -> None:
 
 
 def _check_hazard_splits(splits: pa.Table, manifest: Manifest, train: TrainConfig) -> None:
-    """Check also that the events of training end as many intervals of time as the settings ask for.
+    """Check also that the events of training end the intervals of the settings.
 
     Raises:
         InputError: as ``_check_splits``, or they end fewer.

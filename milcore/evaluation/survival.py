@@ -29,7 +29,7 @@ FEW_EVENTS = 10
 
 
 def _columns(run: RunPredictions) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
-    """Time and event of every bag, its risk, and survival at the cut points of a model that has some."""
+    """Time and event of every bag, its risk, and survival at cut points."""
     entries, predictions = run.bags.entries, [run.predictions[index] for index in range(len(run.bags.entries))]
     outcomes, predicted = risk_columns(entries, predictions)
     survival = {

@@ -1,4 +1,4 @@
-"""Table of the models of survival: survival curves from their predictions, and the words of reports on them."""
+"""Table of the models of survival: curves from their predictions, and reports' words."""
 
 import math
 from collections.abc import Callable, Sequence

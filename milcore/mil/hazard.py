@@ -24,7 +24,7 @@ from milcore.mil.target import BagLoss, ModelTarget, TargetConstants
 
 
 class Periods(NamedTuple):
-    """Person-period rows of bags: the intervals in which each was at risk, and of the event.
+    """Person-period rows of bags: the intervals at risk, and that of the event.
 
     Args:
         at_risk: 1 in each interval that was survived, or in which the event came.
@@ -61,7 +61,7 @@ def periods(
 
 
 def log_survival(logit: Float[Tensor, "bag interval"]) -> Float[Tensor, "bag interval"]:
-    """Log of survival at the end of each interval: ``sum_(j <= k) log(1 - h_j)``."""
+    """Log of survival at cut points: ``sum_(j <= k) log(1 - h_j)``."""
     return functional.logsigmoid(-logit).cumsum(dim=1)
 
 

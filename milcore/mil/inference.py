@@ -117,7 +117,7 @@ def predict_bags(
 
 
 def mean_constants(models: Sequence[MILModel]) -> Float[Tensor, " constant"]:
-    """Mean over the models of a run of what their training patients set, on the CPU.
+    """Mean over models of the constants of their target, on the CPU.
 
     Survival by hazards is reported at the mean cut points.
     """

@@ -123,7 +123,7 @@ class MILModel(nn.Module):
 
     @property
     def constants(self) -> Float[Tensor, " constant"]:
-        """Numbers that training patients set, such as cut points of time; empty where the target has none."""
+        """Numbers that training patients set, such as cut points; often none."""
         row = self.target.constants
         return torch.zeros(0, dtype=torch.float64) if row is None else self.get_buffer(row.name)
 

@@ -26,7 +26,7 @@ class BatchLoss(NamedTuple):
 
 
 class BagLoss(NamedTuple):
-    """Loss of each bag alone, from outputs, entries of the bags, and the constants of the model."""
+    """Loss of each bag alone, from outputs, entries, and constants of the model."""
 
     losses: Callable[
         [Float[Tensor, "bag output"], Sequence[BagEntry], Float[Tensor, " constant"], TrainConfig],
@@ -47,7 +47,7 @@ class JointLoss(NamedTuple):
 
 
 class TargetConstants(NamedTuple):
-    """Numbers of a target that its training patients set, in fp64, kept with the weights.
+    """Numbers in fp64 that training patients set, kept with the weights.
 
     Args:
         name: in ``model.safetensors``.

@@ -1,4 +1,4 @@
-"""Survival in training: validation by likelihood and Harrell's C, scales of the models, out-of-fold predictions."""
+"""Survival in training: validation, scales of the models, out-of-fold predictions."""
 
 import math
 from collections import Counter
@@ -77,7 +77,7 @@ def centre(model: MILModel, score: Float[np.ndarray, "bag 1"]) -> None:
 
 @torch.no_grad()
 def prepare_hazards(model: MILModel, entries: Sequence[BagEntry]) -> None:
-    """Set the cut points, and biases that make the first hazards those of the training bags.
+    """Set the cut points, and first hazards: those of all training bags.
 
     The logit of an interval begins at that of ``(events + 1/2) / (at risk + 1)``: a life table, kept off 0 and 1.
 

@@ -1,4 +1,4 @@
-"""Target in the room of training: first weights, validation, scale of a trained model, and folds."""
+"""Target in the room of training: preparation, validation, scale, and folds."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
