@@ -307,4 +307,6 @@ def test_a_pipeline_takes_patients_for_bags_unless_told_otherwise() -> None:
     parameters = {**COLUMNS, "bag": "slide", "epochs": 3}
     assert PipelineSettings(parameters, "").train.bag == "patient"
     assert PipelineSettings(parameters, '{"train": {"bag": "slide"}}').train.bag == "slide"
+    hazards = PipelineSettings(parameters | {"target": "survival_hazard"}, '{"train": {"hazard_intervals": 3}}').train
+    assert (hazards.target, hazards.hazard_intervals, hazards.bag) == ("survival_hazard", 3, "patient")
     assert PipelineSettings({"target": "classification", "time": "", "event": ""}, "").train == mc.TrainConfig()

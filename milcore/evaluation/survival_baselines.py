@@ -58,17 +58,15 @@ def compare_risks(
         device: of the baselines that are trained.
     """
 
-    def row(name: str, note: str, of: Bags, baseline: _Baseline) -> SurvivalComparison:
+    def row(name: str, note: str, of: Bags, baseline: _Baseline | Estimate) -> SurvivalComparison:
+        if isinstance(baseline, Estimate):
+            return SurvivalComparison(name, note, baseline, baseline, baseline)
         return SurvivalComparison.of(name, note, _measure(of, baseline, times, config.seed))
 
     if (config.pooling, config.level) != ("mean", "embedding"):
         mean = config.model_copy(update={"pooling": "mean", "level": "embedding"})
         yield row("embedding-mean pooling", MEAN_NOTE, bags, _train(mean, bags, device))
-    colour = _colour(bags, catalogue, config.seed)
-    if isinstance(colour, Estimate):
-        yield SurvivalComparison("slide colour", COLOUR_NOTE, colour, colour, colour)
-    else:
-        yield row("slide colour", COLOUR_NOTE, bags, colour)
+    yield row("slide colour", COLOUR_NOTE, bags, _colour(bags, catalogue, config.seed))
     others = shuffle_outcomes(bags, config.seed)
     yield row("shuffled training follow-up", SHUFFLED_NOTE, others, _train(config, others, device))
 
@@ -88,9 +86,15 @@ def risk_predictions(
     return RiskPredictions(outcome, risk, [entry.patient_id for entry in entries], of_bags if any(of_bags) else ())
 
 
-def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _Baseline:
-    """Predictions of a model that is not kept."""
-    model = train_model(config, bags, LocalContext(None, device)).model
+def _train(config: TrainConfig, bags: Bags, device: torch.device) -> _Baseline | Estimate:
+    """Predictions of a model that is not kept.
+
+    NaN with a reason where the follow-up that was dealt out ends too few intervals of time.
+    """
+    try:
+        model = train_model(config, bags, LocalContext(None, device)).model
+    except InputError as error:
+        return Estimate(math.nan, reason=error.line)
     predictions = predict_bags([model], bags, [*bags.split("train"), *bags.split("test")], device)
     values = {index: each.probability for index, each in predictions.items()}
     return _Baseline(config.target, values, mean_constants([model]).numpy())

@@ -173,6 +173,18 @@ def test_models_are_compared_at_the_times_of_the_run(run):
     assert scores[0].integrated_brier_score.value < scores[1].integrated_brier_score.value
 
 
+def test_a_baseline_whose_events_end_too_few_intervals_is_told_and_stops_nothing(run):
+    """Follow-up dealt out anew may leave training with fewer events than the run had."""
+    opened, device = open_run(run, compute_device(use_gpu=False)), compute_device(use_gpu=False)
+    config = opened.spec.train.model_copy(update={"target": "survival_hazard", "hazard_intervals": 99})
+    rows = compare_risks(config, opened.as_split, opened.catalogue, (20.0, 60.0), device)
+    mean, colour, shuffled = rows
+    for row in (mean, shuffled):
+        assert math.isnan(row.harrell_c.value)
+        assert row.harrell_c.reason.startswith("hazard_intervals: expected 99 intervals")
+    assert colour.harrell_c.value > 0.0
+
+
 def test_shuffling_keeps_test_patients_and_the_set_of_the_others(run):
     bags = open_run(run, compute_device(use_gpu=False)).bags
     again = shuffle_outcomes(bags, 0)
