@@ -66,6 +66,7 @@ EncoderKind = Literal["torchscript", "onnx", "timm", "hf"]
 TrainableEncoderName = Literal["linear", "mlp", "conv", "lenet5"]
 FeatureForm = Literal["standardised", "signed_root", "both"]
 SplitName = Literal["train", "val", "test"]
+SplitBy = Literal["patient", "site"]
 AttentionFormat = Literal["parquet", "png", "geojson", "ome-tiff", "zarr"]
 LabelSource = Literal["run", "manifest"]
 AnnotationOrigin = Literal["slide", "bounds"]
@@ -411,7 +412,7 @@ class EncodeConfig(Config):
 
 
 class SplitConfig(Config):
-    """Settings of the split of patients; with the manifest they determine it."""
+    """Settings of the split of patients or sites; with the manifest they determine it."""
 
     splits: UriText | None = Field(
         None, description="splits.parquet to take over, of a sweep or another run (none: patients are divided anew)"
@@ -425,6 +426,32 @@ class SplitConfig(Config):
         le=MAX_FOLDS,
         description="cross-validation: so many models, each leaving out other patients (0: one model)",
     )
+    split_by: SplitBy = Field(
+        "patient",
+        description="what no two splits or folds share: patients, or sites as well (column site of the manifest)",
+    )
+    leave_one_site_out: bool = Field(
+        False, description="cross-validation with a fold for each site; split_by is site then"
+    )
+
+    @property
+    def unit(self) -> SplitBy:
+        """What is whole in a split or fold."""
+        return "site" if self.leave_one_site_out else self.split_by
+
+    @property
+    def has_folds(self) -> bool:
+        """True for a run of several models."""
+        return self.folds > 0 or self.leave_one_site_out
+
+    @model_validator(mode="after")
+    def _has_a_fold_for_each_site_or_a_number(self) -> Self:
+        if self.leave_one_site_out and self.folds:
+            raise ValueError(
+                f"leave_one_site_out: expected no number of folds beside it, got folds {self.folds}; allowed: one of "
+                "them; drop the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_no_fold_or_several(self) -> Self:
@@ -437,7 +464,7 @@ class SplitConfig(Config):
     @model_validator(mode="after")
     def _takes_one_split(self) -> Self:
         # folds of a split that is taken over are drawn by the seed, their validation patients by the fraction
-        drawn = ("test_fraction",) if self.folds else ("split_seed", "val_fraction", "test_fraction")
+        drawn = ("test_fraction",) if self.has_folds else ("split_seed", "val_fraction", "test_fraction")
         given = [f"{name} {getattr(self, name)}" for name in drawn if name in self.model_fields_set]
         if self.splits is not None and given:
             raise ValueError(
@@ -1044,6 +1071,7 @@ def _literals(annotation: object) -> list[object]:
 NOT_IN_SETTINGS = {
     ("split", "splits"): "the pipeline divides the patients of its own store",
     ("split", "folds"): "the pipeline trains one model; milcore train --folds makes several",
+    ("split", "leave_one_site_out"): "the pipeline trains one model; milcore train --leave-one-site-out makes several",
     ("train", "features"): "they are those of the encode step, or the parameter of the pipeline that only sweeps",
     ("train", "pooling"): "the sweep draws it from poolings",
     ("train", "learning_rate"): "the sweep draws it between learning_rate_min and learning_rate_max",
@@ -1055,6 +1083,7 @@ NOT_IN_SWEEP = {
     "pooling": "drawn from poolings",
     "learning_rate": "drawn from learning_rate_min to learning_rate_max",
     "folds": "objective_folds scores trials by folds; the folds of a run are trained by milcore train",
+    "leave_one_site_out": "objective_folds scores trials by folds; those of sites are trained by milcore train",
 }
 # fields of a config that a pipeline's parameter of the same name does not mean
 OTHER_MEANING = {("train", "encoder"): "a pipeline's encoder is the frozen one"}

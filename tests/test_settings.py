@@ -58,6 +58,7 @@ WITHOUT_OPTION = {
     ("tune", "learning_rate"): "drawn between learning_rate_min and learning_rate_max",
     ("predict", "default_mpp"): "the option is --mpp",
     ("tune", "folds"): "objective_folds scores trials; the folds of a run are trained by milcore train",
+    ("tune", "leave_one_site_out"): "as folds",
 }
 # fields that only some encoders allow
 NEEDED_ENCODER = {"augment": "conv", "train_blocks": "uni"}

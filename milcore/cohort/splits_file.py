@@ -1,17 +1,18 @@
 """Splits read from a file: a ``splits.parquet`` of a run or a sweep.
 
-Only the split of each slide is taken from it; patients, labels and class names are those of the manifest. Where the
-file has others, the split was made for another cohort, and is refused.
+Only the split of each slide is taken from it; patients, sites, labels and class names are those of the manifest. Where
+the file has others, the split was made for another cohort, and is refused.
 """
 
 import pyarrow as pa
 
 from milcore.cohort.label_changes import changes_text, classes_of
 from milcore.cohort.manifest import Manifest
+from milcore.cohort.site_splits import SITE, SPLIT_BY, is_by_site
 from milcore.cohort.splits import CLASSES, COLUMNS, check_splits, splits_table
 from milcore.cohort.target import CohortTarget
 from milcore.cohort.targets import COHORT_TARGETS
-from milcore.config import TargetConfig
+from milcore.config import SplitBy, TargetConfig
 from milcore.errors import DamageError, InputError
 from milcore.runtime import storage
 from milcore.runtime.allow_list import check_uri
@@ -20,7 +21,7 @@ from milcore.runtime.progress import log_line
 ALLOWED = "allowed: the splits.parquet of a run or a sweep"
 
 
-def read_splits(uri: str, manifest: Manifest, target: TargetConfig = CLASSES) -> pa.Table:
+def read_splits(uri: str, manifest: Manifest, target: TargetConfig = CLASSES, unit: SplitBy = "patient") -> pa.Table:
     """Splits of the manifest's slides in a file, in its order.
 
     Slides that the manifest lacks are left out and logged.
@@ -29,9 +30,11 @@ def read_splits(uri: str, manifest: Manifest, target: TargetConfig = CLASSES) ->
         uri: of the file.
         manifest: of the slides.
         target: whose columns are compared.
+        unit: what the splits are to hold whole; sites too where the file was made of whole sites.
 
     Raises:
-        InputError: there is no such file, it is no table of splits, or its labels or patients are not the manifest's.
+        InputError: there is no such file, it is no table of splits, its labels or patients are not the manifest's, or
+            a site is in two splits that are to hold sites whole.
     """
     place = f"splits in {uri}"
     of_cohort = COHORT_TARGETS[target.target]
@@ -51,7 +54,8 @@ def read_splits(uri: str, manifest: Manifest, target: TargetConfig = CLASSES) ->
             "splits made for this manifest; ingest with the manifest, and positive class, that the splits were made "
             "for, or make them anew without splits"
         )
-    return splits_table(manifest, {row["slide_id"]: row["split"] for row in known}, target)
+    split_of = {row["slide_id"]: row["split"] for row in known}
+    return splits_table(manifest, split_of, target, "site" if is_by_site(table) else unit)
 
 
 def _read_table(uri: str, target: CohortTarget) -> pa.Table:
@@ -66,5 +70,5 @@ def _read_table(uri: str, target: CohortTarget) -> pa.Table:
     except (DamageError, pa.ArrowException):
         raise InputError(f"splits: expected Parquet at {uri}, got another or a damaged file; {ALLOWED}") from None
     # folds are made anew
-    names = (*COLUMNS, *target.columns, *target.notes)
+    names = (*COLUMNS, *target.columns, *target.notes, SITE, SPLIT_BY)
     return table.select([place for place, name in enumerate(table.column_names) if name in names])

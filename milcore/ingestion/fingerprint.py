@@ -37,7 +37,8 @@ def store_state(store_uri: str) -> str | None:
         version, record = versions.get(slide.uri), records.get(slide.slide_id)
         if version is None or record is None or of_ingestion != version._asdict():
             return None
-        states[slide.slide_id] = [version._asdict(), slide.label, record.to_complete_attrs()]
+        row = [slide.label, slide.patient_id, slide.site, slide.split, slide.mpp]
+        states[slide.slide_id] = [version._asdict(), row, record.to_complete_attrs()]
     return digest(states if not manifest.columns else [states, {**manifest.columns}])
 
 

@@ -51,16 +51,16 @@ def prepare_run(store_uri: str, run_uri: str, config: TrainConfig, split_config:
     check_no_other_files(run.uri, [posixpath.basename(run.checkpoints_uri)])
     catalogue = store.catalogue()
     splits = choose_splits(store, catalogue, split_config, config)
-    if split_config.folds:
+    of_folds: list[pa.Table] = []
+    if split_config.has_folds:
         splits = add_folds(splits, split_config)
-    of_folds = [splits_of_fold(splits, fold, split_config) for fold in range(split_config.folds)]
-    if of_folds:
+        of_folds = [splits_of_fold(splits, fold, split_config) for fold in range(1 + max(splits["fold"].to_pylist()))]
         manifest = store.manifest()
         for of_fold in of_folds:
             COHORT_TARGETS[config.target].check_splits(of_fold, manifest, config)
     check_labels_kept(store, run_uri, splits, config)
     with lease(run_uri, "run"):
-        spec = _claim_run(run, _spec(store, catalogue, config, splits, split_config.folds), splits)
+        spec = _claim_run(run, _spec(store, catalogue, config, splits, len(of_folds)), splits)
         for fold, of_fold in enumerate(of_folds):
             _claim_run(run.fold(fold), _spec(store, catalogue, config, of_fold, 0), of_fold)
     return spec
@@ -107,7 +107,7 @@ def choose_splits(store: PatchStore, catalogue: Catalogue, config: SplitConfig, 
     if config.splits is None:
         splits = make_splits(manifest, config, train)
     else:
-        splits = read_splits(config.splits, manifest, train)
+        splits = read_splits(config.splits, manifest, train, config.unit)
     usable = _usable_slides(catalogue)
     if config.splits is not None:
         wanted = set(usable) & set(target.table(manifest, train)["slide_id"].to_pylist())
