@@ -436,7 +436,7 @@ class SplitConfig(Config):
 
     @property
     def unit(self) -> SplitBy:
-        """What is whole in a split or fold."""
+        """Unit that no two splits or folds share."""
         return "site" if self.leave_one_site_out else self.split_by
 
     @property

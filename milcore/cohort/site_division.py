@@ -15,9 +15,12 @@ from jaxtyping import Float, Int
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 
+from milcore.errors import MILError
+
 SECONDS = 60.0
 # the same on every machine, where it is reached before the time
 NODES = 20_000
+INFEASIBLE = 2  # status of scipy's milp
 
 
 class SiteDivision(NamedTuple):
@@ -49,11 +52,18 @@ def divide_sites(
 
     Returns:
         None where no division does all this.
+
+    Raises:
+        MILError: the solver fails.
     """
     # larger sites first, which also names the parts where they are alike
     order = np.argsort(-counts.sum(axis=1), kind="stable")
     asked, sorted_counts = np.asarray(shares, np.float64), counts[order]
-    result = _solve(sorted_counts, asked, training)
+    # the solver ends with an error where presolve, or its absence, meets a rare fault of its own
+    tries = (_solve(sorted_counts, asked, training, presolve) for presolve in (False, True))
+    result = next((result for result in tries if result.x is not None or result.status == INFEASIBLE), None)
+    if result is None:
+        raise MILError(f"sites: expected a division of {len(counts)} sites, got an error of scipy.optimize.milp")
     if result.x is None:
         return None
     part = np.empty(len(counts), np.int64)
@@ -64,17 +74,19 @@ def divide_sites(
 
 
 def _solve(
-    counts: Int[np.ndarray, "site stratum"], shares: Float[np.ndarray, " part"], training: int | None
+    counts: Int[np.ndarray, "site stratum"], shares: Float[np.ndarray, " part"], training: int | None, presolve: bool
 ) -> OptimizeResult:
-    """Solution of the program: ``x_sp`` by site and part, and the deviation."""
+    """Solution of the program: ``x_sp`` by site and part, and the deviation.
+
+    Rows are in patients, which are whole numbers: ``|sum_s x_sp n_sk - a_p N_k| <= N_k deviation``.
+    """
     (sites, strata), parts = counts.shape, len(shares)
     totals = counts.sum(axis=0)
     each_site = sparse.kron(sparse.eye_array(sites), np.ones((1, parts)))
     each_part = sparse.kron(np.ones((1, sites)), sparse.eye_array(parts))
     # row of stratum k and part p: patients of k in p
     of_strata = sparse.kron(counts.T, sparse.eye_array(parts))
-    share = sparse.kron((counts / totals).T, sparse.eye_array(parts))
-    asked, deviation = np.tile(shares, strata), np.ones((strata * parts, 1))
+    asked, deviation = np.outer(totals, shares).ravel(), np.repeat(totals, parts)[:, None]
     if training is None:
         most, least = np.repeat(totals - 1, parts), np.zeros(strata * parts)
     else:
@@ -83,8 +95,8 @@ def _solve(
         LinearConstraint(_with_column(each_site), 1, 1),
         LinearConstraint(_with_column(each_part), 1, np.inf),
         LinearConstraint(_with_column(of_strata), least, most),
-        LinearConstraint(_with_column(share, -deviation), -np.inf, asked),
-        LinearConstraint(_with_column(share, deviation), asked, np.inf),
+        LinearConstraint(_with_column(of_strata, -deviation), -np.inf, asked),
+        LinearConstraint(_with_column(of_strata, deviation), asked, np.inf),
     ]
     highest = np.ones((sites, parts))
     if training is None and np.ptp(shares) == 0.0:
@@ -92,11 +104,11 @@ def _solve(
         highest = np.tril(highest)
     bounds = Bounds(np.append(np.zeros(sites * parts), _least_deviation(totals, shares)), np.append(highest, 1.0))
     goal, integral = (np.append(np.full(sites * parts, value), 1.0 - value) for value in (0.0, 1.0))
-    limits = {"time_limit": SECONDS, "node_limit": NODES}
+    limits = {"time_limit": SECONDS, "node_limit": NODES, "presolve": presolve}
     return milp(goal, constraints=constraints, integrality=integral, bounds=bounds, options=limits)
 
 
-def _with_column(matrix: sparse.sparray, column: Float[np.ndarray, "row 1"] | None = None) -> sparse.csr_array:
+def _with_column(matrix: sparse.sparray, column: Int[np.ndarray, "row 1"] | None = None) -> sparse.csr_array:
     """The matrix with a column for the deviation."""
     last = np.zeros((matrix.shape[0], 1)) if column is None else column
     return sparse.csr_array(sparse.hstack([matrix, sparse.csr_array(last)]))

@@ -334,7 +334,10 @@ def splits_with_labels(splits: pa.Table, classes: Sequence[str], manifest: Manif
 
 
 def splits_digest(splits: pa.Table) -> str:
-    """Sha256 of the rows in order of slide_id, with folds where there are any, and sites where these are whole."""
+    """Sha256 of the rows in order of slide_id.
+
+    Folds belong to it where there are any, and sites where these are whole.
+    """
     sites = [SITE, SPLIT_BY] if is_by_site(splits) else []
     folds = ["fold"] if "fold" in splits.column_names else []
     columns = [*COLUMNS, *target_of(splits).columns, *folds, *sites]
