@@ -143,6 +143,8 @@ R = TypeVar("R")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # names a folder of a store
 FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+# a name on one line, for programs and persons to compare
+EncoderId = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$", max_length=200)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -351,6 +353,11 @@ class ImportConfig(Config):
 
     format: ImportFormat = Field(description="what made SOURCE")
     name: FeatureName = Field("imported", description="features/<name> to write")
+    encoder_id: EncoderId | None = Field(
+        None,
+        description="what made the features, such as uni2-h at 0.5 um/px: a text that milcore predict compares (none: "
+        "not recorded)",
+    )
     labels: UriText | None = Field(
         None,
         description="CSV or Parquet with slide_id, label and optionally patient_id, uri, mpp, site, split, annotation; "
@@ -373,6 +380,15 @@ class ImportConfig(Config):
                 f"labels: expected {'a table' if self.labels is None else 'none'} with format {self.format}, got "
                 f"{self.labels!r}; allowed: a table with {apart}, none with the others, which hold their own; give or "
                 "drop --labels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_encoder_makes_features(self) -> Self:
+        if self.encoder_id is not None and self.format == "patches-npz":
+            raise ValueError(
+                f"encoder_id: expected none with format patches-npz, got {self.encoder_id!r}; allowed: with formats "
+                "of features; drop --encoder-id"
             )
         return self
 
@@ -827,7 +843,7 @@ class EvaluateConfig(Config):
 
 
 class PredictConfig(Config):
-    """Settings of a prediction of new slides."""
+    """Settings of a prediction of new slides, or of a store."""
 
     default_mpp: PositiveFloat | None = Field(
         None, description="um/px of slides that carry none (none: as the run's cohort has it)"
@@ -835,7 +851,17 @@ class PredictConfig(Config):
     annotation_origin: AnnotationOrigin = Field(
         "bounds", description="corner that coordinates in the GeoJSON and OME-TIFF of attention begin at"
     )
-    attention_formats: AttentionFormats = Field(ATTENTION_FORMATS, description="file formats of each slide's attention")
+    attention_formats: AttentionFormats | None = Field(
+        None, description="file formats of each slide's attention (none: all of slides, no attention of a store)"
+    )
+    features: FeatureName | None = Field(
+        None, description="features/<name> of the store (none: those that the run was trained on); for a store"
+    )
+    same_encoder: bool = Field(
+        False,
+        description="vouch that the store's features are of the encoder that made the run's, where one of them names "
+        "none; the predictions record it; for a store",
+    )
     allow_program: bool = Field(
         False,
         description="load an encoder that the run names and that is a TorchScript program: it runs its author's code",
@@ -864,6 +890,7 @@ class InstanceOrigin(Config):
     ingestion: tuple[IngestConfig, ...] = Field(description="of ingested slides")
     imports: tuple[str, ...] = Field(description="formats of imported slides")
     encoder: EncoderRecord | None = Field(description="of the features; none with patches or imported features")
+    encoder_id: str | None = Field(None, description="of imported features: what made them, where the import names it")
 
 
 class FolderSpec(Config):

@@ -22,6 +22,27 @@ def encoder_record(attrs: Mapping[str, Any]) -> EncoderRecord | None:
     return record.model_copy(update={"transform": EARLIER_TRANSFORMS.get(record.transform, record.transform)})
 
 
+def encoder_id_of_features(name: str, attrs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What made the imported features of all slides, by the import; None where it does not say.
+
+    Args:
+        name: of the features.
+        attrs: attributes of the features, by slide.
+
+    Raises:
+        StoreError: they were imported with several texts, or some without.
+    """
+    texts = {slide_id: of_slide.get("encoder_id") for slide_id, of_slide in attrs.items()}
+    first = next(iter(texts), None)
+    for slide_id, text in texts.items():
+        if first is not None and text != texts[first]:
+            raise StoreError(
+                f"features/{name}: expected those of one encoder, got encoder_id {text!r} for slide {slide_id!r} and "
+                f"{texts[first]!r} for {first!r}; allowed: one; import them again with --encoder-id"
+            )
+    return None if first is None else texts[first]
+
+
 def encoder_of_features(name: str, attrs: Mapping[str, Mapping[str, Any]]) -> EncoderRecord | None:
     """Encoder of the features of all slides; None where they were imported.
 

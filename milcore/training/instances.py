@@ -1,14 +1,13 @@
 """Instances of a run: digest of their content, and settings that made them."""
 
 import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from milcore.config import IngestConfig, InstanceOrigin, TrainConfig, parse_config
-from milcore.encoders.record import encoder_of_features
+from milcore.encoders.record import encoder_id_of_features, encoder_of_features
 from milcore.errors import StoreError
+from milcore.runtime.digest import digest
 from milcore.store.catalogue import Catalogue
 from milcore.store.slide_group import SlideGroup
 from milcore.store.slide_record import SlideRecord
@@ -18,10 +17,19 @@ FREE_SETTINGS = {"default_mpp", "mpp_from_magnification", "max_unreadable"}
 
 
 class Instances(NamedTuple):
-    """Digest of the instances of a run's slides, and the settings that made them."""
+    """Digests of the instances of slides, and the settings that made them.
 
-    digest: str
+    Args:
+        digests: of each slide's features or patches, by its id.
+    """
+
+    digests: Mapping[str, str]
     origin: InstanceOrigin
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the digests of all slides."""
+        return digest(self.digests)
 
 
 def read_instances(catalogue: Catalogue, config: TrainConfig, slide_ids: Sequence[str]) -> Instances:
@@ -39,13 +47,16 @@ def read_instances(catalogue: Catalogue, config: TrainConfig, slide_ids: Sequenc
         attrs = catalogue.map_slides(functools.partial(_feature_attrs, name=config.features), slide_ids)
         digests = {slide_id: of_slide.get("digest") for slide_id, of_slide in attrs.items()}
     _check_complete(digests, config.features)
-    encoder = None
+    encoder = encoder_id = None
     if config.features is not None:
         _check_patches(slides, attrs, config.features)
         encoder = encoder_of_features(config.features, attrs)
+        encoder_id = encoder_id_of_features(config.features, attrs)
     records = [slide.record for slide in slides.values()]
-    origin = InstanceOrigin(ingestion=_ingestion(records), imports=_imports(records), encoder=encoder)
-    return Instances(hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(), origin)
+    origin = InstanceOrigin(
+        ingestion=_ingestion(records), imports=_imports(records), encoder=encoder, encoder_id=encoder_id
+    )
+    return Instances({slide_id: text for slide_id, text in digests.items() if text is not None}, origin)
 
 
 def _feature_attrs(slide: SlideGroup, name: str) -> dict[str, Any]:

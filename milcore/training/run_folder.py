@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=FolderSpec)
 # keys of ``config.json`` that may differ when a folder is used again
 NO_SETTINGS = re.compile(
-    r"schema_version|milcore_version|store_uri|run|origin|origin\.(ingestion|imports|encoder|encoder\.encoder)"
+    r"schema_version|milcore_version|store_uri|run|origin|origin\.(ingestion|imports|encoder|encoder_id|encoder\.encoder)"
 )
 # those of the machine, which is another where a run goes on elsewhere: what was given last counts
 MEMORY_SETTINGS = re.compile(r"(tune\.)?train\.(activation_mb|cache_mb|disk_cache_mb)")
@@ -161,16 +161,18 @@ class Run:
         """True where the model, or the models of all folds, are published."""
         return any(storage.exists(uri) for uri in (self.model_uri, self.out_of_fold_uri))
 
-    def models(self, *, allow_program: bool = False) -> tuple["MILModel", ...]:
+    def models(self, *, allow_program: bool = False, workers_here: int = 1) -> tuple["MILModel", ...]:
         """The published models on the CPU, in evaluation mode: one, or one per fold.
 
         Args:
             allow_program: load an encoder that is a program (TorchScript) too.
+            workers_here: processes that share the memory of this machine, each with the models.
 
         Raises:
             InputError: the run, or one of its folds, is not finished, or its encoder is a program.
         """
-        from milcore.training.model_file import load_model  # noqa: PLC0415 - torch is imported only for weights
+        from milcore.mil.memory import with_memory  # noqa: PLC0415 - torch is imported only for weights
+        from milcore.training.model_file import load_model  # noqa: PLC0415
 
         spec = self.spec()
         check_program(spec.train.encoder, allow_program=allow_program)
@@ -178,7 +180,8 @@ class Run:
         for uri in uris:
             if not storage.exists(uri):
                 raise InputError(f"the run at {self.uri} is not finished ({uri} is missing); run milcore train again")
-        return tuple(load_model(uri, spec.train) for uri in uris)
+        config = with_memory(spec.train, workers_here)
+        return tuple(load_model(uri, config) for uri in uris)
 
     def out_of_fold(self) -> "OutOfFold | None":
         """Metrics of the slides that the folds of a finished run left out.

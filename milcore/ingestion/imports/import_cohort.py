@@ -1,8 +1,8 @@
 """Import of features or patches made elsewhere into a patch store.
 
 Each slide ends ``ok`` or ``quarantined`` with its reason, and another run imports only slides that are missing or have
-changed, as in ingestion. The import of a new slide cannot be repeated, so ``milcore predict`` refuses a run on such a
-store.
+changed, as in ingestion. The import of a new slide cannot be repeated: ``milcore predict`` scores stores by a run on
+such a store, not slides.
 """
 
 from collections import Counter
@@ -183,7 +183,9 @@ def _is_of(earlier: StoredSlide, record: SlideRecord, version: Mapping[str, obje
 
 def _first_record(slide: Slide, source: Source, config: ImportConfig) -> SlideRecord:
     """Record of a slide before its file is read."""
-    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS)
+    # without an encoder_id as earlier versions wrote them: their imports are not repeated
+    left_out = FREE_SETTINGS if config.encoder_id is not None else FREE_SETTINGS | {"encoder_id"}
+    settings = config.model_dump(mode="json", exclude=left_out)
     parameters = {**settings, "feature_type": source.feature_type, "slide_uri": slide.uri, "slide_mpp": slide.mpp}
     origin = ImportOrigin(config.format, _array_name(config))
     return SlideRecord(slide.slide_id, parameters=parameters, import_origin=origin)
@@ -248,6 +250,7 @@ def _write(
         if instances.features is not None:
             stored = record.with_files(lambda uri: storage.relative(uri, store.uri))
             attrs = {"imported": config.format, "source": stored.to_attrs()["source"]}
+            attrs |= {} if config.encoder_id is None else {"encoder_id": config.encoder_id}
             group = SlideGroup(store.group_uri(slide.slide_id), record)
             features = group.write_feature_array(config.name, instances.features, attrs, is_new=task.is_new)
             writer.keep_features(config.name, features)
