@@ -20,6 +20,7 @@ from milcore.config import (
     NOT_IN_SWEEP,
     AnnotationConfig,
     AttentionFormat,
+    Config,
     EncodeConfig,
     EvaluateConfig,
     ImportConfig,
@@ -727,30 +728,41 @@ def download_evaluation(run_uri: str, report: str, model_card: str, attention: s
 
 
 @with_settings(config=PredictConfig)
-def predict(
+def predict(  # noqa: PLR0913 - one keyword per option of the command
     run: "RunLike",
     slides: "Uri | Iterable[Uri]" = (),
     out: "Uri | None" = None,
     *,
     manifest: "Uri | None" = None,
+    store: "StoreLike | None" = None,
+    workers: int = 0,
+    ray_address: str = "local",
+    cluster_profile: str = "",
     config: PredictConfig,
 ) -> "Predictions":
-    """Score new slides through a run's own ingestion and encoder settings.
+    """Score new slides, or the features of a store, by a run.
 
-    The same folder resumes, and keeps every slide predicted into it.
+    Slide files pass through the run's own ingestion and encoder settings. The same folder resumes; that of slides keeps
+    every slide predicted into it.
 
     Args:
         run: a finished run.
-        slides: paths or URIs of slides; none with a manifest. The id of a file is its name without suffix.
+        slides: paths or URIs of slides; none with a manifest or a store. The id of a file is its name without suffix.
         out: folder for predictions and attention; None keeps nothing on disk.
         manifest: in place of slides: CSV or Parquet with slide_id, uri; also patient_id, mpp.
+        store: in place of slides: a patch store, ingested and encoded or imported, whose features are of the encoder
+            that made the run's.
+        workers: of a store: Ray workers; 0 computes in this process without Ray.
+        ray_address: of a store: ``local``, ``rayjob``, http(s)://host:8265 or host:port of Ray.
+        cluster_profile: YAML file that describes the clusters of rayjob; empty: the defaults.
         config: how slides are scored; fields given as keywords override its own.
 
     Returns:
         Predictions by slide id, and the reasons of slides that cannot be scored.
 
     Raises:
-        InputError: slides and a manifest, or neither of them.
+        InputError: not one of slides, manifest and store, or a setting of another of them.
+        StoreError: the store's features are not known to be of the run's encoder, or slides lack them.
     """
     from milcore.evaluation.predict import predict as predict_files
     from milcore.evaluation.predict import predict_manifest
@@ -758,27 +770,59 @@ def predict(
     from milcore.runtime import storage
 
     run_uri, files = _run_uri(run), _files(slides)
-    if bool(files) == (manifest is not None):
+    if bool(files) + (manifest is not None) + (store is not None) != 1:
         raise InputError(
-            f"predict: expected slides or a manifest, got {len(files)} slides and manifest {manifest!r} beside "
-            f"RUN {run_uri!r} and OUT {out!r}; allowed: RUN SLIDE… OUT or RUN OUT --manifest FILE; name slides or a "
-            "manifest"
+            f"predict: expected slides, a manifest or a store, got {len(files)} slides, manifest {manifest!r} and "
+            f"store {store!r} beside RUN {run_uri!r} and OUT {out!r}; allowed: RUN SLIDE… OUT, RUN OUT --manifest FILE "
+            "or RUN OUT --store URI; name one of them"
         )
-    score: Callable[..., dict[str, Any]] = (
-        partial(predict_files, run_uri, files)
-        if manifest is None
-        else partial(predict_manifest, run_uri, _uri("manifest", manifest))
-    )
+    on_ray: dict[str, object] = {"workers": workers, "ray_address": ray_address, "cluster_profile": cluster_profile}
+    launch = parse_config(LaunchConfig, {**on_ray, "use_gpu": config.use_gpu})
+    _check_kind_of_prediction(config, launch, of_store=store is not None)
+    if store is not None:
+        score: Callable[..., dict[str, Any]] = partial(_predict_store, run_uri, _store_uri(store), launch)
+    elif manifest is not None:
+        score = partial(predict_manifest, run_uri, _uri("manifest", manifest))
+    else:
+        score = partial(predict_files, run_uri, files)
     if out is not None:
         folder = storage.absolute(_uri("out", out))
         predictions = Predictions(score(folder, config), folder)
     else:
-        in_memory = config.model_copy(update={"attention_formats": FORMATS_IN_MEMORY})
+        in_memory = config if store is not None else config.model_copy(update={"attention_formats": FORMATS_IN_MEMORY})
         with tempfile.TemporaryDirectory() as folder:
             predictions = Predictions(score(folder, in_memory), folder)
-            predictions.load()
+            if in_memory.attention_formats:
+                predictions.load()
     _log_quarantined(predictions.quarantined)
     return predictions
+
+
+def _check_kind_of_prediction(config: PredictConfig, launch: LaunchConfig, *, of_store: bool) -> None:
+    """Refuse settings that slides or a store cannot have.
+
+    Raises:
+        InputError: there is one.
+    """
+    this, other = ("a store", "slides") if of_store else ("slides", "a store")
+    names = ("default_mpp",) if of_store else ("features", "same_encoder", "workers", "ray_address", "cluster_profile")
+    for name in names:
+        settings: Config = launch if name in type(launch).model_fields else config
+        value = getattr(settings, name)
+        if value != type(settings).model_fields[name].default:
+            raise InputError(f"{name}: expected none for {this}, got {value!r}; allowed: for {other}; leave it out")
+
+
+def _predict_store(
+    run_uri: str, store_uri: str, launch: LaunchConfig, out_uri: str, config: PredictConfig
+) -> dict[str, Any]:
+    """Score a store into a folder, and read what is there then."""
+    from milcore.cluster.launch import predict_with
+    from milcore.evaluation.predict_store import prepare_store_predictions, read_store_predictions
+
+    prepare_store_predictions(run_uri, store_uri, out_uri, config)
+    predict_with(out_uri, launch)
+    return read_store_predictions(out_uri)
 
 
 def _files(slides: "Uri | Iterable[Uri]") -> list[str]:

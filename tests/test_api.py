@@ -192,7 +192,7 @@ def test_a_value_out_of_range_is_told_in_the_words_of_the_command_line(keyword: 
             lambda: mc.evaluate("r", attention_formats=["jpg"]),
             r"attention_formats\.0: expected 'parquet', 'png', .*, got 'jpg'",
         ),
-        (lambda: mc.predict("r"), "predict: expected slides or a manifest, got 0 slides"),
+        (lambda: mc.predict("r"), "predict: expected slides, a manifest or a store, got 0 slides"),
     ],
 )
 def test_an_unknown_or_bad_keyword_is_one_line(call: Callable[[], object], line: str) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from milcore import __version__, api
 from milcore.cli.doctor import FindingLines
-from milcore.cli.options import AsJson, ConfigFile, Run, Store, Values, options_of, train_config
+from milcore.cli.options import AsJson, ConfigFile, Run, Store, Values, option, options_of, train_config
 from milcore.config import (
     MAX_WORKERS,
     NOT_IN_SWEEP,
@@ -258,16 +258,27 @@ def predict(
         str | None,
         typer.Option(help="in place of SLIDE: CSV or Parquet with slide_id, uri; also patient_id, mpp"),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="in place of SLIDE: a patch store with features of the encoder that made the run's"),
+    ] = None,
+    workers: Annotated[int, option(LaunchConfig, "workers", "for a store: Ray workers; 0 computes in this process")] = (
+        LaunchConfig().workers
+    ),
+    ray_address: Annotated[str, option(LaunchConfig, "ray_address")] = LaunchConfig().ray_address,
+    cluster_profile: Annotated[str, option(LaunchConfig, "cluster_profile")] = LaunchConfig().cluster_profile,
     mpp: Annotated[float | None, typer.Option(min=0.001, help="um/px of slides that carry none")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score new slides through the ingestion and encoder settings that the run recorded.
+    """Score new slides, through the settings that the run recorded, or a store's features.
 
     The same OUT resumes, and keeps every slide predicted into it. A file's id is its name without suffix, which it
     keeps; where another file has that name, a short digest of the URI is added.
     """
     *uris, out = slides
-    predictions = api.predict(run, uris, out, manifest=manifest, default_mpp=mpp, **config)
+    on_ray = {"workers": workers, "ray_address": ray_address, "cluster_profile": cluster_profile}
+    of_slides = {"manifest": manifest, "default_mpp": mpp}
+    predictions = api.predict(run, uris, out, store=store, **of_slides, **on_ray, **config)
     line = f"{len(predictions)} slides scored; {out}"
     finish(predictions.as_dict(), line, as_json, code=0 if predictions else NONE_OK)
 

@@ -1,6 +1,6 @@
 """Entry point of a Ray job: one step on a prepared folder.
 
-``python -m milcore.cluster ingest STORE | encode STORE | train RUN | tune OUT``
+``python -m milcore.cluster ingest STORE | encode STORE | train RUN | tune OUT | predict OUT``
 """
 
 import argparse
@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from milcore.cluster.jobs.heartbeat import SECONDS_WITHOUT_HEARTBEAT, exit_without_heartbeat
-from milcore.cluster.launch import encode_with, field_flag, ingest_with, train_with, tune_with
+from milcore.cluster.launch import encode_with, field_flag, ingest_with, predict_with, train_with, tune_with
 from milcore.config import Config, EncodeConfig, IngestConfig, LaunchConfig, pick
 from milcore.runtime.command import exit_codes
 
-FOLDERS = {"ingest": "STORE", "encode": "STORE", "train": "RUN", "tune": "OUT"}
+FOLDERS = {"ingest": "STORE", "encode": "STORE", "train": "RUN", "tune": "OUT", "predict": "OUT"}
 # steps that prepare nothing in their folder: settings come as flags
 CONFIGS: dict[str, type[Config]] = {"ingest": IngestConfig, "encode": EncodeConfig}
 
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str]) -> None:
             encode_with(uri, pick(EncodeConfig, values), launch)
         elif step == "tune":
             tune_with(uri, launch)
+        elif step == "predict":
+            predict_with(uri, launch)
         else:
             train_with(uri, launch)
 

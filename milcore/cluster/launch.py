@@ -1,4 +1,4 @@
-"""Launch ingest, encode, train and tune: here, on Ray, or as a job.
+"""Launch ingest, encode, train, tune and predict: here, on Ray, or as a job.
 
 A job runs on a standing Ray cluster or on one made for it. Each function takes a prepared folder or store and a
 LaunchConfig and returns once the result is in storage. Ray is imported only when it is used.
@@ -161,6 +161,35 @@ def tune_with(out_uri: str, launch: LaunchConfig) -> TrainConfig:
     if best is None:
         raise ClusterError(f"the sweep at {out_uri} ended without best.json; does the cluster see the same storage?")
     return best
+
+
+def predict_with(out_uri: str, launch: LaunchConfig) -> None:
+    """Predict a store into a prepared folder; what is there already stays.
+
+    Raises:
+        ClusterError: the job wrote another storage.
+    """
+    from milcore.evaluation.predict_store import SUMMARY, predict_parts
+
+    out_uri, device = storage.absolute(out_uri), "cuda" if launch.use_gpu else "cpu"
+    if launch.is_job:
+        _run_as_job(["predict", out_uri], launch)
+        if not storage.exists(storage.join(out_uri, SUMMARY)):
+            raise ClusterError(f"the job ended without {SUMMARY} in {out_uri}; does the cluster see the same storage?")
+        return
+    if launch.workers == 0:
+        from milcore.mil.device import compute_device
+
+        predict_parts(out_uri, compute_device(launch.use_gpu).type)
+        return
+    from milcore.cluster.workers.capacity import task_resources, wait_for_workers, workers_per_node
+    from milcore.cluster.workers.connect import connected
+    from milcore.cluster.workers.map import map_on_ray
+
+    with connected(launch):
+        # how many workers share the memory of a node is known once there is one
+        wait_for_workers(launch, 1, task_resources(launch))
+        predict_parts(out_uri, device, functools.partial(map_on_ray, launch=launch), workers_per_node(launch))
 
 
 def _run_as_job(command: list[str], launch: LaunchConfig) -> None:

@@ -23,7 +23,7 @@ def encoder_record(attrs: Mapping[str, Any]) -> EncoderRecord | None:
 
 
 def encoder_id_of_features(name: str, attrs: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What made the imported features of all slides, by the import; None where it does not say.
+    """Text that imports give of the encoder of all slides' features; None without.
 
     Args:
         name: of the features.

@@ -1,12 +1,13 @@
 """Predict new slides with a finished run and the settings that it recorded.
 
+Features in a store, of milcore or imported, are predicted by ``predict_store.py``.
+
 Each bag passes through a temporary store of its own; the cohort's store is not read. Results are written bag by bag,
 and a slide that has not changed is not scored again. A slide that cannot be used is quarantined with its reason; the
 others are scored.
 """
 
 import csv
-import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ import torch
 from milcore import __version__
 from milcore.cohort.manifest import Slide, read_manifest
 from milcore.config import (
+    ATTENTION_FORMATS,
     EncodeConfig,
     EncoderRecord,
     IngestConfig,
+    InstanceOrigin,
     PredictConfig,
     RunSpec,
     check_program,
@@ -30,28 +33,26 @@ from milcore.config import (
 from milcore.encoders.extraction.encode import load_encoder
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.attention.write import AttentionFiles, AttentionFolder
-from milcore.evaluation.decision import DecisionRule
 from milcore.evaluation.prediction_folder import (
     PredictionsSpec,
     Record,
     RecordFolder,
     check_files,
     check_records,
+    claim_predictions,
     predictions_uri,
     recorded_slide,
     slides_of_files,
 )
 from milcore.evaluation.prediction_rows import PREDICTION_ROWS
-from milcore.evaluation.score_bags import Scorer, score_bags
-from milcore.metrics.calibration import Temperature
-from milcore.metrics.classification import Threshold
+from milcore.evaluation.score_bags import SlideSettings, score_bags
+from milcore.evaluation.scorer import Scorer, load_scorer, models_digest
 from milcore.mil.device import compute_device
 from milcore.mil.inference import BagPrediction
 from milcore.runtime import storage
 from milcore.runtime.progress import log_line
 from milcore.training.instances import FREE_SETTINGS
-from milcore.training.run_files import read_file
-from milcore.training.run_folder import Run, claim_folder, read_metrics
+from milcore.training.run_folder import Run
 
 RESEARCH_USE = "Research use only. Not for diagnosis."
 ATTENTION = "attention"
@@ -116,22 +117,32 @@ def predict_slides(
         reason), ``slides``.
     """
     run_uri, out_uri = storage.absolute(run_uri), folder.uri
-    scorer, spec = _load_scorer(run_uri, options)
-    claim_folder(out_uri, spec)
+    scorer = load_scorer(run_uri, compute_device(options.use_gpu), allow_program=options.allow_program)
+    spec = _predictions_spec(run_uri, scorer, options)
+    claim_predictions(out_uri, spec)
     records = _records(folder, spec)
     check_files(slides, records)
     check_records(out_uri, slides, records)
     others = _other_slides(slides, records) if scorer.by_patient else []
-    files = AttentionFiles(options.attention_formats, options.annotation_origin)
+    formats = ATTENTION_FORMATS if options.attention_formats is None else options.attention_formats
+    files = AttentionFiles(formats, options.annotation_origin)
     attention = AttentionFolder(storage.join(out_uri, ATTENTION), files)
-    score_bags(scorer, [*slides, *others], records, folder, attention)
+    score_bags(scorer, _slide_settings(scorer, spec), [*slides, *others], records, folder=folder, attention=attention)
     records = _records(folder, spec)
     check_files(slides, records)  # another command may have predicted another file by the same id at the same time
-    rows = _rows(scorer, [slide.slide_id for slide in slides], records)
+    rows = _rows(scorer, spec.digest, [slide.slide_id for slide in slides], records)
     stored = [_stored_row(row, out_uri) for row in rows]
     storage.write_bytes(storage.join(out_uri, "predictions.csv"), _csv(stored))
     storage.write_json(predictions_uri(out_uri), _summary(storage.relative(run_uri, out_uri), scorer, stored))
     return _summary(run_uri, scorer, rows[: len(slides)])
+
+
+def _slide_settings(scorer: Scorer, spec: PredictionsSpec) -> SlideSettings:
+    """Settings that a slide passes through; a folder of predictions records them."""
+    name = scorer.spec.train.features
+    encode = None if spec.encoder is None else EncodeConfig(encoder=spec.encoder.encoder, name=name)
+    ingestion = cohort_ingestion(spec.run, scorer.spec) if spec.ingestion is None else spec.ingestion
+    return SlideSettings(ingestion, encode, spec.digest)
 
 
 def _stored_row(row: dict[str, Any], out_uri: str) -> dict[str, Any]:
@@ -159,9 +170,9 @@ def _other_slides(slides: Sequence[Slide], records: Mapping[str, Record]) -> lis
     return [slide for slide in others if slide.patient_id in patients]
 
 
-def _rows(scorer: Scorer, first: Sequence[str], records: Mapping[str, Record]) -> list[dict[str, Any]]:
+def _rows(scorer: Scorer, settings: str, first: Sequence[str], records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """Rows of these slides, then of all others of the same models and settings."""
-    valid = {slide_id: record for slide_id, record in records.items() if record.get("settings") == scorer.settings}
+    valid = {slide_id: record for slide_id, record in records.items() if record.get("settings") == settings}
     if len(valid) < len(records):
         others = ", ".join(sorted(records.keys() - valid.keys())[:5])
         log_line(
@@ -184,12 +195,11 @@ def _summary(run_uri: str, scorer: Scorer, rows: Sequence[dict[str, Any]]) -> di
     }
 
 
-def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
-    """Ingestion settings that all slides of a run share.
+def cohort_origin(run_uri: str, spec: RunSpec) -> InstanceOrigin:
+    """Settings that made the instances of a run.
 
     Raises:
         InputError: the run did not record them.
-        StoreError: the slides were ingested with different settings, or imported.
     """
     if spec.origin is None:
         raise InputError(
@@ -198,18 +208,29 @@ def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
             "it adds them, training nothing anew, if the store holds the same instances still; else train in another "
             "folder"
         )
-    if spec.origin.imports:
+    return spec.origin
+
+
+def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
+    """Ingestion settings that all slides of a run share.
+
+    Raises:
+        InputError: the run did not record them.
+        StoreError: the slides were ingested with different settings, or imported.
+    """
+    origin = cohort_origin(run_uri, spec)
+    if origin.imports:
         raise StoreError(
-            f"{run_uri}: expected a run on ingested slides, got imported ones ({', '.join(spec.origin.imports)}), "
-            "whose ingestion cannot be repeated on a new slide; allowed: a run on a store of milcore ingest; import "
-            "new slides beside the others and evaluate"
+            f"{run_uri}: expected a run on ingested slides, got imported ones ({', '.join(origin.imports)}), "
+            "whose ingestion cannot be repeated on a new slide; allowed: a run on a store of milcore ingest, or "
+            "features of the new slides: import them into a store and predict with --store"
         )
-    if not spec.origin.ingestion:
+    if not origin.ingestion:
         raise StoreError(
             f"{run_uri}: expected a run on slides whose ingestion is known, got none in their records; ingest the "
             "cohort again by milcore ingest and train in another folder"
         )
-    first, *others = (config.model_dump() for config in spec.origin.ingestion)
+    first, *others = (config.model_dump() for config in origin.ingestion)
     differing = sorted(
         {name for other in others for name in first if name not in FREE_SETTINGS and other[name] != first[name]}
     )
@@ -219,44 +240,24 @@ def cohort_ingestion(run_uri: str, spec: RunSpec) -> IngestConfig:
             f"{', '.join(differing)}; allowed: one value each, for a new slide to follow; ingest the cohort again and "
             "train in another folder"
         )
-    return spec.origin.ingestion[0]
+    return origin.ingestion[0]
 
 
-def _load_scorer(run_uri: str, options: PredictConfig) -> tuple[Scorer, PredictionsSpec]:
-    """The run's models and settings, and the ``config.json`` of predictions by them."""
-    run, device = Run(run_uri), compute_device(options.use_gpu)
-    spec, models = run.spec(), run.models(allow_program=options.allow_program)
-    ingestion = cohort_ingestion(run_uri, spec)
+def _predictions_spec(run_uri: str, scorer: Scorer, options: PredictConfig) -> PredictionsSpec:
+    """The ``config.json`` of predictions by a run."""
+    ingestion = cohort_ingestion(run_uri, scorer.spec)
     if options.default_mpp is not None:
         ingestion = parse_config(IngestConfig, ingestion.model_dump() | {"default_mpp": options.default_mpp})
-    encoder = _installed_encoder(run_uri, spec, device, allow_program=options.allow_program)
-    predictions = PredictionsSpec(
+    encoder = _installed_encoder(run_uri, scorer.spec, scorer.device, allow_program=options.allow_program)
+    return PredictionsSpec(
         milcore_version=__version__,
         run=run_uri,
-        models_sha256=_models_digest(run_uri, spec),
+        models_sha256=models_digest(Run(run_uri), scorer.spec),
         default_mpp=options.default_mpp,
         ingestion=ingestion,
         encoder=encoder,
         annotation_origin=options.annotation_origin,
     )
-    encode = None if encoder is None else EncodeConfig(encoder=encoder.encoder, name=spec.train.features)
-    rule = _decision_rule(run) if spec.train.target == "classification" else None
-    return Scorer(spec, models, ingestion, encode, rule, predictions.digest, device), predictions
-
-
-def _decision_rule(run: Run) -> DecisionRule | None:
-    """Decision rule that evaluation chose on validation.
-
-    None before evaluation, or where an earlier version did it.
-    """
-    metrics = read_metrics(run)
-    if metrics is None:
-        return None
-    if "temperature" not in metrics:
-        log_line(f"no class is predicted: an earlier version evaluated {run.uri}; run milcore evaluate again")
-        return None
-    threshold = None if metrics["threshold"] is None else Threshold(metrics["threshold"], metrics["threshold_origin"])
-    return DecisionRule(threshold, Temperature(metrics["temperature"], metrics["temperature_origin"]))
 
 
 def _installed_encoder(
@@ -285,12 +286,6 @@ def _installed_encoder(
             "install the version the cohort was encoded with"
         )
     return recorded
-
-
-def _models_digest(run_uri: str, spec: RunSpec) -> str:
-    """SHA-256 over the run's model files."""
-    models = [read_file(member.model_uri) for member in Run(run_uri).members(spec.folds)]
-    return hashlib.sha256(b"".join(models)).hexdigest()
 
 
 def _row(scorer: Scorer, record: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,18 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from milcore.cohort.manifest import Slide
-from milcore.config import AnnotationOrigin, EncoderRecord, FolderSpec, IngestConfig
+from milcore.config import (
+    AnnotationOrigin,
+    AttentionFormat,
+    EncoderRecord,
+    FeatureName,
+    FolderSpec,
+    IngestConfig,
+)
 from milcore.errors import DamageError, InputError, StoreError
 from milcore.runtime import storage
 from milcore.runtime.digest import digest, with_own_digest, without_own_digest
+from milcore.training.run_folder import claim_folder, config_uri
 
 SLIDES = "slides"
 STEM_CHARACTERS = 100
@@ -53,6 +61,45 @@ class PredictionsSpec(FolderSpec):
     def earlier_digest(self) -> str:
         """The digest of earlier versions, with the run's place at that time."""
         return digest(self.model_dump(mode="json", exclude=NO_SETTINGS))
+
+
+class StorePredictionsSpec(FolderSpec):
+    """The ``config.json`` of a folder of predictions of a store.
+
+    All that a prediction depends on beside the instances.
+    """
+
+    folders: ClassVar[tuple[str, ...]] = ("run", "store")
+    run: str
+    store: str
+    models_sha256: str
+    features: FeatureName | None = Field(description="of the store; none with patches")
+    encoder: EncoderRecord | None = Field(description="of the run's features; none with patches or imported features")
+    encoder_id: str | None = Field(description="of the run's imported features: what made them")
+    same_encoder: bool = Field(description="the user vouched that it made the store's features too")
+    attention_formats: tuple[AttentionFormat, ...] = Field(description="file formats of each slide's attention")
+    annotation_origin: AnnotationOrigin = Field(description="of the GeoJSON and OME-TIFF of attention")
+
+
+def claim_predictions(uri: str, spec: PredictionsSpec | StorePredictionsSpec) -> None:
+    """Write the ``config.json`` of a folder of predictions, or compare it.
+
+    Raises:
+        InputError: it holds predictions by other settings, or of slides where these are of a store, or the reverse.
+    """
+    try:
+        stored = storage.read_json(config_uri(uri))
+    except FileNotFoundError:
+        stored = None
+    if isinstance(stored, dict) and "models_sha256" in stored:
+        of_store, is_store = "store" in stored, isinstance(spec, StorePredictionsSpec)
+        if of_store != is_store:
+            kinds = {True: "a store", False: "slides"}
+            raise InputError(
+                f"{uri}: expected a folder of predictions of {kinds[is_store]}, got one of {kinds[of_store]}; allowed: "
+                "one kind in a folder; take another folder"
+            )
+    claim_folder(uri, spec)
 
 
 class RecordFolder:

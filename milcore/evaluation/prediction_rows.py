@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from milcore.config import Target
-from milcore.evaluation.score_bags import Scorer
+from milcore.evaluation.scorer import Scorer
 from milcore.evaluation.survival_curves import survival_columns
 from milcore.metrics.calibration import calibrate
 from milcore.mil.inference import BagPrediction, mean_constants

@@ -16,7 +16,7 @@ class Prediction:
     """Prediction of one slide.
 
     Args:
-        uri: the slide's file.
+        uri: the slide's file; empty where a store was predicted, whose manifest has it.
         probabilities: by class; empty for survival.
         calibrated: by class, after the run's temperature scaling; empty where the run is not evaluated.
         predicted: the class that is called; None where the run is not evaluated.
@@ -96,7 +96,7 @@ class Predictions(Mapping[str, Prediction]):
             prediction.attention.load()
 
     def as_dict(self) -> dict[str, object]:
-        """The content of ``predictions.json`` for these slides."""
+        """The content of ``predictions.json`` for these slides; of a store its like."""
         return dict(self._summary)
 
     def __repr__(self) -> str:
@@ -122,7 +122,7 @@ def _prediction(row: Mapping[str, Any], summary: Mapping[str, Any], folder_uri: 
     return Prediction(
         slide_id=row["slide_id"],
         patient_id=row["patient_id"],
-        uri=row["uri"],
+        uri=row.get("uri", ""),
         probabilities=_by_class(row, "probability", classes),
         calibrated=_by_class(row, "calibrated", classes),
         predicted=row.get("called"),

@@ -11,18 +11,17 @@ import numpy as np
 import torch
 
 from milcore.cohort.manifest import Slide
-from milcore.config import EncodeConfig, IngestConfig, RunSpec
+from milcore.config import EncodeConfig, IngestConfig
 from milcore.encoders.extraction.encode import encode_slide
 from milcore.errors import SlideError
 from milcore.evaluation.attention.write import AttentionFolder, write_attention
-from milcore.evaluation.decision import DecisionRule
 from milcore.evaluation.prediction_folder import Record, RecordFolder
+from milcore.evaluation.scorer import Scorer
 from milcore.ingestion.slide import ingest_slide
-from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
-from milcore.mil.bags.load import instance_rows
-from milcore.mil.bags.rows import ChainedRows
+from milcore.mil.bags.bags import BagEntry
+from milcore.mil.bags.batch import Bag
+from milcore.mil.bags.load import open_bags
 from milcore.mil.inference import BagPrediction, instance_columns, predict_bags
-from milcore.mil.model import MILModel
 from milcore.runtime import storage
 from milcore.runtime.allow_list import uri_problem
 from milcore.runtime.progress import track
@@ -35,29 +34,15 @@ from milcore.store.store import PatchStore
 WRITING_THREADS = 2
 
 
-class Scorer(NamedTuple):
-    """Models and settings of a run that score new slides.
+class SlideSettings(NamedTuple):
+    """Settings that a slide passes through before its bag is scored.
 
-    ``rule`` is None where the run has not been evaluated; ``encode`` is None where the models take patches.
-    ``settings`` is the digest of all that the folder's predictions depend on.
+    ``encode`` is None where the models take patches. ``digest`` is that of all that the folder's predictions depend on.
     """
 
-    spec: RunSpec
-    models: tuple[MILModel, ...]
     ingest: IngestConfig
     encode: EncodeConfig | None
-    rule: DecisionRule | None
-    settings: str
-    device: torch.device
-
-    @property
-    def by_patient(self) -> bool:
-        """True where a bag is all slides of a patient."""
-        return self.spec.train.bag == "patient"
-
-    def predicted_class(self, prediction: BagPrediction) -> int | None:
-        """The class that the run's rule calls."""
-        return None if self.rule is None else int(self.rule.predict(prediction.probability[None])[0])
+    digest: str
 
 
 class _SlideScore(NamedTuple):
@@ -76,10 +61,12 @@ class _ScoredBag(NamedTuple):
     folder: "tempfile.TemporaryDirectory[str]"
 
 
-def score_bags(
+def score_bags(  # noqa: PLR0913 - models, settings, slides, and the two folders
     scorer: Scorer,
+    settings: SlideSettings,
     slides: Sequence[Slide],
     records: Mapping[str, Record],
+    *,
     folder: RecordFolder,
     attention: AttentionFolder,
 ) -> None:
@@ -89,6 +76,7 @@ def score_bags(
 
     Args:
         scorer: of the run.
+        settings: of ingestion and encoding, as the run's.
         slides: all slides of each bag.
         records: of the folder, by id.
         folder: to write records into.
@@ -102,7 +90,7 @@ def score_bags(
             for slide in bag.slides:
                 folder.write(slide.record)
 
-    for _ in map_in_threads(write, _scored_bags(scorer, slides, records), WRITING_THREADS):
+    for _ in map_in_threads(write, _scored_bags(scorer, settings, slides, records), WRITING_THREADS):
         pass
 
 
@@ -113,20 +101,22 @@ def _write_attention(attention: AttentionFolder, slide: _SlideScore, *, is_new: 
         write_attention(attention, slide.group, slide.weight, slide.columns, is_new=is_new)
 
 
-def _scored_bags(scorer: Scorer, slides: Sequence[Slide], records: Mapping[str, Record]) -> Iterator[_ScoredBag]:
+def _scored_bags(
+    scorer: Scorer, settings: SlideSettings, slides: Sequence[Slide], records: Mapping[str, Record]
+) -> Iterator[_ScoredBag]:
     """Score the bags that are not recorded as they are now."""
     # a file that changes after this is scored again by the next command
     versions = _source_versions(slides, records)
     bags = _group_by_bag(slides, scorer)
     for bag in track(bags, "predict", len(bags)):
         ids = sorted(slide.slide_id for slide in bag)
-        wanted = [{"seen": versions[slide], "bag": ids, "settings": scorer.settings} for slide in bag]
+        wanted = [{"seen": versions[slide], "bag": ids, "settings": settings.digest} for slide in bag]
         stored = [records.get(slide.slide_id, {}) for slide in bag]
         if not all(
             record.get("status") == "ok" and made_of.items() <= record.items()
             for record, made_of in zip(stored, wanted, strict=True)
         ):
-            yield _score_bag(scorer, bag, wanted)
+            yield _score_bag(scorer, settings, bag, wanted)
 
 
 def _group_by_bag(slides: Sequence[Slide], scorer: Scorer) -> list[list[Slide]]:
@@ -169,29 +159,32 @@ def _record_version(slide: Slide, version: SourceVersion | None) -> list[object]
     return [slide.uri, slide.patient_id, slide.mpp, *of_file]
 
 
-def _score_bag(scorer: Scorer, slides: list[Slide], made_of: list[dict[str, Any]]) -> _ScoredBag:
+def _score_bag(
+    scorer: Scorer, settings: SlideSettings, slides: list[Slide], made_of: list[dict[str, Any]]
+) -> _ScoredBag:
     """Ingest and encode the slides of a bag, then predict all usable ones together.
 
     Args:
         scorer: of the run.
+        settings: of ingestion and encoding.
         slides: of the bag.
         made_of: what the record of each tells of its making.
     """
     folder = tempfile.TemporaryDirectory()
     try:
-        return _ScoredBag(list(_score_slides(scorer, slides, made_of, storage.join(folder.name, "store"))), folder)
+        store = PatchStore(storage.join(folder.name, "store"))
+        return _ScoredBag(list(_score_slides(scorer, settings, slides, made_of, store)), folder)
     except BaseException:
         folder.cleanup()
         raise
 
 
 def _score_slides(
-    scorer: Scorer, slides: list[Slide], made_of: list[dict[str, Any]], store_uri: str
+    scorer: Scorer, settings: SlideSettings, slides: list[Slide], made_of: list[dict[str, Any]], store: PatchStore
 ) -> Iterator[_SlideScore]:
-    store = PatchStore(store_uri)
-    outcomes = [ingest_slide(slide, store, scorer.ingest) for slide in slides]
+    outcomes = [ingest_slide(slide, store, settings.ingest) for slide in slides]
     usable = [slide for slide, outcome in zip(slides, outcomes, strict=True) if outcome.status == "ok"]
-    groups = {slide.slide_id: _encode_group(scorer, store, slide.slide_id) for slide in usable}
+    groups = {slide.slide_id: _encode_group(settings, store, scorer.device, slide.slide_id) for slide in usable}
     members, of_slide = _predict_bag(scorer, slides[0].patient_id, list(groups.values())) if groups else (None, {})
     for slide, outcome, making in zip(slides, outcomes, made_of, strict=True):
         group = groups.get(slide.slide_id)
@@ -205,9 +198,9 @@ def _score_slides(
         yield _SlideScore(record | making, group, *of_slide.get(slide.slide_id, (np.empty(0), {})))
 
 
-def _encode_group(scorer: Scorer, store: PatchStore, slide_id: str) -> SlideGroup:
-    if scorer.encode is not None:
-        encode_slide(store.uri, scorer.encode, scorer.device.type, slide_id)
+def _encode_group(settings: SlideSettings, store: PatchStore, device: torch.device, slide_id: str) -> SlideGroup:
+    if settings.encode is not None:
+        encode_slide(store.uri, settings.encode, device.type, slide_id)
     return store.slide(slide_id)
 
 
@@ -215,17 +208,25 @@ def _predict_bag(
     scorer: Scorer, bag_id: str, groups: list[SlideGroup]
 ) -> tuple[list[list[float]], dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]]:
     """Probabilities of a bag by each model; attention and further columns of its slides."""
-    config = scorer.spec.train
     names, lengths = tuple(group.slide_id for group in groups), tuple(len(group) for group in groups)
     entry = BagEntry(bag_id, bag_id, 0, "test", names, lengths)
-    rows = ChainedRows([instance_rows(group, config) for group in groups])
-    bags = Bags([entry], lambda _: rows, cache_bytes(config))
+    bags = open_bags([entry], {group.slide_id: group for group in groups}, scorer.spec.train)
     prediction = predict_bags(scorer.models, bags, [0], scorer.device)[0]
+    return prediction.members.tolist(), attention_of_slides(scorer, entry, bags[0], prediction)
+
+
+def attention_of_slides(
+    scorer: Scorer, entry: BagEntry, bag: Bag, prediction: BagPrediction
+) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Attention and further columns of the instances of each slide of a bag.
+
+    Those that differ by class are of the predicted one.
+    """
     predicted_class = scorer.predicted_class(prediction)
     label = prediction.likeliest if predicted_class is None else predicted_class
-    of_bag = instance_columns(scorer.models, bags[0], label, with_leave_one_out=False)
+    of_bag = instance_columns(scorer.models, bag, label, with_leave_one_out=False)
     columns = {name: entry.by_slide(values) for name, values in of_bag.items()}
-    return prediction.members.tolist(), {
+    return {
         slide_id: (weight, {name: values[slide_id] for name, values in columns.items()})
         for slide_id, weight in entry.by_slide(prediction.attention).items()
     }

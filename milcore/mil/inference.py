@@ -3,7 +3,7 @@
 Every evaluation is computed from these.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from milcore.errors import InputError
 from milcore.mil.bags.bags import Bags, check_bags
-from milcore.mil.bags.batch import Bag, pack
+from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.dealing import micro_batches
 from milcore.mil.instance_encoders.features import FeatureEncoder
 from milcore.mil.leave_one_out import leave_one_out
@@ -102,7 +102,7 @@ def predict_bags(
     models = _listed_models(models)
     indices = range(len(bags)) if indices is None else _listed_indices(indices, len(bags))
     device = next(models[0].parameters()).device if device is None else device
-    _check_width(models, bags)
+    check_width(models, bags.instance().shape[-1])
     shared = mean_constants(models)
     predictions: dict[int, BagPrediction] = {}
     instances = sum(bags.lengths[index] for index in indices)
@@ -162,18 +162,17 @@ def _is_index(value: object, bags: int) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) in range(bags)
 
 
-def _check_width(models: Sequence[MILModel], bags: Bags) -> None:
+def check_width(models: Sequence[MILModel], features: int) -> None:
     """Check that models of features read as many as the bags have.
 
     Raises:
         InputError: a model reads another number.
     """
     widths = {len(model.encoder.mean) for model in models if isinstance(model.encoder, FeatureEncoder)}
-    got = bags.instance().shape[-1]
-    if widths - {got}:
+    if widths - {features}:
         raise InputError(
-            f"bags: expected {widths.pop()} features, as the model was trained on, got {got}; allowed: features of the "
-            "same encoder"
+            f"bags: expected {widths.pop()} features, as the model was trained on, got {features}; allowed: features "
+            "of the same encoder"
         )
 
 
@@ -185,11 +184,45 @@ def _predict_bags(
     groups = micro_batches(indices, bags.lengths, model.instance_budget(bags.instance()))
     predictions: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for group, batch in zip(groups, bags.batches(groups), strict=True):
-        output = model.predict_bags(batch)
-        probability = model.target.values(output.output.double(), model.constants, shared).cpu().numpy()
-        weights = np.split(output.attention.double().cpu().numpy(), np.cumsum([bags.lengths[i] for i in group])[:-1])
+        probability, attention = _predict_batch(model, batch, shared)
+        weights = np.split(attention, np.cumsum([bags.lengths[i] for i in group])[:-1])
         predictions |= dict(zip(group, zip(probability, weights, strict=True), strict=True))
     return predictions
+
+
+def _predict_batch(
+    model: MILModel, batch: BagBatch, shared: Float[Tensor, " constant"]
+) -> tuple[Float[np.ndarray, "bag class"], Float[np.ndarray, " instance"]]:
+    output = model.predict_bags(batch)
+    values = model.target.values(output.output.double(), model.constants, shared)
+    return values.cpu().numpy(), output.attention.double().cpu().numpy()
+
+
+@torch.no_grad()
+def predict_one_by_one(models: Sequence[MILModel], bags: Bags, device: torch.device) -> Iterator[BagPrediction]:
+    """Prediction of each bag, as ``predict_bags`` of it alone, while the next is read.
+
+    So no prediction depends on which bags are predicted beside it.
+
+    Args:
+        models: of one run; moved to the device and left in evaluation mode.
+        bags: read lazily, each once for all models.
+        device: where to compute.
+
+    Raises:
+        InputError: the bags have another number of features than a model.
+    """
+    check_width(models, bags.instance().shape[-1])
+    shared = mean_constants(models)
+    for model in models:
+        model.to(device).eval()
+    for index, batch in enumerate(bags.batches([index] for index in range(len(bags)))):
+        of_models = []
+        for model in models:
+            with torch_threads(useful_threads(model, bags.instance(), bags.lengths[index])):
+                of_models.append(_predict_batch(model, batch, shared))
+        members, attention = zip(*of_models, strict=True)
+        yield BagPrediction(np.vstack(members), np.sum(attention, axis=0) / len(models))
 
 
 @torch.no_grad()

@@ -261,16 +261,21 @@ class PatchStore:
         """Reason of every quarantined slide, in manifest order."""
         return self.catalogue().quarantined()
 
-    def slide(self, slide_id: str) -> SlideGroup:
+    def slide(self, slide_id: str, row: SlideRow | None = None) -> SlideGroup:
         """Open a slide's group.
 
         ``catalogue`` opens many, without a request for each.
 
+        Args:
+            slide_id: of the slide.
+            row: of it, out of the catalogue, which spares the request; None reads the group.
+
         Raises:
             StoreError: it is absent, incomplete or quarantined.
         """
-        record = usable_record(self.uri, slide_id, self.record(slide_id))
-        return SlideGroup(self.group_uri(slide_id), record, None, partial(renew_row, self.uri))
+        record = self.record(slide_id) if row is None else resolved(row.record(self.uri), self.uri)
+        record = usable_record(self.uri, slide_id, record)
+        return SlideGroup(self.group_uri(slide_id), record, row, partial(renew_row, self.uri))
 
     def read_row(self, slide_id: str) -> SlideRow | None:
         """Make a slide's row of the catalogue from its own objects.

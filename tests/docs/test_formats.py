@@ -83,6 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("evaluate", folds, "--no-baselines")
     write_sweep(store, str(folder / "sweep"))
     run("predict", run_uri, str(folder / "s1.tiff"), str(folder / "predictions"))
+    run("predict", folds, str(folder / "of-store"), "--store", store, "--attention", "parquet")
     patches = np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), dtype=np.uint8)
     which = np.repeat(np.arange(4), 2)
     np.savez(
@@ -93,7 +94,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("import", source, imported, "--format", "patches-npz", "--positive-instances", "tumour")
     vectors = np.random.default_rng(0).normal(size=(8, 3))
     np.savez(folder / "bags.npz", X=vectors, bag=which, y=np.arange(4) % 2)
-    run("import", str(folder / "bags.npz"), str(folder / "bags"), "--format", "bags-npz")
+    run("import", str(folder / "bags.npz"), str(folder / "bags"), "--format", "bags-npz", "--encoder-id", "normal")
     return folder
 
 
@@ -119,6 +120,7 @@ def matched(documented: str) -> re.Pattern[str]:
         ("<epoch>", r"\d{4}"),
         ("<k>", r"\d"),
         ("<digest>", r"[0-9a-f]{32}"),
+        ("<part>", r"\d{6}-[0-9a-f]{16}"),
     ):
         pattern = pattern.replace(re.escape(placeholder), stands_for)
     return re.compile(pattern + (".*" if documented.endswith("/") else ""))
@@ -132,6 +134,7 @@ def matched(documented: str) -> re.Pattern[str]:
         ("Attention", ["run/attention", "folds/attention", "predictions/attention"]),
         ("Sweep folder", ["sweep"]),
         ("Folder of predictions", ["predictions"]),
+        ("Folder of predictions of a store", ["of-store"]),
     ],
 )
 def test_every_file_is_documented_and_every_documented_one_is_there(
@@ -221,6 +224,15 @@ def test_predictions_have_the_documented_columns_and_keys(made: Path) -> None:
         assert list(next(csv.reader(file))) == list(table("Columns of `predictions.csv`"))
     (cell,) = table("Folder of predictions")["predictions.json"]
     summary = json.loads((made / "predictions/predictions.json").read_text())
+    assert set(re.findall(r"`(\w+)`", cell)) == summary.keys()
+
+
+def test_predictions_of_a_store_have_the_documented_columns_and_keys(made: Path) -> None:
+    documented = {name: cells[0] for name, cells in table("Columns of `predictions/`").items()}
+    schema = pq.read_table(made / "of-store/predictions").schema
+    assert {field.name: str(field.type) for field in schema} == documented
+    (cell,) = table("Folder of predictions of a store")["summary.json"]
+    summary = json.loads((made / "of-store/summary.json").read_text())
     assert set(re.findall(r"`(\w+)`", cell)) == summary.keys()
 
 

@@ -77,6 +77,9 @@ COMMANDS = {
     "predict": Command(
         ("predict", "{cohort}/trained/run", "{files}/s4.tiff", "{files}/s5.tiff", "{out}/predictions"),
     ),
+    "predict a store": Command(
+        ("predict", "{cohort}/trained/run", "{out}/predictions", "--store", STORE, "--attention", "parquet,zarr"),
+    ),
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ MARK = "MILCORE_TEST_RUN"
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["milcore.cli.main", "milcore.cluster.launch", "milcore.evaluation.evaluate", "milcore.evaluation.predict",
+     "milcore.evaluation.predict_store",
      "milcore.ingestion.cohort", "milcore.ingestion.imports.import_cohort", "onnxruntime", "s3fs"]
 )  # fmt: skip
 LONGEST_S = 300.0

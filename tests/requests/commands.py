@@ -126,3 +126,9 @@ def _prediction(uri: str, slides: list[str]) -> Iterator[tuple[str, Callable[[],
     yield "evaluate on encoded", lambda: mc.evaluate(run, baselines=False)
     yield "predict", lambda: mc.predict(run, slides, f"{uri}/predictions")
     yield "predict again", lambda: mc.predict(run, slides, f"{uri}/predictions")
+
+    def of_store() -> object:
+        return mc.predict(run, out=f"{uri}/predictions-of-store", store=f"{uri}/store")
+
+    yield "predict a store", of_store
+    yield "predict a store again", of_store

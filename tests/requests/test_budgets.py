@@ -72,6 +72,9 @@ BUDGETS = {
     "evaluate on encoded": Budget(60, store={"GET": 3.4}, run={"PUT": ATTENTION * TEST}),
     "predict": Budget(60, run={"PUT": ATTENTION + 1}, files={"HEAD": 7, "GET": 3}),
     "predict again": Budget(60, run={"GET": 1}),
+    # features alone: the catalogue opens the slides, and a part is one object
+    "predict a store": Budget(80, store={"GET": 1}),
+    "predict a store again": Budget(80),
 }
 
 

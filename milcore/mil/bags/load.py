@@ -1,6 +1,7 @@
 """Bags of a patch store."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -44,7 +45,20 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
         )
         for bag_id, bag_rows in rows_of_bag.items()
     ]
-    cache = _disk_cache(store_uri, config)
+    return open_bags(entries, groups, config, _disk_cache(store_uri, config))
+
+
+def open_bags(
+    entries: Sequence[BagEntry], groups: Mapping[str, SlideGroup], config: TrainConfig, cache: DiskCache | None = None
+) -> Bags:
+    """Bags of opened slides, read lazily.
+
+    Args:
+        entries: one per bag.
+        groups: the slides of all bags, by id.
+        config: whose instances they have: features, or patches.
+        cache: of features on this machine's disk; None: none.
+    """
     features = functools.cache(lambda slide_id: groups[slide_id].features(str(config.features), cache))
 
     def open_rows(entry: BagEntry) -> Rows:
