@@ -14,7 +14,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -40,7 +40,7 @@ else:
 
 PoolingName = Literal[
     "max", "mean", "lse", "noisy_or", "noisy_and", "topk", "gem", "attention", "gated_attention", "additive",
-    "multi_head_attention",
+    "multi_head_attention", "dsmil",
 ]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
 Target = Literal["classification", "survival_cox", "survival_hazard"]
@@ -82,20 +82,33 @@ LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
 # their file is TorchScript, a program of its author
 PROGRAM_ENCODERS = ("torchscript", "conch")
 FEATURE_ENCODERS: tuple[TrainableEncoderName, ...] = ("linear", "mlp")
-# the levels that each pooling is defined on
-POOLING_LEVELS: dict[PoolingName, tuple[Level, ...]] = {
-    "max": ("instance", "embedding"),
-    "mean": ("instance", "embedding"),
-    "lse": ("instance", "embedding"),
-    "noisy_or": ("instance",),
-    "noisy_and": ("instance",),
-    "topk": ("instance",),
-    "gem": ("embedding",),
-    "attention": ("instance", "embedding"),
-    "gated_attention": ("instance", "embedding"),
-    "additive": ("embedding",),
-    "multi_head_attention": ("embedding",),
+
+
+class PoolingScope(NamedTuple):
+    """Levels that a pooling is defined on, and targets that it serves."""
+
+    levels: tuple[Level, ...]
+    targets: tuple[Target, ...]
+
+
+_BOTH_LEVELS: tuple[Level, ...] = ("instance", "embedding")
+_OF_CLASSES: tuple[Target, ...] = ("classification",)
+# poolings of probabilities pool those of classes
+POOLING_SCOPES: dict[PoolingName, PoolingScope] = {
+    "max": PoolingScope(_BOTH_LEVELS, TARGETS),
+    "mean": PoolingScope(_BOTH_LEVELS, TARGETS),
+    "lse": PoolingScope(_BOTH_LEVELS, TARGETS),
+    "noisy_or": PoolingScope(("instance",), _OF_CLASSES),
+    "noisy_and": PoolingScope(("instance",), _OF_CLASSES),
+    "topk": PoolingScope(("instance",), _OF_CLASSES),
+    "gem": PoolingScope(("embedding",), TARGETS),
+    "attention": PoolingScope(_BOTH_LEVELS, TARGETS),
+    "gated_attention": PoolingScope(_BOTH_LEVELS, TARGETS),
+    "additive": PoolingScope(("embedding",), TARGETS),
+    "multi_head_attention": PoolingScope(("embedding",), TARGETS),
+    "dsmil": PoolingScope(("embedding",), _OF_CLASSES),
 }
+POOLING_LEVELS = {name: scope.levels for name, scope in POOLING_SCOPES.items()}
 
 # limits, above all that a slide scanner or a user needs: input beyond them is refused before memory is taken for it
 MAX_SLIDE_EDGE_PX = 2_000_000
@@ -275,13 +288,12 @@ def _check_level(name: str, pooling: PoolingName, level: Level) -> None:
         )
 
 
-def _check_survival_pooling(name: str, pooling: PoolingName, target: Target) -> None:
-    """Refuse one of probabilities, before it asks for a level that the target refuses."""
-    of_embeddings = [other for other, levels in POOLING_LEVELS.items() if "embedding" in levels]
-    if target in SURVIVAL_TARGETS and pooling not in of_embeddings:
+def _check_target(name: str, pooling: PoolingName, target: Target) -> None:
+    """Refuse a pooling that does not serve a target, before it asks for a level that the target refuses."""
+    serving = [other for other, scope in POOLING_SCOPES.items() if target in scope.targets]
+    if pooling not in serving:
         raise ValueError(
-            f"{name}: expected poolings of embeddings with target {target}, got {pooling}; allowed: "
-            f"{', '.join(of_embeddings)}"
+            f"{name}: expected a pooling that serves target {target}, got {pooling}; allowed: {', '.join(serving)}"
         )
 
 
@@ -658,7 +670,7 @@ class TrainConfig(TargetConfig):
     def _has_no_setting_of_another_target(self) -> Self:
         if self.target not in SURVIVAL_TARGETS:
             return self
-        _check_survival_pooling("pooling", self.pooling, self.target)
+        _check_target("pooling", self.pooling, self.target)
         for name, allowed in ALLOWED_IN_SURVIVAL.items():
             value = getattr(self, name)
             if value != allowed:
@@ -780,7 +792,7 @@ class TuneConfig(Config):
     @model_validator(mode="after")
     def _poolings_fit_the_level(self) -> Self:
         for pooling in self.poolings:
-            _check_survival_pooling("poolings", pooling, self.train.target)
+            _check_target("poolings", pooling, self.train.target)
             _check_level("poolings", pooling, self.train.level)
         return self
 

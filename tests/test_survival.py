@@ -261,7 +261,7 @@ def test_a_manifest_that_cannot_be_trained_on_is_one_line(case: str, store: str,
         (COLUMNS | {"batch_size": 1}, "batch_size: expected bags to compare with each other with target survival_cox"),
         (
             COLUMNS | {"pooling": "topk"},
-            "pooling: expected poolings of embeddings with target survival_cox, got topk; allowed: max, mean, lse, gem",
+            "pooling: expected a pooling that serves target survival_cox, got topk; allowed: max, mean, lse, gem, attention",
         ),
         (COLUMNS | {"target": "survival_hazard", "hazard_intervals": 1}, "hazard_intervals: "),
         (

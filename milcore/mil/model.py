@@ -33,7 +33,14 @@ from milcore.mil.memory import activation_mb
 from milcore.mil.pooling.additive import AdditivePooling
 from milcore.mil.pooling.pooling import POOLINGS
 from milcore.mil.pooling.probability import log_sigmoids
-from milcore.mil.pooling.protocol import InstancePooling, Monoid, PoolingShape, Summary, TwoPassPooling
+from milcore.mil.pooling.protocol import (
+    InstancePooling,
+    Monoid,
+    PoolingShape,
+    Summary,
+    TwoPassPooling,
+    TwoStreamPooling,
+)
 from milcore.mil.pooling.streaming import ChunkPlan, pool_batch, pool_first
 from milcore.mil.targets import MODEL_TARGETS
 
@@ -42,6 +49,8 @@ PROBE_INSTANCES = 64
 GPU_CHUNKS = 16
 # initial weights are drawn from torch's global generator, which all threads share
 _GENERATOR_LOCK = threading.Lock()
+
+LossOfBags = Callable[[Float[Tensor, "bag output"]], Float[Tensor, " bag"]]
 
 
 class BagOutput(NamedTuple):
@@ -139,6 +148,22 @@ class MILModel(nn.Module):
         """
         return self.output(self._pool(batch, dropout, plan or self.chunk_plan(batch))[1])
 
+    def losses(
+        self, batch: BagBatch, dropout: Dropout | None, loss: LossOfBags, plan: ChunkPlan | None = None
+    ) -> Float[Tensor, " bag"]:
+        """Training loss of each bag.
+
+        Args:
+            batch: of bags.
+            dropout: None outside training.
+            loss: of the target, of each bag by its output.
+            plan: by default ``chunk_plan(batch)``.
+        """
+        summary = self._pool(batch, dropout, plan or self.chunk_plan(batch))[1]
+        if isinstance(self.pooling, TwoStreamPooling):
+            return torch.stack([loss(self._output_of(logit)) for logit in self._streams(summary)]).mean(dim=0)
+        return loss(self.output(summary))
+
     @torch.no_grad()
     def predict_bags(self, batch: BagBatch) -> BagOutput:
         """Output and attention of each bag, without dropout.
@@ -230,12 +255,9 @@ class MILModel(nn.Module):
 
     def output(self, summary: Summary) -> Float[Tensor, "bag output"]:
         """Output of the target from summaries of whole bags."""
-        pooled = self.pooling.finish(summary)
         if self.level == "instance" and isinstance(self.pooling, InstancePooling):
-            of_class = self.pooling.instance_log_prob(pooled)
-        else:
-            of_class = log_sigmoids(self._classify(pooled, self.classifier.bias))
-        return self.target.output(of_class)
+            return self.target.output(self.pooling.instance_log_prob(self.pooling.finish(summary)))
+        return self._output_of(torch.stack(self._streams(summary)).mean(dim=0))
 
     def chunk_plan(self, batch: BagBatch) -> ChunkPlan:
         """Plan of the chunks of a batch, by the memory budget and the device."""
@@ -271,6 +293,16 @@ class MILModel(nn.Module):
             lifted.scores, lifted.values, lifted.rows_of(first), lifted.chunk.segments
         )
         return lifted._replace(scores=scores, values=values)
+
+    def _streams(self, summary: Summary) -> list[Float[Tensor, "bag class"]]:
+        """Logits of the classifier and, with two streams, those of the pooling."""
+        of_classifier = self._classify(self.pooling.finish(summary), self.classifier.bias)
+        return [of_classifier] + (
+            [self.pooling.stream_logit(summary)] if isinstance(self.pooling, TwoStreamPooling) else []
+        )
+
+    def _output_of(self, logit: Float[Tensor, "bag class"]) -> Float[Tensor, "bag output"]:
+        return self.target.output(log_sigmoids(logit))
 
     def _classify(
         self, pooled: Float[Tensor, "bag pooled"], bias: Float[Tensor, " class"] | None
@@ -308,6 +340,20 @@ class MILModel(nn.Module):
             graph = self._second_pass(lifted, first).summary(self.pooling)
         del graph  # it kept every storage alive, so that no address was counted twice
         return sum(storages.values())
+
+
+class BagLosses(nn.Module):
+    """Training loss of each bag as a module: the forward pass that data-parallel training wraps."""
+
+    def __init__(self, model: MILModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, batch: BagBatch, dropout: Dropout | None, loss: LossOfBags, plan: ChunkPlan | None = None
+    ) -> Float[Tensor, " bag"]:
+        """Training loss of each bag, as of ``MILModel.losses``."""
+        return self.model.losses(batch, dropout, loss, plan)
 
 
 def _once_per_chunk(lift: Callable[[Chunk], LiftedChunk]) -> Callable[[Chunk], LiftedChunk]:

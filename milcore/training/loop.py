@@ -26,8 +26,8 @@ from milcore.errors import MILError
 from milcore.mil.bags.bags import BagEntry, Bags
 from milcore.mil.bags.batch import BagBatch
 from milcore.mil.dropout import Dropout
-from milcore.mil.model import MILModel, make_model
-from milcore.mil.target import JointLoss
+from milcore.mil.model import BagLosses, LossOfBags, MILModel, make_model
+from milcore.mil.target import BagLoss, JointLoss
 from milcore.mil.threads import torch_threads, useful_threads
 from milcore.runtime.limits import cpus
 from milcore.training.batching import Group, RankBatch, bags_per_step, instances_per_bag, rank_batches
@@ -136,7 +136,8 @@ class _Loop:
             functools.partial(rank_batches, config, bags, self.budget, ctx=ctx)
         )
         distributed = ctx.world_size > 1
-        self.replica = DistributedDataParallel(self.model, forward_sync_buffers=False) if distributed else self.model
+        trained = self.model if isinstance(self.model.target.loss, JointLoss) else BagLosses(self.model)
+        self.replica = DistributedDataParallel(trained, forward_sync_buffers=False) if distributed else trained
 
     @property
     def threads(self) -> int:
@@ -242,12 +243,15 @@ class _Loop:
         for place, (group, whole) in enumerate(zip(step.groups, batches, strict=False), start=1):
             batch = self._sample(group, whole, dropout)
             with self._gradient_sync(last=place == len(step.groups)):
-                output: Tensor = self.replica(batch, dropout)
-                losses = loss_of.losses(output, self._entries(group.bags), self.model.constants, self.config)
+                losses: Tensor = self.replica(batch, dropout, self._loss_of_bags(loss_of, group))
                 loss = (losses * losses.new_tensor(group.weights)).sum()
                 torch.autograd.backward(loss)
             total += loss.item()
         return total / self.ctx.world_size
+
+    def _loss_of_bags(self, loss_of: BagLoss, group: Group) -> LossOfBags:
+        entries, constants = self._entries(group.bags), self.model.constants
+        return lambda output: loss_of.losses(output, entries, constants, self.config)
 
     def _backward_jointly(
         self, loss_of: JointLoss, step: RankBatch, batches: Iterator[BagBatch], dropout: Dropout

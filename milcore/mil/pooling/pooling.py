@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from milcore.config import PoolingName
-from milcore.mil.bags.segments import Segments, at_least_fp32, segment_max, segment_sum
+from milcore.mil.bags.segments import Segments, at_least_fp32, segment_sum
 from milcore.mil.pooling.additive import AdditivePooling
 from milcore.mil.pooling.attention import AttentionScore
+from milcore.mil.pooling.dsmil import DualStreamPooling
 from milcore.mil.pooling.generalised_mean import GeneralisedMeanPooling
+from milcore.mil.pooling.maxima import is_first_winner, winner_rows
 from milcore.mil.pooling.multi_head import MultiHeadAttentionPooling
 from milcore.mil.pooling.probability import SMALLEST_PROBABILITY, log_of, log_sigmoids, probabilities
 from milcore.mil.pooling.protocol import Pooling, PoolingShape, ScorelessPooling, Scorer, Summary
@@ -51,18 +53,12 @@ class MaxPooling(ScorelessPooling):
 
     def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
         del scores
-        rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
-        is_best = values.detach() == segment_max(values, segments).index_select(0, segments.bag)
-        row_if_best = torch.where(is_best, rows, len(values) - 1)
-        winner = row_if_best.new_full((segments.bags, values.shape[1]), len(values) - 1).scatter_reduce(
-            0, segments.bag[:, None].expand_as(values), row_if_best, "amin"
-        )
+        winner = winner_rows(values, segments)
         return at_least_fp32(values.gather(0, winner)), segments.position[winner]
 
     def merge(self, a: Summary, b: Summary) -> Summary:
-        (a_value, a_position), (b_value, b_position) = a, b
-        take_a = (a_value > b_value) | ((a_value == b_value) & (a_position <= b_position))
-        return torch.where(take_a, a_value, b_value), torch.where(take_a, a_position, b_position)
+        take_a = is_first_winner(a, b)
+        return tuple(torch.where(take_a, *pair) for pair in zip(a, b, strict=True))
 
     def finish(self, summary: Summary) -> Tensor:
         return summary[0]
@@ -287,4 +283,5 @@ POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
     "gated_attention": partial(SoftmaxPooling, gated=True),
     "additive": AdditivePooling,
     "multi_head_attention": MultiHeadAttentionPooling,
+    "dsmil": DualStreamPooling,
 }

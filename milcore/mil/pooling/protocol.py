@@ -23,7 +23,7 @@ class PoolingShape(NamedTuple):
         width: of an instance embedding.
         attention_width: of the attention network.
         heads: attention branches, 1 or one per class.
-        classes: logits per instance at instance level.
+        classes: logits of an instance, where instances have them: one where there are two classes.
         lse_sharpness: r of log-sum-exp, above 0.
         noisy_and_slope: a of noisy-and, above 0.
         topk_instances: k of top-k, a count, or below 1 a share of the bag.
@@ -138,6 +138,18 @@ class TwoPassPooling(Pooling, Protocol):
     """
 
     first: FirstPass
+
+
+@runtime_checkable
+class TwoStreamPooling(Pooling, Protocol):
+    """Pooling with a stream of its own beside the classifier's.
+
+    A bag's logit is the mean of both streams; each has the loss of the target, and their mean is trained.
+    """
+
+    def stream_logit(self, summary: Summary) -> Float[Tensor, "bag class"]:
+        """Logits of its own stream."""
+        ...
 
 
 @runtime_checkable

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from milcore.config import POOLING_LEVELS, PoolingName, TrainConfig, TuneConfig, parse_config
+from milcore.config import POOLING_LEVELS, POOLING_SCOPES, TARGETS, PoolingName, TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError
 from milcore.mil.bags.segments import Segments
 from milcore.mil.pooling.pooling import POOLINGS
-from milcore.mil.pooling.protocol import Pooling, PoolingShape, Summary, TwoPassPooling
+from milcore.mil.pooling.protocol import Pooling, PoolingShape, Summary, TwoPassPooling, TwoStreamPooling
 
 WIDTH = 5
 FLOAT = torch.float64
@@ -58,6 +58,8 @@ class Sigma:
 
     def read(self, summary: Summary) -> Tensor:
         pooled = self.pooling.finish(summary)
+        if isinstance(self.pooling, TwoStreamPooling):
+            return torch.cat([pooled, self.pooling.stream_logit(summary)], dim=1)
         return pooled if self.level == "embedding" else self.pooling.instance_log_prob(pooled)
 
     def __call__(self, keys: Tensor, lengths: list[int]) -> Tensor:
@@ -102,7 +104,7 @@ def first_of_parts(sigma: Sigma, parts: list[tuple[Tensor, Segments]]) -> Summar
 
 
 def test_config_names_are_the_table_s_keys() -> None:
-    assert set(get_args(PoolingName)) == set(POOLINGS) == set(POOLING_LEVELS)
+    assert set(get_args(PoolingName)) == set(POOLINGS) == set(POOLING_SCOPES)
 
 
 @pytest.mark.parametrize("name", POOLING_LEVELS)
@@ -116,6 +118,16 @@ def test_a_level_that_a_pooling_is_not_defined_on_is_refused(name: str) -> None:
             TuneConfig(poolings=(name,), train=TrainConfig(level=level))
     for level in POOLING_LEVELS[name]:
         assert TrainConfig(pooling=name, level=level).pooling == name
+
+
+@pytest.mark.parametrize("name", POOLING_SCOPES)
+def test_a_target_that_a_pooling_does_not_serve_is_refused(name: str) -> None:
+    for target in set(TARGETS) - set(POOLING_SCOPES[name].targets):
+        line = f"expected a pooling that serves target {target}, got {name}; allowed: max, mean"
+        with pytest.raises(InputError, match=f"pooling: {line}"):
+            parse_config(TrainConfig, {"pooling": name, "target": target, "time": "time", "event": "event"})
+        with pytest.raises(InputError, match=f"poolings: {line}"):
+            TuneConfig(poolings=(name,), train=TrainConfig(target=target, time="time", event="event"))
 
 
 @settings(max_examples=40)
@@ -174,6 +186,9 @@ def test_a_bag_of_one_pools_to_its_instance(row: tuple[str, str]) -> None:
         torch.testing.assert_close(sigma(keys, [1]), keys.clamp_min(1e-6))
     elif row[0] == "additive":
         torch.testing.assert_close(sigma(keys, [1]), torch.relu(sigma.pooling.content(keys)))
+    elif row[0] == "dsmil":
+        logit = sigma.pooling.instance_classifier(keys)
+        torch.testing.assert_close(sigma(keys, [1]), torch.cat([keys, logit], dim=1))
     elif row[0] == "multi_head_attention":
         values = sigma.pooling.value(keys).repeat(1, 2)  # of both queries
         torch.testing.assert_close(sigma(keys, [1]), sigma.pooling.join(values))

@@ -15,7 +15,7 @@ from milcore.config import POOLING_LEVELS, TrainConfig
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.rows import BlockRows
 from milcore.mil.dropout import Dropout
-from milcore.mil.model import MILModel, make_model
+from milcore.mil.model import BagLosses, MILModel, make_model
 from milcore.mil.pooling.streaming import ChunkPlan
 
 WIDTH = 11
@@ -65,11 +65,18 @@ def model_of(config: TrainConfig, classes: int) -> MILModel:
     return make_model(config, WIDTH, classes)
 
 
-def learn(model: torch.nn.Module, batch: BagBatch, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and the gradient of the batch's loss, as one vector."""
-    log_prob = model(batch, DROPOUT, plan)
-    (-log_prob.gather(1, batch.labels[:, None]).sum()).backward()
-    return log_prob.detach(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+def learn(model: MILModel | DistributedDataParallel, batch: BagBatch, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
+    """Training losses of the bags and the gradient of their sum, as one vector.
+
+    Args:
+        model: or the ``BagLosses`` of one, over ranks.
+        batch: of bags.
+        plan: of its chunks.
+    """
+    of_bags = BagLosses(model) if isinstance(model, MILModel) else model
+    losses = of_bags(batch, DROPOUT, lambda log_prob: -log_prob.gather(1, batch.labels[:, None])[:, 0], plan)
+    losses.sum().backward()
+    return losses.detach(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
 def assert_alike(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
@@ -89,7 +96,7 @@ def test_a_packed_batch_learns_the_sum_of_its_bags(case: tuple[TrainConfig, int]
     bags, model = bags_for(case[0]), model_of(*case)
     alone = [learn(model, pack([bag], [k]), WHOLE) for k, bag in enumerate(bags)]  # gradients add up in the model
     together = learn(model_of(*case), pack(bags, range(len(bags))), WHOLE)
-    assert_alike((torch.cat([log_prob for log_prob, _ in alone]), alone[-1][1]), together)
+    assert_alike((torch.cat([losses for losses, _ in alone]), alone[-1][1]), together)
 
 
 def test_rows_still_to_be_read_learn_what_rows_in_memory_do(case: tuple[TrainConfig, int]) -> None:
@@ -109,7 +116,7 @@ def _learn_as_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     outcomes = {}
     for (name, case), recomputed in itertools.product(CASES.items(), (False, True)):
-        replica = DistributedDataParallel(model_of(*case))
+        replica = DistributedDataParallel(BagLosses(model_of(*case)))
         part = pack(split_bags(case[0]), range(2)).rank_slice(rank, 2)
         outcomes[f"{name} {recomputed}"] = learn(replica, part, chunks_of(23, recomputed=recomputed))
     torch.save(outcomes, f"{folder}/{rank}.pt")
@@ -119,7 +126,7 @@ def _learn_as_rank(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def of_two_processes() -> list[dict[str, tuple[Tensor, Tensor]]]:
-    """Log-probabilities and gradients of each of two processes that have half of every bag."""
+    """Losses and gradients of each of two processes that have half of every bag."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_learn_as_rank, (folder,), nprocs=2, start_method="spawn", join=True)
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
