@@ -40,7 +40,7 @@ else:
 
 PoolingName = Literal[
     "max", "mean", "lse", "noisy_or", "noisy_and", "topk", "gem", "attention", "gated_attention", "additive",
-    "multi_head_attention", "dsmil",
+    "multi_head_attention", "dsmil", "clam_sb", "clam_mb",
 ]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
 Target = Literal["classification", "survival_cox", "survival_hazard"]
@@ -107,6 +107,8 @@ POOLING_SCOPES: dict[PoolingName, PoolingScope] = {
     "additive": PoolingScope(("embedding",), TARGETS),
     "multi_head_attention": PoolingScope(("embedding",), TARGETS),
     "dsmil": PoolingScope(("embedding",), _OF_CLASSES),
+    "clam_sb": PoolingScope(("embedding",), _OF_CLASSES),
+    "clam_mb": PoolingScope(("embedding",), _OF_CLASSES),
 }
 POOLING_LEVELS = {name: scope.levels for name, scope in POOLING_SCOPES.items()}
 
@@ -594,6 +596,14 @@ class TrainConfig(TargetConfig):
     )
     pooling_queries: PositiveInt = Field(
         1, le=MAX_HEADS, description="learnt queries of multi_head_attention pooling, each with all its heads"
+    )
+    clam_instances: PositiveInt = Field(
+        8,
+        le=MAX_WIDTH,
+        description="k of clam_sb and clam_mb pooling: most attended, and least attended instances in their loss",
+    )
+    clam_loss_weight: Fraction = Field(
+        0.3, description="weight of the loss of instances in that of clam_sb and clam_mb, whose rest is the bag's"
     )
     hazard_intervals: int = Field(
         4,

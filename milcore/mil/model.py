@@ -31,7 +31,8 @@ from milcore.mil.instance_encoders.protocol import InstanceEncoder
 from milcore.mil.instance_encoders.table import trainable_encoder
 from milcore.mil.memory import activation_mb
 from milcore.mil.pooling.additive import AdditivePooling
-from milcore.mil.pooling.pooling import POOLINGS
+from milcore.mil.pooling.auxiliary import AUXILIARY_LOSSES, ProductMonoid
+from milcore.mil.pooling.pooling import LOGIT_PER_CLASS, POOLINGS
 from milcore.mil.pooling.probability import log_sigmoids
 from milcore.mil.pooling.protocol import (
     InstancePooling,
@@ -102,7 +103,7 @@ class MILModel(nn.Module):
     def __init__(self, config: TrainConfig, width: int, classes: int) -> None:
         super().__init__()
         self.target = MODEL_TARGETS[config.target]
-        logits = self.target.logits(classes, config)
+        logits = classes if config.pooling in LOGIT_PER_CLASS else self.target.logits(classes, config)
         self.level = config.level
         self.outputs = self.target.width(classes, config)
         self.hidden = config.hidden
@@ -111,19 +112,22 @@ class MILModel(nn.Module):
         self.activation_bytes = int(activation_mb(config) * 1e6)
         self.augment = config.augment
         self.encoder: InstanceEncoder = trainable_encoder(config, width)
-        self.pooling = POOLINGS[config.pooling](
-            PoolingShape(
-                width=config.hidden,
-                attention_width=config.attention_hidden,
-                heads=logits if config.attention_heads == "per_class" else 1,
-                classes=logits,
-                lse_sharpness=config.lse_sharpness,
-                noisy_and_slope=config.noisy_and_slope,
-                topk_instances=config.topk_instances,
-                pooling_heads=config.pooling_heads,
-                pooling_queries=config.pooling_queries,
-            )
+        shape = PoolingShape(
+            width=config.hidden,
+            attention_width=config.attention_hidden,
+            heads=logits if config.attention_heads == "per_class" else 1,
+            classes=logits,
+            lse_sharpness=config.lse_sharpness,
+            noisy_and_slope=config.noisy_and_slope,
+            topk_instances=config.topk_instances,
+            pooling_heads=config.pooling_heads,
+            pooling_queries=config.pooling_queries,
+            clam_instances=config.clam_instances,
+            clam_loss_weight=config.clam_loss_weight,
         )
+        self.pooling = POOLINGS[config.pooling](shape)
+        make_auxiliary = AUXILIARY_LOSSES.get(config.pooling)
+        self.auxiliary = None if make_auxiliary is None else make_auxiliary(shape)
         self.classifier = nn.Linear(config.hidden, logits)
         if self.target.constants is not None:
             count = self.target.constants.count(config)
@@ -146,7 +150,7 @@ class MILModel(nn.Module):
             dropout: None outside training.
             plan: by default ``chunk_plan(batch)``.
         """
-        return self.output(self._pool(batch, dropout, plan or self.chunk_plan(batch))[1])
+        return self.output(self._pool(self.pooling, batch, dropout, plan or self.chunk_plan(batch))[1])
 
     def losses(
         self, batch: BagBatch, dropout: Dropout | None, loss: LossOfBags, plan: ChunkPlan | None = None
@@ -159,10 +163,13 @@ class MILModel(nn.Module):
             loss: of the target, of each bag by its output.
             plan: by default ``chunk_plan(batch)``.
         """
-        summary = self._pool(batch, dropout, plan or self.chunk_plan(batch))[1]
-        if isinstance(self.pooling, TwoStreamPooling):
-            return torch.stack([loss(self._output_of(logit)) for logit in self._streams(summary)]).mean(dim=0)
-        return loss(self.output(summary))
+        plan = plan or self.chunk_plan(batch)
+        if self.auxiliary is None:
+            return self._target_losses(self._pool(self.pooling, batch, dropout, plan)[1], loss)
+        both = ProductMonoid(self.pooling, self.auxiliary)
+        of_pooling, of_auxiliary = both.factors(self._pool(both, batch, dropout, plan)[1])
+        auxiliary = self.auxiliary.losses(of_auxiliary, batch.labels.to(plan.device))
+        return torch.lerp(self._target_losses(of_pooling, loss), auxiliary, self.auxiliary.weight)
 
     @torch.no_grad()
     def predict_bags(self, batch: BagBatch) -> BagOutput:
@@ -174,7 +181,7 @@ class MILModel(nn.Module):
         class in its bag.
         """
         plan = self.chunk_plan(batch)
-        first, summary = self._pool(batch, None, plan)
+        first, summary = self._pool(self.pooling, batch, None, plan)
         output = self.output(summary)
         chunks = (self._second_pass(lifted, first) for lifted in self.lift_chunks(batch, plan))
         columns = torch.cat([self._weights(lifted, summary) for lifted in chunks])
@@ -266,17 +273,19 @@ class MILModel(nn.Module):
         rows = self.encoder.rows_per_chunk(batch.instances[:1]) * (GPU_CHUNKS if device.type == "cuda" else 1)
         return ChunkPlan(min(rows, budget), len(batch.instances) > budget, device)
 
-    def _pool(self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan) -> tuple[Summary, Summary]:
-        """Summaries of the first pass and of the pooling; one pass has no first."""
+    def _pool(
+        self, monoid: Monoid, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan
+    ) -> tuple[Summary, Summary]:
+        """Summaries of the first pass and of a monoid after it; one pass has no first."""
         lift = self.lifter(batch.instances[:1].dtype, dropout)
         if isinstance(self.pooling, TwoPassPooling) and not plan.oversized:
             lift = _once_per_chunk(lift)
         first = self._pool_first(lift, batch, plan)
 
         def summarise(chunk: Chunk) -> Summary:
-            return self._second_pass(lift(chunk), first).summary(self.pooling)
+            return self._second_pass(lift(chunk), first).summary(monoid)
 
-        return first, pool_batch(self.pooling, summarise, batch, plan)
+        return first, pool_batch(monoid, summarise, batch, plan)
 
     def _pool_first(self, lift: Callable[[Chunk], LiftedChunk], batch: BagBatch, plan: ChunkPlan) -> Summary:
         """Summary of the first of two passes; empty where one is enough."""
@@ -293,6 +302,12 @@ class MILModel(nn.Module):
             lifted.scores, lifted.values, lifted.rows_of(first), lifted.chunk.segments
         )
         return lifted._replace(scores=scores, values=values)
+
+    def _target_losses(self, summary: Summary, loss: LossOfBags) -> Float[Tensor, " bag"]:
+        """Loss of the target of each bag, with two streams the mean of theirs."""
+        if not isinstance(self.pooling, TwoStreamPooling):
+            return loss(self.output(summary))
+        return torch.stack([loss(self._output_of(logit)) for logit in self._streams(summary)]).mean(dim=0)
 
     def _streams(self, summary: Summary) -> list[Float[Tensor, "bag class"]]:
         """Logits of the classifier and, with two streams, those of the pooling."""
@@ -337,7 +352,9 @@ class MILModel(nn.Module):
         with torch.enable_grad(), saved_tensors_hooks(record, lambda tensor: tensor):
             lifted = self.lifter(rows.dtype, Dropout(0, 0, self.dropout))(chunk)
             first = lifted.summary(self.pooling.first) if isinstance(self.pooling, TwoPassPooling) else ()
-            graph = self._second_pass(lifted, first).summary(self.pooling)
+            second = self._second_pass(lifted, first)
+            graph = second.summary(self.pooling)
+            graph += second.summary(self.auxiliary) if self.auxiliary else ()
         del graph  # it kept every storage alive, so that no address was counted twice
         return sum(storages.values())
 

@@ -90,9 +90,9 @@ def test_where_no_weight_is_defined_attention_is_the_share_of_the_summed_probabi
 def test_every_pooling_has_outputs_of_the_targets_that_it_serves(pooling: str, target: Target) -> None:
     columns = {} if target == "classification" else {"target": target, "time": "time", "event": "event"}
     model = model_of(pooling, POOLING_LEVELS[pooling][-1], classes=3, **columns)
-    output = model(pack(bags_of(4, 1, 7), range(3)), None)
-    assert output.shape == (3, model.target.width(3))
-    (output**2).sum().backward()
+    batch = pack(bags_of(4, 1, 7), range(3))
+    assert model(batch, None).shape == (3, model.outputs)
+    model.losses(batch, None, lambda output: output[:, 0] ** 2).sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
@@ -111,7 +111,8 @@ def test_probabilities_and_gradients_are_near_those_of_double_precision(
     def learn(precision: str, bags: list[Bag]) -> tuple[Tensor, Tensor]:
         model, batch = model_of(pooling, level, precision=precision), pack(bags, range(3))
         log_prob = model(batch, Dropout(0, 0, 0.5))
-        (-log_prob.gather(1, batch.labels[:, None]).sum()).backward()
+        losses = model.losses(batch, Dropout(0, 0, 0.5), lambda output: -output.gather(1, batch.labels[:, None])[:, 0])
+        losses.sum().backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         return log_prob.detach().double().exp(), gradient.double()
 

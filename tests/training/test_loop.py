@@ -97,7 +97,11 @@ EQUALITY_CASES = {
         1e-9,
     ),
     "fp64 in two passes, bags dealt to all": (
-        FP64.model_copy(update={"pooling": "additive", "activation_mb": 0.002}),
+        FP64.model_copy(update={"pooling": "dsmil", "activation_mb": 0.002}),
+        1e-9,
+    ),
+    "fp64 with a loss of instances, bags dealt to all": (
+        FP64.model_copy(update={"pooling": "clam_mb", "clam_instances": 3, "activation_mb": 0.002}),
         1e-9,
     ),
     "fp64 a share of instances, bags dealt to all": (

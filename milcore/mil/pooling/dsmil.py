@@ -67,9 +67,9 @@ class DualStreamPooling(nn.Module):
 
     At embedding level only. A linear classifier of instances, ``v_i = w_c^T h_i + b_c``, finds the critical instance m
     of class c, that of the largest logit v; queries are ``q_i = W h_i + b``, d their width. Two streams: the largest
-    logit of instances, and the classifier's of ``z_c``. The bag's logit is their mean, and both are trained: the loss is
-    the mean of those of the two. The gradient goes through the query of the critical instance, not through its choice.
-    Two passes: the critical instances first.
+    logit of instances, and the classifier's of ``z_c``. The bag's logit is their mean, and both are trained: the loss
+    is the mean of those of the two. The gradient goes through the query of the critical instance, not through its
+    choice. Two passes: the critical instances first.
 
     Source: Li, Li, Eliceiri 2021, arXiv 2011.08939, section 3.2, and the authors' code for ``1 / sqrt(d)`` and the two
     losses. The values are the embeddings: a linear map of them before the linear classifier would be one linear map.

@@ -271,6 +271,14 @@ def _log_of_one_minus_exp(x: Tensor) -> Tensor:
     return (-torch.expm1(-x)).clamp_min(SMALLEST_PROBABILITY).log()
 
 
+def _clam(shape: PoolingShape, *, head_per_class: bool) -> SoftmaxPooling:
+    """CLAM's gated attention; its loss of instances is a row of AUXILIARY_LOSSES.
+
+    Source: Lu et al. 2021, arXiv 2004.09666.
+    """
+    return SoftmaxPooling(shape._replace(heads=shape.classes if head_per_class else 1), gated=True)
+
+
 POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
     "max": MaxPooling,
     "mean": MeanPooling,
@@ -284,4 +292,8 @@ POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
     "additive": AdditivePooling,
     "multi_head_attention": MultiHeadAttentionPooling,
     "dsmil": DualStreamPooling,
+    "clam_sb": partial(_clam, head_per_class=False),
+    "clam_mb": partial(_clam, head_per_class=True),
 }
+# poolings with a logit and a head for each class, of two classes too, which share one elsewhere
+LOGIT_PER_CLASS: tuple[PoolingName, ...] = ("clam_mb",)

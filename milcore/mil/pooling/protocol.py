@@ -29,6 +29,8 @@ class PoolingShape(NamedTuple):
         topk_instances: k of top-k, a count, or below 1 a share of the bag.
         pooling_heads: of multi-head attention, a divisor of width.
         pooling_queries: of multi-head attention.
+        clam_instances: k of CLAM's loss of instances.
+        clam_loss_weight: of CLAM's loss of instances, 0 to 1.
     """
 
     width: int
@@ -40,6 +42,8 @@ class PoolingShape(NamedTuple):
     topk_instances: float
     pooling_heads: int
     pooling_queries: int
+    clam_instances: int
+    clam_loss_weight: float
 
 
 @runtime_checkable
@@ -149,6 +153,31 @@ class TwoStreamPooling(Pooling, Protocol):
 
     def stream_logit(self, summary: Summary) -> Float[Tensor, "bag class"]:
         """Logits of its own stream."""
+        ...
+
+
+@runtime_checkable
+class AuxiliaryLoss(Monoid, Protocol):
+    """Loss of a bag beside that of the target: the contract of the rows of AUXILIARY_LOSSES.
+
+    Its summary is pooled in training only, with that of the pooling and from the same scores and values. The loss is a
+    function of the whole bag's summary and label, so that parts of a bag need nothing more (docs/pooling.md).
+
+    Attributes:
+        weight: w of the loss ``(1 - w) L + w A``, with L that of the target and A this one.
+        tensors: of a summary.
+    """
+
+    weight: float
+    tensors: int
+
+    def losses(self, summary: Summary, labels: Int[Tensor, " bag"]) -> Float[Tensor, " bag"]:
+        """Loss of each bag.
+
+        Args:
+            summary: of whole bags.
+            labels: classes of the bags.
+        """
         ...
 
 

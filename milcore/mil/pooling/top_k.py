@@ -8,13 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from milcore.mil.bags.segments import Segments, at_least_fp32
+from milcore.mil.pooling.lists import NOWHERE, best_entries, best_of_parts, lists_of, positions_of
 from milcore.mil.pooling.probability import log_of, probabilities
 from milcore.mil.pooling.protocol import PoolingShape, ScorelessPooling, Summary
 
 # a share times a count may lie above a whole number by rounding alone
 ROUNDING = 1e-6
-# behind every instance of a bag
-NOWHERE = torch.iinfo(torch.int64).max
 
 
 class TopKPooling(ScorelessPooling):
@@ -34,23 +33,15 @@ class TopKPooling(ScorelessPooling):
 
     def lift(self, scores: Tensor, values: Tensor, segments: Segments) -> Summary:
         del scores
-        order = _best_first(values, segments)
-        start = torch.searchsorted(segments.bag, torch.arange(segments.bags, device=values.device))
-        rank = torch.arange(len(values), device=values.device) - start[segments.bag]
         length = int(self._k_of(torch.tensor(segments.longest)))
-        entries = rank < length
-        place, rows = (segments.bag[entries], rank[entries]), order[entries]
-        shape = segments.bags, length, values.shape[1]
-        logit = at_least_fp32(values).gather(0, rows)
-        lists = logit.new_full(shape, -torch.inf).index_put(place, logit)
-        positions = rows.new_full(shape, NOWHERE).index_put(place, segments.position[rows])
+        place, rows = best_entries(values, segments, length)
+        lists = lists_of(at_least_fp32(values).gather(0, rows), place, segments.bags, length, -torch.inf)
+        positions = positions_of(rows, place, segments, length)
         return lists, positions, torch.bincount(segments.bag, minlength=segments.bags)[:, None]
 
     def merge(self, a: Summary, b: Summary) -> Summary:
+        best = best_of_parts((a[0], b[0]), (a[1], b[1]))
         logit, position = (torch.cat(pair, dim=1) for pair in zip(a[:2], b[:2], strict=True))
-        earliest = position.argsort(dim=1)
-        order = logit.detach().gather(1, earliest).argsort(dim=1, descending=True, stable=True)
-        best = earliest.gather(1, order)[:, : a[0].shape[1]]
         return logit.gather(1, best), position.gather(1, best), a[2] + b[2]
 
     def finish(self, summary: Summary) -> Tensor:
@@ -95,9 +86,3 @@ class TopKPooling(ScorelessPooling):
         k = self._k_of(count)
         rank = torch.arange(lists.shape[1], device=lists.device)
         return (rank < k)[..., None].expand_as(lists), k.to(lists.dtype)
-
-
-def _best_first(values: Float[Tensor, "instance class"], segments: Segments) -> Int[Tensor, "instance class"]:
-    """Rows of each bag in falling order of each column; equal ones stay."""
-    falling = values.detach().argsort(dim=0, descending=True, stable=True)
-    return falling.gather(0, segments.bag[falling].argsort(dim=0, stable=True))

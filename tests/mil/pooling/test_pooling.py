@@ -22,6 +22,7 @@ FLOAT = torch.float64
 
 SETTINGS = {
     "lse_sharpness": 5.0, "noisy_and_slope": 10.0, "topk_instances": 2.0, "pooling_heads": 1, "pooling_queries": 2,
+    "clam_instances": 2, "clam_loss_weight": 0.3,
 }  # fmt: skip
 
 
