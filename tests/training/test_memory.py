@@ -37,7 +37,7 @@ model = make_model(config, bags.instance().shape[-1], 2)
 optimizer = torch.optim.AdamW(model.parameters())
 before = resident_mb("VmRSS")
 (batch,) = bags.batches([[0]])
-loss = -model(batch, Dropout(0, 0, config.dropout))[0, 1]
+(loss,) = model.losses(batch, Dropout(0, 0, config.dropout), lambda output: -output[:, 1])
 loss.backward()
 optimizer.step()
 print(json.dumps({"before": before, "peak": resident_mb("VmHWM"), "loss": loss.item(), "length": len(batch.instances)}))

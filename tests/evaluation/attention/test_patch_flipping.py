@@ -20,6 +20,7 @@ from milcore.mil.model import make_model
         ("noisy_or", "instance"),
         ("topk", "instance"),
         ("additive", "embedding"),
+        ("dsmil", "embedding"),
     ],
 )
 @pytest.mark.parametrize("instances", [57, 20, 10])
