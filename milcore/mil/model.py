@@ -276,7 +276,10 @@ class MILModel(nn.Module):
     def _pool(
         self, monoid: Monoid, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan
     ) -> tuple[Summary, Summary]:
-        """Summaries of the first pass and of a monoid after it; one pass has no first."""
+        """Summaries of the first pass and of a monoid after it.
+
+        The first is empty where one pass is enough.
+        """
         lift = self.lifter(batch.instances[:1].dtype, dropout)
         if isinstance(self.pooling, TwoPassPooling) and not plan.oversized:
             lift = _once_per_chunk(lift)
@@ -360,7 +363,10 @@ class MILModel(nn.Module):
 
 
 class BagLosses(nn.Module):
-    """Training loss of each bag as a module: the forward pass that data-parallel training wraps."""
+    """Training losses of bags as a module.
+
+    Its forward pass is what data-parallel training wraps.
+    """
 
     def __init__(self, model: MILModel) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Losses of a bag beside that of the target, pooled with it: their table, and the summary of both."""
+"""Table of the auxiliary losses of a bag, and their product with a pooling."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""CLAM's loss of instances: the most and least attended of a bag, sorted by a classifier of each class.
+"""CLAM's loss of the most and least attended instances of a bag.
 
 Axes: instance, bag, rank (place in a list), end (most attended, least attended), head, class (two where there are two),
 column (heads of both ends, those of the most attended first), key (embedding width).
@@ -15,7 +15,7 @@ from milcore.mil.pooling.protocol import PoolingShape, Summary
 
 
 class InstanceClusteringLoss(nn.Module):
-    """Loss that the most and the least attended instances of a bag have under classifiers of instances.
+    """Loss of the most and the least attended instances under classifiers of instances.
 
     A linear classifier ``v_c`` of instances for each class c, with the smooth top-1 SVM loss ``softplus(1 - v)`` of a
     positive and ``softplus(1 + v)`` of a negative instance. For the label of the bag the k most attended are positives

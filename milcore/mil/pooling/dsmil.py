@@ -1,4 +1,4 @@
-"""Dual-stream pooling: instances attend to the critical one, whose own logit is the other stream.
+"""Dual-stream pooling: attention to the critical instance, and its own logit.
 
 Axes: instance, bag, class (logits: one where there are two classes), key (embedding width), query (width of a query),
 column (logit of each class and, in the first pass, the query, in the second the attention score of each class).
@@ -63,13 +63,13 @@ class CriticalInstance:
 
 
 class DualStreamPooling(nn.Module):
-    """Attention by likeness to the critical instance: ``z_c = sum_i a_ic h_i``, ``a_c = softmax(q_i^T q_m / sqrt(d))``.
+    """Attention by likeness to the critical instance, whose logit is a second stream.
 
-    At embedding level only. A linear classifier of instances, ``v_i = w_c^T h_i + b_c``, finds the critical instance m
-    of class c, that of the largest logit v; queries are ``q_i = W h_i + b``, d their width. Two streams: the largest
-    logit of instances, and the classifier's of ``z_c``. The bag's logit is their mean, and both are trained: the loss
-    is the mean of those of the two. The gradient goes through the query of the critical instance, not through its
-    choice. Two passes: the critical instances first.
+    ``z_c = sum_i a_ic h_i``, ``a_c = softmax(q_i^T q_m / sqrt(d))``. At embedding level only. A linear classifier of
+    instances, ``v_i = w_c^T h_i + b_c``, finds the critical instance m of class c, that of the largest logit v; queries
+    are ``q_i = W h_i + b``, d their width. Two streams: the largest logit of instances, and the classifier's of
+    ``z_c``. The bag's logit is their mean, and both are trained: the loss is the mean of those of the two. The gradient
+    goes through the query of the critical instance, not through its choice. Two passes: the critical instances first.
 
     Source: Li, Li, Eliceiri 2021, arXiv 2011.08939, section 3.2, and the authors' code for ``1 / sqrt(d)`` and the two
     losses. The values are the embeddings: a linear map of them before the linear classifier would be one linear map.

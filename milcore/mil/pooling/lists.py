@@ -1,6 +1,7 @@
-"""Lists of the best instances of a bag, the best first, that summaries of poolings are made of.
+"""Lists of the best instances of a bag, the best first.
 
-Of equal keys the instance that stands earlier in the bag is better. Every column of keys has its own list.
+Summaries of poolings are made of them. Of equal keys the instance that stands earlier in the bag is better. Every
+column of keys has its own list.
 
 Axes: instance, bag, rank (place in a list), column.
 """
@@ -22,7 +23,7 @@ Place = tuple[Int[Tensor, " entry"], Int[Tensor, " entry"]]
 def best_entries(
     keys: Float[Tensor, "instance column"], segments: Segments, length: int
 ) -> tuple[Place, Int[Tensor, "entry column"]]:
-    """Bag and rank of the entries that instances fill, and the rows of these instances.
+    """Bag and rank of the entries that instances fill, and their rows.
 
     Args:
         keys: by which the largest are the best.
@@ -55,7 +56,9 @@ def positions_of(
 def best_of_parts(
     keys: Sequence[Float[Tensor, "bag rank column"]], positions: Sequence[Int[Tensor, "bag rank column"]]
 ) -> Int[Tensor, "bag rank column"]:
-    """Places of the best among the lists of two parts after one another, as many as a list has.
+    """Places of the best among the lists of two parts after one another.
+
+    They are as many as a list has.
 
     Args:
         keys: of both parts.

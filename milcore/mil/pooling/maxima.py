@@ -1,4 +1,6 @@
-"""Maxima that summaries of poolings are made of: of equal values the one that stands earlier in the bag.
+"""Maxima that summaries of poolings are made of.
+
+Of equal values the one that stands earlier in the bag counts.
 
 Axes: instance, bag, value (columns of which each has its own maximum).
 """
@@ -11,7 +13,10 @@ from milcore.mil.bags.segments import Segments, segment_max
 
 
 def winner_rows(values: Float[Tensor, "instance value"], segments: Segments) -> Int[Tensor, "bag value"]:
-    """Row of the first instance of each bag that has the largest value, for each column."""
+    """Row of the first instance of each bag with the largest value.
+
+    For each column.
+    """
     rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
     is_best = values.detach() == segment_max(values, segments).index_select(0, segments.bag)
     row_if_best = torch.where(is_best, rows, len(values) - 1)

@@ -158,10 +158,11 @@ class TwoStreamPooling(Pooling, Protocol):
 
 @runtime_checkable
 class AuxiliaryLoss(Monoid, Protocol):
-    """Loss of a bag beside that of the target: the contract of the rows of AUXILIARY_LOSSES.
+    """Loss of a bag beside that of the target.
 
-    Its summary is pooled in training only, with that of the pooling and from the same scores and values. The loss is a
-    function of the whole bag's summary and label, so that parts of a bag need nothing more (docs/pooling.md).
+    The contract of the rows of AUXILIARY_LOSSES. Its summary is pooled in training only, with that of the pooling and
+    from the same scores and values. The loss is a function of the whole bag's summary and label, so that parts of a bag
+    need nothing more (docs/pooling.md).
 
     Attributes:
         weight: w of the loss ``(1 - w) L + w A``, with L that of the target and A this one.
