@@ -291,7 +291,10 @@ def _check_level(name: str, pooling: PoolingName, level: Level) -> None:
 
 
 def _check_target(name: str, pooling: PoolingName, target: Target) -> None:
-    """Refuse a pooling that does not serve a target, before it asks for a level that the target refuses."""
+    """Refuse a pooling that does not serve a target.
+
+    Before it asks for a level that the target refuses.
+    """
     serving = [other for other, scope in POOLING_SCOPES.items() if target in scope.targets]
     if pooling not in serving:
         raise ValueError(
