@@ -83,7 +83,7 @@ def test_columns_added_to_a_manifest_touch_no_slide_and_are_kept(store: str) -> 
 def test_splits_hold_follow_up_of_patients_and_leave_out_those_without(run: mc.Run) -> None:
     """19 patients of 23 slides: 4 are censored. A fifth of each stratum is tested, of at least one patient."""
     rows = run.splits().to_pylist()
-    assert list(rows[0]) == ["slide_id", "patient_id", "time", "event", "split"]
+    assert list(rows[0]) == ["slide_id", "patient_id", "time", "event", "split", "site", "split_by"]
     assert len({row["patient_id"] for row in rows}) == PATIENTS - 1
     assert len(rows) == SLIDES - 1
     assert {row["event"] for row in rows if row["split"] == "test"} == {0, 1}
