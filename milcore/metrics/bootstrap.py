@@ -1,44 +1,19 @@
 """Metrics of a split in many bootstrap resamples at once. No torch, no I/O.
 
-A resample is a row of weights: how often each slide occurs in it. The unit that is drawn is the patient: two slides of
-one patient are not independent. The metrics are scikit-learn's, over a matrix of such rows, so that all resamples are
-one array expression.
+The metrics are scikit-learn's, over the matrix of weights of ``resamples``, so that all resamples are one array
+expression.
 
 Axis words: slide, patient, resample, group (slides of one score).
 """
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from milcore.metrics.calibration import calibration_error
-
-RESAMPLES = 2000
-# of an array in one expression: all resamples of a thousand slides, fewer at a time of more
-MOST_VALUES = 2_000_000
-
-
-def patient_weights(patients: list[str], resamples: int, seed: int) -> Float[np.ndarray, "resample slide"]:
-    """Number of times each slide occurs in each resample of the patients.
-
-    n of n patients are drawn with replacement, each with all its slides.
-    """
-    names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    random, share = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
-    weights = np.empty((resamples, len(patient)))
-    for rows in row_blocks(weights):
-        draws = random.multinomial(len(names), share, size=len(weights[rows]))
-        weights[rows] = draws[:, patient]
-    return weights
-
-
-def row_blocks(weights: Float[np.ndarray, "resample slide"]) -> Iterator[slice]:
-    """Blocks of resamples, so small that memory holds several arrays of each."""
-    step = max(1, MOST_VALUES // max(1, weights.shape[1]))
-    return (slice(start, start + step) for start in range(0, max(1, len(weights)), step))
+from milcore.metrics.resamples import ratio, row_blocks
 
 
 def weighted_values(
@@ -140,10 +115,3 @@ def _ranking_values(
     precision_at_group = np.nan_to_num(ratio(tp, tp + fp))
     average_precision = ratio((groups.positives * precision_at_group).sum(axis=1), all_positives)
     return area, np.where(all_negatives > 0, average_precision, math.nan)
-
-
-def ratio(numerator: Float[np.ndarray, "..."], denominator: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """``numerator / denominator``, NaN where the denominator is 0."""
-    nan = np.full(np.shape(numerator), math.nan)
-    quotient: np.ndarray = np.divide(numerator, denominator, out=nan, where=denominator != 0)
-    return quotient

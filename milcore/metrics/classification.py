@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float, Int
 from sklearn import metrics as sk
 
 from milcore.metrics.auroc import auroc, macro_auroc
-from milcore.metrics.bootstrap import RESAMPLES, patient_weights, ratio, weighted_auroc, weighted_values
+from milcore.metrics.bootstrap import weighted_auroc, weighted_values
 from milcore.metrics.calibration import calibration_error
+from milcore.metrics.resamples import RESAMPLES, patient_weights, ratio
 
 ONE_CLASS = "the split holds one class only"
 NO_CLASS = "the split holds no slide of this class, or only such"

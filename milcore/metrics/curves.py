@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn import metrics as sk
 
-from milcore.metrics.bootstrap import RESAMPLES, ScoreGroups, patient_weights, ratio, row_blocks
+from milcore.metrics.bootstrap import ScoreGroups
+from milcore.metrics.resamples import RESAMPLES, patient_weights, ratio, row_blocks
 
 BAND_POINTS = 101
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milcore.metrics import bootstrap
-from milcore.metrics.bootstrap import patient_weights, weighted_auroc, weighted_values
+from milcore.metrics import resamples
+from milcore.metrics.bootstrap import weighted_auroc, weighted_values
 from milcore.metrics.classification import point_values
 from milcore.metrics.curves import curve_bands
+from milcore.metrics.resamples import patient_weights
 
 
 @settings(max_examples=60)
@@ -55,12 +56,12 @@ def test_blocks_of_resamples_give_what_all_at_once_give(monkeypatch: pytest.Monk
     patients = [f"p{k}" for k in random.integers(0, 25, 60)]
 
     def results() -> list[object]:
-        weights = bootstrap.patient_weights(patients, 500, seed=1)
+        weights = resamples.patient_weights(patients, 500, seed=1)
         return [weights, *weighted_values(weights, labels, probability, probability > 0.5).values()]
 
     whole, bands = results(), curve_bands(labels, probability, patients, 4)
-    monkeypatch.setattr(bootstrap, "MOST_VALUES", 60 * 7)
-    assert len(list(bootstrap.row_blocks(np.ones((500, 60))))) == 72
+    monkeypatch.setattr(resamples, "MOST_VALUES", 60 * 7)
+    assert len(list(resamples.row_blocks(np.ones((500, 60))))) == 72
     for before, after in zip(whole, results(), strict=True):
         np.testing.assert_array_equal(before, after)
     assert curve_bands(labels, probability, patients, 4) == bands

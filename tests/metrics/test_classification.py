@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from milcore.metrics.bootstrap import patient_weights
 from milcore.metrics.calibration import reliability
 from milcore.metrics.classification import (
     auroc_estimate,
@@ -18,6 +17,7 @@ from milcore.metrics.classification import (
     point_values,
 )
 from milcore.metrics.curves import roc_curve
+from milcore.metrics.resamples import patient_weights
 
 LABELS = np.array([0, 0, 1, 1, 0, 1])
 PROBABILITY = np.array([0.1, 0.4, 0.4, 0.8, 0.6, 0.9])

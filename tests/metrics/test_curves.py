@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from milcore.metrics.bootstrap import patient_weights
 from milcore.metrics.curves import curve_bands, precision_recall, roc_curve
+from milcore.metrics.resamples import patient_weights
 
 LABELS = np.array([0, 0, 1, 1, 0, 1])
 PROBABILITY = np.array([0.1, 0.4, 0.4, 0.8, 0.6, 0.9])

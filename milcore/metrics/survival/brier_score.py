@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from milcore.errors import InputError
-from milcore.metrics.bootstrap import ratio
+from milcore.metrics.resamples import ratio
 from milcore.metrics.survival.dynamic_auc import check_times, event_weights
 from milcore.metrics.survival.kaplan_meier import CensoringCurve
 from milcore.metrics.survival.outcome import Outcome, check_scores

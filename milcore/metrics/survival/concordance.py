@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from milcore.errors import InputError
-from milcore.metrics.bootstrap import MOST_VALUES, ratio
+from milcore.metrics.resamples import MOST_VALUES, ratio
 from milcore.metrics.survival.kaplan_meier import CensoringCurve
 from milcore.metrics.survival.outcome import Outcome, check_scores
 

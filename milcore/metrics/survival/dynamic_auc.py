@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from milcore.errors import InputError
-from milcore.metrics.bootstrap import ratio, row_blocks
+from milcore.metrics.resamples import ratio, row_blocks
 from milcore.metrics.survival.concordance import TIE
 from milcore.metrics.survival.kaplan_meier import CensoringCurve
 from milcore.metrics.survival.outcome import Outcome, check_scores, survival_at

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from milcore.errors import InputError
-from milcore.metrics.bootstrap import row_blocks
+from milcore.metrics.resamples import row_blocks
 
 
 class Outcome(NamedTuple):

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from milcore.errors import InputError
-from milcore.metrics.bootstrap import RESAMPLES, patient_weights
 from milcore.metrics.classification import Estimate, estimate
+from milcore.metrics.resamples import RESAMPLES, patient_weights
 from milcore.metrics.survival.breslow import breslow
 from milcore.metrics.survival.brier_score import integral, weighted_brier_score
 from milcore.metrics.survival.concordance import weighted_harrell_c, weighted_uno_c

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milcore.errors import InputError
-from milcore.metrics import bootstrap
+from milcore.metrics import resamples
 from milcore.metrics.survival import concordance
 from milcore.metrics.survival.brier_score import brier_score, weighted_brier_score
 from milcore.metrics.survival.concordance import harrell_c, uno_c, weighted_harrell_c, weighted_uno_c
@@ -66,7 +66,7 @@ def test_blocks_of_pairs_and_resamples_give_what_all_at_once_give(monkeypatch: p
         ]
 
     whole = results()
-    for module in (bootstrap, concordance):
+    for module in (resamples, concordance):
         monkeypatch.setattr(module, "MOST_VALUES", 60 * 7)
     for before, after in zip(whole, results(), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-12)
