@@ -234,6 +234,7 @@ def evaluate(
     run: RunLike,
     *,
     sweep: SweepLike | None = None,
+    compare_with: RunLike | None = None,
     config: EvaluateConfig | None = None,
     annotations: AnnotationConfig | None = None,
     baselines: bool = True,

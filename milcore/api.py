@@ -667,13 +667,20 @@ def tune(
 
 @with_settings(config=EvaluateConfig, annotations=AnnotationConfig)
 def evaluate(
-    run: "RunLike", *, sweep: "SweepLike | None" = None, config: EvaluateConfig, annotations: AnnotationConfig
+    run: "RunLike",
+    *,
+    sweep: "SweepLike | None" = None,
+    compare_with: "RunLike | None" = None,
+    config: EvaluateConfig,
+    annotations: AnnotationConfig,
 ) -> "Evaluation":
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
 
     Args:
         run: a finished run, of one model or of folds.
         sweep: the sweep whose best config this run took; its trials and verdict are shown.
+        compare_with: a run of classes on the same slides, such as one split by patient where this one is split by site;
+            the difference of AUROC on the bags that both left out is shown, with its interval.
         config: what is computed and written; fields given as keywords override its own.
         annotations: fields that are set here, or given as keywords, override those that ingestion recorded.
 
@@ -681,8 +688,8 @@ def evaluate(
         Metrics, slides with their attention, and the URI of the report.
 
     Raises:
-        InputError: the run is not finished, an annotation cannot be read, or the manifest's labels are no classes of
-            the run.
+        InputError: the run is not finished, an annotation cannot be read, the manifest's labels are no classes of the
+            run, or it has no bags in common with the run to compare with.
         StoreError: the store, the labels or the splits are not those the run was trained on.
     """
     from milcore.evaluation.evaluate import evaluate
@@ -693,6 +700,7 @@ def evaluate(
         run_uri,
         baselines=config.baselines,
         sweep_uri=None if sweep is None else _sweep(sweep).uri,
+        compare_with=None if compare_with is None else _run_uri(compare_with),
         attention_formats=tuple(name for name in ATTENTION_FORMATS if name in config.attention_formats),
         with_leave_one_out=config.with_leave_one_out,
         annotations=annotations,

@@ -235,13 +235,21 @@ def evaluate(
     config: Values,
     annotations: Values,
     sweep: Annotated[str | None, typer.Option(help="sweep the run took its settings from; shows its trials")] = None,
+    compare_with: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="a run on the same slides, such as one split by patient where this one is split by site; shows the "
+            "difference of AUROC on the slides that both left out",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run on the untouched test split, check and draw its attention.
 
     Writes predictions, metrics, attention and the report into the run folder.
     """
-    evaluation = api.evaluate(run, sweep=sweep, **config, **annotations)
+    evaluation = api.evaluate(run, sweep=sweep, compare_with=compare_with, **config, **annotations)
     finish(evaluation.as_dict(), f"test split: {evaluation.line}; report {evaluation.report}", as_json)
 
 

@@ -16,6 +16,8 @@ from milcore.evaluation.report import model_card, render
 from milcore.evaluation.results import RunResults
 from milcore.evaluation.run_predictions import RunPredictions
 from milcore.evaluation.scores import SplitMetrics, measure
+from milcore.evaluation.sites import site_results
+from milcore.evaluation.sites_json import sites_json
 from milcore.evaluation.target import EvaluationOptions, EvaluationPages, EvaluationTarget
 from milcore.evaluation.views import AttentionOutputs, slide_views
 from milcore.metrics.classification import Comparison
@@ -49,11 +51,12 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
         log_line("comparing with simple models")
         comparison += compare(run.spec.train, run.as_split, run.catalogue, labels, options.device)
     outputs = AttentionOutputs(options.files, options.with_leave_one_out)
+    sites = site_results(run, rule, options.compare_with)
     views = tuple(slide_views(run, rule, regions, checks, outputs))
-    results = RunResults(run, rule, metrics, checks, comparison)
+    results = RunResults(run, rule, metrics, checks, comparison, sites)
     data = report_data(results, views, options.sweep)
-    summary = metrics_json(results, posixpath.basename(Run(run.uri).report_uri))
-    return EvaluationPages(summary, render(data), model_card(data), checks.warnings)
+    summary = metrics_json(results, posixpath.basename(Run(run.uri).report_uri)) | sites_json(sites)
+    return EvaluationPages(summary, render(data), model_card(data), results.warnings)
 
 
 def _groups(run: RunPredictions) -> dict[str, SlideGroup]:

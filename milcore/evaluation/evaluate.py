@@ -34,6 +34,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     *,
     baselines: bool = True,
     sweep_uri: str | None = None,
+    compare_with: str | None = None,
     attention_formats: Sequence[AttentionFormat] = ATTENTION_FORMATS,
     with_leave_one_out: bool = False,
     annotations: AnnotationConfig | None = None,
@@ -47,6 +48,7 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         run_uri: a finished run, of one model or of folds (whose mean probability, or risk, is taken).
         baselines: also train and show the rows the model has to beat.
         sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
+        compare_with: a run of classes on the same slides, whose AUROC is compared on the bags that both left out.
         attention_formats: file formats of each test slide's attention.
         with_leave_one_out: also write the change of the log-odds, or risk, without each instance; seconds a slide.
         annotations: fields that are set here override those that ingestion recorded.
@@ -62,7 +64,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
 
     Raises:
         InputError: the run is not finished, an annotation cannot be read or is not the one that was ingested, the
-            manifest's labels are no classes of the run, or the sweep saw its test split.
+            manifest's labels are no classes of the run, the sweep saw its test split, or the bags of the run to
+            compare with are others.
         StoreError: the store, the labels or the splits are not those the run was trained on.
     """
     device = compute_device(use_gpu)
@@ -77,7 +80,8 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
         record = replace(record, config=record.config.model_copy(update=chosen))
     _log_lacking_bounds(run)
     files = AttentionFiles(attention_formats, record.config.annotation_origin or "bounds")
-    options = EvaluationOptions(baselines, sweep, files, with_leave_one_out, record, device)
+    other = None if compare_with is None else Run(storage.absolute(compare_with))
+    options = EvaluationOptions(baselines, sweep, files, with_leave_one_out, record, device, other)
     pages = target.evaluate(run, options)
     publish(
         {

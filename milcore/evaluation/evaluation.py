@@ -104,6 +104,21 @@ class Evaluation:
         return _estimates(self._content.get("patients", {}))
 
     @property
+    def sites(self) -> dict[str, dict[str, Estimate]]:
+        """Metrics of each site's bags; empty where fewer than two sites are known."""
+        return {name: _estimates(values) for name, values in self._content.get("sites", {}).items()}
+
+    @property
+    def site_confounding(self) -> dict[str, Estimate]:
+        """Signs that the model may read the site in place of the class.
+
+        AUROC over all sites and within them, the difference, a probe of the site and the robustness index. Empty for
+        survival, and where fewer than two sites are known.
+        """
+        content = self._content.get("site_confounding", {})
+        return {name: each for name, each in _estimates(content).items() if not name.endswith("_chance")}
+
+    @property
     def comparison(self) -> dict[str, tuple[float, float]]:
         """AUROC and localisation AUROC of the run and its baselines.
 

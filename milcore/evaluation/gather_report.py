@@ -24,7 +24,7 @@ RELIABILITY_BINS = 5
 
 def report_data(evaluation: RunResults, views: tuple[SlideView, ...], sweep: SweepTable | None) -> ReportData:
     """Contents of the report of an evaluated run."""
-    run, rule, metrics, checks, comparison = evaluation
+    run, rule, metrics, checks, comparison, sites = evaluation
     test = run.split("test")
     roc, recall = _curves(test, run.spec.classes, run.spec.train.seed)
     return ReportData(
@@ -43,7 +43,8 @@ def report_data(evaluation: RunResults, views: tuple[SlideView, ...], sweep: Swe
         calibrated=metrics.calibrated,
         localised=len(checks.localisation.bags),
         not_localised=checks.localisation.left_out,
-        warnings=checks.warnings,
+        warnings=evaluation.warnings,
+        sites=sites,
         comparison=tuple(comparison),
         roc=roc,
         precision_recall=recall,

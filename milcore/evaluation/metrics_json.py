@@ -20,7 +20,7 @@ def metrics_json(evaluation: RunResults, report: str) -> dict[str, Any]:
         evaluation: of one run.
         report: file name of its report, in the same folder.
     """
-    run, rule, metrics, checks, comparison = evaluation
+    run, rule, metrics, checks, comparison, _ = evaluation
     test = run.split("test")
     classes, score = run.spec.classes, metrics.score
     delong, is_binary = metrics.auroc_delong, len(run.spec.classes) == 2
@@ -35,7 +35,7 @@ def metrics_json(evaluation: RunResults, report: str) -> dict[str, Any]:
             for name, *of_class in zip(classes, metrics.of_class, score.of_class, strict=False)
         },
         "patients": metric_entries(metrics.of_patients, score.of_patients),
-        "warnings": list(checks.warnings),
+        "warnings": list(evaluation.warnings),
         "threshold": None if rule.threshold is None else rule.threshold.value,
         "threshold_origin": "the likeliest class is called" if rule.threshold is None else rule.threshold.origin,
         "temperature": rule.temperature.value,

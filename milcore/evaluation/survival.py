@@ -8,6 +8,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from milcore.config import SPLIT_NAMES
+from milcore.errors import InputError
 from milcore.evaluation.classification import run_title
 from milcore.evaluation.gather_report import config_text, provenance
 from milcore.evaluation.report import SlideView
@@ -40,7 +41,16 @@ def _columns(run: RunPredictions) -> tuple[dict[str, pa.Array], dict[str, pa.Arr
 
 
 def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPages:
-    """Measure risks on the test split; all that is estimated comes from training."""
+    """Measure risks on the test split; all that is estimated comes from training.
+
+    Raises:
+        InputError: a run to compare with is named.
+    """
+    if options.compare_with is not None:
+        raise InputError(
+            f"compare_with: expected a run of target classification, got one of {run.spec.train.target}; leave "
+            "compare_with out"
+        )
     sites = {slide.slide_id: slide.site for slide in run.store.manifest().slides}
     splits = (run.split(name) for name in (_reference(run), "test"))
     training, test = (risk_predictions(split.entries, split.risk, sites) for split in splits)

@@ -10,6 +10,7 @@ from milcore.evaluation.attention.write import AttentionFiles
 from milcore.evaluation.report import SweepTable
 from milcore.evaluation.run_predictions import RunPredictions
 from milcore.store.annotation_record import AnnotationRecord
+from milcore.training.run_folder import Run
 
 
 class EvaluationOptions(NamedTuple):
@@ -22,6 +23,7 @@ class EvaluationOptions(NamedTuple):
         with_leave_one_out: also the change of the output without each instance.
         annotations: as ingestion recorded them, or as they were asked for.
         device: of models that are trained.
+        compare_with: a run whose AUROC on the same bags is shown beside this one's.
     """
 
     baselines: bool
@@ -30,6 +32,7 @@ class EvaluationOptions(NamedTuple):
     with_leave_one_out: bool
     annotations: AnnotationRecord
     device: torch.device
+    compare_with: Run | None = None
 
 
 class EvaluationPages(NamedTuple):

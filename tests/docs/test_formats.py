@@ -49,7 +49,7 @@ def run(*arguments: str) -> None:
 
 def write_cohort(folder: Path) -> str:
     """Slides of noise on white, half of them positive with their left part annotated, and one that is no slide."""
-    rows = ["slide_id,uri,label,annotation", "bad,bad.tiff,0,"]
+    rows = ["slide_id,uri,label,site,annotation", "bad,bad.tiff,0,,"]
     (folder / "bad.tiff").write_bytes(b"no slide")
     ring = [[0, 0], [64, 0], [64, 192], [0, 192], [0, 0]]
     (folder / "left.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
@@ -58,7 +58,7 @@ def write_cohort(folder: Path) -> str:
         noise = np.random.default_rng(k).normal((200, 110 + 10 * (k % 2), 170), 25, (192, 192, 3))
         pixels[:, :192] = np.clip(noise, 0, 255)
         write_pyramid(folder / f"s{k}.tiff", pixels, 0.5, 2, quality=95)
-        rows.append(f"s{k},s{k}.tiff,{k % 2},{'left.geojson' if k % 2 else ''}")
+        rows.append(f"s{k},s{k}.tiff,{k % 2},{'AB'[k % 2]},{'left.geojson' if k % 2 else ''}")
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
     return str(folder / "manifest.csv")
 

@@ -83,7 +83,11 @@ def hazard_gaps(seed: int, patients: int, **settings: object) -> tuple[float, fl
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"patients": 600, "epochs": 25, "patience": 25, "learning_rate": 0.02}, id="few patients"),
+        pytest.param(
+            {"patients": 600, "epochs": 25, "patience": 25, "learning_rate": 0.02},
+            id="few patients",
+            marks=pytest.mark.long,
+        ),
         pytest.param({"patients": 800, "epochs": 30, "patience": 30}, id="more patients", marks=pytest.mark.long),
     ],
 )

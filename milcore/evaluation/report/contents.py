@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from milcore.evaluation.report.site_contents import SiteResults
 from milcore.metrics.classification import Comparison, Estimate, Threshold
 from milcore.metrics.curves import Band
 from milcore.metrics.wilson import ScoreIntervals
@@ -170,7 +171,8 @@ class ReportData:
         score: the same with their score intervals, which are shown first.
         calibrated: Brier score and ECE after temperature scaling.
         threshold: None for more than two classes.
-        warnings: reasons not to read attention as an explanation.
+        warnings: signs that the model reads the site, and reasons not to read attention as an explanation.
+        sites: None where fewer than two are known.
         flipping: None where no bag has curves.
         folds: models of the run, 0 for a plain run.
         sweep: None where the settings came from no sweep.
@@ -192,6 +194,7 @@ class ReportData:
     localised: int
     not_localised: dict[str, str]
     warnings: tuple[str, ...]
+    sites: SiteResults | None
     comparison: tuple[Comparison, ...]
     roc: tuple[Curve, ...]
     precision_recall: tuple[Curve, ...]

@@ -127,6 +127,7 @@ def example(slides: int) -> ReportData:
         localised=positive - 1,
         not_localised={"case-01-s1": "no annotation"},
         warnings=(),
+        sites=None,
         comparison=comparison(metrics | score),
         roc=(Curve("tumour", list(zip(*roc_curve(labels, probability)[:2], strict=True)), roc_band),),
         precision_recall=(Curve("tumour", precision_recall(labels, probability), recall_band),),
