@@ -34,6 +34,7 @@ from milcore.config import (
     TuneConfig,
     parse_config,
     with_settings,
+    without_unread,
 )
 from milcore.errors import InputError
 
@@ -604,7 +605,8 @@ def train(  # noqa: PLR0913 - one keyword per kind of settings
     if sweep is not None:
         best, splits_uri = _sweep(sweep).require_best(), _sweep(sweep).splits_uri
         given, divided = config.model_dump(exclude_unset=True), split.model_dump(exclude_unset=True)
-        config = parse_config(TrainConfig, best.model_dump() | given)
+        of_best = without_unread(best.model_dump(), [str(given.get("pooling", best.pooling))])
+        config = parse_config(TrainConfig, of_best | given)
         split = parse_config(SplitConfig, {"splits": splits_uri} | divided)
     run_uri = _run_uri(run)
     prepare_run(_store_uri(store), run_uri, config, split)

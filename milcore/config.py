@@ -13,7 +13,7 @@ import os
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
@@ -26,6 +26,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -85,32 +87,46 @@ FEATURE_ENCODERS: tuple[TrainableEncoderName, ...] = ("linear", "mlp")
 
 
 class PoolingScope(NamedTuple):
-    """Levels that a pooling is defined on, and targets that it serves."""
+    """Levels, targets and settings of a pooling.
+
+    Args:
+        levels: that it is defined on.
+        targets: that it serves.
+        settings: of ``SETTING_READERS`` that it reads.
+    """
 
     levels: tuple[Level, ...]
     targets: tuple[Target, ...]
+    settings: tuple[str, ...] = ()
 
 
 _BOTH_LEVELS: tuple[Level, ...] = ("instance", "embedding")
 _OF_CLASSES: tuple[Target, ...] = ("classification",)
+_ATTENTION = ("attention_hidden", "attention_heads")
+_CLAM = ("attention_hidden", "clam_instances", "clam_loss_weight")
 # poolings of probabilities pool those of classes
 POOLING_SCOPES: dict[PoolingName, PoolingScope] = {
     "max": PoolingScope(_BOTH_LEVELS, TARGETS),
     "mean": PoolingScope(_BOTH_LEVELS, TARGETS),
-    "lse": PoolingScope(_BOTH_LEVELS, TARGETS),
+    "lse": PoolingScope(_BOTH_LEVELS, TARGETS, ("lse_sharpness",)),
     "noisy_or": PoolingScope(("instance",), _OF_CLASSES),
-    "noisy_and": PoolingScope(("instance",), _OF_CLASSES),
-    "topk": PoolingScope(("instance",), _OF_CLASSES),
+    "noisy_and": PoolingScope(("instance",), _OF_CLASSES, ("noisy_and_slope",)),
+    "topk": PoolingScope(("instance",), _OF_CLASSES, ("topk_instances",)),
     "gem": PoolingScope(("embedding",), TARGETS),
-    "attention": PoolingScope(_BOTH_LEVELS, TARGETS),
-    "gated_attention": PoolingScope(_BOTH_LEVELS, TARGETS),
-    "additive": PoolingScope(("embedding",), TARGETS),
-    "multi_head_attention": PoolingScope(("embedding",), TARGETS),
-    "dsmil": PoolingScope(("embedding",), _OF_CLASSES),
-    "clam_sb": PoolingScope(("embedding",), _OF_CLASSES),
-    "clam_mb": PoolingScope(("embedding",), _OF_CLASSES),
+    "attention": PoolingScope(_BOTH_LEVELS, TARGETS, _ATTENTION),
+    "gated_attention": PoolingScope(_BOTH_LEVELS, TARGETS, _ATTENTION),
+    "additive": PoolingScope(("embedding",), TARGETS, _ATTENTION),
+    "multi_head_attention": PoolingScope(("embedding",), TARGETS, ("pooling_heads", "pooling_queries")),
+    "dsmil": PoolingScope(("embedding",), _OF_CLASSES, ("attention_hidden",)),
+    "clam_sb": PoolingScope(("embedding",), _OF_CLASSES, _CLAM),
+    "clam_mb": PoolingScope(("embedding",), _OF_CLASSES, _CLAM),
 }
 POOLING_LEVELS = {name: scope.levels for name, scope in POOLING_SCOPES.items()}
+# settings that not every pooling reads, with the poolings that do
+SETTING_READERS: dict[str, tuple[PoolingName, ...]] = {
+    setting: tuple(name for name, scope in POOLING_SCOPES.items() if setting in scope.settings)
+    for setting in dict.fromkeys(setting for scope in POOLING_SCOPES.values() for setting in scope.settings)
+}
 
 # limits, above all that a slide scanner or a user needs: input beyond them is refused before memory is taken for it
 MAX_SLIDE_EDGE_PX = 2_000_000
@@ -300,6 +316,35 @@ def _check_target(name: str, pooling: PoolingName, target: Target) -> None:
         raise ValueError(
             f"{name}: expected a pooling that serves target {target}, got {pooling}; allowed: {', '.join(serving)}"
         )
+
+
+def without_unread(values: Mapping[str, Any], poolings: Collection[str] | None = None) -> dict[str, Any]:
+    """Training settings without those that no pooling reads.
+
+    Files of earlier versions hold such.
+
+    Args:
+        values: by name.
+        poolings: of a sweep; None: that of the values.
+    """
+    of_model = [str(values.get("pooling", TrainConfig.model_fields["pooling"].default))]
+    read_by = of_model if poolings is None else poolings
+    return {name: value for name, value in values.items() if _is_read(name, read_by)}
+
+
+def _is_read(setting: str, poolings: Collection[str]) -> bool:
+    return setting not in SETTING_READERS or not set(poolings).isdisjoint(SETTING_READERS[setting])
+
+
+def _check_read(train: "TrainConfig", poolings: Collection[str]) -> None:
+    """Refuse settings with other values than their defaults that none of these poolings reads."""
+    for name, readers in SETTING_READERS.items():
+        value, default = getattr(train, name), TrainConfig.model_fields[name].default
+        if value != default and not _is_read(name, poolings):
+            raise ValueError(
+                f"{name}: expected the default {default} with pooling {', '.join(poolings)}, which does not read it, "
+                f"got {value}; allowed: others with pooling {', '.join(readers)}; drop it, or take one of these"
+            )
 
 
 def _check_heads(train: "TrainConfig") -> None:
@@ -760,6 +805,17 @@ class TrainConfig(TargetConfig):
         _check_level("level", self.pooling, self.level)
         return self
 
+    @model_validator(mode="after")
+    def _has_no_setting_of_another_pooling(self, info: ValidationInfo) -> Self:
+        if not (info.context and info.context.get("of_sweep")):
+            _check_read(self, (self.pooling,))
+        return self
+
+
+def _settings_of_sweep(value: Any, _: object) -> TrainConfig:
+    """Training settings that trials share: any that one of the sweep's poolings reads."""
+    return value if isinstance(value, TrainConfig) else parse_config(TrainConfig, value, "train", of_sweep=True)
+
 
 class TuneConfig(Config):
     """A sweep over pooling, learning rate and any other training setting around one TrainConfig."""
@@ -783,7 +839,7 @@ class TuneConfig(Config):
         description="score a trial by its mean over so many folds of the patients outside the test split (0: by the "
         "validation split)",
     )
-    train: TrainConfig = TrainConfig()
+    train: Annotated[TrainConfig, WrapValidator(_settings_of_sweep)] = TrainConfig()
 
     @model_validator(mode="after")
     def _has_no_fold_or_several(self) -> Self:
@@ -809,11 +865,26 @@ class TuneConfig(Config):
             _check_level("poolings", pooling, self.train.level)
         return self
 
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the settings that are searched."""
+        return tuple(text.partition("=")[0].strip() for text in self.search)
+
     @model_validator(mode="after")
     def _heads_divide_embeddings(self) -> Self:
-        drawn = {text.partition("=")[0].strip() for text in self.search}
-        if "multi_head_attention" in self.poolings and not drawn & {"hidden", "pooling_heads"}:
+        if "multi_head_attention" in self.poolings and not {"hidden", "pooling_heads"} & set(self.drawn):
             _check_heads(self.train)
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_setting_of_another_pooling(self) -> Self:
+        _check_read(self.train, self.poolings)
+        for name in self.drawn:
+            if not _is_read(name, self.poolings):
+                raise ValueError(
+                    f"search: expected settings that one of the poolings {', '.join(self.poolings)} reads, got {name}; "
+                    f"allowed: {name} with pooling {', '.join(SETTING_READERS[name])}; drop it, or sweep one of these"
+                )
         return self
 
 
@@ -964,19 +1035,20 @@ def upgrade_train(values: dict[str, Any]) -> dict[str, Any]:
     return upgraded
 
 
-def parse_config(kind: type[C], values: dict[str, object], section: str = "") -> C:
+def parse_config(kind: type[C], values: dict[str, object], section: str = "", *, of_sweep: bool = False) -> C:
     """Build a config from outside values.
 
     Args:
         kind: the config class.
         values: by field.
         section: key of the pipelines' ``settings`` that an error names before the field.
+        of_sweep: True for training settings of a sweep, which checks that one of its poolings reads them.
 
     Raises:
         InputError: one line naming every field that is unknown or out of range.
     """
     with _one_line(kind, section):
-        return kind.model_validate(values)
+        return kind.model_validate(values, context={"of_sweep": of_sweep})
 
 
 def pick(kind: type[C], values: dict[str, object]) -> C:
@@ -1043,11 +1115,10 @@ def with_settings(
                 base = _values_of(at, kind, keywords.pop(at, None))
                 for inner in configs.keys() & kind.model_fields.keys():
                     inner_base = base.get(inner, {})
-                    configs[inner] = parse_config(
-                        kinds[inner], inner_base | configs[inner].model_dump(exclude_unset=True)
-                    )
-                    base[inner] = configs[inner]
-                configs[at] = parse_config(kind, base | given[at])
+                    base[inner] = inner_base | configs[inner].model_dump(exclude_unset=True)
+                    configs[inner] = base[inner] = parse_config(kinds[inner], base[inner], of_sweep=True)
+                of_sweep = any(at in other.model_fields for other in kinds.values())
+                configs[at] = parse_config(kind, base | given[at], of_sweep=of_sweep)
             return function(*values, **keywords, **{at: config for at, config in configs.items() if at in own})
 
         parameters = [
@@ -1199,14 +1270,17 @@ class PipelineSettings:
 
     @property
     def train(self) -> TrainConfig:
-        """Settings of training; an encoder that takes patches is trained without features."""
+        """Settings of training, for the sweep.
+
+        An encoder that takes patches is trained without features.
+        """
         values = self._values("train", TrainConfig)
         if "encoder" in values and sees_patches(str(values["encoder"])):
             values["features"] = None
         default_bag = values.get("bag") == parameter_default(TrainConfig, "bag")
         if values.get("target") in SURVIVAL_TARGETS and default_bag and "bag" not in self._sections.get("train", {}):
             del values["bag"]
-        return parse_config(TrainConfig, values, "train")
+        return parse_config(TrainConfig, values, "train", of_sweep=True)
 
     @property
     def tune(self) -> TuneConfig:

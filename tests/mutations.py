@@ -47,7 +47,7 @@ ENCODE = EncodeConfig(encoder="efficientnet_lite0,input_px=32", name="f")
 TRAIN = TrainConfig(features="f", hidden=4, attention_hidden=2, epochs=2, batch_size=2, checkpoint_every=1)
 PATCHES = TRAIN.model_copy(update={"features": None, "encoder": "conv", "epochs": 1})
 LONGER = TRAIN.model_copy(update={"epochs": 4})
-TUNE = TuneConfig(poolings=("max", "mean"), trials=2, train=TRAIN)
+TUNE = TuneConfig(poolings=("max", "attention"), trials=2, train=TRAIN)
 FOLDS = SplitConfig(folds=2)
 TIMES = ("bags_per_sec", "waiting")
 # what the user gives: a changed one is another input

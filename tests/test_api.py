@@ -151,7 +151,7 @@ def test_every_verb_works_twice_once_every_module_is_imported(folder: Path, tmp_
         imported = mc.import_cohort(bags, tmp_path / "imported", format="bags-npz")
         report = mc.ingest(folder / "few.csv", tmp_path / "store")
         features = mc.encode(report)
-        sweep = mc.tune(report, tmp_path / "sweep", trials=1, poolings=["mean"], **small)
+        sweep = mc.tune(report, tmp_path / "sweep", trials=1, poolings=["mean"], hidden=8, epochs=2)
         run = mc.train(report, tmp_path / "run", sweep=sweep)
         evaluation = mc.evaluate(run, baselines=False, attention_formats=["parquet"])
         predictions = mc.predict(run, folder / "new.tiff", tmp_path / "predictions")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu.row import Row, at_most
 from benchmarks.gpu.settings import BOUNDS
-from milcore.config import POOLING_LEVELS, TrainConfig
+from milcore.config import POOLING_LEVELS, TrainConfig, without_unread
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, make_model
@@ -57,7 +57,8 @@ def poolings() -> Iterator[TrainConfig]:
     """Each pooling at each of its levels."""
     for pooling, levels in POOLING_LEVELS.items():
         for level in levels:
-            yield TrainConfig(pooling=pooling, level=level, hidden=32, attention_hidden=16, dropout=DROPOUT)
+            settings = {"pooling": pooling, "level": level, "hidden": 32, "attention_hidden": 16, "dropout": DROPOUT}
+            yield TrainConfig(**without_unread(settings))
 
 
 def learn(config: TrainConfig, device: torch.device, *, streamed: bool) -> Learned:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.ilse2018.protocol import Protocol
-from milcore.config import TrainConfig, parse_config
+from milcore.config import TrainConfig, parse_config, without_unread
 
 # the first is the default
 ENCODERS_OF = {"bags": ("mlp", "linear"), "mnist": ("lenet5",), "patches": ("conv", "efficientnet_lite0")}
@@ -68,7 +68,8 @@ def protocol_of(encoder: str, changes: dict[str, Any], members: int | None) -> P
         changes: settings in place of its own, such as pooling and level.
         members: models that vote; None takes the encoder's own number.
     """
-    config = parse_config(TrainConfig, {**CONFIGS[encoder], "patience": NEVER, "checkpoint_every": NEVER, **changes})
+    settings = without_unread({**CONFIGS[encoder], "patience": NEVER, "checkpoint_every": NEVER, **changes})
+    config = parse_config(TrainConfig, settings)
     return Protocol(
         config,
         candidates=CANDIDATES.get(encoder, ({},)),

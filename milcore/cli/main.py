@@ -14,7 +14,7 @@ import typer
 
 from milcore import __version__, api
 from milcore.cli.doctor import FindingLines
-from milcore.cli.options import AsJson, ConfigFile, Run, Store, Values, option, options_of, train_config
+from milcore.cli.options import AsJson, ConfigFile, Run, Store, Values, option, options_of, swept_poolings, train_config
 from milcore.config import (
     MAX_WORKERS,
     NOT_IN_SWEEP,
@@ -222,7 +222,8 @@ def tune(
 
     Ends with best.json and splits.parquet for milcore train.
     """
-    finished = api.tune(store, out, train=train_config(config, settings), **sweep, **split, **launch)
+    train = train_config(config, settings, swept_poolings(sweep))
+    finished = api.tune(store, out, train=train, **sweep, **split, **launch)
     best, verdict = finished.require_best(), finished.verdict()
     summary = {"best": best.model_dump(mode="json"), "verdict": verdict._asdict(), "out": out}
     finish(summary, f"{verdict.line}: {best.pooling}, learning rate {best.learning_rate:.2g}; {out}", as_json)

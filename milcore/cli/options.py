@@ -6,7 +6,7 @@ Flag, type, description and default come from the config class, so a field that 
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -15,15 +15,18 @@ from pydantic.fields import FieldInfo
 from milcore.config import (
     Config,
     TrainConfig,
+    TuneConfig,
     check_program,
     choices_text,
     default_text,
     parse_config,
     sees_patches,
     upgrade_train,
+    without_unread,
 )
 from milcore.errors import InputError
 from milcore.runtime import storage
+from milcore.runtime.progress import log_line
 
 # flags that are not the field's name
 FLAGS = {"poolings": "--pooling", "attention_formats": "--attention", "with_leave_one_out": "--without-each"}
@@ -127,16 +130,43 @@ def option(kind: type[Config], name: str, description: str | None = None) -> Any
     return typer.Option(either, help=text, show_default=False, metavar="<str>" if _is_tuple(field) else None)
 
 
-def train_config(file: str | None, flags: Values) -> TrainConfig:
-    """Training settings of a file, overridden by those of the command line."""
+def train_config(file: str | None, flags: Values, poolings: tuple[str, ...] | None = None) -> TrainConfig:
+    """Training settings of a file, overridden by those of the command line.
+
+    Args:
+        file: JSON; settings that no pooling reads, which files of earlier versions have, are left out and told.
+        flags: of the command line.
+        poolings: of a sweep; None: of one model.
+    """
     values = upgrade_train(_read_settings(file)) if file is not None else {}
+    pooling = flags.get("pooling", values.get("pooling", TrainConfig.model_fields["pooling"].default))
+    values = _read_by([str(pooling)] if poolings is None else poolings, values)
     if "encoder" not in flags:
         check_program(str(values.get("encoder", "")), allow_program=False)
     if "encoder" in flags and sees_patches(str(flags["encoder"])):
         flags = {"features": None, **flags}  # those that the file names go
     if flags.get("features") is not None and "encoder" in values and sees_patches(str(values["encoder"])):
         flags = {"encoder": TrainConfig().encoder, **flags}
-    return parse_config(TrainConfig, {**values, **flags})
+    return parse_config(TrainConfig, {**values, **flags}, of_sweep=poolings is not None)
+
+
+def swept_poolings(sweep: Values) -> tuple[str, ...]:
+    """Poolings of a sweep, from the options that were given."""
+    default: tuple[str, ...] = TuneConfig.model_fields["poolings"].default
+    given = sweep.get("poolings", default)
+    return tuple(name.strip() for text in given for name in text.split(",")) if isinstance(given, list) else default
+
+
+def _read_by(poolings: Collection[str], values: Values) -> Values:
+    """Settings of a file that one of these poolings reads.
+
+    A line tells any other that is not the default.
+    """
+    read = without_unread(values, poolings)
+    for name, value in values.items():
+        if name not in read and value != TrainConfig.model_fields[name].default:
+            log_line(f"{name} {value!r} of --config is not used: not read by pooling {', '.join(poolings)}")
+    return read
 
 
 def _read_settings(uri: str) -> Values:

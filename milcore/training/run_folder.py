@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from milcore.cohort.splits import check_splits
-from milcore.config import FOLDER_SCHEMA_VERSION, FolderSpec, RunSpec, check_program, parse_config, upgrade_train
+from milcore.config import (
+    FOLDER_SCHEMA_VERSION,
+    FolderSpec,
+    RunSpec,
+    check_program,
+    parse_config,
+    upgrade_train,
+    without_unread,
+)
 from milcore.errors import DamageError, InputError
 from milcore.runtime import html, storage
 from milcore.runtime.allow_list import check_uri
@@ -383,13 +391,25 @@ def _parse(kind: type[F], uri: str, values: Any) -> F:
         )
     if version == 1:
         values = _upgrade(values)
-    return parse_config(kind, values).with_folders(lambda folder: storage.resolve(folder, uri))
+    return parse_config(kind, _without_unread(values)).with_folders(lambda folder: storage.resolve(folder, uri))
 
 
 def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """A ``config.json`` of the first schema, by the names of today."""
     upgraded = {name: _upgrade(value) if name == "tune" else value for name, value in values.items()}
     return upgraded | ({"train": upgrade_train(upgraded["train"])} if "train" in upgraded else {})
+
+
+def _without_unread(values: dict[str, Any]) -> dict[str, Any]:
+    """Content of a ``config.json`` without settings that no pooling reads.
+
+    Earlier versions stored them.
+    """
+    read = {name: _without_unread(value) if name == "tune" else value for name, value in values.items()}
+    train = read.get("train")
+    if not isinstance(train, dict):
+        return read
+    return read | {"train": without_unread(train, read.get("poolings"))}
 
 
 def _flatten(values: dict[str, object], prefix: str = "") -> dict[str, object]:

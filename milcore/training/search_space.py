@@ -8,7 +8,7 @@ import math
 import random
 from typing import NamedTuple, get_args
 
-from milcore.config import TrainConfig, TuneConfig, parse_config
+from milcore.config import TrainConfig, TuneConfig, parse_config, without_unread
 from milcore.errors import InputError
 
 FORMS = "NAME=A,B,C, NAME=LOW..HIGH or NAME=LOW..HIGH:log"
@@ -72,7 +72,8 @@ def trial_configs(config: TuneConfig) -> list[TrainConfig]:
     """Training settings of every trial, a function of the config alone.
 
     Trial k has pooling k modulo their number and ``learning_rate = exp(uniform(log min, log max))``. Every other
-    setting has a generator seeded by (seed, trial, name), so that adding one leaves the others unchanged.
+    setting has a generator seeded by (seed, trial, name), so that adding one leaves the others unchanged. Settings that
+    the pooling of a trial does not read keep their defaults there.
 
     Raises:
         InputError: a setting cannot be drawn, or a value drawn is out of range.
@@ -87,7 +88,7 @@ def trial_configs(config: TuneConfig) -> list[TrainConfig]:
         settings["learning_rate"] = math.exp(generator.uniform(low, high))
         for axis in axes:
             settings[axis.name] = axis.draw(random.Random(f"{config.tune_seed} {trial} {axis.name}"))  # noqa: S311
-        trials.append(parse_config(TrainConfig, shared | settings))
+        trials.append(parse_config(TrainConfig, without_unread(shared | settings)))
     return trials
 
 

@@ -15,7 +15,16 @@ import pyarrow as pa
 
 from milcore import __version__
 from milcore.cohort.splits import add_folds, splits_digest
-from milcore.config import FolderSpec, SplitConfig, Target, TrainConfig, TuneConfig, parse_config, upgrade_train
+from milcore.config import (
+    FolderSpec,
+    SplitConfig,
+    Target,
+    TrainConfig,
+    TuneConfig,
+    parse_config,
+    upgrade_train,
+    without_unread,
+)
 from milcore.errors import ClusterError, InputError
 from milcore.metrics.auroc import auroc_standard_error
 from milcore.runtime import html, storage
@@ -151,7 +160,7 @@ class Sweep:
     def best(self) -> TrainConfig | None:
         """Settings of the best trial; None until the sweep is finished."""
         try:
-            return parse_config(TrainConfig, upgrade_train(run_files.read_json(self.best_uri)))
+            return parse_config(TrainConfig, without_unread(upgrade_train(run_files.read_json(self.best_uri))))
         except FileNotFoundError:
             return None
 

@@ -65,7 +65,7 @@ def write_cohort(folder: Path) -> str:
 
 def write_sweep(store: str, out: str) -> None:
     """A sweep of one trial whose result is given."""
-    train = TrainConfig(hidden=4, attention_hidden=2, epochs=1)
+    train = TrainConfig(hidden=4, epochs=1)
     spec = prepare_sweep(store, out, TuneConfig(poolings=("max",), trials=1, train=train), SplitConfig())
     publish(out, spec, [TrialResult(0, "max", 2e-4, 1, 0.5, 1.0, "ok", None)])
 

@@ -279,11 +279,11 @@ def test_a_label_corrected_after_training_is_refused_until_one_is_chosen(correct
 
 
 def test_a_sweep_that_saw_the_test_split_is_not_shown_as_one_that_did_not(run_uri: str, tmp_path: Path) -> None:
-    sweep, tune = str(tmp_path / "sweep"), TuneConfig(poolings=("max",), trials=1, train=TRAIN)
+    sweep, tune = str(tmp_path / "sweep"), TuneConfig(poolings=("attention",), trials=1, train=TRAIN)
     spec = prepare_sweep(Run(run_uri).spec().store_uri, sweep, tune, SplitConfig(split_seed=1))
     with pytest.raises(InputError, match="is not finished"):
         evaluate(run_uri, baselines=False, sweep_uri=sweep)
-    publish(sweep, spec, [TrialResult(0, "max", TRAIN.learning_rate, 1, 0.5, 1.0, "ok", None)])
+    publish(sweep, spec, [TrialResult(0, "attention", TRAIN.learning_rate, 1, 0.5, 1.0, "ok", None)])
     with pytest.raises(InputError, match=r"sweep: expected one that saw no patient of the run's test split, .* \(s"):
         evaluate(run_uri, baselines=False, sweep_uri=sweep)
 

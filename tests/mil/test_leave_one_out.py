@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from milcore.config import POOLING_LEVELS, TrainConfig
+from milcore.config import POOLING_LEVELS, TrainConfig, without_unread
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.leave_one_out import leave_one_out
 from milcore.mil.model import make_model
@@ -18,9 +18,8 @@ def test_it_equals_the_bag_without_each_instance(pooling: str, level: str, k: fl
     """Of a share of 0.35 count 9 of 23 instances, and 8 of 22."""
     torch.manual_seed(0)
     rows = torch.randn(23, 9)
-    config = TrainConfig(
-        pooling=pooling, level=level, hidden=16, attention_hidden=8, attention_heads="per_class", topk_instances=k
-    )
+    settings = {"pooling": pooling, "level": level, "hidden": 16, "attention_hidden": 8, "topk_instances": k}
+    config = TrainConfig(**without_unread(settings | {"attention_heads": "per_class"}))
     model = make_model(config, 9, classes=3)
     without = [torch.cat([rows[:i], rows[i + 1 :]]) for i in range(23)]
     with torch.no_grad():

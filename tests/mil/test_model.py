@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milcore.config import POOLING_LEVELS, POOLING_SCOPES, Target, TrainConfig
+from milcore.config import POOLING_LEVELS, POOLING_SCOPES, Target, TrainConfig, without_unread
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, make_model
@@ -21,8 +21,8 @@ def bags_of(*lengths: int, dtype: torch.dtype = torch.float64) -> list[Bag]:
 
 
 def model_of(pooling: str, level: str, classes: int = 2, **more: object) -> MILModel:
-    config = TrainConfig(pooling=pooling, level=level, hidden=8, attention_hidden=4, **{"precision": "fp64", **more})
-    model = make_model(config, WIDTH, classes)
+    settings = {"pooling": pooling, "level": level, "hidden": 8, "attention_hidden": 4, "precision": "fp64", **more}
+    model = make_model(TrainConfig(**without_unread(settings)), WIDTH, classes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))

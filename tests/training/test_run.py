@@ -10,7 +10,7 @@ import torch
 from milcore import __version__
 from milcore.api import train
 from milcore.cli.info import describe
-from milcore.cli.options import train_config
+from milcore.cli.options import swept_poolings, train_config
 from milcore.config import ImportConfig, SplitConfig, TrainConfig, TuneConfig, parse_config
 from milcore.errors import InputError, StoreError
 from milcore.evaluation.prediction_folder import PredictionsSpec
@@ -137,8 +137,8 @@ def test_a_finished_run_is_left_as_it_is(store_uri: str, tmp_path: Path) -> None
 def test_a_folder_of_another_run_is_refused_and_the_difference_named(store_uri: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     prepare_run(store_uri, run, TRAIN, SplitConfig())
-    with pytest.raises(InputError, match=r"train\.pooling was 'gated_attention', now 'max'"):
-        prepare_run(store_uri, run, TRAIN.model_copy(update={"pooling": "max"}), SplitConfig())
+    with pytest.raises(InputError, match=r"train\.pooling was 'gated_attention', now 'attention'"):
+        prepare_run(store_uri, run, TRAIN.model_copy(update={"pooling": "attention"}), SplitConfig())
 
 
 def test_memory_may_differ_where_a_run_goes_on_and_what_was_given_last_counts(store_uri: str, tmp_path: Path) -> None:
@@ -236,6 +236,57 @@ def test_a_run_and_a_sweep_of_a_version_without_class_names_go_on(store_uri: str
             publish({uri: storage.table_bytes(storage.read_table(uri).drop_columns(["class"]))})
     train_run(run, LocalContext(None, CPU))
     assert Run(run).is_finished()
+
+
+def test_a_run_and_a_sweep_of_a_version_that_kept_settings_of_other_poolings_go_on(
+    store_uri: str, tmp_path: Path
+) -> None:
+    """They changed nothing then, and are the defaults now."""
+    run, sweep, tune = (
+        str(tmp_path / "run"),
+        str(tmp_path / "sweep"),
+        TuneConfig(poolings=("gated_attention",), train=TRAIN),
+    )
+    unread = {"topk_instances": 3.0, "pooling_heads": 2}
+    prepare_run(store_uri, run, TRAIN, SplitConfig())
+    prepare_sweep(store_uri, sweep, tune, SplitConfig())
+    rewrite_json(Run(run).config_uri, {"train": TRAIN.model_dump(mode="json") | unread})
+    of_sweep = tune.model_dump(mode="json")
+    rewrite_json(Sweep(sweep).config_uri, {"tune": of_sweep | {"train": of_sweep["train"] | unread}})
+    storage.write_json(Sweep(sweep).best_uri, TRAIN.model_dump(mode="json") | unread)
+    assert Run(run).spec().train == Sweep(sweep).spec().tune.train == Sweep(sweep).best() == TRAIN
+    prepare_run(store_uri, run, TRAIN, SplitConfig())
+    prepare_sweep(store_uri, sweep, tune, SplitConfig())
+
+
+def test_a_best_config_trains_another_pooling_without_the_settings_of_its_own(store_uri: str, tmp_path: Path) -> None:
+    run, sweep = str(tmp_path / "run"), str(tmp_path / "sweep")
+    prepare_sweep(store_uri, sweep, TuneConfig(train=TRAIN), SplitConfig())
+    storage.write_json(Sweep(sweep).best_uri, TRAIN.model_dump(mode="json"))
+    train(store_uri, run, sweep=sweep, pooling="mean")
+    assert Run(run).spec().train == TrainConfig(**TRAIN.model_dump(exclude={"attention_hidden"}) | {"pooling": "mean"})
+
+
+def test_settings_of_other_poolings_in_a_file_are_told_and_left_out_but_not_those_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "best.json")
+    storage.write_json(
+        file, TrainConfig(pooling="dsmil").model_dump(mode="json") | {"attention_hidden": 4, "pooling_heads": 2}
+    )
+    assert train_config(file, {}) == TrainConfig(pooling="dsmil", attention_hidden=4)
+    assert capsys.readouterr().err == "pooling_heads 2 of --config is not used: not read by pooling dsmil\n"
+    assert train_config(file, {"pooling": "multi_head_attention"}).pooling_heads == 2
+    assert train_config(file, {}, ("dsmil", "multi_head_attention")).pooling_heads == 2
+    with pytest.raises(InputError, match="pooling_heads: expected the default 4 with pooling dsmil"):
+        train_config(file, {"pooling_heads": 8})
+    assert train_config(None, {"pooling_heads": 8}, ("mean",)).pooling_heads == 8  # refused by the sweep
+
+
+@pytest.mark.parametrize("given", [["topk, max"], ["topk", "max"]])
+def test_poolings_of_a_sweep_are_read_as_the_sweep_reads_them(given: list[str]) -> None:
+    assert swept_poolings({"poolings": given}) == ("topk", "max")
+    assert swept_poolings({}) == TuneConfig().poolings
 
 
 def test_features_that_are_not_there_are_named_with_the_command_that_makes_them(store_uri: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from milcore.training.sweep import Sweep, TrialResult, prepare_sweep, publish, s
 from tests.cohorts import write_features, write_store
 
 TRAIN = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=3)
-SWEEP = TuneConfig(poolings=("max", "mean"), trials=3, train=TRAIN)
+SWEEP = TuneConfig(poolings=("max", "attention"), trials=3, train=TRAIN)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_same_seed_gives_the_same_trials_and_another_seed_others() -> None:
 
 
 def test_trials_are_dealt_to_the_poolings_in_turn() -> None:
-    assert [trial.pooling for trial in trial_configs(SWEEP)] == ["max", "mean", "max"]
+    assert [trial.pooling for trial in trial_configs(SWEEP)] == ["max", "attention", "max"]
 
 
 def test_a_longer_sweep_begins_with_the_trials_of_a_shorter_one() -> None:
@@ -51,9 +51,17 @@ def test_learning_rates_are_log_uniform_in_their_range() -> None:
     assert sum(rate < 1e-3 for rate in rates) == pytest.approx(1000, abs=90)
 
 
-def test_trials_share_every_other_setting() -> None:
-    for trial in trial_configs(SWEEP):
-        assert trial.model_copy(update={"pooling": TRAIN.pooling, "learning_rate": TRAIN.learning_rate}) == TRAIN
+def test_trials_share_every_other_setting_that_their_pooling_reads() -> None:
+    for trial, attention_hidden in zip(trial_configs(SWEEP), (256, 4, 256), strict=True):
+        drawn = {"pooling": trial.pooling, "learning_rate": trial.learning_rate}
+        assert trial == TRAIN.model_copy(update=drawn | {"attention_hidden": attention_hidden})
+
+
+def test_a_setting_is_drawn_for_the_poolings_that_read_it() -> None:
+    search = SWEEP.model_copy(update={"search": ("attention_hidden=2,3", "dropout=0.1,0.2")})
+    assert {(t.pooling, t.attention_hidden) for t in trial_configs(search.model_copy(update={"trials": 30}))} == {
+        ("max", 256), ("attention", 2), ("attention", 3)
+    }  # fmt: skip
 
 
 def test_the_highest_auroc_is_best_and_loss_breaks_ties(store_uri: str, tmp_path: Path) -> None:

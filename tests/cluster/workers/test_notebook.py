@@ -51,7 +51,7 @@ def test_training_and_a_sweep_leave_their_lines_of_progress_and_no_others(tmp_pa
     store, out = str(tmp_path / "store"), str(tmp_path / "out")
     write_features(write_store(store))
     PatchStore(store).rebuild_catalogue()
-    train = TrainConfig(features="mean_rgb", hidden=8, attention_hidden=4, epochs=2, batch_size=4)
+    train = TrainConfig(features="mean_rgb", hidden=8, epochs=2, batch_size=4)
     prepare_sweep(store, out, TuneConfig(poolings=("max", "mean"), trials=2, train=train), SplitConfig())
     fit, sweep = executed(FIT, TUNE.format(out=out))
     assert {output["output_type"] for output in (*fit, *sweep)} == {"stream"}

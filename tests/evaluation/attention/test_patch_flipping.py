@@ -27,10 +27,7 @@ from milcore.mil.model import make_model
 def test_each_step_is_the_bag_without_the_blocks_before(pooling: str, level: str, instances: int) -> None:
     torch.manual_seed(0)
     rows, attention = torch.randn(instances, 5), np.random.default_rng(0).permutation(instances) + 1.0
-    models = [
-        make_model(TrainConfig(pooling=pooling, level=level, hidden=8, attention_hidden=4, seed=s), 5, 2)
-        for s in (0, 1)
-    ]
+    models = [make_model(TrainConfig(pooling=pooling, level=level, hidden=8, seed=s), 5, 2) for s in (0, 1)]
     for model in models:
         model.encoder.rows_per_chunk = lambda _: 11
     flipping = flip(models, Bag("x", "", 0, rows), attention, 1, seed=0)

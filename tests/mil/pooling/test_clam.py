@@ -151,4 +151,4 @@ def test_the_loss_of_the_most_and_the_least_attended_instance_by_hand() -> None:
 def test_two_classes_have_a_head_and_a_logit_each_in_clam_mb() -> None:
     model = model_of(config_of("clam_mb"), 2)
     assert (model.pooling.heads, len(model.classifier.weight)) == (2, 2)
-    assert model_of(config_of("clam_sb", attention_heads="per_class"), 3).pooling.heads == 1
+    assert model_of(config_of("clam_sb"), 3).pooling.heads == 1

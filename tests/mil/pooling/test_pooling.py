@@ -1,7 +1,10 @@
 """The contract every pooling of the table keeps, at every level it is defined on, and values worked by hand."""
 
 import functools
+import itertools
 import math
+import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -10,9 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from milcore.config import POOLING_LEVELS, POOLING_SCOPES, TARGETS, PoolingName, TrainConfig, TuneConfig, parse_config
+from milcore.config import (
+    POOLING_LEVELS,
+    POOLING_SCOPES,
+    SETTING_READERS,
+    TARGETS,
+    PoolingName,
+    TrainConfig,
+    TuneConfig,
+    parse_config,
+)
 from milcore.errors import InputError
+from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.bags.segments import Segments
+from milcore.mil.model import make_model
 from milcore.mil.pooling.pooling import POOLINGS
 from milcore.mil.pooling.protocol import Pooling, PoolingShape, Summary, TwoPassPooling, TwoStreamPooling
 
@@ -129,6 +143,69 @@ def test_a_target_that_a_pooling_does_not_serve_is_refused(name: str) -> None:
             parse_config(TrainConfig, {"pooling": name, "target": target, "time": "time", "event": "event"})
         with pytest.raises(InputError, match=f"poolings: {line}"):
             TuneConfig(poolings=(name,), train=TrainConfig(target=target, time="time", event="event"))
+
+
+OTHER_VALUES = {
+    "lse_sharpness": 2.0, "noisy_and_slope": 3.0, "topk_instances": 2.0, "attention_hidden": 4,
+    "attention_heads": "per_class", "pooling_heads": 2, "pooling_queries": 2, "clam_instances": 2,
+    "clam_loss_weight": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POOLING_SCOPES)
+def test_settings_of_a_pooling_are_those_that_change_what_it_learns(name: str) -> None:
+    """The column ``settings`` of the table, beside the gradients of a model with each setting changed."""
+    config = TrainConfig(pooling=name, level=POOLING_LEVELS[name][0], hidden=8, dropout=0.0)
+    generator = torch.Generator().manual_seed(0)
+    batch = pack([Bag(str(n), "", n % 3, torch.randn(n, WIDTH, generator=generator)) for n in (9, 14, 1)], range(3))
+
+    def gradients(**changed: object) -> list[Tensor]:
+        model = make_model(config.model_copy(update=changed), WIDTH, classes=3)
+        model.losses(batch, None, lambda log_prob: -log_prob.gather(1, batch.labels[:, None])[:, 0]).sum().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    def alike(a: list[Tensor], b: list[Tensor]) -> bool:
+        return all(torch.equal(*pair) for pair in zip(a, b, strict=True))
+
+    own = gradients()
+    read = {setting for setting, value in OTHER_VALUES.items() if not alike(own, gradients(**{setting: value}))}
+    assert read == set(POOLING_SCOPES[name].settings)
+    assert set(OTHER_VALUES) == set(SETTING_READERS)
+
+
+def test_the_page_has_the_poolings_that_read_each_setting() -> None:
+    lines = (Path(__file__).parents[3] / "docs/pooling.md").read_text().splitlines()
+    begin = lines.index("| setting | poolings that read it |") + 2
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[begin:])
+    cells = [[re.findall(r"`(\w+)`", cell) for cell in row.strip("|").split("|")] for row in rows]
+    assert {name: tuple(readers) for names, readers in cells for name in names} == SETTING_READERS
+
+
+@pytest.mark.parametrize(("setting", "value"), OTHER_VALUES.items())
+def test_a_setting_that_no_pooling_reads_is_refused_in_a_line_naming_those_that_do(setting: str, value: object) -> None:
+    readers, default = SETTING_READERS[setting], TrainConfig.model_fields[setting].default
+    line = f"{setting}: expected the default {default} with pooling"
+    allowed = f"got {value}; allowed: others with pooling {', '.join(readers)}; drop it, or take one of these"
+    other = next(name for name in POOLING_SCOPES if name not in readers and "embedding" in POOLING_LEVELS[name])
+    with pytest.raises(InputError) as raised:
+        parse_config(TrainConfig, {"pooling": other, setting: value})
+    assert str(raised.value) == f"{line} {other}, which does not read it, {allowed}"
+    with pytest.raises(InputError, match=f"^{line} max, {other}, which does not read it, got"):
+        TuneConfig(poolings=("max", other), train={setting: value})
+    line = f"^search: expected settings that one of the poolings max reads, got {setting}; allowed: {setting} with"
+    with pytest.raises(InputError, match=line):
+        TuneConfig(poolings=("max",), search=(f"{setting}=1,2",))
+    assert getattr(TrainConfig(pooling=other, **{setting: default}), setting) == default
+
+
+@pytest.mark.parametrize(("setting", "value"), OTHER_VALUES.items())
+def test_a_sweep_takes_a_setting_that_one_of_its_poolings_reads(setting: str, value: object) -> None:
+    reader = SETTING_READERS[setting][0]
+    train = {"level": POOLING_LEVELS[reader][0], "hidden": 8, setting: value}
+    sweep = TuneConfig(poolings=("max", reader) if train["level"] in POOLING_LEVELS["max"] else (reader,), train=train)
+    assert getattr(sweep.train, setting) == value
+    assert TuneConfig(poolings=sweep.poolings, train=train, search=(f"{setting}=1,2",)).drawn == (setting,)
+    assert parse_config(TuneConfig, sweep.model_dump(mode="json")) == sweep
 
 
 @settings(max_examples=40)

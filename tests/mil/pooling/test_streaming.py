@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from milcore.config import POOLING_LEVELS, TrainConfig
+from milcore.config import POOLING_LEVELS, TrainConfig, without_unread
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.rows import BlockRows
 from milcore.mil.dropout import Dropout
@@ -27,7 +27,8 @@ WHOLE = ChunkPlan(10_000, oversized=False, device=CPU)
 
 
 def model_config(pooling: str, level: str, **more: object) -> TrainConfig:
-    return TrainConfig(pooling=pooling, level=level, hidden=24, attention_hidden=8, **more)
+    settings = {"pooling": pooling, "level": level, "hidden": 24, "attention_hidden": 8, **more}
+    return TrainConfig(**without_unread(settings))
 
 
 CASES = {
