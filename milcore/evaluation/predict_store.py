@@ -92,7 +92,7 @@ def prepare_store_predictions(run_uri: str, store_uri: str, out_uri: str, option
     """
     run, store = Run(run_uri), PatchStore(store_uri)
     spec = run.spec()
-    models = run.models(allow_program=options.allow_program)
+    models = run.models(allow_program=options.allow_program, spec=spec)
     cohort = cohort_origin(run.uri, spec)
     features = (options.features or spec.train.features) if spec.train.features is not None else None
     catalogue = store.catalogue()
@@ -209,8 +209,8 @@ def predict_parts(out_uri: str, device: str, fan_out: FanOut = map, workers_here
     """
     out_uri = storage.absolute(out_uri)
     spec = read_claim(StorePredictionsSpec, out_uri, "predictions", "predict --store")
-    # prepare_store_predictions has checked that the encoder is no program, or is allowed
-    scorer = load_scorer(spec.run, torch.device("cpu"), allow_program=True)
+    _scorer.cache_clear()  # the run may have been evaluated since the last call
+    scorer = _scorer(spec, device, workers_here)
     store = PatchStore(spec.store)
     manifest, train = store.manifest(), scorer.spec.train
     catalogue = store.catalogue([slide.slide_id for slide in manifest.slides])
@@ -302,7 +302,7 @@ def score_part(scoring: PartScoring, task: PartTask) -> int:
 
     Its rows are written after their attention.
     """
-    scorer = _scorer(scoring)
+    scorer = _scorer(scoring.spec, scoring.device, scoring.workers_here)
     store, part = PatchStore(scoring.spec.store), task.part
     groups = {slide_id: store.slide(slide_id, task.rows[slide_id]) for slide_id in part.usable}
     predictions = dict(_predict_bags(scoring, scorer, part, groups))
@@ -317,13 +317,12 @@ def score_part(scoring: PartScoring, task: PartTask) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _scorer(scoring: PartScoring) -> Scorer:
-    """The run's models; a worker loads them once."""
-    spec, device = scoring.spec, torch.device(scoring.device)
+def _scorer(spec: StorePredictionsSpec, device: str, workers_here: int) -> Scorer:
+    """The run's models; a process loads them once."""
     # prepare_store_predictions has checked that the encoder is no program, or is allowed
-    scorer = load_scorer(spec.run, device, allow_program=True, workers_here=scoring.workers_here)
+    scorer = load_scorer(spec.run, torch.device(device), allow_program=True, workers_here=workers_here)
     train = scorer.spec.train.model_copy(update={"features": spec.features})
-    return scorer._replace(spec=scorer.spec.model_copy(update={"train": with_memory(train, scoring.workers_here)}))
+    return scorer._replace(spec=scorer.spec.model_copy(update={"train": with_memory(train, workers_here)}))
 
 
 def _predict_bags(

@@ -131,7 +131,8 @@ def open_run(
     """
     labels_from = label_source(labels_from)
     run = Run(run_uri)
-    spec, models, splits = run.spec(), run.models(allow_program=allow_program), run.splits()
+    spec = run.spec()
+    models, splits = run.models(allow_program=allow_program, spec=spec), run.splits()
     store = PatchStore(spec.store_uri)
     if splits_digest(splits) != spec.splits_digest:
         raise StoreError(

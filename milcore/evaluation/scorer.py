@@ -50,7 +50,8 @@ def load_scorer(run_uri: str, device: torch.device, *, allow_program: bool, work
         InputError: the run is not finished, or its encoder is a program.
     """
     run = Run(run_uri)
-    spec, models = run.spec(), run.models(allow_program=allow_program, workers_here=workers_here)
+    spec = run.spec()
+    models = run.models(allow_program=allow_program, workers_here=workers_here, spec=spec)
     return Scorer(spec, models, _decision_rule(run, spec), device)
 
 

@@ -169,12 +169,15 @@ class Run:
         """True where the model, or the models of all folds, are published."""
         return any(storage.exists(uri) for uri in (self.model_uri, self.out_of_fold_uri))
 
-    def models(self, *, allow_program: bool = False, workers_here: int = 1) -> tuple["MILModel", ...]:
+    def models(
+        self, *, allow_program: bool = False, workers_here: int = 1, spec: RunSpec | None = None
+    ) -> tuple["MILModel", ...]:
         """The published models on the CPU, in evaluation mode: one, or one per fold.
 
         Args:
             allow_program: load an encoder that is a program (TorchScript) too.
             workers_here: processes that share the memory of this machine, each with the models.
+            spec: of this run; None: it is read.
 
         Raises:
             InputError: the run, or one of its folds, is not finished, or its encoder is a program.
@@ -182,7 +185,7 @@ class Run:
         from milcore.mil.memory import with_memory  # noqa: PLC0415 - torch is imported only for weights
         from milcore.training.model_file import load_model  # noqa: PLC0415
 
-        spec = self.spec()
+        spec = self.spec() if spec is None else spec
         check_program(spec.train.encoder, allow_program=allow_program)
         uris = [member.model_uri for member in self.members(spec.folds)]
         for uri in uris:

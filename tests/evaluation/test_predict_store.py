@@ -154,6 +154,28 @@ def test_what_was_scored_before_a_kill_is_not_scored_again(cohort: Path, tmp_pat
     predict_parts(out, "cpu", stop_after(0, []))
 
 
+def test_the_run_is_read_once_for_the_folder_and_once_for_all_its_parts(
+    cohort: Path, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    spec = Run.spec
+    monkeypatch.setattr(Run, "spec", lambda run: reads.append(run.uri) or spec(run))
+    out = str(tmp_path / "out")
+    prepare_store_predictions(str(cohort / "run"), str(cohort / "store"), out, PredictConfig())
+    assert len(reads) == 1
+    predict_parts(out, "cpu")
+    assert len(reads) == 2
+    assert len(storage.names(f"{out}/predictions")) == 3
+
+
+def test_a_run_that_is_evaluated_meanwhile_calls_classes_then(cohort: Path, tmp_path: Path) -> None:
+    store = PatchStore(str(cohort / "store"))
+    run, out = train(store, str(tmp_path / "run")), str(tmp_path / "out")
+    assert {row["called"] for row in score(run, store.uri, out).values()} == {None}
+    evaluate(run, baselines=False, attention_formats=())
+    assert {row["called"] for row in score(run, store.uri, out).values()} <= {"0", "1"}
+
+
 def test_parts_of_slides_that_changed_are_scored_anew(cohort: Path, tmp_path: Path, small_parts: None) -> None:
     shutil.copytree(cohort / "store", tmp_path / "store")
     store, run, out = PatchStore(str(tmp_path / "store")), str(cohort / "run"), str(tmp_path / "out")
