@@ -42,7 +42,7 @@ else:
 
 PoolingName = Literal[
     "max", "mean", "lse", "noisy_or", "noisy_and", "topk", "gem", "attention", "gated_attention", "additive",
-    "multi_head_attention", "dsmil", "clam_sb", "clam_mb",
+    "multi_head_attention", "dsmil", "clam_sb", "clam_mb", "transmil",
 ]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
 Target = Literal["classification", "survival_cox", "survival_hazard"]
@@ -93,11 +93,13 @@ class PoolingScope(NamedTuple):
         levels: that it is defined on.
         targets: that it serves.
         settings: of ``SETTING_READERS`` that it reads.
+        is_placed: True where it reads the places of instances.
     """
 
     levels: tuple[Level, ...]
     targets: tuple[Target, ...]
     settings: tuple[str, ...] = ()
+    is_placed: bool = False
 
 
 _BOTH_LEVELS: tuple[Level, ...] = ("instance", "embedding")
@@ -120,6 +122,7 @@ POOLING_SCOPES: dict[PoolingName, PoolingScope] = {
     "dsmil": PoolingScope(("embedding",), _OF_CLASSES, ("attention_hidden",)),
     "clam_sb": PoolingScope(("embedding",), _OF_CLASSES, _CLAM),
     "clam_mb": PoolingScope(("embedding",), _OF_CLASSES, _CLAM),
+    "transmil": PoolingScope(("embedding",), TARGETS, ("pooling_heads", "transmil_landmarks"), is_placed=True),
 }
 POOLING_LEVELS = {name: scope.levels for name, scope in POOLING_SCOPES.items()}
 # settings that not every pooling reads, with the poolings that do
@@ -316,6 +319,11 @@ def _check_target(name: str, pooling: PoolingName, target: Target) -> None:
         raise ValueError(
             f"{name}: expected a pooling that serves target {target}, got {pooling}; allowed: {', '.join(serving)}"
         )
+
+
+def read_places(poolings: Collection[PoolingName]) -> bool:
+    """True where one of the poolings reads the places of instances."""
+    return any(POOLING_SCOPES[name].is_placed for name in poolings)
 
 
 def without_unread(values: Mapping[str, Any], poolings: Collection[str] | None = None) -> dict[str, Any]:
@@ -640,7 +648,7 @@ class TrainConfig(TargetConfig):
         10.0, description="k of topk pooling, most probable instances that it averages: a count, or below 1 a share"
     )
     pooling_heads: PositiveInt = Field(
-        4, le=MAX_HEADS, description="heads of multi_head_attention pooling, which divide hidden"
+        4, le=MAX_HEADS, description="heads of multi_head_attention and transmil pooling, which divide hidden"
     )
     pooling_queries: PositiveInt = Field(
         1, le=MAX_HEADS, description="learnt queries of multi_head_attention pooling, each with all its heads"
@@ -652,6 +660,9 @@ class TrainConfig(TargetConfig):
     )
     clam_loss_weight: Fraction = Field(
         0.3, description="weight of the loss of instances in that of clam_sb and clam_mb, whose rest is the bag's"
+    )
+    transmil_landmarks: PositiveInt = Field(
+        256, le=MAX_HEADS, description="landmarks of transmil pooling's attention, means of so many runs of instances"
     )
     hazard_intervals: int = Field(
         4,
@@ -796,7 +807,7 @@ class TrainConfig(TargetConfig):
 
     @model_validator(mode="after")
     def _divides_embeddings_into_heads(self) -> Self:
-        if self.pooling == "multi_head_attention":
+        if self.pooling in SETTING_READERS["pooling_heads"]:
             _check_heads(self)
         return self
 
@@ -872,7 +883,7 @@ class TuneConfig(Config):
 
     @model_validator(mode="after")
     def _heads_divide_embeddings(self) -> Self:
-        if "multi_head_attention" in self.poolings and not {"hidden", "pooling_heads"} & set(self.drawn):
+        if _is_read("pooling_heads", self.poolings) and not {"hidden", "pooling_heads"} & set(self.drawn):
             _check_heads(self.train)
         return self
 

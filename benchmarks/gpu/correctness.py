@@ -20,7 +20,7 @@ from milcore.mil.model import MILModel, make_model
 from milcore.mil.pooling.streaming import ChunkPlan
 
 PART = "correctness"
-WIDTH, LENGTHS = 48, (1, 7, 300, 64, 129)
+WIDTH, LENGTHS, GRID = 48, (1, 7, 300, 64, 129), 12
 CHUNK_ROWS = 37
 STEPS, RATE, DROPOUT = 5, 0.05, 0.2
 CPU = torch.device("cpu")
@@ -86,10 +86,16 @@ def ragged_batch(dtype: torch.dtype) -> BagBatch:
     """Bags of normal features, the same numbers in every precision."""
     generator = torch.Generator().manual_seed(0)
     bags = [
-        Bag(str(k), str(k), k % 2, torch.randn(length, WIDTH, generator=generator).to(dtype))
+        Bag(str(k), str(k), k % 2, torch.randn(length, WIDTH, generator=generator).to(dtype), _grid(length))
         for k, length in enumerate(LENGTHS)
     ]
     return pack(bags, range(len(bags)))
+
+
+def _grid(instances: int) -> Tensor:
+    """Places of the instances of a slide, row by row."""
+    number = torch.arange(instances, dtype=torch.float64)
+    return torch.stack([torch.zeros_like(number), number // GRID, number % GRID], dim=1)
 
 
 def weights_of(model: MILModel) -> Tensor:

@@ -30,7 +30,7 @@ from milcore import __version__
 from milcore.cluster.launch import encode_with
 from milcore.cluster.workers.connect import connected
 from milcore.cluster.workers.map import map_on_ray
-from milcore.config import POOLING_LEVELS, POOLING_NAMES, EncodeConfig, LaunchConfig, Level, PoolingName
+from milcore.config import POOLING_LEVELS, POOLING_NAMES, POOLING_SCOPES, EncodeConfig, LaunchConfig, Level, PoolingName
 from milcore.errors import InputError, MILError
 from milcore.runtime import storage
 from milcore.runtime.limits import cpus
@@ -116,8 +116,9 @@ def experiments_of(given: argparse.Namespace) -> list[Experiment]:
 
 
 def wanted(poolings: str, levels: str) -> list[tuple[PoolingName, Level]]:
-    """The combinations that the mathematics allows."""
-    names = POOLING_NAMES if poolings == "all" else tuple(poolings.split(","))
+    """The combinations that the mathematics allows; all without those that read places, which the sets lack."""
+    without_places = tuple(name for name, scope in POOLING_SCOPES.items() if not scope.is_placed)
+    names = without_places if poolings == "all" else tuple(poolings.split(","))
     return [
         (name, level)  # type: ignore[misc]  # the config checks them
         for level in levels.split(",")

@@ -96,7 +96,12 @@ def shuffle_outcomes(bags: Bags, seed: int) -> Bags:
             source = bags.entries[other]
             entries[index] = entries[index]._replace(label=source.label, follow_up=source.follow_up)
     index_of = {entry.bag_id: k for k, entry in enumerate(entries)}
-    return Bags(entries, lambda entry: bags[index_of[entry.bag_id]].instances, bags.cache_bytes)
+    return Bags(
+        entries,
+        lambda entry: bags[index_of[entry.bag_id]].instances,
+        bags.cache_bytes,
+        open_places=lambda entry: bags[index_of[entry.bag_id]].places,
+    )
 
 
 class _TestResult(NamedTuple):

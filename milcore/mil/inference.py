@@ -103,6 +103,8 @@ def predict_bags(
     indices = range(len(bags)) if indices is None else _listed_indices(indices, len(bags))
     device = next(models[0].parameters()).device if device is None else device
     check_width(models, bags.instance().shape[-1])
+    for model in models:
+        model.check_fits([bags.entries[index] for index in indices], 0, with_gradient=False)
     shared = mean_constants(models)
     predictions: dict[int, BagPrediction] = {}
     instances = sum(bags.lengths[index] for index in indices)
@@ -215,6 +217,7 @@ def predict_one_by_one(models: Sequence[MILModel], bags: Bags, device: torch.dev
     check_width(models, bags.instance().shape[-1])
     shared = mean_constants(models)
     for model in models:
+        model.check_fits(bags.entries, 0, with_gradient=False)
         model.to(device).eval()
     for index, batch in enumerate(bags.batches([index] for index in range(len(bags)))):
         of_models = []

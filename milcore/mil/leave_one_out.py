@@ -4,7 +4,8 @@ The summary of all but instance i is the merge of those before it and those afte
 subtracted, so there is no cancellation. Chunks are scanned one at a time and merged with the summaries of the chunks
 around them: memory stays that of one chunk.
 
-A pooling of two passes is scanned in its first only; in the second the scores and values of the whole bag are kept.
+A pooling of two passes is scanned in its first only; in the second the scores and values of the whole bag are kept. One
+of whole bags pools the others anew for each instance.
 
 Source of the scan: Hillis, Steele 1986, "Data parallel algorithms".
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.segments import Segments
 from milcore.mil.model import MILModel
-from milcore.mil.pooling.protocol import Monoid, Summary, TwoPassPooling
+from milcore.mil.pooling.protocol import Monoid, Summary, TwoPassPooling, WholeBagPooling
 from milcore.mil.pooling.streaming import ChunkPlan, concatenate
 
 Merge = Callable[[Summary, Summary], Summary]
@@ -43,6 +44,9 @@ def leave_one_out(model: MILModel, bag: Bag, plan: ChunkPlan | None = None) -> F
     plan = plan or model.chunk_plan(batch)
     if len(batch.instances) == 1:
         return torch.full((1, model.outputs), torch.nan)
+    if isinstance(model.pooling, WholeBagPooling):
+        rows = torch.arange(len(batch.instances))
+        return model.outputs_of_subsets(model.pooling, batch, (rows != row for row in rows), plan)
     if isinstance(model.pooling, TwoPassPooling):
         return torch.cat(list(_outputs_of_two_passes(model, model.pooling, batch, plan)))
     return torch.cat([model.output(summary) for summary in _without_each(model, model.pooling, batch, plan)])

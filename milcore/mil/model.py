@@ -12,18 +12,22 @@ fp32.
 Axes: bag, class, instance, key (embedding width), head, value.
 """
 
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from milcore.config import TrainConfig
+from milcore.errors import InputError
 from milcore.mil.augmentation import augment
+from milcore.mil.bags.bags import BagEntry
 from milcore.mil.bags.batch import Bag, BagBatch, Chunk, pack
 from milcore.mil.bags.segments import Segments, at_least_fp32, segment_sum
 from milcore.mil.dropout import Dropout
@@ -37,12 +41,15 @@ from milcore.mil.pooling.probability import log_sigmoids
 from milcore.mil.pooling.protocol import (
     InstancePooling,
     Monoid,
+    Pooling,
     PoolingShape,
     Summary,
     TwoPassPooling,
     TwoStreamPooling,
+    WholeBagPooling,
 )
 from milcore.mil.pooling.streaming import ChunkPlan, pool_batch, pool_first
+from milcore.mil.pooling.whole_bags import WholeBags, whole_bags
 from milcore.mil.targets import MODEL_TARGETS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -124,7 +131,9 @@ class MILModel(nn.Module):
             pooling_queries=config.pooling_queries,
             clam_instances=config.clam_instances,
             clam_loss_weight=config.clam_loss_weight,
+            transmil_landmarks=config.transmil_landmarks,
         )
+        self.pooling_name = config.pooling
         self.pooling = POOLINGS[config.pooling](shape)
         make_auxiliary = AUXILIARY_LOSSES.get(config.pooling)
         self.auxiliary = None if make_auxiliary is None else make_auxiliary(shape)
@@ -150,7 +159,7 @@ class MILModel(nn.Module):
             dropout: None outside training.
             plan: by default ``chunk_plan(batch)``.
         """
-        return self.output(self._pool(self.pooling, batch, dropout, plan or self.chunk_plan(batch))[1])
+        return self.output(self._summarise(batch, dropout, plan or self.chunk_plan(batch))[1])
 
     def losses(
         self, batch: BagBatch, dropout: Dropout | None, loss: LossOfBags, plan: ChunkPlan | None = None
@@ -164,8 +173,8 @@ class MILModel(nn.Module):
             plan: by default ``chunk_plan(batch)``.
         """
         plan = plan or self.chunk_plan(batch)
-        if self.auxiliary is None:
-            return self._target_losses(self._pool(self.pooling, batch, dropout, plan)[1], loss)
+        if self.auxiliary is None or isinstance(self.pooling, WholeBagPooling):
+            return self._target_losses(self._summarise(batch, dropout, plan)[1], loss)
         both = ProductMonoid(self.pooling, self.auxiliary)
         of_pooling, of_auxiliary = both.factors(self._pool(both, batch, dropout, plan)[1])
         auxiliary = self.auxiliary.losses(of_auxiliary, batch.labels.to(plan.device))
@@ -181,10 +190,12 @@ class MILModel(nn.Module):
         class in its bag.
         """
         plan = self.chunk_plan(batch)
+        if isinstance(self.pooling, WholeBagPooling):
+            return self._predict_whole_bags(self.pooling, batch, plan)
         first, summary = self._pool(self.pooling, batch, None, plan)
         output = self.output(summary)
         chunks = (self._second_pass(lifted, first) for lifted in self.lift_chunks(batch, plan))
-        columns = torch.cat([self._weights(lifted, summary) for lifted in chunks])
+        columns = torch.cat([self._weights(self.pooling, lifted, summary) for lifted in chunks])
         segments = Segments.whole(batch.lengths).to(plan.device)
         head = output.argmax(dim=1) if columns.shape[1] > 1 else torch.zeros_like(output[:, 0], dtype=torch.int64)
         weight = columns.gather(1, head[segments.bag, None])
@@ -222,6 +233,54 @@ class MILModel(nn.Module):
             bytes_per_instance = max(1, (large - small) // copies)
             self._budget = max(1, self.activation_bytes // bytes_per_instance)
         return self._budget
+
+    @torch.no_grad()
+    def outputs_of_subsets(
+        self, pooling: WholeBagPooling, batch: BagBatch, subsets: Iterable[Bool[Tensor, " instance"]], plan: ChunkPlan
+    ) -> Float[Tensor, "subset output"]:
+        """Output of a bag reduced to some of its instances, for each subset.
+
+        None is embedded again.
+
+        Args:
+            pooling: the model's.
+            batch: of one bag.
+            subsets: True for the instances that stay, at least one.
+            plan: of the chunks.
+        """
+        whole = self._whole_bags(batch, None, plan)
+        ((values, lengths),) = whole.bags
+        slide = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        pooled = []
+        for subset in subsets:
+            stays = subset[whole.rows]
+            slides = torch.unique_consecutive(slide[stays], return_counts=True)[1].tolist()
+            pooled.append(pooling.pool(values[stays.to(values.device)], slides))
+        return self.output((torch.stack(pooled),))
+
+    def check_fits(self, entries: Iterable[BagEntry], most: int, *, with_gradient: bool) -> None:
+        """Check that bags which are pooled as wholes fit ``activation_mb``.
+
+        Args:
+            entries: of bags.
+            most: instances that are taken of a bag; 0: all.
+            with_gradient: True in training.
+
+        Raises:
+            InputError: one does not, with what it takes.
+        """
+        if not isinstance(self.pooling, WholeBagPooling):
+            return
+        for entry in entries:
+            slides = (most,) if 0 < most < entry.length else entry.lengths
+            taken = self._pool_bytes(self.pooling, slides, with_gradient=with_gradient)
+            if taken > self.activation_bytes:
+                fewer = "; allowed: more, or fewer instances_per_bag" if with_gradient else "; allowed: more"
+                raise InputError(
+                    f"activation_mb: expected at least {math.ceil(taken / 1e6):,} for bag {entry.bag_id!r} of "
+                    f"{sum(slides):,} instances, which {self.pooling_name} pools as a whole, got "
+                    f"{self.activation_bytes / 1e6:,.0f}{fewer}; raise it, or take a pooling that streams"
+                )
 
     def lift_chunks(self, batch: BagBatch, plan: ChunkPlan | None = None) -> Iterator[LiftedChunk]:
         """Lift the chunks of a batch one after another, without dropout.
@@ -272,6 +331,36 @@ class MILModel(nn.Module):
         budget = self.instance_budget(batch.instances[:1])
         rows = self.encoder.rows_per_chunk(batch.instances[:1]) * (GPU_CHUNKS if device.type == "cuda" else 1)
         return ChunkPlan(min(rows, budget), len(batch.instances) > budget, device)
+
+    def _summarise(self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan) -> tuple[Summary, Summary]:
+        """Summaries of the first pass and of the pooling.
+
+        Of a pooling of whole bags the second is their pooled values.
+        """
+        if not isinstance(self.pooling, WholeBagPooling):
+            return self._pool(self.pooling, batch, dropout, plan)
+        pool, bags = self.pooling.pool, self._whole_bags(batch, dropout, plan).bags
+        taken = sum(self._pool_bytes(self.pooling, bag.slides, with_gradient=True) for bag in bags)
+        if torch.is_grad_enabled() and taken > self.activation_bytes:
+            return (), (
+                torch.stack([checkpoint(pool, *bag, use_reentrant=False, preserve_rng_state=False) for bag in bags]),
+            )
+        return (), (torch.stack([pool(*bag) for bag in bags]),)
+
+    def _whole_bags(self, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan) -> WholeBags:
+        lift = self.lifter(batch.instances[:1].dtype, dropout)
+        return whole_bags(lambda chunk: lift(chunk).values, batch, plan)
+
+    def _predict_whole_bags(self, pooling: WholeBagPooling, batch: BagBatch, plan: ChunkPlan) -> BagOutput:
+        whole = self._whole_bags(batch, None, plan)
+        pooled, weights = zip(*(pooling.pool_and_weigh(*bag) for bag in whole.bags), strict=True)
+        weight = torch.cat(weights)
+        in_order = torch.empty_like(weight).index_copy_(0, whole.rows.to(weight.device), weight)
+        return BagOutput(self.output((torch.stack(pooled),)), in_order)
+
+    def _pool_bytes(self, pooling: WholeBagPooling, slides: Sequence[int], *, with_gradient: bool) -> int:
+        number_bytes = torch.finfo(self.classifier.weight.dtype).bits // 8
+        return pooling.pool_bytes(slides, number_bytes, with_gradient=with_gradient)
 
     def _pool(
         self, monoid: Monoid, batch: BagBatch, dropout: Dropout | None, plan: ChunkPlan
@@ -335,9 +424,9 @@ class MILModel(nn.Module):
         of_class: Tensor = (by_head * self.classifier.weight).sum(dim=2)
         return of_class if bias is None else of_class + bias
 
-    def _weights(self, lifted: LiftedChunk, summary: Summary) -> Float[Tensor, "instance column"]:
+    def _weights(self, pooling: Pooling, lifted: LiftedChunk, summary: Summary) -> Float[Tensor, "instance column"]:
         of_bags, segments = lifted.rows_of(summary), lifted.chunk.segments
-        weights = self.pooling.weights(lifted.scores, lifted.values, of_bags, segments)
+        weights = pooling.weights(lifted.scores, lifted.values, of_bags, segments)
         if weights is not None:
             return weights
         return torch.sigmoid(lifted.logit)
@@ -356,8 +445,10 @@ class MILModel(nn.Module):
             lifted = self.lifter(rows.dtype, Dropout(0, 0, self.dropout))(chunk)
             first = lifted.summary(self.pooling.first) if isinstance(self.pooling, TwoPassPooling) else ()
             second = self._second_pass(lifted, first)
-            graph = second.summary(self.pooling)
+            # of whole bags the pooling's own memory is not that of a number of instances
+            graph = () if isinstance(self.pooling, WholeBagPooling) else second.summary(self.pooling)
             graph += second.summary(self.auxiliary) if self.auxiliary else ()
+            graph += (second.values,)
         del graph  # it kept every storage alive, so that no address was counted twice
         return sum(storages.values())
 
@@ -411,4 +502,6 @@ def make_model(config: TrainConfig, width: int, classes: int) -> MILModel:
                 nn.init.xavier_uniform_(parameter)
             else:
                 nn.init.zeros_(parameter)
+        for norm in (each for each in model.get_submodule("pooling").modules() if isinstance(each, nn.LayerNorm)):
+            norm.reset_parameters()
     return model.double() if config.precision == "fp64" else model

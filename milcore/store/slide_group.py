@@ -1,13 +1,13 @@
 """Zarr group of one slide: its patches, coords, thumbnail and instance features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from milcore.config import MAX_WIDTH
+from milcore.config import MAX_WIDTH, POOLING_SCOPES
 from milcore.errors import DamageError, StoreError
 from milcore.runtime import storage
 from milcore.store.arrays import ArrayReader, WrittenArray
@@ -33,6 +33,21 @@ class StoredFeatures(NamedTuple):
 
     attrs: dict[str, Any]
     metadata: bytes
+
+
+def check_coords(slides: Iterable["SlideGroup"]) -> None:
+    """Check that slides have coords, for a pooling that reads the places of instances.
+
+    Raises:
+        StoreError: slides without.
+    """
+    lacking = sorted(slide.slide_id for slide in slides if not slide.has_coords)
+    if lacking:
+        readers = ", ".join(name for name, scope in POOLING_SCOPES.items() if scope.is_placed)
+        raise StoreError(
+            f"pooling: expected slides with coords, which {readers} reads, got {len(lacking)} without "
+            f"({', '.join(lacking[:5])} …); allowed: stores of slides, or imports with coords; take another pooling"
+        )
 
 
 class SlideGroup:

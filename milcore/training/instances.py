@@ -1,15 +1,15 @@
 """Instances of a run: digest of their content, and settings that made them."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from milcore.config import IngestConfig, InstanceOrigin, TrainConfig, parse_config
+from milcore.config import IngestConfig, InstanceOrigin, PoolingName, TrainConfig, parse_config, read_places
 from milcore.encoders.record import encoder_id_of_features, encoder_of_features
 from milcore.errors import StoreError
 from milcore.runtime.digest import digest
 from milcore.store.catalogue import Catalogue
-from milcore.store.slide_group import SlideGroup
+from milcore.store.slide_group import SlideGroup, check_coords
 from milcore.store.slide_record import SlideRecord
 
 # settings of ingestion without effect on a slide that is ok
@@ -32,14 +32,27 @@ class Instances(NamedTuple):
         return digest(self.digests)
 
 
-def read_instances(catalogue: Catalogue, config: TrainConfig, slide_ids: Sequence[str]) -> Instances:
+def read_instances(
+    catalogue: Catalogue,
+    config: TrainConfig,
+    slide_ids: Sequence[str],
+    poolings: Collection[PoolingName] | None = None,
+) -> Instances:
     """Read the digest and the origin of the slides' features, or of their patches.
+
+    Args:
+        catalogue: of the store.
+        config: whose instances they are.
+        slide_ids: of the slides.
+        poolings: of a sweep; None: that of the config.
 
     Raises:
         StoreError: slides lack these features, or patches, or their features are of several encoders or of other
-            patches.
+            patches, or coords that the pooling reads.
     """
     slides = catalogue.slides(slide_ids)
+    if read_places([config.pooling] if poolings is None else poolings):
+        check_coords(slides.values())
     if config.features is None:
         attrs = {}
         digests = {slide_id: slide.patches_digest for slide_id, slide in slides.items()}

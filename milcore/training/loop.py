@@ -129,6 +129,8 @@ class _Loop:
         self.instance = instance = bags.instance()
         self.model = make_model(config, instance.shape[-1], bags.classes).to(ctx.device)
         self.budget = self.model.instance_budget(instance)
+        self.model.check_fits(self._entries(bags.split("train")), config.instances_per_bag, with_gradient=True)
+        self.model.check_fits(self._entries(bags.split("val")), 0, with_gradient=False)
         self.training = Optimisation(config, self.model)
         self.instances_per_bag = instances_per_bag(config, bags)
         # of the epoch that is trained, and of the next

@@ -226,10 +226,11 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
     if config.objective_folds:
         sweep_folds(splits, config)
     check_labels_kept(store, out_uri, splits, config.train)
+    slide_ids = splits.column("slide_id").to_pylist()
     spec = SweepSpec(
         milcore_version=__version__,
         store_uri=store_uri,
-        instance_digest=read_instances(catalogue, config.train, splits.column("slide_id").to_pylist()).digest,
+        instance_digest=read_instances(catalogue, config.train, slide_ids, config.poolings).digest,
         splits_digest=splits_digest(splits),
         tune=config,
     )

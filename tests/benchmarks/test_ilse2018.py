@@ -266,7 +266,7 @@ def test_the_table_shows_the_papers_rows_as_recalled() -> None:
 
 def test_all_poolings_are_those_that_the_level_allows() -> None:
     of_embeddings, of_instances = (wanted("all", level) for level in ("embedding", "instance"))
-    assert set(POOLING_NAMES) - {name for name, _ in of_embeddings} == {"noisy_or", "noisy_and", "topk"}
+    assert set(POOLING_NAMES) - {name for name, _ in of_embeddings} == {"noisy_or", "noisy_and", "topk", "transmil"}
     assert {name for name, _ in of_embeddings} & {name for name, _ in of_instances} > {"max", "gated_attention"}
     assert wanted("all", "embedding,instance") == [*of_embeddings, *of_instances]
     assert wanted("max", "instance") == [("max", "instance")]

@@ -8,6 +8,7 @@ from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.leave_one_out import leave_one_out
 from milcore.mil.model import make_model
 from milcore.mil.pooling.streaming import ChunkPlan
+from tests.mil.places import places_of
 
 ROWS = [(name, level) for name, levels in POOLING_LEVELS.items() for level in levels]
 
@@ -19,13 +20,15 @@ def test_it_equals_the_bag_without_each_instance(pooling: str, level: str, k: fl
     torch.manual_seed(0)
     rows = torch.randn(23, 9)
     settings = {"pooling": pooling, "level": level, "hidden": 16, "attention_hidden": 8, "topk_instances": k}
-    config = TrainConfig(**without_unread(settings | {"attention_heads": "per_class"}))
+    settings |= {"attention_heads": "per_class", "transmil_landmarks": 4}
+    config = TrainConfig(**without_unread(settings))
     model = make_model(config, 9, classes=3)
-    without = [torch.cat([rows[:i], rows[i + 1 :]]) for i in range(23)]
+    places, others = places_of(23, (11, 12)), [[k for k in range(23) if k != i] for i in range(23)]
+    without = [Bag(str(i), "", 0, rows[left], places[left]) for i, left in enumerate(others)]
     with torch.no_grad():
-        expected = model(pack([Bag(str(i), "", 0, instances) for i, instances in enumerate(without)], range(23)), None)
+        expected = model(pack(without, range(23)), None)
     plan = ChunkPlan(chunk_rows, oversized=False, device=torch.device("cpu"))
-    torch.testing.assert_close(leave_one_out(model, Bag("x", "", 0, rows), plan), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(leave_one_out(model, Bag("x", "", 0, rows, places), plan), expected, atol=1e-5, rtol=0)
 
 
 def test_the_only_instance_of_a_bag_leaves_nothing_to_say() -> None:

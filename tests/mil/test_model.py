@@ -9,6 +9,7 @@ from milcore.config import POOLING_LEVELS, POOLING_SCOPES, Target, TrainConfig, 
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, make_model
+from tests.mil.places import placed
 
 WIDTH = 6
 ROWS = [(name, level) for name, levels in POOLING_LEVELS.items() for level in levels]
@@ -17,11 +18,12 @@ ROWS = [(name, level) for name, levels in POOLING_LEVELS.items() for level in le
 def bags_of(*lengths: int, dtype: torch.dtype = torch.float64) -> list[Bag]:
     generator = torch.Generator().manual_seed(3)
     drawn = [torch.randn(n, WIDTH, generator=generator, dtype=torch.float64) for n in lengths]
-    return [Bag(str(k), str(k), k % 2, (3.0 + 2.0 * rows).to(dtype)) for k, rows in enumerate(drawn)]
+    return [placed(Bag(str(k), str(k), k % 2, (3.0 + 2.0 * rows).to(dtype))) for k, rows in enumerate(drawn)]
 
 
 def model_of(pooling: str, level: str, classes: int = 2, **more: object) -> MILModel:
     settings = {"pooling": pooling, "level": level, "hidden": 8, "attention_hidden": 4, "precision": "fp64", **more}
+    settings.setdefault("transmil_landmarks", 4)
     model = make_model(TrainConfig(**without_unread(settings)), WIDTH, classes)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -117,7 +119,7 @@ def test_probabilities_and_gradients_are_near_those_of_double_precision(
         return log_prob.detach().double().exp(), gradient.double()
 
     bags = bags_of(400, 300, 500, dtype=stored)
-    exact = [Bag(bag.bag_id, "", bag.label, bag.instances.double()) for bag in bags]
+    exact = [Bag(bag.bag_id, "", bag.label, bag.instances.double(), bag.places) for bag in bags]
     (probability, gradient), (expected, expected_gradient) = learn(precision, bags), learn("fp64", exact)
     assert (probability - expected).abs().max() <= tolerance
     assert (gradient - expected_gradient).norm() <= tolerance * expected_gradient.norm()

@@ -196,7 +196,7 @@ def _bags(out_uri: str, workers_here: int) -> Bags:
     spec, splits = sweep.spec(), sweep.splits().filter(pc.field("split") != "test")
     config = with_memory(spec.tune.train, workers_here)
     disk_mb = sweep_disk_cache_mb(config, workers_here)
-    return load_bags(spec.store_uri, config.model_copy(update={"disk_cache_mb": disk_mb}), splits)
+    return load_bags(spec.store_uri, config.model_copy(update={"disk_cache_mb": disk_mb}), splits, spec.tune.poolings)
 
 
 def _trial_folder(trial: Trial) -> str:

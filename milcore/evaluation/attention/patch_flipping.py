@@ -4,7 +4,7 @@ If the prediction rests on the attended instances, removing the most attended on
 predicted class faster than removing random ones, and removing the least attended ones first hardly changes it.
 Instances are left out, not painted over, so the model sees no artificial patch. A bag is cut into twenty blocks by
 rank; the summary of the rest after k blocks is a merge of the other blocks' summaries, so a curve costs one pass over
-the bag. A pooling of two passes merges so in its first; its second takes every rest anew.
+the bag. A pooling of two passes merges so in its first; its second takes every rest anew, as does one of whole bags.
 
 Source: Samek et al. 2017, "Evaluating the visualization of what a deep neural network has learned"; for MIL, Hense et
 al. 2024, "xMIL". Axis words: step, order, instance.
@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from milcore.mil.bags.batch import Bag, BagBatch, pack
 from milcore.mil.bags.segments import Segments
 from milcore.mil.model import MILModel
-from milcore.mil.pooling.protocol import Monoid, Summary, TwoPassPooling
+from milcore.mil.pooling.protocol import Monoid, Summary, TwoPassPooling, WholeBagPooling
 from milcore.mil.pooling.streaming import concatenate
 
 STEPS = 20
@@ -99,6 +99,10 @@ def _curves(
     model: MILModel, bag: Bag, blocks: Int[np.ndarray, "order instance"], steps: int, label: int
 ) -> Float[np.ndarray, "order step"]:
     batch, pooling = pack([bag], [0]), model.pooling
+    if isinstance(pooling, WholeBagPooling):
+        stays = (torch.from_numpy(block >= step) for block in blocks for step in range(steps))
+        output = model.outputs_of_subsets(pooling, batch, stays, model.chunk_plan(batch))
+        return output[:, label].double().exp().cpu().numpy().reshape(len(blocks), steps)
     if isinstance(pooling, TwoPassPooling):
         firsts = _remainders(model, pooling.first, batch, blocks, steps)
         remainders = _second_passes(model, pooling, batch, blocks, firsts)

@@ -120,6 +120,36 @@ def array_rows(arrays: ArraysOfBags) -> dict[str | int, ArrayRows]:
     return rows
 
 
+def bag_places(rows: Mapping[str | int, ArrayRows], places: ArraysOfBags) -> dict[str, Float[Tensor, "instance 2"]]:
+    """Check places of instances; x and y by the bag's id, in fp64.
+
+    Args:
+        rows: of the bags.
+        places: see ``Bags.from_arrays``.
+
+    Raises:
+        InputError: a bag has none, or they are not finite numbers (n, 2).
+    """
+    of_bags = {key: _places(array) for key, array in _items(places)}
+    problems = [
+        f"bag {key!r}: expected shape ({len(of_bag)}, 2), got "
+        f"{'none' if key not in of_bags else f'{tuple(of_bags[key].shape)}'}"
+        for key, of_bag in rows.items()
+        if key not in of_bags or of_bags[key].shape != (len(of_bag), 2)
+    ]
+    problems += [
+        f"bag {key!r}: expected finite numbers, got others"
+        for key in rows
+        if key in of_bags and not torch.isfinite(of_bags[key]).all()
+    ]
+    _check("places", problems, "allowed: x and y of every instance, by the bags' order or ids")
+    return {bag_id(key): of_bags[key] for key in rows}
+
+
+def _places(array: Any) -> Tensor:
+    return torch.as_tensor(array if isinstance(array, Tensor) else np.asarray(array)).double()
+
+
 def bag_labels(
     keys: Sequence[str | int], labels: ValuesOfBags | None, patients: ValuesOfBags | None, splits: ValuesOfBags | None
 ) -> BagLabels:

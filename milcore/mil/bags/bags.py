@@ -12,13 +12,23 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from milcore.cohort.survival import FollowUp
 from milcore.config import TrainConfig
 from milcore.errors import InputError
-from milcore.mil.bags.arrays import ArraysOfBags, ValuesOfBags, array_rows, bag_follow_ups, bag_id, bag_labels, by_key
+from milcore.mil.bags.arrays import (
+    ArraysOfBags,
+    ValuesOfBags,
+    array_rows,
+    bag_follow_ups,
+    bag_id,
+    bag_labels,
+    bag_places,
+    by_key,
+)
 from milcore.mil.bags.batch import Bag, BagBatch
 from milcore.mil.bags.read_ahead import BagCache, BagSource, ReadAhead
 from milcore.mil.bags.rows import Rows
@@ -83,6 +93,7 @@ class Bags:
         open_rows: opens the instances of a bag; called from several reading threads.
         cache_bytes: size of the cache in memory.
         class_names: of the labels; empty where only their numbers are known.
+        open_places: reads the places of the instances of a bag, as of ``Bag``; by default there are none.
     """
 
     def __init__(
@@ -91,6 +102,7 @@ class Bags:
         open_rows: Callable[[BagEntry], Rows],
         cache_bytes: int,
         class_names: tuple[str, ...] = (),
+        open_places: Callable[[BagEntry], Float[Tensor, "instance 3"] | None] = lambda _: None,
     ) -> None:
         self.entries = tuple(entries)
         self.lengths = tuple(entry.length for entry in entries)
@@ -98,6 +110,7 @@ class Bags:
         self._cache = BagCache(cache_bytes)
         self.cache_bytes = cache_bytes
         self.class_names = class_names
+        self._open_places = open_places
 
     @staticmethod
     def from_arrays(  # noqa: PLR0913 - one keyword per column of a manifest
@@ -108,6 +121,7 @@ class Bags:
         splits: ValuesOfBags | None = None,
         times: ValuesOfBags | None = None,
         events: ValuesOfBags | None = None,
+        places: ArraysOfBags | None = None,
     ) -> "Bags":
         """Bags of features from anywhere: an array (n, d) and a label for each.
 
@@ -131,6 +145,7 @@ class Bags:
             splits: ``train``, ``val`` or ``test`` for each bag, one for all bags of a patient; None: all train.
             times: to the event or to censoring, above 0, in one unit, for a survival target.
             events: 1 where the event came at that time, 0 where censored, for a survival target.
+            places: an array (n, 2) for each bag, x and y of its instances in um, for a pooling that reads them.
 
         Raises:
             InputError: bags, by index or id, with what is wrong.
@@ -153,7 +168,13 @@ class Bags:
             )
         ]
         rows_of_id = {bag_id(key): of_bag for key, of_bag in rows.items()}
-        return Bags(entries, lambda entry: rows_of_id[entry.bag_id], cache_bytes(TrainConfig()), table.classes)
+        return Bags(
+            entries,
+            lambda entry: rows_of_id[entry.bag_id],
+            cache_bytes(TrainConfig()),
+            table.classes,
+            _placing({} if places is None else bag_places(rows, by_key("places", places))),
+        )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -198,7 +219,7 @@ class Bags:
 
     def with_cache(self, size_bytes: int) -> "Bags":
         """The same bags with a cache of their own, empty at first."""
-        return Bags(self.entries, self._open_rows, size_bytes, self.class_names)
+        return Bags(self.entries, self._open_rows, size_bytes, self.class_names, self._open_places)
 
     def batches(self, groups: Iterable[Sequence[int]]) -> Generator[BagBatch]:
         """Batch of each group of indices, the next ones read ahead.
@@ -225,11 +246,31 @@ class Bags:
         entry = self.entries[index]
         rows = self._open_rows(entry)
         instances = rows[: entry.length] if self._size_in_memory(index) else rows
-        return Bag(entry.bag_id, entry.patient_id, entry.label, instances)
+        return Bag(entry.bag_id, entry.patient_id, entry.label, instances, self._open_places(entry))
 
     def _keep(self, index: int, bag: Bag) -> None:
         if self._size_in_memory(index) and isinstance(bag.instances, Tensor):
-            self._cache.keep(index, bag, bag.instances.nbytes)  # of float32 in one slide, of float16 in another
+            places = 0 if bag.places is None else bag.places.nbytes
+            self._cache.keep(
+                index, bag, places + bag.instances.nbytes
+            )  # of float32 in one slide, of float16 in another
+
+
+def _placing(
+    places: Mapping[str, Float[Tensor, "instance 2"]],
+) -> Callable[[BagEntry], Float[Tensor, "instance 3"] | None]:
+    """Function from a bag of one slide to the places of its instances."""
+    return lambda entry: slide_places(0, places[entry.bag_id]) if entry.bag_id in places else None
+
+
+def slide_places(number: int, xy: Float[Tensor, "instance 2"]) -> Float[Tensor, "instance 3"]:
+    """Places of the instances of a slide, as of ``Bag``.
+
+    Args:
+        number: of the slide in its bag.
+        xy: of its instances.
+    """
+    return torch.cat([torch.full_like(xy[:, :1], number), xy.flip(1)], dim=1)
 
 
 def cache_bytes(config: TrainConfig) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from milcore.mil.bags.rows import ChainedRows, Rows, RowSlice, RowSubset
@@ -16,12 +16,22 @@ from milcore.mil.bags.segments import Segments, ragged
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bag:
-    """Instances of one slide or patient, with its label."""
+    """Instances of one slide or patient, with its label.
+
+    Args:
+        bag_id: id of the slide or patient.
+        patient_id: of the patient.
+        label: class index.
+        instances: in the order of the store.
+        places: number of the slide in the bag, y and x of each instance, in um, or in level-0 px where a slide's scale
+            is unknown; None where they were not read.
+    """
 
     bag_id: str
     patient_id: str
     label: int
     instances: Rows
+    places: Float[Tensor, "instance 3"] | None = None
 
 
 class Chunk(NamedTuple):
@@ -54,6 +64,7 @@ class BagBatch:
         keys: a number per bag that is the same in every batch, epoch and world size; the key of its random numbers.
         split_over_ranks: True where every rank has a part of each of these bags.
         longest: instances of the largest of these bags, the parts of all ranks together.
+        places: of each row, as of ``Bag``; None where a bag has none.
     """
 
     instances: Rows
@@ -63,6 +74,7 @@ class BagBatch:
     keys: Int[Tensor, " bag"]
     split_over_ranks: bool
     longest: int
+    places: Float[Tensor, "instance 3"] | None
 
     def spans(self, rows: int) -> list[tuple[int, int]]:
         """Start and stop (exclusive) of the chunks of at most so many rows."""
@@ -105,6 +117,7 @@ class BagBatch:
             lengths=tuple(len(indices) for indices in indices_of_bag),
             position=self.position[rows],
             longest=most,
+            places=None if self.places is None else self.places[rows],
         )
 
     def rank_slice(self, rank: int, world_size: int) -> "BagBatch":
@@ -129,6 +142,7 @@ class BagBatch:
             self.keys,
             split_over_ranks=True,
             longest=self.longest,
+            places=None if self.places is None else torch.cat([self.places[slice(*run)] for run in runs]),
         )
 
 
@@ -150,6 +164,7 @@ def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
         if len(bag.instances) == 0:
             raise ValueError(f"bag {bag.bag_id!r}: expected at least 1 instance, got 0; allowed: 1, 2, …")
     lengths = np.array([len(bag.instances) for bag in bags], dtype=np.int64)
+    places = [bag.places for bag in bags if bag.places is not None]
     return BagBatch(
         bags[0].instances if len(bags) == 1 else ChainedRows([bag.instances for bag in bags]),
         tuple(lengths.tolist()),
@@ -158,4 +173,5 @@ def pack(bags: Sequence[Bag], keys: Sequence[int]) -> BagBatch:
         torch.tensor(list(keys), dtype=torch.int64),
         split_over_ranks=False,
         longest=int(lengths.max()),
+        places=torch.cat(places) if len(places) == len(bags) else None,
     )

@@ -1,31 +1,41 @@
 """Bags of a patch store."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from milcore.cohort.survival import FollowUp
-from milcore.config import TrainConfig
-from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes
+from milcore.config import PoolingName, TrainConfig, read_places
+from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes, slide_places
 from milcore.mil.bags.rows import BlockRows, ChainedRows, Rows
 from milcore.mil.instance_encoders.finetune import check_patches
 from milcore.runtime import storage
 from milcore.store.disk_cache import DiskCache, cache_folder, open_disk_cache
 from milcore.store.features import Features
-from milcore.store.slide_group import SlideGroup
+from milcore.store.slide_group import SlideGroup, check_coords
 from milcore.store.store import PatchStore
 
 PATCHES_PER_READ = 256
 
 
-def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
+def load_bags(
+    store_uri: str, config: TrainConfig, splits: pa.Table, poolings: Collection[PoolingName] | None = None
+) -> Bags:
     """Bags of a split table, in its order, read lazily from the store.
 
     A bag is a slide or, by the config, a patient: the slides one after another, with the highest of their labels, or
     the patient's follow-up.
+
+    Args:
+        store_uri: of the store.
+        config: whose bags and instances they are.
+        splits: a row per slide.
+        poolings: of a sweep, which may read places; None: that of the config.
     """
     rows = splits.to_pylist()
     slide_ids = [row["slide_id"] for row in rows]
@@ -45,11 +55,15 @@ def load_bags(store_uri: str, config: TrainConfig, splits: pa.Table) -> Bags:
         )
         for bag_id, bag_rows in rows_of_bag.items()
     ]
-    return open_bags(entries, groups, config, _disk_cache(store_uri, config))
+    return open_bags(entries, groups, config, _disk_cache(store_uri, config), poolings)
 
 
 def open_bags(
-    entries: Sequence[BagEntry], groups: Mapping[str, SlideGroup], config: TrainConfig, cache: DiskCache | None = None
+    entries: Sequence[BagEntry],
+    groups: Mapping[str, SlideGroup],
+    config: TrainConfig,
+    cache: DiskCache | None = None,
+    poolings: Collection[PoolingName] | None = None,
 ) -> Bags:
     """Bags of opened slides, read lazily.
 
@@ -58,6 +72,7 @@ def open_bags(
         groups: the slides of all bags, by id.
         config: whose instances they have: features, or patches.
         cache: of features on this machine's disk; None: none.
+        poolings: as of ``load_bags``.
     """
     features = functools.cache(lambda slide_id: groups[slide_id].features(str(config.features), cache))
 
@@ -66,7 +81,27 @@ def open_bags(
             return ChainedRows([instance_rows(groups[slide_id], config) for slide_id in entry.slides])
         return ChainedRows([_feature_rows(features(slide_id)) for slide_id in entry.slides])
 
-    return Bags(entries, open_rows, cache_bytes(config))
+    are_placed = read_places([config.pooling] if poolings is None else poolings)
+
+    def open_places(entry: BagEntry) -> Float[Tensor, "instance 3"] | None:
+        if not are_placed:
+            return None
+        return torch.cat([slide_places(k, _places(groups[slide_id])) for k, slide_id in enumerate(entry.slides)])
+
+    return Bags(entries, open_rows, cache_bytes(config), open_places=open_places)
+
+
+def _places(slide: SlideGroup) -> Float[Tensor, "instance 2"]:
+    """Corner (x, y) of every patch in um.
+
+    In level-0 px where the slide's scale is unknown.
+
+    Raises:
+        StoreError: the slide has no coords.
+    """
+    check_coords([slide])
+    scale = 1.0 if slide.record.mpp is None else slide.record.mpp.level0
+    return scale * torch.from_numpy(slide.array("coords")).double()
 
 
 def _disk_cache(store_uri: str, config: TrainConfig) -> DiskCache | None:

@@ -32,10 +32,18 @@ from milcore.mil.pooling.generalised_mean import GeneralisedMeanPooling
 from milcore.mil.pooling.maxima import is_first_winner, winner_rows
 from milcore.mil.pooling.multi_head import MultiHeadAttentionPooling
 from milcore.mil.pooling.probability import SMALLEST_PROBABILITY, log_of, log_sigmoids, probabilities
-from milcore.mil.pooling.protocol import Pooling, PoolingShape, ScorelessPooling, Scorer, Summary
+from milcore.mil.pooling.protocol import (
+    Pooling,
+    PoolingShape,
+    ScorelessPooling,
+    Scorer,
+    Summary,
+    WholeBagPooling,
+)
 from milcore.mil.pooling.softmax import lift_softmax, merge_softmax, softmax_weights
 from milcore.mil.pooling.sums import lift_exponentials, merge_exponentials, sum_and_count
 from milcore.mil.pooling.top_k import TopKPooling
+from milcore.mil.pooling.transmil import TransformerPooling
 
 
 class MaxPooling(ScorelessPooling):
@@ -279,7 +287,7 @@ def _clam(shape: PoolingShape, *, head_per_class: bool) -> SoftmaxPooling:
     return SoftmaxPooling(shape._replace(heads=shape.classes if head_per_class else 1), gated=True)
 
 
-POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
+POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling | WholeBagPooling]] = {
     "max": MaxPooling,
     "mean": MeanPooling,
     "lse": LogSumExpPooling,
@@ -294,6 +302,7 @@ POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling]] = {
     "dsmil": DualStreamPooling,
     "clam_sb": partial(_clam, head_per_class=False),
     "clam_mb": partial(_clam, head_per_class=True),
+    "transmil": TransformerPooling,
 }
 # poolings with a logit and a head for each class, of two classes too, which share one elsewhere
 LOGIT_PER_CLASS: tuple[PoolingName, ...] = ("clam_mb",)

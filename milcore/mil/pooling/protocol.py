@@ -3,7 +3,7 @@
 Axes: instance, bag, key (embedding width), value (pooled width), head (column of scores), class, pooled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -27,10 +27,11 @@ class PoolingShape(NamedTuple):
         lse_sharpness: r of log-sum-exp, above 0.
         noisy_and_slope: a of noisy-and, above 0.
         topk_instances: k of top-k, a count, or below 1 a share of the bag.
-        pooling_heads: of multi-head attention, a divisor of width.
+        pooling_heads: of multi-head attention and TransMIL, a divisor of width.
         pooling_queries: of multi-head attention.
         clam_instances: k of CLAM's loss of instances.
         clam_loss_weight: of CLAM's loss of instances, 0 to 1.
+        transmil_landmarks: of TransMIL's attention.
     """
 
     width: int
@@ -44,6 +45,7 @@ class PoolingShape(NamedTuple):
     pooling_queries: int
     clam_instances: int
     clam_loss_weight: float
+    transmil_landmarks: int
 
 
 @runtime_checkable
@@ -153,6 +155,50 @@ class TwoStreamPooling(Pooling, Protocol):
 
     def stream_logit(self, summary: Summary) -> Float[Tensor, "bag class"]:
         """Logits of its own stream."""
+        ...
+
+
+@runtime_checkable
+class WholeBagPooling(Protocol):
+    """Pooling of whole bags in the order of places; no monoid.
+
+    Attributes:
+        heads: columns of scores; 0.
+    """
+
+    heads: int
+
+    def scorer(self, dtype: torch.dtype) -> Scorer:
+        """Function from embeddings to no scores."""
+        ...
+
+    def pool(self, values: Float[Tensor, "instance key"], slides: Sequence[int]) -> Float[Tensor, " pooled"]:
+        """Pooled value of a whole bag.
+
+        Args:
+            values: embeddings, slide after slide, each in the order of (y, x).
+            slides: instances of each slide.
+        """
+        ...
+
+    def pool_and_weigh(
+        self, values: Float[Tensor, "instance key"], slides: Sequence[int]
+    ) -> tuple[Float[Tensor, " pooled"], Float[Tensor, " instance"]]:
+        """Pooled value of a whole bag, and weights of instances, summing to 1."""
+        ...
+
+    def finish(self, summary: Summary) -> Float[Tensor, "bag pooled"]:
+        """Pooled values of bags, from themselves."""
+        ...
+
+    def pool_bytes(self, slides: Sequence[int], number_bytes: int, *, with_gradient: bool) -> int:
+        """Most memory that the pooling of a bag takes, beside its embeddings.
+
+        Args:
+            slides: instances of each slide.
+            number_bytes: of a number.
+            with_gradient: True in training.
+        """
         ...
 
 

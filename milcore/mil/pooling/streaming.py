@@ -12,11 +12,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -28,6 +28,7 @@ from milcore.runtime.malloc import release_freed_memory
 CHUNKS_PER_RELEASE = 8
 
 Lift = Callable[[Chunk], Summary]
+T = TypeVar("T")
 
 
 class ChunkPlan(NamedTuple):
@@ -94,22 +95,30 @@ class _MeanGradient(torch.autograd.Function):
         return tuple(means)
 
 
-def _pool_chunks(pooling: Monoid, lift: Lift, batch: BagBatch, plan: ChunkPlan) -> Summary:
+def lift_chunks(lift: Callable[[Chunk], T], batch: BagBatch, plan: ChunkPlan) -> list[T]:
+    """Results of a function of all chunks; oversized and with gradients they are recomputed.
+
+    Args:
+        lift: deterministic.
+        batch: read chunk by chunk.
+        plan: of the chunks.
+    """
     chunk_number = itertools.count(1)
 
-    def lift_span(span: tuple[int, int]) -> tuple[int, Summary]:
+    def lift_span(span: tuple[int, int]) -> T:
         if plan.oversized and next(chunk_number) % CHUNKS_PER_RELEASE == 0:
             release_freed_memory()
-        chunk = batch.chunk(*span, plan.device)
-        return chunk.first_bag, lift(chunk)
+        return lift(batch.chunk(*span, plan.device))
 
     spans = batch.spans(plan.rows)
     if not (plan.oversized and torch.is_grad_enabled()):
-        return _join(pooling, [lift_span(span) for span in spans])
+        return [lift_span(span) for span in spans]
     # nothing random happens inside: there is no generator state to put back
-    return _join(
-        pooling, [checkpoint(lift_span, span, use_reentrant=False, preserve_rng_state=False) for span in spans]
-    )
+    return [checkpoint(lift_span, span, use_reentrant=False, preserve_rng_state=False) for span in spans]
+
+
+def _pool_chunks(pooling: Monoid, lift: Lift, batch: BagBatch, plan: ChunkPlan) -> Summary:
+    return _join(pooling, lift_chunks(lambda chunk: (chunk.first_bag, lift(chunk)), batch, plan))
 
 
 def _join(pooling: Monoid, parts: Sequence[tuple[int, Summary]]) -> Summary:
@@ -166,7 +175,11 @@ def _winners(batch: BagBatch, positions: Int[Tensor, "bag winner"], plan: ChunkP
             instances.append(batch.instances[start:stop][in_chunk - start])
     lengths = torch.bincount(torch.searchsorted(ends, rows, right=True), minlength=len(ends))
     return dataclasses.replace(
-        batch, instances=torch.cat(instances), lengths=tuple(lengths.tolist()), position=batch.position[rows]
+        batch,
+        instances=torch.cat(instances),
+        lengths=tuple(lengths.tolist()),
+        position=batch.position[rows],
+        places=None if batch.places is None else batch.places[rows],
     )
 
 
@@ -180,6 +193,19 @@ def _merge_over_ranks(pooling: Monoid, summary: Summary) -> Summary:
     parts = list(zip(*gathered, strict=True))
     parts[dist.get_rank()] = tuple(_scale_gradient(tensor, world_size) for tensor in summary)
     return functools.reduce(pooling.merge, parts)
+
+
+def gather_rows(values: Float[Tensor, "row value"]) -> Float[Tensor, "row value"]:
+    """Rows of all ranks, rank after rank.
+
+    The gradient of a rank's own rows is scaled by the number of ranks, as that of its summaries.
+    """
+    world_size = dist.get_world_size()
+    counts = [int(count) for count in _gather(torch.tensor([len(values)], device=values.device), world_size)]
+    padded = torch.cat([values.detach(), values.new_zeros(max(counts) - len(values), values.shape[1])])
+    parts = [part[:count] for part, count in zip(_gather(padded, world_size), counts, strict=True)]
+    parts[dist.get_rank()] = _scale_gradient(values, world_size)
+    return torch.cat(parts)
 
 
 def _gather(values: Tensor, world_size: int) -> list[Tensor]:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from milcore.config import TrainConfig
+from milcore.config import TrainConfig, without_unread
 from milcore.evaluation.attention.patch_flipping import REMOVED, STEPS, flip, normalised_entropy
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.model import make_model
+from tests.mil.places import places_of
 
 
 @pytest.mark.parametrize(
@@ -21,23 +22,27 @@ from milcore.mil.model import make_model
         ("topk", "instance"),
         ("additive", "embedding"),
         ("dsmil", "embedding"),
+        ("transmil", "embedding"),
     ],
 )
 @pytest.mark.parametrize("instances", [57, 20, 10])
 def test_each_step_is_the_bag_without_the_blocks_before(pooling: str, level: str, instances: int) -> None:
     torch.manual_seed(0)
     rows, attention = torch.randn(instances, 5), np.random.default_rng(0).permutation(instances) + 1.0
-    models = [make_model(TrainConfig(pooling=pooling, level=level, hidden=8, seed=s), 5, 2) for s in (0, 1)]
+    settings = without_unread({"pooling": pooling, "level": level, "hidden": 8, "transmil_landmarks": 4})
+    models = [make_model(TrainConfig(**settings, seed=seed), 5, 2) for seed in (0, 1)]
     for model in models:
         model.encoder.rows_per_chunk = lambda _: 11
-    flipping = flip(models, Bag("x", "", 0, rows), attention, 1, seed=0)
+    places = places_of(instances)
+    flipping = flip(models, Bag("x", "", 0, rows, places), attention, 1, seed=0)
     steps = min(STEPS, instances)
     for order, curve in ((np.argsort(-attention), flipping.most), (np.argsort(attention), flipping.least)):
         for step in range(steps):
             gone = math.ceil(step * instances / steps)
-            left = rows[np.sort(order[gone:])]
+            left = np.sort(order[gone:])
+            rest = Bag("", "", 0, rows[left], places[left])
             with torch.no_grad():
-                expected = np.mean([m(pack([Bag("", "", 0, left)], [0]), None)[0, 1].exp() for m in models])
+                expected = np.mean([m(pack([rest], [0]), None)[0, 1].exp() for m in models])
             assert np.interp(step / steps, REMOVED, curve) == pytest.approx(expected, abs=1e-5)
     assert flipping.most[0] == pytest.approx(flipping.least[0]) == pytest.approx(flipping.random[0])
 

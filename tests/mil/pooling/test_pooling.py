@@ -22,13 +22,22 @@ from milcore.config import (
     TrainConfig,
     TuneConfig,
     parse_config,
+    without_unread,
 )
 from milcore.errors import InputError
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.bags.segments import Segments
 from milcore.mil.model import make_model
 from milcore.mil.pooling.pooling import POOLINGS
-from milcore.mil.pooling.protocol import Pooling, PoolingShape, Summary, TwoPassPooling, TwoStreamPooling
+from milcore.mil.pooling.protocol import (
+    Pooling,
+    PoolingShape,
+    Summary,
+    TwoPassPooling,
+    TwoStreamPooling,
+    WholeBagPooling,
+)
+from tests.mil.places import placed
 
 WIDTH = 5
 FLOAT = torch.float64
@@ -36,7 +45,7 @@ FLOAT = torch.float64
 
 SETTINGS = {
     "lse_sharpness": 5.0, "noisy_and_slope": 10.0, "topk_instances": 2.0, "pooling_heads": 1, "pooling_queries": 2,
-    "clam_instances": 2, "clam_loss_weight": 0.3,
+    "clam_instances": 2, "clam_loss_weight": 0.3, "transmil_landmarks": 3,
 }  # fmt: skip
 
 
@@ -78,15 +87,21 @@ class Sigma:
         return pooled if self.level == "embedding" else self.pooling.instance_log_prob(pooled)
 
     def __call__(self, keys: Tensor, lengths: list[int]) -> Tensor:
+        if isinstance(self.pooling, WholeBagPooling):
+            return torch.stack([self.pooling.pool(bag, [len(bag)]) for bag in keys.split(lengths)])
         return self.read(self.lift(keys, Segments.whole(lengths)))
 
     def weights(self, keys: Tensor, lengths: list[int]) -> Tensor | None:
+        if isinstance(self.pooling, WholeBagPooling):
+            return torch.cat([self.pooling.pool_and_weigh(bag, [len(bag)])[1] for bag in keys.split(lengths)])[:, None]
         segments = Segments.whole(lengths)
         taken = self.taken(keys, segments, self.first(keys, segments))
         return self.pooling.weights(*taken, self.lift(keys, segments), segments)
 
 
 ROWS = [(name, level) for name, levels in POOLING_LEVELS.items() for level in levels]
+# the order of instances counts in the others, and no parts of them merge: test_transmil.py
+MONOIDS = [row for row in ROWS if not POOLING_SCOPES[row[0]].is_placed]
 SHAPES = {"two classes": (1, 1), "three classes": (1, 3), "three classes, three heads": (3, 3)}
 
 
@@ -99,6 +114,13 @@ def row(request: pytest.FixtureRequest) -> tuple[str, str]:
 @pytest.fixture(params=SHAPES)
 def sigma(request: pytest.FixtureRequest, row: tuple[str, str]) -> Sigma:
     return Sigma(*row, *SHAPES[request.param])
+
+
+@pytest.fixture(params=itertools.product(MONOIDS, SHAPES), ids=lambda param: "-".join((*param[0], param[1])))
+def monoid(request: pytest.FixtureRequest) -> Sigma:
+    torch.manual_seed(1)
+    row, shape = request.param
+    return Sigma(*row, *SHAPES[shape])
 
 
 def embeddings(rows: int, scale: float = 1.0) -> Tensor:
@@ -148,16 +170,18 @@ def test_a_target_that_a_pooling_does_not_serve_is_refused(name: str) -> None:
 OTHER_VALUES = {
     "lse_sharpness": 2.0, "noisy_and_slope": 3.0, "topk_instances": 2.0, "attention_hidden": 4,
     "attention_heads": "per_class", "pooling_heads": 2, "pooling_queries": 2, "clam_instances": 2,
-    "clam_loss_weight": 0.5,
+    "clam_loss_weight": 0.5, "transmil_landmarks": 3,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", POOLING_SCOPES)
 def test_settings_of_a_pooling_are_those_that_change_what_it_learns(name: str) -> None:
     """The column ``settings`` of the table, beside the gradients of a model with each setting changed."""
-    config = TrainConfig(pooling=name, level=POOLING_LEVELS[name][0], hidden=8, dropout=0.0)
+    few = {"pooling": name, "level": POOLING_LEVELS[name][0], "hidden": 8, "dropout": 0.0, "transmil_landmarks": 4}
+    config = TrainConfig(**without_unread(few))
     generator = torch.Generator().manual_seed(0)
-    batch = pack([Bag(str(n), "", n % 3, torch.randn(n, WIDTH, generator=generator)) for n in (9, 14, 1)], range(3))
+    bags = [Bag(str(n), "", n % 3, torch.randn(n, WIDTH, generator=generator)) for n in (9, 14, 1)]
+    batch = pack([placed(bag) for bag in bags], range(3))
 
     def gradients(**changed: object) -> list[Tensor]:
         model = make_model(config.model_copy(update=changed), WIDTH, classes=3)
@@ -224,7 +248,9 @@ def test_packed_equals_each_bag_alone_in_any_order_with_its_gradient(
     packed, alone = (embeddings(sum(lengths)).requires_grad_() for _ in range(2))
     alone.data.copy_(packed.data)
     together = sigma(packed, lengths)
-    bags = [sigma(bag[torch.randperm(len(bag))], [len(bag)])[0] for bag in alone.split(lengths)]
+    is_ordered = isinstance(sigma.pooling, WholeBagPooling)
+    order_of = torch.arange if is_ordered else torch.randperm
+    bags = [sigma(bag[order_of(len(bag))], [len(bag)])[0] for bag in alone.split(lengths)]
     torch.testing.assert_close(torch.stack(bags), together)
     cotangent = torch.randn_like(together)
     together.backward(cotangent)
@@ -232,7 +258,8 @@ def test_packed_equals_each_bag_alone_in_any_order_with_its_gradient(
     torch.testing.assert_close(alone.grad, packed.grad)
 
 
-def test_summaries_of_parts_merge_in_any_order_to_that_of_the_whole(sigma: Sigma) -> None:
+def test_summaries_of_parts_merge_in_any_order_to_that_of_the_whole(monoid: Sigma) -> None:
+    sigma = monoid
     keys, whole = embeddings(9), Segments.whole([9])
     parts = [(keys[rows], part_of(whole, rows)) for rows in (slice(0, 2), slice(2, 3), slice(3, 9))]
     first = first_of_parts(sigma, parts)
@@ -243,7 +270,8 @@ def test_summaries_of_parts_merge_in_any_order_to_that_of_the_whole(sigma: Sigma
         torch.testing.assert_close(sigma.read(merged), expected)
 
 
-def test_the_gradient_through_merged_parts_is_that_of_the_whole(sigma: Sigma) -> None:
+def test_the_gradient_through_merged_parts_is_that_of_the_whole(monoid: Sigma) -> None:
+    sigma = monoid
     keys, parts = (embeddings(8).requires_grad_() for _ in range(2))
     parts.data.copy_(keys.data)
     segments = Segments.whole([8])
@@ -257,6 +285,7 @@ def test_the_gradient_through_merged_parts_is_that_of_the_whole(sigma: Sigma) ->
     torch.testing.assert_close(parts.grad, keys.grad)
 
 
+@pytest.mark.parametrize("row", MONOIDS, ids="-".join)
 def test_a_bag_of_one_pools_to_its_instance(row: tuple[str, str]) -> None:
     """theta = p, and an embedding to itself; gem clamps, noisy-and bends p, but keeps 0, 1 and its own threshold."""
     sigma, keys = Sigma(*row), embeddings(1)
@@ -306,13 +335,16 @@ def test_extreme_values_stay_finite_with_their_gradients(sigma: Sigma, extreme: 
 
 def test_gradients_are_those_of_finite_differences(sigma: Sigma) -> None:
     keys = embeddings(6).requires_grad_()
-    assert torch.autograd.gradcheck(lambda k: sigma(k, [2, 1, 3]), (keys,))
+    is_large = isinstance(sigma.pooling, WholeBagPooling)  # along a drawn direction
+    assert torch.autograd.gradcheck(lambda k: sigma(k, [2, 1, 3]), (keys,), fast_mode=is_large)
 
 
 def test_gradients_of_parameters_are_those_of_finite_differences(sigma: Sigma) -> None:
     keys, parameters = embeddings(6), tuple(sigma.pooling.parameters())
     if parameters:
-        assert torch.autograd.gradcheck(lambda *_: sigma(keys, [2, 1, 3]), parameters)
+        # of many parameters along a drawn direction
+        is_large = isinstance(sigma.pooling, WholeBagPooling)
+        assert torch.autograd.gradcheck(lambda *_: sigma(keys, [2, 1, 3]), parameters, fast_mode=is_large)
 
 
 def test_half_precision_sums_are_accumulated_in_full() -> None:

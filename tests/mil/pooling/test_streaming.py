@@ -17,6 +17,7 @@ from milcore.mil.bags.rows import BlockRows
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import BagLosses, MILModel, make_model
 from milcore.mil.pooling.streaming import ChunkPlan
+from tests.mil.places import placed
 
 WIDTH = 11
 LENGTHS = (3, 130, 1, 64, 200, 5)
@@ -27,7 +28,14 @@ WHOLE = ChunkPlan(10_000, oversized=False, device=CPU)
 
 
 def model_config(pooling: str, level: str, **more: object) -> TrainConfig:
-    settings = {"pooling": pooling, "level": level, "hidden": 24, "attention_hidden": 8, **more}
+    settings = {
+        "pooling": pooling,
+        "level": level,
+        "hidden": 24,
+        "attention_hidden": 8,
+        "transmil_landmarks": 8,
+        **more,
+    }
     return TrainConfig(**without_unread(settings))
 
 
@@ -55,7 +63,7 @@ def bags_for(config: TrainConfig, lengths: tuple[int, ...] = LENGTHS) -> list[Ba
         rows = [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for shape in shapes]
     else:
         rows = [torch.randn(length, WIDTH, generator=generator) for length in lengths]
-    return [Bag(str(k), str(k), k % 2, instances) for k, instances in enumerate(rows)]
+    return [placed(Bag(str(k), str(k), k % 2, instances)) for k, instances in enumerate(rows)]
 
 
 def chunks_of(rows: int, *, recomputed: bool) -> ChunkPlan:
@@ -103,8 +111,8 @@ def test_a_packed_batch_learns_the_sum_of_its_bags(case: tuple[TrainConfig, int]
 def test_rows_still_to_be_read_learn_what_rows_in_memory_do(case: tuple[TrainConfig, int]) -> None:
     data = bags_for(case[0])[4].instances
     unread = BlockRows(lambda start, stop: data[start:stop], len(data), 4)
-    expected = learn(model_of(*case), pack([Bag("x", "x", 1, data)], [5]), WHOLE)
-    in_chunks = learn(model_of(*case), pack([Bag("x", "x", 1, unread)], [5]), chunks_of(3, recomputed=True))
+    expected = learn(model_of(*case), pack([placed(Bag("x", "x", 1, data))], [5]), WHOLE)
+    in_chunks = learn(model_of(*case), pack([placed(Bag("x", "x", 1, unread))], [5]), chunks_of(3, recomputed=True))
     assert_alike(in_chunks, expected)
 
 
