@@ -153,6 +153,8 @@ MAX_FOLDS = 1_000
 MAX_TRIALS = 100_000
 MAX_EPOCHS = 1_000_000
 MAX_WORKERS = 4_096
+# requests that a service holds for a model; each may take its largest body of memory
+MAX_QUEUE = 100_000
 MAX_SETTINGS_KB = 64
 # characters of a line of help on a setting
 HELP_WIDTH = 100
@@ -974,6 +976,45 @@ class PredictConfig(Config):
         description="load an encoder that the run names and that is a TorchScript program: it runs its author's code",
     )
     use_gpu: bool = Field(False, description="compute on a CUDA device")
+
+
+class ServeConfig(Config):
+    """Settings of a service of predictions."""
+
+    host: str = Field(
+        "127.0.0.1",
+        description="address to listen at; one that other machines reach needs a token or --allow-anonymous",
+    )
+    port: int = Field(8080, ge=1, le=65535, description="TCP port to listen at")
+    token_file: UriText | None = Field(
+        None, description="file that holds the bearer token of requests (none: the environment's MILCORE_TOKEN)"
+    )
+    allow_anonymous: bool = Field(
+        False, description="answer requests of other machines without a token: whoever reaches the port may ask"
+    )
+    replicas: int = Field(1, ge=1, le=MAX_WORKERS, description="processes with the weights, for each model")
+    use_gpu: bool = Field(False, description="give each replica one GPU; otherwise an equal share of the CPUs")
+    instances_per_batch: int = Field(
+        8192,
+        ge=1,
+        le=MAX_INSTANCES_PER_SLIDE,
+        description="bags that wait pass through the models together, up to so many instances; 1: each bag alone, so "
+        "that no answer depends on others, to the last bit",
+    )
+    max_ongoing_requests: int = Field(
+        8, ge=1, le=MAX_QUEUE, description="requests that a replica has at a time, in work or in its next batch"
+    )
+    max_queued_requests: int = Field(
+        32, ge=0, le=MAX_QUEUE, description="further requests to each model that wait; beyond these the answer is 429"
+    )
+    timeout_s: PositiveFloat = Field(
+        60.0, description="s that a request may take: 408 where it has not come whole by then, 504 without an answer"
+    )
+    max_request_mb: PositiveFloat = Field(256.0, description="largest body of a request, MB; a larger one gets 413")
+    attention_instances: int = Field(
+        10, ge=0, le=MAX_INSTANCES_PER_SLIDE,
+        description="instances of highest attention in an answer, where the request names no number",
+    )  # fmt: skip
 
 
 class EncoderRecord(Config):

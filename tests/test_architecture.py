@@ -19,8 +19,9 @@ BELOW_MIL = ("encoders", "ingestion", "store", *BELOW_STORE)
 BELOW_EVALUATION = ("training", "mil", *BELOW_MIL)
 MAY_IMPORT = {
     # `milcore info` reads a store and a run
-    "cli": ("api", "training", "store", "config", "runtime", "errors"),
+    "cli": ("api", "serving", "training", "store", "config", "runtime", "errors"),
     "api": ("cluster", "evaluation", *BELOW_EVALUATION),
+    "serving": ("cluster", "evaluation", *BELOW_EVALUATION),
     "cluster": ("evaluation", *BELOW_EVALUATION),
     "evaluation": BELOW_EVALUATION,
     "training": ("mil", *BELOW_MIL),
@@ -41,7 +42,10 @@ ON_MILCORE = {
     "pipeline": ("milcore.api", "milcore.config", "milcore.errors", "milcore.runtime"),
 }
 ONLY_IN = {
-    "ray": ("milcore.cluster",),
+    "ray": ("milcore.cluster", "milcore.serving"),
+    "ray.serve": ("milcore.serving",),
+    "fastapi": ("milcore.serving",),
+    "prometheus_client": ("milcore.serving",),
     "zarr": ("milcore.store",),
     "openslide": ("milcore.slides",),
     "kfp": ("components", "pipeline"),
@@ -49,9 +53,13 @@ ONLY_IN = {
 }
 WITHOUT_TORCH = (
     "milcore.config", "milcore.errors", "milcore.cohort", "milcore.slides", "milcore.store", "milcore.metrics",
-    "milcore.runtime", "milcore.ingestion",
+    "milcore.runtime", "milcore.ingestion", "milcore.serving",
 )  # fmt: skip
-WITH_TORCH = ("milcore.ingestion.imports.pt", "milcore.ingestion.imports.import_cohort")
+WITH_TORCH = (
+    "milcore.ingestion.imports.pt", "milcore.ingestion.imports.import_cohort",
+    # the gateway computes nothing
+    "milcore.serving.replica", "milcore.serving.served_runs", "milcore.serving.deployments", "milcore.serving.service",
+)  # fmt: skip
 
 
 def module_of(path: Path) -> str:

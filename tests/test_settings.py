@@ -21,6 +21,7 @@ from milcore.config import (
     LaunchConfig,
     PipelineSettings,
     PredictConfig,
+    ServeConfig,
     SplitConfig,
     TrainConfig,
     TuneConfig,
@@ -40,6 +41,7 @@ COMMANDS: dict[type[Config], tuple[str, ...]] = {
     LaunchConfig: ("encode", "train", "tune"),
     EvaluateConfig: ("evaluate",),
     PredictConfig: ("predict",),
+    ServeConfig: ("serve",),
 }
 # config -> its key in ``settings``
 KEYS: dict[type[Config], str] = {

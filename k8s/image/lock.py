@@ -18,6 +18,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LOCK = HERE / "requirements.lock"
+# of the image, which serves predictions too
+EXTRAS = ("serve",)
 HEAD = """\
 # What the image installs, by `make lock` out of pyproject.toml and constraints.txt; not for editing.
 # For Linux on x86_64 and Python 3.11, with torch for CPUs.
@@ -43,13 +45,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def requirements() -> list[str]:
+    """What the image needs: the dependencies, and those of its extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *(each for name in EXTRAS for each in project["optional-dependencies"][name])]
+
+
 def report(torch_index: str) -> list[dict[str, Any]]:
     """Files that pip would install into an empty environment.
 
     Raises:
         LockError: pip finds no set of packages.
     """
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed = requirements()
     options = ["--dry-run", "--ignore-installed", "-qq", "--report", "-", "--constraint", ROOT / "constraints.txt"]
     index = ["--extra-index-url", torch_index] if torch_index else []
     command = [sys.executable, "-m", "pip", "install", *options, *index, *needed]

@@ -25,9 +25,11 @@ from milcore.config import (
     IngestConfig,
     LaunchConfig,
     PredictConfig,
+    ServeConfig,
     SplitConfig,
     TrainConfig,
     TuneConfig,
+    parse_config,
 )
 from milcore.errors import InputError
 from milcore.runtime.command import exit_codes
@@ -290,6 +292,26 @@ def predict(
     predictions = api.predict(run, uris, out, store=store, **of_slides, **on_ray, **config)
     line = f"{len(predictions)} slides scored; {out}"
     finish(predictions.as_dict(), line, as_json, code=0 if predictions else NONE_OK)
+
+
+@app.command()
+@options_of(config=ServeConfig)
+def serve(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="run folders, or NAME=RUN; else a model's name is its folder's"),
+    ],
+    config: Values,
+    as_json: AsJson = False,
+) -> None:
+    """Answer HTTP requests with the predictions of runs, until SIGTERM or Ctrl-C.
+
+    Open Inference Protocol v2 with binary tensors, and plain JSON; needs milcore[serve].
+    """
+    from milcore.serving.service import serve as serve_runs  # noqa: PLC0415 - Ray: seconds to import
+
+    names = serve_runs(runs, parse_config(ServeConfig, config))
+    finish({"models": names}, f"stopped serving {', '.join(names)}", as_json)
 
 
 @app.command()

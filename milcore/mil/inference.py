@@ -170,12 +170,17 @@ def check_width(models: Sequence[MILModel], features: int) -> None:
     Raises:
         InputError: a model reads another number.
     """
-    widths = {len(model.encoder.mean) for model in models if isinstance(model.encoder, FeatureEncoder)}
+    widths = feature_widths(models)
     if widths - {features}:
         raise InputError(
             f"bags: expected {widths.pop()} features, as the model was trained on, got {features}; allowed: features "
             "of the same encoder"
         )
+
+
+def feature_widths(models: Sequence[MILModel]) -> set[int]:
+    """Numbers of features that models read; empty where all read patches."""
+    return {len(model.encoder.mean) for model in models if isinstance(model.encoder, FeatureEncoder)}
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +61,7 @@ def disagreements(lock: str) -> list[str]:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     versions = {canonical(name): version for name, version in pins.items()}
     found = [f"{name} {version}" for name, version in locked.items() if versions.get(name) != version.split("+")[0]]
-    todo = list(needed_by(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"], set()))
+    todo = list(needed_by(script("lock").requirements(), set()))
     seen: set[tuple[str, str]] = set()
     while todo:
         requirement = todo.pop()

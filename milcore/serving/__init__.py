@@ -1,0 +1,1 @@
+"""Service of predictions over HTTP: a gateway and replicas of models, on Ray Serve."""
