@@ -42,10 +42,11 @@ else:
 
 PoolingName = Literal[
     "max", "mean", "lse", "noisy_or", "noisy_and", "topk", "gem", "attention", "gated_attention", "additive",
-    "multi_head_attention", "dsmil", "clam_sb", "clam_mb", "transmil",
+    "multi_head_attention", "dsmil", "clam_sb", "clam_mb", "transmil", "dtfd",
 ]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
 Target = Literal["classification", "survival_cox", "survival_hazard"]
+Distillation = Literal["afs", "maxmins"]
 AllBags = Literal["all"]
 Level = Literal["instance", "embedding"]
 AttentionHeads = Literal["shared", "per_class"]
@@ -123,6 +124,7 @@ POOLING_SCOPES: dict[PoolingName, PoolingScope] = {
     "clam_sb": PoolingScope(("embedding",), _OF_CLASSES, _CLAM),
     "clam_mb": PoolingScope(("embedding",), _OF_CLASSES, _CLAM),
     "transmil": PoolingScope(("embedding",), TARGETS, ("pooling_heads", "transmil_landmarks"), is_placed=True),
+    "dtfd": PoolingScope(("embedding",), _OF_CLASSES, ("attention_hidden", "dtfd_groups", "dtfd_distillation")),
 }
 POOLING_LEVELS = {name: scope.levels for name, scope in POOLING_SCOPES.items()}
 # settings that not every pooling reads, with the poolings that do
@@ -665,6 +667,12 @@ class TrainConfig(TargetConfig):
     )
     transmil_landmarks: PositiveInt = Field(
         256, le=MAX_HEADS, description="landmarks of transmil pooling's attention, means of so many runs of instances"
+    )
+    dtfd_groups: PositiveInt = Field(4, le=MAX_HEADS, description="pseudo-bags that dtfd pooling divides a bag into")
+    dtfd_distillation: Distillation = Field(
+        "afs",
+        description="features that dtfd pooling distils of a pseudo-bag: its attention-weighted mean (afs), or the "
+        "instances of largest and smallest class activation (maxmins)",
     )
     hazard_intervals: int = Field(
         4,

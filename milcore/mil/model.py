@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from milcore.config import TrainConfig
+from milcore.config import MAX_EPOCHS, TrainConfig
 from milcore.errors import InputError
 from milcore.mil.augmentation import augment
 from milcore.mil.bags.bags import BagEntry
@@ -36,6 +36,7 @@ from milcore.mil.instance_encoders.table import trainable_encoder
 from milcore.mil.memory import activation_mb
 from milcore.mil.pooling.additive import AdditivePooling
 from milcore.mil.pooling.auxiliary import AUXILIARY_LOSSES, ProductMonoid
+from milcore.mil.pooling.dtfd import pseudo_bags
 from milcore.mil.pooling.pooling import LOGIT_PER_CLASS, POOLINGS
 from milcore.mil.pooling.probability import log_sigmoids
 from milcore.mil.pooling.protocol import (
@@ -44,6 +45,7 @@ from milcore.mil.pooling.protocol import (
     Pooling,
     PoolingShape,
     Summary,
+    TieredPooling,
     TwoPassPooling,
     TwoStreamPooling,
     WholeBagPooling,
@@ -115,6 +117,7 @@ class MILModel(nn.Module):
         self.outputs = self.target.width(classes, config)
         self.hidden = config.hidden
         self.dropout = config.dropout
+        self.seed = config.seed
         self.dtype = DTYPES[config.precision]
         self.activation_bytes = int(activation_mb(config) * 1e6)
         self.augment = config.augment
@@ -132,6 +135,8 @@ class MILModel(nn.Module):
             clam_instances=config.clam_instances,
             clam_loss_weight=config.clam_loss_weight,
             transmil_landmarks=config.transmil_landmarks,
+            dtfd_groups=config.dtfd_groups,
+            dtfd_distillation=config.dtfd_distillation,
         )
         self.pooling_name = config.pooling
         self.pooling = POOLINGS[config.pooling](shape)
@@ -312,6 +317,10 @@ class MILModel(nn.Module):
                 mask = dropout.draw(chunk.bag_keys, chunk.segments, self.hidden)
                 instances = augment(chunk, dropout) if self.augment else instances
             embeddings = embed(instances, mask)
+            if isinstance(self.pooling, TieredPooling):
+                group = self._pseudo_bags(self.pooling, chunk, dropout)
+                scores = score(embeddings)
+                return LiftedChunk(chunk, torch.cat([scores, group.to(scores.dtype)], 1), embeddings, embeddings[:, :0])
             if self.level == "embedding" or not isinstance(self.pooling, InstancePooling):
                 return LiftedChunk(chunk, score(embeddings), embeddings, embeddings[:, :0])
             logit = at_least_fp32(functional.linear(embeddings, *classifier))
@@ -395,8 +404,27 @@ class MILModel(nn.Module):
         )
         return lifted._replace(scores=scores, values=values)
 
+    def _pseudo_bags(self, pooling: TieredPooling, chunk: Chunk, dropout: Dropout | None) -> Int[Tensor, "instance 1"]:
+        """Pseudo-bag of each instance, drawn by (seed, epoch, bag, instance).
+
+        Without training the epoch is one that no training has, and the bag does not count: no prediction depends on
+        which bags are predicted beside it.
+        """
+        drawn, bag_keys = dropout, chunk.bag_keys
+        if drawn is None:
+            drawn, bag_keys = Dropout(self.seed, MAX_EPOCHS, 0.0), torch.zeros_like(bag_keys)
+        return pseudo_bags(drawn.instance_keys(bag_keys, chunk.segments), pooling.groups)[:, None]
+
+    def _tier_losses(self, pooling: TieredPooling, summary: Summary, loss: LossOfBags) -> Float[Tensor, " bag"]:
+        """Mean loss of the target over the pseudo-bags of each bag."""
+        logits, exists = pooling.tier_logits(summary)
+        of_groups = torch.stack([loss(self._output_of(logit)) for logit in logits.unbind(dim=1)], dim=1)
+        return (of_groups * exists).sum(dim=1) / exists.sum(dim=1)
+
     def _target_losses(self, summary: Summary, loss: LossOfBags) -> Float[Tensor, " bag"]:
-        """Loss of the target of each bag, with two streams the mean of theirs."""
+        """Loss of the target of each bag, the mean of two streams or tiers."""
+        if isinstance(self.pooling, TieredPooling):
+            return (loss(self.output(summary)) + self._tier_losses(self.pooling, summary, loss)) / 2.0
         if not isinstance(self.pooling, TwoStreamPooling):
             return loss(self.output(summary))
         return torch.stack([loss(self._output_of(logit)) for logit in self._streams(summary)]).mean(dim=0)

@@ -28,6 +28,7 @@ from milcore.mil.bags.segments import Segments, at_least_fp32, segment_sum
 from milcore.mil.pooling.additive import AdditivePooling
 from milcore.mil.pooling.attention import AttentionScore
 from milcore.mil.pooling.dsmil import DualStreamPooling
+from milcore.mil.pooling.dtfd import PseudoBagPooling
 from milcore.mil.pooling.generalised_mean import GeneralisedMeanPooling
 from milcore.mil.pooling.maxima import is_first_winner, winner_rows
 from milcore.mil.pooling.multi_head import MultiHeadAttentionPooling
@@ -303,6 +304,7 @@ POOLINGS: dict[PoolingName, Callable[[PoolingShape], Pooling | WholeBagPooling]]
     "clam_sb": partial(_clam, head_per_class=False),
     "clam_mb": partial(_clam, head_per_class=True),
     "transmil": TransformerPooling,
+    "dtfd": PseudoBagPooling,
 }
 # poolings with a logit and a head for each class, of two classes too, which share one elsewhere
 LOGIT_PER_CLASS: tuple[PoolingName, ...] = ("clam_mb",)

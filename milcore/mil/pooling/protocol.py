@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from milcore.mil.bags.segments import Segments
@@ -32,6 +32,8 @@ class PoolingShape(NamedTuple):
         clam_instances: k of CLAM's loss of instances.
         clam_loss_weight: of CLAM's loss of instances, 0 to 1.
         transmil_landmarks: of TransMIL's attention.
+        dtfd_groups: pseudo-bags of DTFD.
+        dtfd_distillation: afs or maxmins.
     """
 
     width: int
@@ -46,6 +48,8 @@ class PoolingShape(NamedTuple):
     clam_instances: int
     clam_loss_weight: float
     transmil_landmarks: int
+    dtfd_groups: int
+    dtfd_distillation: str
 
 
 @runtime_checkable
@@ -155,6 +159,24 @@ class TwoStreamPooling(Pooling, Protocol):
 
     def stream_logit(self, summary: Summary) -> Float[Tensor, "bag class"]:
         """Logits of its own stream."""
+        ...
+
+
+@runtime_checkable
+class TieredPooling(Pooling, Protocol):
+    """Pooling of pseudo-bags, each of which has the loss of the target too.
+
+    The mean of that of the bag and the mean of those of its pseudo-bags is trained. ``lift`` and ``weights`` take
+    scores that end in the number of an instance's pseudo-bag.
+
+    Attributes:
+        groups: pseudo-bags of a bag.
+    """
+
+    groups: int
+
+    def tier_logits(self, summary: Summary) -> tuple[Float[Tensor, "bag group class"], Bool[Tensor, "bag group"]]:
+        """Logits of the pseudo-bags, and which have an instance."""
         ...
 
 

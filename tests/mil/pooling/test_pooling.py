@@ -33,6 +33,7 @@ from milcore.mil.pooling.protocol import (
     Pooling,
     PoolingShape,
     Summary,
+    TieredPooling,
     TwoPassPooling,
     TwoStreamPooling,
     WholeBagPooling,
@@ -45,7 +46,8 @@ FLOAT = torch.float64
 
 SETTINGS = {
     "lse_sharpness": 5.0, "noisy_and_slope": 10.0, "topk_instances": 2.0, "pooling_heads": 1, "pooling_queries": 2,
-    "clam_instances": 2, "clam_loss_weight": 0.3, "transmil_landmarks": 3,
+    "clam_instances": 2, "clam_loss_weight": 0.3, "transmil_landmarks": 3, "dtfd_groups": 2,
+    "dtfd_distillation": "afs",
 }  # fmt: skip
 
 
@@ -69,8 +71,15 @@ class Sigma:
             return ()
         return self.pooling.first.lift(self.pooling.scorer(FLOAT)(keys), self.values(keys), segments)
 
+    def scores(self, keys: Tensor, segments: Segments) -> Tensor:
+        """Scores, with the number of the pseudo-bag by that of the instance where there are such."""
+        scores = self.pooling.scorer(FLOAT)(keys)
+        if not isinstance(self.pooling, TieredPooling):
+            return scores
+        return torch.cat([scores, (segments.position[:, None] % self.pooling.groups).to(FLOAT)], dim=1)
+
     def taken(self, keys: Tensor, segments: Segments, first: Summary) -> tuple[Tensor, Tensor]:
-        scores, values = self.pooling.scorer(FLOAT)(keys), self.values(keys)
+        scores, values = self.scores(keys, segments), self.values(keys)
         if not isinstance(self.pooling, TwoPassPooling):
             return scores, values
         return self.pooling.first.condition(scores, values, first, segments)
@@ -84,7 +93,15 @@ class Sigma:
         pooled = self.pooling.finish(summary)
         if isinstance(self.pooling, TwoStreamPooling):
             return torch.cat([pooled, self.pooling.stream_logit(summary)], dim=1)
+        if isinstance(self.pooling, TieredPooling):
+            logits, exists = self.pooling.tier_logits(summary)
+            return torch.cat([pooled, (logits * exists[..., None]).flatten(1)], dim=1)
         return pooled if self.level == "embedding" else self.pooling.instance_log_prob(pooled)
+
+    def permuted(self, keys: Tensor) -> Tensor:
+        """A bag in another order, its instances with their numbers."""
+        order = torch.randperm(len(keys))
+        return self.read(self.lift(keys[order], Segments.whole([len(keys)])._replace(position=order)))
 
     def __call__(self, keys: Tensor, lengths: list[int]) -> Tensor:
         if isinstance(self.pooling, WholeBagPooling):
@@ -170,7 +187,7 @@ def test_a_target_that_a_pooling_does_not_serve_is_refused(name: str) -> None:
 OTHER_VALUES = {
     "lse_sharpness": 2.0, "noisy_and_slope": 3.0, "topk_instances": 2.0, "attention_hidden": 4,
     "attention_heads": "per_class", "pooling_heads": 2, "pooling_queries": 2, "clam_instances": 2,
-    "clam_loss_weight": 0.5, "transmil_landmarks": 3,
+    "clam_loss_weight": 0.5, "transmil_landmarks": 3, "dtfd_groups": 2, "dtfd_distillation": "maxmins",
 }  # fmt: skip
 
 
@@ -249,8 +266,7 @@ def test_packed_equals_each_bag_alone_in_any_order_with_its_gradient(
     alone.data.copy_(packed.data)
     together = sigma(packed, lengths)
     is_ordered = isinstance(sigma.pooling, WholeBagPooling)
-    order_of = torch.arange if is_ordered else torch.randperm
-    bags = [sigma(bag[order_of(len(bag))], [len(bag)])[0] for bag in alone.split(lengths)]
+    bags = [(sigma(bag, [len(bag)]) if is_ordered else sigma.permuted(bag))[0] for bag in alone.split(lengths)]
     torch.testing.assert_close(torch.stack(bags), together)
     cotangent = torch.randn_like(together)
     together.backward(cotangent)
@@ -296,6 +312,9 @@ def test_a_bag_of_one_pools_to_its_instance(row: tuple[str, str]) -> None:
     elif row[0] == "dsmil":
         logit = sigma.pooling.instance_classifier(keys)
         torch.testing.assert_close(sigma(keys, [1]), torch.cat([keys, logit], dim=1))
+    elif row[0] == "dtfd":
+        logits = torch.cat([sigma.pooling.group_classifier(keys), torch.zeros(1, 1)], dim=1)  # no second pseudo-bag
+        torch.testing.assert_close(sigma(keys, [1]), torch.cat([keys, logits], dim=1))
     elif row[0] == "multi_head_attention":
         values = sigma.pooling.value(keys).repeat(1, 2)  # of both queries
         torch.testing.assert_close(sigma(keys, [1]), sigma.pooling.join(values))

@@ -46,6 +46,7 @@ CASES = {
     for heads, classes in (("shared", 2), ("per_class", 3))
 }
 CASES["conv"] = (model_config("gated_attention", "embedding", features=None, encoder="conv", augment=True), 2)
+CASES["dtfd-maxmins"] = (model_config("dtfd", "embedding", dtfd_distillation="maxmins"), 3)
 CASES["mlp"] = (model_config("gated_attention", "embedding", encoder="mlp"), 2)
 CASES["topk-share"] = (model_config("topk", "instance", topk_instances=0.3), 2)
 CASES["conv-max"] = (model_config("max", "embedding", features=None, encoder="conv"), 2)
