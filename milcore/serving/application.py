@@ -35,8 +35,8 @@ from milcore.serving.served_model import ServedModel
 from milcore.serving.service_metrics import CONTENT_TYPE, ServiceMetrics
 
 T = TypeVar("T")
-# score of a bag, or the line of an error in its values
-ScoreFunction = Callable[[np.ndarray, int], Awaitable[Score | str]]
+# score of a bag by its features, coords where the model reads them, and number of instances to name; or an error's line
+ScoreFunction = Callable[[np.ndarray, np.ndarray | None, int], Awaitable[Score | str]]
 # models that have a replica, by name
 Readiness = Callable[[], Awaitable[Mapping[str, bool]]]
 
@@ -46,7 +46,7 @@ class Models(NamedTuple):
 
     Args:
         served: descriptions.
-        score: functions of a bag's features and the number of instances to name.
+        score: their functions.
         ready: which of them have a replica.
     """
 
@@ -157,7 +157,8 @@ class Service:
                     count = (
                         self._config.attention_instances if bag.attention_instances is None else bag.attention_instances
                     )
-                    score = await self._models.score[model.name](bag.features, count)
+                    coords = bag.coords if model.is_placed else None
+                    score = await self._models.score[model.name](bag.features, coords, count)
             except TimeoutError:
                 raise late from None
         if isinstance(score, str):

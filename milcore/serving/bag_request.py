@@ -19,7 +19,7 @@ class BagRequest(NamedTuple):
 
     Args:
         features: (instance, feature), float16 or float32.
-        coords: (instance, 2), repeated in the answer; None: none are given.
+        coords: (instance, 2) x and y, repeated in the answer, and read by some poolings; None: none are given.
         attention_instances: that the answer names; None: as many as the service's settings say.
         encoder: what made the features: digest of weights, or the text of an import; None: the client vouches that it
             is the run's.
@@ -102,6 +102,12 @@ def check_bag(model: ServedModel, bag: BagRequest) -> None:
             f"{FEATURES}: expected shape (n, {model.features}) with n from 1, got {shape}; allowed: a row for each "
             "instance"
         )
+    if model.is_placed and bag.coords is None:
+        raise InputError(
+            f"{COORDS}: expected those of every instance, whose places the pooling reads, got none; send them"
+        )
+    if bag.coords is not None and not np.isfinite(bag.coords).all():
+        raise InputError(f"{COORDS}: expected finite numbers, got others; allowed: x and y of each instance")
     if bag.coords is not None and bag.coords.shape != (shape[0], 2):
         raise InputError(
             f"{COORDS}: expected shape ({shape[0]}, 2), got {bag.coords.shape}; allowed: x and y of each instance, or "

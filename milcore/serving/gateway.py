@@ -59,8 +59,8 @@ class Gateway:
 def _score_by(handle: DeploymentHandle[Any]) -> ScoreFunction:
     """Function that scores by the replicas of a model."""
 
-    async def score(features: np.ndarray, attention_instances: int) -> Score | str:
-        response = handle.score.remote(features, attention_instances)
+    async def score(features: np.ndarray, coords: np.ndarray | None, attention_instances: int) -> Score | str:
+        response = handle.score.remote(features, coords, attention_instances)
         try:
             answer: Score | str = await response
         except asyncio.CancelledError:

@@ -14,6 +14,7 @@ class ServedModel(NamedTuple):
         name: in the paths of requests.
         run: URI of the run.
         features: values of an instance.
+        is_placed: the pooling reads coords.
         columns: of an answer, with the type of each: ``FP64`` or ``BYTES``.
         models_sha256: digest of the weights.
         encoder: that made the run's features; None where they were imported.
@@ -24,6 +25,7 @@ class ServedModel(NamedTuple):
     name: str
     run: str
     features: int
+    is_placed: bool
     columns: dict[str, str]
     models_sha256: str
     encoder: EncoderRecord | None

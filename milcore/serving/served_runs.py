@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from milcore.config import read_places
 from milcore.errors import InputError
 from milcore.evaluation.predict import RESEARCH_USE, cohort_origin
 from milcore.evaluation.prediction_rows import PREDICTION_ROWS
 from milcore.evaluation.scorer import load_scorer, models_digest
 from milcore.mil.bags.arrays import array_rows
 from milcore.mil.inference import feature_widths
-from milcore.serving.replica import predict_rows
+from milcore.serving.replica import ScoreTask, predict_tasks
 from milcore.serving.served_model import ServedModel
 from milcore.training.run_folder import Run
 
@@ -64,15 +65,23 @@ def _served_model(name: str, uri: str) -> ServedModel:
             "allowed: runs on features; predict slides by milcore predict"
         )
     (width,) = widths
+    is_placed = read_places([scorer.spec.train.pooling])
+    if is_placed and scorer.by_patient:
+        raise InputError(
+            f"{run.uri}: expected a run on slides with pooling {scorer.spec.train.pooling}, which reads places, got "
+            "one on patients, whose coords do not tell their slides apart; allowed: other poolings, or bags of slides; "
+            "predict a store by milcore predict"
+        )
     rows = PREDICTION_ROWS[scorer.spec.train.target]
     # of one instance: the columns that this run gives, and that the weights compute
-    prediction = predict_rows(scorer, list(array_rows([np.zeros((1, width), np.float32)]).values()))[0]
+    (rows_of_bag,) = array_rows([np.zeros((1, width), np.float32)]).values()
+    (prediction,) = predict_tasks(scorer, [ScoreTask(rows_of_bag, np.zeros((1, 2)))])
     columns = rows.columns(scorer, prediction)
     types = {
         column: "BYTES" if isinstance(value, str) else "FP64" for column, value in columns.items() if value is not None
     }
     origin = cohort_origin(run.uri, scorer.spec)
     return ServedModel(
-        name, run.uri, width, types, models_digest(run, scorer.spec), origin.encoder, origin.encoder_id,
+        name, run.uri, width, is_placed, types, models_digest(run, scorer.spec), origin.encoder, origin.encoder_id,
         {**rows.summary(scorer), "notice": RESEARCH_USE},
     )  # fmt: skip

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from milcore.config import ServeConfig
+from milcore.config import ServeConfig, TrainConfig
 from milcore.errors import InputError
 from milcore.serving.application import Models, make_application
 from milcore.serving.served_model import ServedModel
 from milcore.serving.served_runs import served_models
+from milcore.store.store import PatchStore
 from tests.cohorts import as_folds, write_store
 from tests.evaluation.test_predict_store import TRAIN, train
 from tests.serving.asgi import Reply, parts_of, send
@@ -120,6 +121,24 @@ def test_survival_and_folds_give_their_columns(survival: Path, cohort: Path, tmp
     answer = post(application_of([folds]), "/models/folds/predict", body).json()
     assert answer["prediction"] == columns_of(rows["s05"])
     assert answer["prediction"]["spread"] > 0
+
+
+def test_a_pooling_that_reads_places_takes_them_from_coords(cohort: Path, tmp_path: Path) -> None:
+    store = PatchStore(str(cohort / "store"))
+    config = TrainConfig(features="mean_rgb", pooling="transmil", hidden=8, pooling_heads=2, epochs=1)
+    run = Path(train(store, str(tmp_path / "run"), config))
+    rows, application = predicted(run, cohort / "store", tmp_path / "out"), application_of([str(run)])
+    features, coords = features_of(cohort, "s03").tolist(), store.slide("s03").coords.tolist()
+    for order in (1, -1):
+        body = json.dumps({"features": features[::order], "coords": coords[::order]}).encode()
+        assert post(application, PREDICT, body).json()["prediction"] == columns_of(rows["s03"])
+    reply = post(application, PREDICT, json.dumps({"features": features}).encode())
+    assert (reply.status, reply.error) == (
+        400, "coords: expected those of every instance, whose places the pooling reads, got none; send them",
+    )  # fmt: skip
+    of_patients = train(store, str(tmp_path / "patients"), config.model_copy(update={"bag": "patient"}))
+    with pytest.raises(InputError, match="expected a run on slides with pooling transmil, which reads places, got one"):
+        served_models([of_patients])
 
 
 # --- what models say of themselves
@@ -369,7 +388,7 @@ def test_a_request_that_does_not_come_whole_is_408_and_gives_its_place_back(coho
 def test_a_replica_that_does_not_answer_is_504(cohort: Path) -> None:
     (served,) = served_models([str(cohort / "run")])
 
-    async def stuck(_: np.ndarray, __: int) -> str:
+    async def stuck(_: np.ndarray, __: np.ndarray | None, ___: int) -> str:
         await asyncio.Event().wait()
         return "never"
 
