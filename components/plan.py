@@ -26,6 +26,7 @@ def plan(
     target: str,
     time: str,
     event: str,
+    target_column: str,
     bag: str,
     epochs: int,
     workers: int,
@@ -80,9 +81,10 @@ def plan(
         learning_rate_min: lower end of the log-uniform range.
         learning_rate_max: upper end of the log-uniform range.
         trials: trials of the sweep.
-        target: classification, survival_cox or survival_hazard.
-        time: manifest column of the time to event or censoring; empty: none, for classification.
+        target: classification, survival_cox, survival_hazard or regression.
+        time: manifest column of the time to event or censoring; empty: none, for other targets.
         event: manifest column of events, 1, or censoring, 0; empty likewise.
+        target_column: manifest column of the number that regression predicts; empty likewise.
         bag: a bag is a slide, or all slides of a patient.
         epochs: most passes over the training bags.
         workers: Ray workers.

@@ -17,6 +17,7 @@ def tune(
     target: str,
     time: str,
     event: str,
+    target_column: str,
     bag: str,
     epochs: int,
     settings: str,
@@ -35,9 +36,10 @@ def tune(
         learning_rate_min: lower end of the log-uniform range.
         learning_rate_max: upper end of the log-uniform range.
         trials: trials in all.
-        target: classification, survival_cox or survival_hazard.
-        time: manifest column of the time to event or censoring; empty: none, for classification.
+        target: classification, survival_cox, survival_hazard or regression.
+        time: manifest column of the time to event or censoring; empty: none, for other targets.
         event: manifest column of events, 1, or censoring, 0; empty likewise.
+        target_column: manifest column of the number that regression predicts; empty likewise.
         bag: a bag is a slide, or all slides of a patient.
         epochs: most passes over the training bags.
         settings: JSON of settings that are no parameters; those under split, train and tune count here.

@@ -45,7 +45,7 @@ PoolingName = Literal[
     "multi_head_attention", "dsmil", "clam_sb", "clam_mb", "transmil", "dtfd",
 ]  # fmt: skip
 # what a model predicts of a bag; each room has a table of them
-Target = Literal["classification", "survival_cox", "survival_hazard"]
+Target = Literal["classification", "survival_cox", "survival_hazard", "regression"]
 Distillation = Literal["afs", "maxmins"]
 AllBags = Literal["all"]
 Level = Literal["instance", "embedding"]
@@ -80,6 +80,10 @@ POOLING_NAMES: tuple[str, ...] = get_args(PoolingName)
 SPLIT_NAMES: tuple[str, ...] = get_args(SplitName)
 TARGETS: tuple[Target, ...] = get_args(Target)
 SURVIVAL_TARGETS: tuple[Target, ...] = ("survival_cox", "survival_hazard")
+# settings that name columns of the manifest, and the targets that need them
+TARGETS_OF_COLUMNS: dict[str, tuple[Target, ...]] = {
+    "time": SURVIVAL_TARGETS, "event": SURVIVAL_TARGETS, "target_column": ("regression",),
+}  # fmt: skip
 ATTENTION_FORMATS: tuple[AttentionFormat, ...] = get_args(AttentionFormat)
 LABEL_SOURCES: tuple[LabelSource, ...] = get_args(LabelSource)
 # their file is TorchScript, a program of its author
@@ -171,10 +175,13 @@ FOLDER_SCHEMA_VERSION = 2
 
 # of TrainConfig, where they are not given
 SURVIVAL_DEFAULTS: dict[str, object] = {"bag": "patient"}
-# settings of classes, which have one meaning in survival: a bag has no class, and no instance has a hazard of its own
-ALLOWED_IN_SURVIVAL: dict[str, object] = {
+# settings of classes, which have one value with another target: a bag has no class, and no instance a value of its own
+ALLOWED_WITHOUT_CLASSES: dict[str, object] = {
     "class_balance": "none", "label_smoothing": 0.0, "level": "embedding", "attention_heads": "shared",
 }  # fmt: skip
+
+# settings that one target alone reads
+SETTINGS_OF_TARGETS: dict[str, Target] = {"hazard_intervals": "survival_hazard", "huber_delta": "regression"}
 
 C = TypeVar("C", bound="Config")
 R = TypeVar("R")
@@ -578,8 +585,8 @@ class TargetConfig(Config):
 
     target: Target = Field(
         "classification",
-        description="predict the class of a bag, or survival of a patient: a risk by Cox's proportional hazards, or "
-        "hazards of intervals of time",
+        description="predict the class of a bag, survival of a patient (a risk by Cox's proportional hazards, or "
+        "hazards of intervals of time), or a number (regression)",
     )
     time: str | None = Field(
         None, description="manifest column: time to the event or to censoring, above 0, in one unit; for survival"
@@ -587,27 +594,29 @@ class TargetConfig(Config):
     event: str | None = Field(
         None, description="manifest column: 1 where the event came at that time, 0 where censored; for survival"
     )
+    target_column: str | None = Field(
+        None, description="manifest column: the number that is predicted, in any unit; for regression"
+    )
 
     @model_validator(mode="after")
     def _names_the_columns_of_its_target(self) -> Self:
-        named = {"time": self.time, "event": self.event}
-        if self.target in SURVIVAL_TARGETS:
-            lacking = [name for name, column in named.items() if not column]
-            if lacking:
+        for name, targets in TARGETS_OF_COLUMNS.items():
+            column = getattr(self, name)
+            if self.target in targets and not column:
+                together = "time and event together; name both" if self.target in SURVIVAL_TARGETS else "one of numbers"
                 raise ValueError(
-                    f"{lacking[0]}: expected a column of the manifest with target {self.target}, got none; allowed: "
-                    "time and event together; name both"
+                    f"{name}: expected a column of the manifest with target {self.target}, got none; allowed: "
+                    f"{together}"
                 )
-            if self.time == self.event:
-                raise ValueError(
-                    f"event: expected another column than time, got {self.event!r} for both; allowed: two columns"
-                )
-        for name, column in named.items():
-            if self.target not in SURVIVAL_TARGETS and column is not None:
+            if self.target not in targets and column is not None:
                 raise ValueError(
                     f"{name}: expected none with target {self.target}, got {column!r}; allowed: with target "
-                    f"{', '.join(SURVIVAL_TARGETS)}"
+                    f"{', '.join(targets)}"
                 )
+        if self.time is not None and self.time == self.event:
+            raise ValueError(
+                f"event: expected another column than time, got {self.event!r} for both; allowed: two columns"
+            )
         return self
 
 
@@ -681,6 +690,11 @@ class TrainConfig(TargetConfig):
         description="intervals of time of target survival_hazard, which end at quantiles of the training patients' "
         "event times",
     )
+    huber_delta: PositiveFloat = Field(
+        1.0,
+        description="error of target regression beyond which its Huber loss grows linearly, in standard deviations of "
+        "the training bags' values",
+    )
     hidden: PositiveInt = Field(512, le=MAX_WIDTH, description="width of the instance embedding")
     attention_hidden: PositiveInt = Field(256, le=MAX_WIDTH, description="width of the attention network")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="dropout on instance embeddings")
@@ -747,10 +761,17 @@ class TrainConfig(TargetConfig):
 
     @model_validator(mode="after")
     def _has_no_setting_of_another_target(self) -> Self:
-        if self.target not in SURVIVAL_TARGETS:
+        for name, target in SETTINGS_OF_TARGETS.items():
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if self.target != target and value != default:
+                raise ValueError(
+                    f"{name}: expected the default {default} with target {self.target}, which does not read it, got "
+                    f"{value}; allowed: others with target {target}; drop it"
+                )
+        if self.target == "classification":
             return self
         _check_target("pooling", self.pooling, self.target)
-        for name, allowed in ALLOWED_IN_SURVIVAL.items():
+        for name, allowed in ALLOWED_WITHOUT_CLASSES.items():
             value = getattr(self, name)
             if value != allowed:
                 raise ValueError(

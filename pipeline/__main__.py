@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import docstring_parser
 from kfp import compiler, local
@@ -24,7 +24,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from components import IMAGE
 from milcore import api
-from milcore.config import SURVIVAL_TARGETS
+from milcore.config import Target
 from milcore.errors import InputError, MILError
 from pipeline.console import StepConsole
 from pipeline.dag import NAME, attention_mil
@@ -143,31 +143,51 @@ def _arguments(pipeline: BaseComponent, given: dict[str, Any]) -> dict[str, Any]
     return {name: given[name] for name in pipeline.component_spec.inputs if given[name] is not None}
 
 
-# columns of the comparison and figures of the run, with their titles
-CLASS_COLUMNS = {"auroc": "AUROC", "localisation_auroc": "localisation AUROC"}
-CLASS_FIGURES = {"auroc": "AUROC", "accuracy": "accuracy"}
-SURVIVAL_COLUMNS = {"harrell_c": "Harrell's C", "uno_c": "Uno's C"}
-SURVIVAL_FIGURES = {"harrell_c": "Harrell's C", "integrated_brier_score": "integrated Brier score"}
+class Figures(NamedTuple):
+    """Columns of the comparison and figures of the run, with their titles."""
+
+    columns: dict[str, str]
+    figures: dict[str, str]
+
+
+SURVIVAL = Figures(
+    {"harrell_c": "Harrell's C", "uno_c": "Uno's C"},
+    {"harrell_c": "Harrell's C", "integrated_brier_score": "integrated Brier score"},
+)
+FIGURES: dict[Target, Figures] = {
+    "classification": Figures(
+        {"auroc": "AUROC", "localisation_auroc": "localisation AUROC"}, {"auroc": "AUROC", "accuracy": "accuracy"}
+    ),
+    "survival_cox": SURVIVAL,
+    "survival_hazard": SURVIVAL,
+    "regression": Figures(
+        {"r2": "R2", "mae": "mean absolute error"}, {"r2": "R2", "spearman": "Spearman's correlation"}
+    ),
+}
+# in the unit of the predicted column
+IN_UNITS = {"mae"}
 
 
 def _print_result(run_uri: str) -> None:
     """Print the models side by side and the URI of the report."""
     from milcore.runtime import storage  # noqa: PLC0415 - compiling works without what storage needs
-    from milcore.runtime.progress import format_interval, format_metric, printable  # noqa: PLC0415 - nor what progress needs
+    from milcore.runtime.progress import format_interval, format_metric, format_quantity, printable  # noqa: PLC0415 - nor what progress needs
 
     metrics = storage.read_json(storage.join(run_uri, "metrics.json"))
     names = [printable(row["name"]) for row in metrics["comparison"]]
     width = max(map(len, names))
-    is_survival = metrics.get("target") in SURVIVAL_TARGETS
-    columns = SURVIVAL_COLUMNS if is_survival else CLASS_COLUMNS
+    columns, of_run = FIGURES[metrics.get("target", "classification")]
     print("  ".join([f"{'on the test slides':{width}}", *(f"{title:9}" for title in columns.values())]).rstrip())
     for name, row in zip(names, metrics["comparison"], strict=True):
-        values = (f"{format_metric(row[column]):{max(9, len(title))}}" for column, title in columns.items())
+        values = (
+            f"{(format_quantity if column in IN_UNITS else format_metric)(row[column]):{max(9, len(title))}}"
+            for column, title in columns.items()
+        )
         print("  ".join([f"{name:{width}}", *values]).rstrip())
-    intervals = metrics["intervals"] if is_survival else metrics.get("score_intervals", {})
+    intervals = metrics.get("intervals" if "target" in metrics else "score_intervals", {})
     figures = ", ".join(
         f"{title} {format_metric(metrics[name])}{format_interval(intervals.get(name))}"
-        for name, title in (SURVIVAL_FIGURES if is_survival else CLASS_FIGURES).items()
+        for name, title in of_run.items()
     )
     print(f"{figures}, {len(metrics['quarantined'])} slides quarantined")
     print(printable(f"report: {storage.resolve(metrics['report'], run_uri)}"))

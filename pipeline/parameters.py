@@ -41,6 +41,7 @@ PARAMETERS: dict[str, dict[str, str | type[Config]]] = {
         "target": TrainConfig,
         "time": TrainConfig,
         "event": TrainConfig,
+        "target_column": TrainConfig,
         "bag": TrainConfig,
         "epochs": TrainConfig,
         "baselines": "also train and show what the model has to beat",

@@ -65,6 +65,11 @@ WITHOUT_OPTION = {
 # fields that only some encoders allow
 NEEDED_ENCODER = {"augment": "conv", "train_blocks": "uni"}
 OPTIONS = [(command, kind) for kind, commands in COMMANDS.items() for command in commands]
+# settings of one target
+NEEDED_TARGET = {
+    "hazard_intervals": {"target": "survival_hazard", "time": "t", "event": "e"},
+    "huber_delta": {"target": "regression", "target_column": "t"},
+}
 
 
 def fields_without_option(command: str, kind: type[Config], exceptions: Mapping[tuple[str, str], str]) -> list[str]:
@@ -114,7 +119,7 @@ def fields_out_of_reach(
         if (name in parameters and (key, name) not in OTHER_MEANING) or (key, name) in exceptions:
             continue
         given = {key: {name: value_other_than_the_default(kind, name)}}
-        given[key] |= {"encoder": NEEDED_ENCODER[name]} if name in NEEDED_ENCODER else {}
+        given[key] |= {"encoder": NEEDED_ENCODER[name]} if name in NEEDED_ENCODER else NEEDED_TARGET.get(name, {})
         try:
             config = getattr(PipelineSettings({}, json.dumps(given)), key)
         except InputError:

@@ -1,15 +1,16 @@
 """Changes of classes, labels and patients since a table of splits was made."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from milcore.cohort.manifest import Manifest
+from milcore.cohort.manifest import Manifest, Slide
 
 # column of class names in a table of splits
 CLASS = "class"
 SHOWN = 5
+T = TypeVar("T")
 
 
 def classes_of(splits: pa.Table, default: Sequence[str]) -> dict[int, str]:
@@ -57,6 +58,35 @@ def _slide_changes(rows: Iterable[Mapping[str, Any]], classes: Mapping[int, str]
             yield f"slide {slide_id} was {before}, is {now}"
         if row["patient_id"] != slide.patient_id:
             yield f"slide {slide_id} was of patient {row['patient_id']}, is of {slide.patient_id}"
+
+
+def value_changes(
+    rows: Iterable[Mapping[str, Any]],
+    manifest: Manifest,
+    before: Callable[[Mapping[str, Any]], T],
+    now: Callable[[Slide], T | None],
+    text: Callable[[T | None], str],
+) -> list[str]:
+    """Changes of values and patients since a split was made, as texts.
+
+    Args:
+        rows: slide_id, patient_id and value of each slide.
+        manifest: as it is now.
+        before: value of a row.
+        now: value of a slide; None where it has none.
+        text: of a value, for a person.
+    """
+    slides = {slide.slide_id: slide for slide in manifest.slides}
+    changes = []
+    for row in rows:
+        slide = slides.get(row["slide_id"])
+        if slide is None:
+            changes.append(f"slide {row['slide_id']} is not in the manifest")
+        elif row["patient_id"] != slide.patient_id:
+            changes.append(f"slide {slide.slide_id} was of patient {row['patient_id']}, is of {slide.patient_id}")
+        elif before(row) != now(slide):
+            changes.append(f"slide {slide.slide_id} was {text(before(row))}, is {text(now(slide))}")
+    return changes
 
 
 def changes_text(changes: Sequence[str]) -> str:

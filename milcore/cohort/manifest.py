@@ -96,6 +96,20 @@ class Manifest:
         """Class name of a slide; empty in a manifest without labels."""
         return self.classes[slide.label] if self.classes else ""
 
+    def column(self, name: str | None) -> tuple[str, ...]:
+        """Texts of a further column, in the order of the slides.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        if name not in self.columns:
+            columns = ", ".join(self.columns) or "none"
+            raise InputError(
+                f"manifest column {name}: expected a column of the store's manifest, got none of that name; allowed: "
+                f"{columns}; add it to the manifest and ingest or import again, which touches no slide"
+            )
+        return self.columns[str(name)]
+
     def with_files(self, change: Callable[[str], str]) -> Self:
         """The same slides with the URIs of their files and annotations changed."""
         slides = (

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from milcore.cohort.label_changes import changes_text
+from milcore.cohort.label_changes import changes_text, value_changes
 from milcore.cohort.manifest import Manifest
-from milcore.cohort.table import is_missing, number_of
+from milcore.cohort.table import is_infinite, is_missing, number_text, plain_number
 from milcore.cohort.target import CohortTarget, Rows
 from milcore.config import TargetConfig, TrainConfig
 from milcore.errors import InputError
@@ -22,7 +22,6 @@ from milcore.runtime.progress import log_line
 
 # groups of patients with an event, and of others, by time
 MOST_QUANTILES = 4
-_INFINITE = {"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"}
 
 
 class FollowUp(NamedTuple):
@@ -47,7 +46,7 @@ def follow_ups(manifest: Manifest, target: TargetConfig) -> dict[str, FollowUp]:
     Raises:
         InputError: a column is missing, a value is none of its kind, or slides of a patient disagree.
     """
-    times, events = (_column(manifest, name) for name in (target.time, target.event))
+    times, events = (manifest.column(name) for name in (target.time, target.event))
     problems: list[str] = []
     of_patient: dict[str, tuple[set[float], set[float]]] = {}
     for slide, time, event in zip(manifest.slides, times, events, strict=True):
@@ -58,7 +57,7 @@ def follow_ups(manifest: Manifest, target: TargetConfig) -> dict[str, FollowUp]:
             continue
         for text, of_kind in zip((time, event), values, strict=True):
             if not is_missing(text):
-                of_kind.add(follow_up_number(text) or 0.0)
+                of_kind.add(plain_number(text) or 0.0)
     problems = problems or list(_disagreements(of_patient, target))
     if problems:
         raise InputError(
@@ -73,36 +72,18 @@ def follow_ups(manifest: Manifest, target: TargetConfig) -> dict[str, FollowUp]:
     }
 
 
-def _column(manifest: Manifest, name: str | None) -> Sequence[str]:
-    if name not in manifest.columns:
-        columns = ", ".join(manifest.columns) or "none"
-        raise InputError(
-            f"manifest column {name}: expected a column of the store's manifest, got none of that name; allowed: "
-            f"{columns}; add it to the manifest and ingest or import again, which touches no slide"
-        )
-    return manifest.columns[str(name)]
-
-
-def follow_up_number(text: str) -> float | None:
-    """Time or event as a number; None where the text is none.
-
-    A comma makes it none: 1,095 is three years of days to some spreadsheets, and little more than 1 to others.
-    """
-    return None if "," in text else number_of(text)
-
-
 def _time_problem(text: str) -> str | None:
     """Problem of a time.
 
     0 is refused: it is mostly a missing follow-up, or an event before the study, which no model can rank.
     """
-    if text.lower() not in _INFINITE and (is_missing(text) or (follow_up_number(text) or 0.0) > 0.0):
+    if not is_infinite(text) and (is_missing(text) or (plain_number(text) or 0.0) > 0.0):
         return None
-    return f"time {text!r}" + (", whose comma may part thousands or decimals" if "," in text else "")
+    return f"time {number_text(text)}"
 
 
 def _event_problem(text: str) -> str | None:
-    return None if is_missing(text) or follow_up_number(text) in {0.0, 1.0} else f"event {text!r}"
+    return None if is_missing(text) or plain_number(text) in {0.0, 1.0} else f"event {text!r}"
 
 
 def _disagreements(of_patient: Mapping[str, tuple[set[float], set[float]]], target: TargetConfig) -> Iterable[str]:
@@ -218,17 +199,13 @@ def _changes(rows: Rows, _: Mapping[int, str], manifest: Manifest, target: Targe
         of_patient = follow_ups(manifest, target)
     except InputError as error:
         return [error.line]
-    slides = {slide.slide_id: slide for slide in manifest.slides}
-    changes = []
-    for row in rows:
-        slide, before = slides.get(row["slide_id"]), FollowUp(row["time"], row["event"])
-        if slide is None:
-            changes.append(f"slide {row['slide_id']} is not in the manifest")
-        elif row["patient_id"] != slide.patient_id:
-            changes.append(f"slide {slide.slide_id} was of patient {row['patient_id']}, is of {slide.patient_id}")
-        elif of_patient.get(slide.patient_id) != before:
-            changes.append(f"slide {slide.slide_id} was {_text(before)}, is {_text(of_patient.get(slide.patient_id))}")
-    return changes
+    return value_changes(
+        rows,
+        manifest,
+        lambda row: FollowUp(row["time"], row["event"]),
+        lambda slide: of_patient.get(slide.patient_id),
+        _text,
+    )
 
 
 def _text(follow_up: FollowUp | None) -> str:

@@ -98,6 +98,11 @@ def is_missing(text: str) -> bool:
     return text.lower() in _MISSING
 
 
+def is_infinite(text: str) -> bool:
+    """True for infinity, which programs write where a division failed."""
+    return text.lower().lstrip("+-") in {"inf", "infinity"}
+
+
 def number_of(text: str) -> float | None:
     """Text as a finite number; None where it is none.
 
@@ -105,6 +110,19 @@ def number_of(text: str) -> float | None:
     """
     value = float(text.replace(",", ".")) if _NUMBER.fullmatch(text) else math.inf
     return value if math.isfinite(value) else None
+
+
+def plain_number(text: str) -> float | None:
+    """Text as a finite number without a comma; None where it is none.
+
+    1,095 is three years of days to some spreadsheets, and little more than 1 to others.
+    """
+    return None if "," in text else number_of(text)
+
+
+def number_text(text: str) -> str:
+    """Text that is no plain number, for an error."""
+    return repr(text) + (", whose comma may part thousands or decimals" if "," in text else "")
 
 
 def control_problem(text: str) -> str | None:

@@ -84,7 +84,7 @@ def estimate_localisation(
 
 
 def shuffle_outcomes(bags: Bags, seed: int) -> Bags:
-    """The same bags with labels and follow-up permuted inside training and inside validation.
+    """The same bags with labels, follow-up and values permuted inside training and inside validation.
 
     Those of test stay as they are.
     """
@@ -94,7 +94,7 @@ def shuffle_outcomes(bags: Bags, seed: int) -> Bags:
         indices = bags.split(split)
         for index, other in zip(indices, random.permutation(indices).tolist(), strict=True):
             source = bags.entries[other]
-            entries[index] = entries[index]._replace(label=source.label, follow_up=source.follow_up)
+            entries[index] = entries[index]._replace(label=source.label, follow_up=source.follow_up, value=source.value)
     index_of = {entry.bag_id: k for k, entry in enumerate(entries)}
     return Bags(
         entries,

@@ -45,12 +45,12 @@ def evaluate(  # noqa: PLR0913 - one keyword per option of the command
     """Evaluate a run and write its predictions, metrics, attention, report and model card.
 
     Args:
-        run_uri: a finished run, of one model or of folds (whose mean probability, or risk, is taken).
+        run_uri: a finished run, of one model or of folds (whose mean probability, risk or value is taken).
         baselines: also train and show the rows the model has to beat.
         sweep_uri: the sweep whose best config this run took; its trials and verdict are shown.
         compare_with: a run of classes on the same slides, whose AUROC is compared on the bags that both left out.
         attention_formats: file formats of each test slide's attention.
-        with_leave_one_out: also write the change of the log-odds, or risk, without each instance; seconds a slide.
+        with_leave_one_out: also write the change of the log-odds, risk or value without each instance; seconds a slide.
         annotations: fields that are set here override those that ingestion recorded.
         labels_from: ``run`` or ``manifest``, where the store's manifest has other labels or patients than the run was
             trained on; None refuses that. Classes stay in the run's order.

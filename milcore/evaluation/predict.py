@@ -103,8 +103,8 @@ def predict_slides(
     Writes ``predictions.csv`` and ``predictions.json`` with a row per slide that was ever predicted into the folder,
     those of this call first: probability (one column per class if more than two), the same calibrated by the run's
     temperature, the standard deviation over the folds' models, and the predicted class; of survival the risk, that
-    deviation and, of hazards, survival at the cut points. Where the run's bags are patients,
-    all slides of a patient in the folder are one bag and share its values.
+    deviation and, of hazards, survival at the cut points; of regression the value and that deviation. Where the run's
+    bags are patients, all slides of a patient in the folder are one bag and share its values.
 
     Args:
         run_uri: a finished run; without an evaluation there is no predicted class and no calibrated probability.

@@ -70,6 +70,16 @@ def _survival_columns(scorer: Scorer, prediction: BagPrediction | None) -> dict[
     return {"risk": row.pop("risk"), "spread": _std(scorer, prediction, 0), **row}
 
 
+def _value_summary(scorer: Scorer) -> dict[str, Any]:
+    return {"target": scorer.spec.train.target, "target_column": scorer.spec.train.target_column}
+
+
+def _value_columns(scorer: Scorer, prediction: BagPrediction | None) -> dict[str, Any]:
+    """Predicted value, in the unit of its column."""
+    value = None if prediction is None else float(prediction.probability[0])
+    return {"predicted_value": value, "spread": _std(scorer, prediction, 0)}
+
+
 def _std(scorer: Scorer, prediction: BagPrediction | None, column: int) -> float | None:
     """Standard deviation over the models of folds; None of one model."""
     return float(prediction.std[column]) if prediction is not None and scorer.spec.folds else None
@@ -79,4 +89,5 @@ PREDICTION_ROWS: dict[Target, PredictionRows] = {
     "classification": PredictionRows(_class_summary, _class_columns),
     "survival_cox": PredictionRows(_survival_summary, _survival_columns),
     "survival_hazard": PredictionRows(_survival_summary, _survival_columns),
+    "regression": PredictionRows(_value_summary, _value_columns),
 }

@@ -9,6 +9,7 @@ from milcore.evaluation.attention.slide_attention import SlideAttention
 from milcore.evaluation.predict import ATTENTION
 from milcore.evaluation.survival_curves import survival_columns
 from milcore.runtime import html, storage
+from milcore.runtime.progress import format_quantity
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,14 @@ class Prediction:
 
     Args:
         uri: the slide's file; empty where a store was predicted, whose manifest has it.
-        probabilities: by class; empty for survival.
+        probabilities: by class; empty for another target.
         calibrated: by class, after the run's temperature scaling; empty where the run is not evaluated.
         predicted: the class that is called; None where the run is not evaluated.
         std: standard deviation over the models of folds; None for one model.
         risk: of survival, higher for an earlier event; None for classes.
         survival: of hazards, the probability of survival by time, at the cut points; else empty.
         patches: number of patches.
+        predicted_value: of regression, in the unit of its column; None for another target.
     """
 
     slide_id: str
@@ -37,6 +39,7 @@ class Prediction:
     attention: SlideAttention
     risk: float | None = None
     survival: Mapping[float, float] = field(default_factory=dict)
+    predicted_value: float | None = None
 
     @property
     def probability(self) -> float:
@@ -114,6 +117,8 @@ _HEADER = ("slide", "called", "prediction", "patches")
 def _cells(slide: Prediction) -> tuple[str, ...]:
     values = slide.probabilities if slide.risk is None else {"risk": slide.risk}
     text = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    if slide.predicted_value is not None:
+        text = format_quantity(slide.predicted_value)
     return (slide.slide_id, slide.predicted or "", text, str(slide.patches))
 
 
@@ -131,13 +136,14 @@ def _prediction(row: Mapping[str, Any], summary: Mapping[str, Any], folder_uri: 
         attention=SlideAttention(storage.join(folder_uri, ATTENTION), row["slide_id"], storage.read_bytes),
         risk=row.get("risk"),
         survival={time: row[name] for time, name in zip(times, survival_columns(times), strict=True)},
+        predicted_value=row.get("predicted_value"),
     )
 
 
 def _by_class(row: Mapping[str, Any], column: str, classes: Sequence[str]) -> dict[str, float]:
     """Values by class.
 
-    Those of two classes stand in one column, of the positive one. Survival has none.
+    Those of two classes stand in one column, of the positive one. Other targets have none.
     """
     if not classes:
         return {}

@@ -30,7 +30,8 @@ ALL_FOLDS = -1
 class SplitPredictions(NamedTuple):
     """Bags of one split, their labels and predicted probabilities.
 
-    Of survival the first column is the risk; of hazards survival at the cut points follows.
+    Of survival the first column is the risk; of hazards survival at the cut points follows. Of regression the only one
+    is the value.
     """
 
     entries: list[BagEntry]

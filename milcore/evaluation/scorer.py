@@ -19,7 +19,7 @@ from milcore.training.run_folder import Run, read_metrics
 class Scorer(NamedTuple):
     """Models of a run that score new bags.
 
-    ``rule`` is None where the run has not been evaluated, and for survival.
+    ``rule`` is None where the run has not been evaluated, and for other targets.
     """
 
     spec: RunSpec
@@ -58,7 +58,7 @@ def load_scorer(run_uri: str, device: torch.device, *, allow_program: bool, work
 def _decision_rule(run: Run, spec: RunSpec) -> DecisionRule | None:
     """Decision rule that evaluation chose on validation.
 
-    None before evaluation, or where an earlier version did it, and for survival.
+    None before evaluation, or where an earlier version did it, and for other targets.
     """
     metrics = read_metrics(run) if spec.train.target == "classification" else None
     if metrics is None:

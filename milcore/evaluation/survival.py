@@ -1,16 +1,16 @@
 """Evaluation of survival: columns of predictions, metrics, baselines, attention, report and model card."""
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
 from milcore.config import SPLIT_NAMES
-from milcore.errors import InputError
 from milcore.evaluation.classification import run_title
 from milcore.evaluation.gather_report import config_text, provenance
+from milcore.evaluation.number_views import number_views
 from milcore.evaluation.report import SlideView
 from milcore.evaluation.report.survival_contents import SurvivalComparison, SurvivalCount, SurvivalReport, SurvivalSlide
 from milcore.evaluation.report.survival_page import render_survival, survival_model_card
@@ -18,8 +18,7 @@ from milcore.evaluation.run_predictions import RunPredictions, SplitPredictions
 from milcore.evaluation.survival_baselines import compare_risks, risk_predictions
 from milcore.evaluation.survival_curves import SURVIVAL_MODELS, survival_columns
 from milcore.evaluation.survival_json import survival_json
-from milcore.evaluation.survival_views import risk_views
-from milcore.evaluation.target import EvaluationOptions, EvaluationPages, EvaluationTarget
+from milcore.evaluation.target import EvaluationOptions, EvaluationPages, EvaluationTarget, check_no_comparison
 from milcore.metrics.survival.summary import SurvivalMetrics, measurement_times, survival_metrics
 from milcore.runtime.progress import log_line
 from milcore.training.run_folder import Run
@@ -46,11 +45,7 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
     Raises:
         InputError: a run to compare with is named.
     """
-    if options.compare_with is not None:
-        raise InputError(
-            f"compare_with: expected a run of target classification, got one of {run.spec.train.target}; leave "
-            "compare_with out"
-        )
+    check_no_comparison(run, options)
     sites = {slide.slide_id: slide.site for slide in run.store.manifest().slides}
     splits = (run.split(name) for name in (_reference(run), "test"))
     training, test = (risk_predictions(split.entries, split.risk, sites) for split in splits)
@@ -61,7 +56,7 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
     if options.baselines:
         log_line("comparing with simple models")
         comparison += compare_risks(run.spec.train, run.as_split, run.catalogue, metrics.times, options.device)
-    views = list(risk_views(run, options))
+    views = list(_views(run, options))
     data = SurvivalReport(
         title=run.uri.rsplit("/", 1)[-1],
         time=str(run.spec.train.time),
@@ -84,6 +79,16 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
     )
     summary = survival_json(run, data, posixpath.basename(Run(run.uri).report_uri))
     return EvaluationPages(summary, render_survival(data), survival_model_card(data), data.warnings)
+
+
+def _views(run: RunPredictions, options: EvaluationOptions) -> Iterator[SlideView]:
+    """Views of the test slides.
+
+    Of many those of the highest and the lowest risk have pictures.
+    """
+    risk = {index: float(run.predictions[index].probability[0]) for index in run.bags.split("test")}
+    kinds = {"high risk": risk, "low risk": {index: -value for index, value in risk.items()}}
+    return number_views(run, options, "risk", kinds)
 
 
 def _reference(run: RunPredictions) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import torch
 
+from milcore.errors import InputError
 from milcore.evaluation.attention.write import AttentionFiles
 from milcore.evaluation.report import SweepTable
 from milcore.evaluation.run_predictions import RunPredictions
@@ -62,3 +63,16 @@ class EvaluationTarget(NamedTuple):
 
     columns: Callable[[RunPredictions], tuple[dict[str, pa.Array], dict[str, pa.Array]]]
     evaluate: Callable[[RunPredictions, EvaluationOptions], EvaluationPages]
+
+
+def check_no_comparison(run: RunPredictions, options: EvaluationOptions) -> None:
+    """Check that no run to compare with is named, which only classes have.
+
+    Raises:
+        InputError: one is named.
+    """
+    if options.compare_with is not None:
+        raise InputError(
+            f"compare_with: expected a run of target classification, got one of {run.spec.train.target}; leave "
+            "compare_with out"
+        )

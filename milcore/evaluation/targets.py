@@ -2,6 +2,7 @@
 
 from milcore.config import Target
 from milcore.evaluation.classification import CLASSIFICATION
+from milcore.evaluation.regression import REGRESSION
 from milcore.evaluation.survival import SURVIVAL
 from milcore.evaluation.target import EvaluationTarget
 
@@ -9,4 +10,5 @@ EVALUATION_TARGETS: dict[Target, EvaluationTarget] = {
     "classification": CLASSIFICATION,
     "survival_cox": SURVIVAL,
     "survival_hazard": SURVIVAL,
+    "regression": REGRESSION,
 }

@@ -133,7 +133,7 @@ def attention_slides(
 
     Args:
         run: with the slides of the store.
-        outputs: of each test bag by its index, the output that is explained: the predicted class; 0 for survival.
+        outputs: of each test bag by its index, the output that is explained: the predicted class; 0 for other targets.
         regions: annotated, by slide.
         localisation: within-slide AUROC of attention, by slide.
         with_leave_one_out: also the change of that output without each instance.

@@ -24,13 +24,13 @@ def class_log_prob(of_class: Float[Tensor, "bag sign logit"]) -> Float[Tensor, "
     return torch.log_softmax(of_class[:, 1] - of_class[:, 0], dim=1)
 
 
-def log_odds(log_prob: Float[Tensor, "bag class"], label: int) -> Float[Tensor, " bag"]:
+def log_odds(log_prob: Float[Tensor, "bag class"], label: int, _: Tensor) -> Float[Tensor, " bag"]:
     """Log-odds of a class against all others."""
     others = [k for k in range(log_prob.shape[1]) if k != label]
     return log_prob[:, label] - torch.logsumexp(log_prob[:, others], dim=1)
 
 
-def class_logit(logits: Float[Tensor, "row logit"], label: int) -> Float[Tensor, " row"]:
+def class_logit(logits: Float[Tensor, "row logit"], label: int, _: Tensor) -> Float[Tensor, " row"]:
     """Logit for a class; two classes share one, that of the positive class."""
     return logits[:, 0] * (1 if label == 1 else -1) if logits.shape[1] == 1 else logits[:, label]
 

@@ -97,7 +97,7 @@ def _one(_: int, __: TrainConfig) -> int:
     return 1
 
 
-def _contrast(score: Tensor, _: int) -> Tensor:
+def _contrast(score: Tensor, _: int, __: Tensor) -> Tensor:
     return score[:, 0]
 
 

@@ -107,12 +107,12 @@ def _values(logit: Tensor, ends: Tensor, times: Tensor) -> Float[Tensor, "bag va
     return torch.cat([hazard_risk(logit)[:, None], survival], dim=1)
 
 
-def _mean_logit(logits: Shaped[Tensor, "row interval"], _: int) -> Tensor:
+def _mean_logit(logits: Shaped[Tensor, "row interval"], _: int, __: Tensor) -> Tensor:
     """Mean over the intervals."""
     return logits.mean(dim=1)
 
 
-def _contrast(logit: Tensor, _: int) -> Tensor:
+def _contrast(logit: Tensor, _: int, __: Tensor) -> Tensor:
     return hazard_risk(logit)
 
 

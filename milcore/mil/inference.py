@@ -26,7 +26,7 @@ class BagPrediction(NamedTuple):
 
     Args:
         members: probability of every class, or with a survival target the risk and, of hazards, survival at the cut
-            points, by each model of the run, one row for a plain run.
+            points, or the value of regression, by each model of the run, one row for a plain run.
         attention: share of each instance in the store's order, the mean over the models.
     """
 
@@ -263,8 +263,8 @@ def instance_columns(
         models: of one run, on one device.
         bag: read in chunks.
         label: the predicted class.
-        with_leave_one_out: also ``leave_one_out``, the log-odds of that class, of survival the risk, less those without
-            the instance.
+        with_leave_one_out: also ``leave_one_out``, the log-odds of that class, of survival the risk, of regression the
+            value, less those without the instance.
     """
     values = instance_values(models, bag, label)
     columns = {
@@ -278,7 +278,7 @@ def instance_columns(
 
 
 def _leave_one_out_change(models: Sequence[MILModel], bag: Bag, label: int) -> Float[np.ndarray, " instance"]:
-    """Log-odds of a class, or the risk, less those without each instance.
+    """Log-odds of a class, the risk or the value, less those without each instance.
 
     Mean over the models.
 
@@ -288,8 +288,8 @@ def _leave_one_out_change(models: Sequence[MILModel], bag: Bag, label: int) -> F
     for model in models:
         without = leave_one_out(model, bag).double().cpu()
         whole = model.predict_bags(pack([bag], [0])).output.double().cpu()
-        contrast = model.target.contrast
-        changes.append((contrast(whole, label) - contrast(without, label)).numpy())
+        contrast, constants = model.target.contrast, model.constants.cpu()
+        changes.append((contrast(whole, label, constants) - contrast(without, label, constants)).numpy())
     mean: np.ndarray = np.mean(changes, axis=0)
     return mean
 
@@ -299,8 +299,9 @@ def _instance_values(model: MILModel, bag: Bag, label: int) -> InstanceValues:
     parts = [(lifted.scores, lifted.logit) for lifted in model.lift_chunks(batch)]
     scores, logits = (torch.cat(chunks).double() for chunks in zip(*parts, strict=True))
     heads, contributions = model.pooling.heads, model.contributions(batch)
+    logit_of, constants = model.target.logit_of, model.constants
     return InstanceValues(
         scores[:, min(label, heads - 1)].cpu().numpy() if heads else None,
-        torch.sigmoid(model.target.logit_of(logits, label)).cpu().numpy() if logits.shape[1] else None,
-        None if contributions is None else model.target.logit_of(contributions.double(), label).cpu().numpy(),
+        torch.sigmoid(logit_of(logits, label, constants)).cpu().numpy() if logits.shape[1] else None,
+        None if contributions is None else logit_of(contributions.double(), label, constants).cpu().numpy(),
     )

@@ -67,7 +67,8 @@ class BagOutput(NamedTuple):
     """Prediction and attention of a batch of bags.
 
     Args:
-        output: of the target: log-probabilities of classes, the log hazard ratio, or logits of hazards.
+        output: of the target: log-probabilities of classes, the log hazard ratio, logits of hazards, or the
+            standardised value.
         attention: weight of each instance; weights sum to 1 in every bag.
     """
 

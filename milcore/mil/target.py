@@ -68,8 +68,10 @@ class ModelTarget(NamedTuple):
         output: of each bag, from log-sigmoids of minus and plus its logits.
         values: that are reported, from outputs in fp64, the constants of the model, and their mean over the models of a
             run; the mean over these models is taken of them.
-        logit_of: logit for a class, from those of the classifier; of survival the score, or the mean over intervals.
-        contrast: of a column with the others, of survival the risk; its change is what an instance contributes.
+        logit_of: logit for a class, from those of the classifier and the constants of the model; of survival the score,
+            or the mean over intervals, of regression the part of the value.
+        contrast: of a column with the others, of survival the risk, of regression the value without the mean, from
+            outputs and constants; its change is what an instance contributes.
         loss: of each bag alone, or of all bags of a global batch.
     """
 
@@ -81,6 +83,6 @@ class ModelTarget(NamedTuple):
         [Float[Tensor, "bag output"], Float[Tensor, " constant"], Float[Tensor, " constant"]],
         Float[Tensor, "bag value"],
     ]
-    logit_of: Callable[[Float[Tensor, "row logit"], int], Float[Tensor, " row"]]
-    contrast: Callable[[Float[Tensor, "bag output"], int], Float[Tensor, " bag"]]
+    logit_of: Callable[[Float[Tensor, "row logit"], int, Float[Tensor, " constant"]], Float[Tensor, " row"]]
+    contrast: Callable[[Float[Tensor, "bag output"], int, Float[Tensor, " constant"]], Float[Tensor, " bag"]]
     loss: BagLoss | JointLoss

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -105,9 +105,24 @@ def format_metric(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def format_interval(ends: Sequence[float] | None) -> str:
-    """A 95 % interval in brackets, after a blank; empty for None."""
-    return "" if ends is None else f" (95 %: {ends[0]:.2f} to {ends[1]:.2f})"
+def format_quantity(value: float | None) -> str:
+    """A number in a unit of its own, with four digits; ``undefined`` for None.
+
+    From 10,000 all digits before the point.
+    """
+    if value is None:
+        return "undefined"
+    return f"{value:,.0f}" if 9999.5 <= abs(value) < 1e12 else f"{value:.4g}"
+
+
+def format_interval(ends: Sequence[float] | None, text: Callable[[float], str] = "{:.2f}".format) -> str:
+    """A 95 % interval in brackets, after a blank; empty for None.
+
+    Args:
+        ends: low and high.
+        text: of an end.
+    """
+    return "" if ends is None else f" (95 %: {text(ends[0])} to {text(ends[1])})"
 
 
 def without_folder(text: str, folder: str) -> str:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
-from milcore.config import RunSpec
+from milcore.config import RunSpec, TrainConfig
 from milcore.errors import InputError
 from milcore.metrics.auroc import auroc, macro_auroc
 from milcore.metrics.classification import Estimate, auroc_estimate
@@ -21,7 +21,10 @@ from milcore.training.target import TrainingTarget
 
 
 def validate_classes(
-    entries: Sequence[BagEntry], log_prob: Float[np.ndarray, "bag class"], _: Float[Tensor, " constant"]
+    entries: Sequence[BagEntry],
+    log_prob: Float[np.ndarray, "bag class"],
+    _: Float[Tensor, " constant"],
+    __: TrainConfig,
 ) -> Validation:
     """Mean ``-log P(label)`` and macro-averaged AUROC of bags."""
     labels = np.array([entry.label for entry in entries], dtype=np.int64)

@@ -19,9 +19,9 @@ OF_A_STORE = {"features": "the bags are read already", "bag": "the bags are made
 def fit(bags: Bags, *, use_gpu: bool = False, config: TrainConfig) -> MILModel:
     """Train a model on split ``train`` of bags of features.
 
-    The epoch that ranks first on split ``val`` is kept, by AUROC or concordance, then by loss; without validation bags
-    the last. Split ``test`` is not touched. This is the training of ``milcore train``: the same features, splits and
-    settings give the same weights, and so does the same seed again. ``predict_bags`` applies the model.
+    The epoch that ranks first on split ``val`` is kept, by AUROC, concordance or R2, then by loss; without validation
+    bags the last. Split ``test`` is not touched. This is the training of ``milcore train``: the same features, splits
+    and settings give the same weights, and so does the same seed again. ``predict_bags`` applies the model.
 
     Args:
         bags: such as those of ``Bags.from_arrays``.
@@ -30,7 +30,7 @@ def fit(bags: Bags, *, use_gpu: bool = False, config: TrainConfig) -> MILModel:
 
     Raises:
         InputError: ``bags`` are no Bags, a setting is unknown or out of range, or nothing can be learned from the
-            training bags: of one class, or without an event.
+            training bags: of one class, without an event, or of one value.
         MILError: the loss is not finite.
     """
     check_bags(bags)

@@ -82,7 +82,7 @@ def _train(loop: "_Loop") -> FitResult:
             if epoch - progress.best_epoch > config.patience:
                 break
             trained = loop.train_epoch(epoch, batches)
-            metrics = trained | validate(config.target, loop.eval_model, loop.bags, loop.budget, loop.ctx)
+            metrics = trained | validate(config, loop.eval_model, loop.bags, loop.budget, loop.ctx)
             _record_epoch(progress, epoch, metrics, loop)
             loop.report(progress, epoch, metrics)
     loop.model.load_state_dict(progress.best_weights)

@@ -11,13 +11,15 @@ from milcore.training.selection import RANK_METRICS
 class OutOfFold(NamedTuple):
     """Pooled metric of the bags that folds left out, and each fold's.
 
-    AUROC, or Harrell's C of survival. AUROC is undefined where they are of one class, or more than two. Models of
-    different folds are only roughly on one scale, so the pooled metric may lie below the mean of the folds'.
+    AUROC, Harrell's C of survival, or R2 of regression. AUROC is undefined where they are of one class, or more than
+    two. Models of different folds are only roughly on one scale, so the pooled metric may lie below the mean of the
+    folds'.
 
     Args:
         folds: number of models.
         slides: number of bags, of survival that of patients; each predicted by a model that saw none of its patient.
-        metric: value and interval: AUROC with Newcombe's; Harrell's C, and AUROC of earlier versions, as ``resampled``.
+        metric: value and interval: AUROC with Newcombe's; others, and AUROC of earlier versions, as
+            ``resampled``.
         resampled: the same with the interval from resampled patients.
         fold_metric: of each fold; NaN where undefined, none with more than two classes.
         target: of the models.

@@ -21,10 +21,12 @@ class RankMetric(NamedTuple):
 
 
 HARRELL_C = RankMetric("harrell_c", "Harrell's C", "patients")
+R2 = RankMetric("r2", "R2", "bags")
 RANK_METRICS: dict[Target, RankMetric] = {
     "classification": RankMetric("auroc", "AUROC", "slides"),
     "survival_cox": HARRELL_C,
     "survival_hazard": HARRELL_C,
+    "regression": R2,
 }
 
 
@@ -36,7 +38,8 @@ def metric_name(target: Target) -> str:
 class Validation(NamedTuple):
     """Validation of a model: mean loss, and the metric of its target.
 
-    The metric is the larger the better: AUROC of classes, Harrell's C of survival. Both are NaN where undefined.
+    The metric is the larger the better: AUROC of classes, Harrell's C of survival, R2 of regression. Both
+    are NaN where undefined; such a metric ranks last, behind an R2 below 0 too.
     """
 
     loss: float
@@ -49,7 +52,7 @@ class Validation(NamedTuple):
         The metric first: among few slides one confident error dominates the loss, and models grow overconfident while
         their ranking of slides still improves. Then loss, which alone decides where the metric is undefined.
         """
-        return (0.0 if math.isnan(self.metric) else -self.metric, self.loss)
+        return (math.inf if math.isnan(self.metric) else -self.metric, self.loss)
 
 
 NO_VALIDATION = Validation(math.inf, math.nan)

@@ -12,7 +12,7 @@ from scipy.special import logit
 from torch import Tensor
 
 from milcore.cohort.label_changes import changes_text
-from milcore.config import RunSpec
+from milcore.config import RunSpec, TrainConfig
 from milcore.errors import InputError
 from milcore.metrics.survival.concordance import harrell_c
 from milcore.metrics.survival.discrete_hazard import cut_points
@@ -29,7 +29,7 @@ from milcore.training.target import TrainingTarget
 
 
 def validate_cox(
-    entries: Sequence[BagEntry], score: Float[np.ndarray, "bag 1"], _: Float[Tensor, " constant"]
+    entries: Sequence[BagEntry], score: Float[np.ndarray, "bag 1"], _: Float[Tensor, " constant"], __: TrainConfig
 ) -> Validation:
     """Negative log partial likelihood, a mean over events, and Harrell's C of bags.
 
@@ -43,7 +43,10 @@ def validate_cox(
 
 
 def validate_hazards(
-    entries: Sequence[BagEntry], logits: Float[np.ndarray, "bag interval"], ends: Float[Tensor, " interval"]
+    entries: Sequence[BagEntry],
+    logits: Float[np.ndarray, "bag interval"],
+    ends: Float[Tensor, " interval"],
+    _: TrainConfig,
 ) -> Validation:
     """Negative log-likelihood of hazards, a mean over bags, and Harrell's C of the risk."""
     (time, event), of_bags = follow_up_arrays(entries), torch.from_numpy(logits)

@@ -65,7 +65,7 @@ class TrialResult(NamedTuple):
         pooling: drawn by the trial.
         learning_rate: drawn by the trial.
         epochs: trained.
-        val_loss: mean ``-log P(label)``, or partial likelihood.
+        val_loss: mean ``-log P(label)``, or that of another target.
         val_metric: of the target, ``val_auroc`` of classes; NaN where undefined.
         state: ``ok`` or ``failed``.
         reason: of a failure.
@@ -260,7 +260,7 @@ def sweep_folds(splits: pa.Table, config: TuneConfig) -> pa.Table:
 def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:
     """Add the standard error of a trial's validation AUROC.
 
-    One estimated from folds is kept; more than two classes, and survival, have none.
+    One estimated from folds is kept; more than two classes, and other targets, have none.
     """
     labels = [row.get("label") for row in splits.to_pylist() if row["split"] == "val"]
     positives = sum(label == 1 for label in labels)

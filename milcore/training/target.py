@@ -8,7 +8,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
-from milcore.config import RunSpec
+from milcore.config import RunSpec, TrainConfig
 from milcore.mil.bags.bags import BagEntry
 from milcore.mil.inference import BagPrediction
 from milcore.mil.model import MILModel
@@ -21,7 +21,8 @@ class TrainingTarget(NamedTuple):
 
     Args:
         prepare: sets what training bags say of a model before its first step; None where there is nothing to set.
-        validate: loss and metric of bags, from their outputs and the constants of the model; at least one bag.
+        validate: loss and metric of bags, from their outputs, the constants of the model and the settings; at least one
+            bag.
         fit_scale: changes a trained model to the scale of its target, from the outputs of its training bags; None where
             there is nothing to change.
         columns: of bags and their predictions: of the manifest's values, and of the model's.
@@ -31,7 +32,9 @@ class TrainingTarget(NamedTuple):
     """
 
     prepare: Callable[[MILModel, Sequence[BagEntry]], None] | None
-    validate: Callable[[Sequence[BagEntry], Float[np.ndarray, "bag output"], Float[Tensor, " constant"]], Validation]
+    validate: Callable[
+        [Sequence[BagEntry], Float[np.ndarray, "bag output"], Float[Tensor, " constant"], TrainConfig], Validation
+    ]
     fit_scale: Callable[[MILModel, Float[np.ndarray, "bag output"]], None] | None
     columns: Callable[[Sequence[BagEntry], Sequence[BagPrediction]], tuple[dict[str, pa.Array], dict[str, pa.Array]]]
     check_training: Callable[[Sequence[BagEntry], Sequence[str]], None]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from milcore.config import SplitName, Target
+from milcore.config import SplitName, Target, TrainConfig
 from milcore.mil.bags.bags import Bags
 from milcore.mil.bags.dealing import deal, micro_batches
 from milcore.mil.model import MILModel
@@ -15,11 +15,11 @@ from milcore.training.selection import Validation, metric_name
 from milcore.training.targets import TRAINING_TARGETS
 
 
-def validate(target: Target, model: MILModel, bags: Bags, budget: int, ctx: TrainContext) -> dict[str, float]:
+def validate(config: TrainConfig, model: MILModel, bags: Bags, budget: int, ctx: TrainContext) -> dict[str, float]:
     """``val_loss`` and ``val_<metric>``; NaN where they are undefined.
 
     Args:
-        target: whose metric it is.
+        config: whose target is measured.
         model: computes without dropout.
         bags: those of split ``val`` are predicted.
         budget: instances that one rank computes on at once.
@@ -30,8 +30,8 @@ def validate(target: Target, model: MILModel, bags: Bags, budget: int, ctx: Trai
     if predictions:
         entries = [bags.entries[index] for index in predictions]
         outputs = np.array(list(predictions.values()), dtype=np.float64)
-        validation = TRAINING_TARGETS[target].validate(entries, outputs, model.constants)
-    return {"val_loss": validation.loss, metric_name(target): validation.metric}
+        validation = TRAINING_TARGETS[config.target].validate(entries, outputs, model.constants, config)
+    return {"val_loss": validation.loss, metric_name(config.target): validation.metric}
 
 
 def validation_of(metrics: dict[str, float], target: Target) -> Validation:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milcore.config import POOLING_LEVELS, POOLING_SCOPES, Target, TrainConfig, without_unread
+from milcore.config import POOLING_LEVELS, POOLING_SCOPES, TARGETS_OF_COLUMNS, Target, TrainConfig, without_unread
 from milcore.mil.bags.batch import Bag, pack
 from milcore.mil.dropout import Dropout
 from milcore.mil.model import MILModel, make_model
@@ -90,7 +90,7 @@ def test_where_no_weight_is_defined_attention_is_the_share_of_the_summed_probabi
     ("pooling", "target"), [(name, target) for name, scope in POOLING_SCOPES.items() for target in scope.targets]
 )
 def test_every_pooling_has_outputs_of_the_targets_that_it_serves(pooling: str, target: Target) -> None:
-    columns = {} if target == "classification" else {"target": target, "time": "time", "event": "event"}
+    columns = {name: name for name, targets in TARGETS_OF_COLUMNS.items() if target in targets} | {"target": target}
     model = model_of(pooling, POOLING_LEVELS[pooling][-1], classes=3, **columns)
     batch = pack(bags_of(4, 1, 7), range(3))
     assert model(batch, None).shape == (3, model.outputs)

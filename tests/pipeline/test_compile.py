@@ -52,7 +52,7 @@ LAUNCHERS = {"plan", "ingest", "encode", "tune", "train"}
 BODY_LINES = 15
 # the pipeline's encoder is the frozen one, hence EncodeConfig after TrainConfig
 SETTINGS = (TrainConfig, IngestConfig, EncodeConfig, SplitConfig, TuneConfig)
-MOST_PARAMETERS = 29
+MOST_PARAMETERS = 30
 
 
 @functools.cache

@@ -61,6 +61,7 @@ def test_the_line_of_a_step_on_the_run_is_found_too(tmp_path: Path) -> None:
         "target": "classification",
         "time": "",
         "event": "",
+        "target_column": "",
     }
     places = {"store_uri": str(tmp_path / "store"), "run_uri": str(tmp_path / "run"), "ray_address": "local"}
     with pytest.raises(SystemExit):

@@ -38,7 +38,8 @@ CLUSTER = {"use_gpu": False, "ray_address": "rayjob", "cluster_profile": "", "wo
 INGESTED = json.dumps({"ok": 20, "quarantined": 0, "patches": 80, "skipped": 20})
 SWEEP = {
     "features": "mean_rgb", "poolings": "max", "learning_rate_min": 1e-4, "learning_rate_max": 1e-3, "trials": 1,
-    "target": "classification", "time": "", "event": "", "bag": "slide", "epochs": 3, "settings": "",
+    "target": "classification", "time": "", "event": "", "target_column": "", "bag": "slide", "epochs": 3,
+    "settings": "",
 }  # fmt: skip
 
 

@@ -313,7 +313,7 @@ def test_several_bags_of_a_patient_are_no_training_for_survival() -> None:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({}, "labels: expected labels, or times and events, got neither"),
+        ({}, "labels: expected labels, times and events, or values, got none"),
         ({"times": [1.0] * 24}, "events: expected values with times, got none"),
         ({"times": [0.0] * 24, "events": [1] * 24}, "times: expected times above 0: bag 0: got 0.0"),
         ({"times": [1.0] * 24, "events": [2] * 24}, "events: expected 0 or 1: bag 0: got 2"),

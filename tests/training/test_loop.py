@@ -57,6 +57,23 @@ def survival_bags() -> Bags:
     return Bags(entries, lambda entry: rows[entry.bag_id], CACHE)
 
 
+def regression_bags() -> Bags:
+    """The ragged bags with values, higher in shifted bags; every third bag is a patient's with two slides or more."""
+    bags = ragged_bags()
+    entries = [
+        entry._replace(label=0, value=1e3 + 50.0 * (k % 2) + k, **(_slides(entry) if k % 3 == 0 else {}))
+        for k, entry in enumerate(bags.entries)
+    ]
+    rows = {entry.bag_id: bags[k].instances for k, entry in enumerate(entries)}
+    return Bags(entries, lambda entry: rows[entry.bag_id], CACHE)
+
+
+def _slides(entry: BagEntry) -> dict[str, tuple[str, ...] | tuple[int, ...]]:
+    """A bag's slides of at most four instances each."""
+    lengths = tuple(min(4, entry.length - start) for start in range(0, entry.length, 4))
+    return {"slides": tuple(f"{entry.bag_id}-{k}" for k in range(len(lengths))), "lengths": lengths}
+
+
 def patch_bags() -> Bags:
     """Six bags of 12-px patches; positive ones are darker."""
     generator = torch.Generator().manual_seed(0)
@@ -89,6 +106,9 @@ SURVIVAL = TrainConfig.model_validate(
     FP64.model_dump(exclude={"batch_size", "bag"}) | {"target": "survival_cox", "time": "days", "event": "died"}
 )
 HAZARD = SURVIVAL.model_copy(update={"target": "survival_hazard", "hazard_intervals": 3})
+REGRESSION = TrainConfig.model_validate(
+    FP64.model_dump(exclude={"batch_size"}) | {"target": "regression", "target_column": "age", "bag": "patient"}
+)
 WORLD_SIZES = (2, 3, 4)
 EQUALITY_CASES = {
     "fp64": (FP64, 1e-9),
@@ -135,6 +155,15 @@ EQUALITY_CASES = {
         1e-9,
     ),
     "survival by hazards, a rank without a bag": (HAZARD.model_copy(update={"batch_size": 1, "epochs": 2}), 1e-9),
+    "regression, patients in chunks and over ranks": (
+        REGRESSION.model_copy(update={"batch_size": 3, "activation_mb": 0.002, "ema_decay": 0.9, "huber_delta": 0.5}),
+        1e-9,
+    ),
+    "regression, all bags at once, instances sampled": (
+        REGRESSION.model_copy(update={"batch_size": "all", "instances_per_bag": 5, "epochs": 12}),
+        1e-9,
+    ),
+    "regression, a rank without a bag": (REGRESSION.model_copy(update={"batch_size": 1, "epochs": 2}), 1e-9),
     "conv encoder from patches": (
         FP64.model_copy(update={"features": None, "encoder": "conv", "augment": True, "epochs": 2}),
         1e-9,
@@ -147,6 +176,8 @@ MULTICLASS_CASES = {"three classes, weighted, averaged"}
 def bags_for(case: str) -> Bags:
     if case.startswith("survival"):
         return survival_bags()
+    if case.startswith("regression"):
+        return regression_bags()
     return patch_bags() if case in PATCH_CASES else ragged_bags(3 if case in MULTICLASS_CASES else 2)
 
 

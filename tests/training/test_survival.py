@@ -25,7 +25,7 @@ def entries(*follow_ups: tuple[float, int]) -> list[BagEntry]:
 
 def test_loss_and_harrell_s_c_of_a_validation_split() -> None:
     """Two events: the risk sets are all three bags, and the last two."""
-    validation = validate_cox(entries((1.0, 1), (2.0, 1), (3.0, 0)), RISK, NONE)
+    validation = validate_cox(entries((1.0, 1), (2.0, 1), (3.0, 0)), RISK, NONE, HAZARDS)
     score = RISK[:, 0]
     expected = sum(math.log(np.exp(score[k:]).sum()) - score[k] for k in range(2)) / 2
     assert (validation.loss, validation.metric) == (pytest.approx(expected, abs=1e-12), 1.0)
@@ -34,7 +34,7 @@ def test_loss_and_harrell_s_c_of_a_validation_split() -> None:
 @pytest.mark.parametrize("events", [(0, 0, 0), (0, 0, 1)])
 def test_without_a_pair_to_compare_no_epoch_is_the_best(events: tuple[int, int, int]) -> None:
     """The last bag's event has a loss of 0, whatever the scores: epoch 0 would be kept."""
-    validation = validate_cox(entries(*((1.0 + k, event) for k, event in enumerate(events))), RISK, NONE)
+    validation = validate_cox(entries(*((1.0 + k, event) for k, event in enumerate(events))), RISK, NONE, HAZARDS)
     assert np.isnan(validation).all()
 
 
@@ -43,7 +43,7 @@ def test_a_metric_is_defined_where_a_loss_can_be_compared(seed: int) -> None:
     """Three bags with ties: the loss is NaN where Harrell's C has no pair, and nowhere else."""
     generator = np.random.default_rng(seed)
     outcome = [(float(generator.integers(1, 3)), int(generator.integers(0, 2))) for _ in range(3)]
-    validation = validate_cox(entries(*outcome), RISK, NONE)
+    validation = validate_cox(entries(*outcome), RISK, NONE, HAZARDS)
     times, events = np.array(outcome).T
     assert np.isnan(validation.loss) == np.isnan(concordance(times, events, RISK[:, 0]))
     assert np.isnan(validation.loss) == np.isnan(validation.metric)
@@ -66,7 +66,7 @@ def test_hazards_begin_as_a_life_table_of_the_training_bags() -> None:
 def test_loss_and_harrell_s_c_of_hazards() -> None:
     """Hazards of 1/2: log 2 for each interval at risk; of all scores alike Harrell's C is 1/2."""
     validation = validate_hazards(
-        entries((1.0, 1), (9.0, 0), (3.0, 1)), np.zeros((3, 2)), torch.tensor([2.0, 4.0], dtype=torch.float64)
+        entries((1.0, 1), (9.0, 0), (3.0, 1)), np.zeros((3, 2)), torch.tensor([2.0, 4.0], dtype=torch.float64), HAZARDS
     )
     assert validation.loss == pytest.approx(math.log(2) * (1 + 2 + 2) / 3)
     assert validation.metric == 0.5

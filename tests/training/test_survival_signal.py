@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("without_type_checks")
 
 # train to 3/8 of the patients, val to a half, test the rest
 SHARES = (0.375, 0.5)
-SMALL = TrainConfig(
-    target="survival_cox", time="time", event="event", hidden=16, attention_hidden=8, learning_rate=0.01
-)
+SMALL = TrainConfig(target="survival_cox", time="time", event="event", hidden=16, learning_rate=0.01)
+# mean pooling has no attention network
+OF_POOLING = {"gated_attention": {"attention_hidden": 8}, "mean": {}}
 
 
 def parts_of(cohort: SurvivalBags) -> np.ndarray:
@@ -36,12 +36,12 @@ def learned_risk(cohort: SurvivalBags, **settings: object) -> np.ndarray:
     return learned_values(cohort, **settings)[1][:, 0]
 
 
-def learned_values(cohort: SurvivalBags, **settings: object) -> tuple[np.ndarray, np.ndarray]:
+def learned_values(cohort: SurvivalBags, pooling: str, **settings: object) -> tuple[np.ndarray, np.ndarray]:
     """Cut points of a model that is trained on the first patients, and what it predicts of each."""
     splits = [("train", "val", "test")[part] for part in parts_of(cohort)]
     events = cohort.event.astype(np.int64)
     bags = Bags.from_arrays(list(cohort.features), splits=splits, times=cohort.time, events=events)
-    model = fit(bags, config=SMALL, **settings)
+    model = fit(bags, config=SMALL, pooling=pooling, **OF_POOLING[pooling], **settings)
     predictions = predict_bags(model, bags)
     return model.constants.numpy(), np.array([predictions[index].probability for index in range(len(splits))])
 

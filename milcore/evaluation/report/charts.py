@@ -159,10 +159,16 @@ def _thin(places: list[Point]) -> list[Point]:
 
 def steps(most: float, count: int) -> tuple[float, ...]:
     """Round ticks from 0 to at most ``most``, about ``count`` of them."""
-    smallest = most / count
+    return ticks(0.0, most, count)
+
+
+def ticks(low: float, high: float, count: int) -> tuple[float, ...]:
+    """Round ticks from ``low`` to ``high``, about ``count`` of them."""
+    smallest = (high - low) / count
     power = 10.0 ** math.floor(math.log10(smallest))
     step = next(k * power for k in (1, 2, 5, 10) if k * power >= smallest * (1 - 1e-9))
-    return tuple(round(k * step, 10) for k in range(int(most / step + 1e-9) + 1))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return tuple(float(f"{k * step:.10g}") for k in range(first, last + 1))
 
 
 def interval_bar(estimate: Estimate) -> Markup:

@@ -12,9 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from milcore.evaluation.report import markdown
-from milcore.evaluation.report.charts import Axes, Point, Series, chart, interval_bar, steps
+from milcore.evaluation.report.charts import Axes, Point, Series, chart, interval_bar, steps, ticks
 from milcore.evaluation.report.contents import Curve, FlippingCurves, ReportData, SlideView
 from milcore.evaluation.report.pictures import scale_bar
+from milcore.evaluation.report.regression_contents import RegressionReport
 from milcore.evaluation.report.survival_contents import SurvivalReport
 from milcore.metrics.classification import Estimate
 from milcore.metrics.curves import Band
@@ -94,7 +95,7 @@ def environment() -> Environment:
 
 def number(value: float | None) -> str:
     """Three decimals, or a dash where there is no value."""
-    return DASH if value is None or math.isnan(value) else f"{value:.3f}"
+    return DASH if value is None or math.isnan(value) else f"{value:z.3f}"
 
 
 def interval(estimate: Estimate) -> str:
@@ -105,7 +106,7 @@ def interval(estimate: Estimate) -> str:
     if math.isnan(estimate.low):
         return ""
     digits = 2 if f"{estimate.low:.2f}" != f"{estimate.high:.2f}" else 3
-    return f"{estimate.low:.{digits}f} {DASH} {estimate.high:.{digits}f}"
+    return f"{estimate.low:z.{digits}f} {DASH} {estimate.high:z.{digits}f}"
 
 
 def _template_values(data: ReportData) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _template_values(data: ReportData) -> dict[str, Any]:
 
 
 def page_values(
-    data: ReportData | SurvivalReport, slides: Sequence[object], views: Sequence[SlideView]
+    data: ReportData | SurvivalReport | RegressionReport, slides: Sequence[object], views: Sequence[SlideView]
 ) -> dict[str, Any]:
     """Values that the templates of every target take.
 
@@ -261,8 +262,10 @@ def training_chart(history: pa.Table, metric: str) -> Markup:
     last = max((row["epoch"] for row in rows), default=1) or 1
     titles = {each.name: each.title for each in RANK_METRICS.values()}
     top = 1.0 if metric in titles else max((row["value"] for row in rows), default=1.0) * 1.05 or 1.0
+    # R2 of a model that is worse than the mean
+    low = min(0.0, 1.05 * min((row["value"] for row in rows), default=0.0))
     title = titles.get(metric, metric)
-    axes = Axes("epoch", title, (0.0, float(last)), (0.0, top), steps(last, 5), steps(top, 5), diagonal=False)
+    axes = Axes("epoch", title, (0.0, float(last)), (low, top), steps(last, 5), ticks(low, top, 5), diagonal=False)
     folds = len({fold for _, fold in lines}) > 1
     series = [
         Series(f"{split}, fold {fold}" if folds else split, f"line-{split}", points)

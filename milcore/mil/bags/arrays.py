@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from milcore.cohort.labels import class_name, class_names, label_problems
-from milcore.cohort.survival import FollowUp, follow_up_number
-from milcore.cohort.table import cell_text, control_problem, is_missing
+from milcore.cohort.survival import FollowUp
+from milcore.cohort.table import cell_text, control_problem, is_missing, number_text, plain_number
 from milcore.config import MAX_WIDTH, SPLIT_NAMES
 from milcore.errors import InputError
 
@@ -201,13 +201,29 @@ def bag_follow_ups(
             f"{'events' if times is None else 'times'}, got none; allowed: both, or neither"
         )
     time_of, event_of = _texts("times", keys, times), _texts("events", keys, events)
-    faulty = [f"bag {key!r}: got {time}" for key, time in time_of.items() if not (follow_up_number(time) or 0.0) > 0.0]
+    faulty = [f"bag {key!r}: got {time}" for key, time in time_of.items() if not (plain_number(time) or 0.0) > 0.0]
     _check("times: expected times above 0", faulty, "allowed: finite numbers above 0")
-    faulty = [
-        f"bag {key!r}: got {event}" for key, event in event_of.items() if follow_up_number(event) not in {0.0, 1.0}
-    ]
+    faulty = [f"bag {key!r}: got {event}" for key, event in event_of.items() if plain_number(event) not in {0.0, 1.0}]
     _check("events: expected 0 or 1", faulty, "allowed: 1 where the event came, 0 where censored")
-    return [FollowUp(follow_up_number(time_of[key]) or 0.0, int(follow_up_number(event_of[key]) or 0)) for key in keys]
+    return [FollowUp(plain_number(time_of[key]) or 0.0, int(plain_number(event_of[key]) or 0)) for key in keys]
+
+
+def bag_values(keys: Sequence[str | int], values: ValuesOfBags | None) -> list[float | None]:
+    """Check values of bags.
+
+    Args:
+        keys: of the bags, in the order of values that are no mapping.
+        values: a number of each; None: none.
+
+    Raises:
+        InputError: a value is missing or no finite number.
+    """
+    if values is None:
+        return [None] * len(keys)
+    text_of = _texts("values", keys, values)
+    faulty = [f"bag {key!r}: got {number_text(text)}" for key, text in text_of.items() if plain_number(text) is None]
+    _check("values: expected numbers", faulty, "allowed: finite numbers")
+    return [plain_number(text_of[key]) for key in keys]
 
 
 def bag_id(key: str | int) -> str:

@@ -27,6 +27,7 @@ from milcore.mil.bags.arrays import (
     bag_id,
     bag_labels,
     bag_places,
+    bag_values,
     by_key,
 )
 from milcore.mil.bags.batch import Bag, BagBatch
@@ -45,11 +46,12 @@ class BagEntry(NamedTuple):
     Args:
         bag_id: id of the slide or patient.
         patient_id: id of the patient.
-        label: class index; 0 where survival is the target.
+        label: class index; 0 where another target than classification is meant.
         split: name of the split; empty for none.
         slides: ids of the slides.
         lengths: instances of each slide.
         follow_up: of the patient, where survival is the target.
+        value: of the bag, where regression is the target.
     """
 
     bag_id: str
@@ -59,6 +61,7 @@ class BagEntry(NamedTuple):
     slides: tuple[str, ...]
     lengths: tuple[int, ...]
     follow_up: FollowUp | None = None
+    value: float | None = None
 
     @classmethod
     def of_slide(cls, slide_id: str, patient_id: str, label: int, split: str, length: int) -> "BagEntry":
@@ -81,6 +84,11 @@ def follow_up_arrays(
     """Times and events of bags, all of which have them."""
     known = [entry.follow_up for entry in entries if entry.follow_up is not None]
     return np.array([each.time for each in known], np.float64), np.array([each.event for each in known], np.int64)
+
+
+def value_array(entries: Sequence[BagEntry]) -> Float[np.ndarray, " bag"]:
+    """Values of bags, all of which have one."""
+    return np.array([entry.value for entry in entries if entry.value is not None], np.float64)
 
 
 class Bags:
@@ -122,10 +130,11 @@ class Bags:
         times: ValuesOfBags | None = None,
         events: ValuesOfBags | None = None,
         places: ArraysOfBags | None = None,
+        values: ValuesOfBags | None = None,
     ) -> "Bags":
         """Bags of features from anywhere: an array (n, d) and a label for each.
 
-        For survival time and event stand in place of the label.
+        For survival time and event stand in place of the label, for regression a value.
 
         An array is a NumPy array (a memory map too), a torch tensor of any device, or what ``numpy.asarray`` makes
         numbers of, such as a list of lists or an h5py data set. Every value is read once, to check that it is finite.
@@ -146,6 +155,7 @@ class Bags:
             times: to the event or to censoring, above 0, in one unit, for a survival target.
             events: 1 where the event came at that time, 0 where censored, for a survival target.
             places: an array (n, 2) for each bag, x and y of its instances in um, for a pooling that reads them.
+            values: finite numbers in any unit, for target regression.
 
         Raises:
             InputError: bags, by index or id, with what is wrong.
@@ -154,17 +164,20 @@ class Bags:
         if isinstance(arrays, Mapping):
             labels, patients, splits = by_key("labels", labels), by_key("patients", patients), by_key("splits", splits)
             times, events = by_key("times", times), by_key("events", events)
-        if labels is None and times is None and events is None:
+            values = by_key("values", values)
+        if labels is None and times is None and events is None and values is None:
             raise InputError(
-                "labels: expected labels, or times and events, got neither; allowed: one of each bag; give them"
+                "labels: expected labels, times and events, or values, got none; allowed: one of each bag; give them"
             )
         rows = array_rows(arrays)
         table = bag_labels(list(rows), labels, patients, splits)
-        follow_ups = bag_follow_ups(list(rows), times, events)
+        follow_ups, numbers = bag_follow_ups(list(rows), times, events), bag_values(list(rows), values)
         entries = [
-            BagEntry.of_slide(bag_id(key), patient, label, split, len(of_bag))._replace(follow_up=follow_up)
-            for (key, of_bag), patient, label, split, follow_up in zip(
-                rows.items(), table.patients, table.labels, table.splits, follow_ups, strict=True
+            BagEntry.of_slide(bag_id(key), patient, label, split, len(of_bag))._replace(
+                follow_up=follow_up, value=value
+            )
+            for (key, of_bag), patient, label, split, follow_up, value in zip(
+                rows.items(), table.patients, table.labels, table.splits, follow_ups, numbers, strict=True
             )
         ]
         rows_of_id = {bag_id(key): of_bag for key, of_bag in rows.items()}

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from milcore.cohort.regression import check_patient_values
 from milcore.cohort.survival import FollowUp
 from milcore.config import PoolingName, TrainConfig, read_places
 from milcore.mil.bags.bags import BagEntry, Bags, cache_bytes, slide_places
@@ -29,15 +30,20 @@ def load_bags(
     """Bags of a split table, in its order, read lazily from the store.
 
     A bag is a slide or, by the config, a patient: the slides one after another, with the highest of their labels, or
-    the patient's follow-up.
+    the patient's follow-up or value.
 
     Args:
         store_uri: of the store.
         config: whose bags and instances they are.
         splits: a row per slide.
         poolings: of a sweep, which may read places; None: that of the config.
+
+    Raises:
+        InputError: slides of a patient that is a bag have several values.
     """
     rows = splits.to_pylist()
+    if config.target == "regression" and config.bag == "patient":
+        check_patient_values(rows)
     slide_ids = [row["slide_id"] for row in rows]
     groups = PatchStore(store_uri).catalogue(slide_ids).slides(slide_ids)
     rows_of_bag: dict[str, list[dict[str, Any]]] = {}
@@ -52,6 +58,7 @@ def load_bags(
             tuple(row["slide_id"] for row in bag_rows),
             tuple(len(groups[row["slide_id"]]) for row in bag_rows),
             FollowUp(bag_rows[0]["time"], bag_rows[0]["event"]) if "time" in bag_rows[0] else None,
+            bag_rows[0].get("value"),
         )
         for bag_id, bag_rows in rows_of_bag.items()
     ]

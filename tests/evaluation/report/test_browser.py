@@ -12,9 +12,11 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from milcore.evaluation.report import render
+from milcore.evaluation.report.regression_page import render_regression
 from milcore.evaluation.report.survival_page import render_survival
 from tests.chromium import check, complaints, focusable, open_page, overflow_px, press_tab, requested, tab_stops
 from tests.evaluation.report.example import example, of_many
+from tests.evaluation.report.regression_example import regression_example
 from tests.evaluation.report.survival_example import survival_example
 
 pytestmark = pytest.mark.browser
@@ -222,4 +224,26 @@ def test_a_report_on_survival_is_read_sorted_and_reached_by_tab(
     assert risks == sorted(risks)
     Select(browser.find_element(By.ID, "filter-call")).select_by_value("censored")
     assert {row.find_elements(By.TAG_NAME, "td")[2].text for row in shown(browser)} == {"censored"}
+    assert complaints(browser) == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_a_report_on_regression_is_read_sorted_and_reached_by_tab(
+    tmp_path: Path, browser: Chrome, width: int, scheme: str
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render_regression(regression_example(24)), encoding="utf-8")
+    open_page(browser, path, width, scheme)
+    assert overflow_px(browser) <= 0
+    assert [check(browser, name) for name in ("outside", "collisions", "lowContrast")] == [[], [], []]
+    assert {url for url in requested(browser) if not url.startswith("data:")} == {path.as_uri()}
+    stops = tab_stops(browser)
+    assert len(stops) == focusable(browser)
+    assert [stop for stop in stops if stop.outline_px < 2 or stop.contrast < 3] == []
+    press(browser, "Error")
+    errors = [float(text) for text in column(browser, 4)]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.0 < errors[-1]
+    Select(browser.find_element(By.ID, "filter-call")).select_by_value("below")
+    assert all(float(row.find_elements(By.TAG_NAME, "td")[3].text) < 0.0 for row in shown(browser))
     assert complaints(browser) == []

@@ -18,6 +18,7 @@ from milcore.config import (
     POOLING_SCOPES,
     SETTING_READERS,
     TARGETS,
+    TARGETS_OF_COLUMNS,
     PoolingName,
     TrainConfig,
     TuneConfig,
@@ -177,11 +178,12 @@ def test_a_level_that_a_pooling_is_not_defined_on_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", POOLING_SCOPES)
 def test_a_target_that_a_pooling_does_not_serve_is_refused(name: str) -> None:
     for target in set(TARGETS) - set(POOLING_SCOPES[name].targets):
+        columns = {column: column for column, targets in TARGETS_OF_COLUMNS.items() if target in targets}
         line = f"expected a pooling that serves target {target}, got {name}; allowed: max, mean"
         with pytest.raises(InputError, match=f"pooling: {line}"):
-            parse_config(TrainConfig, {"pooling": name, "target": target, "time": "time", "event": "event"})
+            parse_config(TrainConfig, {"pooling": name, "target": target, **columns})
         with pytest.raises(InputError, match=f"poolings: {line}"):
-            TuneConfig(poolings=(name,), train=TrainConfig(target=target, time="time", event="event"))
+            TuneConfig(poolings=(name,), train=TrainConfig(target=target, **columns))
 
 
 OTHER_VALUES = {

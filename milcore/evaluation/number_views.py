@@ -1,6 +1,9 @@
-"""Attention and report views of the test slides of a survival run."""
+"""Attention and report views of test slides where one number is predicted.
 
-from collections.abc import Iterator
+It is a risk, or a value.
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,26 +19,35 @@ from milcore.evaluation.views import attention_slides, write_views
 SHOWN = 8
 
 
-def risk_views(run: RunPredictions, options: EvaluationOptions) -> Iterator[SlideView]:
+def number_views(
+    run: RunPredictions, options: EvaluationOptions, name: str, kinds: Mapping[str, Mapping[int, float]]
+) -> Iterator[SlideView]:
     """Write the attention of each test slide and yield its view in the report.
 
-    With leave-one-out, ``leave_one_out`` is the risk of the patient less that without the patch: positive where the
-    patch raises the risk.
+    With leave-one-out, ``leave_one_out`` is the number of the bag less that without the patch: positive where the patch
+    raises it.
+
+    Args:
+        run: with the slides of the store.
+        options: of the evaluation.
+        name: of the number, a column of the index of attention.
+        kinds: of slides whose pictures are shown where the report does not show all, each with a score of every test
+            bag by its index; the highest are shown.
     """
 
     def row(view: SlideView) -> dict[str, Any]:
-        return {"risk": view.probabilities[0]}
+        return {name: view.probabilities[0]}
 
     indices = run.bags.split("test")
     groups = run.catalogue.slides([slide_id for index in indices for slide_id in run.bags.entries[index].slides])
     regions = annotated_regions(run, groups, options.annotations)
     outputs = dict.fromkeys(indices, 0)
     slides = attention_slides(run, outputs, regions, {}, with_leave_one_out=options.with_leave_one_out)
-    return write_views(run, slides, _choices(run), options.files, row)
+    return write_views(run, slides, _choices(run, kinds), options.files, row)
 
 
-def _choices(run: RunPredictions) -> dict[str, str]:
-    """Reason for the pictures of each slide: highest or lowest risk.
+def _choices(run: RunPredictions, kinds: Mapping[str, Mapping[int, float]]) -> dict[str, str]:
+    """Reason for the pictures of each slide.
 
     Empty where the report shows those of all slides.
     """
@@ -43,6 +55,8 @@ def _choices(run: RunPredictions) -> dict[str, str]:
     slides = [(index, slide_id) for index in indices for slide_id in run.bags.entries[index].slides]
     if len(slides) <= FEW_SLIDES:
         return {slide_id: "" for _, slide_id in slides}
-    order = np.argsort([float(run.predictions[index].probability[0]) for index, _ in slides], kind="stable")
-    kinds = {"high risk": order[::-1][:SHOWN], "low risk": order[:SHOWN]}
-    return {slides[int(place)][1]: kind for kind, places in kinds.items() for place in places}
+    return {
+        slides[int(place)][1]: kind
+        for kind, scores in kinds.items()
+        for place in np.argsort([-scores[index] for index, _ in slides], kind="stable")[:SHOWN]
+    }

@@ -1,0 +1,1 @@
+"""Metrics of predicted numbers against true ones, without torch."""
