@@ -62,6 +62,8 @@ class PartScoring(NamedTuple):
 
     Args:
         spec: the folder's ``config.json``.
+        rule: of the run, as the names of the parts have it: it changes with an evaluation, which a worker that has
+            loaded the models before does not see.
         out_uri: the folder.
         device: ``cpu`` or ``cuda``.
         workers_here: processes that share the memory of a machine.
@@ -69,6 +71,7 @@ class PartScoring(NamedTuple):
     """
 
     spec: StorePredictionsSpec
+    rule: DecisionRule | None
     out_uri: str
     device: str
     workers_here: int
@@ -85,8 +88,8 @@ def prepare_store_predictions(run_uri: str, store_uri: str, out_uri: str, option
         options: of the prediction.
 
     Raises:
-        InputError: the run is not finished, its models read features of another width, or the folder holds other
-            predictions.
+        InputError: the run is not finished, its models read features of another width, or patches where features are
+            named, or the folder holds other predictions.
         StoreError: the store has no slide to score, slides lack the features, or they are of another encoder or
             ingestion than the run's, or may be.
     """
@@ -94,7 +97,7 @@ def prepare_store_predictions(run_uri: str, store_uri: str, out_uri: str, option
     spec = run.spec()
     models = run.models(allow_program=options.allow_program, spec=spec)
     cohort = cohort_origin(run.uri, spec)
-    features = (options.features or spec.train.features) if spec.train.features is not None else None
+    features = _features(spec.train, options)
     catalogue = store.catalogue()
     if not catalogue.slide_ids():
         raise StoreError(
@@ -122,6 +125,23 @@ def prepare_store_predictions(run_uri: str, store_uri: str, out_uri: str, option
             annotation_origin=options.annotation_origin,
         ),
     )
+
+
+def _features(train: TrainConfig, options: PredictConfig) -> str | None:
+    """Name of the features that are scored; None with patches.
+
+    Raises:
+        InputError: settings of features are given to a run on patches.
+    """
+    if train.features is not None:
+        return options.features or train.features
+    given = {"features": options.features, "same_encoder": options.same_encoder}
+    for name, value in given.items():
+        if value:
+            raise InputError(
+                f"{name}: expected none for a run on patches, got {value!r}; allowed: runs on features; leave it out"
+            )
+    return None
 
 
 def _instances(catalogue: Catalogue, train: TrainConfig, features: str | None) -> Instances:
@@ -224,7 +244,7 @@ def predict_parts(out_uri: str, device: str, fan_out: FanOut = map, workers_here
     if lacking:
         storage.remove(storage.join(out_uri, SUMMARY))
     is_new = not (spec.attention_formats and storage.names(storage.join(out_uri, ATTENTION)))
-    scoring = PartScoring(spec, out_uri, device, workers_here, is_new)
+    scoring = PartScoring(spec, scorer.rule, out_uri, device, workers_here, is_new)
     tasks = (PartTask(part, _rows(catalogue, part, spec)) for part in lacking)
     for _ in track(fan_out(functools.partial(score_part, scoring), tasks), "predict, parts", len(lacking)):
         pass
@@ -302,7 +322,7 @@ def score_part(scoring: PartScoring, task: PartTask) -> int:
 
     Its rows are written after their attention.
     """
-    scorer = _scorer(scoring.spec, scoring.device, scoring.workers_here)
+    scorer = _scorer(scoring.spec, scoring.device, scoring.workers_here)._replace(rule=scoring.rule)
     store, part = PatchStore(scoring.spec.store), task.part
     groups = {slide_id: store.slide(slide_id, task.rows[slide_id]) for slide_id in part.usable}
     predictions = dict(_predict_bags(scoring, scorer, part, groups))
@@ -328,12 +348,15 @@ def _scorer(spec: StorePredictionsSpec, device: str, workers_here: int) -> Score
 def _predict_bags(
     scoring: PartScoring, scorer: Scorer, part: Part, groups: Mapping[str, SlideGroup]
 ) -> Iterator[tuple[str, BagPrediction]]:
-    """Prediction of each usable slide; its attention is written first."""
+    """Prediction of each usable slide; its attention is written first, that of other slides removed."""
     entries = [entry for bag in part.bags if (entry := _entry(bag, groups)) is not None]
-    if not entries:
-        return
     files = AttentionFiles(scoring.spec.attention_formats, scoring.spec.annotation_origin)
     attention = AttentionFolder(storage.join(scoring.out_uri, ATTENTION), files)
+    if files.formats and not scoring.is_new:
+        for slide in (slide for bag in part.bags for slide in bag if slide.reason is not None):
+            attention.remove(slide.slide_id)
+    if not entries:
+        return
     bags = open_bags(entries, groups, scorer.spec.train)
     for index, prediction in enumerate(predict_one_by_one(scorer.models, bags, scorer.device)):
         entry = entries[index]

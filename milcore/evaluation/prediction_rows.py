@@ -37,7 +37,7 @@ def _class_columns(scorer: Scorer, prediction: BagPrediction | None) -> dict[str
     row: dict[str, Any] = {"called": None if predicted_class is None else names[predicted_class]}
     columns = {"probability": 1} if len(names) == 2 else {f"probability_{name}": k for k, name in enumerate(names)}
     for column, label in columns.items():
-        calibrated = column.replace("probability", "calibrated")
+        calibrated = "calibrated" + column.removeprefix("probability")
         row[column] = None if prediction is None else float(prediction.probability[label])
         row[calibrated] = None if prediction is None else _calibrated_probability(scorer, prediction, label)
     shown = 1 if len(names) == 2 or prediction is None else prediction.likeliest

@@ -273,8 +273,8 @@ def claim_folder(uri: str, spec: FolderSpec) -> None:
     """Write ``config.json`` into a new folder, or check that it holds the same.
 
     One of an earlier schema gains what it lacks, and one whose store or run lies elsewhere now its new place: digests
-    tell them. Memory settings that are given replace those it holds. Of two claims at once with different settings one
-    is refused.
+    tell them. Memory settings that are given, and the encoder_id that its imported features have now, replace those it
+    holds. Of two claims at once with different settings one is refused.
 
     Raises:
         InputError: it holds another; every setting that differs is named.
@@ -292,7 +292,8 @@ def claim_folder(uri: str, spec: FolderSpec) -> None:
             f"{uri}: expected the settings that it was made with, got others ({'; '.join(changed)}); take another "
             "folder or the same settings"
         )
-    if is_older or any(before[name] != now[name] for name in spec.folders) or _has_other_memory(before, now):
+    is_elsewhere = any(before[name] != now[name] for name in spec.folders)
+    if is_older or is_elsewhere or _has_other_memory(before, now) or _has_other_encoder_id(before, now):
         run_files.forget(config_uri(uri))
         stored = _with_given_memory(stored, before) | {"milcore_version": earlier.milcore_version}
         storage.write_json(config_uri(uri), stored)
@@ -352,6 +353,12 @@ def _has_other_memory(before: dict[str, object], now: dict[str, object]) -> bool
         MEMORY_SETTINGS.fullmatch(key) and value is not None and value != earlier.get(key)
         for key, value in _flatten(now).items()
     )
+
+
+def _has_other_encoder_id(before: dict[str, object], now: dict[str, object]) -> bool:
+    """True where the same features were imported again, and say now what made them."""
+    ids = [_flatten(each).get("origin.encoder_id") for each in (before, now)]
+    return ids[0] != ids[1]
 
 
 def read_claim(kind: type[F], uri: str, noun: str, command: str) -> F:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from milcore.evaluation.predict_store import (
     prepare_store_predictions,
     read_store_predictions,
 )
+from milcore.evaluation.prediction_rows import PREDICTION_ROWS
 from milcore.evaluation.store_parts import StoreSlide, divide
 from milcore.ingestion.imports.import_cohort import import_source
 from milcore.runtime import storage
@@ -218,6 +220,36 @@ def test_attention_is_written_on_request_and_is_evaluate_s(cohort: Path, tmp_pat
         assert set(known.column_names) <= {*predictions[name].attention.table.column_names, "leave_one_out"}
 
 
+def test_an_evaluation_between_two_predictions_of_one_process_counts(cohort: Path, tmp_path: Path) -> None:
+    store, out = str(cohort / "store"), str(tmp_path / "out")
+    run = train(PatchStore(store), str(tmp_path / "run"))
+    assert {row["called"] for row in score(run, store, out).values()} == {None}
+    evaluate(run, baselines=False, attention_formats=())
+    threshold = storage.read_json(f"{run}/metrics.json")["threshold"]
+    for row in score(run, store, out).values():
+        assert row["called"] == str(int(row["probability"] >= threshold))
+        assert row["calibrated"] is not None
+
+
+def test_attention_of_a_slide_that_is_quarantined_later_is_removed(cohort: Path, tmp_path: Path) -> None:
+    shutil.copytree(cohort / "store", tmp_path / "store")
+    store, out = PatchStore(str(tmp_path / "store")), str(tmp_path / "out")
+    score(str(cohort / "run"), store.uri, out, attention_formats=("parquet", "zarr"))
+    store.quarantine(SlideRecord("s03"), "no tissue")
+    rows = score(str(cohort / "run"), store.uri, out, attention_formats=("parquet", "zarr"))
+    assert rows["s03"]["status"] == "quarantined"
+    names = storage.names(f"{out}/attention")
+    assert len(names) == 2 * (SLIDES - 1)
+    assert not [name for name in names if name.startswith("s03")]
+
+
+def test_classes_may_be_named_like_columns() -> None:
+    spec = SimpleNamespace(classes=("low probability", "mid", "high"), folds=0)
+    scorer: Any = SimpleNamespace(spec=spec, rule=None, predicted_class=lambda _: None)
+    columns = PREDICTION_ROWS["classification"].columns(scorer, None)
+    assert "calibrated_low probability" in columns
+
+
 def test_a_bag_of_a_patient_has_one_prediction_of_all_usable_slides(tmp_path: Path) -> None:
     store = write_store(str(tmp_path / "store"), SLIDES)
     manifest = store.manifest()
@@ -265,6 +297,9 @@ def test_a_run_on_patches_scores_the_patches_of_a_store(tmp_path: Path) -> None:
     rows = score(run, store.uri, str(tmp_path / "out"))
     for name, row in evaluated(run).items():
         assert rows[name]["probability"] == pytest.approx(row["probability"], abs=1e-6)
+    for settings in ({"features": "mean_rgb"}, {"same_encoder": True}):
+        with pytest.raises(InputError, match=f"{next(iter(settings))}: expected none for a run on patches"):
+            score(run, store.uri, str(tmp_path / "other"), **settings)
 
 
 # --- what made the features
@@ -353,6 +388,20 @@ def test_an_id_that_is_given_later_is_added_to_the_features(imports: Path, tmp_p
     after = store.slide("s1").feature_attrs("imported")
     assert (before["digest"], before.get("encoder_id")) == (after["digest"], None)
     assert len(score(str(imports / "run"), store.uri, str(tmp_path / "out"))) == 8
+
+
+def test_an_id_that_is_given_after_training_is_taken_by_the_run_that_is_trained_again(
+    imports: Path, tmp_path: Path
+) -> None:
+    config, text = TRAIN.model_copy(update={"features": "imported"}), "uni2-h at 0.5 um/px"
+    store, run = imported(tmp_path, "store", 1), str(tmp_path / "run")
+    models = storage.read_bytes(Run(train(store, run, config)).model_uri)
+    imported(tmp_path, "store", 1, encoder_id=text)
+    assert Run(run).spec().origin.encoder_id is None
+    train(store, run, config)
+    assert Run(run).spec().origin.encoder_id == text
+    assert storage.read_bytes(Run(run).model_uri) == models
+    assert len(score(run, str(imports / "new"), str(tmp_path / "out"))) == 8
 
 
 RECORD = EncoderRecord(encoder="uni2-h", weights_digest="1" * 64, transform="224 px")
