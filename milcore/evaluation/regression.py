@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from milcore.cohort.site_splits import slide_sites
 from milcore.config import SPLIT_NAMES
 from milcore.evaluation.classification import run_title
 from milcore.evaluation.gather_report import config_text, provenance
@@ -46,7 +47,7 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
         InputError: a run to compare with is named.
     """
     check_no_comparison(run, options)
-    sites = {slide.slide_id: slide.site for slide in run.store.manifest().slides}
+    sites = slide_sites(run.store.manifest())
     split = run.split("test")
     test = value_predictions(split.entries, split.probability[:, 0], sites)
     metrics = regression_metrics(test, run.spec.train.seed)

@@ -23,6 +23,7 @@ from milcore.metrics.sites import (
 )
 from milcore.mil.bags.bags import BagEntry
 from milcore.mil.instance_encoders.features import FeatureEncoder
+from milcore.runtime import storage
 from milcore.training.run_folder import Run
 
 ROWS = 8192
@@ -105,10 +106,15 @@ def _compare(run: RunPredictions, bags: SitePredictions, indices: Sequence[int],
     """Compare with another run on the bags that both left out.
 
     Raises:
-        InputError: the other is not finished, has other classes, or has left out fewer than two sites of these bags.
+        InputError: the other is not finished or evaluated, has other classes, or has left out fewer than two sites of
+            these bags.
     """
     if not other.is_finished():
         raise InputError(f"compare_with: expected a finished run, got {other.uri}; finish it with milcore train")
+    if not storage.exists(other.predictions_uri):
+        raise InputError(
+            f"compare_with: expected a run with predictions, got none in {other.uri}; run milcore evaluate on it first"
+        )
     spec = other.spec()
     if spec.classes != run.spec.classes:
         raise InputError(

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from milcore.cohort.site_splits import slide_sites
 from milcore.config import SPLIT_NAMES
 from milcore.evaluation.classification import run_title
 from milcore.evaluation.gather_report import config_text, provenance
@@ -46,7 +47,7 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
         InputError: a run to compare with is named.
     """
     check_no_comparison(run, options)
-    sites = {slide.slide_id: slide.site for slide in run.store.manifest().slides}
+    sites = slide_sites(run.store.manifest())
     splits = (run.split(name) for name in (_reference(run), "test"))
     training, test = (risk_predictions(split.entries, split.risk, sites) for split in splits)
     model, times = SURVIVAL_MODELS[run.spec.train.target], measurement_times(test.outcome, training.outcome)

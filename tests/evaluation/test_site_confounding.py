@@ -112,6 +112,9 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(tmp_path: Path) ->
     other = mc.train(store, tmp_path / "other", **small, folds=2, test_fraction=0.0)
     with pytest.raises(mc.InputError, match=r"compare_with: expected a finished run, got .*none; finish it"):
         mc.evaluate(other, compare_with=tmp_path / "none", baselines=False, attention_formats=())
+    plain = mc.train(store, tmp_path / "plain", **small)
+    with pytest.raises(mc.InputError, match=r"compare_with: expected a run with predictions, got none in .*plain; run"):
+        mc.evaluate(other, compare_with=plain, baselines=False, attention_formats=())
     slides = tuple(replace(slide, site="") for slide in store.manifest().slides)
     store.write_manifest(replace(store.manifest(), slides=slides))
     with pytest.raises(mc.InputError, match=r"compare_with: expected bags of two sites or more.*column site"):

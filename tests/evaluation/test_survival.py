@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,27 @@ def test_report_and_card_say_what_the_risk_of_hazards_is(hazards):
     assert damage(hazards) == []
     slide = next(iter(Evaluation(hazards).slides.values()))
     assert -3.0 < slide.risk < 0.0
+
+
+def test_a_slide_without_a_site_has_that_of_the_patient_and_a_patient_without_is_in_none(tmp_path):
+    store = survival_store(str(tmp_path / "store"), patients=60, sites=True)
+    manifest = store.manifest()
+    pairs = [f"p{k // 2:02d}" for k in range(60)]
+    # of each patient the first slide names no site; of every fifth patient the second neither
+    sites = ["" if k % 2 == 0 or k // 2 % 5 == 0 else slide.site for k, slide in enumerate(manifest.slides)]
+    slides = tuple(
+        replace(slide, patient_id=patient, site=site)
+        for slide, patient, site in zip(manifest.slides, pairs, sites, strict=True)
+    )
+    columns = {name: tuple(values[k // 2 * 2] for k in range(60)) for name, values in manifest.columns.items()}
+    store.write_manifest(replace(manifest, slides=slides, columns=columns))
+    uri = train(store, str(tmp_path / "run"), TRAIN.model_copy(update={"epochs": 1}))
+    evaluate(uri, baselines=False, attention_formats=())
+    of_sites = json.loads(Path(uri, "metrics.json").read_text())["sites"]
+    assert set(of_sites) == {"north", "south"}
+    rows = pq.read_table(f"{uri}/predictions.parquet").to_pylist()
+    test = {row["patient_id"] for row in rows if row["split"] == "test"}
+    assert sum(each["patients"] for each in of_sites.values()) == sum(int(patient[1:]) % 5 != 0 for patient in test)
 
 
 def test_metrics_say_by_what_they_were_measured(summary):

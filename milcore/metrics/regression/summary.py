@@ -94,7 +94,7 @@ def regression_metrics(predictions: ValuePredictions, seed: int) -> RegressionMe
         seed: of the resampling.
     """
     whole = _measure(predictions, seed)
-    sites = sorted(set(predictions.sites))
+    sites = sorted(set(predictions.sites) - {""})
     if len(sites) > 1:
         for site in sites:
             whole.of_sites[site] = _measure(predictions.of_site(site), seed)

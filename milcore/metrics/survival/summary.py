@@ -120,7 +120,7 @@ def survival_metrics(
     at = measurement_times(test.outcome, training.outcome) if times is None else times
     predicted = _predicted_survival(test, training, at) if survival is None else survival
     whole = _measure(test, training, at, predicted, seed)
-    sites = sorted(set(test.sites))
+    sites = sorted(set(test.sites) - {""})
     if len(sites) < 2:
         return whole
     for site in sites:
