@@ -348,7 +348,10 @@ def _scorer(spec: StorePredictionsSpec, device: str, workers_here: int) -> Score
 def _predict_bags(
     scoring: PartScoring, scorer: Scorer, part: Part, groups: Mapping[str, SlideGroup]
 ) -> Iterator[tuple[str, BagPrediction]]:
-    """Prediction of each usable slide; its attention is written first, that of other slides removed."""
+    """Prediction of each usable slide; its attention is written first.
+
+    That of other slides, which were usable before, is removed.
+    """
     entries = [entry for bag in part.bags if (entry := _entry(bag, groups)) is not None]
     files = AttentionFiles(scoring.spec.attention_formats, scoring.spec.annotation_origin)
     attention = AttentionFolder(storage.join(scoring.out_uri, ATTENTION), files)
