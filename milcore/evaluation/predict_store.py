@@ -240,15 +240,15 @@ def predict_parts(out_uri: str, device: str, fan_out: FanOut = map, workers_here
     parts = divide(slides, digests, settings, by_patient=scorer.by_patient)
     folder = storage.join(out_uri, PREDICTIONS)
     present = set(storage.names(folder))
-    lacking = [part for part in parts if part.file not in present]
-    if lacking:
+    lacking, superseded = [part for part in parts if part.file not in present], present - {part.file for part in parts}
+    if lacking or superseded:
         storage.remove(storage.join(out_uri, SUMMARY))
     is_new = not (spec.attention_formats and storage.names(storage.join(out_uri, ATTENTION)))
     scoring = PartScoring(spec, scorer.rule, out_uri, device, workers_here, is_new)
     tasks = (PartTask(part, _rows(catalogue, part, spec)) for part in lacking)
     for _ in track(fan_out(functools.partial(score_part, scoring), tasks), "predict, parts", len(lacking)):
         pass
-    storage.remove_all(storage.join(folder, name) for name in present - {part.file for part in parts})
+    storage.remove_all(storage.join(folder, name) for name in superseded)
     summary = _summary(scorer, spec.with_folders(lambda uri: storage.relative(uri, out_uri)), slides)
     storage.write_json(storage.join(out_uri, SUMMARY), summary)
 

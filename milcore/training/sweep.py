@@ -14,7 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 import pyarrow as pa
 
 from milcore import __version__
+from milcore.cohort.manifest import Manifest
 from milcore.cohort.splits import add_folds, splits_digest
+from milcore.cohort.targets import COHORT_TARGETS
 from milcore.config import (
     FolderSpec,
     SplitConfig,
@@ -224,7 +226,7 @@ def prepare_sweep(store_uri: str, out_uri: str, config: TuneConfig, split_config
             "val_fraction: expected validation slides in the split, to compare trials on, got none; raise val_fraction"
         )
     if config.objective_folds:
-        sweep_folds(splits, config)
+        _check_folds(sweep_folds(splits, config), store.manifest(), config)
     check_labels_kept(store, out_uri, splits, config.train)
     slide_ids = splits.column("slide_id").to_pylist()
     spec = SweepSpec(
@@ -255,6 +257,18 @@ def sweep_folds(splits: pa.Table, config: TuneConfig) -> pa.Table:
         InputError: a class has fewer patients than there are folds.
     """
     return add_folds(splits, SplitConfig(split_seed=config.tune_seed, folds=config.objective_folds))
+
+
+def _check_folds(splits: pa.Table, manifest: Manifest, config: TuneConfig) -> None:
+    """Check that a trial can be trained without each fold.
+
+    Raises:
+        InputError: they cannot.
+    """
+    rows = [row for row in splits.to_pylist() if row["fold"] >= 0]
+    for fold in range(config.objective_folds):
+        of_fold = [{**row, "split": "val" if row["fold"] == fold else "train"} for row in rows]
+        COHORT_TARGETS[config.train.target].check_splits(pa.Table.from_pylist(of_fold), manifest, config.train)
 
 
 def with_standard_error(result: TrialResult, splits: pa.Table) -> TrialResult:

@@ -220,6 +220,29 @@ def test_attention_is_written_on_request_and_is_evaluate_s(cohort: Path, tmp_pat
         assert set(known.column_names) <= {*predictions[name].attention.table.column_names, "leave_one_out"}
 
 
+def test_a_command_that_stops_before_it_removes_parts_is_not_finished(
+    cohort: Path, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(cohort / "store", tmp_path / "store")
+    run, store, out = str(cohort / "run"), PatchStore(str(tmp_path / "store")), str(tmp_path / "out")
+    score(run, store.uri, out)
+    manifest = store.manifest()
+    # the first two parts are as before, the third is none
+    store.write_manifest(replace(manifest, slides=manifest.slides[:10]))
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove_all", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            predict_parts(out, "cpu")
+    with pytest.raises(InputError, match="none that are finished"):
+        rows_of(out)
+    predict_parts(out, "cpu")
+    assert len(rows_of(out)) == 10
+
+
+def stopped(_: Iterable[str]) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_evaluation_between_two_predictions_of_one_process_counts(cohort: Path, tmp_path: Path) -> None:
     store, out = str(cohort / "store"), str(tmp_path / "out")
     run = train(PatchStore(store), str(tmp_path / "run"))

@@ -1,6 +1,7 @@
 """A sweep's trials follow from its config; its folder resumes the same sweep, refuses another, and names the best."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,23 @@ def test_a_folder_with_trials_of_another_program_is_left_alone(store_uri: str, t
     with pytest.raises(InputError, match="got one with trials, where files would be removed"):
         prepare_sweep(store_uri, str(tmp_path / "project"), SWEEP, SplitConfig())
     assert [path.name for path in (tmp_path / "project").iterdir()] == ["trials"]
+
+
+def test_folds_whose_events_end_too_few_intervals_are_refused_before_a_trial(tmp_path: Path) -> None:
+    store = write_store(str(tmp_path / "store"), slides=24)
+    write_features(store)
+    # five patients to train on have the event: enough for four intervals, but not without a fold
+    events = tuple(str(int(k in {3, 7, 11, 15, 19})) for k in range(24))
+    columns = {"days": tuple(str(k + 1) for k in range(24)), "died": events}
+    splits = ["train"] * 20 + ["val"] * 2 + ["test"] * 2
+    manifest = store.manifest()
+    slides = tuple(replace(slide, split=split) for slide, split in zip(manifest.slides, splits, strict=True))
+    store.write_manifest(replace(manifest, slides=slides, columns=columns))
+    hazards = TrainConfig(**TRAIN.model_dump() | {"target": "survival_hazard", "time": "days", "event": "died"})
+    sweep = TuneConfig(poolings=("attention",), trials=1, train=hazards.model_copy(update={"bag": "patient"}))
+    prepare_sweep(store.uri, str(tmp_path / "out"), sweep, SplitConfig())
+    with pytest.raises(InputError, match="hazard_intervals: expected 4 intervals"):
+        prepare_sweep(
+            store.uri, str(tmp_path / "folds"), sweep.model_copy(update={"objective_folds": 2}), SplitConfig()
+        )
+    assert not (tmp_path / "folds").exists()
