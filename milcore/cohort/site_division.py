@@ -17,9 +17,8 @@ from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 
 from milcore.errors import MILError
 
-SECONDS = 60.0
-# the same on every machine, where it is reached before the time
-NODES = 20_000
+# of the search, times sites, parts and strata: a limit of time would make splits depend on the machine's speed
+NODES, FEWEST_NODES = 2_000_000, 200
 INFEASIBLE = 2  # status of scipy's milp
 
 
@@ -104,7 +103,8 @@ def _solve(
         highest = np.tril(highest)
     bounds = Bounds(np.append(np.zeros(sites * parts), _least_deviation(totals, shares)), np.append(highest, 1.0))
     goal, integral = (np.append(np.full(sites * parts, value), 1.0 - value) for value in (0.0, 1.0))
-    limits = {"time_limit": SECONDS, "node_limit": NODES, "presolve": presolve}
+    nodes = max(FEWEST_NODES, NODES // (sites * parts * strata))
+    limits = {"node_limit": nodes, "presolve": presolve}
     return milp(goal, constraints=constraints, integrality=integral, bounds=bounds, options=limits)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from milcore.cohort.label_changes import changes_text
 from milcore.cohort.manifest import Manifest
-from milcore.cohort.site_division import SECONDS, SiteDivision, divide_sites
+from milcore.cohort.site_division import SiteDivision, divide_sites
 from milcore.cohort.target import CohortTarget
 from milcore.config import SPLIT_NAMES, SplitConfig
 from milcore.errors import InputError
@@ -234,5 +234,5 @@ def _kind(target: CohortTarget) -> str:
 
 
 def _log(what: str, division: SiteDivision) -> None:
-    limit = "" if division.is_optimal else f" (the best that was found; the search ended at its limit, {SECONDS:g} s)"
+    limit = "" if division.is_optimal else " (the best that was found; the search ended at its limit)"
     log_line(f"{what}: shares of classes differ from those asked for by at most {division.deviation:.1%}{limit}")

@@ -105,7 +105,7 @@ def prepare_store_predictions(run_uri: str, store_uri: str, out_uri: str, option
             "ingest or milcore import"
         )
     origin = _instances(catalogue, spec.train, features).origin
-    _check_ingestion(store.uri, cohort, origin)
+    check_ingestion(store.uri, cohort, origin, of_patches=features is None)
     is_vouched = False
     if features is not None:
         is_vouched = not is_same_encoder(store.uri, cohort, origin, vouched=options.same_encoder)
@@ -194,14 +194,26 @@ def _encoder_text(origin: InstanceOrigin) -> str:
     return "an import without encoder_id" if origin.encoder_id is None else f"encoder_id {origin.encoder_id!r}"
 
 
-def _check_ingestion(store_uri: str, cohort: InstanceOrigin, store: InstanceOrigin) -> None:
+def check_ingestion(store_uri: str, cohort: InstanceOrigin, store: InstanceOrigin, *, of_patches: bool) -> None:
     """Check that ingested slides were cut as those of the cohort.
 
+    Args:
+        store_uri: of the slides.
+        cohort: origin of the run's instances.
+        store: origin of those of the store.
+        of_patches: True where the run reads patches.
+
     Raises:
-        StoreError: they were cut otherwise.
+        StoreError: they were cut otherwise, or, of patches, only one of the two was ingested.
     """
+    if of_patches and bool(cohort.ingestion) != bool(store.ingestion):
+        kinds = ("ingested", "imported") if cohort.ingestion else ("imported", "ingested")
+        raise StoreError(
+            f"{store_uri}: expected patches that were {kinds[0]} as those of the run, got {kinds[1]} ones; nothing "
+            "tells that they were cut alike; take a store of the same kind"
+        )
     if not cohort.ingestion or not store.ingestion:
-        return  # one of them was imported: what made the features tells
+        return  # imported features: what made them tells; imported patches of both: nothing is recorded
     allowed = [config.model_dump(exclude=FREE_SETTINGS) for config in cohort.ingestion]
     for config in store.ingestion:
         values = config.model_dump(exclude=FREE_SETTINGS)

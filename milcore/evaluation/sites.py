@@ -172,7 +172,7 @@ def _warnings(auroc: SiteAuroc, comparison: RunComparison | None) -> list[str]:
     lines = []
     if auroc.difference.low > 0:
         lines.append(
-            f"AUROC is {auroc.overall} over all bags, but {auroc.within} between bags of the same site, "
+            f"AUROC is {auroc.overall} between bags of any sites, but {auroc.within} between bags of the same site, "
             f"{auroc.difference} less: the model may read the site in place of the class"
         )
     if comparison is not None and comparison.split_by == ("site", "patient") and comparison.difference.low > 0:

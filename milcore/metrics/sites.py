@@ -75,7 +75,7 @@ class SiteAuroc:
     """AUROC over the bags of all sites, within sites, and the difference.
 
     Args:
-        overall: pairs of a positive and a negative bag from any sites.
+        overall: pairs of a positive and a negative bag from any sites that have bags of two classes.
         within: pairs from the same site only.
         difference: ``overall - within``, in the same resamples of the patients.
     """
@@ -108,20 +108,28 @@ def metrics_by_site(bags: SitePredictions, predicted: Int[np.ndarray, " bag"]) -
 
 
 def auroc_within_sites(bags: SitePredictions, seed: int) -> SiteAuroc:
-    """AUROC over all bags beside that of pairs of bags from the same site.
+    """AUROC over pairs of any sites beside that of pairs of the same site.
+
+    Both are of the bags of sites that have two classes or more: a site of one class has no pair within.
 
     Within sites it is ``sum_s p_s n_s A_s / sum_s p_s n_s`` with the AUROC A_s and the numbers p_s of positives and n_s
     of negatives of site s: the chance that of a positive and a negative of one site the positive scores higher. With
     more than two classes it is the mean over them, each against the rest.
     """
+    names = np.asarray(bags.sites)
+    mixed = [site for site in np.unique(names) if len(np.unique(bags.labels[names == site])) > 1]
+    if not mixed:
+        none = Estimate(math.nan, reason=NO_PAIR)
+        return SiteAuroc(none, none, none)
+    bags = bags.of_bags(np.isin(names, mixed))
     resamples = patient_weights(list(bags.patients), RESAMPLES, seed)
     weights = np.concatenate([np.ones((1, len(bags.labels))), resamples])
     overall, within = (_mean_over_classes(bags, weights, by_site=by_site) for by_site in (False, True))
 
-    def of(values: Float[np.ndarray, " resample"], reason: str | None) -> Estimate:
-        return estimate(float(values[0]), values[1:], reason)
-
-    return SiteAuroc(of(overall, None), of(within, NO_PAIR), of(overall - within, NO_PAIR))
+    whole, of_sites, difference = (
+        estimate(float(values[0]), values[1:]) for values in (overall, within, overall - within)
+    )
+    return SiteAuroc(whole, of_sites, difference)
 
 
 def paired_aurocs(first: SitePredictions, second: SitePredictions, seed: int) -> tuple[Estimate, Estimate, Estimate]:

@@ -52,6 +52,7 @@ def test_the_deviation_is_worked_out_by_hand() -> None:
 def test_a_search_that_ends_at_its_limit_gives_the_best_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site_division, "_least_deviation", lambda *_: 0.0)  # never reached: none is exact
     monkeypatch.setattr(site_division, "NODES", 1)
+    monkeypatch.setattr(site_division, "FEWEST_NODES", 1)
     counts = np.random.default_rng(0).integers(1, 60, size=(24, 2))
     division = divide_sites(counts, [1 / 5] * 5)
     assert division is not None

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from milcore.evaluation import store_parts
 from milcore.evaluation.evaluate import evaluate
 from milcore.evaluation.predict_store import (
     PartTask,
+    check_ingestion,
     is_same_encoder,
     predict_parts,
     prepare_store_predictions,
@@ -326,6 +328,20 @@ def test_a_run_on_patches_scores_the_patches_of_a_store(tmp_path: Path) -> None:
 
 
 # --- what made the features
+
+
+def test_patches_are_scored_only_where_they_are_known_to_be_of_the_run_s_kind() -> None:
+    ingested, imported_ones = (
+        InstanceOrigin(ingestion=each, imports=(), encoder=None) for each in ((IngestConfig(),), ())
+    )
+    check = partial(check_ingestion, "store", of_patches=True)
+    check(ingested, ingested)
+    check(imported_ones, imported_ones)
+    with pytest.raises(StoreError, match="expected patches that were ingested as those of the run, got imported"):
+        check(ingested, imported_ones)
+    with pytest.raises(StoreError, match="expected patches that were imported as those of the run, got ingested"):
+        check(imported_ones, ingested)
+    check_ingestion("store", ingested, imported_ones, of_patches=False)
 
 
 def write_table(folder: Path, seed: int, slides: int = 8) -> str:

@@ -74,8 +74,21 @@ def test_sites_of_one_class_each_have_no_pair_within() -> None:
     bags = bags._replace(labels=(np.asarray(bags.sites) == "Rome").astype(np.int64))
     found = auroc_within_sites(bags, seed=0)
     assert math.isnan(found.within.value)
-    assert found.within.reason == found.difference.reason == "no site has bags of two classes"
-    assert found.overall.reason is None
+    assert {each.reason for each in (found.overall, found.within, found.difference)} == {
+        "no site has bags of two classes"
+    }
+
+
+def test_a_site_of_one_class_counts_neither_over_the_sites_nor_within() -> None:
+    """Its bags are told apart from those of other sites, which is no sign that the others' site is read."""
+    bags, others = cohort(), 30
+    more = SitePredictions(
+        labels=np.concatenate([bags.labels, np.zeros(others, np.int64)]),
+        probability=np.concatenate([bags.probability, np.tile([1.0, 0.0], (others, 1))]),
+        patients=[*bags.patients, *(f"q{k}" for k in range(others))],
+        sites=[*bags.sites, *["Ulm"] * others],
+    )
+    assert auroc_within_sites(more, seed=0) == auroc_within_sites(bags, seed=0)
 
 
 def test_metrics_of_a_site_are_those_of_its_bags_alone() -> None:

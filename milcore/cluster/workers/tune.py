@@ -182,11 +182,17 @@ def _report_again(record: dict[str, Any]) -> None:
 
 def _without_fold(out_uri: str, bags: Bags, fold: int) -> Bags:
     """The bags with a fold's patients for validation and the others for training."""
-    sweep = Sweep(out_uri)
-    splits = sweep_folds(sweep.splits(), sweep.spec().tune)
-    fold_of = {row["patient_id"]: row["fold"] for row in splits.to_pylist()}
+    fold_of = _folds(out_uri)
     split_of = {bag.bag_id: "val" if fold_of[bag.patient_id] == fold else "train" for bag in bags.entries}
     return bags.with_splits(split_of)
+
+
+@functools.lru_cache(maxsize=1)
+def _folds(out_uri: str) -> dict[str, int]:
+    """Fold of each patient; whole sites take a while to divide."""
+    sweep = Sweep(out_uri)
+    splits = sweep_folds(sweep.splits(), sweep.spec().tune)
+    return {row["patient_id"]: row["fold"] for row in splits.to_pylist()}
 
 
 @functools.lru_cache(maxsize=1)
