@@ -18,6 +18,9 @@ from milcore.serving.served_model import ServedModel
 from milcore.serving.served_runs import served_models
 from milcore.store.store import PatchStore
 from tests.cohorts import as_folds, write_store
+from tests.evaluation.regression_store import TRAIN as REGRESSION
+from tests.evaluation.regression_store import regression_store
+from tests.evaluation.survival_store import train as train_survival
 from tests.evaluation.test_predict_store import TRAIN, train
 from tests.serving.asgi import Reply, parts_of, send
 from tests.serving.bodies import HEADER_LENGTH, binary_outputs, binary_request, json_outputs, json_request
@@ -121,6 +124,15 @@ def test_survival_and_folds_give_their_columns(survival: Path, cohort: Path, tmp
     answer = post(application_of([folds]), "/models/folds/predict", body).json()
     assert answer["prediction"] == columns_of(rows["s05"])
     assert answer["prediction"]["spread"] > 0
+
+
+def test_regression_gives_its_value(tmp_path: Path) -> None:
+    run = train_survival(regression_store(str(tmp_path / "store")), str(tmp_path / "run"), REGRESSION)
+    rows = predicted(Path(run), tmp_path / "store", tmp_path / "out")
+    body = json.dumps({"features": features_of(tmp_path, "s04").tolist()}).encode()
+    answer = post(application_of([run]), PREDICT, body).json()
+    assert answer["prediction"] == columns_of(rows["s04"])
+    assert 40 < answer["prediction"]["predicted_value"] < 70
 
 
 def test_a_pooling_that_reads_places_takes_them_from_coords(cohort: Path, tmp_path: Path) -> None:
