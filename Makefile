@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-browser browser test-faults test-containers test-cluster gpu engine image image-archive lock advisories kubectl docs \
+.PHONY: setup demo test test-long test-browser browser test-faults triton-client test-containers test-cluster gpu engine image image-archive lock advisories kubectl docs \
 	notebook lint format clean
 
 setup: .venv/ready
@@ -40,8 +40,16 @@ gpu:
 	$(PYTHON) -m benchmarks.gpu
 
 # a worker, a node and a driver killed, storage that fails, stalls and fills up; minutes
-test-faults: setup
+test-faults: setup triton-client
 	$(BIN)/python -m pytest -m faults
+
+# Triton's client in an environment of its own, which asks the service of predictions
+triton-client: .venv/triton/ready
+
+.venv/triton/ready: .venv/ready
+	$(PYTHON) -m venv .venv/triton
+	.venv/triton/bin/pip install --quiet 'tritonclient[http]==2.73.0'
+	touch $@
 
 # podman or docker that starts a container; as root on Debian, installs podman and can make the base without a registry
 engine:
