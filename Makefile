@@ -48,7 +48,7 @@ triton-client: .venv/triton/ready
 
 .venv/triton/ready: .venv/ready
 	$(PYTHON) -m venv .venv/triton
-	.venv/triton/bin/pip install --quiet 'tritonclient[http]==2.73.0'
+	.venv/triton/bin/pip install --quiet --constraint constraints.txt 'tritonclient[http]'
 	touch $@
 
 # podman or docker that starts a container; as root on Debian, installs podman and can make the base without a registry

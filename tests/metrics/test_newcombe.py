@@ -56,7 +56,8 @@ def test_one_class_has_no_auroc() -> None:
 
 
 @pytest.mark.parametrize("truth", [0.5, 0.8, 0.95])
-@pytest.mark.parametrize("slides", [10, 30, 100])
+@pytest.mark.parametrize("slides", [10, 30, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.usefixtures("without_type_checks")
 def test_it_covers_the_truth_about_as_often_as_it_says(truth: float, slides: int) -> None:
     """Scores N(0, 1) and N(d, 1) have AUROC Phi(d / sqrt 2); half of the slides are positive, one a patient."""
     random = np.random.default_rng(5)

@@ -138,7 +138,8 @@ def test_a_class_that_is_not_there_is_left_out_of_the_means() -> None:
 
 
 @pytest.mark.parametrize(("truth", "least"), [(0.5, 0.93), (0.8, 0.93), (0.95, 0.91)])
-@pytest.mark.parametrize("slides", [10, 30, 100])
+@pytest.mark.parametrize("slides", [10, 30, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.usefixtures("without_type_checks")
 def test_a_proportion_covers_the_truth_about_as_often_as_it_says(truth: float, least: float, slides: int) -> None:
     """Over all counts of right slides, by their probabilities: exact, without simulation."""
     intervals = [wilson(count / slides, alone(slides)) for count in range(slides + 1)]
@@ -158,7 +159,8 @@ def precision_of(distance: float) -> float:
 
 
 @pytest.mark.parametrize("truth", [0.5, 0.8, 0.95])
-@pytest.mark.parametrize("slides", [10, 30, 100])
+@pytest.mark.parametrize("slides", [10, 30, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.usefixtures("without_type_checks")
 def test_average_precision_covers_the_truth_at_least_as_often_as_it_says(truth: float, slides: int) -> None:
     random = np.random.default_rng(6)
     labels = np.arange(slides) % 2
@@ -172,7 +174,8 @@ def test_average_precision_covers_the_truth_at_least_as_often_as_it_says(truth: 
 
 
 @pytest.mark.parametrize("truth", [0.5, 0.8, 0.95])
-@pytest.mark.parametrize("slides", [10, 30, 100])
+@pytest.mark.parametrize("slides", [10, 30, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.usefixtures("without_type_checks")
 def test_balanced_accuracy_and_f1_cover_the_truth_about_as_often_as_they_say(truth: float, slides: int) -> None:
     """Sensitivity t, specificity t, as many positives as negatives: F1 is 2 t / (2 t + (1 - t) + (1 - t))."""
     random = np.random.default_rng(7)

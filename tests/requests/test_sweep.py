@@ -85,6 +85,7 @@ def test_without_the_cache_each_trial_reads_every_object_in_every_epoch(
     assert min(apart.values()) >= TRIALS
 
 
+@pytest.mark.long
 def test_two_workers_that_share_a_cache_read_each_object_once(store: str, proxy: CountingProxy, tmp_path: Path) -> None:
     shared = reads_of(proxy, tmp_path, "train", store, f"{store}-once", disk_cache_mb=CACHE_MB)
     assert set(shared.values()) == {1}

@@ -98,10 +98,15 @@ def test_hazards_beat_mean_pooling_and_one_curve_for_everybody_by_more_than_two_
 
 
 @pytest.mark.slow
+def test_attention_beats_mean_pooling_in_one_cohort():
+    assert gap(0, patients=600, epochs=25, patience=25) > 0.05
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"patients": 600, "epochs": 25, "patience": 25}, id="the default batch"),
+        pytest.param({"patients": 600, "epochs": 25, "patience": 25}, id="the default batch", marks=pytest.mark.long),
         pytest.param({"patients": 800, "epochs": 30, "patience": 30}, id="more patients", marks=pytest.mark.long),
         # a step an epoch, so more epochs to converge
         pytest.param(

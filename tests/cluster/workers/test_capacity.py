@@ -59,7 +59,9 @@ def waits(line: str) -> bool:
     return line.startswith("waiting for room")
 
 
-@pytest.mark.parametrize("step", ["encode", "ingest", "train", pytest.param("folds", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "step", ["encode", *(pytest.param(step, marks=pytest.mark.long) for step in ("ingest", "train", "folds"))]
+)
 def test_every_step_gives_up_where_no_node_comes(head: Head, tmp_path: Path, step: str) -> None:
     driver = Driver(head, *prepared(step, tmp_path), "--workers", "1", "--scale-up-seconds", "2")
     assert driver.end() == 1, driver.lines
