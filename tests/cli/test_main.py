@@ -98,7 +98,7 @@ def test_encoder_conv_trains_from_patches_without_naming_features(store_uri: str
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_s_best_config_and_splits_train_on_ray_workers(store_uri: str, tmp_path: Path) -> None:
     sweep, run = str(tmp_path / "sweep"), str(tmp_path / "run")
     ended = milcore("tune", store_uri, sweep, *SMALL, "--pooling", "max,mean", "--trials", "2", "--json")

@@ -33,7 +33,7 @@ def texts(cell: NotebookNode) -> list[str]:
 COMMITTED = read(ROOT / "docs/first_steps.ipynb")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_and_shows_what_is_committed(tmp_path: Path) -> None:
     """Values may differ by processor in the last decimals; a cell's kinds of output may not."""
     out = tmp_path / "first_steps.ipynb"

@@ -14,7 +14,7 @@ from milcore.store.store import PatchStore
 from milcore.training.sweep import prepare_sweep
 from tests.cohorts import write_features, write_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.long, pytest.mark.cluster]
 
 # in a process of its own: the client's libraries warn of themselves
 EXECUTE = """
