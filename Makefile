@@ -43,12 +43,12 @@ gpu:
 test-faults: setup triton-client
 	$(BIN)/python -m pytest -m faults
 
-# Triton's client in an environment of its own, which asks the service of predictions
+# Triton's client, which asks the service of predictions; it needs other versions of its packages than constraints.txt has
 triton-client: .venv/triton/ready
 
 .venv/triton/ready: .venv/ready
 	$(PYTHON) -m venv .venv/triton
-	.venv/triton/bin/pip install --quiet --constraint constraints.txt 'tritonclient[http]'
+	.venv/triton/bin/pip install --quiet "tritonclient[http]$$(sed -n 's/^tritonclient//p' constraints.txt)"
 	touch $@
 
 # podman or docker that starts a container; as root on Debian, installs podman and can make the base without a registry
