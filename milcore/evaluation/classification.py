@@ -41,6 +41,8 @@ def _columns(run: RunPredictions) -> tuple[dict[str, pa.Array], dict[str, pa.Arr
 def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPages:
     """Evaluate by a rule that is chosen on the validation split alone."""
     rule, groups = choose_rule(run.split("val")), _groups(run)
+    # first, since it refuses a run that cannot be compared with
+    sites = site_results(run, rule, options.compare_with)
     regions = annotated_regions(run, groups, options.annotations)
     labels = region_labels(groups, regions)
     metrics = measure(run.split("test"), rule, run.spec.train.seed)
@@ -51,7 +53,6 @@ def _evaluate(run: RunPredictions, options: EvaluationOptions) -> EvaluationPage
         log_line("comparing with simple models")
         comparison += compare(run.spec.train, run.as_split, run.catalogue, labels, options.device)
     outputs = AttentionOutputs(options.files, options.with_leave_one_out)
-    sites = site_results(run, rule, options.compare_with)
     views = tuple(slide_views(run, rule, regions, checks, outputs))
     results = RunResults(run, rule, metrics, checks, comparison, sites)
     data = report_data(results, views, options.sweep)

@@ -125,7 +125,6 @@ def auroc_within_sites(bags: SitePredictions, seed: int) -> SiteAuroc:
     resamples = patient_weights(list(bags.patients), RESAMPLES, seed)
     weights = np.concatenate([np.ones((1, len(bags.labels))), resamples])
     overall, within = (_mean_over_classes(bags, weights, by_site=by_site) for by_site in (False, True))
-
     whole, of_sites, difference = (
         estimate(float(values[0]), values[1:]) for values in (overall, within, overall - within)
     )
@@ -135,9 +134,8 @@ def auroc_within_sites(bags: SitePredictions, seed: int) -> SiteAuroc:
 def paired_aurocs(first: SitePredictions, second: SitePredictions, seed: int) -> tuple[Estimate, Estimate, Estimate]:
     """AUROC of two models on the same bags, and the first less the second.
 
-    Intervals are of resampled sites.
-    A model that reads sites is right or wrong about all bags of a site together, so sites are drawn, each with all its
-    bags. With fewer than about ten sites such an interval is too narrow.
+    Intervals are of resampled sites: a model that reads sites is right or wrong about all bags of a site together, so
+    sites are drawn, each with all its bags. With fewer than about ten sites such an interval is too narrow.
 
     Args:
         first: predictions of one model.
